@@ -1,0 +1,103 @@
+"""What a model family offers to whoever runs it; knows arrays and names, must not know pages, files, HTTP or hosts.
+
+Dimension letters, used all over `models/` and `neuron_jax/engine/`:
+
+    T  tokens in one call (flat: any mix of requests)     D  embedding width
+    K  kv heads as laid out (see `HeadLayout`)            G  query heads per kv head
+    H  head width                                         F  MLP width
+    V  vocabulary                                         L  layers
+    R  rows (requests) in one call                        C  tokens per row (chunk)
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import jax
+from attrs import frozen
+
+Params = Any
+"""A pytree of arrays, nested dicts keyed by the names of `Model.param_specs`."""
+
+CacheT = TypeVar("CacheT")
+
+
+class Attend(Protocol[CacheT]):
+    """Mixes tokens. Handed to a model by its runner: paged for serving, plain causal for a notebook or a test.
+
+    `q` [T, K, G, H] comes already multiplied by the softmax scale; `k`, `v` [T, K, H] are rotated and not yet in `cache`.
+    `cache` is this layer's part of whatever the runner carries (None for plain causal). `window` limits a query to
+    the last `window` positions, itself included. Returns the mixed values [T, K, G, H] and the layer's new cache.
+    """
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: CacheT, *, window: int | None = None
+    ) -> tuple[jax.Array, CacheT]: ...
+
+
+@frozen
+class ParamSpec:
+    """One parameter before it exists: `shape`, `dtype`, and a logical axis name (or None) per dimension."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: tuple[str | None, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole parameter, over all devices when sharded."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count * jax.numpy.dtype(self.dtype).itemsize
+
+
+@frozen
+class CacheSpec:
+    """What one token leaves behind in every layer: k and v of [kv_heads, head_dim], `kv_heads` as laid out."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+
+class Model(Protocol):
+    """One family bound to one checkpoint's config, a tensor-parallel degree and a quantization. Holds no arrays.
+
+    `param_specs` has the same tree as `Params`. `forward` and `logits` are pure and may be jitted, differentiated and
+    instrumented. `rules` maps checkpoint tensors to parameters (see `models.mapping`).
+    """
+
+    architecture: str
+    vocab_size: int
+    max_positions: int
+    cache_spec: CacheSpec
+    param_specs: Mapping[str, Any]
+    rules: Sequence[Any]
+
+    def forward(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        positions: jax.Array,
+        attend: Attend[CacheT],
+        cache: Sequence[CacheT],
+    ) -> tuple[jax.Array, tuple[CacheT, ...]]:
+        """tokens [T] int32, positions [T] int32, one cache entry per layer -> final normed hidden [T, D], new cache."""
+        ...
+
+    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """hidden [R, D] -> float32 logits [R, V]; padding of a sharded vocabulary is cut off."""
+        ...
+
+
+class Family(Protocol):
+    """A family's entry in `models.registry`.
+
+    `config` is the checkpoint's own config.json (GGUF headers are translated to it by `neuron_jax.weights`). `quant` is
+    "none" (weights in `dtype`) or "int8" (int8 weights per output channel, dynamic int8 activations). Raises
+    `models.errors.ModelError` with every misfit when `config` asks for something the family does not do.
+    """
+
+    def build(
+        self, config: Mapping[str, Any], *, tensor_parallel: int = 1, quant: str = "none", dtype: Any = None
+    ) -> Model: ...

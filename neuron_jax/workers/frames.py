@@ -1,0 +1,227 @@
+"""The wire between the daemon and an engine process: length-prefixed msgpack; knows no asyncio, no JAX, no HTTP.
+
+    frame := uint32 little-endian length, then msgpack of one tagged record below
+    daemon -> engine   Load (first, once), Submit, Cancel, Shutdown
+    engine -> daemon   Progress*, then Ready or Failed; after Ready: Step, one per engine step, and Report when idle
+
+Ids, ints, floats and strings cross; arrays never do. When either side closes the socket the engine process ends.
+"""
+
+import struct
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+MAX_FRAME = 64 * 1024 * 1024
+"""Bytes. A 1M-token prompt is 5 MB; anything larger than this is a broken peer, not a request."""
+
+
+class Sampling(Struct, frozen=True, omit_defaults=True):
+    """How one request draws its tokens. Ranges are checked by the daemon; the defaults change nothing."""
+
+    temperature: float = 1.0  # 0 = greedy
+    top_k: int = 0  # 0 = all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0  # subtracted once from every token generated before
+    frequency_penalty: float = 0.0  # subtracted once per time generated
+    repetition_penalty: float = 1.0  # HF rule, over prompt and output
+    seed: int = 0  # uint64; the daemon draws one where the client gave none
+    logit_bias: dict[int, float] = {}
+    logprobs: int | None = None  # None = not wanted; 0..20 = the chosen token's plus that many alternatives
+
+
+class EngineSpec(Struct, frozen=True, omit_defaults=True):
+    """Everything an engine process needs to serve one model. Zero means "decide from the memory plan"."""
+
+    model_id: str
+    path: str  # local folder (config.json + safetensors) or .gguf file
+    platform: Literal["cpu", "cuda"] = "cpu"
+    devices: tuple[int, ...] = (0,)
+    tensor_parallel: int = 1
+    quant: str = "auto"  # auto | none | int8
+    memory_mb: int = 0  # what the engine may use on each device; 0 = what is free
+    kv_mb: int = 0  # KV pool over all devices
+    max_context: int = 0  # tokens of one request, prompt and output
+    max_slots: int = 0  # requests running at once
+    page_size: int = 16
+    chunk_tokens: int = 0  # most prompt tokens in one step
+    compile_cache: str = ""  # folder of JAX's persistent cache; "" = off
+
+
+class Load(Struct, tag="load", frozen=True):
+    spec: EngineSpec
+
+
+class Submit(Struct, tag="submit", frozen=True, omit_defaults=True):
+    """Generate after `prompt` (ids, at least one). Answered by outputs with this `request` until one has a `finish`."""
+
+    request: int
+    prompt: list[int]
+    sampling: Sampling
+    max_tokens: int
+    min_tokens: int = 0
+    stop_ids: tuple[int, ...] = ()  # end-of-sequence ids included
+    ignore_eos: bool = False  # then `stop_ids` do not end the request
+
+
+class Cancel(Struct, tag="cancel", frozen=True):
+    """Forget the request within one step. Unknown or finished requests are ignored; no output follows."""
+
+    request: int
+
+
+class Shutdown(Struct, tag="shutdown", frozen=True):
+    """End the process now. The daemon drains first, by waiting for its own requests."""
+
+
+class Progress(Struct, tag="progress", frozen=True):
+    """`phase` is one of weights, compile, cache; `done` of `total` in `unit` (bytes or programs)."""
+
+    phase: str
+    done: int
+    total: int
+    unit: str
+
+
+class MemoryRow(Struct, frozen=True):
+    """One line of the memory plan: what takes how many bytes on each device."""
+
+    what: str
+    bytes: int
+
+
+class Ready(Struct, tag="ready", frozen=True):
+    """The engine serves. `max_context` bounds prompt + output of one request; `plan` is the printed memory plan."""
+
+    max_context: int
+    max_slots: int
+    page_size: int
+    pages: int
+    quant: str
+    quant_reason: str
+    compute_dtype: str
+    devices: tuple[str, ...]
+    plan: tuple[MemoryRow, ...]
+    load_seconds: float
+
+
+class Failed(Struct, tag="failed", frozen=True):
+    """The engine gives up and exits. `kind`: bad_checkpoint | does_not_fit | out_of_memory | device | internal."""
+
+    kind: str
+    message: str
+    plan: tuple[MemoryRow, ...] = ()
+
+
+class Alternative(Struct, frozen=True, array_like=True):
+    token: int
+    logprob: float
+
+
+class Output(Struct, frozen=True, omit_defaults=True):
+    """New tokens of one request. `finish`: stop (an id of stop_ids, which is the last token) | length | error."""
+
+    request: int
+    tokens: list[int]
+    logprobs: list[float] | None = None
+    alternatives: list[list[Alternative]] | None = None
+    finish: Literal["stop", "length", "error"] | None = None
+    error: str | None = None
+    cached_tokens: int = 0  # prompt tokens that came from the prefix cache; on a request's first output
+
+
+class EngineLoad(Struct, frozen=True):
+    """How busy the engine is; rates are exponential averages in tokens per second, 0 before the first."""
+
+    running: int = 0
+    waiting: int = 0
+    free_pages: int = 0
+    pages: int = 0
+    prefill_rate: float = 0.0
+    decode_rate: float = 0.0
+    preemptions: int = 0
+    steps: int = 0
+    compiles: int = 0  # programs built after Ready
+
+
+class Step(Struct, tag="step", frozen=True):
+    """Everything one engine step produced, for all its requests."""
+
+    outputs: list[Output]
+    load: EngineLoad
+
+
+class Report(Struct, tag="report", frozen=True):
+    """The load after something that gave no tokens (a cancel, going idle)."""
+
+    load: EngineLoad
+
+
+Command = Load | Submit | Cancel | Shutdown
+Event = Progress | Ready | Failed | Step | Report
+
+_HEADER = struct.Struct("<I")
+_encoder = msgspec.msgpack.Encoder()
+_commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_events: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+
+
+class FrameError(ValueError):
+    """The peer sent bytes that are not a frame of this protocol."""
+
+
+def encode(message: Command | Event) -> bytes:
+    """One frame, header included."""
+    body = _encoder.encode(message)
+    assert len(body) <= MAX_FRAME, f"frame of {len(body)} bytes"
+    return _HEADER.pack(len(body)) + body
+
+
+class _Splitter:
+    """Cuts a byte stream into frame bodies; any chunking gives the same frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The bodies completed by `chunk`. Raises FrameError on an impossible length."""
+        self._buffer += chunk
+        bodies = []
+        while len(self._buffer) >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self._buffer)
+            if length > MAX_FRAME:
+                raise FrameError(f"a frame of {length} bytes; at most {MAX_FRAME} are allowed")
+            end = _HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            bodies.append(bytes(self._buffer[_HEADER.size : end]))
+            del self._buffer[:end]
+        return bodies
+
+
+class CommandReader:
+    """Bytes from the daemon -> commands; raises FrameError on anything else."""
+
+    def __init__(self) -> None:
+        self._split = _Splitter()
+
+    def feed(self, chunk: bytes) -> list[Command]:
+        try:
+            return [_commands.decode(body) for body in self._split.feed(chunk)]
+        except msgspec.MsgspecError as error:
+            raise FrameError(str(error)) from error
+
+
+class EventReader:
+    """Bytes from an engine process -> events; raises FrameError on anything else."""
+
+    def __init__(self) -> None:
+        self._split = _Splitter()
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        try:
+            return [_events.decode(body) for body in self._split.feed(chunk)]
+        except msgspec.MsgspecError as error:
+            raise FrameError(str(error)) from error

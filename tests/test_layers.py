@@ -1,0 +1,99 @@
+"""The import table: dependencies flow one way, and a row may import only what its line says."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+JAX = {"jax", "flax", "orbax", "jaxlib"}
+WEB = {"litestar", "httpx", "uvicorn", "uvloop"}
+OURS = {"models", "neuron_jax", "cortex_gateway"}
+
+# layer -> (project modules it may import, besides its own folder; third-party worlds it may import)
+TABLE: dict[str, tuple[set[str], set[str]]] = {
+    "models": (set(), JAX),
+    "neuron_jax.engine": ({"models", "neuron_jax.workers.frames"}, JAX),
+    "neuron_jax.text": (set(), set()),
+    "neuron_jax.weights": (set(), {"httpx"}),
+    "neuron_jax.weights.place": ({"models"}, JAX),
+    "neuron_jax.hardware": (set(), set()),
+    "neuron_jax.workers": ({"neuron_jax.errors"}, set()),
+    "neuron_jax.workers.engine_process": ({"models", "neuron_jax.engine", "neuron_jax.weights"}, JAX),
+    "neuron_jax.daemon": (
+        {
+            "neuron_jax." + x
+            for x in ("text", "weights", "hardware", "workers", "config", "errors", "build_info")
+        },
+        WEB,
+    ),
+    "neuron_jax": ({"neuron_jax"}, WEB),
+    "cortex_gateway.dialects": (set(), set()),
+    "cortex_gateway.placement": (set(), set()),
+    "cortex_gateway.fleet": (
+        {"cortex_gateway." + x for x in ("placement", "config", "errors", "metrics")},
+        {"httpx"},
+    ),
+    "cortex_gateway": ({"cortex_gateway"}, WEB),
+}
+PURE = ("cortex_gateway.dialects", "cortex_gateway.placement", "neuron_jax.text")
+IMPURE = {"time", "asyncio", "logging", "socket", "threading", "random", "os", "subprocess"}
+
+
+def modules() -> dict[str, pathlib.Path]:
+    found = {}
+    for package in sorted(OURS):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def layer(module: str) -> str:
+    return max((row for row in TABLE if module == row or module.startswith(row + ".")), key=len)
+
+
+def imports(module: str) -> set[str]:
+    """Every absolute module that `module` imports, function-level imports included."""
+    path = MODULES[module]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}: imports are absolute here"
+            base = node.module or ""
+            names |= {f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names}
+    return names
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_follow_the_table(module: str) -> None:
+    row = layer(module)
+    allowed, worlds = TABLE[row]
+    folder = row if (ROOT / row.replace(".", "/")).is_dir() else row.rsplit(".", 1)[0]
+    seen = imports(module)
+    ours = {name for name in seen if name.split(".")[0] in OURS and not within(name, {folder})}
+    alien = {name for name in seen if name.split(".")[0] in (JAX | WEB) - worlds}
+
+    assert not {name for name in ours if not within(name, allowed)}
+    assert not alien
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if layer(m) in PURE])
+def test_pure_modules_have_no_clock_and_no_io(module: str) -> None:
+    assert not {name.split(".")[0] for name in imports(module)} & IMPURE
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_knows(module: str) -> None:
+    source = MODULES[module].read_text()
+
+    assert not source.strip() or ast.get_docstring(ast.parse(source))
+
+
+def within(name: str, rows: set[str]) -> bool:
+    return any(name == row or name.startswith(row + ".") for row in rows)
