@@ -24,7 +24,7 @@ CacheT = TypeVar("CacheT")
 class Attend(Protocol[CacheT]):
     """Mixes tokens. Handed to a model by its runner: paged for serving, plain causal for a notebook or a test.
 
-    `q` [T, K, G, H] comes already multiplied by the softmax scale; `k`, `v` [T, K, H] are rotated and not yet in `cache`.
+    `q` [T, K, G, H] comes already multiplied by the softmax scale; `k`, `v` [T, K, H] are not yet in `cache`.
     `cache` is this layer's part of whatever the runner carries (None for plain causal). `window` limits a query to
     the last `window` positions, itself included. Returns the mixed values [T, K, G, H] and the layer's new cache.
     """
@@ -48,7 +48,7 @@ class ParamSpec:
         count = 1
         for size in self.shape:
             count *= size
-        return count * jax.numpy.dtype(self.dtype).itemsize
+        return count * int(jax.numpy.dtype(self.dtype).itemsize)
 
 
 @frozen
