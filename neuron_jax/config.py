@@ -1,0 +1,329 @@
+"""What a neuron can be told: TOML, then NEURON_A__B variables, as frozen records; must not know HTTP, JAX or models.
+
+This is the only module that reads the environment, and it gets it as an argument. Only variables with a double
+underscore are ours (`NEURON_SERVER__PORT=13131`, `NEURON_DEFAULT_MODELS__0__MODEL_ID=demo`): other programs use the
+same prefix, and orchestrators set NEURON_PORT for a service of that name.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import attrs
+from attrs import field, frozen
+
+from neuron_jax.errors import ConfigError
+
+PREFIX = "NEURON_"
+HARNESSES = ("jax", "candle")
+"""`candle` is what a predecessor's files say; models are served by JAX either way."""
+
+T = TypeVar("T")
+
+
+@frozen
+class Rule:
+    """What one value may be: `read` takes a TOML value or raises ValueError, `parse` makes one of a variable's text."""
+
+    allowed: str
+    read: Callable[[Any], Any]
+    parse: Callable[[str], Any] = str
+
+
+def _integer(low: int, high: int) -> Rule:
+    def read(value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(value)
+        return value
+
+    return Rule(f"an integer from {low} to {high}", read, int)
+
+
+def _number(low: float, high: float) -> Rule:
+    def read(value: Any) -> float:
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise ValueError(value)
+        return float(value)
+
+    return Rule(f"a number from {low:g} to {high:g}", read, float)
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str or not value.strip():
+        raise ValueError(value)
+    return value
+
+
+def _path(value: Any) -> Path:
+    return Path(_text(value)).expanduser()
+
+
+def _one_of(*names: str) -> Rule:
+    def read(value: Any) -> str:
+        if value not in names:
+            raise ValueError(value)
+        return cast("str", value)
+
+    return Rule("one of " + ", ".join(names), read)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if type(value) is not list:
+        raise ValueError(value)
+    return tuple(_text(item) for item in value)
+
+
+def _indices(value: Any) -> tuple[int, ...]:
+    if type(value) is not list or not value or len(set(value)) != len(value):
+        raise ValueError(value)
+    return tuple(_integer(0, 1023).read(item) for item in value)
+
+
+TEXT = Rule("a text that is not empty", _text)
+PATH = Rule("a path", _path)
+MEGABYTES = _integer(0, 2**31)
+TEXTS = Rule("a list of texts", _texts, lambda text: text.split(","))
+INDICES = Rule("a list of different device indices", _indices, lambda text: [int(item) for item in text.split(",")])
+
+
+def _setting(rule: Rule, default: Any = attrs.NOTHING) -> Any:
+    return field(default=default, metadata={"rule": rule}, kw_only=True)
+
+
+@frozen
+class ServerConfig:
+    """Where the daemon listens. `drain_secs` is how long work in flight may take to end at shutdown."""
+
+    host: str = _setting(TEXT, "127.0.0.1")
+    port: int = _setting(_integer(0, 65535), 13131)
+    max_body_mb: int = _setting(_integer(1, 1024), 32)
+    drain_secs: float = _setting(_number(0, 3600), 30.0)
+
+
+@frozen
+class CacheConfig:
+    """Where fetched models and compiled programs stay."""
+
+    models_dir: Path = field(metadata={"rule": PATH}, kw_only=True)
+    compile_dir: Path = field(metadata={"rule": PATH}, kw_only=True)
+
+
+@frozen
+class EngineConfig:
+    """Limits of every engine process; 0 leaves a number to the memory plan. Megabytes are MiB."""
+
+    kv_mb: int = _setting(MEGABYTES, 0)
+    memory_mb: int = _setting(MEGABYTES, 0)
+    max_context: int = _setting(_integer(0, 2**31), 0)
+    max_slots: int = _setting(_integer(0, 4096), 0)
+    chunk_tokens: int = _setting(_integer(0, 2**20), 0)
+    page_size: int = _setting(_integer(1, 1024), 16)
+    cpu_devices: int = _setting(_integer(1, 64), 1)
+
+
+@frozen
+class AdmissionConfig:
+    """The bounded queue in front of every model: how many may wait, and for how many seconds."""
+
+    max_queue_depth: int = _setting(_integer(0, 100_000), 32)
+    max_wait_secs: float = _setting(_number(0, 86_400), 120.0)
+
+
+@frozen
+class ModelSpec:
+    """One model as a load request, `[[models]]` or `[[default_models]]` names it (docs/wire.md section 1)."""
+
+    model_id: str = _setting(TEXT)
+    source: str | None = _setting(TEXT, None)
+    harness: str = _setting(_one_of(*HARNESSES), "jax")
+    quant: str = _setting(_one_of("auto", "none", "int8"), "auto")
+    tensor_parallel: int = _setting(_integer(1, 64), 1)
+    devices: tuple[int, ...] | None = _setting(INDICES, None)
+    max_context: int | None = _setting(_integer(1, 2**31), None)
+    kv_mb: int | None = _setting(_integer(1, 2**31), None)
+    aliases: tuple[str, ...] = _setting(TEXTS, ())
+
+
+@frozen
+class NeuronConfig:
+    """Everything a neuron is told at start. `models` is what the host offers, `default_models` is loaded at start."""
+
+    cache: CacheConfig
+    server: ServerConfig = ServerConfig()
+    engine: EngineConfig = EngineConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+    models: tuple[ModelSpec, ...] = ()
+    default_models: tuple[ModelSpec, ...] = ()
+
+
+TABLES: Mapping[str, type] = {
+    "server": ServerConfig,
+    "cache": CacheConfig,
+    "engine": EngineConfig,
+    "admission": AdmissionConfig,
+}
+LISTS = ("models", "default_models", "harnesses")
+
+
+@frozen
+class _Variable:
+    """A value that came from the environment, until its rule has parsed it."""
+
+    name: str
+    text: str
+
+
+def cache_root(environ: Mapping[str, str]) -> Path:
+    """The user's cache folder: $CORTEX_CACHE, else $XDG_CACHE_HOME/cortex, else ~/.cache/cortex."""
+    if environ.get("CORTEX_CACHE"):
+        return Path(environ["CORTEX_CACHE"]).expanduser()
+    if environ.get("XDG_CACHE_HOME"):
+        return Path(environ["XDG_CACHE_HOME"]).expanduser() / "cortex"
+    home = environ.get("HOME")
+    return (Path(home) if home else Path.home()) / ".cache" / "cortex"
+
+
+def load_config(path: Path | None, environ: Mapping[str, str]) -> NeuronConfig:
+    """Defaults, then the file at `path`, then `environ`. Raises ConfigError naming origin, key, found and allowed."""
+    origin = str(path) if path else "defaults"
+    tree = _read_file(path) if path else {}
+    _merge_variables(tree, environ)
+    return _build_config(tree, origin, cache_root(environ))
+
+
+def read_record(cls: type[T], table: Mapping[str, Any], origin: str, prefix: str = "") -> T:
+    """`table` as the attrs class `cls`. Raises ConfigError on an unknown key, a wrong value, or a missing one."""
+    fields = {item.name: item for item in attrs.fields(cast("type[attrs.AttrsInstance]", cls))}
+    for key in table:
+        if key not in fields:
+            raise _unknown_key(table[key], key, fields, origin, prefix)
+    for name, item in fields.items():
+        if item.default is attrs.NOTHING and name not in table:
+            raise ConfigError(f"{origin}: {prefix}{name} is missing; it must be {item.metadata['rule'].allowed}")
+    return cls(**{key: _value(fields[key].metadata["rule"], table[key], origin, prefix + key) for key in table})
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def _merge_variables(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and "__" in name:
+            keys = name[len(PREFIX) :].lower().split("__")
+            _put(tree, keys, _Variable(name, environ[name]))
+
+
+def _put(tree: dict[str, Any], keys: Sequence[str], variable: _Variable) -> None:
+    node: Any = tree
+    for position, key in enumerate(keys[:-1]):
+        node = _child(node, key, variable, wants_list=keys[position + 1].isdigit())
+    if not isinstance(node, dict) or not keys[-1]:
+        raise ConfigError(f"{variable.name}: {'.'.join(keys)} is not a key of a table")
+    node[keys[-1]] = variable
+
+
+def _child(node: Any, key: str, variable: _Variable, *, wants_list: bool) -> Any:
+    if isinstance(node, dict):
+        return node.setdefault(key, [] if wants_list else {})
+    if isinstance(node, list) and key.isdigit() and int(key) <= len(node):
+        if int(key) == len(node):
+            node.append({})
+        return node[int(key)]
+    raise ConfigError(f"{variable.name}: there is nothing at {key!r} to set a key of")
+
+
+def _build_config(tree: Mapping[str, Any], origin: str, root: Path) -> NeuronConfig:
+    for key, value in tree.items():
+        if key not in (*TABLES, *LISTS, "port"):
+            raise _unknown_key(value, key, (*TABLES, *LISTS, "port"), origin, "")
+    server = dict(_table(tree, "server", origin))
+    if "port" in tree and server.setdefault("port", tree["port"]) != tree["port"]:
+        raise ConfigError(f"{origin}: port = {tree['port']!r} and server.port = {server['port']!r}; give one of them")
+    cache = {"models_dir": str(root / "models"), "compile_dir": str(root / "compiled"), **_table(tree, "cache", origin)}
+    for index, harness in enumerate(_tables(tree, "harnesses", origin)):
+        read_record(_Harness, harness, origin, f"harnesses[{index}].")
+    return NeuronConfig(
+        cache=read_record(CacheConfig, cache, origin, "cache."),
+        server=read_record(ServerConfig, server, origin, "server."),
+        engine=read_record(EngineConfig, _table(tree, "engine", origin), origin, "engine."),
+        admission=read_record(AdmissionConfig, _table(tree, "admission", origin), origin, "admission."),
+        models=_specs(tree, "models", origin),
+        default_models=_specs(tree, "default_models", origin),
+    )
+
+
+@frozen
+class _Harness:
+    """A predecessor's `[[harnesses]]` entry: checked, and there is only one kind of engine to choose."""
+
+    name: str = _setting(_one_of(*HARNESSES))
+
+
+def _specs(tree: Mapping[str, Any], key: str, origin: str) -> tuple[ModelSpec, ...]:
+    specs = tuple(
+        read_record(ModelSpec, table, origin, f"{key}[{index}].")
+        for index, table in enumerate(_tables(tree, key, origin))
+    )
+    names = [name for spec in specs for name in (spec.model_id, *spec.aliases)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"{origin}: {key}: the name {name!r} is given to two models; every name needs one meaning"
+            )
+    return specs
+
+
+def _table(tree: Mapping[str, Any], key: str, origin: str) -> Mapping[str, Any]:
+    value = tree.get(key, {})
+    if not isinstance(value, dict):
+        raise ConfigError(f"{_origin_of(value, origin)}: {key} = {_found(value)}: allowed is a table [{key}]")
+    return value
+
+
+def _tables(tree: Mapping[str, Any], key: str, origin: str) -> Sequence[Mapping[str, Any]]:
+    value = tree.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ConfigError(f"{_origin_of(value, origin)}: {key} = {_found(value)}: allowed is tables [[{key}]]")
+    return value
+
+
+def _value(rule: Rule, value: Any, origin: str, key: str) -> Any:
+    try:
+        return rule.read(rule.parse(value.text) if isinstance(value, _Variable) else value)
+    except (ValueError, TypeError) as error:
+        message = f"{_origin_of(value, origin)}: {key} = {_found(value)}: allowed is {rule.allowed}"
+        raise ConfigError(message + _nearest(value, rule)) from error
+
+
+def _nearest(value: Any, rule: Rule) -> str:
+    names = rule.allowed.removeprefix("one of ").split(", ") if rule.allowed.startswith("one of ") else []
+    close = difflib.get_close_matches(str(value.text if isinstance(value, _Variable) else value), names, 1, 0.5)
+    return f"; nearest: {close[0]}" if close else ""
+
+
+def _unknown_key(value: Any, key: str, known: Any, origin: str, prefix: str) -> ConfigError:
+    close = difflib.get_close_matches(key, known, 1, 0.5)
+    nearest = f"; nearest: {prefix}{close[0]}" if close else ""
+    allowed = ", ".join(sorted(known))
+    return ConfigError(f"{_origin_of(value, origin)}: unknown key {prefix}{key}{nearest}; allowed: {allowed}")
+
+
+def _origin_of(value: Any, origin: str) -> str:
+    found = value
+    while isinstance(found, (dict, list)) and found:
+        found = next(iter(found.values())) if isinstance(found, dict) else found[0]
+    return found.name if isinstance(found, _Variable) else origin
+
+
+def _found(value: Any) -> str:
+    return repr(value.text if isinstance(value, _Variable) else value)

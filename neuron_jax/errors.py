@@ -1,0 +1,32 @@
+"""The exceptions of a neuron, one tree; knows no HTTP status and no library's own errors.
+
+NeuronError
+├── ConfigError     a configuration file or variable says something impossible
+├── EngineDied      an engine process ended while somebody still needed it
+└── LoadError       a model cannot be loaded; `kind` says why in one word
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class NeuronError(Exception):
+    """Base of everything a neuron raises on purpose."""
+
+
+class ConfigError(NeuronError):
+    """A wrong key or value; the message names its origin, the key, what was found and what is allowed."""
+
+
+class EngineDied(NeuronError):  # noqa: N818 - what happened, as the wire documents it
+    """The engine process is gone; the message holds its last words."""
+
+
+class LoadError(NeuronError):
+    """A model that cannot be loaded. `kind` and `extras` go to the caller of POST /models/load as they are."""
+
+    def __init__(self, kind: str, message: str, extras: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.extras: Mapping[str, Any] = extras or {}
