@@ -1,0 +1,225 @@
+"""What can go wrong in the gateway, as one exception tree; knows statuses and codes, not how any dialect spells them.
+
+    CortexError                     500  api_error
+    ├── BadRequest                  400  invalid_request_error  (param)
+    │   ├── MalformedJson                malformed_json
+    │   ├── InvalidBody                  invalid_request_body
+    │   ├── MissingModel                 missing_model_field
+    │   ├── UnsupportedParameter         unsupported_parameter
+    │   ├── RouteNotFound           404  not_found
+    │   ├── ModelNotFound           404  model_not_found        (nearest)
+    │   ├── MethodNotAllowed        405  method_not_allowed     (allow)
+    │   ├── BodyTooLarge            413  body_too_large         (limit_bytes)
+    │   └── UnsupportedMedia        415  unsupported_media_type
+    ├── UpstreamError               502  api_error
+    │   ├── UpstreamUnreachable          upstream_connection_error
+    │   ├── UpstreamReadFailed           upstream_read_failed
+    │   └── UpstreamMalformed            upstream_malformed_response
+    ├── Unavailable                 503  api_error, service_unavailable, Retry-After
+    │   ├── NoHealthyNode                Retry-After 5
+    │   ├── LoadFailed                   Retry-After 5          (kind, …)
+    │   ├── ModelRecovering              Retry-After 2
+    │   ├── InsufficientVram             insufficient_vram, Retry-After 5
+    │   └── ShuttingDown                 shutting_down, Retry-After 15
+    ├── Overloaded                  503  rate_limit_error, rate_limit_exceeded, Retry-After by queue length
+    └── NeuronRefused                    a neuron's own error, carried over with its status, type, code and extras
+
+Each dialect renders these through one table: `dialects/openai_errors.py` and `dialects/anthropic/errors.py`.
+"""
+
+# ruff: noqa: N818 -- the names say what happened; that they are errors is said by where they live
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+
+class CortexError(Exception):
+    """An error with a place in the table of docs/wire.md section 4. `extras` go beside `message` in the envelope."""
+
+    status: int = 500
+    type: str = "api_error"
+    code: str | None = None
+    param: str | None = None
+    retry_after: int | None = None
+
+    def __init__(self, message: str, *, retry_after: int | None = None, **extras: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.extras = extras
+        if retry_after is not None:
+            self.retry_after = retry_after
+
+
+class BadRequest(CortexError):
+    """The request cannot be served as it was sent. `param` names the field at fault."""
+
+    status = 400
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, *, param: str | None = None, **extras: Any) -> None:
+        super().__init__(message, **extras)
+        self.param = param
+
+
+class MalformedJson(BadRequest):
+    """The body is not JSON in UTF-8."""
+
+    code = "malformed_json"
+
+
+class InvalidBody(BadRequest):
+    """The body is JSON of the wrong shape."""
+
+    code = "invalid_request_body"
+
+
+class MissingModel(BadRequest):
+    """The body names no model."""
+
+    code = "missing_model_field"
+
+
+class UnsupportedParameter(BadRequest):
+    """A parameter that would change the result and that nobody here implements."""
+
+    code = "unsupported_parameter"
+
+
+class RouteNotFound(BadRequest):
+    """No such path."""
+
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFound(BadRequest):
+    """Nobody knows the model. `nearest`: the known ids that look most alike."""
+
+    status = 404
+    code = "model_not_found"
+
+    def __init__(self, model: str, *, nearest: Iterable[str] = ()) -> None:
+        near = list(nearest)
+        hint = f" Did you mean {', '.join(repr(name) for name in near)}?" if near else ""
+        super().__init__(f"The model {model!r} does not exist.{hint}", param="model", nearest=near)
+
+
+class MethodNotAllowed(BadRequest):
+    """The path exists, the method does not. `allow`: what it takes."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, method: str, path: str, *, allow: Iterable[str] = ()) -> None:
+        self.allow = tuple(allow)
+        taken = f" It takes {', '.join(self.allow)}." if self.allow else ""
+        super().__init__(f"{path} does not take {method}.{taken}")
+
+
+class BodyTooLarge(BadRequest):
+    """The body is over the size cap, in bytes."""
+
+    status = 413
+    code = "body_too_large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The request body is larger than {limit_bytes} bytes.", limit_bytes=limit_bytes)
+
+
+class UnsupportedMedia(BadRequest):
+    """A content type or content encoding that is not taken."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class UpstreamError(CortexError):
+    """The neuron that was chosen did not answer as agreed."""
+
+    status = 502
+
+
+class UpstreamUnreachable(UpstreamError):
+    """No connection, or one that ended before a byte of the answer."""
+
+    code = "upstream_connection_error"
+
+
+class UpstreamReadFailed(UpstreamError):
+    """The answer began and did not end."""
+
+    code = "upstream_read_failed"
+
+
+class UpstreamMalformed(UpstreamError):
+    """The answer is not what the wire says."""
+
+    code = "upstream_malformed_response"
+
+
+class Unavailable(CortexError):
+    """Not now; `retry_after` seconds from now perhaps."""
+
+    status = 503
+    code = "service_unavailable"
+
+
+class NoHealthyNode(Unavailable):
+    """No node that could serve the model is up."""
+
+    retry_after = 5
+
+
+class LoadFailed(Unavailable):
+    """A cold load ended badly. Extras carry the neuron's `kind` and details."""
+
+    retry_after = 5
+
+
+class ModelRecovering(Unavailable):
+    """The model's engine is being restarted."""
+
+    retry_after = 2
+
+
+class InsufficientVram(Unavailable):
+    """No node has, or can make, room for the model."""
+
+    code = "insufficient_vram"
+    retry_after = 5
+
+
+class ShuttingDown(Unavailable):
+    """The gateway is going down."""
+
+    code = "shutting_down"
+    retry_after = 15
+
+
+class Overloaded(CortexError):
+    """A queue is full, or the wait was too long. `retry_after` as docs/wire.md section 4 computes it."""
+
+    status = 503
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    MAX_RETRY_AFTER: ClassVar[int] = 120
+
+    def __init__(self, message: str, *, queued: int) -> None:
+        super().__init__(message, retry_after=min(max(2 * (queued + 1), 1), self.MAX_RETRY_AFTER))
+
+
+class NeuronRefused(CortexError):
+    """An error envelope that a neuron answered with, kept as it was."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        type: str = "api_error",  # noqa: A002 -- the wire's own name
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int | None = None,
+        **extras: Any,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after, **extras)
+        self.status, self.type, self.code, self.param = status, type, code, param
