@@ -1,0 +1,173 @@
+"""What an operator may write in cortex.toml, models.toml and CORTEX_A__B; reads files at start, knows no fleet."""
+
+import os
+import pathlib
+import tomllib
+import urllib.parse
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from attrs import Attribute, field, frozen
+from attrs.validators import ge, min_len
+
+from cortex_gateway.placement.snapshot import Cost, Limit, ModelConfig
+from cortex_gateway.settings import At, ConfigError, Reader
+
+DEFAULT_PLACES = (pathlib.Path("cortex.toml"), pathlib.Path("/etc/cortex/cortex.toml"))
+ENV_PREFIX = "CORTEX_"
+NOT_IN_THIS_RELEASE = {
+    "entitlements": "API keys and budgets are not in this release: remove it, and let a proxy in front check keys",
+    "upstream": "an upstream authority is not in this release: remove it",
+}
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Cost",
+    "Eviction",
+    "Gateway",
+    "Limit",
+    "ModelConfig",
+    "Neuron",
+    "find_config",
+    "load_config",
+]
+
+
+def _address(_: object, attribute: "Attribute[str]", value: str) -> None:
+    host, colon, port = value.rpartition(":")
+    if not (host and colon and port.isdigit() and 0 <= int(port) <= 65535):
+        raise ValueError(f"{attribute.name} must be host:port, as 127.0.0.1:31313")
+
+
+def _url(_: object, attribute: "Attribute[str]", value: str) -> None:
+    parts = urllib.parse.urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{attribute.name} must be a URL, as http://host:13131")
+
+
+@frozen(kw_only=True)
+class Gateway:
+    """[gateway]: where the program listens and how long it is patient."""
+
+    listen: str = field(default="127.0.0.1:31313", validator=_address)  # host:port of the API
+    metrics_listen: str = field(default="127.0.0.1:31314", validator=_address)  # host:port of /metrics
+    max_body_mb: int = field(default=32, validator=ge(1))  # a larger request body is refused with 413
+    wait_secs: float = field(default=600.0, validator=ge(0))  # a request may queue this long for room on a node
+    max_waiting: int = field(default=256, validator=ge(1))  # requests that may queue at once
+    load_timeout_secs: float = field(default=1800.0, validator=ge(1))  # one load, download included
+    watch_secs: float = field(default=2.0, validator=ge(0.05))  # between two looks at a node
+    drain_secs: float = field(default=30.0, validator=ge(0))  # running requests get this long at shutdown and unload
+
+
+@frozen(kw_only=True)
+class Eviction:
+    """[eviction]: who leaves when a model does not fit, and when a node's engines are started afresh."""
+
+    strategy: Literal["lru", "priority"] = "lru"
+    defrag_after_cycles: int = field(
+        default=0, validator=ge(0)
+    )  # unloads on a node before its engines restart; 0 = never
+
+
+@frozen(kw_only=True)
+class Neuron:
+    """[[neurons]]: one host of the fleet."""
+
+    name: str = field(validator=min_len(1))
+    endpoint: str = field(validator=_url)  # http://host:port
+
+
+@frozen(kw_only=True)
+class CortexToml:
+    """cortex.toml as it stands."""
+
+    models_config: str | None = None  # path of models.toml, relative to this file
+    gateway: Gateway = Gateway()
+    eviction: Eviction = Eviction()
+    neurons: tuple[Neuron, ...] = ()
+
+
+@frozen(kw_only=True)
+class ModelsToml:
+    """models.toml as it stands."""
+
+    models: tuple[ModelConfig, ...] = ()
+    aliases: Mapping[str, str] = field(factory=dict)  # name -> id, one step only
+
+
+@frozen(kw_only=True)
+class Config:
+    """Everything the gateway was told, checked and merged."""
+
+    gateway: Gateway = Gateway()
+    eviction: Eviction = Eviction()
+    neurons: tuple[Neuron, ...] = (Neuron(name="local", endpoint="http://127.0.0.1:13131"),)
+    models: tuple[ModelConfig, ...] = ()
+    aliases: Mapping[str, str] = field(factory=dict)
+
+
+def find_config(path: pathlib.Path | None, places: tuple[pathlib.Path, ...] = DEFAULT_PLACES) -> pathlib.Path | None:
+    """The file to read: the one named, else the first default place that exists, else None (defaults only)."""
+    if path is not None:
+        return path
+    return next((place for place in places if place.is_file()), None)
+
+
+def load_config(path: pathlib.Path | None, environ: Mapping[str, str]) -> Config:
+    """Read and check everything. Raises ConfigError that lists every problem with file, key, found and allowed."""
+    reader = Reader(removed=NOT_IN_THIS_RELEASE)
+    at = At(str(path) if path else "defaults")
+    table = _parse(path) if path else {}
+    top = reader.read(CortexToml, reader.with_environment(CortexToml, table, ENV_PREFIX, environ), at)
+    reader.finish()
+    models = _read_models(top, path, reader)
+    if path and not top.neurons:
+        reader.complain(
+            at.key("neurons"), 'needs at least one [[neurons]] with name and endpoint = "http://host:13131"'
+        )
+    neurons = top.neurons or Config().neurons
+    reader.unique(at.key("neurons.name"), [neuron.name for neuron in neurons])
+    reader.finish()
+    return Config(
+        gateway=top.gateway,
+        eviction=top.eviction,
+        neurons=neurons,
+        models=models.models,
+        aliases=dict(models.aliases),
+    )
+
+
+def _parse(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not valid TOML: {error}"]) from error
+
+
+def _read_models(top: CortexToml, path: pathlib.Path | None, reader: Reader) -> ModelsToml:
+    """models.toml, its names checked against each other and its pins against the nodes."""
+    if top.models_config is None:
+        return ModelsToml()
+    file = (path.parent if path else pathlib.Path(os.curdir)) / pathlib.Path(top.models_config).expanduser()
+    at = At(str(file))
+    read = reader.read(ModelsToml, _parse(file), at)
+    reader.finish()
+    ids = [model.id for model in read.models]
+    nodes = [neuron.name for neuron in top.neurons or Config().neurons]
+    reader.unique(at.key("models.id"), ids)
+    for alias, target in read.aliases.items():
+        _check_alias(reader, at.key("aliases").key(alias), alias in ids, target if target in read.aliases else None)
+    for index, model in enumerate(read.models):
+        for pin in set(model.pinned_on) - set(nodes):
+            reader.unknown(at.key("models").item(index).key("pinned_on"), pin, nodes)
+    return read
+
+
+def _check_alias(reader: Reader, at: At, shadows: bool, chained: str | None) -> None:
+    if shadows:
+        reader.complain(at, "is the id of a model as well; an alias needs a name of its own")
+    if chained is not None:
+        reader.complain(at, f'found "{chained}", which is an alias; name the model id itself')
