@@ -1,0 +1,209 @@
+"""A real process that stands in for the JAX engine: it speaks the frames and invents tokens; no JAX, no weights.
+
+It goes with `tests.fakes.tiny_model`, where a token id below 256 is a byte, so it can read the prompt. It echoes the
+prompt's bytes, one token per request and step, and then ends with the first stop id. Words in the prompt change that:
+
+    <<say TEXT>>    answers TEXT instead          <<count N>>   answers the ids 0 1 2 … of N tokens as letters a-z
+    <<die N>>       the process ends after N tokens of that request
+    <<stall N>>     gives no more tokens after N, until cancelled
+    <<fail N>>      the request ends with finish "error" after N tokens
+
+`double.json` in the model folder changes the process: see `Script`.
+"""
+
+import argparse
+import json
+import os
+import re
+import selectors
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import define, frozen
+
+from neuron_jax.workers import frames
+from neuron_jax.workers.frames import Alternative, EngineLoad, EngineSpec, MemoryRow, Output, Submit
+
+COMMAND = (sys.executable, "-m", "tests.fakes.engine_double")
+ROOT = Path(__file__).resolve().parents[2]
+DIRECTIVE = re.compile(r"<<(say|count|die|stall|fail) ([^>]*)>>")
+
+
+def environment() -> dict[str, str]:
+    """The environment a daemon must hand on for `COMMAND` to be found."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@frozen
+class Script:
+    """What `double.json` may say. `fail`: [kind, message] instead of ready; `die_loading`: exit code while loading."""
+
+    pace: float = 0.001  # seconds between steps
+    max_context: int = 4096
+    max_slots: int = 8
+    fail: Sequence[str] = ()
+    die_loading: int | None = None
+    die_loading_after: int = 0  # starts that work before `die_loading` begins
+    load_seconds: float = 0.0
+    stubborn: bool = False  # ignores Shutdown
+
+
+@define
+class Running:
+    """One submission and how far it is."""
+
+    submit: Submit
+    reply: list[int]
+    verb: str
+    at: int
+    sent: int = 0
+
+
+def reply_of(submit: Submit) -> Running:
+    text = bytes(token for token in submit.prompt if token < 256).decode("utf-8", "replace")
+    verb, argument = "", "0"
+    reply = text
+    for found in DIRECTIVE.finditer(text):
+        if found[1] == "say":
+            reply = found[2]
+        elif found[1] == "count":
+            reply = "".join(chr(97 + index % 26) for index in range(int(found[2])))
+        else:
+            verb, argument = found[1], found[2]
+    return Running(submit, list(reply.encode()), verb, int(argument))
+
+
+def next_output(run: Running) -> Output | None:
+    """The next token of one request, or None when it stalls."""
+    if run.verb and run.sent >= run.at:
+        return misbehave(run)
+    submit = run.submit
+    ends = bool(submit.stop_ids) and not submit.ignore_eos and run.sent >= max(len(run.reply), submit.min_tokens)
+    cycle = run.reply or [ord(".")]
+    token = submit.stop_ids[0] if ends else cycle[run.sent % len(cycle)]
+    run.sent += 1
+    stopped = token in submit.stop_ids and not submit.ignore_eos and run.sent > submit.min_tokens
+    finish = "stop" if stopped else "length" if run.sent >= submit.max_tokens else None
+    return Output(submit.request, [token], finish=finish, **logprobs(submit, token))
+
+
+def misbehave(run: Running) -> Output | None:
+    if run.verb == "die":
+        os._exit(41)
+    if run.verb == "fail":
+        return Output(run.submit.request, [], finish="error", error="the double was told to fail")
+    return None
+
+
+def logprobs(submit: Submit, token: int) -> dict[str, Any]:
+    count = submit.sampling.logprobs
+    if count is None:
+        return {}
+    ranked = [Alternative((token + rank) % 256, -0.5 - rank) for rank in range(count)]
+    return {"logprobs": [-0.5], "alternatives": [ranked]}
+
+
+class Double:
+    """The process: a socket, the requests that run, and a script."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.reader = frames.CommandReader()
+        self.running: dict[int, Running] = {}
+        self.steps = 0
+        self.script = Script()
+
+    def serve(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.sock, selectors.EVENT_READ)
+            while True:
+                busy = bool(self.running)
+                if selector.select(self.script.pace if busy else None):
+                    self.receive()
+                if self.running:
+                    self.step()
+
+    def receive(self) -> None:
+        chunk = self.sock.recv(1 << 20)
+        if not chunk:
+            sys.exit(0)
+        for command in self.reader.feed(chunk):
+            self.obey(command)
+
+    def obey(self, command: frames.Command) -> None:
+        match command:
+            case frames.Load(spec):
+                self.load(spec)
+            case frames.Submit():
+                self.running[command.request] = reply_of(command)
+            case frames.Cancel(request):
+                self.running.pop(request, None)
+                self.send(frames.Report(self.busy()))
+            case frames.Shutdown() if not self.script.stubborn:
+                sys.exit(0)
+
+    def load(self, spec: EngineSpec) -> None:
+        path = Path(spec.path) / "double.json"
+        self.script = Script(**json.loads(path.read_text())) if path.exists() else Script()
+        for done in range(3):
+            self.send(frames.Progress("weights", done * 50, 100, "bytes"))
+            time.sleep(self.script.load_seconds / 3)
+        self.count_start(path)
+        if self.script.fail:
+            kind, message = self.script.fail
+            self.send(frames.Failed(kind, message, (MemoryRow("weights", 1000),)))
+            sys.exit(1)
+        self.send(self.ready(spec))
+
+    def count_start(self, path: Path) -> None:
+        starts = path.with_name("starts")
+        count = int(starts.read_text()) + 1 if starts.exists() else 1
+        starts.write_text(str(count))
+        if self.script.die_loading is not None and count > self.script.die_loading_after:
+            print("the double was told to die while loading", flush=True)
+            os._exit(self.script.die_loading)
+
+    def ready(self, spec: EngineSpec) -> frames.Ready:
+        return frames.Ready(
+            max_context=min(spec.max_context or self.script.max_context, self.script.max_context),
+            max_slots=self.script.max_slots,
+            page_size=16,
+            pages=1024,
+            quant="none",
+            quant_reason="a double has no weights",
+            compute_dtype="float32",
+            devices=tuple(f"double:{index}" for index in spec.devices),
+            plan=(MemoryRow("weights", 1 << 20), MemoryRow("kv", 2 << 20)),
+            load_seconds=0.0,
+        )
+
+    def step(self) -> None:
+        self.steps += 1
+        outputs = [output for run in tuple(self.running.values()) if (output := next_output(run))]
+        for output in outputs:
+            if output.finish:
+                del self.running[output.request]
+        self.send(frames.Step(outputs, self.busy()))
+
+    def busy(self) -> EngineLoad:
+        free = 1024 - len(self.running)
+        return EngineLoad(running=len(self.running), free_pages=free, pages=1024, decode_rate=100.0, steps=self.steps)
+
+    def send(self, event: frames.Event) -> None:
+        self.sock.sendall(frames.encode(event))
+
+
+def main() -> None:
+    print("this process stands in for the JAX engine: it invents its tokens", flush=True)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    with socket.socket(fileno=parser.parse_args().fd) as sock:
+        Double(sock).serve()
+
+
+if __name__ == "__main__":
+    main()
