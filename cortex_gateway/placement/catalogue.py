@@ -1,0 +1,122 @@
+"""What models there are: the operator's list, what every node lists, and the aliases, merged. Pure."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+from attrs import field, frozen
+
+from cortex_gateway.placement import fit
+from cortex_gateway.placement.snapshot import Cost, FleetSnapshot, Limit, ModelConfig, Node, Replica
+
+
+@frozen
+class Catalogue:
+    """The operator's models and aliases. A model that only a node knows is served with `ModelConfig`'s defaults."""
+
+    models: Mapping[str, ModelConfig] = field(factory=dict)
+    aliases: Mapping[str, str] = field(factory=dict)
+
+    def config(self, model: str, replicas: Iterable[Replica] = ()) -> ModelConfig:
+        """What is known of `model` before loading it; a node's own harness where the operator said nothing."""
+        if model in self.models:
+            return self.models[model]
+        harness = next((replica.harness for replica in replicas), "jax")
+        return ModelConfig(id=model, harness=harness)
+
+
+@frozen(kw_only=True)
+class Location:
+    """Where a model is, or could be from local files."""
+
+    node: str
+    status: str
+    vram_estimate_mb: int | None = None
+
+
+@frozen(kw_only=True)
+class ModelEntry:
+    """One line of /v1/models. `alias_of` is the id behind an alias; `feasible_on` the nodes that could ever hold it."""
+
+    id: str
+    alias_of: str | None = None
+    loaded: bool = False
+    feasible_on: tuple[str, ...] = ()
+    locations: tuple[Location, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    limit: Limit | None = None
+    cost: Cost | None = None
+    tool_call: bool = False
+    reasoning: bool = False
+
+
+def resolve(catalogue: Catalogue, snapshot: FleetSnapshot, name: str) -> str | None:
+    """The id that `name` stands for, or None where neither the operator nor any node knows it."""
+    target = catalogue.aliases.get(name, name)
+    known = target in catalogue.models or any(node.replica(target) for node in snapshot.nodes)
+    return target if known else None
+
+
+def nearest(catalogue: Catalogue, snapshot: FleetSnapshot, name: str) -> tuple[str, ...]:
+    """Up to three known names that look most like `name`."""
+    known = names(catalogue, snapshot)
+    return tuple(difflib.get_close_matches(name, known, n=3, cutoff=0.5))
+
+
+def names(catalogue: Catalogue, snapshot: FleetSnapshot) -> tuple[str, ...]:
+    """Every id and alias, sorted, each once."""
+    listed = {replica.model for node in snapshot.nodes for replica in node.replicas}
+    ids = listed | set(catalogue.models)
+    aliases = {alias for alias, target in catalogue.aliases.items() if target in ids}
+    return tuple(sorted(ids | aliases))
+
+
+def entries(catalogue: Catalogue, snapshot: FleetSnapshot) -> tuple[ModelEntry, ...]:
+    """One entry per id and per alias, sorted by name."""
+    return tuple(_entry(catalogue, snapshot, name) for name in names(catalogue, snapshot))
+
+
+def tightest(limits: Iterable[Limit | None]) -> Limit | None:
+    """The smallest number that anybody knows for each field; None where nobody knows any."""
+    known = [limit for limit in limits if limit is not None]
+    merged = Limit(
+        context=_least(limit.context for limit in known),
+        input=_least(limit.input for limit in known),
+        output=_least(limit.output for limit in known),
+    )
+    return None if merged == Limit() else merged
+
+
+def _entry(catalogue: Catalogue, snapshot: FleetSnapshot, name: str) -> ModelEntry:
+    model = catalogue.aliases.get(name, name)
+    found = [(node, replica) for node in snapshot.nodes if (replica := node.replica(model))]
+    replicas = [replica for _, replica in found]
+    config = catalogue.config(model, replicas)
+    return ModelEntry(
+        id=name,
+        alias_of=model if model != name else None,
+        loaded=any(node.healthy and replica.serving for node, replica in found),
+        feasible_on=tuple(node.name for node in snapshot.nodes if _could_hold(config, node)),
+        locations=tuple(_location(node, replica, config) for node, replica in found),
+        capabilities=_union([*(replica.capabilities for replica in replicas), config.capabilities]) or ("text",),
+        limit=tightest([*(replica.limit for replica in replicas), config.limit]),
+        cost=config.cost,
+        tool_call=any(replica.tool_call for replica in replicas),
+        reasoning=any(replica.reasoning for replica in replicas),
+    )
+
+
+def _could_hold(config: ModelConfig, node: Node) -> bool:
+    return fit.why_never(config, node, fit.need(config, node)) is None
+
+
+def _location(node: Node, replica: Replica, config: ModelConfig) -> Location:
+    known = replica.vram_used_mb or replica.vram_estimate_mb or config.vram_mb
+    return Location(node=node.name, status=replica.status, vram_estimate_mb=known)
+
+
+def _union(groups: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(item for group in groups for item in group))
+
+
+def _least(numbers: Iterable[int | None]) -> int | None:
+    return min((number for number in numbers if number is not None), default=None)
