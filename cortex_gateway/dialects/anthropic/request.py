@@ -1,0 +1,178 @@
+"""A Messages body as the chat request a neuron reads; knows both shapes, and neither routing nor HTTP.
+
+Fields that nobody here reads are tolerated at every level: metadata, cache_control, context_management, betas …
+`thinking.budget_tokens` and the effort's degree only say that the model should think: nothing counts its thoughts.
+Tools that Anthropic's servers would run (typed, without a schema) are left out: the model cannot call them here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from attrs import frozen
+
+from cortex_gateway.dialects.anthropic import turns
+from cortex_gateway.dialects.anthropic.fields import (
+    Json,
+    array,
+    flag,
+    integer,
+    kind,
+    name,
+    number,
+    obj,
+    refused,
+    text,
+)
+from cortex_gateway.dialects.failure import Failure, RefusedError
+
+# Anthropic's name -> (the neuron's name, how it is read)
+SAMPLING: dict[str, tuple[str, Callable[[object, str], Any]]] = {
+    "temperature": ("temperature", number),
+    "top_p": ("top_p", number),
+    "top_k": ("top_k", integer),
+}
+TOKENIZED = ("messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+
+
+@frozen
+class MessagesRequest:
+    """A decoded request.
+
+    Attributes:
+        model: what the client called it.
+        stream: whether the answer is a stream.
+        chat: the neuron's fields, without `model` and `stream`.
+    """
+
+    model: str
+    stream: bool
+    chat: dict[str, Any]
+
+    def neuron_body(self, model: str) -> bytes:
+        """The bytes to post to /v1/chat/completions. A stream counts its prompt before the first token."""
+        streaming = (
+            {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+            if self.stream
+            else {}
+        )
+        return msgspec.json.encode({"model": model, **self.chat, **streaming})
+
+    def tokenize_body(self, model: str) -> bytes:
+        """The bytes to post to /tokenize: whatever changes the prompt and nothing else."""
+        return msgspec.json.encode({"model": model, **{key: self.chat[key] for key in TOKENIZED if key in self.chat}})
+
+
+def decode(body: bytes, *, counting: bool = False) -> MessagesRequest:
+    """Read a body of /v1/messages, or of count_tokens, which needs no `max_tokens`. Raises RefusedError."""
+    top = _json(body)
+    if top.get("model") in (None, ""):
+        raise RefusedError(
+            Failure(400, "invalid_request_error", "missing_model_field", "model: field required", "model")
+        )
+    model = text(top["model"], "model")
+    stream = flag(top["stream"], "stream") if top.get("stream") is not None else False
+    messages = [*turns.system(top.get("system") or ""), *turns.conversation(top.get("messages"))]
+    chat: dict[str, Any] = {"messages": messages}
+    if turns.continues(messages):
+        chat.update(add_generation_prompt=False, continue_final_message=True)
+    _tools(top, chat)
+    _sampling(top, chat, counting=counting)
+    _thinking(top, chat)
+    return MessagesRequest(model=model, stream=stream, chat=chat)
+
+
+def _json(body: bytes) -> Json:
+    try:
+        top = msgspec.json.decode(body)
+    except UnicodeDecodeError as error:
+        raise _malformed(f"The body is not UTF-8: {error.reason}.") from error
+    except RecursionError as error:
+        raise _malformed("The body is nested too deeply.") from error
+    except ValueError as error:
+        raise _malformed(f"The body is not JSON: {error}.") from error
+    return obj(top, "body")
+
+
+def _malformed(message: str) -> RefusedError:
+    return RefusedError(Failure(400, "invalid_request_error", "malformed_json", message))
+
+
+def _tools(top: Json, chat: dict[str, Any]) -> None:
+    if top.get("tools") is None:
+        return
+    tools = [_tool(obj(tool, f"tools.{at}"), f"tools.{at}") for at, tool in enumerate(array(top["tools"], "tools"))]
+    ours = [tool for tool in tools if tool is not None]
+    if ours:
+        chat["tools"] = ours
+        _tool_choice(top, chat)
+
+
+def _tool(tool: Json, path: str) -> dict[str, Any] | None:
+    if tool.get("type") not in (None, "custom") and "input_schema" not in tool:
+        text(tool["type"], f"{path}.type")
+        return None
+    description = tool.get("description")
+    words = {} if description is None else {"description": text(description, f"{path}.description")}
+    function = {
+        "name": name(tool.get("name"), f"{path}.name"),
+        **words,
+        "parameters": obj(tool.get("input_schema"), f"{path}.input_schema"),
+    }
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(top: Json, chat: dict[str, Any]) -> None:
+    if top.get("tool_choice") is None:
+        return
+    choice = obj(top["tool_choice"], "tool_choice")
+    match choice.get("type"):
+        case "auto" | "none" as same:
+            chat["tool_choice"] = same
+        case "any":
+            chat["tool_choice"] = "required"
+        case "tool":
+            named = {"name": name(choice.get("name"), "tool_choice.name")}
+            chat["tool_choice"] = {"type": "function", "function": named}
+        case other:
+            raise refused("tool_choice.type", f"must be auto, any, tool or none, found {kind(other)}")
+    if choice.get("disable_parallel_tool_use") is not None:
+        alone = flag(choice["disable_parallel_tool_use"], "tool_choice.disable_parallel_tool_use")
+        if alone:
+            chat["parallel_tool_calls"] = False
+
+
+def _sampling(top: Json, chat: dict[str, Any], *, counting: bool) -> None:
+    if not counting:
+        chat["max_tokens"] = _max_tokens(top.get("max_tokens"))
+    for ours, (theirs, read) in SAMPLING.items():
+        if top.get(ours) is not None:
+            chat[theirs] = read(top[ours], ours)
+    if top.get("stop_sequences") is not None:
+        stops = array(top["stop_sequences"], "stop_sequences")
+        if stops:
+            chat["stop"] = [name(stop, f"stop_sequences.{at}") for at, stop in enumerate(stops)]
+
+
+def _max_tokens(value: object) -> int:
+    if value is None:
+        raise refused("max_tokens", "field required")
+    limit = integer(value, "max_tokens")
+    if limit < 1:
+        raise refused("max_tokens", f"must be at least 1, found {limit}")
+    return limit
+
+
+def _thinking(top: Json, chat: dict[str, Any]) -> None:
+    """`thinking` decides; without it an `output_config.effort` asks for thinking."""
+    wanted: bool | None = None
+    if top.get("output_config") is not None:
+        effort = obj(top["output_config"], "output_config").get("effort")
+        wanted = None if effort is None else bool(text(effort, "output_config.effort"))
+    if top.get("thinking") is not None:
+        mode = obj(top["thinking"], "thinking").get("type")
+        if mode not in ("enabled", "disabled", "adaptive"):
+            raise refused("thinking.type", f"must be enabled, disabled or adaptive, found {kind(mode)}")
+        wanted = mode != "disabled"
+    if wanted is not None:
+        chat["chat_template_kwargs"] = {"enable_thinking": wanted}

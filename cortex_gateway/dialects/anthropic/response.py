@@ -1,0 +1,101 @@
+"""Neutral events as one whole Message, and the counts and reasons both forms share; knows no bytes of a stream."""
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from cortex_gateway.dialects.events import (
+    Error,
+    Event,
+    Finish,
+    Reasoning,
+    Start,
+    Text,
+    ToolArguments,
+    ToolStart,
+    Usage,
+)
+from cortex_gateway.dialects.failure import Failure, malformed
+from cortex_gateway.dialects.grammar import Grammar
+
+
+def stop_reason(finish: Finish) -> str:
+    """Anthropic's word for how the answer ended."""
+    if finish.stop is not None and finish.reason == "stop":
+        return "stop_sequence"
+    return {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}[finish.reason]
+
+
+def usage(counts: Usage) -> dict[str, int]:
+    """`input_tokens` leaves out what came from the cache, which has its own count."""
+    return {
+        "input_tokens": counts.prompt - counts.cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": counts.cached,
+        "output_tokens": counts.completion,
+    }
+
+
+def signature(thought: str) -> str:
+    """What clients keep beside a thinking block and send back. Opaque to them, and never checked here."""
+    return base64.b64encode(hashlib.sha256(b"cortex thinking\n" + thought.encode()).digest()).decode()
+
+
+def whole(events: Iterable[Event], *, message_id: str, model: str) -> bytes | Failure:
+    """The Message that the events of a whole answer make, or the failure they end in."""
+    grammar = Grammar()
+    blocks: list[dict[str, Any]] = []
+    for event in events:
+        grammar.feed(event)
+        if isinstance(event, Error):
+            return event.failure
+        if isinstance(event, Finish):
+            return _message(blocks, event, message_id, model)
+        _add(event, blocks)
+    raise AssertionError("a whole answer ends in Finish or Error")
+
+
+def _add(event: Event, blocks: list[dict[str, Any]]) -> None:
+    match event:
+        case Text(text):
+            blocks.append({"type": "text", "text": text})
+        case Reasoning(text):
+            blocks.append({"type": "thinking", "thinking": text, "signature": signature(text)})
+        case ToolStart(_, identity, name):
+            blocks.append({"type": "tool_use", "id": identity, "name": name, "input": ""})
+        case ToolArguments(_, text):
+            blocks[-1]["input"] += text
+        case _:
+            assert not isinstance(event, Start) or not blocks
+
+
+def _message(blocks: list[dict[str, Any]], finish: Finish, message_id: str, model: str) -> bytes | Failure:
+    for block in blocks:
+        if block["type"] == "tool_use":
+            arguments = _arguments(block["input"], cut=finish.reason == "length")
+            if arguments is None:
+                return malformed(f"the arguments of tool call {block['id']!r} are not a JSON object")
+            block["input"] = arguments
+    message = {
+        "id": message_id,
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": blocks,
+        "stop_reason": stop_reason(finish),
+        "stop_sequence": finish.stop if stop_reason(finish) == "stop_sequence" else None,
+        "usage": usage(finish.usage),
+    }
+    return msgspec.json.encode(message)
+
+
+def _arguments(text: str, *, cut: bool) -> dict[str, Any] | None:
+    """No text is no arguments; those of an answer that was cut off cannot be read and are left empty."""
+    try:
+        value = msgspec.json.decode(text or "{}")
+    except (ValueError, RecursionError):
+        return {} if cut else None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,73 @@
+"""The neutral stream: what a model says, whichever dialect asked; knows no wire format."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from cortex_gateway.dialects.failure import Failure
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class Usage(Struct, frozen=True):
+    """Token counts. `prompt` includes `cached`, the part that was not computed again."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+
+
+class Start(Struct, frozen=True):
+    """The prompt was counted and admitted."""
+
+    usage: Usage
+
+
+class Text(Struct, frozen=True):
+    """A piece of the answer."""
+
+    text: str
+
+
+class Reasoning(Struct, frozen=True):
+    """A piece of the thinking before or between the answer."""
+
+    text: str
+
+
+class ToolStart(Struct, frozen=True):
+    """A tool call begins; `index` counts calls from 0."""
+
+    index: int
+    id: str
+    name: str
+
+
+class ToolArguments(Struct, frozen=True):
+    """A piece of the open call's arguments, as JSON text."""
+
+    index: int
+    text: str
+
+
+class ToolEnd(Struct, frozen=True):
+    """The open call is whole, or was cut off."""
+
+    index: int
+
+
+class Finish(Struct, frozen=True):
+    """The end of a good answer. `stop`: the stop string that ended it, when one did."""
+
+    reason: FinishReason
+    stop: str | None
+    usage: Usage
+
+
+class Error(Struct, frozen=True):
+    """The end of a bad one."""
+
+    failure: Failure
+
+
+Event = Start | Text | Reasoning | ToolStart | ToolArguments | ToolEnd | Finish | Error

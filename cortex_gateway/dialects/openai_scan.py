@@ -1,0 +1,91 @@
+"""Passes OpenAI bodies through: whole events only, no byte changed, no JSON parsed on the way; reads what metrics need.
+
+What it looks for: the first token, the token counts, and whether the stream ended as it should.
+"""
+
+import re
+
+import msgspec
+from msgspec import Struct
+
+from cortex_gateway.dialects.events import Usage
+from cortex_gateway.dialects.openai_chat import ChatUsage
+
+# A token of text, reasoning or a tool call. Inside JSON strings quotes are escaped, so no text can look like this.
+_TOKEN = re.compile(rb'"(?:content|reasoning_content|reasoning|text)": ?"(?=[^"])|"tool_calls": ?\[(?=[^\]])')
+_OVERLAP = 32  # no match is longer
+_KEEP = 8192  # the last bytes hold the usage, [DONE] and any error
+_HOLD = 256 << 10  # an event larger than this is passed on in pieces
+_DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\][\r\n]*\Z")
+_ERROR = re.compile(rb'(?:^|[\r\n])data: ?\{ ?"error"[^\r\n]*[\r\n]*\Z')
+_COMMENT = re.compile(rb"(?:^|[\r\n]): usage (\{[^\r\n]*\})")
+_CHUNK = re.compile(rb'(?:^|[\r\n])data: ?(\{[^\r\n]*"usage": ?\{[^\r\n]*\})')
+
+
+class _Whole(Struct):
+    usage: ChatUsage | None = None
+
+
+_USAGE_DECODER = msgspec.json.Decoder(ChatUsage)
+_WHOLE_DECODER = msgspec.json.Decoder(_Whole)
+
+
+class StreamRelay:
+    """One relayed stream: `feed` what came, send what it returns; at the end send `rest` or an error event."""
+
+    def __init__(self) -> None:
+        self.has_token = False
+        self._seam = b""  # the end of the previous chunk, while looking for the first token
+        self._tail = b""  # the last bytes that came
+        self._held = b""  # an event that has not ended: a client never sees half an event and then an error
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The bytes to send now: everything up to the last blank line."""
+        if not self.has_token:
+            window = self._seam + chunk
+            self.has_token = _TOKEN.search(window) is not None
+            self._seam = window[-_OVERLAP:]
+        self._tail = chunk[-_KEEP:] if len(chunk) >= _KEEP else (self._tail + chunk)[-_KEEP:]
+        if self._held:
+            chunk = self._held + chunk
+            self._held = b""
+        if chunk.endswith(b"\n\n") or b"\r" in chunk or len(chunk) > _HOLD:
+            return chunk
+        end = chunk.rfind(b"\n\n") + 2 if b"\n\n" in chunk else 0
+        self._held = chunk[end:]
+        return chunk[:end]
+
+    @property
+    def rest(self) -> bytes:
+        """What `feed` kept back: nothing, unless the stream ended without its last blank line."""
+        return self._held
+
+    @property
+    def done(self) -> bool:
+        """The stream said `[DONE]` and nothing after it."""
+        return _DONE.search(self._tail) is not None
+
+    @property
+    def failed(self) -> bool:
+        """The neuron itself ended the stream with an error event."""
+        return _ERROR.search(self._tail) is not None
+
+    def usage(self) -> Usage | None:
+        """The counts from the usage comment (docs/wire.md section 3) or from the last chunk that has them."""
+        comments = _COMMENT.findall(self._tail)
+        chunks = _CHUNK.findall(self._tail)
+        try:
+            if comments:
+                return _USAGE_DECODER.decode(comments[-1]).neutral()
+            return whole_usage(chunks[-1]) if chunks else None
+        except ValueError:
+            return None
+
+
+def whole_usage(raw: bytes) -> Usage | None:
+    """The counts of a JSON answer, or None."""
+    try:
+        usage = _WHOLE_DECODER.decode(raw).usage
+    except (ValueError, RecursionError):
+        return None
+    return usage.neutral() if usage else None
