@@ -1,0 +1,119 @@
+"""From a checkpoint and a spec to an engine that serves: plan the memory, compile, load. Knows the order, no sockets.
+
+Compiling and reading weights overlap: the programs are built from shapes alone.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from attrs import frozen
+
+from models.registry import build
+from models.sharding import make_mesh
+from models.spec import Model
+from neuron_jax.engine.buckets import Buckets, declare
+from neuron_jax.engine.engine import Engine
+from neuron_jax.engine.memory import MIB, MemoryPlan, plan_memory, request_for
+from neuron_jax.engine.pages import Pages
+from neuron_jax.engine.programs import Compiler, Program, Shapes
+from neuron_jax.engine.runner import Runner
+from neuron_jax.engine.scheduler import Scheduler
+from neuron_jax.workers.frames import EngineSpec, Progress
+
+Report = Callable[[Progress], None]
+
+RUNTIME_BYTES = {"cpu": 350 * MIB, "cuda": 1200 * MIB}
+"""What a process with JAX in it takes besides arrays: measured resident on a CPU; on a GPU the contexts of CUDA, cuBLAS,
+cuDNN and NCCL."""
+
+DEFAULT_SLOTS = {"cpu": 32, "cuda": 128}
+DEFAULT_CHUNK = {"cpu": 256, "cuda": 1024}
+"""Prompt tokens between two decode steps. On two cores 256 tokens of a 135M model take half a second."""
+
+
+@frozen
+class Design:
+    """Everything decided before the first byte of memory is taken."""
+
+    model: Model
+    quant: str
+    quant_reason: str
+    dtype: Any
+    tensor_parallel: int
+    plan: MemoryPlan
+    shapes: Shapes
+    buckets: Buckets
+
+
+def design(config: Any, spec: EngineSpec, *, limit: int) -> Design:
+    """What an engine of `spec` for a checkpoint's `config` will look like, in `limit` bytes on each device.
+
+    Raises models.errors.ModelError for a config that no family serves, DoesNotFitError with the memory table.
+    """
+    quant, reason = choose_quant(spec)
+    dtype = jnp.float32 if spec.platform == "cpu" else jnp.bfloat16
+    model = build(config, tensor_parallel=spec.tensor_parallel, quant=quant, dtype=dtype)
+    slots = spec.max_slots or DEFAULT_SLOTS[spec.platform]
+    buckets = declare(max_slots=slots, chunk_tokens=spec.chunk_tokens or DEFAULT_CHUNK[spec.platform])
+    # A GPU is there for its engine: without a word on it, the pages get what is left. A CPU's memory is everybody's.
+    kv = spec.kv_mb * MIB // spec.tensor_parallel or (limit if spec.platform == "cuda" else 0)
+    request = request_for(
+        model,
+        tensor_parallel=spec.tensor_parallel,
+        limit=limit,
+        itemsize=jnp.dtype(dtype).itemsize,
+        runtime=RUNTIME_BYTES[spec.platform],
+        rows=slots,
+        chunk=buckets.chunks[-1],
+        page_size=spec.page_size,
+        max_slots=slots,
+        context=spec.max_context,
+        kv=kv,
+    )
+    plan = plan_memory(request)
+    shapes = Shapes(spec.page_size, plan.pages, slots, plan.max_context)
+    return Design(model, quant, reason, dtype, spec.tensor_parallel, plan, shapes, buckets)
+
+
+def choose_quant(spec: EngineSpec) -> tuple[str, str]:
+    """The weights' format, and why. `auto` is what measured fastest on the platform (docs/benchmarks.md)."""
+    if spec.quant != "auto":
+        return spec.quant, "as asked"
+    if spec.platform == "cpu":
+        return "int8", "auto: a quarter of the memory traffic of float32, 1.5 to 2 times faster from 2 streams on"
+    return "none", "auto: bfloat16, the GPU's own format"
+
+
+def assemble(
+    made: Design,
+    *,
+    devices: list[Any],
+    load: Callable[[Model, jax.sharding.Mesh], Any],
+    report: Report,
+    compile_workers: int = 2,
+) -> Engine:
+    """Compile what is essential while `load` reads the parameters; the other programs follow behind the first requests."""
+    mesh = make_mesh(devices)
+    program = Program(made.model, mesh, made.shapes, made.dtype)
+    compiler = Compiler(program.lower, workers=compile_workers)
+    try:
+        compiler.start(made.buckets.keys())
+        params = load(made.model, mesh)
+        compiler.wait(
+            made.buckets.essential(),
+            lambda done, total: report(Progress("compile", done, total, "programs")),
+        )
+        runner = Runner(program, compiler, params)
+    except BaseException:
+        compiler.close()
+        raise
+    scheduler = Scheduler(
+        Pages(made.plan.pages),
+        page_size=made.shapes.page_size,
+        max_slots=made.shapes.max_slots,
+        chunk_tokens=made.buckets.chunks[-1],
+    )
+    return Engine(scheduler, runner, made.plan.max_context, time.monotonic)

@@ -1,0 +1,168 @@
+"""Where a model's memory goes, decided before any of it is taken. Pure arithmetic in bytes per device; no JAX arrays."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from attrs import evolve, frozen
+
+from models.spec import Model, ParamSpec
+from neuron_jax.engine.pages import pages_for
+from neuron_jax.workers.frames import MemoryRow
+
+MIB = 2**20
+
+GRID = 64
+"""Pools are rounded down to 1/64 of what fits: their size is part of every compiled program, and a byte of drift in the
+free memory at start must not throw the compile cache away."""
+
+LEAST_CONTEXT = 256
+"""Tokens. A model that cannot hold this much of one conversation is refused rather than loaded."""
+
+TOKENS_PER_SLOT = 512
+"""KV tokens reckoned for each of the requests that run at once, where nobody says how large the pool shall be."""
+
+
+class DoesNotFitError(Exception):
+    """The model cannot serve in the memory given. `rows`: where it would go; `suggestion`: the smallest change that helps."""
+
+    def __init__(self, rows: tuple[MemoryRow, ...], suggestion: str) -> None:
+        super().__init__(f"the model does not fit: {table(rows)}. {suggestion}")
+        self.rows = rows
+        self.suggestion = suggestion
+
+
+@frozen
+class PlanRequest:
+    """What has to be placed on each device, in bytes, and what was asked for (0 = decide)."""
+
+    limit: int  # what the engine may use of the device
+    weights: int
+    weights_int8: int  # what they would be with quant=int8; 0 = they are
+    step: int  # peak of one step besides weights and pages
+    runtime: int  # the JAX runtime: its code, threads and compiled programs
+    page: int  # one page, over all layers
+    page_size: int
+    max_positions: int
+    max_slots: int
+    context: int = 0  # tokens of the longest request
+    kv: int = 0  # bytes of the pool
+
+
+@frozen
+class MemoryPlan:
+    """`pages` of KV, requests of at most `max_context` tokens, and the rows of the table that led there."""
+
+    pages: int
+    max_context: int
+    rows: tuple[MemoryRow, ...]
+
+
+def plan_memory(request: PlanRequest) -> MemoryPlan:
+    """How many pages and how long a context. Raises DoesNotFitError when not even the least, or what was asked, fits."""
+    affordable = _affordable(request)
+    least = _least_pages(request)
+    if least > affordable:
+        raise DoesNotFitError(_rows(request, least), _suggestion(request, affordable))
+    wanted = max(_wanted_pages(request), least)
+    pages = wanted if wanted <= affordable else max(_on_grid(affordable), least)
+    return MemoryPlan(pages, min(_context(request), pages * request.page_size), _rows(request, pages))
+
+
+def request_for(
+    model: Model, *, tensor_parallel: int, limit: int, itemsize: int, runtime: int, rows: int, chunk: int, **asked: int
+) -> PlanRequest:
+    """The plan request of a model; `itemsize` bytes per cached value, steps of `rows` requests or a `chunk` of tokens.
+
+    `asked`: page_size, max_slots, context, kv as in PlanRequest.
+    """
+    spec = model.cache_spec
+    specs = list(_leaves(model.param_specs))
+    weights = sum(leaf.nbytes // _shards(leaf, tensor_parallel) for leaf in specs)
+    int8 = sum(leaf.nbytes // leaf.dtype.itemsize // _shards(leaf, tensor_parallel) for leaf in specs)
+    return PlanRequest(
+        limit=limit,
+        weights=weights,
+        weights_int8=int8 if int8 < weights // 2 else 0,
+        step=_step_peak(model, rows=rows, chunk=chunk),
+        runtime=runtime,
+        page=2 * spec.layers * spec.kv_heads * spec.head_dim * itemsize * asked["page_size"] // tensor_parallel,
+        max_positions=model.max_positions,
+        **asked,
+    )
+
+
+def table(rows: tuple[MemoryRow, ...]) -> str:
+    """The plan in one line: `weights 513 MiB, KV pages 720 MiB, ...`."""
+    return ", ".join(f"{row.what} {row.bytes / MIB:,.0f} MiB" for row in rows)
+
+
+def _context(request: PlanRequest) -> int:
+    return min(request.context or request.max_positions, request.max_positions)
+
+
+def _least_pages(request: PlanRequest) -> int:
+    tokens = _context(request) if request.context else min(_context(request), LEAST_CONTEXT)
+    return pages_for(tokens, request.page_size)
+
+
+def _wanted_pages(request: PlanRequest) -> int:
+    one = pages_for(_context(request), request.page_size)
+    if request.kv:
+        return min(request.kv // request.page, one * request.max_slots)
+    return max(one, pages_for(TOKENS_PER_SLOT * request.max_slots, request.page_size))
+
+
+def _affordable(request: PlanRequest) -> int:
+    left = request.limit - request.weights - request.step - request.runtime
+    return max(left, 0) // request.page
+
+
+def _on_grid(pages: int) -> int:
+    return pages // GRID * GRID if pages >= GRID else pages
+
+
+def _rows(request: PlanRequest, pages: int) -> tuple[MemoryRow, ...]:
+    kv = pages * request.page
+    total = request.weights + request.step + request.runtime + kv
+    return (
+        MemoryRow("weights", request.weights),
+        MemoryRow("step peak", request.step),
+        MemoryRow("runtime", request.runtime),
+        MemoryRow(f"KV pages ({pages} of {request.page_size} tokens)", kv),
+        MemoryRow("total", total),
+        MemoryRow("may use", request.limit),
+    )
+
+
+def _suggestion(request: PlanRequest, affordable: int) -> str:
+    """The smallest change with which the plan holds: a shorter context, then int8 weights, then more memory."""
+    tokens = affordable * request.page_size
+    if request.context and tokens >= LEAST_CONTEXT:
+        return f"max_context = {tokens} fits"
+    smaller = evolve(request, weights=request.weights_int8 or request.weights)
+    if request.weights_int8 and _least_pages(smaller) <= _affordable(smaller):
+        return "quant = int8 fits"
+    missing = _rows(request, _least_pages(request))[-2].bytes - request.limit
+    return f"{-(-missing // MIB)} MiB more on each device fit, or more devices (tensor_parallel)"
+
+
+def _step_peak(model: Model, *, rows: int, chunk: int) -> int:
+    """Bytes of temporaries in the widest step: a chunk's activations, or all rows' logits and what sampling makes of them.
+
+    Counted generously from shapes: float32, four live copies of the widest activation, six of the logits.
+    """
+    widest = max(max(leaf.shape) for leaf in _leaves(model.param_specs) if model.vocab_size not in leaf.shape)
+    return 4 * (4 * chunk * widest + 6 * rows * model.vocab_size)
+
+
+def _shards(leaf: ParamSpec, tensor_parallel: int) -> int:
+    return tensor_parallel if any(axis not in (None, "embed") for axis in leaf.axes) else 1
+
+
+def _leaves(tree: Any) -> Iterator[ParamSpec]:
+    if isinstance(tree, ParamSpec):
+        yield tree
+        return
+    children = tree.values() if isinstance(tree, Mapping) else tree
+    for child in children:
+        yield from _leaves(child)

@@ -1,0 +1,149 @@
+"""Logits to tokens on the device: one float32 pipeline for every row. Knows rows and ids, not requests, pages or text.
+
+    raw logits -> penalties, bias, bans -> temperature -> top_k, top_p, min_p -> Gumbel-max
+
+The noise is keyed by (seed, position, token id), so what a row draws does not depend on its neighbours, its bucket or on
+how its candidates were found. Cuts are thresholds on the value: tokens that tie with the last one kept are kept too.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from neuron_jax.engine.noise import gumbel
+
+CANDIDATES = 256
+"""A nucleus or top_k within this many tokens is found by `lax.top_k`; a wider one by sorting the whole vocabulary."""
+
+MAX_BIAS = 384
+"""Biased or banned ids of one request: OpenAI's 300 for logit_bias, and stop ids held back by min_tokens."""
+
+MAX_ALTERNATIVES = 20
+"""top_logprobs, as the OpenAI API bounds it."""
+
+
+class RowParams(NamedTuple):
+    """Per-row parameters, each [R]; `bias_ids`, `bias` [R, MAX_BIAS], unused entries biased by 0."""
+
+    slot: Any  # int32, row of `Counts`
+    position: Any  # uint32, of the token about to be drawn
+    seed_low: Any  # uint32
+    seed_high: Any  # uint32
+    temperature: Any  # float32, 0 = greedy
+    top_k: Any  # int32, 0 = all
+    top_p: Any  # float32
+    min_p: Any  # float32
+    presence: Any  # float32
+    frequency: Any  # float32
+    repetition: Any  # float32
+    bias_ids: Any  # int32
+    bias: Any  # float32
+
+
+class Counts(NamedTuple):
+    """What penalties need to know of the past, by slot: times generated [S, V] int16, present in the prompt [S, V] bool."""
+
+    generated: jax.Array
+    in_prompt: jax.Array
+
+
+class Drawn(NamedTuple):
+    """token [R] int32; the rest only from `full`: logprob [R], and the MAX_ALTERNATIVES most likely ids and logprobs."""
+
+    token: jax.Array
+    logprob: jax.Array
+    top_ids: jax.Array
+    top_logprobs: jax.Array
+
+
+def greedy(logits: jax.Array) -> jax.Array:
+    """float32 [R, V] -> int32 [R]; the lowest id wins a tie."""
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def draw(logits: jax.Array, row: RowParams) -> jax.Array:
+    """float32 [R, V] -> int32 [R] by temperature, top_k, top_p and min_p; rows at temperature 0 are greedy."""
+    hot = row.temperature > 0
+    scaled = logits / jnp.where(hot, row.temperature, jnp.float32(1))[:, None]
+    lse = jax.nn.logsumexp(scaled, axis=-1)
+    values, ids = lax.top_k(scaled, min(CANDIDATES, logits.shape[-1]))
+    threshold, found = _threshold(values, lse, row, vocab=logits.shape[-1])
+    # Greedy rows look at nothing but the best: they must not send the others down the wide road.
+    wide = hot & ~found
+    token: jax.Array = lax.cond(
+        jnp.any(wide),
+        lambda: _draw_wide(scaled, lse, row, threshold, wide),
+        lambda: _gumbel_max(values, ids, threshold, row),
+    )
+    return jnp.where(hot, token, greedy(logits))
+
+
+def full(logits: jax.Array, row: RowParams, counts: Counts) -> tuple[Drawn, Counts]:
+    """`draw` after penalties, bias and bans; log-probabilities are those of the raw logits, as OpenAI defines them."""
+    generated = counts.generated[row.slot]
+    adjusted = _penalize(logits, generated, counts.in_prompt[row.slot], row)
+    rows = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
+    adjusted = adjusted.at[rows, row.bias_ids].add(row.bias)
+    token = draw(adjusted, row)
+    raw = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    top, ids = lax.top_k(raw, min(MAX_ALTERNATIVES, logits.shape[-1]))
+    logprob = jnp.take_along_axis(raw, token[:, None], axis=-1)[:, 0]
+    counted = counts.generated.at[row.slot, token].add(jnp.int16(1))
+    return Drawn(token, logprob, ids.astype(jnp.int32), top), counts._replace(generated=counted)
+
+
+def _penalize(logits: jax.Array, generated: jax.Array, in_prompt: jax.Array, row: RowParams) -> jax.Array:
+    """Repetition as Keskar et al. 2019 (CTRL) and HF do it, over prompt and output; presence and frequency over output."""
+    count = generated.astype(jnp.float32)
+    seen = (generated > 0) | in_prompt
+    rate = row.repetition[:, None]
+    repeated = jnp.where(logits > 0, logits / rate, logits * rate)
+    logits = jnp.where(seen, repeated, logits)
+    present = (count > 0).astype(jnp.float32)
+    return logits - row.frequency[:, None] * count - row.presence[:, None] * present
+
+
+def _threshold(values: jax.Array, lse: jax.Array, row: RowParams, *, vocab: int) -> tuple[jax.Array, jax.Array]:
+    """The smallest value kept, judged from each row's best `values` [R, N] in falling order; and whether that is the last
+    word on it, or the cut may lie outside of them: float32 [R], bool [R].
+    """
+    width = values.shape[-1]
+    k = jnp.where(row.top_k > 0, jnp.minimum(row.top_k, vocab), vocab)
+    k_inside = k <= width
+    last_k = jnp.take_along_axis(values, jnp.minimum(k, width)[:, None] - 1, axis=-1)[:, 0]
+    # The nucleus is taken of what top_k left, renormalised: the order of HF and vLLM (Holtzman et al. 2020 for top_p).
+    kept = jnp.arange(width, dtype=jnp.int32)[None, :] < k[:, None]
+    mass = jnp.cumsum(jnp.where(kept, jnp.exp(values - lse[:, None]), jnp.float32(0)), axis=-1)
+    whole = jnp.where(k_inside, mass[:, -1], jnp.float32(1))
+    enough = mass >= (row.top_p * whole)[:, None]
+    whole_known = k_inside | (k == vocab)
+    nucleus_inside = jnp.any(enough, axis=-1) & (row.top_p < 1) & whole_known
+    nucleus = jnp.take_along_axis(values, jnp.argmax(enough, axis=-1)[:, None], axis=-1)[:, 0]
+    floor = jnp.where(row.min_p > 0, values[:, 0] + jnp.log(row.min_p), jnp.float32(-jnp.inf))
+    # One rule that cuts within the candidates is enough: the others could only have kept more.
+    floor_inside = (floor > values[:, -1]) & ((row.top_p >= 1) | whole_known)
+    nothing = jnp.float32(-jnp.inf)
+    threshold = jnp.maximum(jnp.where(k_inside, last_k, nothing), jnp.where(nucleus_inside, nucleus, nothing))
+    return jnp.maximum(threshold, floor), k_inside | nucleus_inside | floor_inside
+
+
+def _gumbel_max(values: jax.Array, ids: jax.Array, threshold: jax.Array, row: RowParams) -> jax.Array:
+    noise = gumbel((row.seed_low, row.seed_high), row.position, ids.astype(jnp.uint32))
+    score = jnp.where(values >= threshold[:, None], values + noise, jnp.float32(-jnp.inf))
+    return jnp.take_along_axis(ids, jnp.argmax(score, axis=-1)[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+def _draw_wide(scaled: jax.Array, lse: jax.Array, row: RowParams, threshold: jax.Array, wide: jax.Array) -> jax.Array:
+    """The same draw over the whole vocabulary. Rows that are not `wide` keep their threshold, and so their token."""
+    vocab = scaled.shape[-1]
+    # Plain temperature sampling keeps everything above `floor`, which needs no sort.
+    sorts = jnp.any(wide & ((row.top_p < 1) | (row.top_k > 0)))
+    outside = lax.cond(
+        sorts,
+        lambda: _threshold(-jnp.sort(-scaled, axis=-1), lse, row, vocab=vocab)[0],
+        lambda: jnp.where(row.min_p > 0, scaled.max(axis=-1) + jnp.log(row.min_p), jnp.float32(-jnp.inf)),
+    )
+    ids = jnp.broadcast_to(jnp.arange(vocab, dtype=jnp.int32)[None, :], scaled.shape)
+    return _gumbel_max(scaled, ids, jnp.where(wide, outside, threshold), row)
