@@ -1,0 +1,155 @@
+"""From checkpoint tensors to parameters, as data; knows names, shapes and numpy, must not know files or devices.
+
+A `Rule` says how one parameter is assembled: every `Part` is one checkpoint tensor and the place its values take in the
+canonical array, which is [*out, *in] for a linear map. Places without a tensor stay zero (padding). `store` turns the
+canonical array into the leaves that the family keeps: transposed, quantized or as it is.
+`{}` in names and paths stands for the number of a layer.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from attrs import evolve, field, frozen
+
+from models.errors import ModelError
+from models.quant import quantize
+
+Array = npt.NDArray[Any]
+Store = Callable[[Array], dict[str, Array]]
+_NAMES_SHOWN = 8
+
+
+def _as_it_is(tensor: Array) -> Array:
+    return tensor
+
+
+@frozen
+class Part:
+    """Checkpoint tensor `name`, of `shape` there, arranged and put at `index` of the canonical array."""
+
+    name: str
+    shape: tuple[int, ...]
+    index: tuple[slice | int, ...] = ()
+    arrange: Callable[[Array], Array] = _as_it_is
+
+
+@frozen
+class Rule:
+    """The leaves under `path` (dotted; layers by number) come from `parts`, assembled in `shape` and `dtype`."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    parts: tuple[Part, ...]
+    store: Store
+
+    def at(self, layer: int) -> "Rule":
+        """The rule of one layer."""
+        parts = tuple(evolve(part, name=part.name.format(layer)) for part in self.parts)
+        return evolve(self, path=self.path.format(layer), parts=parts)
+
+    @property
+    def keys(self) -> tuple[str | int, ...]:
+        """`path` as keys into the nested dict of parameters."""
+        return tuple(int(key) if key.isdigit() else key for key in self.path.split("."))
+
+    def assemble(self, read: Callable[[str], Array]) -> dict[str, Array]:
+        """The finished leaves, by name. `read` gives a checkpoint tensor by name."""
+        whole = np.zeros(self.shape, self.dtype)
+        for part in self.parts:
+            whole[part.index] = part.arrange(read(part.name))
+        return self.store(whole)
+
+
+@frozen
+class Ignore:
+    """Checkpoint tensors that are known and not needed: names that `pattern` matches as a whole."""
+
+    pattern: str = field(converter=str)
+
+    def covers(self, name: str) -> bool:
+        return re.fullmatch(self.pattern, name) is not None
+
+
+def unroll(rules: Sequence[Rule], layers: int) -> tuple[Rule, ...]:
+    """The rules of every layer for those with `{}`, the others once."""
+    once = [rule for rule in rules if "{}" not in rule.path]
+    return (*once, *(rule.at(layer) for layer in range(layers) for rule in rules if "{}" in rule.path))
+
+
+def store_as(name: str) -> Store:
+    """The canonical array is the leaf `name`."""
+    return lambda whole: {name: whole}
+
+
+def store_kernel(inputs: int, quant: str) -> Store:
+    """A linear map with `inputs` in-dimensions: `kernel` [*in, *out], or int8 `kernel` [*out, *in] and `scale`."""
+    return store_int8(inputs) if quant == "int8" else lambda whole: {"kernel": _inputs_first(whole, inputs)}
+
+
+def store_int8(inputs: int) -> Store:
+    """int8 `kernel` [*out, *in] and float32 `scale` [*out]."""
+
+    def store(whole: Array) -> dict[str, Array]:
+        kernel, scale = quantize(whole, inputs)
+        return {"kernel": kernel, "scale": scale}
+
+    return store
+
+
+def _inputs_first(whole: Array, inputs: int) -> Array:
+    axes = range(whole.ndim)
+    return np.ascontiguousarray(np.transpose(whole, (*axes[whole.ndim - inputs :], *axes[: whole.ndim - inputs])))
+
+
+def check(rules: Sequence[Rule | Ignore], shapes: Mapping[str, tuple[int, ...]]) -> tuple[Rule, ...]:
+    """The rules to apply to a checkpoint of these tensors, `shapes` by name.
+
+    Raises ModelError listing every tensor that is missing, of a wrong shape, or that no rule knows.
+    """
+    applied = tuple(rule for rule in rules if isinstance(rule, Rule))
+    parts = [part for rule in applied for part in rule.parts]
+    wanted = {part.name: part.shape for part in parts}
+    assert len(wanted) == len(parts), "a checkpoint tensor has two rules"
+    ignored = [rule for rule in rules if isinstance(rule, Ignore)]
+    unknown = [name for name in shapes if name not in wanted and not any(rule.covers(name) for rule in ignored)]
+    misfits = [
+        *_misfit("missing", [f"{name} {shape}" for name, shape in wanted.items() if name not in shapes]),
+        *_misfit(
+            "of a wrong shape",
+            [
+                f"{name} is {shapes[name]}, must be {shape}"
+                for name, shape in wanted.items()
+                if name in shapes and shapes[name] != shape
+            ],
+        ),
+        *_misfit("unknown", unknown),
+    ]
+    if misfits:
+        raise ModelError("the checkpoint's tensors do not fit its config", misfits)
+    return applied
+
+
+def _misfit(kind: str, rows: list[str]) -> list[str]:
+    if not rows:
+        return []
+    more = len(rows) - _NAMES_SHOWN
+    return [f"{len(rows)} {kind}: " + ", ".join(rows[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")]
+
+
+def load(rules: Sequence[Rule | Ignore], tensors: Mapping[str, Array]) -> dict[str | int, Any]:
+    """Parameters as numpy arrays from tensors that are all in memory; for notebooks and tests. Raises ModelError."""
+    params: dict[str | int, Any] = {}
+    for rule in check(rules, {name: tensor.shape for name, tensor in tensors.items()}):
+        place(params, rule.keys, rule.assemble(tensors.__getitem__))
+    return params
+
+
+def place(params: dict[str | int, Any], keys: tuple[str | int, ...], leaves: Mapping[str, Any]) -> None:
+    """Put leaves into the nested dict under `keys`, making the dicts on the way."""
+    for key in keys:
+        params = params.setdefault(key, {})
+    params.update(leaves)

@@ -1,0 +1,98 @@
+"""The few atoms that families share: parameters, linear maps, tables, norms, rotary; must not know any family.
+
+Every parameter carries the logical names of its dimensions as `axes`; `models.sharding` says where they go.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from flax import nnx
+from jax import lax
+
+from models.quant import int8_matmul
+
+Dims = tuple[tuple[int, str | None], ...]
+"""(size, logical axis) per dimension."""
+
+
+def parameter(dims: Dims, dtype: Any) -> nnx.Param[jax.Array]:
+    """A parameter of zeros: families are built abstractly, values come from a checkpoint."""
+    return nnx.Param(jnp.zeros(_sizes(dims), dtype), axes=tuple(axis for _, axis in dims))
+
+
+def _sizes(dims: Dims) -> tuple[int, ...]:
+    return tuple(size for size, _ in dims)
+
+
+class Linear(nnx.Module):
+    """[T, *in] -> [T, *out]. Float kernels are [*in, *out] (XLA:CPU reads them fastest so), int8 kernels [*out, *in]."""
+
+    def __init__(self, inputs: Dims, outputs: Dims, *, quant: str, dtype: Any, bias: bool = False) -> None:
+        int8 = quant == "int8"
+        self.inputs = len(inputs)
+        self.kernel = parameter(outputs + inputs, jnp.int8) if int8 else parameter(inputs + outputs, dtype)
+        self.scale = parameter(outputs, jnp.float32) if int8 else None
+        self.bias = parameter(outputs, dtype) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [T, *in] -> [T, *out] in the dtype of x."""
+        kernel = self.kernel[...]
+        if self.scale is not None:
+            y = int8_matmul(x, kernel, self.scale[...]).astype(x.dtype)
+        else:
+            y = lax.dot_general(x, kernel, ((range(1, x.ndim), range(self.inputs)), ((), ())))
+        return y if self.bias is None else y + self.bias[...][None]
+
+
+class VocabTable(nnx.Module):
+    """One row of D per token, [V, D] in every dtype: rows are looked up, and the product with all of them is logits."""
+
+    def __init__(self, vocab: int, width: int, *, quant: str, dtype: Any) -> None:
+        int8 = quant == "int8"
+        self.dtype = dtype
+        self.kernel = parameter(((vocab, "vocab"), (width, "embed")), jnp.int8 if int8 else dtype)
+        self.scale = parameter(((vocab, "vocab"),), jnp.float32) if int8 else None
+
+    def rows(self, tokens: jax.Array) -> jax.Array:
+        """tokens [T] int32 -> [T, D]."""
+        rows = jnp.take(self.kernel[...], tokens, axis=0)
+        if self.scale is None:
+            return rows
+        scale = jnp.take(self.scale[...], tokens, axis=0)
+        return (rows.astype(jnp.float32) * scale[:, None]).astype(self.dtype)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden [R, D] -> float32 [R, V]."""
+        if self.scale is not None:
+            return int8_matmul(hidden, self.kernel[...], self.scale[...])
+        return lax.dot_general(hidden, self.kernel[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+class RMSNorm(nnx.Module):
+    """Root mean square normalization over the last axis, in float32. https://arxiv.org/abs/1910.07467."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        self.epsilon = epsilon
+        self.weight = parameter(((width, "embed"),), jnp.float32)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [T, D] -> [T, D] in the dtype of x."""
+        wide = x.astype(jnp.float32)
+        scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        return (wide * scale * self.weight[...][None]).astype(x.dtype)
+
+
+def rotary_table(positions: jax.Array, frequencies: npt.NDArray[np.float32]) -> tuple[jax.Array, jax.Array]:
+    """positions [T] int32, frequencies [H/2] radians per position -> cos and sin, each float32 [T, H/2]."""
+    angles = positions.astype(jnp.float32)[:, None] * jnp.asarray(frequencies)[None]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """x [T, K, G, H] turned by its position, pairs being (i, i + H/2). https://arxiv.org/abs/2104.09864."""
+    cos, sin = (part[:, None, None, :] for part in table)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

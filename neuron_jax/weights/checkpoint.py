@@ -1,0 +1,19 @@
+"""Opens weights on disk by what they are; must not know formats, sources or jax."""
+
+from pathlib import Path
+
+from neuron_jax.weights.errors import bad_checkpoint
+from neuron_jax.weights.gguf_llama import GgufCheckpoint
+from neuron_jax.weights.safetensors import SafetensorsCheckpoint
+from neuron_jax.weights.spec import Checkpoint, TensorInfo
+
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A .gguf file, or a folder with config.json and safetensors. Raises WeightsError listing all misfits."""
+    if path.is_dir():
+        return SafetensorsCheckpoint(path)
+    if path.is_file():
+        return GgufCheckpoint(path)
+    raise bad_checkpoint(path, ["neither a folder nor a file"])

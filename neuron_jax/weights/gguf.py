@@ -1,0 +1,201 @@
+"""The GGUF container: header, metadata and tensor table of one memory-mapped file; must not know any architecture.
+
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import mmap
+import struct
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from attrs import frozen
+
+from neuron_jax.weights import blocks
+from neuron_jax.weights.errors import bad_checkpoint
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_DEFAULT_ALIGNMENT = 32
+_MAX_DIMENSIONS = 4
+_STRING, _ARRAY = 8, 9
+_SCALARS = {
+    number: struct.Struct("<" + code)
+    for number, code in {
+        0: "B",
+        1: "b",
+        2: "H",
+        3: "h",
+        4: "I",
+        5: "i",
+        6: "f",
+        7: "?",
+        10: "Q",
+        11: "q",
+        12: "d",
+    }.items()
+}
+
+
+class _TruncatedError(Exception):
+    """The header wants bytes behind the end of the file."""
+
+
+class _MalformedError(Exception):
+    """The header says something that no GGUF file says."""
+
+
+class _Cursor:
+    """Reads little-endian values one after another."""
+
+    def __init__(self, data: mmap.mmap | bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, count: int) -> bytes:
+        end = self.at + count
+        if end > len(self.data):
+            raise _TruncatedError
+        chunk = self.data[self.at : end]
+        self.at = end
+        return chunk
+
+    def scalar(self, kind: int) -> Any:
+        if kind not in _SCALARS:
+            raise _MalformedError(f"value type {kind} at byte {self.at}")
+        packed = _SCALARS[kind]
+        return packed.unpack(self.take(packed.size))[0]
+
+    def string(self) -> str:
+        try:
+            return self.take(self.scalar(10)).decode()
+        except UnicodeDecodeError as error:
+            raise _MalformedError(f"a string before byte {self.at} is not UTF-8") from error
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        return self.array() if kind == _ARRAY else self.scalar(kind)
+
+    def array(self) -> list[Any]:
+        kind, count = self.scalar(4), self.scalar(10)
+        if kind in _SCALARS:
+            packed = struct.Struct(f"<{count}{_SCALARS[kind].format[-1]}") if count < len(self.data) else None
+            if packed is None:
+                raise _TruncatedError
+            return list(packed.unpack(self.take(packed.size)))
+        return [self.value(kind) for _ in range(count)]
+
+
+@frozen
+class GgufTensor:
+    """One entry of the tensor table; `shape` is in numpy's order, `offset` from the start of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+    @property
+    def format(self) -> blocks.BlockFormat:
+        return blocks.FORMATS[self.kind]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) // self.format.weights * self.format.size
+
+
+class GgufFile:
+    """An open GGUF file. `metadata` values are Python scalars, strings and lists. Close it, or use `with`."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises WeightsError listing all that is wrong with the header and the extents of the tensors."""
+        self.path = path
+        self._map = _map(path)
+        try:
+            self.metadata, self.tensors = _header(path, self._map)
+        except BaseException:
+            self._map.close()
+            raise
+
+    def read(self, tensor: GgufTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Float32 values of one tensor, in memory of their own."""
+        raw = np.frombuffer(self._map[tensor.offset : tensor.offset + tensor.nbytes], np.uint8)
+        return blocks.decode(tensor.format, raw, tensor.shape)
+
+    def close(self) -> None:
+        self._map.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise bad_checkpoint(path, [f"cannot be read: {error}"]) from error
+
+
+def _header(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+    cursor = _Cursor(data)
+    try:
+        count, metadata = _metadata(cursor)
+        listed = list(_tensors(cursor, count))
+    except _TruncatedError:
+        raise bad_checkpoint(path, [f"cut short: {len(data)} bytes end within the header"]) from None
+    except _MalformedError as error:
+        raise bad_checkpoint(path, [f"not a usable GGUF file: {error}"]) from error
+    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    start = -(-cursor.at // alignment) * alignment
+    tensors = {name: GgufTensor(name, shape, kind, start + offset) for name, shape, kind, offset in listed}
+    misfits = [row for tensor in tensors.values() for row in _tensor_misfits(tensor, len(data))]
+    if len(tensors) < len(listed):
+        misfits.append(f"{len(listed) - len(tensors)} tensors named twice")
+    if misfits:
+        raise bad_checkpoint(path, misfits)
+    return metadata, tensors
+
+
+def _metadata(cursor: _Cursor) -> tuple[int, dict[str, Any]]:
+    magic = cursor.take(len(_MAGIC))
+    if magic != _MAGIC:
+        raise _MalformedError(f"it starts with {magic!r}, not {_MAGIC!r}")
+    version = cursor.scalar(4)
+    if version not in _VERSIONS:
+        raise _MalformedError(f"version {version}; readable are {_VERSIONS}")
+    tensors, pairs = cursor.scalar(10), cursor.scalar(10)
+    metadata = {}
+    for _ in range(pairs):
+        key = cursor.string()
+        metadata[key] = cursor.value(cursor.scalar(4))
+    alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise _MalformedError(f"general.alignment is {alignment!r}")
+    return tensors, metadata
+
+
+def _tensors(cursor: _Cursor, count: int) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
+    for _ in range(count):
+        name = cursor.string()
+        dimensions = cursor.scalar(4)
+        if dimensions > _MAX_DIMENSIONS:
+            raise _MalformedError(f"{name} has {dimensions} dimensions")
+        shape = tuple(cursor.scalar(10) for _ in range(dimensions))[::-1]
+        yield name, shape, cursor.scalar(4), cursor.scalar(10)
+
+
+def _tensor_misfits(tensor: GgufTensor, file_size: int) -> list[str]:
+    if tensor.kind not in blocks.FORMATS:
+        known = ", ".join(block.name for block in blocks.FORMATS.values())
+        return [f"{tensor.name} has ggml type {tensor.kind}; readable are {known}"]
+    if not tensor.shape or tensor.shape[-1] % tensor.format.weights:
+        return [f"{tensor.name} {tensor.shape} is not made of whole {tensor.format.name} blocks"]
+    end = tensor.offset + tensor.nbytes
+    return [f"cut short: {tensor.name} ends at byte {end} of {file_size}"] if end > file_size else []

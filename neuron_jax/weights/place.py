@@ -1,0 +1,47 @@
+"""Checkpoint tensors onto devices, one parameter at a time; knows jax, must not know sources or processes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from models import mapping
+from models.errors import ModelError
+from models.sharding import named_sharding
+from models.spec import Model, Params
+from neuron_jax.weights.errors import bad_checkpoint
+from neuron_jax.weights.spec import Checkpoint
+
+Report = Callable[[str, int, int, str], None]
+"""Called with phase, done, total, unit."""
+
+
+def load_params(model: Model, checkpoint: Checkpoint, mesh: Mesh, report: Report) -> Params:
+    """Every parameter of `model`, sharded over `mesh` by its logical axes; progress in bytes read, phase "weights".
+
+    Host memory beyond the weights is that of the largest parameter. Raises WeightsError with all misfits.
+    """
+    try:
+        rules = mapping.check(model.rules, {name: info.shape for name, info in checkpoint.tensors.items()})
+    except ModelError as error:
+        raise bad_checkpoint("checkpoint", error.misfits) from error
+    sizes = [sum(checkpoint.tensors[part.name].nbytes for part in rule.parts) for rule in rules]
+    total, done = sum(sizes), 0
+    params: dict[str | int, Any] = {}
+    report("weights", 0, total, "bytes")
+    for rule, size in zip(rules, sizes, strict=True):
+        specs = _subtree(model.param_specs, rule.keys)
+        leaves = rule.assemble(checkpoint.read)
+        placed = {name: jax.device_put(leaf, named_sharding(mesh, specs[name].axes)) for name, leaf in leaves.items()}
+        # Without waiting, host copies of many parameters would be alive at once.
+        mapping.place(params, rule.keys, jax.block_until_ready(placed))
+        done += size
+        report("weights", done, total, "bytes")
+    return params
+
+
+def _subtree(specs: Any, keys: tuple[str | int, ...]) -> Any:
+    for key in keys:
+        specs = specs[key]
+    return specs

@@ -1,0 +1,163 @@
+"""Folders of config.json and safetensors, whole or sharded by an index; knows bytes, must not know architectures.
+
+https://huggingface.co/docs/safetensors/index#format
+"""
+
+import json
+import mmap
+import struct
+from collections.abc import Mapping
+from contextlib import ExitStack
+from math import prod
+from pathlib import Path
+from typing import Any, Self
+
+import ml_dtypes
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from attrs import frozen
+
+from neuron_jax.weights.errors import WeightsError, bad_checkpoint
+from neuron_jax.weights.spec import TensorInfo
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
+_LENGTH = struct.Struct("<Q")
+
+
+class _Entry(msgspec.Struct):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+@frozen
+class _Stored:
+    """One tensor of one file; `start` from the file's first byte."""
+
+    info: TensorInfo
+    start: int
+    data: mmap.mmap
+
+
+class SafetensorsCheckpoint:
+    """A folder as a `Checkpoint`. Files are mapped, tensors read one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises WeightsError listing all that is wrong with the files, config.json included."""
+        self._open = ExitStack()
+        try:
+            self.config = read_json(folder / "config.json")
+            self._stored = _scan(folder, self._open)
+        except BaseException:
+            self._open.close()
+            raise
+        self.tensors: Mapping[str, TensorInfo] = {name: stored.info for name, stored in self._stored.items()}
+
+    def read(self, name: str) -> npt.NDArray[Any]:
+        """See `Checkpoint`."""
+        stored = self._stored[name]
+        raw = stored.data[stored.start : stored.start + stored.info.nbytes]
+        return np.frombuffer(bytearray(raw), _DTYPES[stored.info.dtype]).reshape(stored.info.shape)
+
+    def close(self) -> None:
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises WeightsError when it is not there or not an object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise bad_checkpoint(path, [f"cannot be read: {error}"]) from error
+    if not isinstance(value, dict):
+        raise bad_checkpoint(path, ["not a JSON object"])
+    return value
+
+
+def _scan(folder: Path, stack: ExitStack) -> dict[str, _Stored]:
+    """Every tensor of the folder by name."""
+    where, names = _files(folder)
+    stored: dict[str, _Stored] = {}
+    misfits: list[str] = []
+    for name in names:
+        try:
+            found = _scan_file(folder / name, stack)
+        except WeightsError as error:
+            misfits += [f"{name}: {row}" for row in error.extras["misfits"]]
+            continue
+        misfits += [f"{tensor} is in {name} and in another file" for tensor in found.keys() & stored.keys()]
+        stored |= found
+        misfits += [f"{name}: {key} is missing" for key, file in where.items() if file == name and key not in found]
+    if misfits:
+        raise bad_checkpoint(folder, misfits)
+    return stored
+
+
+def _files(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """What the index says (tensor -> file; empty without one), and the files."""
+    if (folder / INDEX).is_file():
+        where = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+            raise bad_checkpoint(folder / INDEX, ["weight_map is not an object of file names"])
+        return where, sorted(set(where.values()))
+    if (folder / SINGLE).is_file():
+        return {}, [SINGLE]
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names:
+        raise bad_checkpoint(folder, [f"has neither {SINGLE} nor {INDEX} nor other safetensors"])
+    return {}, names
+
+
+def _scan_file(path: Path, stack: ExitStack) -> dict[str, _Stored]:
+    try:
+        with path.open("rb") as file:
+            data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:
+        raise bad_checkpoint(path, [f"cannot be read: {error}"]) from error
+    start, header = _header(path, data)
+    misfits = [row for name, entry in header.items() for row in _misfits(name, entry, len(data) - start)]
+    if misfits:
+        raise bad_checkpoint(path, misfits)
+    return {
+        name: _Stored(
+            TensorInfo(name, entry.shape, entry.dtype, entry.data_offsets[1] - entry.data_offsets[0]),
+            start + entry.data_offsets[0],
+            data,
+        )
+        for name, entry in header.items()
+    }
+
+
+def _header(path: Path, data: mmap.mmap) -> tuple[int, dict[str, _Entry]]:
+    """Where the tensors' bytes start, and the table of tensors."""
+    if len(data) < _LENGTH.size:
+        raise bad_checkpoint(path, [f"cut short: {len(data)} bytes"])
+    (length,) = _LENGTH.unpack(data[: _LENGTH.size])
+    start = _LENGTH.size + length
+    if start > len(data):
+        raise bad_checkpoint(path, [f"cut short: the header ends at byte {start} of {len(data)}"])
+    try:
+        table = json.loads(data[_LENGTH.size : start])
+        table.pop("__metadata__", None)
+        return start, msgspec.convert(table, dict[str, _Entry])
+    except (ValueError, AttributeError) as error:
+        raise bad_checkpoint(path, [f"not a safetensors header: {error}"]) from error
+
+
+def _misfits(name: str, entry: _Entry, available: int) -> list[str]:
+    if entry.dtype not in _DTYPES:
+        return [f"{name} has dtype {entry.dtype}; readable are {', '.join(_DTYPES)}"]
+    begin, end = entry.data_offsets
+    size = prod(entry.shape) * np.dtype(_DTYPES[entry.dtype]).itemsize
+    if begin < 0 or end - begin != size:
+        return [f"{name} {entry.shape} {entry.dtype} takes {size} bytes but has {end - begin}"]
+    return [f"cut short: {name} ends at byte {end} of {available}"] if end > available else []
