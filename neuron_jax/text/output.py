@@ -1,0 +1,104 @@
+"""Token ids of one choice to the pieces a client sees; joins the text layer's parts, knows no wire.
+
+ids → detokenize → stop strings → reasoning → tool calls → pieces
+"""
+
+from collections.abc import Sequence
+
+from attrs import frozen
+
+from neuron_jax.text import formats
+from neuron_jax.text.detokenize import Detokenizer
+from neuron_jax.text.pieces import Piece, Text, ToolStart, merged
+from neuron_jax.text.stop import StopMatcher
+from neuron_jax.text.tokenizer import Tokenizer
+
+
+@frozen
+class Delta:
+    """What some tokens added. `stop` is the stop string that ended the choice; `tokens_seen` counts all tokens so far,
+    up to the one that completed it."""
+
+    pieces: tuple[Piece, ...]
+    stop: str | None
+    tokens_seen: int
+
+
+class OutputText:
+    """One choice's output. After a `stop` nothing follows: what is fed then is ignored and not counted.
+
+    `reasoning` and `tools` are names from `neuron_jax.text.formats`, None where the request has no use for them.
+    Tool calls get the ids `<call_prefix>0`, `<call_prefix>1`, …; the prefix is unique to the choice. `continues`: the
+    output goes on from a raw prompt, so a leading space stays.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        stops: Sequence[str],
+        reasoning: str | None,
+        tools: str | None,
+        call_prefix: str = "",
+        continues: bool = False,
+    ) -> None:
+        assert call_prefix or not tools, "tool calls need ids that are unique beyond this choice"
+        names = formats.markers(reasoning=reasoning, tools=tools) & tokenizer.special_tokens
+        visible = frozenset(id_ for name in names if (id_ := tokenizer.id_of(name)) is not None)
+        self._detokenizer = Detokenizer(tokenizer, visible=visible, continues=continues)
+        self._stops = StopMatcher(stops)
+        self._reasoning = formats.reasoning_parser(reasoning, tools=tools) if reasoning else None
+        self._tools = formats.tool_parser(tools, call_prefix) if tools else None
+        self._ended = False
+        self._seen = 0
+        self.reasoning_tokens = 0
+        self.called_tools = False
+
+    def feed(self, ids: Sequence[int]) -> Delta:
+        """The pieces that `ids` complete. Leave out a final stop id whose text is not wanted."""
+        pieces: list[Piece] = []
+        for id_ in ids:
+            if self._ended:
+                break
+            self._count()
+            matched = self._stops.feed(self._detokenizer.feed((id_,)))
+            pieces += self._parse(matched.text)
+            if matched.stop is not None:
+                return self._end(pieces, matched.stop)
+        return self._delta(pieces, None)
+
+    def close(self) -> Delta:
+        """Everything held back, at the end of the choice. Empty after a stop string."""
+        if self._ended:
+            return self._delta([], None)
+        matched = self._stops.feed(self._detokenizer.close())
+        held = "" if matched.stop is not None else self._stops.close()
+        return self._end(self._parse(matched.text + held), matched.stop)
+
+    def _count(self) -> None:
+        self._seen += 1
+        if self._reasoning and self._reasoning.thinking:
+            self.reasoning_tokens += 1
+
+    def _end(self, pieces: list[Piece], stop: str | None) -> Delta:
+        self._ended = True
+        last = self._calls(self._reasoning.close()) if self._reasoning else []
+        return self._delta(pieces + last + (self._tools.close() if self._tools else []), stop)
+
+    def _parse(self, text: str) -> list[Piece]:
+        if not text:
+            return []
+        return self._calls(self._reasoning.feed(text) if self._reasoning else [Text(text)])
+
+    def _calls(self, pieces: list[Piece]) -> list[Piece]:
+        """`pieces`, the text among them searched for tool calls."""
+        if self._tools is None:
+            return pieces
+        found: list[Piece] = []
+        for piece in pieces:
+            found += self._tools.feed(piece.text) if isinstance(piece, Text) else [piece]
+        return found
+
+    def _delta(self, pieces: list[Piece], stop: str | None) -> Delta:
+        self.called_tools = self.called_tools or any(isinstance(piece, ToolStart) for piece in pieces)
+        return Delta(merged(pieces), stop, self._seen)

@@ -1,0 +1,168 @@
+"""Messages to one prompt string by the model's own chat template; knows no tokens beyond their names.
+
+Messages are OpenAI's. They are put into the shape templates are written for: text parts joined with a newline (unless
+the template walks the parts itself), absent content empty, tool arguments parsed, `developer` called `system` where the
+template does not know it.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import meta, nodes
+
+from neuron_jax.text import sandbox
+from neuron_jax.text.errors import TemplateError
+
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """A compiled template. Raises TemplateError when `source` does not compile."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        bos_token: str | None,
+        eos_token: str | None,
+        clock: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        environment = sandbox.environment(clock)
+        try:
+            tree = environment.parse(source)
+            self._template = environment.from_string(source)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise TemplateError(f"the chat template does not compile: {error}") from error
+        names = meta.find_undeclared_variables(tree)
+        self.source = source
+        self.supports_tools = "tools" in names
+        self.supports_thinking = "enable_thinking" in names or "<think>" in source
+        self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
+        self._walks_parts = _walks_content(tree)
+        self._wants_parts = self._walks_parts and not re.search(r"\bis\s+(not\s+)?string\b", source)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt. `continue_final` leaves the last message open, for the model to go on where it ends.
+
+        `variables` are the template's own switches (`enable_thinking`); they cannot replace the arguments above. Raises
+        TemplateError, with the template's own message where it refuses the conversation.
+        """
+        shaped = [self._shaped(message) for message in messages]
+        names = {**(variables or {}), **self._tokens, "tools": list(tools) if tools else None}
+        if not continue_final:
+            return self._run(shaped, {**names, "add_generation_prompt": add_generation_prompt})
+        mark = unused_character([list(messages), self.source])
+        rendered = self._run(_marked_end(shaped, mark), {**names, "add_generation_prompt": False})
+        before, found, _ = rendered.rpartition(mark)
+        if not found:
+            raise TemplateError("the chat template does not let the last message be continued")
+        return before
+
+    def _run(self, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
+        """Arguments of tool calls as objects, or as the text they came in for the templates that paste it."""
+        try:
+            return sandbox.render(self._template, {**variables, "messages": [_parsed_calls(m) for m in messages]})
+        except TemplateError as error:
+            if any("tool_calls" in message for message in messages):
+                with contextlib.suppress(TemplateError):
+                    return sandbox.render(self._template, {**variables, "messages": messages})
+            raise error from None
+
+    def _shaped(self, message: Message) -> dict[str, Any]:
+        shaped = {**message, "content": self._content(message.get("content"))}
+        if shaped.get("role") == "developer" and "developer" not in self.source:
+            shaped["role"] = "system"
+        if not shaped.get("tool_calls"):
+            shaped.pop("tool_calls", None)
+        if shaped.get("reasoning_content") is None and isinstance(shaped.get("reasoning"), str):
+            shaped["reasoning_content"] = shaped["reasoning"]
+        return shaped
+
+    def _content(self, content: Any) -> Any:
+        if content is None:
+            return ""
+        if isinstance(content, str):
+            return [{"type": "text", "text": content}] if self._wants_parts else content
+        return content if self._walks_parts else "\n".join(map(_part_text, content))
+
+
+def unused_character(value: Any) -> str:
+    """A private-use character that is in no string of `value` (any JSON)."""
+    used = set(json.dumps(value, ensure_ascii=False))
+    return next(char for char in map(chr, range(0xF0000, 0x10FFFE)) if char not in used)
+
+
+def _part_text(part: Any) -> str:
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if not isinstance(text, str):
+        raise TemplateError("a content part without text; this chat template takes text only")
+    return text
+
+
+def _marked_end(messages: list[dict[str, Any]], mark: str) -> list[dict[str, Any]]:
+    if not messages:
+        raise TemplateError("there is no message to continue")
+    last = messages[-1]
+    content = last["content"]
+    if isinstance(content, str):
+        return [*messages[:-1], {**last, "content": content + mark}]
+    *parts, end = content or [{"type": "text", "text": ""}]
+    return [*messages[:-1], {**last, "content": [*parts, {**end, "text": _part_text(end) + mark}]}]
+
+
+def _parsed_calls(message: dict[str, Any]) -> dict[str, Any]:
+    """`message` with the arguments of its tool calls as objects."""
+    if "tool_calls" not in message:
+        return message
+    return {**message, "tool_calls": [_parsed_call(call) for call in message["tool_calls"]]}
+
+
+def _parsed_call(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    return {**call, "function": {**function, "arguments": _parsed_arguments(function["arguments"])}}
+
+
+def _parsed_arguments(text: str) -> Any:
+    """The object that `text` holds; `text` itself when it holds none (a call that was cut off and sent back)."""
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def _walks_content(tree: nodes.Template) -> bool:
+    """Whether some loop of the template goes over a message's content: then it wants parts, not a string."""
+    aliases = {
+        node.target.name
+        for node in tree.find_all(nodes.Assign)
+        if isinstance(node.target, nodes.Name) and _is_content(node.node)
+    }
+    return any(_walks(loop.iter, aliases) for loop in tree.find_all(nodes.For))
+
+
+def _walks(walked: nodes.Node, aliases: set[str]) -> bool:
+    if isinstance(walked, nodes.Filter) and walked.node is not None:
+        return _walks(walked.node, aliases)
+    return _is_content(walked) or (isinstance(walked, nodes.Name) and walked.name in aliases)
+
+
+def _is_content(node: nodes.Node) -> bool:
+    if isinstance(node, nodes.Getattr):
+        return node.attr == "content"
+    return isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and node.arg.value == "content"
