@@ -1,7 +1,7 @@
 """What models there are: the operator's list, what every node lists, and the aliases, merged. Pure."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from attrs import field, frozen
 
@@ -49,11 +49,10 @@ class ModelEntry:
     reasoning: bool = False
 
 
-def resolve(catalogue: Catalogue, snapshot: FleetSnapshot, name: str) -> str | None:
-    """The id that `name` stands for, or None where neither the operator nor any node knows it."""
+def resolve(catalogue: Catalogue, name: str, listed: Callable[[str], bool]) -> str | None:
+    """The id that `name` stands for, or None where neither the operator nor a node (`listed`) knows it."""
     target = catalogue.aliases.get(name, name)
-    known = target in catalogue.models or any(node.replica(target) for node in snapshot.nodes)
-    return target if known else None
+    return target if target in catalogue.models or listed(target) else None
 
 
 def nearest(catalogue: Catalogue, snapshot: FleetSnapshot, name: str) -> tuple[str, ...]:

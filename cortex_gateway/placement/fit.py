@@ -93,7 +93,7 @@ def devices_for(
 
 
 def size(replica: Replica, node: Node, knowledge: Knowledge, config: ModelConfig) -> int:
-    """MiB that come back when the replica leaves, as well as anybody knows; at most what its devices have in use."""
+    """MiB that come back when the replica leaves, as well as anybody knows; failing that, all its devices have in use."""
     learned = knowledge.measured.get((replica.model, node.name))
     known = replica.vram_used_mb or learned or replica.vram_estimate_mb or config.vram_mb
     return known or sum(device.vram_used_mb for device in node.devices if device.index in replica.devices)

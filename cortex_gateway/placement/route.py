@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from typing import Literal
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
 from cortex_gateway.placement import evict, fit
 from cortex_gateway.placement.catalogue import Catalogue
@@ -85,7 +85,7 @@ def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Decisi
         for node in snapshot.nodes
         if node.healthy and policy.only in (None, node.name) and (replica := node.replica(model.id))
     ]
-    best = least_wait(hosts)
+    best = least_wait((node.name, replica) for node, replica in hosts)
     if best is not None:
         return Serve(best)
     for node, replica in hosts:
@@ -97,12 +97,12 @@ def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Decisi
     return place(model, snapshot, policy)
 
 
-def least_wait(hosts: Iterable[tuple[Node, Replica]]) -> str | None:
-    """The node where a new request is expected to end first: a free seat before none, then work over speed, then name.
+def least_wait(hosts: Iterable[tuple[str, Replica]]) -> str | None:
+    """The node where a new request should end first: a free seat before none, then work over speed, then its name.
 
     Speed counts only where every candidate has measured one: an unmeasured replica is not slow, it is new.
     """
-    serving = [(node.name, replica) for node, replica in hosts if replica.serving]
+    serving = [(node, replica) for node, replica in hosts if replica.serving]
     if len(serving) < 2:
         return serving[0][0] if serving else None
     measured = all(replica.load.tok_s_decode > 0 for _, replica in serving)
@@ -211,9 +211,3 @@ def _nowhere(model: ModelConfig, obstacles: list[tuple[Node, Obstacle]]) -> Hold
         return Hold(reason)
     worst: tuple[Why, ...] = ("failed", "full", "down", "never")
     return Reject(next((kind for kind in worst if kind in kinds), "down"), reason)
-
-
-def with_demand(policy: Policy, model: str, node: str, demanded_mb: int) -> Policy:
-    """The policy once a node has refused the model and said what it would take."""
-    demanded = {**policy.knowledge.demanded, (model, node): demanded_mb}
-    return evolve(policy, knowledge=evolve(policy.knowledge, demanded=demanded))

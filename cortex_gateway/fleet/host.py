@@ -1,0 +1,170 @@
+"""One node as the owner of residency knows it: what it said, what we did to it since, and the job under way. No I/O."""
+
+from collections import Counter, deque
+from typing import Literal
+
+from attrs import define, evolve, field
+
+from cortex_gateway.fleet.messages import LoadSpec, Observation
+from cortex_gateway.placement.snapshot import LoadStatus, Node, Replica
+
+MISSES_UNTIL_UNHEALTHY = 3
+
+
+@define(kw_only=True)
+class Unload:
+    model: str
+    incoming: str | None = None  # the model it makes room for
+
+
+@define(kw_only=True)
+class Load:
+    spec: LoadSpec
+
+
+@define(kw_only=True)
+class Job:
+    """Steps that one node takes one after another; the first may be running."""
+
+    why: Literal["load", "unload", "defrag"]
+    model: str  # what it is for; "" for defrag
+    steps: deque[Unload | Load]
+    running: bool = False
+    retried: bool = False  # the node refused for want of memory once already
+    progress: LoadStatus | None = None
+
+    def loads(self, model: str) -> bool:
+        return any(isinstance(step, Load) and step.spec.model_id == model for step in self.steps)
+
+    def unloads(self, model: str) -> bool:
+        return any(isinstance(step, Unload) and step.model == model for step in self.steps)
+
+    def words(self) -> str:
+        """The step at hand, as `cortex status` shows it."""
+        step = self.steps[0]
+        if isinstance(step, Load):
+            return f"loading {step.spec.model_id}"
+        return f"unloading {step.model}" if self.running else f"waiting for {step.model} to drain"
+
+    def status(self, model: str) -> LoadStatus:
+        """How far the load of `model` is: behind other steps, or as the node last reported."""
+        step = self.steps[0]
+        if isinstance(step, Load) and step.spec.model_id == model:
+            return self.progress or LoadStatus(phase="starting")
+        return LoadStatus(phase="making room")
+
+
+@define(kw_only=True)
+class Host:
+    """Mutable, and only Residency writes it."""
+
+    name: str
+    endpoint: str
+    healthy: bool = False
+    reason: str | None = None
+    misses: int = 0
+    suspect: bool = False
+    seen: Observation = field(factory=Observation)
+    replicas: dict[str, Replica] = field(factory=dict)
+    ours: Counter[str] = field(factory=Counter)
+    peak: Counter[str] = field(factory=Counter)  # most of ours at once since the look began
+    last_used: dict[str, float] = field(factory=dict)
+    cycles: int = 0
+    job: Job | None = None
+    stale: bool = False  # memory and models have changed since the node was last looked at
+    looked_before_change: bool = False  # the look that is under way began before the last change
+
+    def begin_look(self) -> None:
+        self.peak = Counter(self.ours)
+        self.looked_before_change = False
+
+    def changed(self) -> None:
+        self.stale = self.looked_before_change = True
+
+    def see(self, observation: Observation, now: float) -> None:
+        """Take what the node said, unless it said it before we changed something."""
+        self.healthy, self.reason, self.misses, self.suspect = True, None, 0, False
+        if self.looked_before_change:
+            return
+        self.stale = False
+        self.seen = observation
+        self.replicas = {one.model: self._counted(one) for one in observation.replicas}
+        for model, one in self.replicas.items():
+            if one.status == "loaded":
+                self.last_used.setdefault(model, now)
+
+    def miss(self, reason: str) -> bool:
+        """True when this miss is the one that makes the node unhealthy."""
+        self.misses += 1
+        self.stale = False
+        lost = self.healthy and self.misses >= MISSES_UNTIL_UNHEALTHY
+        if lost or not self.healthy:
+            self.healthy, self.reason = False, reason
+        return lost
+
+    def take(self, model: str, now: float) -> None:
+        self.ours[model] += 1
+        self.peak[model] = max(self.peak[model], self.ours[model])
+        self.last_used[model] = now
+
+    def give_back(self, model: str, now: float) -> None:
+        assert self.ours[model] > 0, "a lease is given back once"
+        self.ours[model] -= 1
+        self.last_used[model] = now
+
+    def loaded(self, spec: LoadSpec, now: float) -> None:
+        """The node has just said that the model serves; sizes follow with the next look."""
+        before = self.replicas.get(spec.model_id) or Replica(model=spec.model_id, status="loaded", harness=spec.harness)
+        devices = spec.devices or before.devices or tuple(range(spec.tensor_parallel))
+        self.replicas[spec.model_id] = evolve(
+            before, status="loaded", servable=True, devices=devices, progress=None, last_error=None
+        )
+        self.last_used[spec.model_id] = now
+        self.changed()
+
+    def unloaded(self, model: str) -> None:
+        gone = self.replicas.get(model) or Replica(model=model, status="unloaded")
+        self.replicas[model] = evolve(gone, status="unloaded", devices=(), vram_used_mb=None, others=0)
+        self.last_used.pop(model, None)
+        self.changed()
+
+    def replica(self, model: str) -> Replica | None:
+        """The replica with our own traffic and the job under way laid over what the node said."""
+        said = self.replicas.get(model)
+        if self.job and self.job.loads(model):
+            said = evolve(
+                said or Replica(model=model, status="loading"), status="loading", progress=self.job.status(model)
+            )
+        if said is None:
+            return None
+        leaving = self.job is not None and self.job.unloads(model)
+        return evolve(
+            said,
+            in_flight=self.ours[model],
+            last_used=self.last_used.get(model, 0.0),
+            draining=leaving or said.status == "draining",
+        )
+
+    def node(self) -> Node:
+        models = dict.fromkeys([*self.replicas, *self._coming()])
+        found = [replica for model in models if (replica := self.replica(model))]
+        busy = self.job.words() if self.job else "changed a moment ago" if self.stale else None
+        return Node(
+            name=self.name,
+            endpoint=self.endpoint,
+            healthy=self.healthy and not self.suspect,
+            reason=self.reason,
+            hostname=self.seen.hostname,
+            harnesses=self.seen.harnesses,
+            devices=self.seen.devices,
+            replicas=tuple(found),
+            busy=busy,
+            cycles=self.cycles,
+            uptime_secs=self.seen.uptime_secs,
+        )
+
+    def _coming(self) -> list[str]:
+        return [step.spec.model_id for step in self.job.steps if isinstance(step, Load)] if self.job else []
+
+    def _counted(self, replica: Replica) -> Replica:
+        return evolve(replica, others=max(0, replica.load.pending - self.peak[replica.model]))

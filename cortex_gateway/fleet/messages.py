@@ -1,0 +1,213 @@
+"""What the owner of residency is told, and what it has done: events in, effects out. Records only."""
+
+from attrs import frozen
+
+from cortex_gateway.errors import CortexError
+from cortex_gateway.placement.snapshot import Device, LoadStatus, Replica
+
+
+@frozen(kw_only=True)
+class Observation:
+    """One look at a node that answered. Seconds."""
+
+    hostname: str | None = None
+    harnesses: tuple[str, ...] = ()
+    devices: tuple[Device, ...] = ()
+    replicas: tuple[Replica, ...] = ()
+    uptime_secs: float = 0.0
+
+
+@frozen(kw_only=True)
+class LoadSpec:
+    """What a node is asked to load: the ModelSpec of docs/wire.md. None = absent there."""
+
+    model_id: str
+    source: str | None = None
+    harness: str = "jax"
+    quant: str = "auto"
+    tensor_parallel: int = 1
+    devices: tuple[int, ...] = ()  # empty = the node chooses
+    max_context: int | None = None
+
+
+@frozen(kw_only=True)
+class Looking:
+    """A look at the node begins: what it says will be as old as now."""
+
+    node: str
+
+
+@frozen(kw_only=True)
+class Seen:
+    """The node answered."""
+
+    node: str
+    observation: Observation
+
+
+@frozen(kw_only=True)
+class Missed:
+    """The node did not answer, or not as agreed."""
+
+    node: str
+    reason: str
+
+
+@frozen(kw_only=True)
+class Suspected:
+    """A request could not reach the node: send no other there until it answers a look."""
+
+    node: str
+    reason: str
+
+
+@frozen(kw_only=True)
+class Wanted:
+    """A request wants a replica of the model."""
+
+    ticket: int
+    model: str
+    request_id: str
+
+
+@frozen(kw_only=True)
+class LoadAsked:
+    """An operator wants the model loaded, on `node` or wherever it fits."""
+
+    ticket: int
+    model: str
+    node: str | None = None
+    quant: str | None = None
+    tensor_parallel: int | None = None
+
+
+@frozen(kw_only=True)
+class UnloadAsked:
+    """An operator wants the model gone, from `node` or from all."""
+
+    ticket: int
+    model: str
+    node: str | None = None
+
+
+@frozen(kw_only=True)
+class Left:
+    """Nobody waits for this ticket any more."""
+
+    ticket: int
+
+
+@frozen(kw_only=True)
+class Returned:
+    """A request that had been granted the replica has ended."""
+
+    node: str
+    model: str
+
+
+@frozen(kw_only=True)
+class Progressed:
+    """The load under way on the node got on."""
+
+    node: str
+    status: LoadStatus
+
+
+@frozen(kw_only=True)
+class Finished:
+    """The load or unload under way on the node has ended."""
+
+    node: str
+    error: CortexError | None = None
+
+
+@frozen
+class Ticked:
+    """Time has passed."""
+
+
+Event = (
+    Looking
+    | Seen
+    | Missed
+    | Suspected
+    | Wanted
+    | LoadAsked
+    | UnloadAsked
+    | Left
+    | Returned
+    | Progressed
+    | Finished
+    | Ticked
+)
+
+
+@frozen(kw_only=True)
+class Grant:
+    """The request may be sent there; it is counted in flight from now. `cold`: it had to wait for a load."""
+
+    ticket: int
+    node: str
+    model: str
+    cold: bool
+
+
+@frozen(kw_only=True)
+class Complete:
+    """What the operator asked for has happened."""
+
+    ticket: int
+
+
+@frozen(kw_only=True)
+class Refuse:
+    """The ticket ends with this error."""
+
+    ticket: int
+    error: CortexError
+
+
+@frozen(kw_only=True)
+class Report:
+    """How far the load is that this operator waits for."""
+
+    ticket: int
+    status: LoadStatus
+
+
+@frozen(kw_only=True)
+class StartLoad:
+    node: str
+    spec: LoadSpec
+
+
+@frozen(kw_only=True)
+class StartUnload:
+    node: str
+    model: str
+
+
+@frozen(kw_only=True)
+class Abort:
+    """Give up on the load or unload under way: the node is gone."""
+
+    node: str
+
+
+@frozen(kw_only=True)
+class Look:
+    """Look at the node at once."""
+
+    node: str
+
+
+@frozen(kw_only=True)
+class Evicted:
+    """A model has made room for another."""
+
+    node: str
+    model: str
+    incoming: str
+
+
+Effect = Grant | Complete | Refuse | Report | StartLoad | StartUnload | Abort | Look | Evicted

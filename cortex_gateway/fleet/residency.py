@@ -1,0 +1,515 @@
+"""The one owner of residency: events in, effects out, every decision asked of `placement`. No I/O, no clock of its own.
+
+A request or an operator's wish is a ticket. A ticket ends with a grant, a completion or a refusal; until then it is tried
+again after every event that could help it. A node works on one job at a time; a job is a row of unloads and loads, and an
+unload starts when the last request on that model has ended. So nothing that runs is ever killed to make room.
+"""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal
+
+from attrs import define, evolve, field, frozen
+
+from cortex_gateway import errors
+from cortex_gateway.config import Config
+from cortex_gateway.fleet import messages as m
+from cortex_gateway.fleet.host import Host, Job, Load, Unload
+from cortex_gateway.placement import catalogue, defrag, fit
+from cortex_gateway.placement import route as routing
+from cortex_gateway.placement.catalogue import Catalogue
+from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus, ModelConfig, Replica
+
+log = logging.getLogger(__name__)
+
+COOLING_SECS = 5.0
+"""A failed load is not tried again on that node for this long: the Retry-After that clients are given."""
+PATIENCE_SECS = 10.0
+"""After this long a waiting request may have a model in use drained, so that a busy model cannot starve the others."""
+NO_ROOM = ("does_not_fit", "insufficient_vram")
+MIB = 1024 * 1024
+
+
+@define(kw_only=True)
+class Ticket:
+    number: int
+    kind: Literal["serve", "load", "unload"]
+    model: str
+    since: float
+    node: str | None = None
+    quant: str | None = None
+    tensor_parallel: int | None = None
+    request_id: str = ""
+    cold: bool = False
+    reported: LoadStatus | None = None
+
+
+@frozen(kw_only=True)
+class Failure:
+    at: float
+    error: errors.CortexError
+
+
+@define
+class Residency:
+    """`handle` is the only way in. Times are seconds on the caller's clock, which never goes back."""
+
+    config: Config
+    hosts: dict[str, Host] = field(init=False)
+    tickets: dict[int, Ticket] = field(factory=dict, init=False)
+    catalogue: Catalogue = field(init=False)
+    _measured: dict[tuple[str, str], int] = field(factory=dict, init=False)
+    _demanded: dict[tuple[str, str], int] = field(factory=dict, init=False)
+    _failures: dict[tuple[str, str], Failure] = field(factory=dict, init=False)
+    _specs: dict[tuple[str, str], m.LoadSpec] = field(factory=dict, init=False)  # how we loaded it, to load it again
+    _out: list[m.Effect] = field(factory=list, init=False)
+    _now: float = field(default=0.0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.hosts = {one.name: Host(name=one.name, endpoint=one.endpoint.rstrip("/")) for one in self.config.neurons}
+        self.catalogue = Catalogue({model.id: model for model in self.config.models}, self.config.aliases)
+
+    def handle(self, event: m.Event, now: float) -> list[m.Effect]:
+        """Take one event; the effects are to be carried out in order."""
+        self._now = now
+        self._out = []
+        handler: Callable[[Any], None] = getattr(self, f"_on_{type(event).__name__.lower()}")
+        handler(event)
+        return self._out
+
+    def snapshot(self) -> FleetSnapshot:
+        waiting: dict[str, int] = {}
+        for ticket in self.tickets.values():
+            if ticket.kind == "serve":
+                waiting[ticket.model] = waiting.get(ticket.model, 0) + 1
+        return FleetSnapshot(nodes=tuple(host.node() for host in self.hosts.values()), waiting=waiting)
+
+    def resolve(self, name: str) -> str | None:
+        return catalogue.resolve(self.catalogue, name, self._listed)
+
+    def status(self, model: str) -> LoadStatus | None:
+        """How far the load is that a request for `model` waits for; None where nobody waits and nothing is loading."""
+        for host in self.hosts.values():
+            replica = host.replica(model)
+            if replica and replica.status == "loading":
+                return replica.progress or LoadStatus(phase="loading")
+        waits = any(ticket.model == model for ticket in self.tickets.values())
+        return LoadStatus(phase="queued") if waits else None
+
+    def next_wake(self) -> float | None:
+        """When a `Ticked` would change something; None = not before the next event."""
+        times = [time for ticket in self.tickets.values() for time in self._times(ticket) if time > self._now]
+        return min(times, default=None)
+
+    # -- what happens ---------------------------------------------------------------------------------------------
+
+    def _on_wanted(self, event: m.Wanted) -> None:
+        model = self.resolve(event.model)
+        if model is None:
+            near = catalogue.nearest(self.catalogue, self.snapshot(), event.model)
+            self._out.append(m.Refuse(ticket=event.ticket, error=errors.ModelNotFound(event.model, nearest=near)))
+            return
+        ticket = Ticket(number=event.ticket, kind="serve", model=model, since=self._now, request_id=event.request_id)
+        queued = sum(one.kind == "serve" for one in self.tickets.values())
+        self.tickets[ticket.number] = ticket
+        self._try(ticket)
+        if ticket.number in self.tickets and queued >= self.config.gateway.max_waiting:
+            self._refuse(ticket, errors.Overloaded(f"{queued} requests wait for a model already.", queued=queued))
+            self._abandon()
+
+    def _on_loadasked(self, event: m.LoadAsked) -> None:
+        self.tickets[event.ticket] = ticket = Ticket(
+            number=event.ticket,
+            kind="load",
+            model=self.catalogue.aliases.get(event.model, event.model),
+            since=self._now,
+            node=event.node,
+            quant=event.quant,
+            tensor_parallel=event.tensor_parallel,
+        )
+        if self._names_a_node(ticket):
+            self._try(ticket)
+
+    def _on_unloadasked(self, event: m.UnloadAsked) -> None:
+        model = self.catalogue.aliases.get(event.model, event.model)
+        ticket = Ticket(number=event.ticket, kind="unload", model=model, since=self._now, node=event.node)
+        self.tickets[event.ticket] = ticket
+        if not self._names_a_node(ticket):
+            return
+        if not self._holders(ticket):
+            self._refuse(ticket, _not_loaded(model, event.node))
+            return
+        self._try(ticket)
+
+    def _on_left(self, event: m.Left) -> None:
+        if self.tickets.pop(event.ticket, None):
+            self._abandon()
+
+    def _on_returned(self, event: m.Returned) -> None:
+        host = self.hosts[event.node]
+        host.give_back(event.model, self._now)
+        self._advance(host)
+        self._settle()
+        self._defrag(host)
+
+    def _on_looking(self, event: m.Looking) -> None:
+        self.hosts[event.node].begin_look()
+
+    def _on_seen(self, event: m.Seen) -> None:
+        host = self.hosts[event.node]
+        if not host.healthy:
+            log.info("%s answers at %s", host.name, host.endpoint)
+        host.see(event.observation, self._now)
+        for model, replica in host.replicas.items():
+            if replica.status == "loaded" and replica.vram_used_mb:
+                self._measured[model, host.name] = replica.vram_used_mb
+        self._advance(host)
+        self._settle()
+        self._defrag(host)
+
+    def _on_missed(self, event: m.Missed) -> None:
+        host = self.hosts[event.node]
+        if host.miss(event.reason):
+            log.warning("%s is not healthy: %s", host.name, event.reason)
+            self._lose_job(host)
+        self._settle()
+
+    def _on_suspected(self, event: m.Suspected) -> None:
+        host = self.hosts[event.node]
+        host.suspect, host.reason = True, event.reason
+        self._out.append(m.Look(node=host.name))
+        self._settle()
+
+    def _on_progressed(self, event: m.Progressed) -> None:
+        job = self.hosts[event.node].job
+        if job is None:
+            return
+        job.progress = event.status
+        for ticket in self.tickets.values():
+            if ticket.kind == "load" and job.loads(ticket.model):
+                self._report(ticket)
+
+    def _on_finished(self, event: m.Finished) -> None:
+        host = self.hosts[event.node]
+        assert host.job is not None, "only a running job ends"
+        host.job.running = False
+        step = host.job.steps.popleft()
+        if isinstance(step, Unload):
+            self._unload_ended(host, host.job, step, event.error)
+        else:
+            self._load_ended(host, host.job, step, event.error)
+        self._out.append(m.Look(node=host.name))
+        if not host.healthy:
+            host.job = None
+        self._advance(host)
+        self._settle()
+
+    def _on_ticked(self, _: m.Ticked) -> None:
+        for ticket in list(self.tickets.values()):
+            if self._now >= self._deadline(ticket):
+                queued = sum(one.model == ticket.model for one in self.tickets.values()) - 1
+                waited = self._now - ticket.since
+                message = (
+                    f"{ticket.model} could not be loaded within {waited:.0f} s: every node with room for it is in use."
+                )
+                self._refuse(ticket, errors.Overloaded(message, queued=queued))
+        self._abandon()
+
+    # -- tickets --------------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Try every ticket again, oldest first."""
+        for ticket in list(self.tickets.values()):
+            self._try(ticket)
+
+    def _try(self, ticket: Ticket) -> None:
+        if ticket.kind == "unload":
+            self._try_unload(ticket)
+            return
+        if ticket.kind == "serve":
+            found = (
+                (host.name, host.replica(ticket.model))
+                for host in self.hosts.values()
+                if not host.suspect and host.healthy
+            )
+            best = routing.least_wait((name, replica) for name, replica in found if replica)
+            if best is not None:
+                self._granted(ticket, best)
+                return
+        self._decide(ticket)
+
+    def _decide(self, ticket: Ticket) -> None:
+        snapshot = self.snapshot()
+        model = self._model(ticket, snapshot)
+        decision = routing.route(model, snapshot, self._policy(ticket))
+        match decision:
+            case routing.Serve():
+                self._granted(ticket, decision.node)
+            case routing.Recovering() if ticket.kind == "serve":
+                message = f"{ticket.model} is recovering on {decision.node}."
+                self._refuse(ticket, errors.ModelRecovering(message))
+            case routing.Place():
+                self._start(ticket, model, decision)
+            case routing.Reject():
+                self._refuse(ticket, self._error(ticket, decision))
+            case _:
+                ticket.cold = True
+        self._report(ticket)
+
+    def _granted(self, ticket: Ticket, node: str) -> None:
+        del self.tickets[ticket.number]
+        if ticket.kind == "load":
+            self._out.append(m.Complete(ticket=ticket.number))
+            return
+        self.hosts[node].take(ticket.model, self._now)
+        self._out.append(m.Grant(ticket=ticket.number, node=node, model=ticket.model, cold=ticket.cold))
+
+    def _start(self, ticket: Ticket, model: ModelConfig, place: routing.Place) -> None:
+        ticket.cold = True
+        host = self.hosts[place.node]
+        log.info("loading %s on %s for %s", model.id, host.name, ticket.request_id or "an operator")
+        host.job = self._job(model, self._spec(ticket, model, place), place)
+        self._advance(host)
+
+    def _job(self, model: ModelConfig, spec: m.LoadSpec, place: routing.Place) -> Job:
+        unloads = [Unload(model=victim, incoming=model.id) for victim in place.victims]
+        return Job(why="load", model=model.id, steps=deque([*unloads, Load(spec=spec)]))
+
+    def _spec(self, ticket: Ticket, model: ModelConfig, place: routing.Place) -> m.LoadSpec:
+        return m.LoadSpec(
+            model_id=model.id,
+            source=model.source,
+            harness=model.harness,
+            quant=ticket.quant or model.quant,
+            tensor_parallel=model.shards,
+            devices=place.devices,
+            max_context=model.limit.context if model.limit else None,
+        )
+
+    def _try_unload(self, ticket: Ticket) -> None:
+        failed = [failure for (name, _), failure in self._failures.items() if name == ticket.model]
+        recent = next((failure for failure in failed if failure.at >= ticket.since), None)
+        if recent:
+            self._refuse(ticket, recent.error)
+            return
+        holders = self._holders(ticket)
+        if not holders:
+            del self.tickets[ticket.number]
+            self._out.append(m.Complete(ticket=ticket.number))
+        for host in holders:
+            if host.job is None:
+                host.job = Job(why="unload", model=ticket.model, steps=deque([Unload(model=ticket.model)]))
+                self._advance(host)
+
+    def _holders(self, ticket: Ticket) -> list[Host]:
+        hosts = [host for host in self.hosts.values() if ticket.node in (None, host.name) and host.healthy]
+        return [host for host in hosts if (one := host.replica(ticket.model)) and (one.resident or one.draining)]
+
+    def _refuse(self, ticket: Ticket, error: errors.CortexError) -> None:
+        del self.tickets[ticket.number]
+        self._out.append(m.Refuse(ticket=ticket.number, error=error))
+
+    def _report(self, ticket: Ticket) -> None:
+        status = self.status(ticket.model)
+        if ticket.kind == "load" and ticket.number in self.tickets and status and status != ticket.reported:
+            ticket.reported = status
+            self._out.append(m.Report(ticket=ticket.number, status=status))
+
+    def _names_a_node(self, ticket: Ticket) -> bool:
+        if ticket.node is None or ticket.node in self.hosts:
+            return True
+        known = ", ".join(self.hosts)
+        self._refuse(ticket, errors.InvalidBody(f"There is no node {ticket.node!r}; there are {known}.", param="node"))
+        return False
+
+    def _abandon(self) -> None:
+        """Drop jobs that nobody waits for and that have not begun their next step: their victims may stay."""
+        wanted = {(ticket.kind == "unload", ticket.model) for ticket in self.tickets.values()}
+        for host in self.hosts.values():
+            job = host.job
+            if job and not job.running and job.why != "defrag" and (job.why == "unload", job.model) not in wanted:
+                host.job = None
+        self._settle()
+
+    # -- jobs -----------------------------------------------------------------------------------------------------
+
+    def _advance(self, host: Host) -> None:
+        """Begin the next step of the node's job, if it may begin."""
+        job = host.job
+        if job is None or job.running:
+            return
+        while job.steps and isinstance(step := job.steps[0], Unload) and not self._present(host, step.model):
+            job.steps.popleft()
+        if not job.steps:
+            host.job = None
+            return
+        step = job.steps[0]
+        if isinstance(step, Load):
+            job.running = True
+            self._out.append(m.StartLoad(node=host.name, spec=step.spec))
+        elif self._pending(host, step.model) == 0:
+            job.running = True
+            self._out.append(m.StartUnload(node=host.name, model=step.model))
+
+    def _unload_ended(self, host: Host, job: Job, step: Unload, error: errors.CortexError | None) -> None:
+        if error is None:
+            host.unloaded(step.model)
+            host.cycles += job.why != "defrag"
+            if step.incoming:
+                log.info("evicted %s from %s for %s", step.model, host.name, step.incoming)
+                self._out.append(m.Evicted(node=host.name, model=step.model, incoming=step.incoming))
+            return
+        log.warning("unloading %s from %s failed: %s", step.model, host.name, error)
+        if job.why == "defrag":
+            job.steps = deque(
+                one for one in job.steps if not (isinstance(one, Load) and one.spec.model_id == step.model)
+            )
+            return
+        self._fail(host, job, error)
+
+    def _load_ended(self, host: Host, job: Job, step: Load, error: errors.CortexError | None) -> None:
+        key = (step.spec.model_id, host.name)
+        job.progress = None
+        if error is None:
+            self._specs[key] = step.spec
+            self._failures.pop(key, None)
+            self._demanded.pop(key, None)
+            host.loaded(step.spec, self._now)
+            return
+        log.warning("loading %s on %s failed: %s", step.spec.model_id, host.name, error)
+        host.changed()
+        if job.why == "defrag":
+            self._failures[key] = Failure(at=self._now, error=error)
+            return
+        if error.extras.get("kind", error.code) in NO_ROOM and not job.retried and self._retry(host, step, error):
+            return
+        self._fail(host, job, error)
+
+    def _retry(self, host: Host, step: Load, error: errors.CortexError) -> bool:
+        """Once, after evicting what the node's own numbers call for; at least one model, for ours said it fitted."""
+        host.job = None
+        node = evolve(host.node(), busy=None)
+        model = evolve(self._config(step.spec.model_id), tensor_parallel=step.spec.tensor_parallel)
+        key = (model.id, host.name)
+        freest = sorted((device.vram_free_mb for device in node.devices), reverse=True)[: model.shards]
+        self._demanded[key] = max(_demand(error), (min(freest, default=0) + 1) * model.shards)
+        found = routing.consider(model, node, evolve(self._policy(None), drain=True))
+        self._demanded.pop(key)
+        if not isinstance(found, routing.Place):
+            return False
+        host.job = evolve(self._job(model, evolve(step.spec, devices=found.devices), found), retried=True)
+        return True
+
+    def _fail(self, host: Host, job: Job, error: errors.CortexError) -> None:
+        self._failures[job.model, host.name] = Failure(at=self._now, error=error)
+        host.job = None
+
+    def _lose_job(self, host: Host) -> None:
+        if host.job and host.job.running:
+            self._out.append(m.Abort(node=host.name))
+        else:
+            host.job = None
+
+    def _defrag(self, host: Host) -> None:
+        models = (
+            None if self.tickets else defrag.due(host.node(), after_cycles=self.config.eviction.defrag_after_cycles)
+        )
+        if models is None:
+            return
+        host.cycles = 0
+        log.info("restarting the engines of %s: %s", host.name, ", ".join(models) or "none is loaded")
+        steps: list[Unload | Load] = [Unload(model=model) for model in models]
+        steps += [Load(spec=self._spec_again(host, model)) for model in models]
+        host.job = Job(why="defrag", model="", steps=deque(steps))
+        self._advance(host)
+
+    def _spec_again(self, host: Host, model: str) -> m.LoadSpec:
+        if (model, host.name) in self._specs:
+            return self._specs[model, host.name]
+        replica = host.replicas[model]
+        place = routing.Place(node=host.name, devices=replica.devices)
+        config = evolve(self._config(model), tensor_parallel=len(replica.devices) or None)
+        ticket = Ticket(number=0, kind="load", model=model, since=self._now, quant=(replica.quant or {}).get("chosen"))
+        return self._spec(ticket, config, place)
+
+    # -- what decisions are made from -----------------------------------------------------------------------------
+
+    def _policy(self, ticket: Ticket | None) -> routing.Policy:
+        return routing.Policy(
+            catalogue=self.catalogue,
+            strategy=self.config.eviction.strategy,
+            knowledge=fit.Knowledge(measured=self._measured, demanded=self._demanded),
+            excluded=frozenset(self._cooling(ticket)) if ticket else frozenset(),
+            only=ticket.node if ticket else None,
+            drain=ticket is not None and (ticket.kind == "load" or self._now >= ticket.since + PATIENCE_SECS),
+        )
+
+    def _cooling(self, ticket: Ticket) -> dict[str, Failure]:
+        """Nodes where the model has failed: since the operator asked, or too short a while ago for a request."""
+        floor = ticket.since if ticket.kind == "load" else min(ticket.since, self._now - COOLING_SECS)
+        mine = ((node, failure) for (model, node), failure in self._failures.items() if model == ticket.model)
+        return {node: failure for node, failure in mine if failure.at >= floor}
+
+    def _error(self, ticket: Ticket, reject: routing.Reject) -> errors.CortexError:
+        failures = self._cooling(ticket)
+        if failures:
+            return max(failures.values(), key=lambda failure: failure.at).error
+        if reject.why in {"full", "never"}:
+            return errors.InsufficientVram(reject.reason)
+        return errors.NoHealthyNode(reject.reason)
+
+    def _model(self, ticket: Ticket, snapshot: FleetSnapshot) -> ModelConfig:
+        replicas = [replica for node in snapshot.nodes if (replica := node.replica(ticket.model))]
+        config = self.catalogue.config(ticket.model, replicas)
+        return evolve(config, tensor_parallel=ticket.tensor_parallel) if ticket.tensor_parallel else config
+
+    def _config(self, model: str) -> ModelConfig:
+        return self.catalogue.config(model, [one for host in self.hosts.values() if (one := host.replica(model))])
+
+    def _listed(self, model: str) -> bool:
+        return any(model in host.replicas for host in self.hosts.values())
+
+    def _loads_now(self, host: Host, model: str) -> bool:
+        if host.job and host.job.loads(model):
+            return host.job.running
+        return model in host.replicas and host.replicas[model].status == "loading"
+
+    def _present(self, host: Host, model: str) -> bool:
+        said = host.replicas.get(model)
+        return said is not None and said.resident
+
+    def _pending(self, host: Host, model: str) -> int:
+        replica: Replica | None = host.replicas.get(model)
+        return host.ours[model] + (replica.others if replica else 0)
+
+    def _times(self, ticket: Ticket) -> tuple[float, ...]:
+        return (
+            (ticket.since + PATIENCE_SECS, self._deadline(ticket))
+            if ticket.kind == "serve"
+            else (self._deadline(ticket),)
+        )
+
+    def _deadline(self, ticket: Ticket) -> float:
+        """Queueing has an end of its own; a load under way has its time on top, an operator waits as long as it takes."""
+        if ticket.kind != "serve":
+            return math.inf
+        loading = any(self._loads_now(host, ticket.model) for host in self.hosts.values())
+        gateway = self.config.gateway
+        return ticket.since + gateway.wait_secs + (gateway.load_timeout_secs if loading else 0.0)
+
+
+def _not_loaded(model: str, node: str | None) -> errors.CortexError:
+    error = errors.BadRequest(f"The model {model!r} is not loaded on {node or 'any node'}.", param="model")
+    error.status, error.code = 404, "model_not_loaded"
+    return error
+
+
+def _demand(error: errors.CortexError) -> int:
+    """MiB that the node says the model takes in all; 0 where it does not say."""
+    plan = error.extras.get("plan")
+    rows = plan if isinstance(plan, list) else []
+    total = sum(row["bytes"] for row in rows if isinstance(row, dict) and isinstance(row.get("bytes"), int))
+    required = error.extras.get("required_mb")
+    return required if isinstance(required, int) else math.ceil(total / MIB)

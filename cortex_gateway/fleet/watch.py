@@ -1,0 +1,46 @@
+"""Looks at one node again and again, at once when poked; tells what it saw, decides nothing."""
+
+import asyncio
+from collections.abc import Callable
+
+from attrs import field, frozen
+
+from cortex_gateway.errors import CortexError
+from cortex_gateway.fleet.client import LOOK_SECS, NeuronClient
+from cortex_gateway.fleet.messages import Looking, Missed, Seen
+
+
+@frozen(kw_only=True)
+class Watcher:
+    """One per node, so that a slow node delays nobody but itself. `looked` is set once the first look has ended."""
+
+    client: NeuronClient
+    tell: Callable[[Looking | Seen | Missed], None]
+    every_secs: float
+    poked: asyncio.Event = field(factory=asyncio.Event)
+    looked: asyncio.Event = field(factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            self.poked.clear()
+            self.tell(Looking(node=self.client.name))
+            self.tell(await self._look())
+            self.looked.set()
+            await self._pause()
+
+    async def _look(self) -> Seen | Missed:
+        try:
+            async with asyncio.timeout(LOOK_SECS):
+                return Seen(node=self.client.name, observation=await self.client.observe())
+        except TimeoutError:
+            return Missed(node=self.client.name, reason=f"no answer within {LOOK_SECS:.0f} s")
+        except CortexError as error:
+            return Missed(node=self.client.name, reason=error.message)
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(self.every_secs):
+                await self.poked.wait()
+        except TimeoutError:
+            return
