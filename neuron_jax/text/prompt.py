@@ -31,7 +31,7 @@ def encode_chat(
         continue_final=continue_final,
     )
     sent: dict[str, Any] = {"messages": list(messages), "tools": list(tools) if tools else None, "variables": variables}
-    names = re.compile("|".join(map(re.escape, sorted(tokenizer.special_tokens, key=len, reverse=True))) or r"(?!)")
+    names = tokenizer.special_names
     if not _mentions(names, sent):
         text = render(**sent)
         return text, tokenizer.encode(text, add_special=False)

@@ -96,7 +96,7 @@ class Tokenizer:
 
     def _parts(self, text: str) -> Iterator[str]:
         """`text` cut at its special tokens, which take the spaces they own with them; no empty parts."""
-        parts = self._names.split(text)
+        parts = self.special_names.split(text)
         for at, part in enumerate(parts):
             before = self._special.get(parts[at - 1]) if at else None
             after = self._special.get(parts[at + 1]) if at + 1 < len(parts) else None
@@ -111,7 +111,8 @@ class Tokenizer:
         return ids
 
     @cached_property
-    def _names(self) -> re.Pattern[str]:
+    def special_names(self) -> re.Pattern[str]:
+        """Finds special tokens by name, the longest first, as one group."""
         names = sorted(self._special, key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, names))})" if names else r"(?!)()")
 

@@ -111,7 +111,7 @@ class TailTools:
         if self._tail is None:
             return _text(held)
         body = "".join(self._tail)
-        calls, rest = _read_calls(body)
+        calls, rest = _read_calls(body, need_arguments=True)
         if not calls:
             return _text(body)
         return self._calls.pieces(calls) + _text(rest)
@@ -120,7 +120,7 @@ class TailTools:
         """At the start of the turn: JSON that may be a call waits for the end, anything else is text."""
         self._start += text
         head = re.sub(r"\s+", "", self._start[:_LONGEST_START])
-        if any(start.startswith(head) for start in _BARE_STARTS):
+        if len(self._start) < _LONGEST_START and any(start.startswith(head) for start in _BARE_STARTS):
             return []
         self._undecided = False
         if head.startswith(_BARE_STARTS):
@@ -150,13 +150,13 @@ class _Calls:
         return [ToolStart(index, f"{self._prefix}{index}", name), ToolArguments(index, arguments), ToolEnd(index)]
 
 
-def _read_calls(text: str) -> tuple[list[tuple[str, str]], str]:
+def _read_calls(text: str, *, need_arguments: bool = False) -> tuple[list[tuple[str, str]], str]:
     """Calls at the front of `text`, as name and arguments, and what follows the last of them, white space aside."""
     calls: list[tuple[str, str]] = []
     at = _skip(text, 0)
     while at < len(text):
         value, end = _read_json(text, at)
-        found = _as_calls(value)
+        found = _as_calls(value, need_arguments)
         if not found:
             break
         calls += found
@@ -178,14 +178,14 @@ def _skip(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _as_calls(value: Any) -> list[tuple[str, str]]:
+def _as_calls(value: Any, need_arguments: bool) -> list[tuple[str, str]]:
     """A call, or a list of nothing but calls."""
     values = value if isinstance(value, list) else [value]
-    calls = [call for item in values if (call := _as_call(item)) is not None]
+    calls = [call for item in values if (call := _as_call(item, need_arguments)) is not None]
     return calls if len(calls) == len(values) else []
 
 
-def _as_call(value: Any) -> tuple[str, str] | None:
+def _as_call(value: Any, need_arguments: bool) -> tuple[str, str] | None:
     """Name and arguments as JSON text, in any of the spellings models use."""
     call = value.get("function", value) if isinstance(value, dict) else None
     call = {**value, "name": call} if isinstance(call, str) else call
@@ -194,7 +194,7 @@ def _as_call(value: Any) -> tuple[str, str] | None:
     arguments = call.get("arguments", call.get("parameters"))
     if isinstance(arguments, str):
         arguments = _read_json(arguments, 0)[0] if arguments.strip() else {}
-    elif arguments is None:
+    elif arguments is None and not need_arguments:
         arguments = {}
     return (call["name"], json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
 

@@ -1,0 +1,108 @@
+"""The whole way from ids to pieces, for one choice."""
+
+from typing import Any
+
+import pytest
+
+from neuron_jax.text.output import Delta, OutputText
+from neuron_jax.text.pieces import Piece, Reasoning, Text, ToolArguments, ToolEnd, ToolStart, merged
+from tests.fakes.codec import cuts
+from tests.fakes.vocabularies import byte_level, sentence_piece
+
+TOKENIZER = byte_level()
+CALL = '{"name": "f", "arguments": {}}'
+F: list[Piece] = [ToolStart(0, "call_0", "f"), ToolArguments(0, "{}"), ToolEnd(0)]
+
+
+def output(**options: Any) -> OutputText:
+    return OutputText(TOKENIZER, **{"stops": (), "reasoning": None, "tools": None, "call_prefix": "call_", **options})
+
+
+def run(chosen: OutputText, chunks: list[list[int]]) -> tuple[tuple[Piece, ...], str | None, int]:
+    """All pieces, the stop string, and the tokens counted."""
+    deltas = [chosen.feed(chunk) for chunk in chunks]
+    deltas.append(chosen.close())
+    stops = [delta.stop for delta in deltas if delta.stop is not None]
+    return (
+        merged(piece for delta in deltas for piece in delta.pieces),
+        stops[0] if stops else None,
+        deltas[-1].tokens_seen,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "expected", "stop"),
+    [
+        ({}, "hello 🚀", [Text("hello 🚀")], None),
+        ({"stops": ("w",)}, "hello world", [Text("hello ")], "w"),
+        ({"stops": ("🚀",)}, "go 🚀 go", [Text("go ")], "🚀"),
+        ({"reasoning": "think"}, "<think>a</think>b", [Reasoning("a"), Text("b")], None),
+        ({"reasoning": "think_opened", "stops": ("X",)}, "aXb</think>", [Reasoning("a")], "X"),
+        ({"tools": "hermes"}, f"a <tool_call>{CALL}</tool_call>", [Text("a"), *F], None),
+        ({"tools": "hermes", "stops": ("</tool_call>",)}, f"<tool_call>{CALL}</tool_call>", F, "</tool_call>"),
+        ({"tools": "llama3_json"}, f"<|python_tag|>{CALL}", F, None),
+        ({}, "<|python_tag|>x", [Text("x")], None),
+        (
+            {"reasoning": "think_opened", "tools": "hermes"},
+            f"call<tool_call>{CALL}</tool_call>",
+            [Reasoning("call"), *F],
+            None,
+        ),
+    ],
+)
+def test_every_cut_of_the_ids_gives_the_same_pieces(
+    options: dict[str, Any], text: str, expected: list[Piece], stop: str | None
+) -> None:
+    """Stop strings cut first, then thinking is told apart, then calls."""
+    ids = TOKENIZER.encode(text, add_special=False)
+    results = [run(output(**options), chunks) for chunks in cuts(ids)]
+
+    assert {(pieces, found) for pieces, found, _ in results} == {(tuple(expected), stop)}
+    assert len({seen for _, _, seen in results}) == 1
+
+
+def test_tokens_are_counted_up_to_the_one_that_ended_the_choice() -> None:
+    """What the engine made beyond it is neither shown nor billed."""
+    chosen = output(stops=("lo",))
+    ids = [TOKENIZER.id_of(name) or 0 for name in ("he", "l", "l", "o", "w")]
+
+    assert chosen.feed(ids) == Delta((Text("hel"),), "lo", 4)
+    assert chosen.feed(ids) == Delta((), None, 4)
+    assert chosen.close() == Delta((), None, 4)
+
+
+def test_thinking_tokens_and_calls_are_known_at_the_end() -> None:
+    """Usage and the finish reason need them."""
+    chosen = output(reasoning="think_opened", tools="hermes")
+    chosen.feed(TOKENIZER.encode(f"ab</think><tool_call>{CALL}</tool_call>", add_special=False))
+    chosen.close()
+
+    assert chosen.reasoning_tokens == len("ab</think>")
+    assert chosen.called_tools
+
+
+def test_an_unfinished_character_comes_out_with_close() -> None:
+    """Cut off by max_tokens inside a character."""
+    chosen = output(stops=("zz",))
+    first = TOKENIZER.encode("zé", add_special=False)[:-1]
+
+    assert chosen.feed(first).pieces == ()
+    assert chosen.close() == Delta((Text("z\ufffd"),), None, 2)
+
+
+def test_a_stop_string_may_be_completed_by_the_end_itself() -> None:
+    """The replacement character is text like any other."""
+    chosen = output(stops=("\ufffd",))
+    chosen.feed(TOKENIZER.encode("é", add_special=False)[:1])
+
+    assert chosen.close() == Delta((), "\ufffd", 1)
+
+
+def test_completions_go_on_from_their_prompt() -> None:
+    """The space before the first word belongs to the text."""
+    tokenizer = sentence_piece()
+    ids = [tokenizer.id_of("\u2581world") or 0]
+    make = lambda continues: OutputText(tokenizer, stops=(), reasoning=None, tools=None, continues=continues)
+
+    assert make(continues=True).feed(ids).pieces == (Text(" world"),)
+    assert make(continues=False).feed(ids).pieces == (Text("world"),)

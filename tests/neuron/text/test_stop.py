@@ -1,0 +1,59 @@
+"""Stop strings: nothing of them leaks, wherever the chunks end."""
+
+import pytest
+
+from neuron_jax.text.stop import Matched, StopMatcher
+from tests.fakes.codec import cuts
+
+
+def run(stops: list[str], chunks: list[str]) -> tuple[str, str | None]:
+    """Everything shown, and the stop string that ended it."""
+    matcher, shown = StopMatcher(stops), ""
+    for chunk in chunks:
+        matched = matcher.feed(chunk)
+        shown += matched.text
+        if matched.stop is not None:
+            return shown, matched.stop
+    return shown + matcher.close(), None
+
+
+@pytest.mark.parametrize(
+    ("stops", "text", "expected"),
+    [
+        (["END"], "one END two", ("one ", "END")),
+        (["END"], "one EN two", ("one EN two", None)),
+        (["END"], "one EN", ("one EN", None)),
+        (["END", "one"], "one END", ("", "one")),
+        (["END", "\nEND"], "one\nEND", ("one", "\nEND")),
+        (["abcd", "bc"], "xabcd", ("xa", "bc")),
+        (["aab"], "aaaab", ("aa", "aab")),
+        (["abab!"], "ababab!", ("ab", "abab!")),
+        (["日本"], "今日本", ("今", "日本")),
+        (["\n\n"], "a\nb\n\nc", ("a\nb", "\n\n")),
+        (["x", "x"], "axb", ("a", "x")),
+        ([], "anything", ("anything", None)),
+    ],
+)
+def test_every_cut_gives_the_same_text_and_match(stops: list[str], text: str, expected: tuple[str, str | None]) -> None:
+    """The match that is complete first wins, the longest among equals, and text before it is whole."""
+    assert all(run(stops, chunks) == expected for chunks in cuts(text))
+
+
+def test_text_that_cannot_become_a_stop_string_is_not_held_back() -> None:
+    """Only the longest possible beginning of a stop string waits."""
+    matcher = StopMatcher(["</s>"])
+
+    assert matcher.feed("a < b, a <").text == "a < b, a "
+    assert matcher.feed("= b").text == "<= b"
+
+
+def test_what_followed_the_match_is_told_apart() -> None:
+    """The parsers go on after a tag; the server throws the rest away."""
+    assert StopMatcher(["|"]).feed("a|b") == Matched("a", "|", "b")
+
+
+def test_a_long_stop_string_costs_the_same_per_character() -> None:
+    """100,000 characters against sixteen repetitive strings of 5,000 each end in a match at the right place."""
+    stops = ["a" * 5000 + chr(ord("b") + at) for at in range(16)]
+
+    assert run(stops, ["a" * 20_000 + "q"]) == ("a" * 15_000, stops[15])

@@ -1,0 +1,105 @@
+"""Tool calls are found in text, whole and nothing else, wherever the chunks end."""
+
+import pytest
+
+from neuron_jax.text.formats import tool_parser
+from neuron_jax.text.pieces import Piece, Text, ToolArguments, ToolEnd, ToolStart
+from tests.fakes.codec import check
+
+WEATHER = '{"name": "weather", "arguments": {"city": "Köln", "days": 2}}'
+TIME = '{"name": "time", "parameters": {}}'
+
+
+def call(index: int, name: str, arguments: str) -> list[Piece]:
+    return [ToolStart(index, f"call_x{index}", name), ToolArguments(index, arguments), ToolEnd(index)]
+
+
+FIRST = call(0, "weather", '{"city": "Köln", "days": 2}')
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"<tool_call>\n{WEATHER}\n</tool_call>", FIRST),
+        (f"Let me look.\n\n<tool_call>{WEATHER}</tool_call>\n", [Text("Let me look."), *FIRST]),
+        (f"<tool_call>{WEATHER}</tool_call>\n<tool_call>\n{TIME}</tool_call>", [*FIRST, *call(1, "time", "{}")]),
+        (f"<tool_call>{WEATHER}</tool_call>\n Done. ", [*FIRST, Text("Done. ")]),
+        (f"<tool_call>[{WEATHER}, {TIME}]</tool_call>", [*FIRST, *call(1, "time", "{}")]),
+        (f"<tool_call>\n{WEATHER}", FIRST),
+        (f"<tool_call>\n{WEATHER}\n</tool_", FIRST),
+        ('<tool_call>\n{"name": "weather", "argu', [Text('<tool_call>\n{"name": "weather", "argu')]),
+        ("a <tool_call>later</tool_call> b", [Text("a <tool_call>later</tool_call> b")]),
+        (f"<tool_call>{WEATHER} and more</tool_call>", [Text(f"<tool_call>{WEATHER} and more</tool_call>")]),
+        ("<tool_call></tool_call>", [Text("<tool_call></tool_call>")]),
+        ("a <tool_ b\n", [Text("a <tool_ b\n")]),
+        ("x <tool_call", [Text("x <tool_call")]),
+        ('<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', call(0, "f", '{"a": 1}')),
+        ('<tool_call>{"name": "f", "arguments": ""}</tool_call>', call(0, "f", "{}")),
+        ('<tool_call>{"name": "f"}</tool_call>', call(0, "f", "{}")),
+        (
+            '<tool_call>{"name": "", "arguments": {}}</tool_call>',
+            [Text('<tool_call>{"name": "", "arguments": {}}</tool_call>')],
+        ),
+        (
+            '<tool_call>{"name": "f", "arguments": 3}</tool_call>',
+            [Text('<tool_call>{"name": "f", "arguments": 3}</tool_call>')],
+        ),
+        (f"<tool_call>{'[' * 5000}</tool_call>", [Text(f"<tool_call>{'[' * 5000}</tool_call>")]),
+    ],
+)
+def test_envelopes_of_hermes(text: str, expected: list[Piece]) -> None:
+    """Calls in any number, text around them, envelopes left open or filled with something else."""
+    check(lambda: tool_parser("hermes", "call_x"), text, *expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (WEATHER, FIRST),
+        (f"\n<|python_tag|>{WEATHER}", [Text("\n"), *FIRST]),
+        (f"{WEATHER}; {TIME}", [*FIRST, *call(1, "time", "{}")]),
+        (f"{WEATHER}\nDone.", [*FIRST, Text("Done.")]),
+        (f"Let me see.<|python_tag|>{TIME}", [Text("Let me see."), *call(0, "time", "{}")]),
+        ('{"type": "function", "function": {"name": "f", "parameters": {"a": 1}}}', call(0, "f", '{"a": 1}')),
+        ('{"type": "function", "function": "f", "parameters": {"a": 1}}', call(0, "f", '{"a": 1}')),
+        ('{"answer": 42}', [Text('{"answer": 42}')]),
+        ('{"name": "Ada", "born": 1815}', [Text('{"name": "Ada", "born": 1815}')]),
+        ('{"name": "wea', [Text('{"name": "wea')]),
+        ("<|python_tag|>print(1)", [Text("print(1)")]),
+        ("Hello {name}", [Text("Hello {name}")]),
+        (" ", [Text(" ")]),
+        ("<|python", [Text("<|python")]),
+    ],
+)
+def test_llama_3_calls_are_bare_json_or_behind_its_tag(text: str, expected: list[Piece]) -> None:
+    """JSON that is no call is an answer in JSON."""
+    check(lambda: tool_parser("llama3_json", "call_x"), text, *expected)
+
+
+def test_text_that_cannot_be_a_call_is_not_held_back() -> None:
+    """An answer in prose streams although tools were offered."""
+    parser = tool_parser("llama3_json", "call_x")
+
+    assert parser.feed("Hel") == [Text("Hel")]
+    assert tool_parser("llama3_json", "call_x").feed('{"answer') == [Text('{"answer')]
+
+
+def test_white_space_without_end_is_not_held_for_ever() -> None:
+    """A model that writes nothing but spaces is not a call."""
+    parser = tool_parser("llama3_json", "call_x")
+
+    assert parser.feed(" " * 1000) == [Text(" " * 1000)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"[TOOL_CALLS] [{WEATHER}]", FIRST),
+        (f"Sure. [TOOL_CALLS][{WEATHER}, {TIME}]", [Text("Sure. "), *FIRST, *call(1, "time", "{}")]),
+        ("[TOOL_CALLS] maybe", [Text(" maybe")]),
+        (WEATHER, [Text(WEATHER)]),
+    ],
+)
+def test_mistral_calls_stand_behind_its_tag(text: str, expected: list[Piece]) -> None:
+    """A list of calls ends the turn."""
+    check(lambda: tool_parser("mistral", "call_x"), text, *expected)
