@@ -1,6 +1,6 @@
 """The declared list of compiled programs: every shape the engine can run, as data. Knows no JAX."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 
 from attrs import frozen
@@ -46,21 +46,23 @@ class Buckets:
     rows: tuple[int, ...]
     chunks: tuple[int, ...]
 
-    def keys(self) -> Iterator[Key]:
-        """Every program, the first `len(self.essential())` of which are enough to serve anything."""
-        essential = self.essential()
-        yield from essential
-        rest: list[Key] = [*self._forwards(), *(SampleKey(r, s) for s in Sampler for r in self.rows)]
-        yield from (key for key in rest if key not in essential)
-
     def essential(self) -> list[Key]:
-        """The fewest programs with which every step can run, padded more than one would like."""
-        forwards = {ForwardKey(1, self.chunks[-1]), ForwardKey(1, self.chunks[0]), ForwardKey(self.rows[-1], 1)}
-        samples = {SampleKey(rows, sampler) for rows in (1, self.rows[-1]) for sampler in Sampler}
+        """The fewest programs that serve anything, padded more than one would like, and the decode step of one stream."""
+        most = self.rows[-1]
+        forwards = {ForwardKey(1, self.chunks[-1]), ForwardKey(most, 1), ForwardKey(1, 1)}
+        samples = {SampleKey(rows, Sampler.FULL) for rows in (1, most)}
         return [*sorted(forwards, reverse=True), *sorted(samples)]
 
-    def _forwards(self) -> list[ForwardKey]:
-        return [*(ForwardKey(1, chunk) for chunk in self.chunks), *(ForwardKey(rows, 1) for rows in self.rows)]
+    def keys(self) -> list[Key]:
+        """Every program, in the order of compiling: the essential ones, then by how soon they are likely to be missed."""
+        chunks = [ForwardKey(1, chunk) for chunk in self.chunks]
+        decodes = [key for rows in self.rows for key in (ForwardKey(rows, 1), *_samplers(rows))]
+        return list(dict.fromkeys([*self.essential(), *_samplers(1), *chunks, *decodes]))
+
+
+def _samplers(rows: int) -> list[SampleKey]:
+    # FULL first: a row count can be used as soon as one sampler that does everything stands beside it.
+    return [SampleKey(rows, kind) for kind in (Sampler.FULL, Sampler.GREEDY, Sampler.DRAW)]
 
 
 def declare(*, max_slots: int, chunk_tokens: int) -> Buckets:

@@ -45,9 +45,11 @@ class Runner:
         """Compute the rows' tokens; what was drawn for the rows that sample, by request id."""
         hidden = self._forward(batch)
         if not any(row.samples for row in batch.rows):
+            # The plain loop finishes each step before the next: rates and deadlines then mean what they say.
+            jax.block_until_ready(hidden)
             return {}
-        kind = _sampler_for(batch)
-        return packing.unpack_drawn(np.asarray(self._sample(hidden, batch, kind)), batch.rows)
+        drawn = self._sample(hidden, batch, self._sampler(_sampler_for(batch), hidden.shape[0]))
+        return packing.unpack_drawn(np.asarray(drawn), batch.rows)
 
     def _forward(self, batch: Batch) -> Any:
         key = self._forward_key(batch)
@@ -69,12 +71,20 @@ class Runner:
     def _forward_key(self, batch: Batch) -> ForwardKey:
         """The smallest compiled program that holds the batch, which may be larger than the best one while compiling."""
         ready = [key for key in self.compiler.ready if isinstance(key, ForwardKey)]
-        if batch.is_decode:
-            # A row count for which its sampler is still being compiled does not count as ready.
-            kind = _sampler_for(batch)
-            rows = [key.rows for key in ready if key.chunk == 1 and SampleKey(key.rows, kind) in self.compiler.ready]
-            return ForwardKey(fit(len(batch.rows), rows), 1)
-        return ForwardKey(1, fit(batch.rows[0].count, [key.chunk for key in ready if key.rows == 1]))
+        if not batch.is_decode:
+            return ForwardKey(1, fit(batch.rows[0].count, [key.chunk for key in ready if key.rows == 1]))
+        # A row count whose sampler is still being compiled does not count as ready.
+        sampled = {
+            key.rows for key in self.compiler.ready if isinstance(key, SampleKey) and key.sampler is Sampler.FULL
+        }
+        return ForwardKey(
+            fit(len(batch.rows), [key.rows for key in ready if key.chunk == 1 and key.rows in sampled]), 1
+        )
+
+    def _sampler(self, least: Sampler, rows: int) -> Sampler:
+        """The least sampler that does what is needed and is compiled; FULL does everything."""
+        able = list(Sampler)[list(Sampler).index(least) :]
+        return next(kind for kind in able if SampleKey(rows, kind) in self.compiler.ready)
 
 
 def _sampler_for(batch: Batch) -> Sampler:

@@ -1,5 +1,9 @@
 """A Llama of a few thousand random weights for tests of the engine: real code, real shapes, no files."""
 
+import json
+import pathlib
+import struct
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,8 +44,51 @@ def tiny(**changes: Any) -> tuple[Model, Any]:
 
 def full_logits(model: Model, params: Any, ids: list[int]) -> np.ndarray:
     """float32 [T, V] of one plain causal pass: what any paged, chunked or batched way must agree with."""
-    tokens = jnp.asarray(ids, jnp.int32)
-    positions = jnp.arange(len(ids), dtype=jnp.int32)
-    caches = [None] * model.cache_spec.layers
-    hidden, _ = model.forward(params, tokens, positions, causal(), caches)
-    return np.asarray(model.logits(params, hidden))
+    padded = jnp.asarray(ids + [0] * (256 - len(ids)), jnp.int32)
+    return np.asarray(_full(model, params, padded))[: len(ids)]
+
+
+@partial(jax.jit, static_argnums=0)
+def _full(model: Model, params: Any, tokens: jax.Array) -> jax.Array:
+    positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    hidden, _ = model.forward(params, tokens, positions, causal(), [None] * model.cache_spec.layers)
+    return model.logits(params, hidden)
+
+
+def write_checkpoint(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
+    """A folder with config.json and model.safetensors of random weights, under Hugging Face names."""
+    config = CONFIG | changes
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(11)
+    tensors = {name: (rng.standard_normal(shape) * 0.3).astype("<f4") for name, shape in _hf_shapes(config).items()}
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, array in tensors.items():
+        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+    head = json.dumps(header).encode()
+    body = b"".join(array.tobytes() for array in tensors.values())
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + body)
+    return folder
+
+
+def _hf_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    width, mlp = config["hidden_size"], config["intermediate_size"]
+    head = width // config["num_attention_heads"]
+    kv = config["num_key_value_heads"] * head
+    layer = {
+        "input_layernorm.weight": (width,),
+        "self_attn.q_proj.weight": (width, width),
+        "self_attn.k_proj.weight": (kv, width),
+        "self_attn.v_proj.weight": (kv, width),
+        "self_attn.o_proj.weight": (width, width),
+        "post_attention_layernorm.weight": (width,),
+        "mlp.gate_proj.weight": (mlp, width),
+        "mlp.up_proj.weight": (mlp, width),
+        "mlp.down_proj.weight": (width, mlp),
+    }
+    shapes = {"model.embed_tokens.weight": (config["vocab_size"], width), "model.norm.weight": (width,)}
+    for i in range(config["num_hidden_layers"]):
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+    return shapes

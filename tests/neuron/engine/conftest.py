@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from models.sharding import make_mesh
 from neuron_jax.engine.buckets import declare
 from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.programs import Compiler, Program, Shapes
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.scheduler import Scheduler
-from models.sharding import make_mesh
 from tests.fakes.tiny_llama import tiny
 
 SLOTS, CHUNK, PAGE, PAGES = 4, 64, 16, 48

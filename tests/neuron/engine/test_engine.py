@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.runner import Runner
@@ -61,7 +62,7 @@ def test_a_request_gives_the_same_tokens_alone_and_beside_others(new_engine: New
 
 def test_preempted_requests_lose_nothing(new_engine: NewEngine) -> None:
     """A pool too small for everybody: the youngest starts again, and the text is the same."""
-    wanted = {i: prompt for i, prompt in enumerate(prompts(4, longest=90))}
+    wanted = dict(enumerate(prompts(4, longest=90)))
     sampling = {"max_tokens": 60, "temperature": 0.9, "seed": 5, "frequency_penalty": 0.3}
     expected = {i: alone(new_engine, prompt, **sampling) for i, prompt in wanted.items()}
 
@@ -116,7 +117,6 @@ def test_stop_ids_end_a_request_with_the_id_as_its_last_token(new_engine: NewEng
 
 
 def test_the_length_limit_ends_a_request(new_engine: NewEngine) -> None:
-    outputs = None
     engine = new_engine()
     engine.submit(submit(1, [5, 6, 7], max_tokens=4))
     outputs = drain(engine)[1]
@@ -125,8 +125,6 @@ def test_the_length_limit_ends_a_request(new_engine: NewEngine) -> None:
 
 
 def test_min_tokens_holds_the_stop_back_without_changing_the_rest(new_engine: NewEngine) -> None:
-    from msgspec.structs import replace
-
     text = alone(new_engine, [5, 6, 7])
     engine = new_engine()
     engine.submit(replace(submit(1, [5, 6, 7], stop=(text[0],)), min_tokens=3))
@@ -141,9 +139,10 @@ def test_a_request_too_long_for_the_context_is_refused_in_words(new_engine: NewE
     engine.submit(submit(1, [1] * 512))
     engine.submit(submit(2, [300]))
 
-    first, second = (drain(engine)[i][0] for i in (1,)), None
-    assert second is None
-    assert next(first).error is not None
+    outputs = drain(engine)
+
+    assert outputs[1][0].error == "512 prompt tokens; fewer than 512 fit"
+    assert outputs[2][0].error == "token ids must be within 0..299"
 
 
 def test_logprobs_are_those_of_the_model(new_engine: NewEngine, runner: Runner) -> None:
@@ -156,7 +155,8 @@ def test_logprobs_are_those_of_the_model(new_engine: NewEngine, runner: Runner) 
     logits = full_logits(runner.program.model, runner.params, [9, 8, 7, *text])[2:-1].astype(np.float64)
     logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     for row, output in zip(logprobs, outputs, strict=True):
-        assert output.logprobs is not None and output.alternatives is not None
+        assert output.logprobs is not None
+        assert output.alternatives is not None
         assert output.logprobs[0] == pytest.approx(row[output.tokens[0]], abs=1e-4)
         assert [a.logprob for a in output.alternatives[0]] == pytest.approx(np.sort(row)[::-1][:3], abs=1e-4)
 

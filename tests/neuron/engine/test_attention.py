@@ -1,0 +1,63 @@
+"""Paged attention against a dense softmax in float64: every length around a page and a block, windows, padding, dirt."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from neuron_jax.engine.attention import BLOCK, PagedAttend
+
+PAGE, K, G, H = 16, 2, 3, 8
+W = 4 * BLOCK // PAGE
+
+
+def dense(q: np.ndarray, k: np.ndarray, v: np.ndarray, position: int, window: int | None) -> np.ndarray:
+    """One query [K, G, H] at `position` over keys and values [S, K, H], in float64."""
+    first = 0 if window is None else max(0, position - window + 1)
+    k, v = k[first : position + 1].astype(np.float64), v[first : position + 1].astype(np.float64)
+    score = np.einsum("kgh,skh->kgs", q.astype(np.float64), k)
+    weight = np.exp(score - score.max(-1, keepdims=True))
+    return np.einsum("kgs,skh->kgh", weight / weight.sum(-1, keepdims=True), v)
+
+
+def step(lengths: list[int], chunk: int, window: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of these lengths, all but the last `chunk` tokens already cached in shuffled pages of a dirty pool: got, wanted."""
+    rng = np.random.default_rng(1)
+    rows = len(lengths)
+    ids = rng.permutation(np.arange(1, rows * W + 1)).reshape(rows, W).astype(np.int32)
+    used = -(-np.array(lengths) // PAGE)
+    table = np.where(np.arange(W)[None] < used[:, None], ids, 0)
+    pool = rng.standard_normal((2, rows * W + 1, PAGE, K, H)).astype(np.float32) * 50
+    pool[:, 0] = 0
+    text = rng.standard_normal((2, rows, W * PAGE, K, H)).astype(np.float32)
+    start = np.maximum(np.array(lengths) - chunk, 0)
+    for row in range(rows):
+        for position in range(start[row]):
+            pool[:, table[row, position // PAGE], position % PAGE] = text[:, row, position]
+    count = np.array(lengths) - start
+    q = rng.standard_normal((rows, chunk, K, G, H)).astype(np.float32)
+    new = np.stack([np.stack([text[i, r, start[r] : start[r] + chunk] for r in range(rows)]) for i in range(2)])
+    attend = PagedAttend(jnp.asarray(table), jnp.asarray(start, jnp.int32), jnp.asarray(count, jnp.int32), chunk)
+    flat = [jnp.asarray(x.reshape(rows * chunk, *x.shape[2:])) for x in (q, new[0], new[1])]
+    got, cache = attend(*flat, (jnp.asarray(pool[0]), jnp.asarray(pool[1])), window=window)
+    assert not np.asarray(cache[0][0]).any(), "the trash page stays zero"
+    got = np.asarray(got).reshape(q.shape)
+    real = [(r, c) for r in range(rows) for c in range(count[r])]
+    wanted = [dense(q[r, c], text[0, r], text[1, r], int(start[r]) + c, window) for r, c in real]
+    return np.stack([got[r, c] for r, c in real]), np.stack(wanted)
+
+
+@pytest.mark.parametrize("window", [None, 5, 100])
+@pytest.mark.parametrize("chunk", [1, 24])
+def test_paged_attention_is_dense_attention(chunk: int, window: int | None) -> None:
+    lengths = [1, PAGE - 1, PAGE, PAGE + 1, BLOCK - 1, BLOCK, BLOCK + 1, 4 * BLOCK]
+
+    got, wanted = step(lengths, chunk, window)
+
+    np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+def test_a_row_does_not_depend_on_the_length_of_its_neighbours() -> None:
+    short, _ = step([40, 1], 1, None)
+    with_long, _ = step([40, 4 * BLOCK], 1, None)
+
+    assert (short[0] == with_long[0]).all()

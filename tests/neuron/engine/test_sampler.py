@@ -1,0 +1,154 @@
+"""The sampler against plain NumPy, its noise against published vectors, and its draws against the distribution they claim."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from neuron_jax.engine import sampler
+from neuron_jax.engine.noise import gumbel, threefry2x32
+from neuron_jax.engine.sampler import MAX_BIAS, Counts, RowParams
+
+VOCAB = 1000
+
+
+def row_params(rows: int, **changes: object) -> RowParams:
+    fields = {
+        "slot": np.arange(rows, dtype=np.int32),
+        "position": np.full(rows, 7, np.uint32),
+        "seed_low": np.arange(rows, dtype=np.uint32),
+        "seed_high": np.zeros(rows, np.uint32),
+        "temperature": np.ones(rows, np.float32),
+        "top_k": np.zeros(rows, np.int32),
+        "top_p": np.ones(rows, np.float32),
+        "min_p": np.zeros(rows, np.float32),
+        "presence": np.zeros(rows, np.float32),
+        "frequency": np.zeros(rows, np.float32),
+        "repetition": np.ones(rows, np.float32),
+        "bias_ids": np.zeros((rows, MAX_BIAS), np.int32),
+        "bias": np.zeros((rows, MAX_BIAS), np.float32),
+    }
+    for name, value in changes.items():
+        fields[name] = np.broadcast_to(np.asarray(value, fields[name].dtype), fields[name].shape)
+    return RowParams(**{name: jnp.asarray(value) for name, value in fields.items()})
+
+
+def some_logits(rows: int, *, peak: float = 3.0, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal((rows, VOCAB)) * peak, jnp.float32)
+
+
+def kept(logits: np.ndarray, *, top_k: int, top_p: float, min_p: float, temperature: float) -> set[int]:
+    """The ids that may be drawn, by sorting, in float64."""
+    scaled = logits.astype(np.float64) / temperature
+    order = np.argsort(-scaled, kind="stable")
+    if top_k:
+        order = order[:top_k]
+    p = np.exp(scaled[order] - scaled.max())
+    p /= p.sum()
+    if top_p < 1:
+        order = order[: int(np.searchsorted(np.cumsum(p), top_p)) + 1]
+    floor = scaled.max() + np.log(min_p) if min_p else -np.inf
+    return {int(i) for i in order if scaled[i] >= floor}
+
+
+def test_threefry_gives_the_published_vectors() -> None:
+    """Known answers of Random123's kat_vectors for threefry2x32 with 20 rounds."""
+    word = lambda x: jnp.asarray([x], jnp.uint32)
+    zero = threefry2x32((word(0), word(0)), (word(0), word(0)))
+    ones = threefry2x32((word(0xFFFFFFFF),) * 2, (word(0xFFFFFFFF),) * 2)
+    pi = threefry2x32((word(0x13198A2E), word(0x03707344)), (word(0x243F6A88), word(0x85A308D3)))
+
+    assert [int(x[0]) for x in zero] == [0x6B200159, 0x99BA4EFE]
+    assert [int(x[0]) for x in ones] == [0x1CB996FC, 0xBB002BE7]
+    assert [int(x[0]) for x in pi] == [0xC4923A9C, 0x483DF7A0]
+
+
+def test_noise_of_a_subset_is_the_noise_of_the_whole() -> None:
+    seed, position = (jnp.asarray([5], jnp.uint32), jnp.asarray([0], jnp.uint32)), jnp.asarray([3], jnp.uint32)
+    every = gumbel(seed, position, jnp.arange(50, dtype=jnp.uint32)[None])
+    some = gumbel(seed, position, jnp.asarray([[40, 3]], jnp.uint32))
+
+    assert (np.asarray(some)[0] == np.asarray(every)[0, [40, 3]]).all()
+
+
+@pytest.mark.parametrize("peak", [0.05, 1.0, 4.0])
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p", "temperature"),
+    [
+        (0, 1.0, 0.0, 1.0),
+        (5, 1.0, 0.0, 1.0),
+        (300, 1.0, 0.0, 1.0),
+        (0, 0.9, 0.0, 0.7),
+        (0, 0.999, 0.0, 1.5),
+        (400, 0.8, 0.0, 1.0),
+        (20, 0.5, 0.0, 1.0),
+        (0, 1.0, 0.1, 1.0),
+        (50, 0.9, 0.2, 1.3),
+    ],
+)
+def test_only_what_the_rules_keep_is_drawn(
+    top_k: int, top_p: float, min_p: float, temperature: float, peak: float
+) -> None:
+    """Each draw is in the set that sorting in float64 keeps, and the arg max of logits plus noise within it."""
+    rows = 40
+    logits = some_logits(rows, peak=peak)
+    row = row_params(rows, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature)
+    drawn = np.asarray(jax.jit(sampler.draw)(logits, row))
+
+    ids = jnp.broadcast_to(jnp.arange(VOCAB, dtype=jnp.uint32)[None], (rows, VOCAB))
+    noise = np.asarray(gumbel((row.seed_low, row.seed_high), row.position, ids))
+    for i in range(rows):
+        allowed = kept(np.asarray(logits[i]), top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature)
+        score = np.asarray(logits[i]) / np.float32(temperature) + noise[i]
+        assert drawn[i] == max(allowed, key=lambda t: score[t])
+
+
+def test_a_row_draws_the_same_beside_a_row_that_needs_the_whole_vocabulary() -> None:
+    logits = some_logits(8)
+    narrow = row_params(8, top_p=0.9)
+    mixed = narrow._replace(top_p=narrow.top_p.at[3].set(1.0))
+    a, b = (np.asarray(jax.jit(sampler.draw)(logits, row)) for row in (narrow, mixed))
+
+    assert (np.delete(a, 3) == np.delete(b, 3)).all()
+
+
+def test_draws_follow_the_distribution() -> None:
+    """20,000 draws of a five-token distribution; chi-squared with 4 degrees of freedom below its 0.1 % point."""
+    rows = 20_000
+    p = np.array([0.5, 0.25, 0.15, 0.07, 0.03])
+    logits = jnp.broadcast_to(jnp.asarray(np.log(p), jnp.float32)[None], (rows, 5))
+    drawn = np.asarray(jax.jit(sampler.draw)(logits, row_params(rows)))
+    counts = np.bincount(drawn, minlength=5)
+
+    assert (((counts - rows * p) ** 2) / (rows * p)).sum() < 18.47
+
+
+def test_temperature_zero_is_greedy() -> None:
+    logits = some_logits(6)
+    drawn = sampler.draw(logits, row_params(6, temperature=0.0, top_p=0.5))
+
+    assert (np.asarray(drawn) == np.asarray(logits).argmax(-1)).all()
+
+
+def test_penalties_follow_their_definitions() -> None:
+    """HF's repetition rule over prompt and output, then OpenAI's frequency and presence over the output."""
+    logits = some_logits(1)
+    generated = jnp.zeros((1, VOCAB), jnp.int16).at[0, 4].set(3)
+    counts = Counts(generated, jnp.zeros((1, VOCAB), jnp.bool_).at[0, 9].set(True))
+    row = row_params(1, temperature=0.0, presence=0.5, frequency=0.25, repetition=1.3)
+    expected = np.array(logits)[0]
+    for i in (4, 9):
+        expected[i] = expected[i] / 1.3 if expected[i] > 0 else expected[i] * 1.3
+    expected[4] -= 3 * 0.25 + 0.5
+
+    got = np.asarray(sampler._penalize(logits, counts.generated, counts.in_prompt, row))[0]
+
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_full_counts_what_it_drew() -> None:
+    counts = Counts(jnp.zeros((3, VOCAB), jnp.int16), jnp.zeros((3, VOCAB), jnp.bool_))
+    drawn, counts = sampler.full(some_logits(2), row_params(2), counts)
+
+    assert [int(counts.generated[i, drawn.token[i]]) for i in range(2)] == [1, 1]
+    assert int(counts.generated.sum()) == 2
