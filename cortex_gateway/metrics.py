@@ -1,7 +1,6 @@
 """What Prometheus scrapes: counters and histograms of requests, gauges read from the fleet at scrape time. Knows no HTTP."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from attrs import frozen
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -157,7 +156,9 @@ class FleetCollector(Collector):
             yield _gauge(f"cortex_device_{name}", text, ("node", "device"), values)
 
 
-def _gauge(name: str, text: str, labels: tuple[str, ...], values: list[tuple[tuple[str, ...], Any]]) -> Metric:
+def _gauge(
+    name: str, text: str, labels: tuple[str, ...], values: Sequence[tuple[tuple[str, ...], float | None]]
+) -> Metric:
     family = GaugeMetricFamily(name, text, labels=labels)
     for key, value in values:
         if value is not None:

@@ -106,14 +106,18 @@ class Fleet:
         self._watching = [asyncio.create_task(one.run(), name=f"watch {name}") for name, one in self._watchers.items()]
         await asyncio.gather(*(one.looked.wait() for one in self._watchers.values()))
 
-    async def close(self) -> None:
-        """Refuse who waits, stop watching, close every connection. Loads under way go on in their nodes."""
+    def drain(self) -> None:
+        """From now on nobody is granted a replica, and who waits for one is refused; leases run to their end."""
         self._closing = True
         if self._alarm:
             self._alarm.cancel()
         for pending in self._pending.values():
             if not pending.done.done():
                 pending.done.set_exception(errors.ShuttingDown("The gateway is going down."))
+
+    async def close(self) -> None:
+        """Drain, stop watching, close every connection. Loads under way go on in their nodes."""
+        self.drain()
         tasks = [*self._watching, *self._work.values()]
         for task in tasks:
             task.cancel()
@@ -216,7 +220,8 @@ class Fleet:
             return
         for effect in self._residency.handle(event, self._clock()):
             self._carry_out(effect)
-        self._set_alarm()
+        if not self._closing:
+            self._set_alarm()
 
     async def _wait(self, event: m.Wanted | m.LoadAsked | m.UnloadAsked, report: Reporter | None) -> m.Grant | None:
         if self._closing:

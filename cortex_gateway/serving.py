@@ -1,0 +1,174 @@
+"""The running gateway: sockets, the two listeners in one event loop, draining at the end. Knows no dialect and no route."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import uvicorn
+from attrs import define, frozen
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from cortex_gateway.access import AccessLog
+from cortex_gateway.app import create_app
+from cortex_gateway.config import Config
+from cortex_gateway.fleet.fleet import Fleet
+from cortex_gateway.metrics import Metrics
+
+log = logging.getLogger(__name__)
+BACKLOG = 2048
+METRICS_DRAIN_SECS = 1
+
+
+class ListenError(Exception):
+    """An address cannot be listened on. The message names the address and the setting that moves it."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which leaves signals to us: two of them share one loop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@frozen(kw_only=True)
+class Listeners:
+    """Two listening sockets, ours to close until a server has them."""
+
+    api: socket.socket
+    metrics: socket.socket
+
+
+@define
+class Running:
+    """A gateway that answers."""
+
+    fleet: Fleet
+    metrics: Metrics
+    url: str  # http://host:port of the API
+    metrics_url: str
+
+
+def listen(address: str, setting: str) -> socket.socket:
+    """Bind host:port. Raises ListenError that names `setting`, where another port may be set."""
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, int(port)), family=family, backlog=BACKLOG)
+    except OSError as error:
+        reasons = {errno.EADDRINUSE: "is taken by another program", errno.EACCES: "may not be used without privileges"}
+        why = reasons.get(error.errno or 0, f"cannot be used: {error.strerror or error}")
+        raise ListenError(f"port {port} on {host} {why}; choose another with {setting}") from error
+
+
+def bind(
+    config: Config, *, api_setting: str = "[gateway] listen", metrics_setting: str = "[gateway] metrics_listen"
+) -> Listeners:
+    """Both sockets or none."""
+    api = listen(config.gateway.listen, api_setting)
+    try:
+        return Listeners(api=api, metrics=listen(config.gateway.metrics_listen, metrics_setting))
+    except ListenError:
+        api.close()
+        raise
+
+
+@contextlib.asynccontextmanager
+async def running(config: Config, listeners: Listeners) -> AsyncIterator[Running]:
+    """The gateway, from the moment when it answers until the block ends; then it drains and closes everything."""
+    metrics = Metrics()
+    fleet = Fleet(config, metrics)
+    drain_secs = max(1, round(config.gateway.drain_secs))
+    api = _server(AccessLog(create_app(fleet, metrics, config), metrics), drain_secs, lifespan=True)
+    scrape = _server(metrics_app(metrics), METRICS_DRAIN_SECS, lifespan=False)
+    tasks = [
+        asyncio.create_task(api.serve([listeners.api]), name="api listener"),
+        asyncio.create_task(scrape.serve([listeners.metrics]), name="metrics listener"),
+    ]
+    urls = [_url(listeners.api), _url(listeners.metrics)]
+    try:
+        await _started(tasks, [api, scrape])
+        yield Running(fleet, metrics, *urls)
+    finally:
+        fleet.drain()
+        api.should_exit = scrape.should_exit = True
+        await asyncio.gather(*tasks)
+        await fleet.close()
+
+
+async def serve(config: Config) -> None:
+    """Until SIGINT or SIGTERM; then running requests get their time and everything closes."""
+    listeners = bind(config)
+    with stop_signals() as stop:
+        async with running(config, listeners) as gateway:
+            log.info("cortex answers at %s, metrics at %s/metrics", gateway.url, gateway.metrics_url)
+            await stop.wait()
+            log.info("stopping: running requests get %.0f s", config.gateway.drain_secs)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[asyncio.Event]:
+    """An event that SIGINT, SIGTERM and SIGHUP set instead of what they do by themselves."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in caught:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield stop
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)
+
+
+def metrics_app(metrics: Metrics) -> ASGIApp:
+    """GET /metrics, and nothing else."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 -- a scrape has no body
+        assert scope["type"] == "http"
+        accept = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"), "")
+        found = scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD")
+        body, content_type = (
+            metrics.render(accept) if found else (b"metrics are at /metrics\n", "text/plain; charset=utf-8")
+        )
+        headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200 if found else 404, "headers": headers})
+        await send(
+            {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body, "more_body": False}
+        )
+
+    return app
+
+
+def _server(app: ASGIApp, drain_secs: int, *, lifespan: bool) -> Server:
+    return Server(
+        uvicorn.Config(
+            app,  # type: ignore[arg-type]  # litestar and uvicorn each spell the ASGI types
+            http="httptools",
+            ws="none",
+            lifespan="on" if lifespan else "off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=drain_secs,
+        )
+    )
+
+
+async def _started(tasks: list[asyncio.Task[None]], servers: list[Server]) -> None:
+    """Both answer; or the error of the one that could not start."""
+    while not all(server.started for server in servers):
+        done, _ = await asyncio.wait(tasks, timeout=0.01, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+            raise ListenError("the gateway could not start; the log above says why")
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
