@@ -6,11 +6,11 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import uvicorn
 from attrs import define, frozen
-from litestar.types import ASGIApp, Receive, Scope, Send
 
 from cortex_gateway.access import AccessLog
 from cortex_gateway.app import create_app
@@ -20,6 +20,7 @@ from cortex_gateway.metrics import Metrics
 
 log = logging.getLogger(__name__)
 BACKLOG = 2048
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 METRICS_DRAIN_SECS = 1
 
 
@@ -126,11 +127,10 @@ def stop_signals() -> Iterator[asyncio.Event]:
             loop.remove_signal_handler(number)
 
 
-def metrics_app(metrics: Metrics) -> ASGIApp:
+def metrics_app(metrics: Metrics) -> Asgi:
     """GET /metrics, and nothing else."""
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001 -- a scrape has no body
-        assert scope["type"] == "http"
+    async def app(scope: dict[str, Any], _: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
         accept = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"), "")
         found = scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD")
         body, content_type = (
@@ -145,10 +145,10 @@ def metrics_app(metrics: Metrics) -> ASGIApp:
     return app
 
 
-def _server(app: ASGIApp, drain_secs: int, *, lifespan: bool) -> Server:
+def _server(app: Asgi, drain_secs: int, *, lifespan: bool) -> Server:
     return Server(
         uvicorn.Config(
-            app,  # type: ignore[arg-type]  # litestar and uvicorn each spell the ASGI types
+            app,
             http="httptools",
             ws="none",
             lifespan="on" if lifespan else "off",

@@ -45,7 +45,7 @@ class Lease:
             self._released = True
             self._fleet.tell(m.Returned(node=self.node, model=self.model))
 
-    def unreachable(self, reason: str) -> None:
+    def suspect(self, reason: str) -> None:
         """The node could not be reached: no request goes there until it has answered a look."""
         self._fleet.tell(m.Suspected(node=self.node, reason=reason))
 
