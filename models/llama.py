@@ -223,7 +223,7 @@ class Llama(nnx.Module):
         return (self.embed if self.head is None else self.head).logits(hidden)
 
 
-@frozen
+@frozen(eq=False)  # compared and hashed by identity: a model may be a static argument of jit
 class LlamaModel:
     """`models.spec.Model` of this family."""
 
