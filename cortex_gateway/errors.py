@@ -28,7 +28,7 @@ Each dialect renders these through one table: `dialects/openai_errors.py` and `d
 """
 
 # ruff: noqa: N818 -- the names say what happened; that they are errors is said by where they live
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 
@@ -219,7 +219,8 @@ class NeuronRefused(CortexError):
         code: str | None = None,
         param: str | None = None,
         retry_after: int | None = None,
-        **extras: Any,
+        extras: Mapping[str, Any],
     ) -> None:
-        super().__init__(message, retry_after=retry_after, **extras)
+        super().__init__(message, retry_after=retry_after)
+        self.extras = dict(extras)
         self.status, self.type, self.code, self.param = status, type, code, param

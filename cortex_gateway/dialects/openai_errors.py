@@ -23,16 +23,16 @@ def event(failure: Failure) -> bytes:
     return sse.encode(body(failure))
 
 
-def read(status: int, raw: bytes) -> Failure | None:
+def read(status: int, raw: bytes, retry_after: int | None = None) -> Failure | None:
     """A neuron's envelope as a Failure, or None when `raw` is not one. A bare string counts as message."""
     try:
         error = msgspec.json.decode(raw)["error"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return of_envelope(status, error)
+    return of_envelope(status, error, retry_after)
 
 
-def of_envelope(status: int, error: object) -> Failure | None:
+def of_envelope(status: int, error: object, retry_after: int | None = None) -> Failure | None:
     """The value under `error` as a Failure, or None."""
     if isinstance(error, str):
         error = {"message": error}
@@ -42,4 +42,4 @@ def of_envelope(status: int, error: object) -> Failure | None:
     kind, code, param = (value if isinstance(value, str) else None for value in map(error.get, known[1:]))
     extras = {str(key): value for key, value in error.items() if key not in known}
     fallback = "invalid_request_error" if status < 500 else "api_error"
-    return Failure(status, kind or fallback, code, error["message"], param, extras=extras)
+    return Failure(status, kind or fallback, code, error["message"], param, retry_after, extras)

@@ -8,7 +8,9 @@ import re
 import msgspec
 from msgspec import Struct
 
+from cortex_gateway.dialects import openai_errors
 from cortex_gateway.dialects.events import Usage
+from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.openai_chat import ChatUsage
 
 # A token of text, reasoning or a tool call. Inside JSON strings quotes are escaped, so no text can look like this.
@@ -17,7 +19,7 @@ _OVERLAP = 32  # no match is longer
 _KEEP = 8192  # the last bytes hold the usage, [DONE] and any error
 _HOLD = 256 << 10  # an event larger than this is passed on in pieces
 _DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\][\r\n]*\Z")
-_ERROR = re.compile(rb'(?:^|[\r\n])data: ?\{ ?"error"[^\r\n]*[\r\n]*\Z')
+_ERROR = re.compile(rb'(?:^|[\r\n])data: ?(\{ ?"error"[^\r\n]*)[\r\n]*\Z')
 _COMMENT = re.compile(rb"(?:^|[\r\n]): usage (\{[^\r\n]*\})")
 _CHUNK = re.compile(rb'(?:^|[\r\n])data: ?(\{[^\r\n]*"usage": ?\{[^\r\n]*\})')
 
@@ -66,9 +68,10 @@ class StreamRelay:
         return _DONE.search(self._tail) is not None
 
     @property
-    def failed(self) -> bool:
-        """The neuron itself ended the stream with an error event."""
-        return _ERROR.search(self._tail) is not None
+    def failure(self) -> Failure | None:
+        """What the neuron itself ended the stream with, when that was an error event."""
+        found = _ERROR.search(self._tail)
+        return openai_errors.read(500, found[1]) if found else None
 
     def usage(self) -> Usage | None:
         """The counts from the usage comment (docs/wire.md section 3) or from the last chunk that has them."""

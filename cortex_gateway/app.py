@@ -1,0 +1,55 @@
+"""Puts the gateway together: fleet and metrics in, one ASGI app out. The only place where routes meet."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from litestar import Litestar
+from litestar.config.cors import CORSConfig
+from litestar.datastructures import State
+
+from cortex_gateway.config import Config
+from cortex_gateway.fleet.fleet import Fleet
+from cortex_gateway.metrics import Metrics
+from cortex_gateway.routes import admin, health, messages, models, openai
+from cortex_gateway.routes.gateway import Gateway
+from cortex_gateway.routes.plain import refuse
+
+HANDLERS = (
+    openai.chat_completions,
+    openai.completions,
+    messages.messages,
+    messages.count_tokens,
+    models.models,
+    models.model,
+    health.health,
+    admin.fleet,
+    admin.load,
+    admin.unload,
+)
+
+
+def create_app(fleet: Fleet, metrics: Metrics, config: Config) -> Litestar:
+    """The gateway's API. The fleet starts and closes with the app; anyone may call it from any web page.
+
+    No route asks for a key: `x-api-key` and `Authorization` are taken and not looked at in this release.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        await fleet.start()
+        try:
+            yield
+        finally:
+            await fleet.close()
+
+    gateway = Gateway(fleet=fleet, metrics=metrics, max_body_bytes=config.gateway.max_body_mb << 20)
+    return Litestar(
+        route_handlers=HANDLERS,
+        state=State({"gateway": gateway}),
+        lifespan=[lifespan],
+        exception_handlers={Exception: refuse},
+        cors_config=CORSConfig(allow_origins=["*"]),
+        openapi_config=None,
+        logging_config=None,
+        debug=False,
+    )

@@ -1,0 +1,102 @@
+"""/admin/fleet, /admin/load and /admin/unload: what an operator sees and does; knows the fleet's border, no dialect."""
+
+import asyncio
+from typing import Any
+
+import attrs
+import msgspec
+from litestar import Request, Response, get, post
+from litestar.types import ASGIApp
+
+from cortex_gateway.dialects import sse
+from cortex_gateway.errors import InvalidBody, MalformedJson
+from cortex_gateway.placement.snapshot import LoadStatus, Node, Replica
+from cortex_gateway.routes.exchange import Exchange, exchange
+from cortex_gateway.routes.failures import OPENAI
+from cortex_gateway.routes.gateway import Gateway
+from cortex_gateway.routes.plain import plain
+from cortex_gateway.stream import BEAT_SECONDS, STREAM_HEADERS
+
+
+class UnloadBody(msgspec.Struct, forbid_unknown_fields=True):
+    model: str
+    node: str | None = None
+
+
+class LoadBody(UnloadBody):
+    quant: str | None = None
+    tensor_parallel: int | None = None
+
+
+@get("/admin/fleet")
+async def fleet(request: Request[Any, Any, Any]) -> Response[bytes]:
+    """Every node with its devices and models as last seen."""
+    snapshot = Gateway.of(request.app.state).fleet.snapshot()
+    return plain(request, {"nodes": [_node(node) for node in snapshot.nodes], "waiting": snapshot.waiting})
+
+
+@post("/admin/load")
+async def load(request: Request[Any, Any, Any]) -> ASGIApp:
+    """Load a model and wait until it serves; with `Accept: text/event-stream` the progress comes as events."""
+    streaming = "text/event-stream" in request.headers.get("accept", "")
+    return exchange(Gateway.of(request.app.state), None, OPENAI, _load_streaming if streaming else _load)
+
+
+@post("/admin/unload")
+async def unload(request: Request[Any, Any, Any]) -> ASGIApp:
+    """Unload a model once its running requests have ended."""
+    return exchange(Gateway.of(request.app.state), None, OPENAI, _unload)
+
+
+def _node(node: Node) -> dict[str, Any]:
+    said = attrs.asdict(node)
+    del said["replicas"]
+    return {**said, "models": [_model(replica) for replica in node.replicas]}
+
+
+def _model(replica: Replica) -> dict[str, Any]:
+    said = attrs.asdict(replica)
+    return {"id": said.pop("model"), **said}
+
+
+async def _load(it: Exchange, body: bytes) -> None:
+    await it.gateway.fleet.load(**_asked(body, LoadBody))
+    await it.client.answer(200, b'{"status":"loaded"}')
+
+
+async def _load_streaming(it: Exchange, body: bytes) -> None:
+    asked = _asked(body, LoadBody)
+    reports: asyncio.Queue[LoadStatus | None] = asyncio.Queue()
+    loading = asyncio.create_task(it.gateway.fleet.load(**asked, report=reports.put_nowait))
+    loading.add_done_callback(lambda _: reports.put_nowait(None))
+    try:
+        async with it.client.beating(OPENAI.beat, BEAT_SECONDS):
+            while (status := await reports.get()) is not None:
+                await _event(it, attrs.asdict(status))
+            await loading
+            await _event(it, {"status": "loaded"})
+            await it.client.end()
+    finally:
+        loading.cancel()
+        await asyncio.wait((loading,))
+
+
+async def _event(it: Exchange, value: dict[str, Any]) -> None:
+    if not it.client.started:
+        await it.client.start(200, STREAM_HEADERS)
+    await it.client.write(sse.encode(msgspec.json.encode(value)))
+
+
+async def _unload(it: Exchange, body: bytes) -> None:
+    await it.gateway.fleet.unload(**_asked(body, UnloadBody))
+    await it.client.answer(200, b'{"status":"unloaded"}')
+
+
+def _asked(body: bytes, kind: type[UnloadBody]) -> dict[str, Any]:
+    """The body's fields. Raises MalformedJson, InvalidBody."""
+    try:
+        return msgspec.structs.asdict(msgspec.json.decode(body, type=kind))
+    except msgspec.ValidationError as error:
+        raise InvalidBody(f"The body cannot be used: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise MalformedJson(f"The body is not JSON: {error}.") from error

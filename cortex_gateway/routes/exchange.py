@@ -1,0 +1,169 @@
+"""One request from its body to its record: routed, sent on, retried, answered; knows HTTP and the fleet, no dialect."""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import httpx
+from attrs import frozen
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
+
+from cortex_gateway.dialects import openai_errors
+from cortex_gateway.errors import UpstreamMalformed, UpstreamReadFailed, UpstreamUnreachable
+from cortex_gateway.routes.failures import Spelling, refusal, report
+from cortex_gateway.routes.gateway import Gateway, Record
+from cortex_gateway.stream import Client, ClientGoneError
+
+ATTEMPTS = 3  # a kept connection that had gone stale, a node that is down, one that is up
+CONNECT_SECONDS = 5.0
+# A neuron's stream is never silent for long (docs/wire.md section 3): one that is has lost its host.
+SILENCE_SECONDS = 120.0
+
+
+@frozen
+class Outgoing:
+    """What to ask a neuron.
+
+    Attributes:
+        model: as the client called it.
+        path: the neuron's route.
+        body: resolved model id -> the bytes to post.
+        stream: whether the answer is a stream.
+    """
+
+    model: str
+    path: str
+    body: Callable[[str], bytes]
+    stream: bool
+
+
+@frozen
+class Exchange:
+    """One request on its way."""
+
+    gateway: Gateway
+    client: Client
+    record: Record
+
+    @contextlib.asynccontextmanager
+    async def answered(self, outgoing: Outgoing) -> AsyncIterator[httpx.Response]:
+        """A neuron's good answer, its body not read yet; on another replica when the first cannot be reached.
+
+        Raises what `Fleet.acquire` raises, NeuronRefused, UpstreamUnreachable, UpstreamMalformed.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            self.record.model = outgoing.model
+            lease = await self.gateway.fleet.acquire(outgoing.model, request_id=self.client.request_id)
+            async with lease:
+                self.record.leased(lease)
+                request = self._request(lease.base_url, outgoing, lease.model)
+                try:
+                    response = await self._send(request)
+                except UpstreamUnreachable as error:
+                    if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
+                        lease.suspect(error.message)
+                    if attempt == ATTEMPTS:
+                        raise
+                    continue
+                try:
+                    await _check(response, outgoing)
+                    yield response
+                finally:
+                    await response.aclose()
+                return
+
+    @contextlib.asynccontextmanager
+    async def asked(self, base_url: str, outgoing: Outgoing, model: str) -> AsyncIterator[httpx.Response]:
+        """One node's good answer, without a lease and without a second try. Raises as `answered` does."""
+        response = await self._send(self._request(base_url, outgoing, model))
+        try:
+            await _check(response, outgoing)
+            yield response
+        finally:
+            await response.aclose()
+
+    def _request(self, base_url: str, outgoing: Outgoing, model: str) -> httpx.Request:
+        headers = {
+            "content-type": "application/json",
+            "accept": "text/event-stream" if outgoing.stream else "application/json",
+            "accept-encoding": "identity",
+            "x-request-id": self.client.request_id,
+        }
+        silence = SILENCE_SECONDS if outgoing.stream else None
+        timeout = {"connect": CONNECT_SECONDS, "read": silence, "write": SILENCE_SECONDS, "pool": None}
+        return httpx.Request(
+            "POST",
+            base_url + outgoing.path,
+            headers=headers,
+            content=outgoing.body(model),
+            extensions={"timeout": timeout},
+        )
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self.gateway.fleet.client.send(request, stream=True)
+        except httpx.TransportError as error:
+            why = str(error) or type(error).__name__
+            raise UpstreamUnreachable(f"The neuron could not be reached: {why}") from error
+
+
+async def _check(response: httpx.Response, outgoing: Outgoing) -> None:
+    """Let only a good answer of the right kind through."""
+    if response.status_code != 200:
+        raw = await read(response)
+        failure = openai_errors.read(response.status_code, raw, _retry_after(response))
+        if failure is None or response.status_code < 400:
+            raise UpstreamMalformed(f"The neuron answered {response.status_code} without an error that can be read.")
+        raise refusal(failure)
+    media = response.headers.get("content-type", "")
+    if outgoing.stream and not media.startswith("text/event-stream"):
+        raise UpstreamMalformed(f"The neuron answered a stream request with {media!r}.")
+
+
+def _retry_after(response: httpx.Response) -> int | None:
+    sent = response.headers.get("retry-after", "")
+    return int(sent) if sent.isascii() and sent.isdigit() else None
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Around every read of an answer's body. Raises UpstreamReadFailed when it breaks off."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        why = str(error) or type(error).__name__
+        raise UpstreamReadFailed(f"The neuron's answer broke off: {why}") from error
+
+
+async def read(response: httpx.Response) -> bytes:
+    """The whole body."""
+    with reading():
+        return await response.aread()
+
+
+def exchange(
+    gateway: Gateway, dialect: str | None, spelling: Spelling, work: Callable[[Exchange, bytes], Awaitable[None]]
+) -> ASGIApp:
+    """An ASGI app for one request: `work(exchange, body)`, every failure told in the client's dialect.
+
+    `dialect` is the name that metrics know it by; None for what generates nothing and is not counted.
+    """
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        http: HTTPScope = scope  # type: ignore[assignment]  # only HTTP handlers return this app
+        client, record = Client(http, receive, send), Record(dialect or "")
+        try:
+            body = await client.body(gateway.max_body_bytes)
+            async with client.connected():
+                await work(Exchange(gateway, client, record), body)
+        except ClientGoneError:
+            record.outcome = "cancelled"
+        except Exception as error:  # noqa: BLE001 -- the last place where the client can still be told
+            record.failed(await report(client, error, spelling))
+        except BaseException:
+            record.outcome = "cancelled"
+            raise
+        finally:
+            if dialect is not None:
+                gateway.metrics.observe_request(record.finish(client.status))
+
+    return app

@@ -1,0 +1,84 @@
+"""What every route works with, and what one request's record collects; knows the fleet's border, no wire format."""
+
+import time
+
+from attrs import define, field, frozen
+from litestar.datastructures import State
+
+from cortex_gateway.dialects.events import Usage
+from cortex_gateway.dialects.failure import Failure
+from cortex_gateway.fleet.fleet import Fleet, Lease
+from cortex_gateway.metrics import Metrics, RequestRecord
+
+UNKNOWN = "unknown"
+CLIENT_CLOSED_REQUEST = 499  # nginx's number for an answer that nobody waited for
+
+
+@frozen
+class Gateway:
+    """The parts of a running gateway.
+
+    Attributes:
+        fleet: who has what model, and the HTTP client to reach them.
+        metrics: where finished requests are counted.
+        max_body_bytes: a larger request body is refused.
+    """
+
+    fleet: Fleet
+    metrics: Metrics
+    max_body_bytes: int
+
+    @classmethod
+    def of(cls, state: State) -> "Gateway":
+        """The gateway that `create_app` put there."""
+        gateway = state["gateway"]
+        assert isinstance(gateway, cls)
+        return gateway
+
+
+@define
+class Record:
+    """One request as metrics will see it. Seconds count from its arrival to its last byte."""
+
+    dialect: str
+    model: str = UNKNOWN
+    node: str = ""
+    cold: bool = False
+    outcome: str = "ok"
+    usage: Usage | None = None
+    _arrived: float = field(factory=time.perf_counter, init=False)
+    _first_token: float | None = field(default=None, init=False)
+
+    def leased(self, lease: Lease) -> None:
+        """Which replica serves it."""
+        self.model, self.node, self.cold = lease.model, lease.node, self.cold or lease.cold
+
+    def token(self) -> None:
+        """A token of text, reasoning or a tool call is here; only the first counts."""
+        if self._first_token is None:
+            self._first_token = time.perf_counter()
+
+    def failed(self, failure: Failure) -> None:
+        """It ended in an error. A name that nobody knows is no label."""
+        self.outcome = "error"
+        if failure.code == "model_not_found":
+            self.model = UNKNOWN
+
+    def finish(self, status: int) -> RequestRecord:
+        """The record of a request that has ended with `status`, 0 for one that was not answered."""
+        now = time.perf_counter()
+        first = self._first_token
+        return RequestRecord(
+            model=self.model,
+            node=self.node,
+            dialect=self.dialect,
+            outcome=self.outcome,
+            status=status or CLIENT_CLOSED_REQUEST,
+            seconds=now - self._arrived,
+            ttft_seconds=None if first is None else first - self._arrived,
+            prompt_tokens=None if self.usage is None else self.usage.prompt,
+            completion_tokens=None if self.usage is None else self.usage.completion,
+            cached_tokens=None if self.usage is None else self.usage.cached,
+            cold=self.cold,
+            decode_seconds=None if first is None else now - first,
+        )

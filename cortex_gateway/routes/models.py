@@ -1,0 +1,53 @@
+"""/v1/models and /v1/models/{id}: what can be asked for, for clients of either dialect."""
+
+import datetime as dt
+from typing import Any
+
+import attrs
+from litestar import Request, Response, get
+
+from cortex_gateway.dialects.models_list import Entry, entry, listing
+from cortex_gateway.placement.catalogue import ModelEntry
+from cortex_gateway.routes.gateway import Gateway
+from cortex_gateway.routes.plain import plain
+
+# Nobody knows when a model was made; one fixed moment keeps the answer the same from call to call.
+CREATED = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
+
+
+@get("/v1/models")
+async def models(request: Request[Any, Any, Any]) -> Response[bytes]:
+    """Every model and alias."""
+    entries = Gateway.of(request.app.state).fleet.catalogue_entries()
+    return plain(request, listing([_render(known) for known in entries]))
+
+
+@get("/v1/models/{name:path}")
+async def model(request: Request[Any, Any, Any]) -> Response[bytes]:
+    """One of them; its id may contain slashes."""
+    fleet = Gateway.of(request.app.state).fleet
+    wanted = str(request.path_params["name"]).removeprefix("/")
+    fleet.resolve(wanted)  # raises ModelNotFound with the nearest names
+    entries = {known.id: known for known in fleet.catalogue_entries()}
+    return plain(request, _render(entries[wanted]))
+
+
+def _render(known: ModelEntry) -> Entry:
+    limit = _known(known.limit) if known.limit else {}
+    details = {
+        "loaded": known.loaded,
+        "alias_of": known.alias_of,
+        "feasible_on": known.feasible_on,
+        "locations": [attrs.asdict(location) for location in known.locations],
+        "capabilities": known.capabilities,
+        "tool_call": known.tool_call,
+        "reasoning": known.reasoning,
+        "cost": _known(known.cost) if known.cost else None,
+    }
+    present = {key: value for key, value in details.items() if value is not None}
+    created = int(CREATED.timestamp())
+    return entry(known.id, created=created, created_at=CREATED.isoformat(), limit=limit, details=present)
+
+
+def _known(record: attrs.AttrsInstance) -> dict[str, Any]:
+    return {key: value for key, value in attrs.asdict(record).items() if value is not None}

@@ -1,0 +1,162 @@
+"""One client waiting for one answer over ASGI: reads its body, notices when it leaves, keeps it company; knows no dialect."""
+
+import asyncio
+import contextlib
+import re
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any
+
+from litestar.types import HTTPScope, Receive, Send
+
+from cortex_gateway.errors import BodyTooLarge, UnsupportedMedia
+
+Header = tuple[bytes, bytes]
+STREAM_HEADERS: tuple[Header, ...] = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+JSON_HEADERS: tuple[Header, ...] = ((b"content-type", b"application/json"),)
+BEAT_SECONDS = 1.0
+# What `curl -d` and browsers' simple requests call JSON is taken as well.
+JSON_TYPES = re.compile(r"|application/(?:json|[\w.-]+\+json|x-www-form-urlencoded)|text/(?:plain|json)")
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before it had its answer."""
+
+
+class Client:
+    """The other end of one request. Writes whole events only, so that heartbeats may come between them.
+
+    Attributes:
+        request_id: the client's own x-request-id, or a new one.
+        started: whether the status line is out; from then on a failure can only be an event.
+        ended: whether the last byte is out.
+        status: the status that went out, 0 before.
+    """
+
+    def __init__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self.request_id = request_id(self.headers)
+        self.started = False
+        self.ended = False
+        self.status = 0
+        self._gone = False
+        self._receive = receive
+        self._send = send
+        self._wrote = asyncio.get_running_loop().time()
+
+    async def body(self, limit_bytes: int) -> bytes:
+        """The whole body. Raises BodyTooLarge, UnsupportedMedia, ClientGoneError."""
+        check_media(self.headers)
+        pieces: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                raise ClientGoneError
+            more = message["more_body"]
+            size += len(message["body"])
+            if size <= limit_bytes:
+                pieces.append(message["body"])
+            elif size > 2 * limit_bytes:  # a little is read and thrown away, so that the client gets to read the answer
+                more = False
+        if size > limit_bytes:
+            raise BodyTooLarge(limit_bytes)
+        return b"".join(pieces) if len(pieces) > 1 else pieces[0]
+
+    async def start(self, status: int, headers: Iterable[Header]) -> None:
+        """Send the status line. At most once."""
+        assert not self.started
+        self.started, self.status = True, status
+        tagged = [*headers, (b"x-request-id", self.request_id.encode("latin-1"))]
+        await self._send({"type": "http.response.start", "status": status, "headers": tagged})
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece of the body now."""
+        self._wrote = asyncio.get_running_loop().time()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last piece. At most once."""
+        assert not self.ended
+        self.ended = True
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def answer(self, status: int, body: bytes, headers: Iterable[Header] = JSON_HEADERS) -> None:
+        """Send everything at once."""
+        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        await self.end(body)
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Cancel the block the moment the client leaves, and raise ClientGoneError in its place. After the body was read."""
+        task = asyncio.current_task()
+        assert task is not None
+        watcher = asyncio.create_task(self._watch(task))
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._gone and task.uncancel() == 0:
+                raise ClientGoneError from None
+            raise
+        finally:
+            await _cancelled(watcher)
+
+    async def _watch(self, task: "asyncio.Task[Any]") -> None:
+        """Servers say `http.disconnect` after a whole answer as well: then nobody has left."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self.ended:
+            self._gone = True
+            task.cancel()
+
+    @contextlib.asynccontextmanager
+    async def beating(self, beat: bytes, every: float) -> AsyncIterator[None]:
+        """Within the block the client is never left in silence: after `every` seconds of it `beat` is sent.
+
+        The first one starts the stream, so until then a failure still has its own status.
+        """
+        heart = asyncio.create_task(self._beat(beat, every))
+        try:
+            yield
+        finally:
+            await _cancelled(heart)
+
+    async def _beat(self, beat: bytes, every: float) -> None:
+        loop = asyncio.get_running_loop()
+        while not self.ended:
+            silent = loop.time() - self._wrote
+            if silent < every:
+                await asyncio.sleep(every - silent)
+                continue
+            if not self.started:
+                await self.start(200, STREAM_HEADERS)
+            await self.write(beat)
+
+
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    """Stop `task` and wait for its end; what it raised by itself is raised here."""
+    task.cancel()
+    await asyncio.wait((task,))  # unlike `await task`, tells our own cancellation from the task's
+    if not task.cancelled():
+        task.result()
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The client's own id when it is printable and not long, else a new one."""
+    sent = headers.get("x-request-id", "")
+    return sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
+
+
+def check_media(headers: Mapping[str, str]) -> None:
+    """Refuse encodings and types that are not JSON as it is. Raises UnsupportedMedia."""
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMedia(f"The content encoding {encoding!r} is not supported: send the body as it is.")
+    media = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not JSON_TYPES.fullmatch(media):
+        raise UnsupportedMedia(f"The content type {media!r} is not supported: send application/json.")
