@@ -1,0 +1,89 @@
+"""The gateway's own HTTP API as the commands use it: JSON, event streams, and failures as one clean line."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+from attrs import frozen
+
+PATIENCE = httpx.Timeout(None, connect=5.0)
+"""A load may take as long as it takes; only the connection has a limit."""
+
+
+class CommandError(Exception):
+    """A command could not do what it was asked: the message is for the user, and the exit code is 1."""
+
+
+@frozen
+class Api:
+    """A gateway (or a neuron) at `endpoint`. `transport` stands in for the network in tests."""
+
+    endpoint: str
+    transport: httpx.BaseTransport | None = None
+
+    def get(self, path: str) -> Any:
+        """The JSON behind `path`. Raises CommandError."""
+        with self._client() as http:
+            return _checked(http.get(path)).json()
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON answer to `body`. Raises CommandError."""
+        with self._client() as http:
+            return _checked(http.post(path, json=body)).json()
+
+    @contextlib.contextmanager
+    def events(self, path: str, body: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
+        """The JSON events of the stream that answers `body`, up to `[DONE]` or its end. Raises CommandError, also midway."""
+        headers = {"accept": "text/event-stream"}
+        with self._client() as http, http.stream("POST", path, json=body, headers=headers) as response:
+            yield _events(_checked(response))
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[httpx.Client]:
+        try:
+            with httpx.Client(
+                base_url=self.endpoint, timeout=PATIENCE, transport=self.transport, trust_env=False
+            ) as http:
+                yield http
+        except httpx.ConnectError as error:
+            raise CommandError(
+                f"no gateway answers at {self.endpoint}; start one with `cortex up` or `cortex serve`, "
+                "or name another with --endpoint"
+            ) from error
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise CommandError(f"{self.endpoint!r} is not a URL, as http://localhost:31313") from error
+        except httpx.HTTPError as error:
+            raise CommandError(f"{self.endpoint} broke off: {str(error) or type(error).__name__}") from error
+        except json.JSONDecodeError as error:
+            raise CommandError(f"{self.endpoint} answered with something that is not JSON; is it a gateway?") from error
+
+
+def _checked(response: httpx.Response) -> httpx.Response:
+    if response.is_success:
+        return response
+    response.read()
+    try:
+        body = response.json()
+    except ValueError:
+        body = response.text[:200]
+    raise CommandError(f"{message(body)} (HTTP {response.status_code})")
+
+
+def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    for line in response.iter_lines():
+        data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+        if data == "[DONE]":
+            return
+        if data:
+            event = json.loads(data)
+            if "error" in event:
+                raise CommandError(message(event))
+            yield event
+
+
+def message(body: Any) -> str:
+    """The words of an error envelope of either dialect, or of whatever else came."""
+    error = body.get("error", body) if isinstance(body, dict) else body
+    return str(error.get("message", error)) if isinstance(error, dict) else str(error)

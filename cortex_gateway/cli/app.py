@@ -1,0 +1,232 @@
+"""The `cortex` program: what each command takes and does. Wiring only; the work is in the modules that it calls."""
+
+import asyncio
+import importlib.metadata
+import json as jsonlib
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Coroutine, Sequence
+from typing import Annotated, Any, Literal
+
+import cyclopts
+import prometheus_client
+import uvloop
+from cyclopts import App, Parameter
+
+from cortex_gateway.cli import tables
+from cortex_gateway.cli.api import Api, CommandError
+from cortex_gateway.cli.chat import Chat
+from cortex_gateway.cli.progress import LoadBars
+from cortex_gateway.config import ConfigError, find_config, load_config
+from cortex_gateway.placement.snapshot import LoadStatus
+from cortex_gateway.serving import ListenError, serve
+from cortex_gateway.up import Up, UpError, up
+
+Endpoint = Annotated[str, Parameter(name=["--endpoint", "-e"], env_var="CORTEX_ENDPOINT", help="The gateway to ask.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the gateway's JSON instead of a table.")]
+DEFAULT_ENDPOINT = "http://localhost:31313"
+
+
+def version() -> str:
+    try:
+        return f"cortex {importlib.metadata.version('cortex-jax')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "cortex (not installed: running from a folder)"
+
+
+app = App(
+    name="cortex",
+    help="One OpenAI and Anthropic endpoint over every open-weight model your own GPUs can serve.",
+    version=version,
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,
+)
+
+
+@app.command(name="serve")
+def serve_command(
+    *, config: Annotated[pathlib.Path | None, Parameter(name=["--config", "-c"], help="cortex.toml to read.")] = None
+) -> int:
+    """Run the gateway in front of the neurons of cortex.toml until Ctrl-C.
+
+    Without --config: ./cortex.toml, else /etc/cortex/cortex.toml, else one neuron at 127.0.0.1:13131.
+    """
+    settings = load_config(find_config(config), os.environ)
+    _log_to_stderr()
+    _run(serve(settings))
+    return 0
+
+
+@app.command(name="up")
+def up_command(
+    *,
+    host: Annotated[str, Parameter(help="Address that both programs listen on.")] = "127.0.0.1",
+    port: Annotated[int, Parameter(help="Port of the API.")] = 31313,
+    metrics_port: Annotated[int, Parameter(help="Port of /metrics.")] = 31314,
+    neuron_port: Annotated[int, Parameter(help="Port of the neuron.")] = 13131,
+    model: Annotated[
+        str, Parameter(help="demo, a built-in id, a folder, a .gguf file, or a hub id org/name.")
+    ] = "demo",
+    quant: Annotated[Literal["auto", "none"], Parameter(help="none keeps the checkpoint's numbers.")] = "auto",
+    once: Annotated[
+        bool, Parameter(negative="", help="End after the answers: exit code 0, or 1 when anything failed.")
+    ] = False,
+) -> int:
+    """Start a neuron and the gateway on this machine, load a model, ask it a question in both dialects, stay up."""
+    asked = Up(
+        host=host, port=port, metrics_port=metrics_port, neuron_port=neuron_port, model=model, quant=quant, once=once
+    )
+    return _run(up(asked, tables.console(), os.environ))
+
+
+@app.command
+def status(*, endpoint: Endpoint = DEFAULT_ENDPOINT, json: Json = False) -> int:
+    """Show every node with its devices and the models on it."""
+    fleet = Api(endpoint).get("/admin/fleet")
+    if json:
+        _print_json(fleet)
+    else:
+        tables.show_fleet(tables.console(), fleet)
+    return 0
+
+
+@app.command
+def models(*, endpoint: Endpoint = DEFAULT_ENDPOINT, json: Json = False) -> int:
+    """List every model that is loaded or could be loaded on any node."""
+    listing = Api(endpoint).get("/v1/models")
+    if json:
+        _print_json(listing)
+    else:
+        tables.show_models(tables.console(), listing["data"])
+    return 0
+
+
+@app.command
+def load(
+    model: str,
+    *,
+    node: Annotated[str | None, Parameter(help="Load it on this node; else where it fits best.")] = None,
+    quant: Annotated[str | None, Parameter(help="auto, none, or a scheme that the neuron knows.")] = None,
+    tensor_parallel: Annotated[int | None, Parameter(help="Devices to spread it over.")] = None,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    json: Json = False,
+) -> int:
+    """Load a model and wait until it serves.
+
+    Parameters
+    ----------
+    model
+        An id or an alias.
+    """
+    asked = {"model": model, "node": node, "quant": quant, "tensor_parallel": tensor_parallel}
+    body = {name: value for name, value in asked.items() if value is not None}
+    if json:
+        _print_json(Api(endpoint).post("/admin/load", body))
+        return 0
+    out = tables.console()
+    with LoadBars(out) as bars, Api(endpoint).events("/admin/load", body) as events:
+        ended = False
+        for event in events:
+            ended = event.get("status") == "loaded"
+            if not ended:
+                bars.report(LoadStatus(**{name: event[name] for name in ("phase", "done", "total", "unit")}))
+    if not ended:
+        raise CommandError(f"the gateway ended the load of {model} without saying how it went")
+    out.print(f"{model} is loaded", style="green")
+    return 0
+
+
+@app.command
+def unload(
+    model: str,
+    *,
+    node: Annotated[str | None, Parameter(help="Unload it there only.")] = None,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    json: Json = False,
+) -> int:
+    """Unload a model once its running requests have ended.
+
+    Parameters
+    ----------
+    model
+        An id or an alias.
+    """
+    answer = Api(endpoint).post("/admin/unload", {"model": model} | ({"node": node} if node else {}))
+    if json:
+        _print_json(answer)
+    else:
+        tables.console().print(f"{model} is unloaded", style="green")
+    return 0
+
+
+@app.command
+def chat(
+    model: str,
+    prompt: str | None = None,
+    *,
+    system: Annotated[str | None, Parameter(help="A system message to begin with.")] = None,
+    temperature: Annotated[float | None, Parameter(help="0 = always the likeliest token.")] = None,
+    max_tokens: Annotated[int | None, Parameter(help="The longest answer, in tokens.")] = None,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+) -> int:
+    """Talk to a model in the terminal.
+
+    Parameters
+    ----------
+    model
+        An id or an alias.
+    prompt
+        Ask this one thing and end. Absent: what is piped in, else a conversation.
+    """
+    options = {"temperature": temperature, "max_tokens": max_tokens}
+    talk = Chat(
+        api=Api(endpoint),
+        model=model,
+        out=tables.console(),
+        options={name: value for name, value in options.items() if value is not None},
+        history=[{"role": "system", "content": system}] if system else [],
+    )
+    if prompt is None and sys.stdin.isatty():
+        talk.talk(input)
+        return 0
+    answer = talk.ask(prompt if prompt is not None else sys.stdin.read())
+    return 130 if answer.stopped else 0
+
+
+def run(tokens: Sequence[str]) -> int:
+    """Run one command line; the exit code: 0 done, 1 it failed, 2 it was not understood, 130 interrupted."""
+    try:
+        code = app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
+    except cyclopts.CycloptsError:
+        return 2
+    except (CommandError, ConfigError, ListenError, UpError) as error:
+        tables.console(stderr=True).print(f"cortex: {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """The entry point."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def _run(work: Coroutine[Any, Any, int | None]) -> int:
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own gap
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work) or 0
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr
+    )
+    for chatty in ("httpx", "httpcore", "uvicorn.error"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(jsonlib.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,111 @@
+"""A conversation in the terminal over /v1/chat/completions. Knows the dialect's stream, no fleet."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from attrs import define, field, frozen
+from rich.console import Console
+
+from cortex_gateway.cli.api import Api
+
+HELP = "Type a message. /clear forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C stops an answer."
+
+
+@frozen(kw_only=True)
+class Answer:
+    """What came back. `tokens_per_second` counts from the first token to the last; None for fewer than two."""
+
+    text: str
+    tokens: int = 0
+    tokens_per_second: float | None = None
+    stopped: bool = False
+
+
+@define(kw_only=True)
+class Chat:
+    """One conversation; `history` is what is sent."""
+
+    api: Api
+    model: str
+    out: Console
+    options: dict[str, Any] = field(factory=dict)  # temperature, max_tokens …, sent as they are
+    history: list[dict[str, str]] = field(factory=list)
+
+    def ask(self, prompt: str) -> Answer:
+        """Stream the answer to the terminal and remember both sides. Ctrl-C ends it early. Raises CommandError."""
+        self.history.append({"role": "user", "content": prompt})
+        try:
+            answer = self._stream()
+        except BaseException:
+            self.history.pop()  # an unanswered question would be asked again with the next one
+            raise
+        self.history.append({"role": "assistant", "content": answer.text})
+        return answer
+
+    def talk(self, read: Callable[[str], str]) -> None:
+        """Ask and answer until /quit or the end of the input; `read` shows a prompt and gives a line."""
+        self.out.print(HELP, style="dim")
+        while (line := _line(read)) is not None:
+            if line == "/clear":
+                self.history = [turn for turn in self.history if turn["role"] == "system"]
+            elif line:
+                answer = self.ask(line)
+                self.out.print(summary(answer), style="dim")
+
+    def _stream(self) -> Answer:
+        body = {
+            "model": self.model,
+            "messages": self.history,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **self.options,
+        }
+        pieces: list[str] = []
+        times: list[float] = []
+        tokens, stopped = 0, False
+        try:
+            with self.api.events("/v1/chat/completions", body) as events:
+                for event in events:
+                    tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+                    if self._show(event, pieces):
+                        times.append(time.perf_counter())
+        except KeyboardInterrupt:
+            stopped = True
+        self.out.print()
+        span = times[-1] - times[0] if len(times) > 1 else 0.0
+        speed = (tokens - 1) / span if span and tokens > 1 else None
+        return Answer(text="".join(pieces), tokens=tokens, tokens_per_second=speed, stopped=stopped)
+
+    def _show(self, event: dict[str, Any], pieces: list[str]) -> bool:
+        """Print what a chunk adds; True where it added anything."""
+        shown = False
+        for choice in event.get("choices", []):
+            delta = choice.get("delta", {})
+            if reasoning := delta.get("reasoning_content"):
+                self._write(reasoning, style="dim")
+            if content := delta.get("content"):
+                self._write(content)
+                pieces.append(content)
+            shown = shown or bool(reasoning or content)
+        return shown
+
+    def _write(self, text: str, style: str | None = None) -> None:
+        self.out.print(text, end="", style=style, markup=False, highlight=False, soft_wrap=True)
+        self.out.file.flush()
+
+
+def summary(answer: Answer) -> str:
+    """`8 tokens, 42.1 tokens/s`."""
+    parts = [f"{answer.tokens} {'token' if answer.tokens == 1 else 'tokens'}"] if answer.tokens else []
+    if answer.tokens_per_second:
+        parts.append(f"{answer.tokens_per_second:.1f} tokens/s")
+    return ", ".join([*parts, "stopped"] if answer.stopped else parts)
+
+
+def _line(read: Callable[[str], str]) -> str | None:
+    try:
+        line = read("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        return None
+    return None if line in ("/quit", "/exit", "/bye") else line
