@@ -148,7 +148,10 @@ class ModelSpec:
 
 @frozen
 class NeuronConfig:
-    """Everything a neuron is told at start. `models` is what the host offers, `default_models` is loaded at start."""
+    """Everything a neuron is told at start. `models` is what the host offers, `default_models` is loaded at start.
+
+    `environ` is the environment that engine processes inherit; it may hold secrets, so it is never shown.
+    """
 
     cache: CacheConfig
     server: ServerConfig = ServerConfig()
@@ -156,6 +159,7 @@ class NeuronConfig:
     admission: AdmissionConfig = AdmissionConfig()
     models: tuple[ModelSpec, ...] = ()
     default_models: tuple[ModelSpec, ...] = ()
+    environ: Mapping[str, str] = field(factory=dict, repr=False)
 
 
 TABLES: Mapping[str, type] = {
@@ -190,7 +194,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> NeuronConfig:
     origin = str(path) if path else "defaults"
     tree = _read_file(path) if path else {}
     _merge_variables(tree, environ)
-    return _build_config(tree, origin, cache_root(environ))
+    return attrs.evolve(_build_config(tree, origin, cache_root(environ)), environ=dict(environ))
 
 
 def read_record(cls: type[T], table: Mapping[str, Any], origin: str, prefix: str = "") -> T:

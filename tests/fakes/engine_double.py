@@ -3,10 +3,10 @@
 It goes with `tests.fakes.tiny_model`, where a token id below 256 is a byte, so it can read the prompt. It echoes the
 prompt's bytes, one token per request and step, and then ends with the first stop id. Words in the prompt change that:
 
-    <<say TEXT>>    answers TEXT instead          <<count N>>   answers the ids 0 1 2 … of N tokens as letters a-z
-    <<die N>>       the process ends after N tokens of that request
-    <<stall N>>     gives no more tokens after N, until cancelled
-    <<fail N>>      the request ends with finish "error" after N tokens
+    [[say TEXT]]    answers TEXT instead          [[count N]]   answers N letters: abc…zabc…
+    [[die N]]       the process ends after N tokens of that request
+    [[stall N]]     gives no more tokens after N, until cancelled
+    [[fail N]]      the request ends with finish "error" after N tokens
 
 `double.json` in the model folder changes the process: see `Script`.
 """
@@ -30,7 +30,7 @@ from neuron_jax.workers.frames import Alternative, EngineLoad, EngineSpec, Memor
 
 COMMAND = (sys.executable, "-m", "tests.fakes.engine_double")
 ROOT = Path(__file__).resolve().parents[2]
-DIRECTIVE = re.compile(r"<<(say|count|die|stall|fail) ([^>]*)>>")
+DIRECTIVE = re.compile(r"\[\[(say|count|die|stall|fail) (.*?)\]\]", re.DOTALL)
 
 
 def environment() -> dict[str, str]:
@@ -177,7 +177,7 @@ class Double:
             quant_reason="a double has no weights",
             compute_dtype="float32",
             devices=tuple(f"double:{index}" for index in spec.devices),
-            plan=(MemoryRow("weights", 1 << 20), MemoryRow("kv", 2 << 20)),
+            plan=(MemoryRow("weights", 1 << 20), MemoryRow("KV pages", 2 << 20), MemoryRow("total", 3 << 20)),
             load_seconds=0.0,
         )
 

@@ -11,16 +11,15 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 END, USER, ASSISTANT, SYSTEM, TOOL = range(256, 261)
 SPECIALS = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>")
-CHAT_TEMPLATE = (
-    "{%- if tools %}<|tool|>{{ tools | tojson }}<|end|>{% endif %}"
+TOOLS_PART = "{%- if tools %}<|tool|>Call as <tool_call>{}</tool_call>: {{ tools | tojson }}<|end|>{% endif %}"
+MESSAGES_PART = (
     "{%- for m in messages %}"
     "{%- if m.content == 'refuse to render' %}{{ raise_exception('this template refuses') }}{% endif %}"
-    "{{- '<|' + m.role + '|>' }}{{ m.content or '' }}"
-    "{%- if not (loop.last and continue_final_message) %}<|end|>{% endif %}"
+    "{{- '<|' + m.role + '|>' }}{{ m.content or '' }}<|end|>"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-PLAIN_TEMPLATE = CHAT_TEMPLATE.split("{%- for", 1)[1].join(("{%- for", ""))
+THINKING_PART = "{%- if add_generation_prompt and enable_thinking %}<think>{% endif %}{# </think> #}"
 
 
 def byte_alphabet() -> list[str]:
@@ -40,7 +39,9 @@ def tokenizer_json() -> str:
     return tokenizer.to_str()
 
 
-def write_tiny_model(folder: Path, *, tools: bool = True, context: int = 4096, **script: Any) -> Path:
+def write_tiny_model(
+    folder: Path, *, tools: bool = True, thinking: bool = False, context: int = 4096, **script: Any
+) -> Path:
     """Writes config.json, the tokenizer and, when `script` says something, double.json. Returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -59,7 +60,7 @@ def write_tiny_model(folder: Path, *, tools: bool = True, context: int = 4096, *
         "eos_token_id": END,
         "torch_dtype": "float32",
     }
-    template = CHAT_TEMPLATE if tools else PLAIN_TEMPLATE
+    template = (TOOLS_PART if tools else "") + MESSAGES_PART + (THINKING_PART if thinking else "")
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text(tokenizer_json())
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "chat_template": template}))

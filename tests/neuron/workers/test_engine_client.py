@@ -87,7 +87,7 @@ def test_leaving_the_iterator_cancels_in_the_engine(tmp_path: Path) -> None:
     """After a break the engine runs nothing and the client remembers nothing."""
 
     async def use(client: EngineClient) -> tuple[int, int]:
-        with client.submit(prompt("<<count 500>>")) as outputs:
+        with client.submit(prompt("[[count 500]]")) as outputs:
             async for _ in outputs:
                 break
         await settled(client)
@@ -100,7 +100,7 @@ def test_a_quiet_engine_gives_none_after_the_timeout(tmp_path: Path) -> None:
     """`next` returns None when nothing came, so that a heartbeat can be sent; the stream goes on afterwards."""
 
     async def use(client: EngineClient) -> list[bool]:
-        with client.submit(prompt("<<stall 1>>")) as outputs:
+        with client.submit(prompt("[[stall 1]]")) as outputs:
             return [(await outputs.next(timeout=wait)) is None for wait in (5.0, 0.02, 0.02)]
 
     assert with_engine(tmp_path, use) == [False, True, True]
@@ -110,7 +110,7 @@ def test_a_death_raises_in_every_open_iterator(tmp_path: Path) -> None:
     """kill -9 under 8 streams: each raises EngineDied naming the signal, and so does a later submission."""
 
     async def use(client: EngineClient) -> list[str]:
-        streams = [asyncio.create_task(collect(client, prompt("<<stall 1>>"))) for _ in range(8)]
+        streams = [asyncio.create_task(collect(client, prompt("[[stall 1]]"))) for _ in range(8)]
         await asyncio.sleep(0.05)
         os.kill(client.pid, signal.SIGKILL)
         errors = await asyncio.gather(*streams, return_exceptions=True)
@@ -168,7 +168,7 @@ def test_random_cancels_leave_nothing_open(tmp_path: Path) -> None:
     rng = random.Random(7)
 
     async def one(client: EngineClient) -> None:
-        with client.submit(prompt("<<count 200>>")) as outputs:
+        with client.submit(prompt("[[count 200]]")) as outputs:
             async for _ in outputs:
                 if rng.random() < 0.1:
                     return

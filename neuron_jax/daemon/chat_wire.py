@@ -1,0 +1,154 @@
+"""Neutral events → OpenAI chat answers, streamed and whole; pure, must not know engines or HTTP."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Event, Grown, Job
+from neuron_jax.daemon.schema import Wish
+from neuron_jax.daemon.wire_common import envelope, token_text, usage
+from neuron_jax.text.pieces import Piece, Reasoning, Text, ToolArguments, ToolEnd, ToolStart
+
+CHUNK = "chat.completion.chunk"
+
+
+class ChatStream:
+    """Feed it events; every chunk it gives is one `data:` line."""
+
+    def __init__(self, job: Job, wish: Wish) -> None:
+        self._job = job
+        self._wish = wish
+        # Tokens whose text is still held back: their log-probabilities go out with the next chunk of their choice.
+        self._pending: list[list[Chosen]] = [[] for _ in job.prompts]
+
+    def feed(self, event: Event) -> list[dict[str, Any]]:
+        """The chunks of one event."""
+        match event:
+            case Admitted():
+                role = {"role": "assistant", "content": ""}
+                return [self._chunk(index, role) for index in range(len(self._job.prompts))]
+            case Grown(index, pieces, chosen):
+                self._pending[index] += chosen
+                return [self._chunk(index, delta) for piece in pieces for delta in deltas(piece)]
+            case Ended(index, finish, stop):
+                return [self._chunk(index, {}, finish=finish, stop=stop)]
+        return []
+
+    def close(self) -> list[dict[str, Any]]:
+        """The chunk after the last choice ended: usage, where it was asked for."""
+        return [envelope(self._job, self._wish, CHUNK, [])] if self._wish.include_usage else []
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], *, finish: str | None = None, stop: str | int | None = None
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+        if self._pending[index]:
+            choice["logprobs"] = chat_logprobs(self._job, self._pending[index])
+            self._pending[index] = []
+        if finish is not None:
+            choice["stop_reason"] = stop
+        return envelope(self._job, self._wish, CHUNK, [choice])
+
+
+class ChatAnswer:
+    """Feed it events; `body` is the whole answer."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._choices = [_Choice() for _ in job.prompts]
+
+    def feed(self, event: Event) -> None:
+        """Adds one event."""
+        match event:
+            case Grown(index, pieces, chosen):
+                self._choices[index].grow(pieces, chosen)
+            case Ended(index, finish, stop):
+                self._choices[index].finish, self._choices[index].stop = finish, stop
+
+    def body(self, wish: Wish) -> dict[str, Any]:
+        """The answer."""
+        wanted = wish.logprobs is not None
+        return {
+            "id": self._job.id,
+            "object": "chat.completion",
+            "created": self._job.created,
+            "model": self._job.model,
+            "choices": [choice.body(self._job, index, logprobs=wanted) for index, choice in enumerate(self._choices)],
+            "usage": usage(self._job),
+        }
+
+
+class _Choice:
+    def __init__(self) -> None:
+        self.finish = ""
+        self.stop: str | int | None = None
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[dict[str, Any]] = []
+        self._chosen: list[Chosen] = []
+
+    def grow(self, pieces: Sequence[Piece], chosen: Sequence[Chosen]) -> None:
+        self._chosen += chosen
+        for piece in pieces:
+            self._add(piece)
+
+    def body(self, job: Job, index: int, *, logprobs: bool) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": self._message(),
+            "logprobs": chat_logprobs(job, self._chosen) if logprobs else None,
+            "finish_reason": self.finish,
+            "stop_reason": self.stop,
+        }
+
+    def _add(self, piece: Piece) -> None:
+        match piece:
+            case Text(text):
+                self._text.append(text)
+            case Reasoning(text):
+                self._reasoning.append(text)
+            case ToolStart(_, id_, name):
+                self._calls.append({"id": id_, "type": "function", "function": {"name": name, "arguments": ""}})
+            case ToolArguments(index, text):
+                self._calls[index]["function"]["arguments"] += text
+
+    def _message(self) -> dict[str, Any]:
+        text = "".join(self._text)
+        message: dict[str, Any] = {"role": "assistant", "content": text or (None if self._calls else "")}
+        if self._reasoning:
+            message["reasoning_content"] = message["reasoning"] = "".join(self._reasoning)
+        if self._calls:
+            message["tool_calls"] = self._calls
+        return message
+
+
+def deltas(piece: Piece) -> list[dict[str, Any]]:
+    """What a piece adds to the message; the end of a call adds nothing."""
+    match piece:
+        case Text(text):
+            return [{"content": text}]
+        case Reasoning(text):
+            return [{"reasoning_content": text, "reasoning": text}]
+        case ToolStart(index, id_, name):
+            function = {"name": name, "arguments": ""}
+            return [{"tool_calls": [{"index": index, "id": id_, "type": "function", "function": function}]}]
+        case ToolArguments(index, text):
+            return [{"tool_calls": [{"index": index, "function": {"arguments": text}}]}]
+        case ToolEnd():
+            return []
+
+
+def chat_logprobs(job: Job, chosen: Sequence[Chosen]) -> dict[str, Any]:
+    """The `logprobs` object of a chat choice."""
+    rows = [
+        {
+            **_row(job, item.token, item.logprob),
+            "top_logprobs": [_row(job, other.token, other.logprob) for other in item.alternatives],
+        }
+        for item in chosen
+    ]
+    return {"content": rows, "refusal": None}
+
+
+def _row(job: Job, token: int, logprob: float) -> dict[str, Any]:
+    piece = job.text.tokenizer.piece(token)
+    return {"token": token_text(job, token), "logprob": logprob, "bytes": list(piece)}

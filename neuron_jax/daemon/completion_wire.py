@@ -1,0 +1,128 @@
+"""Neutral events → OpenAI completions answers, streamed and whole; pure, must not know engines or HTTP."""
+
+import codecs
+from collections.abc import Sequence
+from typing import Any
+
+from neuron_jax.daemon.generation import Chosen, Ended, Event, Grown, Job
+from neuron_jax.daemon.schema import Wish
+from neuron_jax.daemon.wire_common import envelope, token_text, usage
+from neuron_jax.text.pieces import Piece, Text
+
+OBJECT = "text_completion"
+
+
+class CompletionStream:
+    """Feed it events; every chunk it gives is one `data:` line."""
+
+    def __init__(self, job: Job, wish: Wish) -> None:
+        self._job = job
+        self._wish = wish
+        self._logprobs = [_Logprobs(job) for _ in job.prompts]
+
+    def feed(self, event: Event) -> list[dict[str, Any]]:
+        """The chunks of one event."""
+        match event:
+            case Grown(index, pieces, chosen):
+                self._logprobs[index].add(chosen)
+                text = text_of(pieces)
+                return [self._chunk(index, text)] if text else []
+            case Ended(index, finish, stop):
+                return [self._chunk(index, "", finish=finish, stop=stop)]
+        return []
+
+    def close(self) -> list[dict[str, Any]]:
+        """The chunk after the last choice ended: usage, where it was asked for."""
+        return [envelope(self._job, self._wish, OBJECT, [])] if self._wish.include_usage else []
+
+    def _chunk(
+        self, index: int, text: str, *, finish: str | None = None, stop: str | int | None = None
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {
+            "index": index,
+            "text": text,
+            "logprobs": self._logprobs[index].take(),
+            "finish_reason": finish,
+        }
+        if finish is not None:
+            choice["stop_reason"] = stop
+        return envelope(self._job, self._wish, OBJECT, [choice])
+
+
+class CompletionAnswer:
+    """Feed it events; `body` is the whole answer."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._texts = [""] * len(job.prompts)
+        self._logprobs = [_Logprobs(job) for _ in job.prompts]
+        self._ends: dict[int, Ended] = {}
+
+    def feed(self, event: Event) -> None:
+        """Adds one event."""
+        match event:
+            case Grown(index, pieces, chosen):
+                self._texts[index] += text_of(pieces)
+                self._logprobs[index].add(chosen)
+            case Ended(index):
+                self._ends[index] = event
+
+    def body(self, wish: Wish) -> dict[str, Any]:
+        """The answer."""
+        return {
+            "id": self._job.id,
+            "object": OBJECT,
+            "created": self._job.created,
+            "model": wish.model,
+            "choices": [self._choice(index) for index in range(len(self._texts))],
+            "usage": usage(self._job),
+        }
+
+    def _choice(self, index: int) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": self._texts[index],
+            "logprobs": self._logprobs[index].take(),
+            "finish_reason": self._ends[index].finish,
+            "stop_reason": self._ends[index].stop,
+        }
+
+
+class _Logprobs:
+    """Log-probabilities of one choice that are not sent yet; knows how many characters came before."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._pending: list[Chosen] = []
+        self._offset = 0
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, chosen: Sequence[Chosen]) -> None:
+        self._pending += chosen
+
+    def take(self) -> dict[str, Any] | None:
+        """The `logprobs` object of everything added since the last call, or None."""
+        if not self._pending:
+            return None
+        rows, self._pending = self._pending, []
+        return {
+            "tokens": [token_text(self._job, row.token) for row in rows],
+            "token_logprobs": [row.logprob for row in rows],
+            "top_logprobs": [self._alternatives(row) for row in rows],
+            "text_offset": [self._advance(row.token) for row in rows],
+        }
+
+    def _alternatives(self, row: Chosen) -> dict[str, float]:
+        ranked = {token_text(self._job, other.token): other.logprob for other in row.alternatives}
+        return {**ranked, token_text(self._job, row.token): row.logprob}
+
+    def _advance(self, token: int) -> int:
+        """Where the token's text begins, in characters of the answer."""
+        at = self._offset
+        self._offset += len(self._utf8.decode(self._job.text.tokenizer.piece(token)))
+        return at
+
+
+def text_of(pieces: Sequence[Piece]) -> str:
+    """A raw completion has no parsers, so its pieces are text."""
+    return "".join(piece.text for piece in pieces if isinstance(piece, Text))

@@ -1,0 +1,178 @@
+"""One request's life from ids to neutral events: admission, engine, text, end; must not know JSON, SSE or HTTP.
+
+Quiet* → Admitted → (Grown | Quiet)* → one Ended per choice, among them → end of the iterator
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from attrs import define, field, frozen
+
+from neuron_jax.daemon.admission import Admission
+from neuron_jax.daemon.model_text import Encoded, ModelText
+from neuron_jax.daemon.problems import Problem, internal
+from neuron_jax.text.output import Delta
+from neuron_jax.text.pieces import Piece
+from neuron_jax.workers.engine_client import EngineClient, Prompt
+from neuron_jax.workers.frames import Alternative, Output
+
+HEARTBEAT = 1.0
+"""Seconds of silence after which a Quiet event says that the request still lives."""
+
+
+@frozen
+class Admitted:
+    """The engine has the request."""
+
+
+@frozen
+class Quiet:
+    """Nothing happened for a while."""
+
+
+@frozen
+class Chosen:
+    """One generated token with its log-probability and the likeliest alternatives."""
+
+    token: int
+    logprob: float
+    alternatives: Sequence[Alternative]
+
+
+@frozen
+class Grown:
+    """New pieces and new tokens of one choice; either may be empty."""
+
+    index: int
+    pieces: tuple[Piece, ...]
+    chosen: tuple[Chosen, ...]
+
+
+@frozen
+class Ended:
+    """The end of one choice. `finish`: stop | length | tool_calls; `stop`: the string or id that ended it."""
+
+    index: int
+    finish: str
+    stop: str | int | None
+
+
+Event = Admitted | Quiet | Grown | Ended
+
+
+@define
+class Usage:
+    """Token counts of one request while it runs."""
+
+    completion: int = 0
+    reasoning: int = 0
+    cached: int = 0
+
+
+@frozen(eq=False)
+class Job:
+    """Everything decided before the engine sees the request: one entry of `prompts` and `encoded` per choice."""
+
+    id: str
+    model: str  # as the client wrote it
+    created: int  # Unix seconds
+    text: ModelText
+    prompts: Sequence[Prompt]
+    encoded: Sequence[Encoded]
+    stops: Sequence[str]
+    stop_token_ids: frozenset[int]
+    prompt_tokens: int  # each different prompt once
+    usage: Usage = field(factory=Usage)
+
+
+class Host(Protocol):
+    """The loaded model that answers. `engine` raises Problem while there is none."""
+
+    @property
+    def admission(self) -> Admission: ...
+
+    def engine(self) -> EngineClient: ...
+
+
+class Choice:
+    """One answer while it grows."""
+
+    def __init__(self, job: Job, index: int) -> None:
+        self._index = index
+        self._usage = job.usage
+        self._stop_token_ids = job.stop_token_ids
+        self._text = job.text.output(job.encoded[index], job.stops, f"call_{job.id}_{index}_")
+        self._reasoning = 0
+        self._seen = 0
+
+    def feed(self, output: Output) -> Sequence[Grown | Ended]:
+        """The events of one engine output."""
+        stopped = output.finish == "stop"
+        shown = output.tokens[:-1] if stopped else output.tokens
+        delta = self._text.feed(shown)
+        counted = len(output.tokens) if delta.stop is None else delta.tokens_seen - self._seen
+        self._seen = delta.tokens_seen
+        self._count(output, counted)
+        grown = Grown(self._index, delta.pieces, _chosen(output, min(counted, len(shown))))
+        if delta.stop is not None:
+            return [grown, self._end("stop", delta.stop)]
+        if output.finish is None:
+            return [grown]
+        return [grown, *self._close(output)]
+
+    def _close(self, output: Output) -> Sequence[Grown | Ended]:
+        last: Delta = self._text.close()
+        grown = [Grown(self._index, last.pieces, ())] if last.pieces else []
+        if last.stop is not None:
+            return [*grown, self._end("stop", last.stop)]
+        if output.finish == "length":
+            return [*grown, self._end("length", None)]
+        token = output.tokens[-1]
+        return [*grown, self._end("stop", token if token in self._stop_token_ids else None)]
+
+    def _end(self, finish: str, stop: str | int | None) -> Ended:
+        called = self._text.called_tools and finish == "stop"
+        return Ended(self._index, "tool_calls" if called else finish, stop)
+
+    def _count(self, output: Output, tokens: int) -> None:
+        self._usage.completion += tokens
+        self._usage.cached += output.cached_tokens
+        self._usage.reasoning += self._text.reasoning_tokens - self._reasoning
+        self._reasoning = self._text.reasoning_tokens
+
+
+async def generate(host: Host, job: Job) -> AsyncGenerator[Event, None]:
+    """Runs `job`. Raises Problem when it cannot be admitted or a choice fails, EngineDied when the engine does."""
+    with host.admission.enter(len(job.prompts)) as ticket:
+        while not await ticket.wait(HEARTBEAT):
+            yield Quiet()
+        with host.engine().submit(*job.prompts) as outputs:
+            yield Admitted()
+            choices = [Choice(job, index) for index in range(len(job.prompts))]
+            while outputs.open:
+                output = await outputs.next(HEARTBEAT)
+                if output is None:
+                    yield Quiet()
+                    continue
+                for event in _absorb(output, choices[outputs.index(output)]):
+                    if isinstance(event, Ended):
+                        outputs.cancel(output.request)
+                    yield event
+
+
+def _absorb(output: Output, choice: Choice) -> Sequence[Grown | Ended]:
+    if output.finish == "error":
+        raise _failed(output)
+    return choice.feed(output)
+
+
+def _failed(output: Output) -> Problem:
+    return internal(f"The engine could not go on with this request: {output.error or 'it did not say why'}.")
+
+
+def _chosen(output: Output, count: int) -> tuple[Chosen, ...]:
+    if output.logprobs is None:
+        return ()
+    alternatives = output.alternatives or [[] for _ in output.tokens]
+    rows = zip(output.tokens, output.logprobs, alternatives, strict=True)
+    return tuple(Chosen(token, logprob, others) for token, logprob, others in rows)[:count]

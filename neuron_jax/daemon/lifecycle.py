@@ -1,0 +1,257 @@
+"""The one owner of loaded models: load, unload, what is loaded, what could be; must not know HTTP.
+
+Everything here runs in the event loop's thread; `_residents` is written by `_begin` and `_remove` only.
+"""
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import attrs
+from attrs import define, field
+
+from neuron_jax.config import ModelSpec, NeuronConfig
+from neuron_jax.daemon.catalogue import Catalogue
+from neuron_jax.daemon.devices import Devices, assign
+from neuron_jax.daemon.metrics import DeviceGauges, Metrics, ModelGauges
+from neuron_jax.daemon.model_text import ModelFacts, ModelText, read_facts, read_text
+from neuron_jax.daemon.problems import Problem, model_not_found, shutting_down
+from neuron_jax.daemon.resident import Listener, Plan, Resident
+from neuron_jax.errors import LoadError
+from neuron_jax.text.errors import TextError
+from neuron_jax.weights.describe import ModelDescription
+from neuron_jax.weights.errors import WeightsError
+from neuron_jax.workers.engine_client import DEFAULT_COMMAND, EngineClient
+from neuron_jax.workers.frames import EngineSpec
+
+TEXTS_KEPT = 8
+"""Tokenizers of models that are not loaded, kept for POST /tokenize."""
+_log = logging.getLogger("neuron.lifecycle")
+
+
+class AlreadyLoadedError(Exception):
+    """The model serves already; callers treat it as success."""
+
+
+@define
+class Activation:
+    """How far the default models are."""
+
+    pending: list[str] = field(factory=list)
+    in_progress: str | None = None
+    completed: list[str] = field(factory=list)
+    failed: list[tuple[str, str]] = field(factory=list)
+
+    @property
+    def state(self) -> str:
+        """`pre_warming` until every default model was tried."""
+        return "pre_warming" if self.pending or self.in_progress else "ready"
+
+
+class Lifecycle:
+    """Make it inside the loop, `start` it, `close` it."""
+
+    def __init__(
+        self, config: NeuronConfig, devices: Devices, metrics: Metrics, *, command: Sequence[str] = DEFAULT_COMMAND
+    ) -> None:
+        self.config = config
+        self.devices = devices
+        self.catalogue = Catalogue(config)
+        self.activation = Activation(pending=[spec.model_id for spec in config.default_models])
+        self.closing = False
+        self._metrics = metrics
+        self._command = tuple(command)
+        self._residents: dict[str, Resident] = {}
+        self._facts: dict[tuple[Path, int], ModelFacts | None] = {}
+        self._texts: OrderedDict[Path, ModelText] = OrderedDict()
+        self._activating: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to load the default models."""
+        self._activating = asyncio.create_task(self._activate(), name="default models")
+
+    async def close(self, drain_secs: float = 0.0) -> None:
+        """Ends every engine. Nothing can be loaded any more."""
+        self.closing = True
+        if self._activating is not None:
+            self._activating.cancel()
+            await asyncio.gather(self._activating, return_exceptions=True)
+        unloads = [self._remove(resident, drain_secs) for resident in tuple(self._residents.values())]
+        await asyncio.gather(*unloads, return_exceptions=True)
+
+    async def refuse_new_work(self) -> None:
+        """The neuron is about to end: models that still load are given up, requests in flight go on."""
+        self.closing = True
+        loading = [resident for resident in self._residents.values() if resident.status == "loading"]
+        await asyncio.gather(*(self._remove(resident, 0.0) for resident in loading), return_exceptions=True)
+
+    @property
+    def residents(self) -> Sequence[Resident]:
+        """Everything that is loaded, loads, or failed to."""
+        return tuple(self._residents.values())
+
+    def resident(self, name: str) -> Resident | None:
+        """The model called `name`, whatever its state."""
+        return self._residents.get(self.catalogue.canonical(name))
+
+    def serving(self, name: str) -> Resident:
+        """The model called `name`. Raises Problem unless it takes requests now."""
+        if self.closing:
+            raise shutting_down()
+        resident = self.resident(name)
+        if resident is None:
+            raise model_not_found(name, self._residents)
+        resident.check()
+        return resident
+
+    async def load(self, spec: ModelSpec, listener: Listener = lambda _: None) -> None:
+        """Returns when the model serves; callers of the same model share one load, which goes on without them.
+
+        Raises AlreadyLoadedError, LoadError, or Problem when the neuron ends or the model is unloaded meanwhile.
+        """
+        if self.closing:
+            raise shutting_down()
+        while (resident := self._residents.get(spec.model_id)) and resident.status in ("failed", "draining"):
+            await self._remove(resident, 0.0)
+        if resident is None:
+            resident = await self._begin(spec)
+        elif resident.serving:
+            raise AlreadyLoadedError(f"{spec.model_id} is already loaded")
+        with resident.heard_by(listener):
+            await resident.loaded()
+
+    async def unload(self, name: str, drain_secs: float) -> bool:
+        """False when the model is not loaded. Returns when its process is gone."""
+        resident = self.resident(name)
+        if resident is None:
+            return False
+        await self._remove(resident, drain_secs)
+        return True
+
+    async def text(self, name: str) -> tuple[ModelText, int]:
+        """A model's text side and context limit, from its files if it is not loaded. Raises Problem 404."""
+        resident = self.resident(name)
+        if resident is not None and resident.serving:
+            return resident.text, resident.max_context
+        path = await asyncio.to_thread(self.catalogue.locate, name)
+        if path is None:
+            known = (entry.id for entry in self.catalogue.entries())
+            raise model_not_found(name, known)
+        text = self._texts.get(path) or await self._read_text(path)
+        self._texts[path] = text
+        self._texts.move_to_end(path)
+        while len(self._texts) > TEXTS_KEPT:
+            self._texts.popitem(last=False)
+        return text, self.context_limit(name, text.description)
+
+    def facts(self, path: Path) -> ModelFacts | None:
+        """What the files at `path` say, or None when they are no model; blocks on the first question about a file."""
+        key = (path, path.stat().st_mtime_ns if path.exists() else 0)
+        if key not in self._facts:
+            self._facts[key] = _facts(path)
+        return self._facts[key]
+
+    def context_limit(self, name: str, description: ModelDescription) -> int:
+        """The context a model would have here, before it is loaded."""
+        limits = (description.context_length, self.catalogue.max_context(name), self.config.engine.max_context)
+        return min(limit for limit in limits if limit)
+
+    def model_gauges(self) -> Iterable[ModelGauges]:
+        """The numbers of the moment, for a scrape."""
+        for resident in self.residents:
+            queue = resident.admission if resident.serving else None
+            yield ModelGauges(
+                model=resident.id,
+                up=resident.status == "loaded",
+                load=resident.load,
+                in_flight=queue.in_flight if queue else 0,
+                queued=queue.queued if queue else 0,
+                restarts=resident.state.restarts,
+            )
+
+    def device_gauges(self) -> Iterable[DeviceGauges]:
+        """The last picture of the devices, for a scrape."""
+        for load in self.devices.loads:
+            yield DeviceGauges(load.index, load.vram_used_mb, load.vram_free_mb, load.utilization_pct, load.temp_c)
+
+    async def _read_text(self, path: Path) -> ModelText:
+        try:
+            return await asyncio.to_thread(read_text, path)
+        except (WeightsError, TextError) as error:
+            raise Problem(422, "bad_checkpoint", str(error), param="model") from error
+
+    async def _begin(self, spec: ModelSpec) -> Resident:
+        source = self.catalogue.source(spec)
+        loads = await self.devices.look()
+        if spec.model_id in self._residents:  # somebody else began while we looked
+            return self._residents[spec.model_id]
+        crowd = Counter(index for resident in self.residents for index in resident.devices)
+        devices = assign(spec, self.devices.hardware, loads, crowd)
+        plan = Plan(
+            fetch=partial(self.catalogue.fetch, source),
+            engine_spec=partial(self._engine_spec, spec, devices),
+            start=self._start_engine,
+            admission=self.config.admission,
+        )
+        resident = self._residents[spec.model_id] = Resident(spec.model_id, spec, devices, plan)
+        self._metrics.remember(spec.model_id)
+        _log.info("loading %s on devices %s", spec.model_id, list(devices))
+        return resident
+
+    async def _remove(self, resident: Resident, drain_secs: float) -> None:
+        await resident.unload(drain_secs)
+        if self._residents.get(resident.id) is resident:
+            del self._residents[resident.id]
+            self._metrics.forget(resident.id)
+            _log.info("unloaded %s", resident.id)
+
+    async def _start_engine(self, spec: EngineSpec, report: Listener) -> EngineClient:
+        return await EngineClient.start(spec, inherited=self.config.environ, command=self._command, report=report)
+
+    def _engine_spec(self, spec: ModelSpec, devices: tuple[int, ...], path: Path) -> EngineSpec:
+        engine = self.config.engine
+        return EngineSpec(
+            model_id=spec.model_id,
+            path=str(path),
+            platform=self.devices.platform,
+            devices=devices,
+            tensor_parallel=len(devices),
+            quant=spec.quant,
+            memory_mb=engine.memory_mb,
+            kv_mb=spec.kv_mb or engine.kv_mb,
+            max_context=spec.max_context or engine.max_context,
+            max_slots=engine.max_slots,
+            page_size=engine.page_size,
+            chunk_tokens=engine.chunk_tokens,
+            compile_cache=str(self.config.cache.compile_dir),
+        )
+
+    async def _activate(self) -> None:
+        """One default model after the other, so that each finds the memory the one before has left."""
+        for spec in self.config.default_models:
+            model_id = self.catalogue.canonical(spec.model_id)
+            self.activation.pending.remove(spec.model_id)
+            self.activation.in_progress = model_id
+            await self._activate_one(attrs.evolve(spec, model_id=model_id))
+            self.activation.in_progress = None
+
+    async def _activate_one(self, spec: ModelSpec) -> None:
+        try:
+            await self.load(spec)
+        except (LoadError, Problem) as error:
+            self.activation.failed.append((spec.model_id, str(error)))
+            return
+        except AlreadyLoadedError:
+            _log.info("%s was loaded before its turn", spec.model_id)
+        self.activation.completed.append(spec.model_id)
+
+
+def _facts(path: Path) -> ModelFacts | None:
+    try:
+        return read_facts(path)
+    except (WeightsError, TextError) as error:
+        _log.warning("%s is listed without details: %s", path, error)
+        return None

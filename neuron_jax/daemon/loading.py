@@ -1,0 +1,153 @@
+"""POST /models/load and /models/unload: bodies in, answers and progress out; must not know engines."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import attrs
+from litestar import Response
+
+from neuron_jax.config import ModelSpec
+from neuron_jax.daemon import views
+from neuron_jax.daemon.fields import Fields, decode_object
+from neuron_jax.daemon.lifecycle import AlreadyLoadedError, Lifecycle
+from neuron_jax.daemon.problems import Problem
+from neuron_jax.daemon.responses import EventStream, json_response
+from neuron_jax.daemon.wire_common import HEARTBEAT_LINE, sse
+from neuron_jax.errors import ConfigError, LoadError
+from neuron_jax.workers.frames import Progress
+
+HEARTBEAT = 1.0
+PACE = 0.1
+"""Seconds between two progress events: a fast download reports thousands of times a second."""
+SPEC_KEYS = frozenset(item.name for item in attrs.fields(ModelSpec)) - {"aliases"}
+ENGINE_KINDS = {"bad_checkpoint", "does_not_fit", "repo_fetch_failed", "empty_repo", "quant_not_found", "bad_devices"}
+LOADED = {"status": "loaded"}
+
+
+def read_spec(lifecycle: Lifecycle, body: bytes) -> ModelSpec:
+    """The spec in a load request; unknown fields are ignored. Raises Problem and ConfigError."""
+    given = {key: value for key, value in decode_object(body).items() if key in SPEC_KEYS and value is not None}
+    return lifecycle.catalogue.spec(given, "the body")
+
+
+async def load(lifecycle: Lifecycle, body: bytes, *, stream: bool) -> Response[Any]:
+    """The answer to a load request, whole or as a stream of progress."""
+    try:
+        spec = read_spec(lifecycle, body)
+        if stream:
+            return await _streamed(lifecycle, spec)
+        await lifecycle.load(spec)
+        return json_response(LOADED)
+    except (LoadError, AlreadyLoadedError, ConfigError, Problem) as error:
+        return _refusal(error, lifecycle, body)
+
+
+async def unload(lifecycle: Lifecycle, body: bytes) -> Response[Any]:
+    """The answer to an unload request."""
+    try:
+        fields = Fields(decode_object(body))
+        name, drain = fields.text("model_id"), fields.number("drain_secs", 0, 3600)
+    except Problem as problem:
+        return json_response({"error": problem.message}, problem.status)
+    if not name:
+        return json_response({"error": "missing model_id"}, 400)
+    if not await lifecycle.unload(name, 30.0 if drain is None else drain):
+        return json_response({"error": f"{name} is not loaded"}, 404)
+    return json_response({"status": "unloaded"})
+
+
+def load_error(model_id: str, error: LoadError, platform: str) -> tuple[int, dict[str, Any]]:
+    """Status and body of a refused load (docs/wire.md section 1)."""
+    if error.kind == "device" and platform == "cuda":
+        return 503, {"error": error.message, "code": "cuda_unavailable"}
+    kind = error.kind if error.kind in ENGINE_KINDS else "engine_failed"
+    detail: dict[str, Any] = {"kind": kind, "model_id": model_id, "message": error.message, **error.extras}
+    if kind == "does_not_fit":
+        detail["suggestion"] = error.message.rpartition(". ")[2]
+    return 422, {"error": detail}
+
+
+def _refusal(error: Exception, lifecycle: Lifecycle, body: bytes) -> Response[Any]:
+    match error:
+        case LoadError():
+            model_id = lifecycle.catalogue.canonical(str(decode_object(body)["model_id"]))
+            status, refusal = load_error(model_id, error, lifecycle.devices.platform)
+            return json_response(refusal, status)
+        case Problem() if error.status != 400:
+            return json_response(error.envelope(), error.status, error.headers())
+    return json_response({"error": str(error)}, 400)
+
+
+async def _streamed(lifecycle: Lifecycle, spec: ModelSpec) -> EventStream:
+    """The stream, after its first event: what is wrong before that is still a status."""
+    lines = _progress_lines(lifecycle, spec)
+    first = await anext(lines)
+    return EventStream(_after(first, lines))
+
+
+async def _progress_lines(lifecycle: Lifecycle, spec: ModelSpec) -> AsyncGenerator[bytes, None]:
+    news: dict[str, Progress] = {}
+    heard = asyncio.Event()
+
+    def listen(step: Progress) -> None:
+        news[step.phase] = step  # only the latest of a phase is worth sending
+        heard.set()
+
+    task = asyncio.create_task(lifecycle.load(spec, listen))
+    try:
+        begun = False
+        while not task.done():
+            if lines := await _next_lines(task, heard, news):
+                begun = True
+                yield lines
+        if not begun:
+            await task  # raises what is wrong with the request, while it can still be a status
+        yield _drained(news) + _outcome(task, lifecycle, spec)
+    finally:
+        task.cancel()  # this listener leaves; the load itself goes on
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _next_lines(task: "asyncio.Task[None]", heard: asyncio.Event, news: dict[str, Progress]) -> bytes:
+    waiting = asyncio.create_task(heard.wait())
+    try:
+        await asyncio.wait({task, waiting}, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    heard.clear()
+    lines = _drained(news)
+    if lines:
+        await asyncio.wait({task}, timeout=PACE)
+    return lines or (b"" if task.done() else HEARTBEAT_LINE)
+
+
+def _drained(news: dict[str, Progress]) -> bytes:
+    lines = b"".join(sse(views.progress(step)) for step in news.values())
+    news.clear()
+    return lines
+
+
+def _outcome(task: "asyncio.Task[None]", lifecycle: Lifecycle, spec: ModelSpec) -> bytes:
+    match task.exception():
+        case None | AlreadyLoadedError():
+            return sse(LOADED)
+        case LoadError() as error:
+            return sse(load_error(spec.model_id, error, lifecycle.devices.platform)[1])
+        case Problem() as problem:
+            return sse(problem.envelope())
+        case error:
+            raise error
+
+
+async def _after(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(rest):
+        yield first
+        async for lines in rest:
+            yield lines
+
+
+def wants_stream(headers: Mapping[str, str]) -> bool:
+    """Whether the caller asked for progress."""
+    return "text/event-stream" in headers.get("accept", "")

@@ -1,0 +1,141 @@
+"""A model's text side: tokenizer, template, limits and advice of its own files; must not know engines or HTTP."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
+from neuron_jax.text import formats
+from neuron_jax.text.errors import TemplateError
+from neuron_jax.text.output import OutputText
+from neuron_jax.text.prompt import encode_chat
+from neuron_jax.text.template import ChatTemplate
+from neuron_jax.text.tokenizer import Tokenizer, load_tokenizer
+from neuron_jax.weights.describe import ModelDescription, describe
+
+
+@frozen
+class Encoded:
+    """A prompt's ids, and which parsers its answer needs. `continues`: the answer goes on from raw text."""
+
+    ids: list[int]
+    reasoning: str | None = None
+    tools: str | None = None
+    continues: bool = False
+
+
+@frozen
+class Abilities:
+    """`tool_call`: the template has a place for tools and the calls are understood. `reasoning`: it may think first."""
+
+    tool_call: bool = False
+    reasoning: bool = False
+
+
+@frozen(eq=False)
+class ModelFacts:
+    """What a list of models shows; read without the tokenizer."""
+
+    description: ModelDescription
+    abilities: Abilities
+
+
+@frozen(eq=False)
+class ModelText:
+    """Immutable and shared by all requests of a model."""
+
+    description: ModelDescription
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+    @property
+    def abilities(self) -> "Abilities":
+        """What its template can do."""
+        return _abilities(self.template)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any],
+        continue_final: bool = False,
+        add_generation_prompt: bool = True,
+    ) -> Encoded:
+        """The chat as ids. Raises Problem where the template has no place for it, or refuses it."""
+        if self.template is None:
+            raise Problem(
+                422, "template_render_failed", "This model has no chat template; use /v1/completions.", param="messages"
+            )
+        if tools and not self.template.supports_tools:
+            raise unsupported("tools", "tools: this model's chat template has no place for tools.")
+        try:
+            prompt, ids = encode_chat(
+                self.template,
+                self.tokenizer,
+                messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final=continue_final,
+                variables=variables,
+            )
+        except TemplateError as error:
+            raise Problem(422, "template_render_failed", str(error), param="messages") from error
+        reasoning = formats.reasoning_format(self.template.source, prompt)
+        return Encoded(ids, reasoning, formats.tool_format(self.template.source) if tools else None)
+
+    def encode_prompt(self, name: str, prompt: str | list[int]) -> Encoded:
+        """A raw prompt as ids. Raises Problem on ids outside the vocabulary, or nothing at all."""
+        ids = prompt if isinstance(prompt, list) else self.tokenizer.encode(prompt, add_special=True)
+        if not ids:
+            raise invalid_body(name, f"{name} must have at least one token.")
+        self.check_ids(name, ids)
+        return Encoded(ids, continues=True)
+
+    def check_ids(self, name: str, ids: Sequence[int]) -> None:
+        """Raises Problem when one of `ids` is no token of this model."""
+        worst = max(ids, default=0)
+        if worst >= self.tokenizer.vocab_size:
+            raise invalid_body(
+                name, f"{name}: token {worst} is outside the vocabulary of {self.tokenizer.vocab_size} tokens."
+            )
+
+    def output(self, encoded: Encoded, stops: Sequence[str], call_prefix: str) -> OutputText:
+        """The reader of one answer to `encoded`."""
+        return OutputText(
+            self.tokenizer,
+            stops=stops,
+            reasoning=encoded.reasoning,
+            tools=encoded.tools,
+            call_prefix=call_prefix,
+            continues=encoded.continues,
+        )
+
+
+def read_text(path: Path) -> ModelText:
+    """Reads the files at `path`, a folder or a .gguf file; some 100 ms. Raises WeightsError and TextError."""
+    description = describe(path)
+    source = description.tokenizer
+    tokenizer = load_tokenizer(json=source.json, gguf=source.gguf, config=source.config)
+    chat = description.chat_template
+    template = (
+        ChatTemplate(chat, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token) if chat is not None else None
+    )
+    return ModelText(description, tokenizer, template)
+
+
+def read_facts(path: Path) -> ModelFacts:
+    """As `read_text`, without the tokenizer. Raises WeightsError and TextError."""
+    description = describe(path)
+    chat = description.chat_template
+    template = ChatTemplate(chat, bos_token=None, eos_token=None) if chat is not None else None
+    return ModelFacts(description, _abilities(template))
+
+
+def _abilities(template: ChatTemplate | None) -> Abilities:
+    if template is None:
+        return Abilities()
+    tools = template.supports_tools and formats.tool_format(template.source) is not None
+    return Abilities(tools, template.supports_thinking)

@@ -1,0 +1,118 @@
+"""A checked request and a model's text → a Job: prompt, limits, sampling; pure but for what is handed in."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from attrs import frozen
+
+from neuron_jax.daemon.generation import Job
+from neuron_jax.daemon.model_text import Encoded, ModelText
+from neuron_jax.daemon.problems import context_too_long, invalid_body
+from neuron_jax.daemon.schema import ChatRequest, CompletionRequest, Wish
+from neuron_jax.workers.engine_client import Prompt
+from neuron_jax.workers.frames import Sampling
+
+ADVISED: Mapping[str, type] = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "repetition_penalty": float,
+}
+"""Keys of a generation_config that are used where the request says nothing."""
+UINT64 = 2**64
+
+
+@frozen
+class Outside:
+    """What a job needs from outside: a fresh id and seed, the clock, the context limit in tokens."""
+
+    id: str
+    seed: int
+    created: int
+    max_context: int
+
+
+def chat_job(request: ChatRequest, text: ModelText, outside: Outside) -> Job:
+    """Raises Problem when the template refuses, a token is unknown, or the prompt does not fit."""
+    encoded = text.encode_chat(
+        request.messages,
+        tools=request.tools,
+        variables=request.variables,
+        continue_final=request.continue_final,
+        add_generation_prompt=request.add_generation_prompt,
+    )
+    return _job(request.wish, text, [encoded], outside)
+
+
+def completion_job(request: CompletionRequest, text: ModelText, outside: Outside) -> Job:
+    """Raises Problem when a token is unknown or a prompt does not fit."""
+    several = len(request.prompts) > 1
+    names = [f"prompt[{index}]" if several else "prompt" for index in range(len(request.prompts))]
+    encoded = [text.encode_prompt(name, prompt) for name, prompt in zip(names, request.prompts, strict=True)]
+    return _job(request.wish, text, encoded, outside)
+
+
+def _job(wish: Wish, text: ModelText, encoded: Sequence[Encoded], outside: Outside) -> Job:
+    text.check_ids("stop_token_ids", wish.stop_token_ids)
+    text.check_ids("logit_bias", tuple(wish.logit_bias))
+    for item in encoded:
+        if len(item.ids) + 1 > outside.max_context:
+            raise context_too_long(len(item.ids), outside.max_context)
+    choices = [item for item in encoded for _ in range(wish.n)]
+    base = sampling(wish, text.description.generation_config, outside.seed)
+    return Job(
+        id=outside.id,
+        model=wish.model,
+        created=outside.created,
+        text=text,
+        prompts=[
+            _prompt(
+                wish,
+                item,
+                eos_ids=text.description.eos_ids,
+                drawn=_reseeded(base, index),
+                max_context=outside.max_context,
+            )
+            for index, item in enumerate(choices)
+        ],
+        encoded=choices,
+        stops=wish.stops,
+        stop_token_ids=frozenset(wish.stop_token_ids) - frozenset(text.description.eos_ids),
+        prompt_tokens=sum(len(item.ids) for item in encoded),
+    )
+
+
+def _prompt(wish: Wish, encoded: Encoded, *, eos_ids: Sequence[int], drawn: Sampling, max_context: int) -> Prompt:
+    left = max_context - len(encoded.ids)
+    if wish.min_tokens > left:
+        raise invalid_body(
+            "min_tokens", f"min_tokens is {wish.min_tokens}, and the context has room for {left} tokens."
+        )
+    eos = () if wish.ignore_eos else eos_ids
+    stop_ids = tuple(dict.fromkeys((*eos, *wish.stop_token_ids)))
+    return Prompt(
+        ids=encoded.ids,
+        sampling=drawn,
+        max_tokens=left if wish.max_tokens is None else min(wish.max_tokens, left),
+        min_tokens=wish.min_tokens,
+        stop_ids=stop_ids,
+        ignore_eos=wish.ignore_eos and not stop_ids,
+    )
+
+
+def sampling(wish: Wish, advice: Mapping[str, Any], seed: int) -> Sampling:
+    """Request, then the model's own generation_config, then neutral; a drawn `seed` where the client gave none."""
+    advised = {key: kind(advice[key]) for key, kind in ADVISED.items() if isinstance(advice.get(key), int | float)}
+    return Sampling(
+        **{**advised, **wish.sampling},
+        seed=seed if wish.seed is None else wish.seed,
+        logit_bias=dict(wish.logit_bias),
+        logprobs=wish.logprobs,
+    )
+
+
+def _reseeded(base: Sampling, index: int) -> Sampling:
+    """The sampling of choice `index`: seeds count up, so that the choices differ and can be repeated one by one."""
+    return msgspec.structs.replace(base, seed=(base.seed + index) % UINT64)

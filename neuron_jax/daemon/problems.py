@@ -1,0 +1,110 @@
+"""Every error a client can get, as the one envelope of docs/wire.md section 4; knows no framework and no engine."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+INVALID = "invalid_request_error"
+API = "api_error"
+RATE = "rate_limit_error"
+
+
+class Problem(Exception):  # noqa: N818 - it is an answer, not only an error
+    """An answer other than success: `status`, the envelope's fields, and seconds after which to try again."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str | None,
+        message: str,
+        *,
+        kind: str = INVALID,
+        param: str | None = None,
+        retry_after: int | None = None,
+        **extras: Any,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.retry_after = retry_after
+        self.extras: Mapping[str, Any] = extras
+
+    def envelope(self) -> dict[str, Any]:
+        """The body."""
+        error = {"message": self.message, "type": self.kind, "code": self.code, "param": self.param}
+        return {"error": {**error, **self.extras}}
+
+    def headers(self) -> dict[str, str]:
+        """Retry-After where trying again can help."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def invalid_body(param: str | None, message: str) -> Problem:
+    """400: a field of the body is not what it must be."""
+    return Problem(400, "invalid_request_body", message, param=param)
+
+
+def unsupported(param: str, message: str) -> Problem:
+    """400: a parameter that would change the result, and that this server does not do."""
+    return Problem(400, "unsupported_parameter", message, param=param)
+
+
+def malformed_json(detail: str) -> Problem:
+    """400: the body is not JSON."""
+    return Problem(400, "malformed_json", f"The body is not valid JSON: {detail}")
+
+
+def context_too_long(prompt: int, limit: int) -> Problem:
+    """400 in the words that clients match to compact their history."""
+    return Problem(
+        400,
+        "context_length_exceeded",
+        f"This model's maximum context length is {limit} tokens. However, your messages resulted in {prompt} tokens. "
+        "Please reduce the length of the messages.",
+        param="messages",
+        prompt_len=prompt,
+        max=limit,
+    )
+
+
+def model_not_found(name: str, known: Iterable[str]) -> Problem:
+    """404 with the nearest known ids."""
+    ids = sorted(known)
+    near = difflib.get_close_matches(name, ids, 3, 0.3) or ids[:3]
+    hint = f" Nearest: {', '.join(near)}." if near else " This neuron has loaded no model."
+    return Problem(404, "model_not_found", f"The model {name!r} is not loaded here.{hint}", param="model", nearest=near)
+
+
+def recovering(model: str, reason: str | None) -> Problem:
+    """503: the engine died and is being started again."""
+    return Problem(
+        503,
+        "service_unavailable",
+        f"The engine of {model!r} is being restarted: {reason or 'it ended'}",
+        kind=API,
+        retry_after=2,
+    )
+
+
+def unavailable(message: str, retry_after: int = 5) -> Problem:
+    """503: the model cannot serve now."""
+    return Problem(503, "service_unavailable", message, kind=API, retry_after=retry_after)
+
+
+def shutting_down() -> Problem:
+    """503: this neuron is about to end."""
+    return Problem(503, "shutting_down", "This neuron is shutting down.", kind=API, retry_after=15)
+
+
+def overloaded(queued: int, message: str) -> Problem:
+    """503: the queue is full, or the wait was too long."""
+    wait = min(max(2 * (queued + 1), 1), 120)
+    return Problem(503, "rate_limit_exceeded", message, kind=RATE, retry_after=wait, queued=queued)
+
+
+def internal(message: str = "The server failed to answer; its log says why.") -> Problem:
+    """500: our bug, or an engine's."""
+    return Problem(500, None, message, kind=API)

@@ -1,0 +1,336 @@
+"""The bodies of chat, completions and tokenize, checked field by field; must not know models, engines or HTTP.
+
+A parameter that would change the result and that nobody here carries out is refused by name; fields nobody knows are
+ignored, as every client expects. The ranges are those of docs/wire.md section 3.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from attrs import field, frozen
+
+from neuron_jax.daemon.fields import Fields, is_number
+from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_CHOICES = 16
+MAX_PROMPTS = 128
+MAX_STOPS = 16
+MAX_BIAS = 300
+MAX_ALTERNATIVES = 20
+INT64 = 2**63
+MAX_TOKEN = 2**31 - 1
+MAX_TOKENS = 2**40
+"""Above any context; a larger max_tokens is a mistake and not a wish."""
+
+
+def _only(*harmless: Any) -> Callable[[Any], bool]:
+    return lambda value: any(type(value) is type(item) and value == item for item in harmless)
+
+
+def _never(_: Any) -> bool:
+    return False
+
+
+def _text_format(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("type") == "text"
+
+
+UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
+    "response_format": _text_format,
+    "functions": _only([]),
+    "function_call": _only("none"),
+    "modalities": _only(["text"]),
+    "audio": _never,
+    "web_search_options": _never,
+    "chat_template": _never,
+    "documents": _only([]),
+    "best_of": _only(1),
+    "suffix": _only(""),
+    "echo": _only(False),
+    "prompt_logprobs": _never,
+    "use_beam_search": _only(False),
+    "guided_json": _never,
+    "guided_regex": _never,
+    "guided_choice": _never,
+    "guided_grammar": _never,
+    "structured_outputs": _never,
+    "truncate_prompt_tokens": _never,
+    "include_stop_str_in_output": _only(False),
+    "skip_special_tokens": _only(True),
+    "bad_words": _only([]),
+    "allowed_token_ids": _never,
+    "typical_p": _only(1, 1.0),
+    "top_a": _only(0, 0.0),
+    "mirostat": _only(0),
+    "dry_multiplier": _only(0, 0.0),
+    "xtc_probability": _only(0, 0.0),
+}
+"""Parameters that change the result, and the values of each that do not."""
+
+
+@frozen
+class Wish:
+    """What a client asks of generation itself, the same for both routes. None = not said."""
+
+    model: str
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    max_tokens: int | None
+    min_tokens: int
+    sampling: Mapping[str, float | int]  # only what was said
+    logit_bias: Mapping[int, float]
+    seed: int | None  # uint64
+    stops: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    ignore_eos: bool
+    n: int
+    logprobs: int | None  # alternatives per token; None = no logprobs
+
+
+@frozen
+class ChatRequest:
+    """POST /v1/chat/completions; `messages` and `tools` are as sent, checked."""
+
+    wish: Wish
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None
+    variables: Mapping[str, Any]
+    continue_final: bool = False
+    add_generation_prompt: bool = True
+
+
+@frozen
+class CompletionRequest:
+    """POST /v1/completions; each prompt is text or ids."""
+
+    wish: Wish
+    prompts: Sequence[str | list[int]]
+
+
+@frozen
+class TokenizeRequest:
+    """POST /tokenize: `chat` or `prompt`."""
+
+    model: str
+    prompt: str | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    variables: Mapping[str, Any] = field(factory=dict)
+
+
+def read_chat(body: Mapping[str, Any]) -> ChatRequest:
+    """Raises Problem on the first field that cannot be followed."""
+    fields = Fields(body)
+    model = read_model(fields)
+    _refuse_unsupported(fields)
+    add_prompt = body.get("add_generation_prompt") is None or fields.flag("add_generation_prompt")
+    continue_final = fields.flag("continue_final_message")
+    if continue_final and body.get("add_generation_prompt") and add_prompt:
+        raise fields.wrong("add_generation_prompt", "false where continue_final_message is true")
+    return ChatRequest(
+        wish=_read_wish(fields, model, _chat_logprobs(fields)),
+        messages=read_messages(fields),
+        tools=_chosen_tools(fields),
+        variables=_variables(fields),
+        continue_final=continue_final,
+        add_generation_prompt=add_prompt and not continue_final,
+    )
+
+
+def read_completion(body: Mapping[str, Any]) -> CompletionRequest:
+    """Raises Problem on the first field that cannot be followed."""
+    fields = Fields(body)
+    model = read_model(fields)
+    _refuse_unsupported(fields)
+    prompts = _prompts(fields)
+    wish = _read_wish(fields, model, fields.integer("logprobs", 0, MAX_ALTERNATIVES))
+    if len(prompts) * wish.n > MAX_PROMPTS:
+        raise fields.wrong("prompt", f"at most {MAX_PROMPTS} answers in one request, prompts times n")
+    return CompletionRequest(wish, prompts)
+
+
+def read_tokenize(body: Mapping[str, Any]) -> TokenizeRequest:
+    """Raises Problem on the first field that cannot be followed."""
+    fields = Fields(body)
+    model = read_model(fields)
+    prompt = fields.text("prompt")
+    if prompt is not None:
+        return TokenizeRequest(model, prompt=prompt)
+    messages = read_messages(fields)
+    return TokenizeRequest(model, None, messages, _tools(fields), _variables(fields))
+
+
+def read_model(fields: Fields) -> str:
+    """The model's name. Raises Problem missing_model_field."""
+    name = fields.text("model")
+    if not name:
+        raise Problem(400, "missing_model_field", "The body must name a model.", param="model")
+    return name
+
+
+def read_messages(fields: Fields) -> Sequence[Mapping[str, Any]]:
+    """The messages as sent. Raises Problem when one of them has a shape no template could take."""
+    messages = fields.objects("messages")
+    if not messages:
+        raise fields.wrong("messages", "a list of at least one message")
+    for message in messages:
+        _check_message(message)
+    return [message.values for message in messages]
+
+
+def _check_message(message: Fields) -> None:
+    if message.get("role") not in ROLES:
+        raise message.wrong("role", "one of " + ", ".join(ROLES))
+    if not isinstance(message.get("content"), str | None):
+        _check_parts(message)
+    for key in ("name", "tool_call_id", "reasoning_content", "reasoning", "refusal"):
+        message.text(key)
+    for call in message.objects("tool_calls"):
+        function = call.object("function")
+        if function is None:
+            raise call.wrong("function", "an object")
+        if not function.text("name"):
+            raise function.wrong("name", "a string that is not empty")
+        if not isinstance(function.get("arguments"), str | dict | None):
+            raise function.wrong("arguments", "a string")
+
+
+def _check_parts(message: Fields) -> None:
+    message.list("content", "a string or a list of parts")
+    for part in message.objects("content"):
+        if part.get("type") != "text":
+            raise unsupported(part.name("type"), f"{part.name('type')}: only text parts are supported.")
+        if part.text("text") is None:
+            raise part.wrong("text", "a string")
+
+
+def _tools(fields: Fields) -> Sequence[Mapping[str, Any]] | None:
+    tools = fields.objects("tools")
+    for tool in tools:
+        if tool.get("type") != "function":
+            raise tool.wrong("type", '"function"')
+        function = tool.object("function")
+        if function is None or not function.text("name"):
+            raise tool.wrong("function", "an object with a name")
+        function.object("parameters")
+    return [tool.values for tool in tools] or None
+
+
+def _chosen_tools(fields: Fields) -> Sequence[Mapping[str, Any]] | None:
+    tools = _tools(fields)
+    match fields.get("tool_choice"):
+        case None | "auto":
+            return tools
+        case "none":
+            return None
+        case "required" | {"type": _}:
+            raise unsupported("tool_choice", 'tool_choice: only "auto" and "none" are supported.')
+    raise fields.wrong("tool_choice", '"auto" or "none"')
+
+
+def _variables(fields: Fields) -> Mapping[str, Any]:
+    given = fields.object("chat_template_kwargs")
+    effort = fields.text("reasoning_effort")
+    return {**({"reasoning_effort": effort} if effort else {}), **(given.values if given else {})}
+
+
+def _prompts(fields: Fields) -> Sequence[str | list[int]]:
+    prompt = fields.get("prompt")
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise fields.wrong("prompt", "a string, a list of strings, a list of token ids, or a list of such lists")
+    if all(type(item) is int for item in prompt):
+        return [_ids("prompt", prompt)]
+    return [item if isinstance(item, str) else _ids(f"prompt[{index}]", item) for index, item in enumerate(prompt)]
+
+
+def _ids(name: str, value: Any) -> list[int]:
+    if not isinstance(value, list) or not all(type(item) is int and 0 <= item <= MAX_TOKEN for item in value):
+        raise invalid_body(name, f"{name} must be a string or a list of token ids.")
+    return value
+
+
+def _refuse_unsupported(fields: Fields) -> None:
+    for name, harmless in UNSUPPORTED.items():
+        value = fields.get(name)
+        if value is not None and not harmless(value):
+            raise unsupported(name, f"{name} is not supported by this server; leave it out.")
+
+
+def _read_wish(fields: Fields, model: str, logprobs: int | None) -> Wish:
+    options = fields.object("stream_options") or Fields({})
+    most = fields.integer("max_completion_tokens", 1, MAX_TOKENS)
+    seed = fields.integer("seed", -INT64, 2 * INT64 - 1)
+    wish = Wish(
+        model=model,
+        stream=fields.flag("stream"),
+        include_usage=options.flag("include_usage"),
+        continuous_usage=options.flag("continuous_usage_stats"),
+        max_tokens=fields.integer("max_tokens", 1, MAX_TOKENS) if most is None else most,
+        min_tokens=fields.integer("min_tokens", 0, MAX_TOKENS) or 0,
+        sampling=_sampling(fields),
+        logit_bias=_bias(fields),
+        seed=None if seed is None else seed % (2 * INT64),
+        stops=_stops(fields),
+        stop_token_ids=_stop_ids(fields),
+        ignore_eos=fields.flag("ignore_eos"),
+        n=fields.integer("n", 1, MAX_CHOICES) or 1,
+        logprobs=logprobs,
+    )
+    if wish.max_tokens is not None and wish.min_tokens > wish.max_tokens:
+        raise fields.wrong("min_tokens", f"at most max_tokens, which is {wish.max_tokens}")
+    return wish
+
+
+def _sampling(fields: Fields) -> Mapping[str, float | int]:
+    top_k = fields.integer("top_k", -1, MAX_TOKEN)
+    said: dict[str, float | int | None] = {
+        "temperature": fields.number("temperature", 0, 2),
+        "top_k": None if top_k is None else max(0, top_k),
+        "top_p": fields.number("top_p", 0, 1, above=True),
+        "min_p": fields.number("min_p", 0, 1),
+        "presence_penalty": fields.number("presence_penalty", -2, 2),
+        "frequency_penalty": fields.number("frequency_penalty", -2, 2),
+        "repetition_penalty": fields.number("repetition_penalty", 0, 2, above=True),
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _bias(fields: Fields) -> Mapping[int, float]:
+    given = fields.object("logit_bias")
+    if given is None:
+        return {}
+    if len(given.values) > MAX_BIAS:
+        raise fields.wrong("logit_bias", f"an object of at most {MAX_BIAS} entries")
+    bias = {}
+    for key, value in given.values.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= 10) or not is_number(value, -100, 100):
+            raise given.wrong(key, "a token id with a number from -100 to 100")
+        bias[int(key)] = float(value)
+    return bias
+
+
+def _stops(fields: Fields) -> tuple[str, ...]:
+    value = fields.get("stop")
+    stops = [value] if isinstance(value, str) else value or []
+    if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
+        raise fields.wrong("stop", f"a string or a list of at most {MAX_STOPS} strings, none of them empty")
+    return tuple(stops)
+
+
+def _stop_ids(fields: Fields) -> tuple[int, ...]:
+    ids = fields.list("stop_token_ids", "a list of token ids") or []
+    if len(ids) > MAX_BIAS or not all(type(item) is int and 0 <= item <= MAX_TOKEN for item in ids):
+        raise fields.wrong("stop_token_ids", f"a list of at most {MAX_BIAS} token ids")
+    return tuple(ids)
+
+
+def _chat_logprobs(fields: Fields) -> int | None:
+    wanted = fields.flag("logprobs")
+    top = fields.integer("top_logprobs", 0, MAX_ALTERNATIVES)
+    if top and not wanted:
+        raise fields.wrong("top_logprobs", "absent unless logprobs is true")
+    return (top or 0) if wanted else None

@@ -1,0 +1,171 @@
+"""What the control routes show of the host: JSON records of docs/wire.md section 1; reads, never changes."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+from litestar import Response
+
+from neuron_jax.daemon.catalogue import Entry
+from neuron_jax.daemon.lifecycle import Lifecycle
+from neuron_jax.daemon.model_text import Abilities, ModelFacts
+from neuron_jax.daemon.resident import Resident
+from neuron_jax.daemon.responses import json_response
+from neuron_jax.daemon.service import Neuron
+from neuron_jax.workers.frames import MemoryRow, Progress
+
+MIB = 1 << 20
+CAPABILITIES = ["text"]
+Json = dict[str, Any]
+
+
+def version(neuron: Neuron) -> Json:
+    """GET /version."""
+    return attrs.asdict(neuron.build)
+
+
+def discovery(neuron: Neuron) -> Json:
+    """GET /discovery. `max_prompt_tokens` is that of the most generous loaded model, 0 while none is loaded."""
+    hardware = neuron.lifecycle.devices.hardware
+    limits = [resident.max_context - 1 for resident in neuron.lifecycle.residents if resident.serving]
+    found = attrs.asdict(hardware)
+    if found.get("cuda_unavailable_reason") is None:
+        found.pop("cuda_unavailable_reason", None)
+    return {**found, "harnesses": ["jax"], "max_prompt_tokens": max(limits, default=0)}
+
+
+async def health(neuron: Neuron) -> Json:
+    """GET /health."""
+    activation = neuron.lifecycle.activation
+    loads = await neuron.lifecycle.devices.look()
+    return {
+        "uptime_secs": int(time.monotonic() - neuron.started),
+        "devices": [attrs.asdict(load) for load in loads],
+        "activation": {
+            "state": activation.state,
+            "pending": activation.pending,
+            "in_progress": activation.in_progress,
+            "completed": activation.completed,
+            "failed": [{"model_id": model, "error": error} for model, error in activation.failed],
+        },
+        "models": [model_load(resident) for resident in neuron.lifecycle.residents if resident.serving],
+    }
+
+
+def model_load(resident: Resident) -> Json:
+    """How busy one model is. KV memory is counted in pages of the plan's pool."""
+    queue, load = resident.admission, resident.load
+    kv = sum(row.bytes for row in _plan(resident) if row.what.startswith("KV")) * len(resident.devices)
+    share = load.free_pages / load.pages if load.pages else 1.0
+    return {
+        "id": resident.id,
+        "in_flight": queue.in_flight,
+        "queue_depth": queue.queued,
+        "max_in_flight": queue.seats,
+        "max_queue_depth": queue.max_queue_depth,
+        "rejected_queue_full": queue.counts.rejected_queue_full,
+        "rejected_timeout": queue.counts.rejected_timeout,
+        "kv_budget_mb": kv // MIB,
+        "kv_available_mb": int(kv * share) // MIB,
+        "tok_s_prefill": load.prefill_rate,
+        "tok_s_decode": load.decode_rate,
+    }
+
+
+def offered(lifecycle: Lifecycle) -> list[tuple[Entry, ModelFacts | None]]:
+    """Everything this host could load, with what its files say. Reads files, so call it in a thread."""
+    entries = lifecycle.catalogue.entries()
+    return [(entry, lifecycle.facts(entry.path) if entry.path is not None else None) for entry in entries]
+
+
+def models(lifecycle: Lifecycle, offers: Sequence[tuple[Entry, ModelFacts | None]]) -> list[Json]:
+    """GET /models: what is loaded first, then what could be."""
+    loaded = {resident.id for resident in lifecycle.residents}
+    return [
+        *(resident_info(lifecycle, resident) for resident in lifecycle.residents),
+        *(unloaded_info(lifecycle, entry, facts) for entry, facts in offers if entry.id not in loaded),
+    ]
+
+
+def endpoint(lifecycle: Lifecycle, model_id: str, host: str) -> Response[bytes]:
+    """GET /models/{id}/endpoint: this daemon itself, under the name the caller reached it by."""
+    resident = lifecycle.resident(model_id)
+    if resident is None or not resident.serving:
+        return json_response({"error": f"{model_id} is not loaded"}, 404)
+    server = lifecycle.config.server
+    return json_response({"url": f"http://{host or f'{server.host}:{server.port}'}"})
+
+
+async def capabilities(lifecycle: Lifecycle, model_id: str) -> Response[bytes]:
+    """GET /models/{id}/capabilities: 404 means that nothing here tells, which is not an empty list."""
+    if lifecycle.resident(model_id) is None and await asyncio.to_thread(lifecycle.catalogue.locate, model_id) is None:
+        return json_response({"error": f"nothing is known about {model_id} here"}, 404)
+    return json_response({"capabilities": CAPABILITIES})
+
+
+def resident_info(lifecycle: Lifecycle, resident: Resident) -> Json:
+    """ModelInfo of something loaded, loading or failed."""
+    plan = _plan(resident)
+    ready = resident.client.ready if resident.client is not None else None
+    abilities = resident.known_text.abilities if resident.known_text is not None else Abilities()
+    info = _info(resident.id, lifecycle.catalogue.aliases(resident.id), resident.status, abilities)
+    info |= {"devices": list(resident.devices), "vram_used_mb": _used(plan, resident)}
+    if resident.serving:
+        info["limit"] = limit(resident.max_context)
+    if resident.progress is not None:
+        info["progress"] = progress(resident.progress)
+    if resident.last_error is not None:
+        info["last_error"] = resident.last_error
+    if resident.status in ("failed", "recovering"):
+        info["servable"] = {"ok": False, "reason": "unavailable", "detail": resident.last_error}
+    if resident.client is not None:
+        info["pid"] = resident.client.pid
+    if ready is not None:
+        info["quant"] = {"chosen": ready.quant, "reason": ready.quant_reason}
+        info["plan"] = [{"what": row.what, "bytes": row.bytes} for row in plan]
+    return info
+
+
+def unloaded_info(lifecycle: Lifecycle, entry: Entry, facts: ModelFacts | None) -> Json:
+    """ModelInfo of something that could be loaded; limits and sizes only where its files are here."""
+    info = _info(entry.id, entry.aliases, "unloaded", facts.abilities if facts else Abilities())
+    if facts is not None:
+        info["limit"] = limit(lifecycle.context_limit(entry.id, facts.description))
+        info["vram_estimate_mb"] = -(-facts.description.weight_bytes // MIB)
+    return info
+
+
+def limit(context: int) -> Json:
+    """The limits of a model: one token of the context is always the answer's."""
+    return {"context": context, "input": context - 1, "output": context - 1}
+
+
+def progress(step: Progress) -> Json:
+    """How far a load is."""
+    return {"phase": step.phase, "done": step.done, "total": step.total, "unit": step.unit}
+
+
+def _info(model_id: str, aliases: tuple[str, ...], status: str, abilities: Abilities) -> Json:
+    return {
+        "id": model_id,
+        "aliases": list(aliases),
+        "harness": "jax",
+        "status": status,
+        "devices": [],
+        "vram_used_mb": None,
+        "capabilities": CAPABILITIES,
+        "tool_call": abilities.tool_call,
+        "reasoning": abilities.reasoning,
+    }
+
+
+def _plan(resident: Resident) -> tuple[MemoryRow, ...]:
+    return resident.client.ready.plan if resident.client is not None else ()
+
+
+def _used(plan: tuple[MemoryRow, ...], resident: Resident) -> int | None:
+    """MiB over all devices: the total of the memory plan, which the engine keeps to."""
+    total = next((row.bytes for row in plan if row.what == "total"), None)
+    return total * len(resident.devices) // MIB if total is not None else None

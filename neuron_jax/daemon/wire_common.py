@@ -1,0 +1,59 @@
+"""What chat and completions answers have in common: usage, SSE framing, token texts; pure."""
+
+from typing import Any
+
+import msgspec
+
+from neuron_jax.daemon.generation import Job
+from neuron_jax.daemon.problems import Problem
+from neuron_jax.daemon.schema import Wish
+
+HEARTBEAT_LINE = b": keep-alive\n\n"
+DONE_LINE = b"data: [DONE]\n\n"
+_json = msgspec.json.Encoder()
+
+
+def sse(value: Any) -> bytes:
+    """One event of a stream."""
+    return b"data: " + _json.encode(value) + b"\n\n"
+
+
+def sse_problem(problem: Problem) -> bytes:
+    """A failure after the stream has begun; nothing follows it."""
+    return sse(problem.envelope())
+
+
+def usage(job: Job) -> dict[str, Any]:
+    """The usage object as it stands now."""
+    counts = job.usage
+    cached = min(counts.cached, job.prompt_tokens)
+    found: dict[str, Any] = {
+        "prompt_tokens": job.prompt_tokens,
+        "completion_tokens": counts.completion,
+        "total_tokens": job.prompt_tokens + counts.completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+    if any(encoded.reasoning for encoded in job.encoded):
+        found["completion_tokens_details"] = {"reasoning_tokens": counts.reasoning}
+    return found
+
+
+def envelope(job: Job, wish: Wish, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    """One chunk: the stream's head, `choices`, and usage where it was asked for."""
+    chunk: dict[str, Any] = {
+        "id": job.id,
+        "object": kind,
+        "created": job.created,
+        "model": job.model,
+        "choices": choices,
+    }
+    if wish.continuous_usage:
+        chunk["usage"] = usage(job)
+    elif wish.include_usage:
+        chunk["usage"] = None if choices else usage(job)
+    return chunk
+
+
+def token_text(job: Job, token: int) -> str:
+    """A token as a string; bytes that are no UTF-8 show as U+FFFD."""
+    return job.text.tokenizer.piece(token).decode("utf-8", "replace")
