@@ -6,7 +6,7 @@ Text is never cleaned up after decoding (no space is removed before punctuation)
 
 import json as jsonlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -159,6 +159,3 @@ def _named(config: Mapping[str, Any], key: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise TokenizerError(f"tokenizer_config.json: {key} is {value!r}; a string or a record with content is allowed")
     return value
-
-
-__all__: Sequence[str] = ("Tokenizer", "load_tokenizer")
