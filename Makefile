@@ -1,0 +1,40 @@
+# The entry points. `make demo` and `make test` need nothing but Python 3.11+ and a package index.
+VENV  := .venv
+BIN   := $(VENV)/bin
+MODEL ?= demo
+ARGS  ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: $(VENV)/.ready  ## serve a real chat model on this machine: MODEL=demo|id|folder|file.gguf ARGS="--once"
+	@$(BIN)/cortex up --model $(MODEL) $(ARGS)
+
+test: $(VENV)/.ready  ## the whole test suite: make test ARGS="-k text"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.ready  ## format, lint, types, import table
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_layers.py
+
+format: $(VENV)/.ready  ## format and fix what can be fixed
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock:  ## pin every dependency with its hashes, for all supported Pythons (needs uv)
+	@for extras in "dev" "dev cuda12"; do \
+	  set -- $$extras; lock=requirements$${2:+-$$2}.lock; \
+	  uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
+	    $$(printf -- "--extra %s " $$extras) pyproject.toml -o $$lock; \
+	done
+
+clean:  ## remove the environment and what tools left
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist build
+
+$(VENV)/.ready: requirements.lock requirements-cuda12.lock pyproject.toml tools/setup.sh
+	@sh tools/setup.sh $(VENV)
