@@ -188,6 +188,38 @@ def test_the_first_error_is_told_when_both_ways_fail() -> None:
         )
 
 
+NULLS = "{% for m in messages %}{% if m['content'] is not none %}<{{ m['content'] + '>' }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (NULLS, "<hi>"),
+        (NULLS + "{{ messages[1].tool_calls[0].function.arguments + '!' }}", "<hi>{}!"),
+        (NULLS + "{{ 'x' in messages[1].content }}", "<hi><>False"),
+        ("{{ messages[1].content }}", ""),
+    ],
+)
+def test_absent_content_is_none_for_templates_that_ask(source: str, expected: str) -> None:
+    """They write nothing then, where an empty string would be a turn; templates that do not ask never see none."""
+    assert render(source, USER, {**call("{}"), "content": None}) == expected
+
+
+def test_ids_of_calls_suit_templates_that_count_them() -> None:
+    """Older Mistral templates refuse all but nine letters or digits; call and result still agree."""
+    source = (
+        "{% for m in messages %}{% for c in m.tool_calls %}{% if c.id | length != 9 %}{{ raise_exception('id') }}"
+        "{% endif %}{{ c.id }}{% endfor %}{{ m.tool_call_id }} {% endfor %}"
+    )
+    result = {"role": "tool", "tool_call_id": "call_long_1", "content": "x"}
+    asked = {"role": "assistant", "tool_calls": [{"id": "call_long_1", "function": {"name": "f", "arguments": "{}"}}]}
+    first, second = render(source, asked, result).split()
+
+    assert first == second
+    assert len(first) == 9
+    assert render(source, {"role": "tool", "tool_call_id": "abcDEF123", "content": ""}) == "abcDEF123 "
+
+
 def test_no_calls_is_no_key() -> None:
     """Templates ask `'tool_calls' in message`."""
     assert render("{{ 'tool_calls' in messages[0] }}", {**USER, "tool_calls": []}) == "False"
@@ -247,6 +279,7 @@ def test_switches_reach_the_template_but_replace_nothing() -> None:
         (TURNS, False, False),
         ("{% if tools %}{{ tools | tojson }}{% endif %}", True, False),
         ("{# tools #}", False, False),
+        ("{% if not tools is defined %}{% set tools = none %}{% endif %}{% for t in tools %}{% endfor %}", True, False),
         ("{% if enable_thinking is defined %}{% endif %}", False, True),
         ("<think>", False, True),
     ],

@@ -15,6 +15,7 @@ from neuron_jax.workers.engine_client import EngineClient, Prompt, engine_enviro
 from neuron_jax.workers.frames import EngineSpec, Output, Progress, Sampling
 from tests.fakes.engine_double import COMMAND, environment
 from tests.fakes.tiny_model import END, write_tiny_model
+from tests.fakes.waiting import until
 
 
 def prompt(text: str, max_tokens: int = 1000) -> Prompt:
@@ -127,13 +128,13 @@ def test_a_death_raises_in_every_open_iterator(tmp_path: Path) -> None:
 def test_last_words_are_kept(tmp_path: Path) -> None:
     """What an engine printed before it died while loading is in the error."""
     with pytest.raises(EngineDied, match=r"(?s)exit code 7.*told to die while loading"):
-        with_engine(tmp_path, lambda client: collect(client), die_loading=7)
+        with_engine(tmp_path, collect, die_loading=7)
 
 
 def test_a_refused_load_is_a_load_error(tmp_path: Path) -> None:
     """A Failed frame becomes LoadError with its kind and memory plan."""
     with pytest.raises(LoadError, match="too big") as raised:
-        with_engine(tmp_path, lambda client: collect(client), fail=["does_not_fit", "too big"])
+        with_engine(tmp_path, collect, fail=["does_not_fit", "too big"])
 
     assert raised.value.kind == "does_not_fit"
     assert raised.value.extras == {"plan": [{"what": "weights", "bytes": 1000}]}
@@ -149,8 +150,7 @@ def test_a_cancelled_start_leaves_no_process(tmp_path: Path) -> None:
         start = asyncio.create_task(
             EngineClient.start(spec, inherited=environment(), command=COMMAND, report=pids.append)
         )
-        while not pids:
-            await asyncio.sleep(0.01)
+        await until(lambda: pids)
         start.cancel()
         return len(await asyncio.gather(start, return_exceptions=True))
 
@@ -188,8 +188,7 @@ def test_random_cancels_leave_nothing_open(tmp_path: Path) -> None:
 async def settled(client: EngineClient) -> None:
     """Returns when the engine has seen everything sent so far: a later request was answered."""
     await collect(client, prompt("x"))
-    while client.load.running:
-        await asyncio.sleep(0.005)
+    await until(lambda: not client.load.running)
 
 
 def readable(path: Path) -> str:

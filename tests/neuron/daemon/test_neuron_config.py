@@ -1,0 +1,144 @@
+"""The neuron's configuration: file, variables, and every complaint about them."""
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from neuron_jax.config import ModelSpec, NeuronConfig, load_config
+from neuron_jax.errors import ConfigError
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "neuron.example.toml"
+
+
+def loaded(tmp_path: Path, text: str, **environ: str) -> NeuronConfig:
+    path = tmp_path / "neuron.toml"
+    path.write_text(text)
+    return load_config(path, {"HOME": "/home/u", **environ})
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    """A neuron listens on loopback, port 13131, and caches under the user's cache folder."""
+    config = load_config(None, {"HOME": "/home/u"})
+
+    assert (config.server.host, config.server.port) == ("127.0.0.1", 13131)
+    assert config.cache.models_dir == Path("/home/u/.cache/cortex/models")
+    assert config.cache.compile_dir == Path("/home/u/.cache/cortex/compiled")
+
+
+@pytest.mark.parametrize(
+    ("environ", "root"),
+    [
+        ({"CORTEX_CACHE": "/big", "XDG_CACHE_HOME": "/x"}, "/big"),
+        ({"XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/x/cortex"),
+        ({"CORTEX_CACHE": "", "HOME": "/h"}, "/h/.cache/cortex"),
+    ],
+)
+def test_the_cache_follows_the_users_variables(environ: dict[str, str], root: str) -> None:
+    """CORTEX_CACHE, then XDG_CACHE_HOME, then ~/.cache."""
+    assert load_config(None, environ).cache.models_dir == Path(root) / "models"
+
+
+def test_variables_win_over_the_file(tmp_path: Path) -> None:
+    """NEURON_A__B replaces the file's value, numbers included."""
+    config = loaded(tmp_path, "[server]\nport = 1\nhost = 'a'\n", NEURON_SERVER__PORT="2", NEURON_ENGINE__KV_MB="64")
+
+    assert (config.server.host, config.server.port, config.engine.kv_mb) == ("a", 2, 64)
+
+
+def test_lists_of_tables_can_be_set_by_variables(tmp_path: Path) -> None:
+    """NEURON_DEFAULT_MODELS__0__MODEL_ID makes or changes an entry."""
+    config = loaded(tmp_path, "", NEURON_DEFAULT_MODELS__0__MODEL_ID="demo", NEURON_DEFAULT_MODELS__0__DEVICES="1,2")
+
+    assert config.default_models == (ModelSpec(model_id="demo", devices=(1, 2)),)
+
+
+def test_foreign_variables_with_our_prefix_are_left_alone() -> None:
+    """NEURON_PORT is what an orchestrator sets for a service of that name, NEURON_RT_… another vendor's."""
+    assert (
+        load_config(None, {"NEURON_PORT": "tcp://10.0.0.1:1", "NEURON_RT_LOG": "x", "HOME": "/h"}).server.port == 13131
+    )
+
+
+def test_a_predecessors_file_is_understood(tmp_path: Path) -> None:
+    """Top-level `port` and `[[harnesses]]` keep working."""
+    config = loaded(
+        tmp_path, 'port = 9\n[[harnesses]]\nname = "candle"\n[[default_models]]\nmodel_id = "a/b"\nharness="candle"\n'
+    )
+
+    assert config.server.port == 9
+    assert config.default_models[0].model_id == "a/b"
+
+
+WRONG = [
+    ("[server]\nprot = 1", ["neuron.toml", "unknown key server.prot", "nearest: server.port", "drain_secs, host"]),
+    ("[servr]\nport = 1", ["unknown key servr", "nearest: server"]),
+    ("[server]\nport = 'x'", ["server.port = 'x'", "an integer from 0 to 65535"]),
+    ("[server]\nport = 70000", ["server.port = 70000", "an integer from 0 to 65535"]),
+    ("[server]\nport = true", ["server.port = True", "an integer"]),
+    ("server = 3", ["server = 3", "a table [server]"]),
+    ("[models]\nmodel_id = 'a'", ["models = ", "tables [[models]]"]),
+    ("[[models]]\nquant = 'int8'", ["models[0].model_id is missing"]),
+    (
+        "[[models]]\nmodel_id = 'a'\nquant = 'int9'",
+        ["models[0].quant = 'int9'", "one of auto, none, int8", "nearest: int8"],
+    ),
+    ("[[models]]\nmodel_id = 'a'\ndevices = [0, 0]", ["models[0].devices = [0, 0]", "different device indices"]),
+    ("[[models]]\nmodel_id = 'a'\naliases = ['x']\n[[models]]\nmodel_id = 'x'", ["'x' is given to two models"]),
+    ("[[harnesses]]\nname = 'vllm'", ["harnesses[0].name = 'vllm'", "one of jax, candle"]),
+    ("port = 1\n[server]\nport = 2", ["port = 1 and server.port = 2"]),
+    ("[cache]\nmodels_dir = ''", ["cache.models_dir = ''", "a path"]),
+    ("nonsense", ["not TOML"]),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), WRONG)
+def test_a_wrong_file_is_named_with_key_found_and_allowed(tmp_path: Path, text: str, words: list[str]) -> None:
+    """Every mistake in a file gives one ConfigError that says where, what and what instead."""
+    with pytest.raises(ConfigError) as raised:
+        loaded(tmp_path, text)
+
+    assert str(raised.value).startswith(str(tmp_path / "neuron.toml"))
+    assert not [word for word in words if word not in str(raised.value)], str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("NEURON_SERVER__PORT", "x", "server.port = 'x': allowed is an integer"),
+        ("NEURON_SERVER__PROT", "1", "unknown key server.prot; nearest: server.port"),
+        ("NEURON_SERVR__PORT", "1", "unknown key servr; nearest: server"),
+        ("NEURON_MODELS__3__MODEL_ID", "a", "there is nothing at '3'"),
+        ("NEURON_SERVER__PORT__X", "a", "server.port.x is not a key of a table"),
+        ("NEURON_SERVER__", "a", "is not a key"),
+    ],
+)
+def test_a_wrong_variable_is_named(tmp_path: Path, name: str, value: str, words: str) -> None:
+    """A mistake in the environment names the variable, not the file."""
+    with pytest.raises(ConfigError) as raised:
+        loaded(tmp_path, "[server]\nport = 1", **{name: value})
+
+    assert str(raised.value).startswith(name + ": ")
+    assert words in str(raised.value)
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    """A path that was given must exist."""
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.toml", {})
+
+
+def test_the_environment_is_not_shown(tmp_path: Path) -> None:
+    """The inherited environment may hold secrets, so it is in no printed config."""
+    assert "hunter2" not in repr(loaded(tmp_path, "", PASSWORD="hunter2"))
+
+
+def test_the_example_names_every_setting() -> None:
+    """The example file loads, changes nothing but its models, and shows every key of every table."""
+    config = load_config(EXAMPLE, {"HOME": "/home/u"})
+    plain = load_config(None, {"HOME": "/home/u"})
+
+    assert (config.server, config.engine, config.admission) == (plain.server, plain.engine, plain.admission)
+    text = EXAMPLE.read_text()
+    tables = (type(config.server), type(config.cache), type(config.engine), type(config.admission), ModelSpec)
+    assert not [item.name for table in tables for item in attrs.fields(table) if f"{item.name} = " not in text]

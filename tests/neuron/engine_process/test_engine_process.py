@@ -1,0 +1,193 @@
+"""The real engine process over a real socket: loads, serves, reports, refuses, and ends when it is left alone."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from attrs import define, field
+
+from neuron_jax.workers.frames import (
+    Cancel,
+    Command,
+    EngineSpec,
+    Event,
+    EventReader,
+    Failed,
+    Load,
+    Output,
+    Progress,
+    Ready,
+    Sampling,
+    Shutdown,
+    Step,
+    Submit,
+    encode,
+)
+from tests.fakes.tiny_llama import write_checkpoint
+
+
+@define
+class Peer:
+    """The daemon's end of the socket, blocking."""
+
+    link: socket.socket
+    process: subprocess.Popen[bytes]
+    _reader: EventReader = field(factory=EventReader)
+    _events: list[Event] = field(factory=list)
+
+    def send(self, command: Command) -> None:
+        self.link.sendall(encode(command))
+
+    def next(self) -> Event:
+        while not self._events:
+            chunk = self.link.recv(1 << 16)
+            assert chunk, f"the engine went away with {self.process.wait(20)}"
+            self._events += self._reader.feed(chunk)
+        return self._events.pop(0)
+
+    def until(self, kind: type) -> tuple[Event, list[Event]]:
+        before = []
+        while not isinstance(event := self.next(), kind):
+            before.append(event)
+        return event, before
+
+    def generate(self, submit: Submit) -> list[int]:
+        self.send(submit)
+        tokens: list[int] = []
+        while True:
+            step, _ = self.until(Step)
+            assert isinstance(step, Step)
+            for output in step.outputs:
+                tokens += output.tokens
+                if output.finish:
+                    return tokens
+
+
+@contextmanager
+def engine(spec: EngineSpec) -> Iterator[Peer]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "neuron_jax.workers.engine_process", "--fd", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        theirs.close()
+        ours.settimeout(120)
+        try:
+            peer = Peer(ours, process)
+            peer.send(Load(spec))
+            yield peer
+        finally:
+            ours.close()
+            assert process.wait(20) is not None
+
+
+def spec(path: pathlib.Path, **changes: object) -> EngineSpec:
+    return EngineSpec("tiny", str(path), quant="none", max_slots=2, chunk_tokens=32, **changes)
+
+
+def greedy(request: int, prompt: list[int], max_tokens: int = 8) -> Submit:
+    return Submit(request, prompt, Sampling(temperature=0.0), max_tokens)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+def test_it_loads_serves_and_shuts_down(checkpoint: pathlib.Path) -> None:
+    """Progress in bytes and programs, then Ready with a plan, then the same tokens for the same request."""
+    with engine(spec(checkpoint)) as peer:
+        ready, before = peer.until(Ready)
+        assert isinstance(ready, Ready)
+        phases = [event.phase for event in before if isinstance(event, Progress)]
+        first = peer.generate(greedy(1, [1, 2, 3]))
+        peer.send(greedy(2, [5] * 40, max_tokens=200))
+        peer.send(Cancel(2))
+        second = peer.generate(greedy(3, [1, 2, 3]))
+        peer.send(Shutdown())
+        code = peer.process.wait(20)
+
+    assert {"weights", "compile"} == set(phases)
+    assert ready.max_context == 512
+    assert [row.what for row in ready.plan][-2:] == ["total", "may use"]
+    assert len(first) == 8
+    assert first == second
+    assert code == 0
+
+
+def test_two_devices_give_the_tokens_of_one(checkpoint: pathlib.Path) -> None:
+    """tensor_parallel 2 on two fake CPU devices, the KV pool sharded by heads."""
+    texts = []
+    for devices in ((0,), (0, 1)):
+        with engine(spec(checkpoint, devices=devices, tensor_parallel=len(devices))) as peer:
+            peer.until(Ready)
+            texts.append(peer.generate(greedy(1, list(range(50)), max_tokens=20)))
+
+    assert texts[0] == texts[1]
+
+
+def test_a_model_that_cannot_fit_is_refused_with_the_table(checkpoint: pathlib.Path) -> None:
+    with engine(spec(checkpoint, memory_mb=300)) as peer:
+        failed, _ = peer.until(Failed)
+        code = peer.process.wait(20)
+
+    assert isinstance(failed, Failed)
+    assert failed.kind == "does_not_fit"
+    assert "MiB more on each device" in failed.message
+    assert failed.plan
+    assert code == 1
+
+
+def test_a_broken_checkpoint_is_refused_with_all_misfits(tmp_path: pathlib.Path) -> None:
+    write_checkpoint(tmp_path, num_hidden_layers=1)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"num_hidden_layers": 1', '"num_hidden_layers": 3'))
+    with engine(spec(tmp_path)) as peer:
+        failed, _ = peer.until(Failed)
+
+    assert isinstance(failed, Failed)
+    assert failed.kind == "bad_checkpoint"
+    assert "model.layers.1" in failed.message
+    assert "model.layers.2" in failed.message
+
+
+def test_it_ends_when_the_daemon_goes_away_even_while_busy(checkpoint: pathlib.Path) -> None:
+    with engine(spec(checkpoint)) as peer:
+        peer.until(Ready)
+        peer.send(greedy(1, [1, 2, 3], max_tokens=500))
+        peer.until(Step)
+        peer.link.close()
+
+        assert peer.process.wait(20) == 0
+
+
+def test_an_interrupt_of_the_terminal_is_not_its_business(checkpoint: pathlib.Path) -> None:
+    with engine(spec(checkpoint)) as peer:
+        peer.until(Ready)
+        peer.process.send_signal(signal.SIGINT)
+
+        assert len(peer.generate(greedy(1, [1, 2, 3]))) == 8
+
+
+def test_outputs_are_booked_to_their_own_requests(checkpoint: pathlib.Path) -> None:
+    """Interleaved requests come back as they would have alone."""
+    with engine(spec(checkpoint)) as peer:
+        peer.until(Ready)
+        alone = {i: peer.generate(greedy(i, [i, i + 1])) for i in (1, 2, 3)}
+        for i in (1, 2, 3):
+            peer.send(greedy(i + 10, [i, i + 1]))
+        outputs: list[Output] = []
+        while sum(output.finish is not None for output in outputs) < 3:
+            step, _ = peer.until(Step)
+            assert isinstance(step, Step)
+            outputs += step.outputs
+
+    assert {i: [t for o in outputs if o.request == i + 10 for t in o.tokens] for i in (1, 2, 3)} == alone

@@ -1,0 +1,148 @@
+"""The command `neuron`: what it prints, what it refuses, and how it exits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuron_jax.cli import app, run
+from tests.fakes.tiny_llama import write_checkpoint
+
+
+def text(captured: Any) -> str:
+    """Output as one line, however wide the terminal was."""
+    return " ".join((captured.out + captured.err).split())
+
+
+def test_discover_prints_json_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every device with its size and load, under the wire's names."""
+    assert run(["discover", "--json"], {}) == 0
+    found = json.loads(capsys.readouterr().out)
+
+    assert {"hostname", "os", "kernel", "cuda_version", "driver_version", "cuda_unavailable_reason"} < set(found)
+    assert {"index", "name", "kind", "vram_total_mb", "vram_used_mb", "vram_free_mb"} < set(found["devices"][0])
+
+
+def test_discover_prints_a_table_for_people(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A CPU stands for as many devices as the configuration says, hidden GPUs included."""
+    config = tmp_path / "neuron.toml"
+    config.write_text("[engine]\ncpu_devices = 3\n")
+
+    assert run(["discover", "--config", str(config)], {"CUDA_VISIBLE_DEVICES": ""}) == 0
+    assert {"0", "1", "2"} <= {line.strip("│ ").split(" ")[0] for line in capsys.readouterr().out.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "environ", "words"),
+    [
+        (["discover", "-c", "/nowhere/neuron.toml"], {}, "neuron: /nowhere/neuron.toml: no such file"),
+        (
+            ["discover"],
+            {"NEURON_ENGINE__CPU_DEVICES": "many"},
+            "NEURON_ENGINE__CPU_DEVICES: engine.cpu_devices = 'many'",
+        ),
+        (["serve"], {"NEURON_SERVER__PROT": "1"}, "unknown key server.prot; nearest: server.port"),
+        (["discover", "--jsn"], {}, "Unknown option: --jsn. Did you mean --json?"),
+        (["serve", "--port", "99999"], {}, "--port. Must be <= 65535"),
+        (["serve", "--port", "x"], {}, "unable to convert"),
+        (["plan"], {}, "requires an argument"),
+        (["plan", "demo", "--quant", "int3"], {}, "int3"),
+        (["sevre"], {}, 'Did you mean "serve"?'),
+    ],
+)
+def test_wrong_flags_and_configuration_exit_with_2(
+    tokens: list[str], environ: dict[str, str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One message that names what is wrong, and no traceback."""
+    assert run(tokens, environ) == 2
+    shown = text(capsys.readouterr())
+
+    assert words in shown.replace(" │ │ ", " ")
+    assert "Traceback" not in shown
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a command the help is the answer."""
+    assert run([], {}) == 0
+    shown = capsys.readouterr().out
+
+    assert all(name in shown for name in ("serve", "discover", "plan", "--version"))
+    assert all(app[name].help for name in ("serve", "discover", "plan"))
+
+
+def test_the_module_is_the_program() -> None:
+    """`python -m neuron_jax` runs without JAX being touched, and says its version."""
+    probe = (
+        "import sys; sys.argv = ['neuron', '--version']; import neuron_jax.__main__ as program\n"
+        "try: program.main()\n"
+        "finally: print('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=30, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("neuron ")
+    assert done.stdout.endswith("False\n")
+
+
+def test_a_plan_is_the_table_of_where_memory_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows in bytes that add up, how weights are kept, and the longest request."""
+    folder = write_checkpoint(tmp_path / "tiny")
+    environ = {"HOME": str(tmp_path), "NEURON_ENGINE__MEMORY_MB": "1024"}
+
+    assert run(["plan", str(folder), "--quant", "none", "--json"], environ) == 0
+    report = json.loads(capsys.readouterr().out)
+    rows = {row["what"]: row["bytes"] for row in report["plan"]}
+    assert sum(size for what, size in rows.items() if what not in ("total", "may use")) == rows["total"]
+    assert rows["may use"] == 1024 * 2**20
+    assert (report["fits"], report["max_context"], report["quant"]["chosen"]) == (True, 512, "none")
+
+    assert run(["plan", str(folder)], environ) == 0
+    assert "fits: requests of up to 512" in text(capsys.readouterr())
+
+
+def test_a_model_that_does_not_fit_exits_with_1_and_a_suggestion(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table is printed all the same."""
+    folder = write_checkpoint(tmp_path / "tiny")
+
+    assert run(["plan", str(folder)], {"HOME": str(tmp_path), "NEURON_ENGINE__MEMORY_MB": "64"}) == 1
+    shown = text(capsys.readouterr())
+    assert "does not fit. " in shown
+    assert "more on each device" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--tensor-parallel", "2"], "engine.cpu_devices"),
+        (["--source", "what is this?"], "what is this?"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_says_why(
+    flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Devices that are not here, or a source that is none."""
+    folder = write_checkpoint(tmp_path / "tiny")
+
+    assert run(["plan", str(folder), *flags], {"HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}) == 1
+    assert words in text(capsys.readouterr())
+
+
+def test_a_plan_fetches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It names the command that would."""
+    assert run(["plan", "demo"], {"HOME": str(tmp_path)}) == 1
+
+    assert "cortex load smollm2-135m-instruct" in text(capsys.readouterr())
+    assert not (tmp_path / ".cache").exists()
+
+
+def test_a_config_that_no_family_serves_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With every reason, like a load would."""
+    folder = write_checkpoint(tmp_path / "odd", hidden_act="relu")
+
+    assert run(["plan", str(folder)], {"HOME": str(tmp_path)}) == 1
+    assert "relu" in text(capsys.readouterr())
