@@ -80,9 +80,9 @@ def serve(
     port:
         The port to listen on, 0 for any free one, over the configuration.
     """
+    loaded = load_config(config, environ)
     from neuron_jax.daemon.app import serve as serve_forever
 
-    loaded = load_config(config, environ)
     server = attrs.evolve(
         loaded.server,
         host=loaded.server.host if host is None else host,

@@ -5,10 +5,10 @@ the template walks the parts itself), absent content empty, tool arguments parse
 template does not know it.
 """
 
-import contextlib
+import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -44,6 +44,8 @@ class ChatTemplate:
         self.supports_thinking = "enable_thinking" in names or "<think>" in source
         self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
         self._walks_parts = _walks_content(tree)
+        self._knows_none = re.search(r"""content['"\]]*\s+is\s+(not\s+)?none\b""", source, re.IGNORECASE) is not None
+        self._short_ids = re.search(r"length\s*!=\s*9\b", source) is not None
         self._wants_parts = self._walks_parts and not re.search(r"\bis\s+(not\s+)?string\b", source)
 
     def render(
@@ -72,14 +74,25 @@ class ChatTemplate:
         return before
 
     def _run(self, messages: list[dict[str, Any]], variables: Mapping[str, Any]) -> str:
-        """Arguments of tool calls as objects, or as the text they came in for the templates that paste it."""
-        try:
-            return sandbox.render(self._template, {**variables, "messages": [_parsed_calls(m) for m in messages]})
-        except TemplateError as error:
-            if any("tool_calls" in message for message in messages):
-                with contextlib.suppress(TemplateError):
-                    return sandbox.render(self._template, {**variables, "messages": messages})
-            raise error from None
+        """The first way of writing `messages` that the template takes; the first error when it takes none."""
+        refused: TemplateError | None = None
+        for written in self._ways(messages):
+            try:
+                return sandbox.render(self._template, {**variables, "messages": written})
+            except TemplateError as error:
+                refused = refused or error
+        assert refused is not None
+        raise refused
+
+    def _ways(self, messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """Absent content as none where the template asks for none, else empty; arguments as objects, else as sent."""
+        called = any("tool_calls" in message for message in messages)
+        nulls = self._knows_none and any(message["content"] is None for message in messages)
+        for parsed in (True, False) if called else (False,):
+            written = [_parsed_calls(message) for message in messages] if parsed else messages
+            if nulls:
+                yield written
+            yield [message if message["content"] is not None else {**message, "content": ""} for message in written]
 
     def _shaped(self, message: Message) -> dict[str, Any]:
         shaped = {**message, "content": self._content(message.get("content"))}
@@ -89,11 +102,11 @@ class ChatTemplate:
             shaped.pop("tool_calls", None)
         if shaped.get("reasoning_content") is None and isinstance(shaped.get("reasoning"), str):
             shaped["reasoning_content"] = shaped["reasoning"]
-        return shaped
+        return _with_short_ids(shaped) if self._short_ids else shaped
 
     def _content(self, content: Any) -> Any:
         if content is None:
-            return ""
+            return None
         if isinstance(content, str):
             return [{"type": "text", "text": content}] if self._wants_parts else content
         return content if self._walks_parts else "\n".join(map(_part_text, content))
@@ -116,11 +129,25 @@ def _marked_end(messages: list[dict[str, Any]], mark: str) -> list[dict[str, Any
     if not messages:
         raise TemplateError("there is no message to continue")
     last = messages[-1]
-    content = last["content"]
+    content = "" if last["content"] is None else last["content"]
     if isinstance(content, str):
         return [*messages[:-1], {**last, "content": content + mark}]
     *parts, end = content or [{"type": "text", "text": ""}]
     return [*messages[:-1], {**last, "content": [*parts, {**end, "text": _part_text(end) + mark}]}]
+
+
+def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
+    """Ids of calls as nine letters and digits, the same for the same id: older Mistral templates take no other."""
+    changed = dict(message)
+    if isinstance(message.get("tool_call_id"), str):
+        changed["tool_call_id"] = _short_id(message["tool_call_id"])
+    if "tool_calls" in message:
+        changed["tool_calls"] = [{**call, "id": _short_id(str(call.get("id", "")))} for call in message["tool_calls"]]
+    return changed
+
+
+def _short_id(id_: str) -> str:
+    return id_ if re.fullmatch("[A-Za-z0-9]{9}", id_) else hashlib.sha256(id_.encode()).hexdigest()[:9]
 
 
 def _parsed_calls(message: dict[str, Any]) -> dict[str, Any]:
