@@ -17,6 +17,7 @@ from cortex_gateway.app import create_app
 from cortex_gateway.config import Config
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
+from cortex_gateway.settings import UserError
 
 log = logging.getLogger(__name__)
 BACKLOG = 2048
@@ -24,7 +25,7 @@ Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 METRICS_DRAIN_SECS = 1
 
 
-class ListenError(Exception):
+class ListenError(UserError):
     """An address cannot be listened on. The message names the address and the setting that moves it."""
 
 

@@ -22,7 +22,11 @@ WORDS = {
 }
 
 
-class ConfigError(Exception):
+class UserError(Exception):
+    """What a person at the terminal can mend: a command ends with the message as its one line, and exit code 1."""
+
+
+class ConfigError(UserError):
     """What the operator wrote cannot be used: one line per problem, with file, key, what was found, what is allowed."""
 
     def __init__(self, problems: Iterable[str]) -> None:

@@ -22,6 +22,7 @@ from cortex_gateway.errors import CortexError
 from cortex_gateway.fleet.client import NeuronClient
 from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.placement.snapshot import ModelConfig
+from cortex_gateway.settings import UserError
 
 ALIASES = {"demo": "smollm2-135m-instruct"}
 QUESTION = "What is the capital of France?"
@@ -34,7 +35,7 @@ LOAD_SECS = 24 * 3600.0
 HUB = re.compile(r"(?:hf:)?(?P<repo>[\w.-]+/[\w.-]+)(?:@[\w./-]+?)?(?::[\w./-]+)?")
 
 
-class UpError(Exception):
+class UpError(UserError):
     """`cortex up` cannot go on. The message says what to do."""
 
 

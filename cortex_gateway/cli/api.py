@@ -8,11 +8,13 @@ from typing import Any
 import httpx
 from attrs import frozen
 
+from cortex_gateway.settings import UserError
+
 PATIENCE = httpx.Timeout(None, connect=5.0)
 """A load may take as long as it takes; only the connection has a limit."""
 
 
-class CommandError(Exception):
+class CommandError(UserError):
     """A command could not do what it was asked: the message is for the user, and the exit code is 1."""
 
 

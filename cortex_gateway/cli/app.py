@@ -1,4 +1,7 @@
-"""The `cortex` program: what each command takes and does. Wiring only; the work is in the modules that it calls."""
+"""The `cortex` program: what each command takes and does. Wiring only; the work is in the modules that it calls.
+
+The server's libraries are imported by the commands that serve: `cortex status` answers without them.
+"""
 
 import asyncio
 import importlib.metadata
@@ -11,18 +14,15 @@ from collections.abc import Coroutine, Sequence
 from typing import Annotated, Any, Literal
 
 import cyclopts
-import prometheus_client
-import uvloop
 from cyclopts import App, Parameter
 
 from cortex_gateway.cli import tables
 from cortex_gateway.cli.api import Api, CommandError
 from cortex_gateway.cli.chat import Chat
 from cortex_gateway.cli.progress import LoadBars
-from cortex_gateway.config import ConfigError, find_config, load_config
+from cortex_gateway.config import find_config, load_config
 from cortex_gateway.placement.snapshot import LoadStatus
-from cortex_gateway.serving import ListenError, serve
-from cortex_gateway.up import Up, UpError, up
+from cortex_gateway.settings import UserError
 
 Endpoint = Annotated[str, Parameter(name=["--endpoint", "-e"], env_var="CORTEX_ENDPOINT", help="The gateway to ask.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the gateway's JSON instead of a table.")]
@@ -53,6 +53,8 @@ def serve_command(
 
     Without --config: ./cortex.toml, else /etc/cortex/cortex.toml, else one neuron at 127.0.0.1:13131.
     """
+    from cortex_gateway.serving import serve
+
     settings = load_config(find_config(config), os.environ)
     _log_to_stderr()
     _run(serve(settings))
@@ -75,6 +77,8 @@ def up_command(
     ] = False,
 ) -> int:
     """Start a neuron and the gateway on this machine, load a model, ask it a question in both dialects, stay up."""
+    from cortex_gateway.up import Up, up
+
     asked = Up(
         host=host, port=port, metrics_port=metrics_port, neuron_port=neuron_port, model=model, quant=quant, once=once
     )
@@ -201,7 +205,7 @@ def run(tokens: Sequence[str]) -> int:
         code = app(tokens, exit_on_error=False, print_error=True, result_action="return_value")
     except cyclopts.CycloptsError:
         return 2
-    except (CommandError, ConfigError, ListenError, UpError) as error:
+    except UserError as error:
         tables.console(stderr=True).print(f"cortex: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
@@ -215,6 +219,9 @@ def main() -> None:
 
 
 def _run(work: Coroutine[Any, Any, int | None]) -> int:
+    import prometheus_client
+    import uvloop
+
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own gap
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work) or 0

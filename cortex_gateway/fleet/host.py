@@ -145,6 +145,21 @@ class Host:
             draining=leaving or said.status == "draining",
         )
 
+    def loads_now(self, model: str) -> bool:
+        """A load of it is really running there, ours or somebody else's."""
+        if self.job and self.job.loads(model):
+            return self.job.running
+        return model in self.replicas and self.replicas[model].status == "loading"
+
+    def present(self, model: str) -> bool:
+        """It holds memory there, by the node's own word."""
+        return model in self.replicas and self.replicas[model].resident
+
+    def pending(self, model: str) -> int:
+        """Requests on it, ours and others'."""
+        said = self.replicas.get(model)
+        return self.ours[model] + (said.others if said else 0)
+
     def node(self) -> Node:
         models = dict.fromkeys([*self.replicas, *self._coming()])
         found = [replica for model in models if (replica := self.replica(model))]

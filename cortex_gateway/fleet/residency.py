@@ -9,47 +9,22 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from cortex_gateway import errors
 from cortex_gateway.config import Config
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.host import Host, Job, Load, Unload
-from cortex_gateway.placement import catalogue, defrag, fit
+from cortex_gateway.fleet.memory import PATIENCE_SECS, Failure, Memory, Ticket, demand, not_loaded, spec_for
+from cortex_gateway.placement import catalogue, defrag
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
-from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus, ModelConfig, Replica
+from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus, ModelConfig
 
 log = logging.getLogger(__name__)
-
-COOLING_SECS = 5.0
-"""A failed load is not tried again on that node for this long: the Retry-After that clients are given."""
-PATIENCE_SECS = 10.0
-"""After this long a waiting request may have a model in use drained, so that a busy model cannot starve the others."""
 NO_ROOM = ("does_not_fit", "insufficient_vram")
-MIB = 1024 * 1024
-
-
-@define(kw_only=True)
-class Ticket:
-    number: int
-    kind: Literal["serve", "load", "unload"]
-    model: str
-    since: float
-    node: str | None = None
-    quant: str | None = None
-    tensor_parallel: int | None = None
-    request_id: str = ""
-    cold: bool = False
-    reported: LoadStatus | None = None
-
-
-@frozen(kw_only=True)
-class Failure:
-    at: float
-    error: errors.CortexError
 
 
 @define
@@ -59,17 +34,17 @@ class Residency:
     config: Config
     hosts: dict[str, Host] = field(init=False)
     tickets: dict[int, Ticket] = field(factory=dict, init=False)
-    catalogue: Catalogue = field(init=False)
-    _measured: dict[tuple[str, str], int] = field(factory=dict, init=False)
-    _demanded: dict[tuple[str, str], int] = field(factory=dict, init=False)
-    _failures: dict[tuple[str, str], Failure] = field(factory=dict, init=False)
-    _specs: dict[tuple[str, str], m.LoadSpec] = field(factory=dict, init=False)  # how we loaded it, to load it again
+    _memory: Memory = field(init=False)
     _out: list[m.Effect] = field(factory=list, init=False)
     _now: float = field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.hosts = {one.name: Host(name=one.name, endpoint=one.endpoint.rstrip("/")) for one in self.config.neurons}
-        self.catalogue = Catalogue({model.id: model for model in self.config.models}, self.config.aliases)
+        self._memory = Memory(self.config)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return self._memory.catalogue
 
     def handle(self, event: m.Event, now: float) -> list[m.Effect]:
         """Take one event; the effects are to be carried out in order."""
@@ -139,7 +114,7 @@ class Residency:
         if not self._names_a_node(ticket):
             return
         if not self._holders(ticket):
-            self._refuse(ticket, _not_loaded(model, event.node))
+            self._refuse(ticket, not_loaded(model, event.node))
             return
         self._try(ticket)
 
@@ -162,9 +137,7 @@ class Residency:
         if not host.healthy:
             log.info("%s answers at %s", host.name, host.endpoint)
         host.see(event.observation, self._now)
-        for model, replica in host.replicas.items():
-            if replica.status == "loaded" and replica.vram_used_mb:
-                self._measured[model, host.name] = replica.vram_used_mb
+        self._memory.measure(host)
         self._advance(host)
         self._settle()
         self._defrag(host)
@@ -241,9 +214,8 @@ class Residency:
         self._decide(ticket)
 
     def _decide(self, ticket: Ticket) -> None:
-        snapshot = self.snapshot()
-        model = self._model(ticket, snapshot)
-        decision = routing.route(model, snapshot, self._policy(ticket))
+        model = self._memory.model(ticket.model, self.hosts.values(), ticket.tensor_parallel)
+        decision = routing.route(model, self.snapshot(), self._memory.policy(ticket, self._now))
         match decision:
             case routing.Serve():
                 self._granted(ticket, decision.node)
@@ -253,7 +225,7 @@ class Residency:
             case routing.Place():
                 self._start(ticket, model, decision)
             case routing.Reject():
-                self._refuse(ticket, self._error(ticket, decision))
+                self._refuse(ticket, self._memory.refusal(ticket, decision, self._now))
             case _:
                 ticket.cold = True
         self._report(ticket)
@@ -270,26 +242,11 @@ class Residency:
         ticket.cold = True
         host = self.hosts[place.node]
         log.info("loading %s on %s for %s", model.id, host.name, ticket.request_id or "an operator")
-        host.job = self._job(model, self._spec(ticket, model, place), place)
+        host.job = _job(model, spec_for(model, place, quant=ticket.quant), place)
         self._advance(host)
 
-    def _job(self, model: ModelConfig, spec: m.LoadSpec, place: routing.Place) -> Job:
-        unloads = [Unload(model=victim, incoming=model.id) for victim in place.victims]
-        return Job(why="load", model=model.id, steps=deque([*unloads, Load(spec=spec)]))
-
-    def _spec(self, ticket: Ticket, model: ModelConfig, place: routing.Place) -> m.LoadSpec:
-        return m.LoadSpec(
-            model_id=model.id,
-            source=model.source,
-            harness=model.harness,
-            quant=ticket.quant or model.quant,
-            tensor_parallel=model.shards,
-            devices=place.devices,
-            max_context=model.limit.context if model.limit else None,
-        )
-
     def _try_unload(self, ticket: Ticket) -> None:
-        failed = [failure for (name, _), failure in self._failures.items() if name == ticket.model]
+        failed = [failure for (name, _), failure in self._memory.failures.items() if name == ticket.model]
         recent = next((failure for failure in failed if failure.at >= ticket.since), None)
         if recent:
             self._refuse(ticket, recent.error)
@@ -340,7 +297,7 @@ class Residency:
         job = host.job
         if job is None or job.running:
             return
-        while job.steps and isinstance(step := job.steps[0], Unload) and not self._present(host, step.model):
+        while job.steps and isinstance(step := job.steps[0], Unload) and not host.present(step.model):
             job.steps.popleft()
         if not job.steps:
             host.job = None
@@ -349,7 +306,7 @@ class Residency:
         if isinstance(step, Load):
             job.running = True
             self._out.append(m.StartLoad(node=host.name, spec=step.spec))
-        elif self._pending(host, step.model) == 0:
+        elif host.pending(step.model) == 0:
             job.running = True
             self._out.append(m.StartUnload(node=host.name, model=step.model))
 
@@ -370,18 +327,15 @@ class Residency:
         self._fail(host, job, error)
 
     def _load_ended(self, host: Host, job: Job, step: Load, error: errors.CortexError | None) -> None:
-        key = (step.spec.model_id, host.name)
         job.progress = None
         if error is None:
-            self._specs[key] = step.spec
-            self._failures.pop(key, None)
-            self._demanded.pop(key, None)
+            self._memory.loaded(step.spec, host)
             host.loaded(step.spec, self._now)
             return
         log.warning("loading %s on %s failed: %s", step.spec.model_id, host.name, error)
         host.changed()
         if job.why == "defrag":
-            self._failures[key] = Failure(at=self._now, error=error)
+            self._memory.failures[step.spec.model_id, host.name] = Failure(at=self._now, error=error)
             return
         if error.extras.get("kind", error.code) in NO_ROOM and not job.retried and self._retry(host, step, error):
             return
@@ -391,19 +345,17 @@ class Residency:
         """Once, after evicting what the node's own numbers call for; at least one model, for ours said it fitted."""
         host.job = None
         node = evolve(host.node(), busy=None)
-        model = evolve(self._config(step.spec.model_id), tensor_parallel=step.spec.tensor_parallel)
-        key = (model.id, host.name)
+        model = self._memory.model(step.spec.model_id, [host], step.spec.tensor_parallel)
         freest = sorted((device.vram_free_mb for device in node.devices), reverse=True)[: model.shards]
-        self._demanded[key] = max(_demand(error), (min(freest, default=0) + 1) * model.shards)
-        found = routing.consider(model, node, evolve(self._policy(None), drain=True))
-        self._demanded.pop(key)
+        demanded = max(demand(error), (min(freest, default=0) + 1) * model.shards)
+        found = routing.consider(model, node, self._memory.policy_after(model.id, host.name, demanded))
         if not isinstance(found, routing.Place):
             return False
-        host.job = evolve(self._job(model, evolve(step.spec, devices=found.devices), found), retried=True)
+        host.job = evolve(_job(model, evolve(step.spec, devices=found.devices), found), retried=True)
         return True
 
     def _fail(self, host: Host, job: Job, error: errors.CortexError) -> None:
-        self._failures[job.model, host.name] = Failure(at=self._now, error=error)
+        self._memory.failures[job.model, host.name] = Failure(at=self._now, error=error)
         host.job = None
 
     def _lose_job(self, host: Host) -> None:
@@ -421,68 +373,14 @@ class Residency:
         host.cycles = 0
         log.info("restarting the engines of %s: %s", host.name, ", ".join(models) or "none is loaded")
         steps: list[Unload | Load] = [Unload(model=model) for model in models]
-        steps += [Load(spec=self._spec_again(host, model)) for model in models]
+        steps += [Load(spec=self._memory.spec_again(host, model)) for model in models]
         host.job = Job(why="defrag", model="", steps=deque(steps))
         self._advance(host)
 
-    def _spec_again(self, host: Host, model: str) -> m.LoadSpec:
-        if (model, host.name) in self._specs:
-            return self._specs[model, host.name]
-        replica = host.replicas[model]
-        place = routing.Place(node=host.name, devices=replica.devices)
-        config = evolve(self._config(model), tensor_parallel=len(replica.devices) or None)
-        ticket = Ticket(number=0, kind="load", model=model, since=self._now, quant=(replica.quant or {}).get("chosen"))
-        return self._spec(ticket, config, place)
-
-    # -- what decisions are made from -----------------------------------------------------------------------------
-
-    def _policy(self, ticket: Ticket | None) -> routing.Policy:
-        return routing.Policy(
-            catalogue=self.catalogue,
-            strategy=self.config.eviction.strategy,
-            knowledge=fit.Knowledge(measured=self._measured, demanded=self._demanded),
-            excluded=frozenset(self._cooling(ticket)) if ticket else frozenset(),
-            only=ticket.node if ticket else None,
-            drain=ticket is not None and (ticket.kind == "load" or self._now >= ticket.since + PATIENCE_SECS),
-        )
-
-    def _cooling(self, ticket: Ticket) -> dict[str, Failure]:
-        """Nodes where the model has failed: since the operator asked, or too short a while ago for a request."""
-        floor = ticket.since if ticket.kind == "load" else min(ticket.since, self._now - COOLING_SECS)
-        mine = ((node, failure) for (model, node), failure in self._failures.items() if model == ticket.model)
-        return {node: failure for node, failure in mine if failure.at >= floor}
-
-    def _error(self, ticket: Ticket, reject: routing.Reject) -> errors.CortexError:
-        failures = self._cooling(ticket)
-        if failures:
-            return max(failures.values(), key=lambda failure: failure.at).error
-        if reject.why in {"full", "never"}:
-            return errors.InsufficientVram(reject.reason)
-        return errors.NoHealthyNode(reject.reason)
-
-    def _model(self, ticket: Ticket, snapshot: FleetSnapshot) -> ModelConfig:
-        replicas = [replica for node in snapshot.nodes if (replica := node.replica(ticket.model))]
-        config = self.catalogue.config(ticket.model, replicas)
-        return evolve(config, tensor_parallel=ticket.tensor_parallel) if ticket.tensor_parallel else config
-
-    def _config(self, model: str) -> ModelConfig:
-        return self.catalogue.config(model, [one for host in self.hosts.values() if (one := host.replica(model))])
+    # -- facts ----------------------------------------------------------------------------------------------------
 
     def _listed(self, model: str) -> bool:
         return any(model in host.replicas for host in self.hosts.values())
-
-    def _loads_now(self, host: Host, model: str) -> bool:
-        if host.job and host.job.loads(model):
-            return host.job.running
-        return model in host.replicas and host.replicas[model].status == "loading"
-
-    def _present(self, host: Host, model: str) -> bool:
-        said = host.replicas.get(model)
-        return said is not None and said.resident
-
-    def _pending(self, host: Host, model: str) -> int:
-        replica: Replica | None = host.replicas.get(model)
-        return host.ours[model] + (replica.others if replica else 0)
 
     def _times(self, ticket: Ticket) -> tuple[float, ...]:
         return (
@@ -495,21 +393,11 @@ class Residency:
         """Queueing has an end of its own; a load under way has its time on top, an operator waits as long as it takes."""
         if ticket.kind != "serve":
             return math.inf
-        loading = any(self._loads_now(host, ticket.model) for host in self.hosts.values())
+        loading = any(host.loads_now(ticket.model) for host in self.hosts.values())
         gateway = self.config.gateway
         return ticket.since + gateway.wait_secs + (gateway.load_timeout_secs if loading else 0.0)
 
 
-def _not_loaded(model: str, node: str | None) -> errors.CortexError:
-    error = errors.BadRequest(f"The model {model!r} is not loaded on {node or 'any node'}.", param="model")
-    error.status, error.code = 404, "model_not_loaded"
-    return error
-
-
-def _demand(error: errors.CortexError) -> int:
-    """MiB that the node says the model takes in all; 0 where it does not say."""
-    plan = error.extras.get("plan")
-    rows = plan if isinstance(plan, list) else []
-    total = sum(row["bytes"] for row in rows if isinstance(row, dict) and isinstance(row.get("bytes"), int))
-    required = error.extras.get("required_mb")
-    return required if isinstance(required, int) else math.ceil(total / MIB)
+def _job(model: ModelConfig, spec: m.LoadSpec, place: routing.Place) -> Job:
+    unloads = [Unload(model=victim, incoming=model.id) for victim in place.victims]
+    return Job(why="load", model=model.id, steps=deque([*unloads, Load(spec=spec)]))

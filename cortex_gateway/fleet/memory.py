@@ -1,0 +1,143 @@
+"""What the owner of residency remembers between events, and what it asks `placement` with. No I/O, no clock of its own."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+from attrs import define, evolve, field, frozen
+
+from cortex_gateway import errors
+from cortex_gateway.config import Config
+from cortex_gateway.fleet.host import Host
+from cortex_gateway.fleet.messages import LoadSpec
+from cortex_gateway.placement import fit
+from cortex_gateway.placement.catalogue import Catalogue
+from cortex_gateway.placement.route import Place, Policy, Reject
+from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig
+
+COOLING_SECS = 5.0
+"""A failed load is not tried again on that node for this long: the Retry-After that clients are given."""
+PATIENCE_SECS = 10.0
+"""After this long a waiting request may have a model in use drained, so that a busy model cannot starve the others."""
+MIB = 1024 * 1024
+
+
+@define(kw_only=True)
+class Ticket:
+    """One request or one wish of an operator, from the moment it is told until it is granted, complete or refused."""
+
+    number: int
+    kind: Literal["serve", "load", "unload"]
+    model: str
+    since: float
+    node: str | None = None
+    quant: str | None = None
+    tensor_parallel: int | None = None
+    request_id: str = ""
+    cold: bool = False
+    reported: LoadStatus | None = None
+
+
+@frozen(kw_only=True)
+class Failure:
+    """A load or unload that ended badly, and when."""
+
+    at: float
+    error: errors.CortexError
+
+
+@define
+class Memory:
+    """Keys are (model, node)."""
+
+    config: Config
+    catalogue: Catalogue = field(init=False)
+    failures: dict[tuple[str, str], Failure] = field(factory=dict, init=False)
+    _measured: dict[tuple[str, str], int] = field(factory=dict, init=False)  # MiB
+    _specs: dict[tuple[str, str], LoadSpec] = field(factory=dict, init=False)  # how it was loaded, to load it again
+
+    def __attrs_post_init__(self) -> None:
+        self.catalogue = Catalogue({model.id: model for model in self.config.models}, self.config.aliases)
+
+    def measure(self, host: Host) -> None:
+        """Keep the footprints that the node has just told."""
+        for model, replica in host.replicas.items():
+            if replica.status == "loaded" and replica.vram_used_mb:
+                self._measured[model, host.name] = replica.vram_used_mb
+
+    def loaded(self, spec: LoadSpec, host: Host) -> None:
+        self._specs[spec.model_id, host.name] = spec
+        self.failures.pop((spec.model_id, host.name), None)
+
+    def cooling(self, ticket: Ticket, now: float) -> dict[str, Failure]:
+        """Nodes where the model has failed: since the operator asked, or too short a while ago for a request."""
+        floor = ticket.since if ticket.kind == "load" else min(ticket.since, now - COOLING_SECS)
+        mine = ((node, failure) for (model, node), failure in self.failures.items() if model == ticket.model)
+        return {node: failure for node, failure in mine if failure.at >= floor}
+
+    def policy(self, ticket: Ticket, now: float) -> Policy:
+        """What placement is asked with for this ticket."""
+        return Policy(
+            catalogue=self.catalogue,
+            strategy=self.config.eviction.strategy,
+            knowledge=fit.Knowledge(measured=self._measured),
+            excluded=frozenset(self.cooling(ticket, now)),
+            only=ticket.node,
+            drain=ticket.kind == "load" or now >= ticket.since + PATIENCE_SECS,
+        )
+
+    def policy_after(self, model: str, node: str, demanded_mb: int) -> Policy:
+        """What placement is asked with once that node has refused the model for want of `demanded_mb` in all."""
+        knowledge = fit.Knowledge(measured=self._measured, demanded={(model, node): demanded_mb})
+        return Policy(catalogue=self.catalogue, strategy=self.config.eviction.strategy, knowledge=knowledge, drain=True)
+
+    def refusal(self, ticket: Ticket, reject: Reject, now: float) -> errors.CortexError:
+        """The error that a rejected ticket ends with: the last failure where there was one, for it says most."""
+        failures = self.cooling(ticket, now)
+        if failures:
+            return max(failures.values(), key=lambda failure: failure.at).error
+        if reject.why in {"full", "never"}:
+            return errors.InsufficientVram(reject.reason)
+        return errors.NoHealthyNode(reject.reason)
+
+    def model(self, name: str, hosts: Iterable[Host], tensor_parallel: int | None = None) -> ModelConfig:
+        """What is known of a model before it is loaded."""
+        config = self.catalogue.config(name, [one for host in hosts if (one := host.replica(name))])
+        return evolve(config, tensor_parallel=tensor_parallel) if tensor_parallel else config
+
+    def spec_again(self, host: Host, model: str) -> LoadSpec:
+        """How to load what is loaded there: as we loaded it, else on the same devices in the same quantization."""
+        if (model, host.name) in self._specs:
+            return self._specs[model, host.name]
+        replica = host.replicas[model]
+        config = self.model(model, [host], tensor_parallel=len(replica.devices) or None)
+        place = Place(node=host.name, devices=replica.devices)
+        return spec_for(config, place, quant=(replica.quant or {}).get("chosen"))
+
+
+def spec_for(model: ModelConfig, place: Place, *, quant: str | None = None) -> LoadSpec:
+    """What the node is asked for."""
+    return LoadSpec(
+        model_id=model.id,
+        source=model.source,
+        harness=model.harness,
+        quant=quant or model.quant,
+        tensor_parallel=model.shards,
+        devices=place.devices,
+        max_context=model.limit.context if model.limit else None,
+    )
+
+
+def demand(error: errors.CortexError) -> int:
+    """MiB that the node says the model takes in all; 0 where it does not say."""
+    plan = error.extras.get("plan")
+    rows = plan if isinstance(plan, list) else []
+    total = sum(row["bytes"] for row in rows if isinstance(row, dict) and isinstance(row.get("bytes"), int))
+    required = error.extras.get("required_mb")
+    return required if isinstance(required, int) else math.ceil(total / MIB)
+
+
+def not_loaded(model: str, node: str | None) -> errors.CortexError:
+    error = errors.BadRequest(f"The model {model!r} is not loaded on {node or 'any node'}.", param="model")
+    error.status, error.code = 404, "model_not_loaded"
+    return error
