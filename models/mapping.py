@@ -19,8 +19,6 @@ from models.quant import quantize
 
 Array = npt.NDArray[Any]
 Store = Callable[[Array], dict[str, Array]]
-_NAMES_SHOWN = 8
-
 
 def _as_it_is(tensor: Array) -> Array:
     return tensor
@@ -136,8 +134,7 @@ def check(rules: Sequence[Rule | Ignore], shapes: Mapping[str, tuple[int, ...]])
 def _misfit(kind: str, rows: list[str]) -> list[str]:
     if not rows:
         return []
-    more = len(rows) - _NAMES_SHOWN
-    return [f"{len(rows)} {kind}: " + ", ".join(rows[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")]
+    return [f"{len(rows)} {kind}: " + ", ".join(rows)]
 
 
 def load(rules: Sequence[Rule | Ignore], tensors: Mapping[str, Array]) -> dict[str | int, Any]:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from neuron_jax.workers.frames import (
     Cancel,
@@ -58,8 +58,15 @@ def main() -> None:
     except Exception as error:
         log.exception("%s could not be loaded", first.spec.model_id)
         _send(link, _failure(error))
-        sys.exit(1)
+        _end(1)
     _serve(engine, link, inbox)
+    _end(0)
+
+
+def _end(code: int) -> NoReturn:
+    """End at once: a compilation in a background thread cannot be interrupted, and nobody is left to wait for it."""
+    logging.shutdown()
+    os._exit(code)
 
 
 def _serve(engine: Any, link: socket.socket, inbox: "queue.SimpleQueue[Command]") -> None:

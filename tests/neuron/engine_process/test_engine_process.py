@@ -102,36 +102,70 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return write_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
-def test_it_loads_serves_and_shuts_down(checkpoint: pathlib.Path) -> None:
-    """Progress in bytes and programs, then Ready with a plan, then the same tokens for the same request."""
+@pytest.fixture(scope="module")
+def peer(checkpoint: pathlib.Path) -> Iterator[Peer]:
     with engine(spec(checkpoint)) as peer:
-        ready, before = peer.until(Ready)
-        assert isinstance(ready, Ready)
-        phases = [event.phase for event in before if isinstance(event, Progress)]
-        first = peer.generate(greedy(1, [1, 2, 3]))
-        peer.send(greedy(2, [5] * 40, max_tokens=200))
-        peer.send(Cancel(2))
-        second = peer.generate(greedy(3, [1, 2, 3]))
-        peer.send(Shutdown())
-        code = peer.process.wait(20)
+        yield peer
 
-    assert {"weights", "compile"} == set(phases)
+
+def test_it_reports_its_load_and_then_its_plan(peer: Peer) -> None:
+    """Progress in bytes and programs, then Ready with the memory table. The first test: the others find it serving."""
+    ready, before = peer.until(Ready)
+
+    assert isinstance(ready, Ready)
+    assert {event.phase for event in before if isinstance(event, Progress)} == {"weights", "compile"}
     assert ready.max_context == 512
     assert [row.what for row in ready.plan][-2:] == ["total", "may use"]
-    assert len(first) == 8
-    assert first == second
-    assert code == 0
 
 
-def test_two_devices_give_the_tokens_of_one(checkpoint: pathlib.Path) -> None:
-    """tensor_parallel 2 on two fake CPU devices, the KV pool sharded by heads."""
-    texts = []
-    for devices in ((0,), (0, 1)):
-        with engine(spec(checkpoint, devices=devices, tensor_parallel=len(devices))) as peer:
-            peer.until(Ready)
-            texts.append(peer.generate(greedy(1, list(range(50)), max_tokens=20)))
+def test_a_cancelled_request_does_not_disturb_the_next(peer: Peer) -> None:
+    first = peer.generate(greedy(1, [1, 2, 3]))
+    peer.send(greedy(2, [5] * 40, max_tokens=200))
+    peer.send(Cancel(2))
 
-    assert texts[0] == texts[1]
+    assert peer.generate(greedy(3, [1, 2, 3])) == first
+
+
+def test_an_interrupt_of_the_terminal_is_not_its_business(peer: Peer) -> None:
+    peer.process.send_signal(signal.SIGINT)
+
+    assert len(peer.generate(greedy(4, [1, 2, 3]))) == 8
+
+
+def test_outputs_are_booked_to_their_own_requests(peer: Peer) -> None:
+    """Interleaved requests come back as they would have alone."""
+    alone = {i: peer.generate(greedy(10 + i, [i, i + 1])) for i in (1, 2, 3)}
+    for i in (1, 2, 3):
+        peer.send(greedy(20 + i, [i, i + 1]))
+    outputs: list[Output] = []
+    while sum(output.finish is not None for output in outputs) < 3:
+        step, _ = peer.until(Step)
+        assert isinstance(step, Step)
+        outputs += step.outputs
+
+    assert {i: [t for o in outputs if o.request == 20 + i for t in o.tokens] for i in (1, 2, 3)} == alone
+
+
+def test_two_devices_give_the_tokens_of_one(peer: Peer, checkpoint: pathlib.Path) -> None:
+    """tensor_parallel 2 on two fake CPU devices, the KV pool sharded by heads; shut down by command."""
+    wanted = peer.generate(greedy(30, list(range(50)), max_tokens=20))
+    with engine(spec(checkpoint, devices=(0, 1), tensor_parallel=2)) as two:
+        two.until(Ready)
+        got = two.generate(greedy(1, list(range(50)), max_tokens=20))
+        two.send(Shutdown())
+
+        assert two.process.wait(20) == 0
+
+    assert got == wanted
+
+
+def test_it_ends_when_the_daemon_goes_away_even_while_busy(peer: Peer) -> None:
+    """The last test of the shared process."""
+    peer.send(greedy(40, [1, 2, 3], max_tokens=500))
+    peer.until(Step)
+    peer.link.close()
+
+    assert peer.process.wait(20) == 0
 
 
 def test_a_model_that_cannot_fit_is_refused_with_the_table(checkpoint: pathlib.Path) -> None:
@@ -155,39 +189,4 @@ def test_a_broken_checkpoint_is_refused_with_all_misfits(tmp_path: pathlib.Path)
 
     assert isinstance(failed, Failed)
     assert failed.kind == "bad_checkpoint"
-    assert "model.layers.1" in failed.message
-    assert "model.layers.2" in failed.message
-
-
-def test_it_ends_when_the_daemon_goes_away_even_while_busy(checkpoint: pathlib.Path) -> None:
-    with engine(spec(checkpoint)) as peer:
-        peer.until(Ready)
-        peer.send(greedy(1, [1, 2, 3], max_tokens=500))
-        peer.until(Step)
-        peer.link.close()
-
-        assert peer.process.wait(20) == 0
-
-
-def test_an_interrupt_of_the_terminal_is_not_its_business(checkpoint: pathlib.Path) -> None:
-    with engine(spec(checkpoint)) as peer:
-        peer.until(Ready)
-        peer.process.send_signal(signal.SIGINT)
-
-        assert len(peer.generate(greedy(1, [1, 2, 3]))) == 8
-
-
-def test_outputs_are_booked_to_their_own_requests(checkpoint: pathlib.Path) -> None:
-    """Interleaved requests come back as they would have alone."""
-    with engine(spec(checkpoint)) as peer:
-        peer.until(Ready)
-        alone = {i: peer.generate(greedy(i, [i, i + 1])) for i in (1, 2, 3)}
-        for i in (1, 2, 3):
-            peer.send(greedy(i + 10, [i, i + 1]))
-        outputs: list[Output] = []
-        while sum(output.finish is not None for output in outputs) < 3:
-            step, _ = peer.until(Step)
-            assert isinstance(step, Step)
-            outputs += step.outputs
-
-    assert {i: [t for o in outputs if o.request == i + 10 for t in o.tokens] for i in (1, 2, 3)} == alone
+    assert all(f"model.layers.{i}.mlp.down_proj.weight" in failed.message for i in (1, 2))
