@@ -1,0 +1,617 @@
+"""Residency driven event by event with a clock in the test's hand: what it decides is what comes out, nothing else runs."""
+
+from typing import Any
+
+from attrs import define, field
+
+from cortex_gateway import errors
+from cortex_gateway.config import Config, Eviction, Gateway, Neuron
+from cortex_gateway.fleet import messages as m
+from cortex_gateway.fleet.residency import Residency
+from cortex_gateway.placement.snapshot import Device, LoadStatus, ModelConfig, ModelLoad, Replica
+
+
+@define
+class Bench:
+    """A Residency with its effects recorded, and nodes that are described, not run."""
+
+    config: Config
+    now: float = 100.0
+    effects: list[m.Effect] = field(factory=list)
+    residency: Residency = field(init=False)
+    numbers: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.residency = Residency(self.config)
+
+    def tell(self, event: m.Event) -> list[m.Effect]:
+        new = self.residency.handle(event, self.now)
+        self.effects += new
+        return new
+
+    def see(
+        self, node: str = "a", *, free: int = 10_000, total: int = 10_000, replicas: tuple[Replica, ...] = ()
+    ) -> list[m.Effect]:
+        self.tell(m.Looking(node=node))
+        device = Device(index=0, vram_total_mb=total, vram_free_mb=free, vram_used_mb=total - free)
+        seen = m.Observation(hostname=node, harnesses=("jax",), devices=(device,), replicas=replicas)
+        return self.tell(m.Seen(node=node, observation=seen))
+
+    def want(self, model: str) -> int:
+        self.numbers += 1
+        self.tell(m.Wanted(ticket=self.numbers, model=model, request_id=f"r{self.numbers}"))
+        return self.numbers
+
+    def load(self, model: str, **asked: Any) -> int:
+        self.numbers += 1
+        self.tell(m.LoadAsked(ticket=self.numbers, model=model, **asked))
+        return self.numbers
+
+    def unload(self, model: str, **asked: Any) -> int:
+        self.numbers += 1
+        self.tell(m.UnloadAsked(ticket=self.numbers, model=model, **asked))
+        return self.numbers
+
+    def done(self, node: str = "a", error: errors.CortexError | None = None) -> list[m.Effect]:
+        return self.tell(m.Finished(node=node, error=error))
+
+    def back(self, node: str, model: str) -> list[m.Effect]:
+        return self.tell(m.Returned(node=node, model=model))
+
+    def outcome(self, ticket: int) -> Any:
+        """The grant's node, the error of a refusal, "complete", or None while it waits."""
+        for effect in self.effects:
+            if isinstance(effect, m.Grant) and effect.ticket == ticket:
+                return effect.node
+            if isinstance(effect, m.Refuse) and effect.ticket == ticket:
+                return effect.error
+            if isinstance(effect, m.Complete) and effect.ticket == ticket:
+                return "complete"
+        return None
+
+    def done_to(self, node: str = "a") -> list[str]:
+        """The loads and unloads that were begun on the node, in order."""
+        said = []
+        for effect in self.effects:
+            if isinstance(effect, m.StartLoad) and effect.node == node:
+                said.append(f"load {effect.spec.model_id}")
+            elif isinstance(effect, m.StartUnload) and effect.node == node:
+                said.append(f"unload {effect.model}")
+        return said
+
+
+def bench(*models: ModelConfig, nodes: str = "a", aliases: dict[str, str] | None = None, **more: Any) -> Bench:
+    return Bench(
+        Config(
+            neurons=tuple(Neuron(name=name, endpoint=f"http://{name}:1") for name in nodes),
+            models=models or (ModelConfig(id="m", vram_mb=6000), ModelConfig(id="n", vram_mb=6000)),
+            aliases=aliases or {},
+            **more,
+        )
+    )
+
+
+def loaded(model: str, *, mb: int = 6000, in_flight: int = 0, **more: Any) -> Replica:
+    return Replica(
+        model=model, status="loaded", devices=(0,), vram_used_mb=mb, load=ModelLoad(in_flight=in_flight), **more
+    )
+
+
+def test_a_loaded_model_is_granted_at_once_and_warm() -> None:
+    """No job, no waiting, and `cold` is false."""
+    it = bench()
+    it.see(replicas=(loaded("m"),))
+
+    it.want("m")
+
+    assert it.effects[-1] == m.Grant(ticket=1, node="a", model="m", cold=False)
+
+
+def test_an_alias_is_granted_under_the_real_id() -> None:
+    """The lease names the model that the node knows."""
+    it = bench(aliases={"best": "m"})
+    it.see(replicas=(loaded("m"),))
+
+    it.want("best")
+
+    assert it.effects[-1] == m.Grant(ticket=1, node="a", model="m", cold=False)
+
+
+def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
+    """A typing error is told from a model that is merely not loaded."""
+    it = bench(ModelConfig(id="qwen3-8b"))
+    it.see()
+
+    error = it.outcome(it.want("qwen3-8"))
+
+    assert isinstance(error, errors.ModelNotFound)
+    assert error.extras["nearest"] == ["qwen3-8b"]
+
+
+def test_our_own_requests_count_before_the_node_reports_them() -> None:
+    """Three requests in a row spread over two idle replicas instead of herding onto one."""
+    it = bench(nodes="ab")
+    it.see("a", replicas=(loaded("m"),))
+    it.see("b", replicas=(loaded("m"),))
+
+    assert [it.outcome(it.want("m")) for _ in range(3)] == ["a", "b", "a"]
+
+
+def test_requests_of_others_count_and_ours_are_not_counted_twice() -> None:
+    """The report of a node holds our requests as well; only the rest is somebody else's."""
+    it = bench(nodes="ab")
+    it.see("a", replicas=(loaded("m"),))
+    it.see("b", replicas=(loaded("m"),))
+    it.want("m")  # on a
+    it.see("a", replicas=(loaded("m", in_flight=1),))
+    it.see("b", replicas=(loaded("m", in_flight=2),))
+
+    assert it.outcome(it.want("m")) == "a"
+
+
+def test_a_cold_model_is_loaded_once_for_all_who_wait() -> None:
+    """Single flight: the second request joins the first one's load, and both are granted cold."""
+    it = bench()
+    it.see()
+    first, second = it.want("m"), it.want("m")
+    assert it.done_to() == ["load m"]
+
+    it.done()
+
+    assert [it.outcome(first), it.outcome(second)] == ["a", "a"]
+    assert all(effect.cold for effect in it.effects if isinstance(effect, m.Grant))
+
+
+def test_loads_on_one_node_are_one_after_another() -> None:
+    """The second model waits until the node has been looked at after the first."""
+    it = bench(ModelConfig(id="m", vram_mb=4000), ModelConfig(id="n", vram_mb=4000))
+    it.see()
+    it.want("m")
+    second = it.want("n")
+    it.done()
+    assert it.done_to() == ["load m"]
+
+    it.see(free=6000, replicas=(loaded("m", mb=4000),))
+    it.done()
+
+    assert it.done_to() == ["load m", "load n"]
+    assert it.outcome(second) == "a"
+
+
+def test_a_look_that_began_before_a_load_ended_does_not_undo_it() -> None:
+    """An old answer says that the model is absent; the load's end is newer."""
+    it = bench()
+    it.see()
+    it.want("m")
+    it.tell(m.Looking(node="a"))
+    it.done()
+
+    device = Device(index=0, vram_total_mb=10_000, vram_free_mb=10_000)
+    it.tell(m.Seen(node="a", observation=m.Observation(harnesses=("jax",), devices=(device,))))
+
+    assert it.outcome(it.want("m")) == "a"
+    assert it.done_to() == ["load m"]
+
+
+def test_what_does_not_fit_displaces_an_idle_model_after_it_was_unloaded() -> None:
+    """Unload first, load then, and the eviction is told."""
+    it = bench()
+    it.see(free=2000, replicas=(loaded("n"),))
+    ticket = it.want("m")
+    it.done()
+    it.done()
+
+    assert it.done_to() == ["unload n", "load m"]
+    assert m.Evicted(node="a", model="n", incoming="m") in it.effects
+    assert it.outcome(ticket) == "a"
+
+
+def test_lru_and_priority_choose_differently() -> None:
+    """lru takes the least recently used; priority takes the least important, however recently it was used."""
+    models = (
+        ModelConfig(id="new", vram_mb=4000),
+        ModelConfig(id="old", vram_mb=4000, residency_priority=100),
+        ModelConfig(id="fresh", vram_mb=4000, residency_priority=1),
+    )
+
+    def evicted(strategy: Any) -> list[str]:
+        it = bench(*models, eviction=Eviction(strategy=strategy))
+        it.see(free=2000, replicas=(loaded("old", mb=4000), loaded("fresh", mb=4000)))
+        it.now = 200.0
+        it.want("fresh")
+        it.back("a", "fresh")
+        it.want("new")
+        return it.done_to()
+
+    assert evicted("lru") == ["unload old"]
+    assert evicted("priority") == ["unload fresh"]
+
+
+def test_priority_never_displaces_what_matters_more() -> None:
+    """A less important model is told that there is no room; with lru it would have been let in."""
+    models = (ModelConfig(id="m", vram_mb=6000), ModelConfig(id="n", vram_mb=6000, residency_priority=500))
+    kept = bench(*models, eviction=Eviction(strategy="priority"))
+    kept.see(free=2000, replicas=(loaded("n"),))
+    let_in = bench(*models)
+    let_in.see(free=2000, replicas=(loaded("n"),))
+
+    assert isinstance(kept.outcome(kept.want("m")), errors.InsufficientVram)
+    assert let_in.outcome(let_in.want("m")) is None
+
+
+def test_a_pinned_model_is_never_evicted() -> None:
+    """Whatever the strategy, and however long the request waits."""
+    pinned = ModelConfig(id="n", vram_mb=6000, pinned_on=("a",))
+    it = bench(ModelConfig(id="m", vram_mb=6000, residency_priority=9999), pinned)
+    it.see(free=2000, replicas=(loaded("n"),))
+
+    error = it.outcome(it.want("m"))
+
+    assert isinstance(error, errors.InsufficientVram)
+    assert "pinned" in error.message
+    assert it.done_to() == []
+
+
+def test_a_model_in_use_is_not_evicted_but_waited_for() -> None:
+    """The newcomer queues; when the last request ends, the idle model leaves."""
+    it = bench()
+    it.see(free=2000, replicas=(loaded("n"),))
+    it.want("n")
+    waiting = it.want("m")
+    assert it.done_to() == []
+    assert it.residency.status("m") == LoadStatus(phase="queued")
+
+    it.back("a", "n")
+
+    assert it.done_to() == ["unload n"]
+    assert it.outcome(waiting) is None
+
+
+def test_a_model_that_others_use_is_not_evicted_either() -> None:
+    """The node reports work that is not ours."""
+    it = bench()
+    it.see(free=2000, replicas=(loaded("n", in_flight=1),))
+    it.want("m")
+    assert it.done_to() == []
+
+    it.see(free=2000, replicas=(loaded("n"),))
+
+    assert it.done_to() == ["unload n"]
+
+
+def test_a_busy_model_cannot_starve_the_others_for_ever() -> None:
+    """After ten seconds it takes no new request, and leaves when its last one has ended; nothing is killed."""
+    it = bench()
+    it.see(free=2000, replicas=(loaded("n"),))
+    it.want("n")
+    newcomer = it.want("m")
+    it.now += 10
+    it.tell(m.Ticked())
+    late = it.want("n")
+    assert (it.done_to(), it.outcome(late)) == ([], None)
+
+    it.back("a", "n")
+    it.done()
+    it.done()
+
+    assert it.done_to()[:2] == ["unload n", "load m"]
+    assert it.outcome(newcomer) == "a"
+
+
+def test_when_nobody_waits_any_more_a_draining_model_may_stay() -> None:
+    """The newcomer gives up before the model has left: it serves again."""
+    it = bench()
+    it.see(free=2000, replicas=(loaded("n"),))
+    it.want("n")
+    newcomer = it.want("m")
+    it.now += 10
+    it.tell(m.Ticked())
+
+    it.tell(m.Left(ticket=newcomer))
+
+    assert it.outcome(it.want("n")) == "a"
+    assert it.done_to() == []
+
+
+def test_a_request_that_waits_too_long_gets_an_honest_error() -> None:
+    """503 of the overload kind, whose Retry-After grows with the queue."""
+    it = bench(gateway=Gateway(wait_secs=60))
+    it.see(free=2000, replicas=(loaded("n"),))
+    it.want("n")
+    first, second = it.want("m"), it.want("m")
+    it.now += 10
+    it.tell(m.Ticked())
+    assert it.residency.next_wake() == 160.0
+    it.now += 50
+    it.tell(m.Ticked())
+
+    error = it.outcome(first)
+    assert isinstance(error, errors.Overloaded)
+    assert (error.retry_after, it.outcome(second).retry_after) == (4, 2)
+
+
+def test_the_queue_has_an_end() -> None:
+    """One more than `max_waiting` is refused at once."""
+    it = bench(gateway=Gateway(max_waiting=2))
+    it.see()
+    tickets = [it.want("m") for _ in range(3)]
+
+    assert isinstance(it.outcome(tickets[2]), errors.Overloaded)
+    assert it.outcome(tickets[1]) is None
+
+
+def test_a_running_load_has_its_own_time() -> None:
+    """The queue's deadline does not end a request whose load is under way."""
+    it = bench(gateway=Gateway(wait_secs=60, load_timeout_secs=1000))
+    it.see()
+    ticket = it.want("m")
+    it.now += 500
+    it.tell(m.Ticked())
+    assert it.outcome(ticket) is None
+
+    it.done()
+
+    assert it.outcome(ticket) == "a"
+
+
+def test_a_failed_load_is_told_in_the_nodes_own_words_and_not_repeated_at_once() -> None:
+    """The next request within five seconds gets the same answer; a later one is tried."""
+    it = bench()
+    it.see()
+    ticket = it.want("m")
+    it.done(error=errors.LoadFailed("no tokenizer.json", kind="bad_checkpoint"))
+    it.see()
+    again = it.want("m")
+
+    assert it.outcome(ticket).message == "no tokenizer.json"
+    assert it.outcome(again).retry_after == 5
+    assert it.done_to() == ["load m"]
+    it.now += 6
+    it.want("m")
+    assert it.done_to() == ["load m", "load m"]
+
+
+def test_a_load_that_failed_on_one_node_is_tried_on_another() -> None:
+    """The request that waits does not notice."""
+    it = bench(nodes="ab")
+    it.see("a")
+    it.see("b")
+    ticket = it.want("m")
+    it.done("a", error=errors.LoadFailed("disk full", kind="engine_failed"))
+    it.done("b")
+
+    assert (it.done_to("a"), it.done_to("b")) == (["load m"], ["load m"])
+    assert it.outcome(ticket) == "b"
+
+
+def test_a_node_that_refuses_for_want_of_memory_is_asked_once_more_after_an_eviction() -> None:
+    """The gateway's guess was too small: the node's own plan decides who leaves."""
+    it = bench(ModelConfig(id="m", vram_mb=1000), ModelConfig(id="n", vram_mb=6000))
+    it.see(free=4000, replicas=(loaded("n"),))
+    ticket = it.want("m")
+    plan = [{"what": "weights", "bytes": 7000 * 1024 * 1024}]
+    it.done(error=errors.LoadFailed("does not fit", kind="does_not_fit", plan=plan))
+    it.done()
+    it.done()
+
+    assert it.done_to() == ["load m", "unload n", "load m"]
+    assert it.outcome(ticket) == "a"
+
+
+def test_it_is_asked_once_more_only_once() -> None:
+    """A second refusal is the answer."""
+    it = bench(ModelConfig(id="m", vram_mb=1000), ModelConfig(id="n", vram_mb=6000))
+    it.see(free=4000, replicas=(loaded("n"),))
+    ticket = it.want("m")
+    for error in (
+        errors.LoadFailed("no room", kind="does_not_fit"),
+        None,
+        errors.LoadFailed("none", kind="does_not_fit"),
+    ):
+        it.done(error=error)
+
+    assert it.done_to() == ["load m", "unload n", "load m"]
+    assert it.outcome(ticket).message == "none"
+
+
+def test_a_model_too_big_for_the_node_evicts_nobody() -> None:
+    """The plan says more than the device has: the refusal stands."""
+    it = bench(ModelConfig(id="m"), ModelConfig(id="n", vram_mb=6000))
+    it.see(free=4000, replicas=(loaded("n"),))
+    ticket = it.want("m")
+    it.done(error=errors.LoadFailed("far too big", kind="does_not_fit", required_mb=99_000))
+
+    assert it.done_to() == ["load m"]
+    assert it.outcome(ticket).message == "far too big"
+
+
+def test_recovering_is_said_at_once() -> None:
+    """The client is told to come back in two seconds instead of being kept."""
+    it = bench()
+    it.see(replicas=(Replica(model="m", status="recovering", devices=(0,)),))
+
+    error = it.outcome(it.want("m"))
+
+    assert isinstance(error, errors.ModelRecovering)
+    assert error.retry_after == 2
+
+
+def test_without_a_healthy_node_a_request_is_refused_at_once() -> None:
+    """Three misses make a node unhealthy; one answer makes it healthy again."""
+    it = bench()
+    it.see(replicas=(loaded("m"),))
+    for count in range(3):
+        assert it.outcome(it.want("m")) == "a", count
+        it.tell(m.Missed(node="a", reason="connection refused"))
+    error = it.outcome(it.want("m"))
+    it.see(replicas=(loaded("m"),))
+
+    assert isinstance(error, errors.NoHealthyNode)
+    assert "connection refused" in error.message
+    assert it.outcome(it.want("m")) == "a"
+
+
+def test_a_suspected_node_gets_no_request_until_it_answers() -> None:
+    """A lost connection is evidence at once; the node is looked at without delay."""
+    it = bench(nodes="ab")
+    it.see("a", replicas=(loaded("m"),))
+    it.see("b", replicas=(loaded("m"),))
+
+    effects = it.tell(m.Suspected(node="a", reason="connection reset"))
+
+    assert m.Look(node="a") in effects
+    assert [it.outcome(it.want("m")) for _ in range(2)] == ["b", "b"]
+    it.see("a", replicas=(loaded("m"),))
+    assert it.outcome(it.want("m")) == "a"
+
+
+def test_when_a_node_dies_in_a_load_the_load_goes_elsewhere() -> None:
+    """The work is given up, and the other node takes it."""
+    it = bench(nodes="ab")
+    it.see("a")
+    it.see("b")
+    ticket = it.want("m")
+    for _ in range(3):
+        it.tell(m.Missed(node="a", reason="gone"))
+    assert m.Abort(node="a") in it.effects
+
+    it.done("a", error=errors.LoadFailed("a has gone away."))
+    it.done("b")
+
+    assert it.outcome(ticket) == "b"
+
+
+def test_a_load_begun_by_somebody_else_is_joined() -> None:
+    """The node says that it is loading: nobody asks it again."""
+    it = bench()
+    progress = LoadStatus(phase="weights", done=1, total=2, unit="bytes")
+    it.see(replicas=(Replica(model="m", status="loading", devices=(0,), progress=progress),))
+    ticket = it.want("m")
+    assert it.residency.status("m") == progress
+
+    it.see(replicas=(loaded("m"),))
+
+    assert it.outcome(ticket) == "a"
+    assert it.done_to() == []
+
+
+def test_an_operators_load_reports_progress_and_completes() -> None:
+    """Every status once, and no grant."""
+    it = bench()
+    it.see()
+    ticket = it.load("m", quant="none", tensor_parallel=1)
+    status = LoadStatus(phase="weights", done=1, total=2, unit="bytes")
+    it.tell(m.Progressed(node="a", status=status))
+    it.done()
+
+    reports = [effect.status for effect in it.effects if isinstance(effect, m.Report)]
+    assert reports == [LoadStatus(phase="starting"), status]
+    assert it.outcome(ticket) == "complete"
+    assert next(effect.spec.quant for effect in it.effects if isinstance(effect, m.StartLoad)) == "none"
+
+
+def test_an_operator_may_add_a_replica_on_a_named_node() -> None:
+    """Loaded elsewhere is not loaded there."""
+    it = bench(nodes="ab")
+    it.see("a", replicas=(loaded("m"),))
+    it.see("b")
+
+    ticket = it.load("m", node="b")
+    it.done("b")
+
+    assert it.done_to("b") == ["load m"]
+    assert it.outcome(ticket) == "complete"
+    assert it.outcome(it.load("m")) == "complete"
+
+
+def test_an_operator_who_names_no_node_of_ours_is_told_their_names() -> None:
+    """400 with the names."""
+    it = bench(nodes="ab")
+
+    error = it.outcome(it.load("m", node="c"))
+
+    assert isinstance(error, errors.InvalidBody)
+    assert "a, b" in error.message
+
+
+def test_an_unload_waits_for_the_last_request() -> None:
+    """Then the model takes no request, the node is asked, and the operator hears of it."""
+    it = bench()
+    it.see(replicas=(loaded("m"),))
+    it.want("m")
+    ticket = it.unload("m")
+    assert it.done_to() == []
+
+    it.back("a", "m")
+    it.done()
+
+    assert it.done_to() == ["unload m"]
+    assert it.outcome(ticket) == "complete"
+
+
+def test_an_unload_of_what_is_not_loaded_is_a_404() -> None:
+    """With a code of its own, so that scripts may take it for done."""
+    it = bench()
+    it.see()
+
+    error = it.outcome(it.unload("m"))
+
+    assert (error.status, error.code) == (404, "model_not_loaded")
+
+
+def test_an_unload_that_fails_is_told() -> None:
+    """The node's words reach the operator."""
+    it = bench()
+    it.see(replicas=(loaded("m"),))
+    ticket = it.unload("m")
+
+    it.done(error=errors.LoadFailed("engine hangs"))
+
+    assert it.outcome(ticket).message == "engine hangs"
+
+
+def test_after_enough_unloads_an_idle_node_restarts_its_engines() -> None:
+    """Drain, unload, load again as it was loaded; the count starts anew."""
+    it = bench(ModelConfig(id="m", vram_mb=1000), eviction=Eviction(defrag_after_cycles=1))
+    it.see()
+    it.load("m", quant="none")
+    it.done()
+    it.see(free=9000, replicas=(loaded("m", mb=1000), loaded("x", mb=500)))
+    it.want("m")
+    it.unload("x")
+    it.done()
+    it.see(free=9000, replicas=(loaded("m", mb=1000),))
+    assert it.done_to() == ["load m", "unload x"]
+
+    it.back("a", "m")
+    it.done()
+    meanwhile = it.want("m")
+    it.done()
+
+    assert it.done_to() == ["load m", "unload x", "unload m", "load m"]
+    assert it.outcome(meanwhile) == "a"
+    assert [effect.spec.quant for effect in it.effects if isinstance(effect, m.StartLoad)] == ["none", "none"]
+    assert it.residency.snapshot().nodes[0].cycles == 0
+
+
+def test_a_node_with_work_is_not_defragmented() -> None:
+    """Neither ours nor others' requests are disturbed."""
+    it = bench(eviction=Eviction(defrag_after_cycles=1))
+    it.see(replicas=(loaded("m"), loaded("x", mb=500)))
+    it.unload("x")
+    it.done()
+
+    it.see(replicas=(loaded("m", in_flight=1),))
+
+    assert it.done_to() == ["unload x"]
+
+
+def test_everything_that_waits_is_counted() -> None:
+    """The snapshot tells how many requests wait for which model."""
+    it = bench()
+    it.see()
+    it.want("m")
+    it.want("m")
+    it.load("n")
+
+    assert it.residency.snapshot().waiting == {"m": 2}
