@@ -16,7 +16,6 @@ from typing import Any
 import uvicorn
 import uvloop
 from litestar import Litestar, Request, Response
-from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
 
@@ -47,7 +46,6 @@ def build_app(config: NeuronConfig, devices: Devices, *, command: Sequence[str] 
     neuron = Neuron(lifecycle, metrics, build_info(), pool, time.monotonic())
     app = Litestar(
         route_handlers=list(ROUTES),
-        dependencies={"neuron": Provide(lambda: neuron, sync_to_thread=False)},
         lifespan=[partial(_lifespan, neuron)],
         exception_handlers={
             Problem: _on_problem,

@@ -13,76 +13,84 @@ from neuron_jax.daemon.service import Neuron
 Ask = Request[Any, Any, Any]
 
 
+def of(request: Ask) -> Neuron:
+    """The neuron that was asked."""
+    neuron: Neuron = request.app.state.neuron
+    return neuron
+
+
 @get("/version", sync_to_thread=False)
-def version(neuron: Neuron) -> Response[Any]:
+def version(request: Ask) -> Response[Any]:
     """Which build this is."""
-    return json_response(views.version(neuron))
+    return json_response(views.version(of(request)))
 
 
 @get("/discovery", sync_to_thread=False)
-def discovery(neuron: Neuron) -> Response[Any]:
+def discovery(request: Ask) -> Response[Any]:
     """What this host is."""
-    return json_response(views.discovery(neuron))
+    return json_response(views.discovery(of(request)))
 
 
 @get("/health")
-async def health(neuron: Neuron) -> Response[Any]:
+async def health(request: Ask) -> Response[Any]:
     """How this host is."""
-    return json_response(await views.health(neuron))
+    return json_response(await views.health(of(request)))
 
 
 @get("/models")
-async def models(neuron: Neuron) -> Response[Any]:
+async def models(request: Ask) -> Response[Any]:
     """Everything loaded or loadable."""
-    offered = await asyncio.to_thread(views.offered, neuron.lifecycle)
-    return json_response(views.models(neuron.lifecycle, offered))
+    lifecycle = of(request).lifecycle
+    return json_response(views.models(lifecycle, await asyncio.to_thread(views.offered, lifecycle)))
 
 
 @post("/models/load")
-async def load(neuron: Neuron, request: Ask) -> Response[Any]:
+async def load(request: Ask) -> Response[Any]:
     """Loads a model; with `Accept: text/event-stream` it tells how far it is."""
     stream = loading.wants_stream(request.headers)
-    return await loading.load(neuron.lifecycle, await request.body(), stream=stream)
+    return await loading.load(of(request).lifecycle, await request.body(), stream=stream)
 
 
 @post("/models/unload")
-async def unload(neuron: Neuron, request: Ask) -> Response[Any]:
+async def unload(request: Ask) -> Response[Any]:
     """Unloads a model after its work in flight."""
-    return await loading.unload(neuron.lifecycle, await request.body())
+    return await loading.unload(of(request).lifecycle, await request.body())
 
 
 @get("/models/{rest:path}")
-async def model_part(neuron: Neuron, request: Ask, rest: str) -> Response[Any]:
+async def model_part(request: Ask) -> Response[Any]:
     """`/models/{id}/endpoint` and `/models/{id}/capabilities`; the id may hold slashes."""
-    model_id, _, part = rest.strip("/").rpartition("/")
+    lifecycle, rest = of(request).lifecycle, str(request.path_params["rest"]).strip("/")
+    model_id, _, part = rest.rpartition("/")
     if part == "endpoint" and model_id:
-        return views.endpoint(neuron.lifecycle, model_id, request.headers.get("host", ""))
+        return views.endpoint(lifecycle, model_id, request.headers.get("host", ""))
     if part == "capabilities" and model_id:
-        return await views.capabilities(neuron.lifecycle, model_id)
-    raise Problem(404, "not_found", f"There is nothing at /models/{rest.strip('/')}.")
+        return await views.capabilities(lifecycle, model_id)
+    raise Problem(404, "not_found", f"There is nothing at /models/{rest}.")
 
 
 @post("/v1/chat/completions")
-async def chat(neuron: Neuron, request: Ask) -> Response[Any]:
+async def chat(request: Ask) -> Response[Any]:
     """OpenAI's chat."""
-    return await service.chat(neuron, request)
+    return await service.chat(of(request), request)
 
 
 @post("/v1/completions")
-async def completions(neuron: Neuron, request: Ask) -> Response[Any]:
+async def completions(request: Ask) -> Response[Any]:
     """OpenAI's completions."""
-    return await service.completions(neuron, request)
+    return await service.completions(of(request), request)
 
 
 @post("/tokenize")
-async def tokenize(neuron: Neuron, request: Ask) -> Response[Any]:
+async def tokenize(request: Ask) -> Response[Any]:
     """Counts the tokens of a chat or a prompt."""
-    return json_response(await service.tokenize(neuron, await request.body()))
+    return json_response(await service.tokenize(of(request), await request.body()))
 
 
 @get("/metrics")
-async def metrics(neuron: Neuron) -> Response[Any]:
+async def metrics(request: Ask) -> Response[Any]:
     """Prometheus text."""
+    neuron = of(request)
     await neuron.lifecycle.devices.look()
     return Response(neuron.metrics.text(), media_type=MediaType.TEXT)
 

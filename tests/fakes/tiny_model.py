@@ -39,10 +39,17 @@ def tokenizer_json() -> str:
     return tokenizer.to_str()
 
 
+def one_tensor() -> bytes:
+    """A safetensors file with one tensor: there must be weights, and the double does not read them."""
+    header = {"model.norm.weight": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(32)
+
+
 def write_tiny_model(
     folder: Path, *, tools: bool = True, thinking: bool = False, context: int = 4096, **script: Any
 ) -> Path:
-    """Writes config.json, the tokenizer and, when `script` says something, double.json. Returns `folder`."""
+    """Writes config.json, weights, the tokenizer and, when `script` says something, double.json. Returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -64,6 +71,7 @@ def write_tiny_model(
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text(tokenizer_json())
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "chat_template": template}))
+    (folder / "model.safetensors").write_bytes(one_tensor())
     if script:
         (folder / "double.json").write_text(json.dumps(script))
     return folder

@@ -10,6 +10,14 @@ import pytest
 
 from neuron_jax.cli import app, run
 from tests.fakes.tiny_llama import write_checkpoint
+from tests.fakes.vocabularies import byte_level_json
+
+
+def model_folder(folder: Path, **changes: Any) -> Path:
+    """A model that could be loaded: config, weights, tokenizer."""
+    write_checkpoint(folder, **changes)
+    (folder / "tokenizer.json").write_bytes(byte_level_json())
+    return folder
 
 
 def text(captured: Any) -> str:
@@ -89,7 +97,7 @@ def test_the_module_is_the_program() -> None:
 
 def test_a_plan_is_the_table_of_where_memory_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows in bytes that add up, how weights are kept, and the longest request."""
-    folder = write_checkpoint(tmp_path / "tiny")
+    folder = model_folder(tmp_path / "tiny")
     environ = {"HOME": str(tmp_path), "NEURON_ENGINE__MEMORY_MB": "1024"}
 
     assert run(["plan", str(folder), "--quant", "none", "--json"], environ) == 0
@@ -107,7 +115,7 @@ def test_a_model_that_does_not_fit_exits_with_1_and_a_suggestion(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The table is printed all the same."""
-    folder = write_checkpoint(tmp_path / "tiny")
+    folder = model_folder(tmp_path / "tiny")
 
     assert run(["plan", str(folder)], {"HOME": str(tmp_path), "NEURON_ENGINE__MEMORY_MB": "64"}) == 1
     shown = text(capsys.readouterr())
@@ -126,7 +134,7 @@ def test_a_plan_that_cannot_be_made_says_why(
     flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Devices that are not here, or a source that is none."""
-    folder = write_checkpoint(tmp_path / "tiny")
+    folder = model_folder(tmp_path / "tiny")
 
     assert run(["plan", str(folder), *flags], {"HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}) == 1
     assert words in text(capsys.readouterr())
@@ -142,7 +150,7 @@ def test_a_plan_fetches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_config_that_no_family_serves_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With every reason, like a load would."""
-    folder = write_checkpoint(tmp_path / "odd", hidden_act="relu")
+    folder = model_folder(tmp_path / "odd", hidden_act="relu")
 
     assert run(["plan", str(folder)], {"HOME": str(tmp_path)}) == 1
     assert "relu" in text(capsys.readouterr())

@@ -1,7 +1,6 @@
 """Tokenizers from GGUF headers and tokenizer.json, against independent implementations."""
 
 import itertools
-import json
 import random
 from typing import Any
 
@@ -11,7 +10,13 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from neuron_jax.text.errors import TokenizerError
 from neuron_jax.text.tokenizer import load_tokenizer
-from tests.fakes.vocabularies import byte_level, byte_level_header, sentence_piece, sentence_piece_header
+from tests.fakes.vocabularies import (
+    byte_level,
+    byte_level_header,
+    byte_level_json,
+    sentence_piece,
+    sentence_piece_header,
+)
 
 
 def names(tokenizer: Any, text: str, **options: Any) -> list[str]:
@@ -230,7 +235,7 @@ def test_the_header_may_come_without_its_prefix_or_types() -> None:
 def test_a_tokenizer_json_round_trips_through_its_own_description() -> None:
     """The vocabulary of a header written out as tokenizer.json gives the same ids and bytes."""
     first = byte_level()
-    second = load_tokenizer(json=json.dumps(first._description).encode(), gguf=None, config={})
+    second = load_tokenizer(json=byte_level_json(), gguf=None, config={})
 
     assert second.encode("hello w<|im_end|>", add_special=True) == first.encode("hello w<|im_end|>", add_special=True)
     assert [second.piece(at) for at in range(second.vocab_size)] == [first.piece(at) for at in range(first.vocab_size)]
