@@ -186,7 +186,7 @@ def _print_hardware(found: Mapping[str, Any]) -> None:
         table.add_row(str(row["index"]), row["name"], _kind(row), *sizes, busy, str(row["temp_c"] or ""))
     console.print(table)
     if found["cuda_unavailable_reason"]:
-        console.print(f"no CUDA: {found['cuda_unavailable_reason']}", markup=False)
+        console.print(f"no CUDA: {found['cuda_unavailable_reason']}", markup=False, soft_wrap=True)
 
 
 def _kind(device: Mapping[str, Any]) -> str:
@@ -200,7 +200,7 @@ def _print_plan(report: Mapping[str, Any]) -> None:
     console.print(
         f"{report['model']}: {report['parameters']:,} parameters on {report['platform']} {places}", markup=False
     )
-    console.print(f"quant {report['quant']['chosen']} ({report['quant']['reason']})", markup=False)
+    console.print(f"quant {report['quant']['chosen']} ({report['quant']['reason']})", markup=False, soft_wrap=True)
     table = Table("on each device", "MiB")
     table.columns[1].justify = "right"
     for row in report["plan"]:
@@ -211,7 +211,7 @@ def _print_plan(report: Mapping[str, Any]) -> None:
             f"fits: requests of up to {report['max_context']:,} of the model's {report['context_length']:,} tokens"
         )
     else:
-        console.print(f"does not fit. {report['suggestion']}", markup=False)
+        console.print(f"does not fit. {report['suggestion']}", markup=False, soft_wrap=True)
 
 
 def _fail(message: object, code: int) -> int:

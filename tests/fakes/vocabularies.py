@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from neuron_jax.text.gguf_vocab import GgufVocab, from_gguf
 from neuron_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|python_tag|>")
@@ -52,6 +53,11 @@ def sentence_piece_header(**keys: Any) -> Mapping[str, Any]:
 
 def byte_level(pre: str = "smollm", **keys: Any) -> Tokenizer:
     return load_tokenizer(json=None, gguf=byte_level_header(pre, **keys), config={})
+
+
+def byte_level_json() -> bytes:
+    """The same vocabulary as a tokenizer.json."""
+    return from_gguf(GgufVocab.read(byte_level_header())).to_str().encode()
 
 
 def sentence_piece(**keys: Any) -> Tokenizer:
