@@ -13,6 +13,7 @@ from cortex_gateway.metrics import Metrics
 from cortex_gateway.routes import admin, health, messages, models, openai
 from cortex_gateway.routes.gateway import Gateway
 from cortex_gateway.routes.plain import refuse
+from cortex_gateway.stream import BEAT_SECONDS
 
 HANDLERS = (
     openai.chat_completions,
@@ -28,7 +29,7 @@ HANDLERS = (
 )
 
 
-def create_app(fleet: Fleet, metrics: Metrics, config: Config) -> Litestar:
+def create_app(fleet: Fleet, metrics: Metrics, config: Config, *, beat_seconds: float = BEAT_SECONDS) -> Litestar:
     """The gateway's API. The fleet starts and closes with the app; anyone may call it from any web page.
 
     No route asks for a key: `x-api-key` and `Authorization` are taken and not looked at in this release.
@@ -42,7 +43,9 @@ def create_app(fleet: Fleet, metrics: Metrics, config: Config) -> Litestar:
         finally:
             await fleet.close()
 
-    gateway = Gateway(fleet=fleet, metrics=metrics, max_body_bytes=config.gateway.max_body_mb << 20)
+    gateway = Gateway(
+        fleet=fleet, metrics=metrics, max_body_bytes=config.gateway.max_body_mb << 20, beat_seconds=beat_seconds
+    )
     return Litestar(
         route_handlers=HANDLERS,
         state=State({"gateway": gateway}),

@@ -127,13 +127,6 @@ class ChatDecoder:
             self._fail(CUT_SHORT, events)
         return events
 
-    def fail(self, failure: Failure) -> list[Event]:
-        """The transport broke: the Error, unless the stream had ended."""
-        events: list[Event] = []
-        if not self.ended:
-            self._fail(failure, events)
-        return events
-
     def _event(self, data: bytes, events: list[Event]) -> None:
         if data == b"[DONE]":
             self._done(events)

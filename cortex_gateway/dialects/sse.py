@@ -27,7 +27,8 @@ class SseParser:
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._cap = max_event_bytes
         self._tail: list[bytes] = []  # pieces of a line that has not ended
-        self._size = 0  # bytes held, in the tail and in data lines
+        self._size = 0  # bytes held in the tail
+        self._data_size = 0  # and in data lines, one more for each
         self._skip_lf = False  # the last chunk ended in CR: a LF that follows belongs to it
         self._head = b""  # the first bytes, until they cannot be a byte order mark
         self._begun = False
@@ -48,13 +49,14 @@ class SseParser:
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         self._size += len(chunk)
         events = self._lines(chunk)
-        if self._size > self._cap:
+        if self._size + self._data_size > self._cap:
             raise SseError(f"an event is larger than {self._cap} bytes")
         return events
 
     def close(self) -> list[SseEvent]:
         """End of input: what has no blank line after it is not an event."""
-        self._tail, self._data, self._name, self._size = [], [], None, 0
+        self._tail, self._data, self._name = [], [], None
+        self._size = self._data_size = 0
         return []
 
     def _without_mark(self, chunk: bytes) -> bytes:
@@ -76,18 +78,19 @@ class SseParser:
         for line in rest[:-1]:
             self._line(line, events)
         self._tail = [rest[-1]]
-        self._size = len(rest[-1]) + sum(map(len, self._data))
+        self._size = len(rest[-1])
         return events
 
     def _line(self, line: bytes, events: list[SseEvent]) -> None:
         if not line:
             if self._data:
                 events.append(SseEvent(b"\n".join(self._data), self._name))
-            self._data, self._name = [], None
+            self._data, self._name, self._data_size = [], None, 0
             return
         field, _, value = line.partition(b":")
         if field == b"data":
             self._data.append(value.removeprefix(b" "))
+            self._data_size += len(value) + 1
         elif field == b"event":
             self._name = value.removeprefix(b" ").decode(errors="replace") or None
 

@@ -15,7 +15,7 @@ from cortex_gateway.routes.exchange import Exchange, exchange
 from cortex_gateway.routes.failures import OPENAI
 from cortex_gateway.routes.gateway import Gateway
 from cortex_gateway.routes.plain import plain
-from cortex_gateway.stream import BEAT_SECONDS, STREAM_HEADERS
+from cortex_gateway.stream import STREAM_HEADERS
 
 
 class UnloadBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -70,7 +70,7 @@ async def _load_streaming(it: Exchange, body: bytes) -> None:
     loading = asyncio.create_task(it.gateway.fleet.load(**asked, report=reports.put_nowait))
     loading.add_done_callback(lambda _: reports.put_nowait(None))
     try:
-        async with it.client.beating(OPENAI.beat, BEAT_SECONDS):
+        async with it.client.beating(OPENAI.beat, it.gateway.beat_seconds):
             while (status := await reports.get()) is not None:
                 await _event(it, attrs.asdict(status))
             await loading

@@ -22,11 +22,13 @@ class Gateway:
         fleet: who has what model, and the HTTP client to reach them.
         metrics: where finished requests are counted.
         max_body_bytes: a larger request body is refused.
+        beat_seconds: how long a client that asked for a stream may be left in silence.
     """
 
     fleet: Fleet
     metrics: Metrics
     max_body_bytes: int
+    beat_seconds: float
 
     @classmethod
     def of(cls, state: State) -> "Gateway":

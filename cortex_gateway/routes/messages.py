@@ -19,7 +19,7 @@ from cortex_gateway.errors import NeuronRefused, NoHealthyNode, UpstreamMalforme
 from cortex_gateway.routes.exchange import Exchange, Outgoing, exchange, read, reading
 from cortex_gateway.routes.failures import ANTHROPIC, refusal
 from cortex_gateway.routes.gateway import Gateway, Record
-from cortex_gateway.stream import BEAT_SECONDS, STREAM_HEADERS
+from cortex_gateway.stream import STREAM_HEADERS
 
 CHAT = "/v1/chat/completions"
 
@@ -53,7 +53,7 @@ async def _whole(it: Exchange, outgoing: Outgoing) -> None:
 
 
 async def _stream(it: Exchange, outgoing: Outgoing) -> None:
-    async with contextlib.AsyncExitStack() as stack, it.client.beating(ANTHROPIC.beat, BEAT_SECONDS):
+    async with contextlib.AsyncExitStack() as stack, it.client.beating(ANTHROPIC.beat, it.gateway.beat_seconds):
         response = await stack.enter_async_context(it.answered(outgoing))
         if not it.client.started:
             await it.client.start(200, STREAM_HEADERS)

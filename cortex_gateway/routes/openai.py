@@ -14,7 +14,7 @@ from cortex_gateway.dialects.openai_scan import StreamRelay, whole_usage
 from cortex_gateway.routes.exchange import Exchange, Outgoing, exchange, read, reading
 from cortex_gateway.routes.failures import OPENAI, refusal
 from cortex_gateway.routes.gateway import Gateway
-from cortex_gateway.stream import BEAT_SECONDS, STREAM_HEADERS
+from cortex_gateway.stream import STREAM_HEADERS
 
 
 @post("/v1/chat/completions")
@@ -46,7 +46,7 @@ async def _whole(it: Exchange, outgoing: Outgoing) -> None:
 
 
 async def _stream(it: Exchange, outgoing: Outgoing) -> None:
-    async with contextlib.AsyncExitStack() as stack, it.client.beating(OPENAI.beat, BEAT_SECONDS):
+    async with contextlib.AsyncExitStack() as stack, it.client.beating(OPENAI.beat, it.gateway.beat_seconds):
         response = await stack.enter_async_context(it.answered(outgoing))
         if not it.client.started:
             await it.client.start(200, STREAM_HEADERS)

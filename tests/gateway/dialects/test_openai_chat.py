@@ -1,0 +1,218 @@
+"""A neuron's chat answer becomes neutral events, or exactly one Error."""
+
+import json
+from typing import Any
+
+import pytest
+
+from cortex_gateway.dialects.events import (
+    Error,
+    Event,
+    Finish,
+    Reasoning,
+    Start,
+    Text,
+    ToolArguments,
+    ToolEnd,
+    ToolStart,
+    Usage,
+)
+from cortex_gateway.dialects.grammar import Grammar
+from cortex_gateway.dialects.openai_chat import CUT_SHORT, decode_whole
+from tests.gateway.dialects.chat_streams import DONE, call, check, decoded, delta, event, finish, role, total
+
+
+def test_text_with_its_counts() -> None:
+    """Start has the prompt's length and what was cached; Finish has everything."""
+    stream = b":\n\n" + role(9, cached=4) + delta(content="Hé") + delta(content="y") + finish("stop")
+
+    check(
+        stream + total(9, 2, 4) + b": usage {}\n\n" + DONE,
+        Start(Usage(9, 0, 4)),
+        Text("Hé"),
+        Text("y"),
+        Finish("stop", None, Usage(9, 2, 4)),
+    )
+
+
+@pytest.mark.parametrize("names", [("reasoning_content",), ("reasoning",), ("reasoning_content", "reasoning")])
+def test_reasoning_under_either_name_or_both(names: tuple[str, ...]) -> None:
+    """A thought that comes under two names comes once."""
+    stream = role() + delta(**dict.fromkeys(names, "hm")) + delta(content="a") + finish("stop") + total(5, 2) + DONE
+
+    check(stream, Start(Usage(5)), Reasoning("hm"), Text("a"), Finish("stop", None, Usage(5, 2)))
+
+
+def test_tool_calls_open_fill_and_close() -> None:
+    """Arguments come in pieces; a call ends where the next one, text, or the end begins."""
+    first = call(0, "a", "f") + call(0, arguments='{"x"') + call(0, arguments=":1}")
+    stream = role() + first + call(1, "b", "g") + finish("tool_calls") + total(5, 9) + DONE
+
+    check(
+        stream,
+        Start(Usage(5)),
+        ToolStart(0, "a", "f"),
+        ToolArguments(0, '{"x"'),
+        ToolArguments(0, ":1}"),
+        ToolEnd(0),
+        ToolStart(1, "b", "g"),
+        ToolEnd(1),
+        Finish("tool_calls", None, Usage(5, 9)),
+    )
+
+
+def test_text_after_a_call_closes_it() -> None:
+    """Text and thoughts are never inside a call."""
+    stream = role() + call(0, "a", "f", "{}") + delta(content="so") + finish("stop") + DONE
+
+    assert decoded([stream])[3:5] == [ToolEnd(0), Text("so")]
+
+
+@pytest.mark.parametrize(
+    ("said", "called", "meant"),
+    [
+        ("stop", False, "stop"),
+        ("tool_calls", True, "tool_calls"),
+        ("stop", True, "tool_calls"),
+        ("tool_calls", False, "stop"),
+        ("length", True, "length"),
+        ("content_filter", False, "stop"),
+    ],
+)
+def test_the_reason_fits_what_was_said(said: str, called: bool, meant: str) -> None:
+    """`tool_calls` exactly when a call was emitted; a truncated one is `length` (dialects.md 4.1.8)."""
+    calls = call(0, "a", "f", "{") if called else b""
+    last = decoded([role() + calls + finish(said) + DONE])[-1]
+
+    assert isinstance(last, Finish)
+    assert last.reason == meant
+
+
+@pytest.mark.parametrize(("sent", "kept"), [("END", "END"), (42, None), (None, None)])
+def test_only_a_stop_string_is_told(sent: str | int | None, kept: str | None) -> None:
+    """A stop token's number means nothing to a client."""
+    last = decoded([role() + finish("stop", sent) + DONE])[-1]
+
+    assert isinstance(last, Finish)
+    assert last.stop == kept
+
+
+def test_what_follows_done_is_ignored() -> None:
+    """Trailing data changes nothing."""
+    stream = role() + finish("stop") + DONE
+
+    assert decoded([stream + delta(content="late") + b"garbage"]) == decoded([stream])
+
+
+def test_only_the_first_choice_is_read() -> None:
+    """A second choice is not mixed into the first."""
+    other = event(choices=[{"index": 1, "delta": {"content": "no"}}])
+
+    assert Text("no") not in decoded([role() + other + finish("stop") + DONE])
+
+
+@pytest.mark.parametrize("stream", [b"", role(), role() + delta(content="a") + finish("stop"), role() + DONE[:-1]])
+def test_a_stream_that_does_not_end_is_an_error(stream: bytes) -> None:
+    """Nothing but `[DONE]` is a good end: upstream death is never an end_turn (wire.md 2.9.7)."""
+    assert decoded([stream])[-1] == Error(CUT_SHORT)
+
+
+def test_the_neuron_s_own_error_keeps_its_words() -> None:
+    """An error event ends the stream with its code and message."""
+    said = {"message": "engine died", "type": "api_error", "code": "service_unavailable", "model_id": "m"}
+    last = decoded([role() + delta(content="a") + event(error=said) + DONE])[-1]
+
+    assert isinstance(last, Error)
+    assert (last.failure.status, last.failure.code, last.failure.message) == (503, said["code"], said["message"])
+    assert last.failure.extras == {"model_id": "m"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("invalid_request_error", 400), ("rate_limit_error", 503), ("api_error", 500)]
+)
+def test_an_error_s_type_tells_its_status(kind: str, status: int) -> None:
+    """Mid-stream there is no status line to read it from."""
+    last = decoded([event(error={"message": "x", "type": kind})])[-1]
+
+    assert isinstance(last, Error)
+    assert last.failure.status == status
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"data: {\n\n",
+        b"data: [1]\n\n",
+        b'data: {"choices":[{"delta":{"content":5}}]}\n\n',
+        event(error=7),
+        role() + call(0, None, "f"),
+        role() + call(0, "a", None),
+        role() + call(1, "a", "f"),
+        role() + call(0, "a", "f") + delta(content="x") + call(0, arguments="late"),
+        role() + DONE,
+        DONE,
+        b"data: " + b"[" * 100_000 + b"\n\n",
+    ],
+)
+def test_nonsense_is_one_error(bad: bytes) -> None:
+    """Whatever the neuron sends, the stream ends in one Error that blames it, in legal order."""
+    events = decoded([bad + delta(content="after")])
+    grammar = Grammar()
+    for one in events:
+        grammar.feed(one)
+
+    assert isinstance(events[-1], Error)
+    assert events[-1].failure.status == 502
+    assert grammar.state == "ended"
+
+
+def answer(message: dict[str, Any], reason: str = "stop", **choice: Any) -> bytes:
+    counts = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}
+    return json.dumps(
+        {"choices": [{"index": 0, "message": message, "finish_reason": reason, **choice}], "usage": counts}
+    ).encode()
+
+
+def test_a_whole_answer_is_the_same_events() -> None:
+    """Non-stream keeps reasoning and tool calls (wire.md 2.9.1, 2.9.2)."""
+    calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}}]
+    message = {"content": "hi", "reasoning_content": "hm", "reasoning": "hm", "tool_calls": calls}
+    counts = Usage(7, 3, 2)
+    expected: list[Event] = [
+        Start(counts),
+        Reasoning("hm"),
+        Text("hi"),
+        ToolStart(0, "a", "f"),
+        ToolArguments(0, '{"x":1}'),
+        ToolEnd(0),
+        Finish("tool_calls", None, counts),
+    ]
+
+    assert decode_whole(answer(message, "tool_calls")) == expected
+
+
+def test_a_whole_answer_tells_its_stop_string() -> None:
+    """As the stream does."""
+    last = decode_whole(answer({"content": "hi"}, stop_reason="END"))[-1]
+
+    assert last == Finish("stop", "END", Usage(7, 3, 2))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"nonsense",
+        b"{}",
+        b'{"choices":[]}',
+        b'{"choices":[{"message":{"content":"x"}}]}',
+        b'{"choices":[{"finish_reason":"stop"}]}',
+        answer({"tool_calls": [{"function": {"name": "f"}}]}),
+    ],
+)
+def test_a_whole_answer_that_is_none_is_one_error(raw: bytes) -> None:
+    """A body without a message is the neuron's fault."""
+    (only,) = decode_whole(raw)
+
+    assert isinstance(only, Error)
+    assert only.failure.code == "upstream_malformed_response"

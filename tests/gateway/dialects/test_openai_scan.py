@@ -1,0 +1,144 @@
+"""A passed-through stream keeps every byte, and what metrics need is read on the way."""
+
+import pytest
+
+from cortex_gateway.dialects.events import Usage
+from cortex_gateway.dialects.openai_scan import StreamRelay, whole_usage
+from tests.fakes.codec import cuts
+from tests.gateway.dialects.chat_streams import DONE, call, delta, event, finish, role, total
+
+COMMENT = b': usage {"prompt_tokens":5,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":1}}\n\n'
+
+
+def relayed(chunks: list[bytes]) -> tuple[StreamRelay, bytes, list[bytes]]:
+    relay = StreamRelay()
+    sent = [relay.feed(chunk) for chunk in chunks]
+    return relay, b"".join(sent) + relay.rest, sent
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        role() + delta(content="a\nb") + finish("stop") + total(5, 2) + COMMENT + DONE,
+        (role() + delta(content="a") + DONE).replace(b"\n", b"\r\n"),
+        role() + b"data: [DONE]\n",
+        role() + event(error={"message": "x"}),
+    ],
+)
+def test_every_byte_goes_through_in_order(stream: bytes) -> None:
+    """However it is cut, what comes out is what came in."""
+    for chunks in cuts(stream):
+        assert relayed(chunks)[1] == stream
+
+
+def test_only_whole_events_are_sent() -> None:
+    """A heartbeat or an error event can come between any two sends."""
+    stream = role() + delta(content="a") + finish("stop") + DONE
+    for chunks in cuts(stream):
+        assert all(not sent or sent.endswith(b"\n\n") for sent in relayed(chunks)[2])
+
+
+def test_an_event_cut_by_a_broken_line_is_kept_back() -> None:
+    """Half an event never reaches the client."""
+    relay = StreamRelay()
+
+    assert relay.feed(role() + b'data: {"choi') == role()
+    assert relay.rest == b'data: {"choi'
+
+
+def test_an_enormous_event_passes_in_pieces() -> None:
+    """Nothing is held back without limit."""
+    relay = StreamRelay()
+
+    assert relay.feed(b"data: " + b"x" * (300 << 10)) != b""
+
+
+@pytest.mark.parametrize(
+    ("stream", "found"),
+    [
+        (role(), False),
+        (role() + finish("stop") + DONE, False),
+        (delta(tool_calls=[]), False),
+        (role() + delta(content="x"), True),
+        (delta(reasoning_content="x"), True),
+        (delta(reasoning="x"), True),
+        (call(0, "a", "f"), True),
+        (event(choices=[{"text": "x"}]), True),
+        (event(choices=[{"text": ""}]), False),
+        (b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n', True),
+        (b'data: {"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}\n\n', True),
+        (event(note='"content": "x"'), False),
+    ],
+)
+def test_the_first_token_is_text_reasoning_or_a_call(stream: bytes, found: bool) -> None:
+    """Never the role chunk (wire.md 2.9.10), wherever the bytes are cut."""
+    for chunks in cuts(stream):
+        assert relayed(chunks)[0].has_token is found
+
+
+@pytest.mark.parametrize(
+    ("stream", "counts"),
+    [
+        (role() + COMMENT + DONE, Usage(5, 2, 1)),
+        (role() + total(6, 3) + DONE, Usage(6, 3)),
+        (role() + total(6, 3) + COMMENT + DONE, Usage(5, 2, 1)),
+        (delta(content=": usage {}") + DONE, None),
+        (role() + event(choices=[], usage=None) + DONE, Usage(5, 0)),
+        (b": usage {broken}\n\n" + DONE, None),
+        (DONE, None),
+    ],
+)
+def test_counts_come_from_the_comment_or_the_last_chunk_that_has_them(stream: bytes, counts: Usage | None) -> None:
+    """The client need not have asked for usage."""
+    for chunks in cuts(stream):
+        assert relayed(chunks)[0].usage() == counts
+
+
+@pytest.mark.parametrize(
+    ("stream", "done"),
+    [
+        (role() + DONE, True),
+        (role() + b"data:[DONE]\r\n\r\n", True),
+        (DONE, True),
+        (role(), False),
+        (b"", False),
+        (delta(content="data: [DONE]"), False),
+        (DONE + role(), False),
+    ],
+)
+def test_a_good_end_is_done_and_nothing_after_it(stream: bytes, done: bool) -> None:
+    """Whatever else ends a stream, the neuron died."""
+    for chunks in cuts(stream):
+        assert relayed(chunks)[0].done is done
+
+
+def test_the_neuron_s_own_error_is_recognised() -> None:
+    """It is passed on as it is, and counted as an error."""
+    relay = relayed([role() + b'data: {"error":{"message":"died","type":"api_error"}}\n\n'])[0]
+
+    assert relay.failure is not None
+    assert relay.failure.message == "died"
+    assert relayed([role() + DONE])[0].failure is None
+
+
+def test_a_long_stream_s_end_is_still_read() -> None:
+    """Only the last bytes are kept, and they are enough."""
+    relay = relayed([role(), *[delta(content="x" * 50)] * 1000, COMMENT, DONE])[0]
+
+    assert relay.done
+    assert relay.usage() == Usage(5, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("raw", "counts"),
+    [
+        (b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}', Usage(1, 2)),
+        (b'{"usage":null}', None),
+        (b"{}", None),
+        (b"no", None),
+        (b'{"usage":{"prompt_tokens":"x"}}', None),
+    ],
+)
+def test_a_whole_answer_s_counts(raw: bytes, counts: Usage | None) -> None:
+    """Unreadable counts are unknown counts, never an error for the client."""
+    assert whole_usage(raw) == counts

@@ -1,0 +1,86 @@
+"""Server-sent events are read the way the WHATWG describes, wherever the bytes are cut."""
+
+import pytest
+
+from cortex_gateway.dialects import sse
+from cortex_gateway.dialects.sse import SseError, SseEvent, SseParser
+from tests.fakes.codec import cuts
+
+
+def parsed(chunks: list[bytes]) -> list[SseEvent]:
+    parser = SseParser()
+    return [event for chunk in chunks for event in parser.feed(chunk)] + parser.close()
+
+
+def check(stream: bytes, *expected: SseEvent) -> None:
+    """Whole, byte by byte, and split once at every place."""
+    for chunks in cuts(stream):
+        assert parsed(chunks) == list(expected)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_every_line_ending_ends_a_line(end: bytes) -> None:
+    """CR, LF and CRLF are the same, also when a CRLF is cut in two."""
+    stream = end.join([b"event: a", b"data: 1", b"", b"data: 2", b"", b""])
+
+    check(stream, SseEvent(b"1", "a"), SseEvent(b"2"))
+
+
+def test_several_data_lines_are_one_event() -> None:
+    """Data lines join with a newline, and only the first space after the colon goes."""
+    check(b"data:one\ndata:  two\ndata\n\n", SseEvent(b"one\n two\n"))
+
+
+def test_comments_and_unknown_fields_say_nothing() -> None:
+    """Heartbeats, ids and retries make no event."""
+    check(b": beat\n\n:\n\nid: 7\nretry: 1\nwhat: x\n\ndata: x\n\n", SseEvent(b"x"))
+
+
+def test_an_event_name_without_data_is_dropped() -> None:
+    """A name counts for its own event only."""
+    check(b"event: lost\n\ndata: x\n\n", SseEvent(b"x"))
+
+
+def test_trailing_bytes_are_no_event() -> None:
+    """What has no blank line after it never happened."""
+    check(b"data: x\n\ndata: cut", SseEvent(b"x"))
+    check(b"data: x\n\ndata: cut\n", SseEvent(b"x"))
+
+
+def test_a_byte_order_mark_is_skipped_once() -> None:
+    """At the start of the stream and nowhere else."""
+    mark = b"\xef\xbb\xbf"
+
+    check(mark + b"data: " + mark + b"\n\n", SseEvent(mark))
+
+
+def test_a_stream_may_begin_like_a_mark_and_be_none() -> None:
+    """Bytes held back to look for the mark are not lost."""
+    check(b"\xef\xbb: x\n\ndata: y\n\n", SseEvent(b"y"))
+
+
+def test_an_event_over_the_cap_is_refused() -> None:
+    """A neuron cannot fill the gateway's memory with one event, in one line or in many."""
+    for chunk in (b"data: " + b"x" * 40, b"data: xxx\n" * 7, b"data:\n" * 33):
+        parser = SseParser(max_event_bytes=32)
+        with pytest.raises(SseError, match="32 bytes"):
+            parser.feed(chunk)
+
+
+def test_many_small_events_stay_under_the_cap() -> None:
+    """The cap is on one event, not on the stream."""
+    parser = SseParser(max_event_bytes=32)
+
+    assert len([event for _ in range(100) for event in parser.feed(b"data: xxx\n\n")]) == 100
+
+
+@pytest.mark.parametrize("event", [SseEvent(b"{}"), SseEvent(b'{"a":1}', "ping")])
+def test_what_is_encoded_is_read_back(event: SseEvent) -> None:
+    """Encoder and parser agree."""
+    check(sse.encode(event.data, event.event), event)
+
+
+def test_line_breaks_in_data_are_our_own_bug() -> None:
+    """The encoder never lets one event become two."""
+    with pytest.raises(AssertionError):
+        sse.encode(b"a\nb")
