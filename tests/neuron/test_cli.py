@@ -1,6 +1,8 @@
 """The command `neuron`: what it prints, what it refuses, and how it exits."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +95,25 @@ def test_the_module_is_the_program() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("neuron ")
     assert done.stdout.endswith("False\n")
+
+
+def test_serve_listens_where_the_flags_say_and_ends_on_interrupt(tmp_path: Path) -> None:
+    """Flags win over the configuration; Ctrl-C is a clean end."""
+    config = tmp_path / "neuron.toml"
+    config.write_text("[server]\nhost = '192.0.2.1'\nport = 1\n")
+    command = [sys.executable, "-m", "neuron_jax", "serve", "-c", str(config), "--host", "127.0.0.1", "--port", "0"]
+    environ = os.environ | {"CORTEX_CACHE": str(tmp_path / "cache")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as process:
+        try:
+            assert process.stdout is not None
+            ready = process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+
+    assert ready.startswith("neuron ready http://127.0.0.1:"), errors
+    assert process.returncode == 0
 
 
 def test_a_plan_is_the_table_of_where_memory_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
