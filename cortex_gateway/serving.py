@@ -17,6 +17,7 @@ from cortex_gateway.app import create_app
 from cortex_gateway.config import Config
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
+from cortex_gateway.transport import NeuronTransport
 from cortex_gateway.settings import UserError
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def bind(
 async def running(config: Config, listeners: Listeners) -> AsyncIterator[Running]:
     """The gateway, from the moment when it answers until the block ends; then it drains and closes everything."""
     metrics = Metrics()
-    fleet = Fleet(config, metrics)
+    fleet = Fleet(config, metrics, transport=NeuronTransport())
     drain_secs = max(1, round(config.gateway.drain_secs))
     api = _server(AccessLog(create_app(fleet, metrics, config), metrics), drain_secs, lifespan=True)
     scrape = _server(metrics_app(metrics), METRICS_DRAIN_SECS, lifespan=False)

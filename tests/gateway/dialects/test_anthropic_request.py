@@ -1,4 +1,4 @@
-"""A Messages body becomes the neuron's chat request: in place, in order, nothing added, nothing lost. Lines: dialects.md 4.1."""
+"""A Messages body becomes the neuron's chat request: in place, in order, nothing added, nothing lost. Lines: 4.1."""
 
 import json
 from typing import Any
