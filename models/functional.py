@@ -22,8 +22,9 @@ class Functional(Generic[ModuleT]):
 
     def bind(self, params: Params) -> ModuleT:
         """The module with `params` in it. Costs Python time for every layer: call it while tracing, not per step."""
-        leaves, tree = jax.tree.flatten(params)
-        assert tree == jax.tree.structure(self.param_specs, is_leaf=_is_spec), "params of another model"
+        own: Any = jax.tree.structure(self.param_specs, is_leaf=_is_spec)
+        leaves, given = jax.tree.flatten(params)
+        assert own == given, "params of another model"
         module: ModuleT = nnx.merge(self._graph, jax.tree.unflatten(self._tree, leaves))
         return module
 

@@ -120,9 +120,13 @@ def _size(value: Any) -> bool:
 
 @frozen
 class Layout:
-    """How the sizes of a config are laid out over `tensor_parallel` devices; padded where they do not divide."""
+    """How a config's sizes are laid out over `tensor_parallel` devices, padded where they do not divide.
+
+    `mlp` is the width on one device, `vocab` the whole.
+    """
 
     heads: HeadLayout
+    tensor_parallel: int
     mlp: int
     vocab: int
     quant: str
@@ -130,11 +134,10 @@ class Layout:
 
     @classmethod
     def plan(cls, c: LlamaConfig, tensor_parallel: int, quant: str, dtype: Any) -> Self:
-        def padded(size: int) -> int:
-            return -(-size // tensor_parallel) * tensor_parallel
-
         heads = HeadLayout.plan(c.query_heads, c.kv_heads, tensor_parallel)
-        return cls(heads, padded(c.intermediate_size), padded(c.vocab_size), quant, dtype)
+        mlp = -(-c.intermediate_size // tensor_parallel)
+        vocab = -(-c.vocab_size // tensor_parallel) * tensor_parallel
+        return cls(heads, tensor_parallel, mlp, vocab, quant, dtype)
 
 
 class Attention(nnx.Module):
@@ -143,7 +146,7 @@ class Attention(nnx.Module):
     def __init__(self, c: LlamaConfig, layout: Layout) -> None:
         groups = ((layout.heads.slots, "kv_heads"),)
         width, size = layout.heads.width, c.head_dim
-        kind: dict[str, Any] = {"quant": layout.quant, "dtype": layout.dtype, "bias": c.attention_bias}
+        kind: dict[str, Any] = {"quant": layout.quant, "dtype": layout.dtype, "bias": c.attention_bias, "fine": True}
         embed = ((c.hidden_size, "embed"),)
         self.qkv = Linear(embed, (*groups, (width + 2, None), (size, None)), **kind)
         self.out = Linear((*groups, (width, None), (size, None)), embed, **kind)
@@ -163,18 +166,18 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """down(silu(gate(x)) * up(x)); gate and up are one matmul, [2, F]."""
+    """down(silu(gate(x)) * up(x)); gate and up are one matmul, laid out by device as [devices, 2, F of a device]."""
 
     def __init__(self, c: LlamaConfig, layout: Layout) -> None:
-        embed, mlp = ((c.hidden_size, "embed"),), ((layout.mlp, "mlp"),)
+        embed, devices, width = (c.hidden_size, "embed"), (layout.tensor_parallel, "mlp"), (layout.mlp, None)
         kind: dict[str, Any] = {"quant": layout.quant, "dtype": layout.dtype, "bias": c.mlp_bias}
-        self.gate_up = Linear(embed, ((2, None), *mlp), **kind)
-        self.down = Linear(mlp, embed, **kind)
+        self.gate_up = Linear((embed,), (devices, (2, None), width), **kind)
+        self.down = Linear((devices, width), (embed,), fine=True, **kind)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [T, D] -> [T, D]."""
         both = self.gate_up(x)
-        return self.down(jax.nn.silu(both[:, 0]) * both[:, 1])
+        return self.down(jax.nn.silu(both[:, :, 0]) * both[:, :, 1])
 
 
 class Block(nnx.Module):
@@ -322,19 +325,26 @@ def _split(count: int, size: int, spread: Any) -> Any:
 
 def _mlp_rules(c: LlamaConfig, layout: Layout, at: str, wide: Any) -> list[Rule]:
     d, f = c.hidden_size, c.intermediate_size
+    devices, width = layout.tensor_parallel, layout.mlp
+
+    def split(tensor: Array) -> Array:
+        """[F, ...] -> [devices, F of a device, ...], zeros at the end."""
+        padded = np.zeros((devices * width, *tensor.shape[1:]), tensor.dtype)
+        padded[:f] = tensor
+        return padded.reshape(devices, width, *tensor.shape[1:])
 
     def parts(kind: str, *inputs: int) -> tuple[Part, ...]:
         names = enumerate(("gate_proj", "up_proj"))
-        return tuple(Part(f"{at}{name}.{kind}", (f, *inputs), (place, slice(f))) for place, name in names)
+        return tuple(Part(f"{at}{name}.{kind}", (f, *inputs), (slice(None), place), split) for place, name in names)
 
     path = "layers.{}.mlp."
-    down = Part(at + "down_proj.weight", (d, f), (slice(None), slice(f)))
+    down = Part(at + "down_proj.weight", (d, f), (), lambda tensor: np.moveaxis(split(tensor.T), -1, 0))
     kernel = [
-        Rule(path + "gate_up", (2, layout.mlp, d), wide, parts("weight", d), store_kernel(1, layout.quant)),
-        Rule(path + "down", (d, layout.mlp), wide, (down,), store_kernel(1, layout.quant)),
+        Rule(path + "gate_up", (devices, 2, width, d), wide, parts("weight", d), store_kernel(1, layout.quant)),
+        Rule(path + "down", (d, devices, width), wide, (down,), store_kernel(2, layout.quant)),
     ]
     bias = [
-        Rule(path + "gate_up", (2, layout.mlp), layout.dtype, parts("bias"), store_as("bias")),
+        Rule(path + "gate_up", (devices, 2, width), layout.dtype, parts("bias"), store_as("bias")),
         Rule(path + "down", (d,), layout.dtype, (Part(at + "down_proj.bias", (d,)),), store_as("bias")),
     ]
     return kernel + bias * c.mlp_bias

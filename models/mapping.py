@@ -20,6 +20,7 @@ from models.quant import quantize
 Array = npt.NDArray[Any]
 Store = Callable[[Array], dict[str, Array]]
 
+
 def _as_it_is(tensor: Array) -> Array:
     return tensor
 

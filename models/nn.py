@@ -28,22 +28,35 @@ def _sizes(dims: Dims) -> tuple[int, ...]:
 
 
 class Linear(nnx.Module):
-    """[T, *in] -> [T, *out]. Float kernels are [*in, *out] (XLA:CPU reads them fastest so), int8 kernels [*out, *in]."""
+    """[T, *in] -> [T, *out]. Float kernels are [*in, *out] (XLA:CPU reads them fastest so), int8 kernels [*out, *in].
 
-    def __init__(self, inputs: Dims, outputs: Dims, *, quant: str, dtype: Any, bias: bool = False) -> None:
+    Only the first of the in- and of the out-dimensions may be sharded: the product runs on flattened ones, because
+    XLA:CPU would transpose a kernel of more dimensions in every call.
+    """
+
+    def __init__(
+        self, inputs: Dims, outputs: Dims, *, quant: str, dtype: Any, bias: bool = False, fine: bool = False
+    ) -> None:
+        assert not any(axis for _, axis in inputs[1:] + outputs[1:] if axis is not None), (
+            "an inner dimension is sharded"
+        )
         int8 = quant == "int8"
-        self.inputs = len(inputs)
+        self.outputs = _sizes(outputs)
+        self.fine = fine
         self.kernel = parameter(outputs + inputs, jnp.int8) if int8 else parameter(inputs + outputs, dtype)
         self.scale = parameter(outputs, jnp.float32) if int8 else None
         self.bias = parameter(outputs, dtype) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [T, *in] -> [T, *out] in the dtype of x."""
-        kernel = self.kernel[...]
-        if self.scale is not None:
-            y = int8_matmul(x, kernel, self.scale[...]).astype(x.dtype)
+        flat = x.reshape(x.shape[0], -1)
+        width = flat.shape[1]
+        if self.scale is None:
+            y = flat @ self.kernel[...].reshape(width, -1)
         else:
-            y = lax.dot_general(x, kernel, ((range(1, x.ndim), range(self.inputs)), ((), ())))
+            kernel = self.kernel[...].reshape(-1, width)
+            y = int8_matmul(flat, kernel, self.scale[...].reshape(-1), fine=self.fine).astype(x.dtype)
+        y = y.reshape(x.shape[0], *self.outputs)
         return y if self.bias is None else y + self.bias[...][None]
 
 

@@ -57,8 +57,9 @@ def _llama3(base: npt.NDArray[np.float64], scaling: Mapping[str, Any]) -> npt.ND
     """Long waves are stretched by `factor`, short ones kept, those between mixed. Llama 3.1, apply_scaling."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * base / (2 * math.pi)
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return base * (kept + (1 - kept) / scaling["factor"])
+    kept: npt.NDArray[np.float64] = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    stretched: npt.NDArray[np.float64] = base * (kept + (1 - kept) / scaling["factor"])
+    return stretched
 
 
 def _positive(value: Any) -> bool:

@@ -40,6 +40,10 @@ def _plain(dtype: Any) -> Decoder:
     return lambda raw: np.ascontiguousarray(raw).view(dtype).astype(np.float32)
 
 
+def _signed(raw: Bytes) -> Floats:
+    return np.ascontiguousarray(raw).view(np.int8).astype(np.float32)
+
+
 def _nibbles(raw: Bytes) -> Bytes:
     """[N, n] -> [N, 2 n]: all low halves, then all high halves."""
     return np.concatenate([raw & 15, raw >> 4], axis=-1)
@@ -53,7 +57,7 @@ def _fields(raw: Bytes, bits: int) -> Bytes:
 
 def _fifth_bits(raw: Bytes) -> Bytes:
     """uint8 [N, 4] holding 32 bits -> [N, 32] of 0 or 16."""
-    return np.unpackbits(raw, axis=-1, bitorder="little") << 4
+    return np.unpackbits(raw, axis=-1, bitorder="little") << np.uint8(4)
 
 
 def _q4_0(raw: Bytes) -> Floats:
@@ -73,11 +77,12 @@ def _q5_1(raw: Bytes) -> Floats:
 
 
 def _q8_0(raw: Bytes) -> Floats:
-    return _half(raw[:, :2]) * np.ascontiguousarray(raw[:, 2:]).view(np.int8)
+    return _half(raw[:, :2]) * _signed(raw[:, 2:])
 
 
 def _iq4_nl(raw: Bytes) -> Floats:
-    return _half(raw[:, :2]) * _IQ4_NL[_nibbles(raw[:, 2:])]
+    values: Floats = _IQ4_NL[_nibbles(raw[:, 2:])]
+    return _half(raw[:, :2]) * values
 
 
 def _q2_k(raw: Bytes) -> Floats:
@@ -85,7 +90,8 @@ def _q2_k(raw: Bytes) -> Floats:
     scales, quants = raw[:, :16], raw[:, 16:80].reshape(-1, 2, 32)
     d, m = _half(raw[:, 80:82]), _half(raw[:, 82:84])
     weights = _fields(quants, 2).reshape(-1, 16, 16)
-    values = (d * (scales & 15))[..., None] * weights - (m * (scales >> 4))[..., None]
+    factors, minima = d * (scales & 15).astype(np.float32), m * (scales >> 4).astype(np.float32)
+    values: Floats = factors[..., None] * weights - minima[..., None]
     return values.reshape(-1, _SUPER)
 
 
@@ -95,7 +101,8 @@ def _q3_k(raw: Bytes) -> Floats:
     low = _fields(raw[:, 32:96].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
     weights = low.astype(np.float32) - 4 * (high == 0)
     scales = _half(raw[:, 108:110]) * (_q3_scales(raw[:, 96:108]) - 32)
-    return (scales[..., None] * weights).reshape(-1, _SUPER)
+    values: Floats = scales[..., None] * weights
+    return values.reshape(-1, _SUPER)
 
 
 def _q3_scales(raw: Bytes) -> Floats:
@@ -123,7 +130,7 @@ def _q5_k(raw: Bytes) -> Floats:
     scales, minima = _k_scales(raw[:, 4:16])
     high = _fields(raw[:, 16:48].reshape(-1, 1, 32), 1).reshape(-1, 8, 32)
     low = _fields(raw[:, 48:176].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
-    return _scaled(raw, low | high << 4, scales, minima)
+    return _scaled(raw, low | high << np.uint8(4), scales, minima)
 
 
 def _scaled(raw: Bytes, weights: Bytes, scales: Floats, minima: Floats) -> Floats:
@@ -136,7 +143,7 @@ def _q6_k(raw: Bytes) -> Floats:
     low = _fields(raw[:, :128].reshape(-1, 2, 64), 4).reshape(-1, _SUPER)
     high = _fields(raw[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, _SUPER)
     weights = (low | high << 4).astype(np.float32) - 32
-    scales = _half(raw[:, 208:210]) * np.ascontiguousarray(raw[:, 192:208]).view(np.int8)
+    scales = _half(raw[:, 208:210]) * _signed(raw[:, 192:208])
     return (scales[..., None] * weights.reshape(-1, 16, 16)).reshape(-1, _SUPER)
 
 

@@ -1,0 +1,135 @@
+"""What a model's files say about it besides tensors: limits, tokenizer, template, advice; must not know jax or HTTP."""
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from neuron_jax.weights.checkpoint import open_checkpoint
+from neuron_jax.weights.errors import bad_checkpoint
+from neuron_jax.weights.gguf_llama import GgufCheckpoint
+from neuron_jax.weights.safetensors import read_json
+from neuron_jax.weights.spec import Checkpoint
+
+_TOKENIZER = "tokenizer.ggml."
+GENERATION_CONFIG = "generation_config.json"
+_GGUF_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+@frozen(eq=False)
+class TokenizerSource:
+    """Where a tokenizer comes from: the bytes of tokenizer.json, or the `tokenizer.ggml.*` keys of a GGUF header.
+
+    `config` is tokenizer_config.json, empty without one.
+    """
+
+    json: bytes | None
+    gguf: Mapping[str, Any] | None
+    config: Mapping[str, Any]
+
+
+@frozen(eq=False)
+class ModelDescription:
+    """A model without its tensors. `config` in config.json's terms; `generation_config` is the authors' advice."""
+
+    config: Mapping[str, Any]
+    context_length: int
+    tokenizer: TokenizerSource
+    chat_template: str | None
+    generation_config: Mapping[str, Any]
+    eos_ids: tuple[int, ...]
+    bos_id: int | None
+    parameters: int
+    weight_bytes: int
+
+
+def describe(path: Path) -> ModelDescription:
+    """Reads headers and small files only. Raises WeightsError listing all that is wrong with them.
+
+    A generation_config.json beside a .gguf file counts as that file's.
+    """
+    with open_checkpoint(path) as checkpoint:
+        if isinstance(checkpoint, GgufCheckpoint):
+            return _of_gguf(path, checkpoint)
+        return _of_folder(path, checkpoint)
+
+
+def _of_gguf(path: Path, checkpoint: GgufCheckpoint) -> ModelDescription:
+    header = checkpoint.metadata
+    tokenizer = {key: value for key, value in header.items() if key.startswith(_TOKENIZER)}
+    advice = _optional_json(path.parent / GENERATION_CONFIG)
+    ends = [header.get(_TOKENIZER + key) for key in _GGUF_ENDS]
+    return _description(
+        path,
+        checkpoint,
+        tokenizer=TokenizerSource(json=None, gguf=tokenizer, config={}),
+        chat_template=header.get("tokenizer.chat_template"),
+        advice=advice,
+        ends=[advice.get("eos_token_id"), *ends],
+    )
+
+
+def _of_folder(folder: Path, checkpoint: Checkpoint) -> ModelDescription:
+    tokenizer = folder / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise bad_checkpoint(folder, ["has no tokenizer.json"])
+    config = _optional_json(folder / "tokenizer_config.json")
+    advice = _optional_json(folder / GENERATION_CONFIG)
+    return _description(
+        folder,
+        checkpoint,
+        tokenizer=TokenizerSource(json=tokenizer.read_bytes(), gguf=None, config=config),
+        chat_template=_chat_template(folder, config),
+        advice=advice,
+        ends=[advice.get("eos_token_id") or checkpoint.config.get("eos_token_id")],
+    )
+
+
+def _description(
+    path: Path,
+    checkpoint: Checkpoint,
+    *,
+    tokenizer: TokenizerSource,
+    chat_template: str | None,
+    advice: Mapping[str, Any],
+    ends: list[Any],
+) -> ModelDescription:
+    config = checkpoint.config
+    length = config.get("max_position_embeddings")
+    if not isinstance(length, int) or length < 1:
+        raise bad_checkpoint(path, [f"max_position_embeddings is {length!r}, must be a positive integer"])
+    return ModelDescription(
+        config=config,
+        context_length=length,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        generation_config=advice,
+        eos_ids=_ids(ends),
+        bos_id=next(iter(_ids([config.get("bos_token_id")])), None),
+        parameters=sum(prod(info.shape) for info in checkpoint.tensors.values()),
+        weight_bytes=sum(info.nbytes for info in checkpoint.tensors.values()),
+    )
+
+
+def _ids(values: list[Any]) -> tuple[int, ...]:
+    """Token ids out of numbers, lists of numbers and None, each once."""
+    flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return tuple(dict.fromkeys(item for item in flat if isinstance(item, int)))
+
+
+def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """A file of its own in newer repositories; else in tokenizer_config.json, as text or as a list of named ones."""
+    alone = folder / "chat_template.jinja"
+    if alone.is_file():
+        return alone.read_text()
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}

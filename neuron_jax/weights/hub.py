@@ -1,0 +1,160 @@
+"""Model repositories of the Hugging Face hub, kept in folders of our own cache; must not know jax or routes.
+
+<cache>/hub/<org>/<name>@<revision>/   what is here is whole: files arrive by rename, config.json last
+<cache>/.partial/hub/...               what is on its way; a later fetch goes on from it
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from attrs import frozen
+
+from neuron_jax.weights.download import Report
+from neuron_jax.weights.errors import WeightsError
+
+_BESIDE = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "model.safetensors.index.json",
+)
+_MAIN = "main"
+
+
+@frozen
+class Hub:
+    """`file` is a .gguf file of the repository, or a part of its name such as Q4_K_M; None takes the safetensors."""
+
+    repo: str
+    revision: str | None = None
+    file: str | None = None
+
+
+def folder_of(source: Hub, root: Path) -> Path:
+    """Where the source's files are kept under `root`."""
+    org, _, name = source.repo.partition("/")
+    return root / "hub" / org / f"{name}@{quote(source.revision or _MAIN, safe='')}"
+
+
+def locate(source: Hub, cache: Path) -> Path | None:
+    """What is in the cache for the source."""
+    folder = folder_of(source, cache)
+    ggufs = sorted(path.name for path in folder.glob("*.gguf"))
+    if source.file is None and (folder / "config.json").is_file():
+        return folder
+    matching = [name for name in ggufs if source.file is None or _names(source.file, name)]
+    return folder / matching[0] if len(matching) == 1 else None
+
+
+def local(cache: Path) -> Iterator[tuple[str, Path]]:
+    """(id, path) of everything in the cache that came from the hub."""
+    for folder in sorted((cache / "hub").glob("*/*@*")):
+        name, _, revision = folder.name.rpartition("@")
+        suffix = "" if revision == _MAIN else f"@{unquote(revision)}"
+        id_ = f"{folder.parent.name}/{name}{suffix}"
+        if (folder / "config.json").is_file():
+            yield id_, folder
+        ggufs = sorted(folder.glob("*.gguf"))
+        for path in ggufs:
+            alone = len(ggufs) == 1 and not (folder / "config.json").is_file()
+            yield (id_ if alone else f"{id_}:{path.name}"), path
+
+
+def fetch(source: Hub, cache: Path, report: Report, *, endpoint: str | None = None) -> Path:
+    """Download what the source names; blocks, resumes. `endpoint` is another hub than the configured one.
+
+    Raises WeightsError: repo_fetch_failed, empty_repo, or quant_not_found with the names that are there.
+    """
+    sizes = _listing(source, endpoint)
+    names = choose(source, list(sizes))
+    partial, folder = folder_of(source, cache / ".partial"), folder_of(source, cache)
+    progress = _progress(report, sum(sizes[name] for name in names))
+    for name in names:
+        _download(source, name, partial, progress, endpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sorted(names, key=lambda name: name == "config.json"):
+        (partial / name).replace(folder / name)
+    found = locate(source, cache)
+    assert found is not None, f"{source} is not where it was put"
+    return found
+
+
+def choose(source: Hub, names: Sequence[str]) -> list[str]:
+    """Which files of a repository the source means. Raises WeightsError."""
+    ggufs = [name for name in names if name.endswith(".gguf") and "/" not in name]
+    weights = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    if source.file is None and weights and "config.json" in names:
+        return [*weights, *(name for name in _BESIDE if name in names)]
+    if not ggufs:
+        raise WeightsError("empty_repo", f"{source.repo} has neither config.json with safetensors nor .gguf files")
+    matching = [name for name in ggufs if source.file is None or _names(source.file, name)]
+    if len(matching) != 1:
+        asked = f"{len(matching)} files match {source.file!r}" if source.file else "no file was named"
+        message = f"{source.repo}: {asked}; name one as {source.repo}:FILE, FILE being one of {', '.join(ggufs)}"
+        raise WeightsError("quant_not_found", message, {"available": ggufs})
+    return matching
+
+
+def _names(wanted: str, name: str) -> bool:
+    if wanted.endswith(".gguf"):
+        return wanted == name
+    return wanted.lower() in name.lower().removesuffix(".gguf").replace(".", "-").split("-")
+
+
+def _listing(source: Hub, endpoint: str | None) -> dict[str, int]:
+    """Bytes of each file of the repository."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint)
+    info: Any = _calling(source, lambda: api.model_info(source.repo, revision=source.revision, files_metadata=True))
+    return {file.rfilename: file.size or 0 for file in info.siblings or []}
+
+
+def _download(source: Hub, name: str, folder: Path, progress: type, endpoint: str | None) -> None:
+    from huggingface_hub import hf_hub_download
+
+    _calling(
+        source,
+        lambda: hf_hub_download(
+            source.repo,
+            name,
+            revision=source.revision,
+            local_dir=folder,
+            endpoint=endpoint,
+            tqdm_class=progress,
+        ),
+    )
+
+
+def _calling(source: Hub, call: Callable[[], Any]) -> Any:
+    """The one seam to huggingface_hub's errors."""
+    import httpx
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return call()
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError("repo_fetch_failed", f"{source.repo}: {reason}") from error
+
+
+def _progress(report: Report, total: int) -> type:
+    """A progress bar class for huggingface_hub that reports bytes over all files instead of drawing."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined] # theirs, public by their documentation
+
+    bar: Any = tqdm
+    done = [0]
+
+    def start(self: Any, *args: Any, **kwargs: Any) -> None:
+        bar.__init__(self, *args, **{**kwargs, "disable": True})
+        done[0] += int(kwargs.get("initial", 0))
+
+    def update(_: Any, n: float | None = 1) -> None:
+        done[0] += int(n or 0)
+        report("download", min(done[0], total), total, "bytes")
+
+    return type("Reporting", (bar,), {"__init__": start, "update": update})

@@ -1,0 +1,126 @@
+"""Where a model's files are and how they get here: built-in, folder, .gguf file or hub; must not know jax or routes."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from neuron_jax.weights import hub
+from neuron_jax.weights.builtin import BUILT_IN, BuiltInModel, fetch_built_in, local_file
+from neuron_jax.weights.download import Report
+from neuron_jax.weights.errors import WeightsError
+from neuron_jax.weights.hub import Hub
+
+__all__ = [
+    "BUILT_IN",
+    "BuiltIn",
+    "BuiltInModel",
+    "Folder",
+    "GgufFile",
+    "Hub",
+    "LocalModel",
+    "Report",
+    "Source",
+    "fetch",
+    "local_models",
+    "locate",
+    "parse_source",
+]
+
+
+@frozen
+class BuiltIn:
+    """A key of BUILT_IN."""
+
+    name: str
+
+
+@frozen
+class Folder:
+    """A local folder with config.json and safetensors."""
+
+    path: Path
+
+
+@frozen
+class GgufFile:
+    """A local .gguf file."""
+
+    path: Path
+
+
+@frozen
+class LocalModel:
+    """A model in the cache; `path` is what `open_checkpoint` takes."""
+
+    id: str
+    path: Path
+
+
+Source = BuiltIn | Folder | GgufFile | Hub
+
+_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?(?::(?P<file>[^:\s]+))?")
+
+
+def parse_source(model: str) -> Source:
+    """A built-in name, a folder, a path ending in .gguf, or `[hf:]org/name[@revision][:file.gguf]`, in this order.
+
+    Raises WeightsError for anything else.
+    """
+    built_in = next((id_ for id_, entry in BUILT_IN.items() if model in (id_, *entry.aliases)), None)
+    if built_in is not None:
+        return BuiltIn(built_in)
+    path = Path(model).expanduser()
+    if not model.startswith("hf:") and (model.startswith(("/", ".", "~")) or path.exists()):
+        return GgufFile(path) if path.suffix == ".gguf" else Folder(path)
+    match = _HUB.fullmatch(model.removeprefix("hf:"))
+    if match is None:
+        known = ", ".join(BUILT_IN)
+        raise WeightsError(
+            "repo_fetch_failed",
+            f"{model!r} is no model: give a built-in name ({known}), a folder, a .gguf file, or org/name on the hub",
+        )
+    return Hub(match["repo"], match["revision"], match["file"])
+
+
+def locate(source: Source, cache: Path) -> Path | None:
+    """What `open_checkpoint` takes when the files are here, else None. Never the network."""
+    match source:
+        case BuiltIn(name):
+            return local_file(BUILT_IN[name], cache)
+        case Folder(path):
+            return path if (path / "config.json").is_file() else None
+        case GgufFile(path):
+            return path if path.is_file() else None
+        case Hub():
+            return hub.locate(source, cache)
+
+
+def fetch(source: Source, cache: Path, report: Report) -> Path:
+    """The same, getting the files when they are not here; blocks. Raises WeightsError."""
+    match source:
+        case BuiltIn(name):
+            return local_file(BUILT_IN[name], cache) or fetch_built_in(BUILT_IN[name], cache, report)
+        case Hub():
+            return hub.locate(source, cache) or hub.fetch(source, cache, report)
+        case Folder(path) | GgufFile(path):
+            found = locate(source, cache)
+            if found is None:
+                wanted = "a .gguf file" if isinstance(source, GgufFile) else "a folder with config.json"
+                raise WeightsError("repo_fetch_failed", f"{path} is not {wanted}")
+            return found
+
+
+def local_models(cache: Path) -> list[LocalModel]:
+    """Every model in the cache that is whole."""
+    return list(_local_models(cache))
+
+
+def _local_models(cache: Path) -> Iterator[LocalModel]:
+    for id_, model in BUILT_IN.items():
+        path = local_file(model, cache)
+        if path is not None:
+            yield LocalModel(id_, path)
+    for id_, path in hub.local(cache):
+        yield LocalModel(id_, path)
