@@ -1,7 +1,7 @@
 """How to talk to a neuron: control routes of docs/wire.md section 1 over httpx, its failures mapped to our own errors here."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -157,13 +157,18 @@ class NeuronClient:
             raise errors.UpstreamMalformed(f"{self.name} answered {path} with {error}.") from error
 
     async def _follow(self, response: httpx.Response, report: Callable[[LoadStatus], None]) -> None:
-        async for event in _events(response):
-            if "error" in event:
-                raise load_failed(event)
-            if event.get("status") == "loaded":
-                return
-            report(_progress(msgspec.convert(event, ProgressWire, strict=False)))
-        raise errors.UpstreamReadFailed(f"{self.name} ended the load without saying how it went.")
+        """Read to the end, for only then is the connection whole again; the verdict comes before it."""
+        verdict: dict[str, Any] | None = None
+        async for line in response.aiter_lines():
+            event = msgspec.json.decode(line[5:], type=dict[str, Any]) if line.startswith("data:") else {}
+            if "error" in event or event.get("status") == "loaded":
+                verdict = event
+            elif "phase" in event:
+                report(_progress(msgspec.convert(event, ProgressWire, strict=False)))
+        if verdict is None:
+            raise errors.UpstreamReadFailed(f"{self.name} ended the load without saying how it went.")
+        if "error" in verdict:
+            raise load_failed(verdict)
 
     def _loaded_or_raise(self, status: int, content: bytes) -> None:
         if status == 200:
@@ -288,13 +293,6 @@ def _positive(number: int | None) -> int | None:
 
 def _progress(wire: ProgressWire) -> LoadStatus:
     return LoadStatus(phase=wire.phase, done=wire.done, total=wire.total, unit=wire.unit)
-
-
-async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The JSON objects of a stream whose every event is one `data:` line; comments are skipped."""
-    async for line in response.aiter_lines():
-        if line.startswith("data:"):
-            yield msgspec.json.decode(line[5:], type=dict[str, Any])
 
 
 def _words(error: Exception) -> str:

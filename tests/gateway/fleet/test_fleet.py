@@ -1,0 +1,363 @@
+"""The fleet with neurons at the other end of an in-memory line: what callers get, and what the neurons are asked."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from cortex_gateway import errors
+from cortex_gateway.config import Config, Eviction, Gateway, Neuron
+from cortex_gateway.fleet import messages as m
+from cortex_gateway.fleet.fleet import Fleet
+from cortex_gateway.metrics import Metrics
+from cortex_gateway.placement.catalogue import Location
+from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig, Replica
+from tests.fakes.host_double import HostDouble
+from tests.fakes.memory_transport import MemoryTransport
+
+Use = Callable[[Fleet, MemoryTransport], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def running(
+    hosts: dict[str, HostDouble], watch_secs: float = 0.05, **more: Any
+) -> AsyncIterator[tuple[Fleet, MemoryTransport]]:
+    """A fleet in front of `hosts`, and the line between them."""
+    config = Config(
+        gateway=Gateway(watch_secs=watch_secs),
+        neurons=tuple(Neuron(name=name, endpoint=f"http://{name}") for name in hosts),
+        **more,
+    )
+    transport = MemoryTransport(dict(hosts))
+    fleet = Fleet(config, Metrics(), transport=transport)
+    await fleet.start()
+    try:
+        yield fleet, transport
+    finally:
+        await fleet.close()
+
+
+def run(hosts: dict[str, HostDouble], use: Use, **more: Any) -> None:
+    async def main() -> None:
+        async with running(hosts, **more) as (fleet, transport):
+            await use(fleet, transport)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, f"tasks left: {left}"
+
+    asyncio.run(main())
+
+
+async def until(fact: Callable[[], object]) -> None:
+    """Let the others work until `fact` holds."""
+    async with asyncio.timeout(5):
+        while not fact():  # noqa: ASYNC110 -- the fact is not an event
+            await asyncio.sleep(0)
+
+
+async def cold(fleet: Fleet, model: str) -> Any:
+    """Take and give back."""
+    async with await fleet.acquire(model, request_id="r") as lease:
+        return lease
+
+
+def test_requests_spread_over_the_replicas_of_a_model() -> None:
+    """The second goes where the first is not; a lease given back makes room again."""
+    hosts = {name: HostDouble(sizes={"m": 1000}, loaded=["m"]) for name in ("a", "b")}
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        first = await fleet.acquire("m", request_id="1")
+        second = await fleet.acquire("m", request_id="2")
+        first.release()
+        first.release()
+        third = await fleet.acquire("m", request_id="3")
+
+        assert [lease.node for lease in (first, second, third)] == ["a", "b", "a"]
+        assert (first.base_url, first.cold, first.requested, first.model) == ("http://a", False, "m", "m")
+
+    run(hosts, use)
+
+
+def test_a_waiting_request_is_served_once_its_model_is_loaded() -> None:
+    """Meanwhile its status says how far the load is."""
+    gate = asyncio.Event()
+    host = HostDouble(sizes={"m": 1000}, gates={"m": gate})
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        waiting = [asyncio.create_task(fleet.acquire("best", request_id=str(number))) for number in range(3)]
+        await until(lambda: fleet.lease_status("best") == LoadStatus(phase="weights", done=1, total=4, unit="bytes"))
+        gate.set()
+        leases = await asyncio.gather(*waiting)
+
+        assert all(lease.cold and lease.node == "a" and lease.model == "m" for lease in leases)
+        assert host.done == ["load m"]
+        assert fleet.lease_status("best") is None
+
+    run({"a": host}, use, aliases={"best": "m"})
+
+
+def test_the_catalogue_says_how_a_model_is_loaded() -> None:
+    """Source, quantization, context and devices are passed on to the node."""
+    host = HostDouble()
+    model = ModelConfig(id="m", source="/models/m", quant="int8")
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        await cold(fleet, "m")
+
+        assert host.specs == [
+            {"model_id": "m", "source": "/models/m", "harness": "jax", "quant": "int8", "tensor_parallel": 1}
+        ]
+
+    run({"a": host}, use, models=(model,))
+
+
+@pytest.mark.parametrize(("strategy", "evicted"), [("lru", "old"), ("priority", "cheap")])
+def test_the_two_strategies_evict_differently(strategy: Any, evicted: str) -> None:
+    """lru: the least recently used; priority: the least important. Metrics count it."""
+    host = HostDouble(sizes={"old": 4000, "cheap": 4000, "new": 4000}, loaded=["old", "cheap"])
+    models = (ModelConfig(id="cheap", residency_priority=1), ModelConfig(id="new", vram_mb=4000))
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        for model in ("old", "cheap", "new"):
+            await cold(fleet, model)
+
+        assert host.done == [f"unload {evicted}", "load new"]
+        labels = {"model": evicted, "node": "a"}
+        assert fleet._metrics.registry.get_sample_value("cortex_evictions_total", labels) == 1
+
+    run({"a": host}, use, models=models, eviction=Eviction(strategy=strategy))
+
+
+def test_a_model_in_use_leaves_only_when_its_last_request_has_ended() -> None:
+    """The newcomer waits; nothing is killed."""
+    host = HostDouble(sizes={"m": 6000, "n": 6000}, loaded=["n"])
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        lease = await fleet.acquire("n", request_id="1")
+        waiting = asyncio.create_task(fleet.acquire("m", request_id="2"))
+        await until(lambda: fleet.lease_status("m") == LoadStatus(phase="queued"))
+        assert host.done == []
+        lease.release()
+
+        assert (await waiting).node == "a"
+        assert host.done == ["unload n", "load m"]
+
+    run({"a": host}, use, models=(ModelConfig(id="m", vram_mb=6000),))
+
+
+def test_a_pinned_model_stays() -> None:
+    """The newcomer is told why."""
+    host = HostDouble(sizes={"m": 6000, "n": 6000}, loaded=["n"])
+    models = (ModelConfig(id="m", vram_mb=6000), ModelConfig(id="n", pinned_on=("a",)))
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        with pytest.raises(errors.InsufficientVram, match="pinned"):
+            await fleet.acquire("m", request_id="1")
+
+        assert host.done == []
+
+    run({"a": host}, use, models=models)
+
+
+def test_a_nodes_own_refusal_makes_room_once() -> None:
+    """Nobody knew the size: the node's plan decides."""
+    host = HostDouble(sizes={"m": 6000, "n": 6000}, loaded=["n"])
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        lease = await cold(fleet, "m")
+
+        assert lease.cold
+        assert host.done == ["load m", "unload n", "load m"]
+
+    run({"a": host}, use)
+
+
+def test_a_failed_load_carries_the_nodes_words() -> None:
+    """503 with Retry-After, kind and message."""
+    host = HostDouble(sizes={"m": 1}, failures={"m": {"error": {"kind": "bad_checkpoint", "message": "cut short"}}})
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        with pytest.raises(errors.LoadFailed, match="cut short") as caught:
+            await fleet.acquire("m", request_id="1")
+
+        assert (caught.value.retry_after, caught.value.extras["kind"]) == (5, "bad_checkpoint")
+
+    run({"a": host}, use)
+
+
+@pytest.mark.parametrize("answer", [{"error": "no CUDA", "code": "cuda_unavailable"}, {"error": "no CUDA"}])
+def test_a_node_without_load_streams_is_understood(answer: dict[str, Any]) -> None:
+    """The predecessor answers loads with plain JSON, and its errors have other shapes."""
+    good = HostDouble(plain=True, sizes={"m": 1, "n": 1}, failures={"n": answer})
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        assert (await cold(fleet, "m")).node == "a"
+        with pytest.raises(errors.LoadFailed, match="no CUDA"):
+            await fleet.acquire("n", request_id="1")
+
+    run({"a": good}, use)
+
+
+def test_who_stops_waiting_leaves_the_queue() -> None:
+    """Cancelling the wait is enough; the load that it began goes on and serves the next one."""
+    gate = asyncio.Event()
+    host = HostDouble(sizes={"m": 1000}, gates={"m": gate})
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        waiting = asyncio.create_task(fleet.acquire("m", request_id="1"))
+        await until(lambda: host.done)
+        waiting.cancel()
+        await asyncio.wait((waiting,))
+        assert waiting.cancelled()
+        assert fleet.snapshot().waiting == {}
+
+        gate.set()
+        assert (await cold(fleet, "m")).node == "a"
+        assert host.done == ["load m"]
+
+    run({"a": host}, use)
+
+
+def test_a_cancel_in_the_moment_of_the_grant_gives_the_lease_back() -> None:
+    """Otherwise the replica would count as in use for ever."""
+
+    def seen(status: Any) -> m.Seen:
+        replica = Replica(model="m", status=status, devices=(0,))
+        return m.Seen(node="a", observation=m.Observation(harnesses=("jax",), replicas=(replica,)))
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        fleet.tell(seen("loading"))
+        waiting = asyncio.create_task(fleet.acquire("m", request_id="1"))
+        await until(lambda: fleet.snapshot().waiting)
+        fleet.tell(seen("loaded"))
+        waiting.cancel()
+        assert fleet.snapshot().nodes[0].replicas[0].in_flight == 1, "it has been granted"
+        await asyncio.wait((waiting,))
+
+        assert waiting.cancelled()
+        assert fleet.snapshot().nodes[0].replicas[0].in_flight == 0
+
+    run({"a": HostDouble()}, use, watch_secs=1000)
+
+
+def test_a_dead_node_is_left_and_taken_back() -> None:
+    """Requests go to the other node; when it answers again they come back."""
+    hosts = {name: HostDouble(sizes={"m": 1000}, loaded=["m"]) for name in ("a", "b")}
+
+    async def use(fleet: Fleet, transport: MemoryTransport) -> None:
+        del transport.apps["a"]
+        (await fleet.acquire("m", request_id="0")).release()
+        lease = await fleet.acquire("m", request_id="1")
+        lease.suspect("connection refused")
+        other = await fleet.acquire("m", request_id="2")
+        assert (lease.node, other.node) == ("a", "b")
+        assert fleet.health() == {"status": "ok", "nodes": {"healthy": 1, "total": 2}}
+        lease.release()
+
+        transport.apps["a"] = hosts["a"]
+        await until(lambda: fleet.health()["nodes"]["healthy"] == 2)
+        assert (await fleet.acquire("m", request_id="3")).node == "a"
+
+    run(hosts, use)
+
+
+def test_three_silent_looks_make_a_node_unhealthy() -> None:
+    """Nobody has to run into it first."""
+    host = HostDouble(sizes={"m": 1000}, loaded=["m"])
+
+    async def use(fleet: Fleet, transport: MemoryTransport) -> None:
+        del transport.apps["a"]
+        await until(lambda: fleet.health()["status"] == "degraded")
+
+        assert len(transport.refused) >= 3
+        with pytest.raises(errors.NoHealthyNode, match="cannot be reached"):
+            await fleet.acquire("m", request_id="1")
+
+    run({"a": host}, use)
+
+
+def test_a_hung_node_delays_nobody() -> None:
+    """The others are seen and used while it is still being waited for."""
+    hosts = {"hung": HostDouble(silent=True), "b": HostDouble(sizes={"m": 1000}, loaded=["m"])}
+
+    async def main() -> None:
+        config = Config(neurons=tuple(Neuron(name=name, endpoint=f"http://{name}") for name in hosts))
+        fleet = Fleet(config, Metrics(), transport=MemoryTransport(dict(hosts)))
+        starting = asyncio.create_task(fleet.start())
+        await until(lambda: fleet.health()["nodes"]["healthy"])
+
+        assert (await fleet.acquire("m", request_id="1")).node == "b"
+        starting.cancel()
+        await fleet.close()
+
+    asyncio.run(main())
+
+
+def test_after_enough_cycles_a_node_is_restarted_model_by_model() -> None:
+    """defrag_after_cycles: unload and load again whatever it holds, once it is idle."""
+    host = HostDouble(sizes={"m": 1000, "n": 1000}, loaded=["m", "n"])
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        await fleet.unload("n")
+        await until(lambda: len(host.done) == 3)
+
+        assert host.done == ["unload n", "unload m", "load m"]
+
+    run({"a": host}, use, eviction=Eviction(defrag_after_cycles=1))
+
+
+def test_an_operator_loads_with_progress_and_unloads() -> None:
+    """The same load twice is done at once."""
+    host = HostDouble(sizes={"m": 1000})
+    told: list[LoadStatus] = []
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        await fleet.load("m", node="a", report=told.append)
+        await fleet.load("m", report=told.append)
+        await fleet.unload("m", node="a")
+
+        assert host.done == ["load m", "unload m"]
+        assert [status.phase for status in told] == ["starting", "weights"]
+        with pytest.raises(errors.BadRequest, match="not loaded"):
+            await fleet.unload("m")
+
+    run({"a": host}, use)
+
+
+def test_closing_refuses_who_waits() -> None:
+    """And nobody can come in after that."""
+    host = HostDouble(sizes={"m": 1000}, gates={"m": asyncio.Event()})
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        waiting = asyncio.create_task(fleet.acquire("m", request_id="1"))
+        await until(lambda: host.done)
+        fleet.drain()
+
+        with pytest.raises(errors.ShuttingDown):
+            await waiting
+        with pytest.raises(errors.ShuttingDown):
+            await fleet.acquire("m", request_id="2")
+
+    run({"a": host}, use)
+
+
+def test_the_list_of_models_is_the_union_of_what_is_known() -> None:
+    """The operator's, the nodes' and the aliases, with where they are and where they could be."""
+    host = HostDouble(sizes={"seen": 1000}, loaded=["seen"])
+    models = (ModelConfig(id="huge", vram_mb=99_000), ModelConfig(id="known", vram_mb=500))
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        entries = {entry.id: entry for entry in fleet.catalogue_entries()}
+
+        assert list(entries) == ["huge", "known", "nick", "seen"]
+        assert entries["nick"].alias_of == "seen"
+        assert entries["seen"].locations == (Location(node="a", status="loaded", vram_estimate_mb=1000),)
+        assert (entries["seen"].loaded, entries["known"].loaded) == (True, False)
+        assert (entries["huge"].feasible_on, entries["known"].feasible_on) == ((), ("a",))
+        assert fleet.locate_tokenizer("nick") == ["http://a"]
+        assert fleet.resolve("nick") == "seen"
+        with pytest.raises(errors.ModelNotFound):
+            fleet.resolve("nik")
+
+    run({"a": host}, use, models=models, aliases={"nick": "seen"})
