@@ -61,13 +61,14 @@ def build_app(config: NeuronConfig, devices: Devices, *, command: Sequence[str] 
     return app
 
 
-def serve(config: NeuronConfig) -> None:
+def serve(config: NeuronConfig, *, command: Sequence[str] = DEFAULT_COMMAND) -> None:
     """Serves until SIGTERM or SIGINT; returns when everything in flight has ended or had its time, and engines too."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for noisy in ("httpx", "uvicorn"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     hardware = discover(config.engine.cpu_devices, visible=config.environ.get("CUDA_VISIBLE_DEVICES"))
     with Sampler(hardware) as sampler, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        app = build_app(config, Devices(hardware, sampler))
+        app = build_app(config, Devices(hardware, sampler), command=command)
         runner.run(_Server(app, config).serve())
 
 

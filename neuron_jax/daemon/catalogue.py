@@ -67,13 +67,16 @@ class Catalogue:
         return sources.locate(source, self._cache) or sources.fetch(source, self._cache, report)
 
     def locate(self, name: str) -> Path | None:
-        """Local files of a model, or None; never the network."""
+        """Local files of a model, or None; never the network, and no path that only the asker knows."""
         model_id = self.canonical(name)
-        spec = self._configured.get(model_id) or ModelSpec(model_id=model_id)
+        spec = self._configured.get(model_id)
         try:
-            return sources.locate(sources.parse_source(spec.source or spec.model_id), self._cache)
+            source = sources.parse_source(spec.source or spec.model_id if spec else model_id)
         except WeightsError:
             return None
+        if spec is None and isinstance(source, sources.Folder | sources.GgufFile):
+            return None
+        return sources.locate(source, self._cache)
 
     def max_context(self, name: str) -> int:
         """The context configured for a model; 0 = none is."""

@@ -1,0 +1,126 @@
+"""`serve` as a real process, and the official SDK against a live daemon."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import httpx
+import openai
+import pytest
+
+from tests.fakes.engine_double import ROOT, environment
+from tests.fakes.live_neuron import MODEL, LiveNeuron, with_neuron
+from tests.fakes.tiny_model import write_tiny_model
+
+PROGRAM = """
+import os, sys
+from pathlib import Path
+from neuron_jax.config import load_config
+from neuron_jax.daemon.app import serve
+from tests.fakes.engine_double import COMMAND
+serve(load_config(Path(sys.argv[1]), os.environ), command=COMMAND)
+"""
+
+
+def first_match(stream: IO[str], pattern: str) -> str:
+    for line in stream:
+        found = re.search(pattern, line)
+        if found:
+            return found[1]
+    raise AssertionError(f"no line with {pattern}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_says_where_and_ends_with_zero(tmp_path: Path, number: signal.Signals) -> None:
+    """It prints its address, serves, and a signal drains it: exit code 0, the stream whole, no engine left."""
+    folder = write_tiny_model(tmp_path / "tiny", pace=0.01)
+    config = tmp_path / "neuron.toml"
+    config.write_text(f'[server]\nport = 0\n[[default_models]]\nmodel_id = "{MODEL}"\nsource = "{folder}"\n')
+    command = [sys.executable, "-c", PROGRAM, str(config)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = first_match(process.stdout, r"^neuron ready (http://127\.0\.0\.1:\d+)$")
+        with httpx.Client(base_url=url, timeout=20) as http:
+            while http.get("/health").json()["activation"]["state"] != "ready":
+                pass
+            engine = http.get("/models").json()[0]["pid"]
+            body = {"model": MODEL, "prompt": "[[count 50]]", "stream": True}
+            with http.stream("POST", "/v1/completions", json=body) as answer:
+                lines = answer.iter_lines()
+                assert next(lines).startswith("data: ")
+                process.send_signal(number)
+                rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert process.wait(timeout=20) == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(engine, 0)
+
+
+def test_a_port_in_use_ends_with_an_error(tmp_path: Path) -> None:
+    """It ends by itself, with an exit code that is not 0 and a message that names the address."""
+    config = tmp_path / "neuron.toml"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config.write_text(f"[server]\nport = {taken.getsockname()[1]}\n")
+        command = [sys.executable, "-c", PROGRAM, str(config)]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False
+        )
+
+    assert done.returncode not in (0, -signal.SIGKILL)
+    assert "address already in use" in done.stderr
+
+
+def test_the_openai_sdk(tmp_path: Path) -> None:
+    """Chat and completions through the official client, streaming and not, and its own error classes."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        async with openai.AsyncOpenAI(base_url=neuron.url + "/v1", api_key="none", max_retries=0) as sdk:
+            chat = await sdk.chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": "hi"}], logprobs=True, top_logprobs=1
+            )
+            assert chat.choices[0].message.content == "hi"
+            assert chat.choices[0].logprobs is not None
+            assert chat.usage is not None
+            assert chat.usage.total_tokens == 8
+            stream = await sdk.chat.completions.create(
+                model=MODEL,
+                messages=[{"role": "user", "content": "hey"}],
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+            chunks = [chunk async for chunk in stream]
+            assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "hey"
+            assert chunks[-1].usage is not None
+            text = await sdk.completions.create(model=MODEL, prompt="ab", logprobs=1)
+            assert text.choices[0].text == "ab"
+            with pytest.raises(openai.NotFoundError, match="not loaded here"):
+                await sdk.chat.completions.create(model="nothing", messages=[{"role": "user", "content": "hi"}])
+            with pytest.raises(openai.BadRequestError, match="maximum context length"):
+                await sdk.completions.create(model=MODEL, prompt="x" * 5000)
+            broken = await sdk.completions.create(model=MODEL, prompt="[[die 2]]", stream=True)
+            with pytest.raises(openai.APIError, match="exit code 41"):
+                assert [chunk async for chunk in broken]
+
+    with_neuron(tmp_path, use)
+
+
+def test_leaving_the_sdk_stream_frees_the_engine(tmp_path: Path) -> None:
+    """Closing the SDK's stream is a disconnect like any other."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        async with openai.AsyncOpenAI(base_url=neuron.url + "/v1", api_key="none") as sdk:
+            stream = await sdk.completions.create(model=MODEL, prompt="[[count 4000]]", stream=True)
+            async with stream:
+                await anext(aiter(stream))
+        client = neuron.lifecycle.residents[0].client
+        assert client is not None
+        async with asyncio.timeout(20):
+            await client.idle()
+
+    with_neuron(tmp_path, use)
