@@ -17,8 +17,8 @@ from cortex_gateway.app import create_app
 from cortex_gateway.config import Config
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
-from cortex_gateway.transport import NeuronTransport
 from cortex_gateway.settings import UserError
+from cortex_gateway.transport import NeuronTransport
 
 log = logging.getLogger(__name__)
 BACKLOG = 2048
