@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
 from typing import Any
 
 import attrs
@@ -13,7 +12,7 @@ from neuron_jax.daemon import views
 from neuron_jax.daemon.fields import Fields, decode_object
 from neuron_jax.daemon.lifecycle import AlreadyLoadedError, Lifecycle
 from neuron_jax.daemon.problems import Problem
-from neuron_jax.daemon.responses import EventStream, json_response
+from neuron_jax.daemon.responses import json_response, primed
 from neuron_jax.daemon.wire_common import HEARTBEAT_LINE, sse
 from neuron_jax.errors import ConfigError, LoadError
 from neuron_jax.workers.frames import Progress
@@ -37,7 +36,7 @@ async def load(lifecycle: Lifecycle, body: bytes, *, stream: bool) -> Response[A
     try:
         spec = read_spec(lifecycle, body)
         if stream:
-            return await _streamed(lifecycle, spec)
+            return await primed(_progress_lines(lifecycle, spec))
         await lifecycle.load(spec)
         return json_response(LOADED)
     except (LoadError, AlreadyLoadedError, ConfigError, Problem) as error:
@@ -78,13 +77,6 @@ def _refusal(error: Exception, lifecycle: Lifecycle, body: bytes) -> Response[An
         case Problem() if error.status != 400:
             return json_response(error.envelope(), error.status, error.headers())
     return json_response({"error": str(error)}, 400)
-
-
-async def _streamed(lifecycle: Lifecycle, spec: ModelSpec) -> EventStream:
-    """The stream, after its first event: what is wrong before that is still a status."""
-    lines = _progress_lines(lifecycle, spec)
-    first = await anext(lines)
-    return EventStream(_after(first, lines))
 
 
 async def _progress_lines(lifecycle: Lifecycle, spec: ModelSpec) -> AsyncGenerator[bytes, None]:
@@ -139,13 +131,6 @@ def _outcome(task: "asyncio.Task[None]", lifecycle: Lifecycle, spec: ModelSpec) 
             return sse(problem.envelope())
         case error:
             raise error
-
-
-async def _after(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(rest):
-        yield first
-        async for lines in rest:
-            yield lines
 
 
 def wants_stream(headers: Mapping[str, str]) -> bool:

@@ -53,6 +53,19 @@ class EventStream(Response[None]):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+async def primed(chunks: AsyncGenerator[bytes, None]) -> EventStream:
+    """The stream of `chunks`, once the first has come: what goes wrong before it is still an error status."""
+    first = await anext(chunks)
+    return EventStream(_after(first, chunks))
+
+
+async def _after(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(rest):
+        yield first
+        async for chunk in rest:
+            yield chunk
+
+
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
     """The result of `work`, or None when the client went away first; `work` has ended by then, cancelled."""
     task = asyncio.create_task(work)

@@ -72,13 +72,13 @@ async def model_part(request: Ask) -> Response[Any]:
 @post("/v1/chat/completions")
 async def chat(request: Ask) -> Response[Any]:
     """OpenAI's chat."""
-    return await service.chat(of(request), request)
+    return await service.complete(of(request), request, service.CHAT)
 
 
 @post("/v1/completions")
 async def completions(request: Ask) -> Response[Any]:
     """OpenAI's completions."""
-    return await service.completions(of(request), request)
+    return await service.complete(of(request), request, service.COMPLETIONS)
 
 
 @post("/tokenize")

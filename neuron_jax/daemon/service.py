@@ -19,10 +19,11 @@ from neuron_jax.daemon.fields import decode_object
 from neuron_jax.daemon.generation import HEARTBEAT, Admitted, Event, Job, Quiet, generate
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics, Observation
+from neuron_jax.daemon.model_text import ModelText
 from neuron_jax.daemon.prepare import Outside, chat_job, completion_job
 from neuron_jax.daemon.problems import Problem, internal, recovering
 from neuron_jax.daemon.resident import Resident
-from neuron_jax.daemon.responses import EventStream, whole_answer
+from neuron_jax.daemon.responses import primed, whole_answer
 from neuron_jax.daemon.schema import TokenizeRequest, Wish, read_chat, read_completion, read_tokenize
 from neuron_jax.daemon.wire_common import DONE_LINE, HEARTBEAT_LINE, sse, sse_problem
 from neuron_jax.errors import EngineDied
@@ -66,35 +67,36 @@ class AnswerEncoder(Protocol):
     def body(self, wish: Wish) -> dict[str, Any]: ...
 
 
-Any_Request = Request[Any, Any, Any]
+Ask = Request[Any, Any, Any]
 
 
-async def chat(neuron: Neuron, request: Any_Request) -> Response[Any]:
-    """POST /v1/chat/completions."""
+@frozen
+class Route:
+    """What makes chat differ from completions: reading, encoding, answering."""
+
+    prefix: str  # of the answer's id
+    read: Callable[[dict[str, Any]], Any]
+    job: Callable[[Any, ModelText, Outside], Job]
+    stream: Callable[[Job, Wish], StreamEncoder]
+    answer: Callable[[Job], AnswerEncoder]
+
+
+CHAT = Route("chatcmpl-", read_chat, chat_job, ChatStream, ChatAnswer)
+COMPLETIONS = Route("cmpl-", read_completion, completion_job, CompletionStream, CompletionAnswer)
+
+
+async def complete(neuron: Neuron, request: Ask, route: Route) -> Response[Any]:
+    """POST /v1/chat/completions and /v1/completions, from body to answer."""
     began = time.monotonic()
     body = await request.body()
-    wanted = await neuron.offload(len(body), lambda: read_chat(decode_object(body)))
-    resident = neuron.lifecycle.serving(wanted.wish.model)
-    outside = _outside("chatcmpl-", resident)
-    job = await neuron.offload(len(body), chat_job, wanted, resident.text, outside)
+    wanted = await neuron.offload(len(body), lambda: route.read(decode_object(body)))
+    wish: Wish = wanted.wish
+    resident = neuron.lifecycle.serving(wish.model)
+    job = await neuron.offload(len(body), route.job, wanted, resident.text, _outside(route.prefix, resident))
     watch = neuron.metrics.begin(resident.id, began)
-    if wanted.wish.stream:
-        return await streamed(resident, job, ChatStream(job, wanted.wish), watch)
-    return await whole_answer(request, collected(resident, job, wanted.wish, ChatAnswer(job), watch))
-
-
-async def completions(neuron: Neuron, request: Any_Request) -> Response[Any]:
-    """POST /v1/completions."""
-    began = time.monotonic()
-    body = await request.body()
-    wanted = await neuron.offload(len(body), lambda: read_completion(decode_object(body)))
-    resident = neuron.lifecycle.serving(wanted.wish.model)
-    outside = _outside("cmpl-", resident)
-    job = await neuron.offload(len(body), completion_job, wanted, resident.text, outside)
-    watch = neuron.metrics.begin(resident.id, began)
-    if wanted.wish.stream:
-        return await streamed(resident, job, CompletionStream(job, wanted.wish), watch)
-    return await whole_answer(request, collected(resident, job, wanted.wish, CompletionAnswer(job), watch))
+    if wish.stream:
+        return await primed(stream_chunks(resident, job, route.stream(job, wish), watch))
+    return await whole_answer(request, collected(resident, job, wish, route.answer(job), watch))
 
 
 async def tokenize(neuron: Neuron, body: bytes) -> dict[str, Any]:
@@ -103,13 +105,6 @@ async def tokenize(neuron: Neuron, body: bytes) -> dict[str, Any]:
     text, limit = await neuron.lifecycle.text(wanted.model)
     ids = await neuron.offload(len(body), _encode, wanted, text)
     return {"count": len(ids), "tokens": ids, "max_model_len": limit}
-
-
-async def streamed(resident: Resident, job: Job, encoder: StreamEncoder, watch: Observation) -> EventStream:
-    """The stream, once it is sure that the answer is no error status: at the first event, at most a second away."""
-    chunks = stream_chunks(resident, job, encoder, watch)
-    first = await anext(chunks)
-    return EventStream(_after(first, chunks))
 
 
 async def stream_chunks(
@@ -174,13 +169,6 @@ def outcome_of(problem: Problem) -> str:
     return "rejected" if problem.code == "rate_limit_exceeded" else "error"
 
 
-async def _after(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(rest):
-        yield first
-        async for chunk in rest:
-            yield chunk
-
-
 def _outside(prefix: str, resident: Resident) -> Outside:
     return Outside(
         id=prefix + secrets.token_hex(16),
@@ -190,8 +178,9 @@ def _outside(prefix: str, resident: Resident) -> Outside:
     )
 
 
-def _encode(wanted: TokenizeRequest, text: Any) -> Sequence[int]:
+def _encode(wanted: TokenizeRequest, text: ModelText) -> Sequence[int]:
     if wanted.prompt is not None:
         return list(text.encode_prompt("prompt", wanted.prompt).ids)
+    assert wanted.messages is not None
     encoded = text.encode_chat(wanted.messages, tools=wanted.tools, variables=wanted.variables)
     return list(encoded.ids)
