@@ -17,7 +17,7 @@ WORDS = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    tuple: "a list",
+    list: "a list",
     dict: "a table",
 }
 

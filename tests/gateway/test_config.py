@@ -1,0 +1,230 @@
+"""cortex.toml, models.toml and the environment: what is read, and how what is wrong is told."""
+
+import pathlib
+import re
+import typing
+
+import attrs
+import pytest
+
+from cortex_gateway import config as cfg
+from cortex_gateway.config import Config, ConfigError, Eviction, Gateway, Neuron, find_config, load_config
+from cortex_gateway.placement.snapshot import Cost, Limit, ModelConfig
+
+ROOT = pathlib.Path(__file__).parents[2]
+NODE = '[[neurons]]\nname = "a"\nendpoint = "http://a:13131"\n'
+
+
+def written(folder: pathlib.Path, cortex: str, models: str | None = None) -> pathlib.Path:
+    path = folder / "cortex.toml"
+    path.write_text(cortex if models is None else f'models_config = "models.toml"\n{cortex}')
+    if models is not None:
+        (folder / "models.toml").write_text(models)
+    return path
+
+
+def problems(path: pathlib.Path | None, environ: dict[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, environ or {})
+    return list(caught.value.problems)
+
+
+def test_without_a_file_there_is_one_neuron_on_this_machine() -> None:
+    """Loopback on every port."""
+    assert load_config(None, {}) == Config()
+    assert Config().neurons == (Neuron(name="local", endpoint="http://127.0.0.1:13131"),)
+    assert Config().gateway.listen == "127.0.0.1:31313"
+
+
+def test_everything_that_may_be_written_is_read(tmp_path: pathlib.Path) -> None:
+    """Both files, each kind of value."""
+    path = written(
+        tmp_path,
+        '[gateway]\nlisten = "[::1]:80"\nwait_secs = 5\n[eviction]\nstrategy = "priority"\ndefrag_after_cycles = 3\n'
+        + NODE,
+        '[[models]]\nid = "m"\nquant = "int8"\nvram_mb = 9\npinned_on = ["a"]\nlimit = { context = 4096 }\n'
+        'cost = { input = 1 }\n[aliases]\nnick = "m"\n',
+    )
+
+    assert load_config(path, {}) == Config(
+        gateway=Gateway(listen="[::1]:80", wait_secs=5.0),
+        eviction=Eviction(strategy="priority", defrag_after_cycles=3),
+        neurons=(Neuron(name="a", endpoint="http://a:13131"),),
+        models=(
+            ModelConfig(
+                id="m", quant="int8", vram_mb=9, pinned_on=("a",), limit=Limit(context=4096), cost=Cost(input=1.0)
+            ),
+        ),
+        aliases={"nick": "m"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("cortex", "told"),
+    [
+        ("[gateway]\nlistn = 1\n", 'gateway.listn: is not a key here; allowed: "listen", .* did you mean "listen"'),
+        ("[gatway]\n", 'gatway: is not a key here; .* did you mean "gateway"'),
+        ("[gateway]\nmax_body_mb = 0\n", "gateway.max_body_mb: found 0; 'max_body_mb' must be >= 1"),
+        ('[gateway]\nmax_body_mb = "8"\n', 'gateway.max_body_mb: found "8"; allowed: a whole number'),
+        ("[gateway]\nmax_body_mb = true\n", "gateway.max_body_mb: found True; allowed: a whole number"),
+        ("[gateway]\nwait_secs = nan\n", "gateway.wait_secs: found nan; allowed: a finite number"),
+        ("gateway = 3\n", "gateway: found 3; allowed: a table"),
+        ('[gateway]\nlisten = "31313"\n', 'gateway.listen: found "31313"; listen must be host:port'),
+        ('[gateway]\nlisten = "a:99999"\n', "gateway.listen: .* must be host:port"),
+        ('[eviction]\nstrategy = "fifo"\n', 'eviction.strategy: found "fifo"; allowed: "lru", "priority"'),
+        ('[eviction]\nstrategy = "lrv"\n', 'did you mean "lru"'),
+        ("[entitlements]\nrequire_auth = false\n", "entitlements: API keys and budgets are not in this release"),
+        ("[upstream]\nenabled = false\n", "upstream: an upstream authority is not in this release"),
+        ('[[neurons]]\nname = "b"\n', r"neurons\[1\].endpoint: is missing"),
+        ('[[neurons]]\nname = "b"\nendpoint = "b:13131"\n', r"neurons\[1\].endpoint: found .* must be a URL"),
+        (NODE, 'neurons.name: found "a" 2 times'),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: pathlib.Path, cortex: str, told: str) -> None:
+    """File, key, what was found and what is allowed."""
+    top, rest = (cortex + NODE, "") if not cortex.startswith("[[") else (NODE, cortex)
+    path = written(tmp_path, top + rest)
+
+    (problem,) = problems(path)
+
+    assert problem.startswith(f"{path}: ")
+    assert re.search(told, problem), problem
+
+
+@pytest.mark.parametrize(
+    ("models", "told"),
+    [
+        ("[[models]]\nid = 'm'\nvram = 3\n", r'models\[0\].vram: is not a key here; .* did you mean "vram_mb"'),
+        ("[[models]]\nquant = 'auto'\n", r"models\[0\].id: is missing"),
+        ("[[models]]\nid = ''\n", r'models\[0\].id: found ""'),
+        ("[[models]]\nid = 'm'\npinned_on = ['b']\n", r'models\[0\].pinned_on: found "b"; allowed: "a"'),
+        ("[[models]]\nid = 'm'\npinned_on = 'a'\n", r'models\[0\].pinned_on: found "a"; allowed: a list'),
+        ("[[models]]\nid = 'm'\nlimit = 5\n", r"models\[0\].limit: found 5; allowed: a table"),
+        ("[[models]]\nid = 'm'\ncost = { input = -1 }\n", r"models\[0\].cost.input: found -1"),
+        ("[[models]]\nid = 'm'\n[[models]]\nid = 'm'\n", 'models.id: found "m" 2 times'),
+        ("[aliases]\nx = 5\n", "aliases.x: found 5; allowed: a string"),
+        ("aliases = 5\n", "aliases: found 5; allowed: a table"),
+        ("[aliases]\nx = 'y'\ny = 'm'\n", 'aliases.x: found "y", which is an alias'),
+        ("[[models]]\nid = 'm'\n[aliases]\nm = 'n'\n", "aliases.m: is the id of a model as well"),
+        ("[[models]\n", "not valid TOML"),
+    ],
+)
+def test_what_is_wrong_in_the_catalogue_stops_the_start(tmp_path: pathlib.Path, models: str, told: str) -> None:
+    """Never an empty catalogue with a warning."""
+    (problem,) = problems(written(tmp_path, NODE, models))
+
+    assert problem.startswith(str(tmp_path / "models.toml"))
+    assert re.search(told, problem), problem
+
+
+def test_every_problem_is_told_at_once(tmp_path: pathlib.Path) -> None:
+    """So that one edit mends them all."""
+    told = problems(written(tmp_path, f"x = 1\n[gateway]\nmax_body_mb = 0\ndrain_secs = -1\n{NODE}"))
+
+    assert len(told) == 3
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: pathlib.Path) -> None:
+    """Both of them."""
+    assert "cannot be read: No such file" in problems(tmp_path / "none.toml")[0]
+    assert "models.toml: cannot be read" in problems(written(tmp_path, f'models_config = "models.toml"\n{NODE}'))[0]
+
+
+def test_a_file_without_neurons_is_an_error(tmp_path: pathlib.Path) -> None:
+    """A gateway in front of nothing helps nobody."""
+    assert "neurons: needs at least one [[neurons]]" in problems(written(tmp_path, "[gateway]\n"))[0]
+
+
+def test_the_environment_lies_over_the_file(tmp_path: pathlib.Path) -> None:
+    """Strings as they are, everything else as TOML; other programs' variables are not ours."""
+    environ = {
+        "CORTEX_GATEWAY__LISTEN": "0.0.0.0:80",
+        "CORTEX_GATEWAY__MAX_BODY_MB": "7",
+        "CORTEX_EVICTION__STRATEGY": "priority",
+        "CORTEX_NEURONS": '[{name = "z", endpoint = "http://z:1"}]',
+        "CORTEX_ENDPOINT": "http://elsewhere",
+        "PATH": "/bin",
+    }
+
+    found = load_config(written(tmp_path, f"[gateway]\nmax_body_mb = 3\nwait_secs = 1\n{NODE}"), environ)
+
+    assert found.gateway == Gateway(listen="0.0.0.0:80", max_body_mb=7, wait_secs=1.0)
+    assert found.eviction.strategy == "priority"
+    assert found.neurons == (Neuron(name="z", endpoint="http://z:1"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("CORTEX_GATEWAY__MAX_BODY_MB", "many", 'found "many"; allowed: a whole number'),
+        ("CORTEX_GATEWAY__LISN", "x", 'allowed: "listen", .* did you mean "listen"'),
+        ("CORTEX_GATWAY__LISTEN", "x", 'allowed: "gateway", "eviction"; did you mean "gateway"'),
+        ("CORTEX_GATEWAY__LISTEN__PORT", "x", "allowed: nothing"),
+    ],
+)
+def test_a_wrong_variable_is_named(name: str, value: str, told: str) -> None:
+    """Not the file's fault: the variable's."""
+    (problem,) = problems(None, {name: value})
+
+    assert problem.startswith(f"environment: {name}: ")
+    assert re.search(told, problem), problem
+
+
+def test_the_first_default_place_that_exists_is_read(tmp_path: pathlib.Path) -> None:
+    """A named file always wins, even one that is not there."""
+    here, there = tmp_path / "here.toml", tmp_path / "there.toml"
+    assert find_config(None, (here, there)) is None
+    there.touch()
+
+    assert find_config(None, (here, there)) == there
+    assert find_config(here, (there,)) == here
+
+
+def test_the_examples_load() -> None:
+    """As they stand."""
+    found = load_config(ROOT / "examples/cortex.example.toml", {})
+
+    assert [neuron.name for neuron in found.neurons] == ["beast", "attic"]
+    assert found.aliases["demo"] == "smollm2-135m-instruct"
+
+
+def keys(cls: type, path: str = "") -> list[str]:
+    """Every key that may be written, by its path."""
+    found = []
+    for name, hint in typing.get_type_hints(cls).items():
+        inner = next((arg for arg in (hint, *typing.get_args(hint)) if attrs.has(arg)), None)
+        here = f"{path}.{name}" if path else name
+        found += keys(inner, here) if inner else [here]
+    return found
+
+
+@pytest.mark.parametrize("key", [*keys(cfg.CortexToml), *keys(cfg.ModelsToml)])
+def test_every_key_is_documented(key: str) -> None:
+    """docs/configuration.md has each one."""
+    assert f"`{key}`" in (ROOT / "docs/configuration.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (cls, field.name)
+        for cls in (Gateway, Eviction, Neuron, ModelConfig, Limit, Cost, Config)
+        for field in attrs.fields(cls)
+    ],
+)
+def test_every_field_has_a_reader(cls: type, name: str) -> None:
+    """A setting that nobody reads is a lie. Cost is passed on whole."""
+    sources = [path.read_text() for path in (ROOT / "cortex_gateway").rglob("*.py") if path.name != "config.py"]
+
+    assert cls is Cost or any(f".{name}" in source for source in sources)
+
+
+def test_the_neurons_keys_are_documented() -> None:
+    """Of every section, and of its model entries."""
+    from neuron_jax import config as neuron
+
+    text = (ROOT / "docs/configuration.md").read_text()
+    known = [f"{table}.{field.name}" for table, cls in neuron.TABLES.items() for field in attrs.fields(cls)]
+    known += [field.name for field in attrs.fields(neuron.ModelSpec)]
+
+    assert not [key for key in [*known, "models", "default_models"] if f"`{key}`" not in text]
