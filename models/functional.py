@@ -30,8 +30,8 @@ class Functional(Generic[ModuleT]):
 
 
 def functional(build: Callable[[], ModuleT]) -> Functional[ModuleT]:
-    """Split what `build` makes; its arrays are never allocated."""
-    graph, state = nnx.split(nnx.eval_shape(build))
+    """Split what `build` makes, whose parameters are shapes without values."""
+    graph, state = nnx.split(build())
     flat = nnx.to_flat_state(state)
     specs: dict[Any, Any] = {}
     for path, variable in flat:

@@ -19,8 +19,9 @@ Dims = tuple[tuple[int, str | None], ...]
 
 
 def parameter(dims: Dims, dtype: Any) -> nnx.Param[jax.Array]:
-    """A parameter of zeros: families are built abstractly, values come from a checkpoint."""
-    return nnx.Param(jnp.zeros(_sizes(dims), dtype), axes=tuple(axis for _, axis in dims))
+    """A parameter without a value: families are built abstractly, values come from a checkpoint."""
+    value: Any = jax.ShapeDtypeStruct(_sizes(dims), dtype)
+    return nnx.Param(value, axes=tuple(axis for _, axis in dims))
 
 
 def _sizes(dims: Dims) -> tuple[int, ...]:
