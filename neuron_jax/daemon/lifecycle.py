@@ -16,6 +16,7 @@ from attrs import define, field
 from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.daemon.catalogue import Catalogue
 from neuron_jax.daemon.devices import Devices, assign
+from neuron_jax.daemon.launch import engine_spec
 from neuron_jax.daemon.metrics import DeviceGauges, Metrics, ModelGauges
 from neuron_jax.daemon.model_text import ModelFacts, ModelText, read_facts, read_text
 from neuron_jax.daemon.problems import Problem, model_not_found, shutting_down
@@ -192,7 +193,7 @@ class Lifecycle:
         devices = assign(spec, self.devices.hardware, loads, crowd)
         plan = Plan(
             fetch=partial(self.catalogue.fetch, source),
-            engine_spec=partial(self._engine_spec, spec, devices),
+            engine_spec=partial(engine_spec, self.config, spec, self.devices.platform, devices),
             start=self._start_engine,
             admission=self.config.admission,
         )
@@ -210,24 +211,6 @@ class Lifecycle:
 
     async def _start_engine(self, spec: EngineSpec, report: Listener) -> EngineClient:
         return await EngineClient.start(spec, inherited=self.config.environ, command=self._command, report=report)
-
-    def _engine_spec(self, spec: ModelSpec, devices: tuple[int, ...], path: Path) -> EngineSpec:
-        engine = self.config.engine
-        return EngineSpec(
-            model_id=spec.model_id,
-            path=str(path),
-            platform=self.devices.platform,
-            devices=devices,
-            tensor_parallel=len(devices),
-            quant=spec.quant,
-            memory_mb=engine.memory_mb,
-            kv_mb=spec.kv_mb or engine.kv_mb,
-            max_context=spec.max_context or engine.max_context,
-            max_slots=engine.max_slots,
-            page_size=engine.page_size,
-            chunk_tokens=engine.chunk_tokens,
-            compile_cache=str(self.config.cache.compile_dir),
-        )
 
     async def _activate(self) -> None:
         """One default model after the other, so that each finds the memory the one before has left."""

@@ -7,6 +7,7 @@ from typing import Any
 from attrs import frozen
 
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
+from neuron_jax.daemon.schema import Turn
 from neuron_jax.text import formats
 from neuron_jax.text.errors import TemplateError
 from neuron_jax.text.output import OutputText
@@ -61,8 +62,7 @@ class ModelText:
         *,
         tools: Sequence[Mapping[str, Any]] | None,
         variables: Mapping[str, Any],
-        continue_final: bool = False,
-        add_generation_prompt: bool = True,
+        turn: Turn,
     ) -> Encoded:
         """The chat as ids. Raises Problem where the template has no place for it, or refuses it."""
         if self.template is None:
@@ -77,8 +77,8 @@ class ModelText:
                 self.tokenizer,
                 messages,
                 tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                continue_final=continue_final,
+                add_generation_prompt=turn is Turn.NEW,
+                continue_final=turn is Turn.CONTINUED,
                 variables=variables,
             )
         except TemplateError as error:

@@ -36,13 +36,7 @@ class Outside:
 
 def chat_job(request: ChatRequest, text: ModelText, outside: Outside) -> Job:
     """Raises Problem when the template refuses, a token is unknown, or the prompt does not fit."""
-    encoded = text.encode_chat(
-        request.messages,
-        tools=request.tools,
-        variables=request.variables,
-        continue_final=request.continue_final,
-        add_generation_prompt=request.add_generation_prompt,
-    )
+    encoded = text.encode_chat(request.messages, tools=request.tools, variables=request.variables, turn=request.turn)
     return _job(request.wish, text, [encoded], outside)
 
 

@@ -5,6 +5,7 @@ ignored, as every client expects. The ranges are those of docs/wire.md section 3
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 from attrs import field, frozen
@@ -69,6 +70,14 @@ UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
 """Parameters that change the result, and the values of each that do not."""
 
 
+class Turn(Enum):
+    """How a rendered chat ends: a new turn of the assistant is opened, nothing is, or its last message stays open."""
+
+    NEW = "new"
+    NONE = "none"
+    CONTINUED = "continued"
+
+
 @frozen
 class Wish:
     """What a client asks of generation itself, the same for both routes. None = not said."""
@@ -97,8 +106,7 @@ class ChatRequest:
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None
     variables: Mapping[str, Any]
-    continue_final: bool = False
-    add_generation_prompt: bool = True
+    turn: Turn
 
 
 @frozen
@@ -118,6 +126,7 @@ class TokenizeRequest:
     messages: Sequence[Mapping[str, Any]] | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     variables: Mapping[str, Any] = field(factory=dict)
+    turn: Turn = Turn.NEW
 
 
 def read_chat(body: Mapping[str, Any]) -> ChatRequest:
@@ -125,17 +134,12 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
     fields = Fields(body)
     model = read_model(fields)
     _refuse_unsupported(fields)
-    add_prompt = body.get("add_generation_prompt") is None or fields.flag("add_generation_prompt")
-    continue_final = fields.flag("continue_final_message")
-    if continue_final and body.get("add_generation_prompt") and add_prompt:
-        raise fields.wrong("add_generation_prompt", "false where continue_final_message is true")
     return ChatRequest(
         wish=_read_wish(fields, model, _chat_logprobs(fields)),
         messages=read_messages(fields),
         tools=_chosen_tools(fields),
         variables=_variables(fields),
-        continue_final=continue_final,
-        add_generation_prompt=add_prompt and not continue_final,
+        turn=_turn(fields),
     )
 
 
@@ -159,7 +163,7 @@ def read_tokenize(body: Mapping[str, Any]) -> TokenizeRequest:
     if prompt is not None:
         return TokenizeRequest(model, prompt=prompt)
     messages = read_messages(fields)
-    return TokenizeRequest(model, None, messages, _tools(fields), _variables(fields))
+    return TokenizeRequest(model, None, messages, _tools(fields), _variables(fields), _turn(fields))
 
 
 def read_model(fields: Fields) -> str:
@@ -234,6 +238,18 @@ def _variables(fields: Fields) -> Mapping[str, Any]:
     given = fields.object("chat_template_kwargs")
     effort = fields.text("reasoning_effort")
     return {**({"reasoning_effort": effort} if effort else {}), **(given.values if given else {})}
+
+
+def _turn(fields: Fields) -> Turn:
+    """`add_generation_prompt` (absent: unless the last message is continued) and `continue_final_message`."""
+    opens = fields.flag("add_generation_prompt")
+    if not fields.flag("continue_final_message"):
+        return Turn.NEW if opens or fields.get("add_generation_prompt") is None else Turn.NONE
+    if opens:
+        raise fields.wrong("add_generation_prompt", "false where continue_final_message is true")
+    if fields.objects("messages")[-1].get("role") != "assistant":
+        raise fields.wrong("continue_final_message", "false unless the last message is the assistant's")
+    return Turn.CONTINUED
 
 
 def _prompts(fields: Fields) -> Sequence[str | list[int]]:

@@ -25,7 +25,7 @@ from neuron_jax.daemon.problems import Problem, internal, recovering
 from neuron_jax.daemon.resident import Resident
 from neuron_jax.daemon.responses import primed, whole_answer
 from neuron_jax.daemon.schema import TokenizeRequest, Wish, read_chat, read_completion, read_tokenize
-from neuron_jax.daemon.wire_common import DONE_LINE, HEARTBEAT_LINE, sse, sse_problem
+from neuron_jax.daemon.wire_common import DONE_LINE, HEARTBEAT_LINE, sse, sse_problem, usage_line
 from neuron_jax.errors import EngineDied
 
 LONG_BODY = 16 * 1024
@@ -122,7 +122,7 @@ async def stream_chunks(
                 if data or isinstance(event, Admitted):
                     begun, last = True, time.monotonic()
                     yield data
-        yield b"".join(sse(chunk) for chunk in encoder.close()) + DONE_LINE
+        yield b"".join(sse(chunk) for chunk in encoder.close()) + usage_line(job) + DONE_LINE
         outcome = "ok"
     except Exception as error:
         problem = as_problem(resident.id, error)
@@ -182,5 +182,5 @@ def _encode(wanted: TokenizeRequest, text: ModelText) -> Sequence[int]:
     if wanted.prompt is not None:
         return list(text.encode_prompt("prompt", wanted.prompt).ids)
     assert wanted.messages is not None
-    encoded = text.encode_chat(wanted.messages, tools=wanted.tools, variables=wanted.variables)
+    encoded = text.encode_chat(wanted.messages, tools=wanted.tools, variables=wanted.variables, turn=wanted.turn)
     return list(encoded.ids)

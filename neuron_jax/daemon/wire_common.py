@@ -38,6 +38,11 @@ def usage(job: Job) -> dict[str, Any]:
     return found
 
 
+def usage_line(job: Job) -> bytes:
+    """The comment before the end: a proxy counts tokens without a chunk that the client did not ask for."""
+    return b": usage " + _json.encode(usage(job)) + b"\n\n"
+
+
 def envelope(job: Job, wish: Wish, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
     """One chunk: the stream's head, `choices`, and usage where it was asked for."""
     chunk: dict[str, Any] = {

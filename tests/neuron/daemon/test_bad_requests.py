@@ -93,6 +93,7 @@ CHAT = [
     ({"guided_json": {}}, "unsupported_parameter", "guided_json"),
     ({"chat_template_kwargs": 1}, "invalid_request_body", "chat_template_kwargs"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "invalid_request_body", "add_generation_prompt"),
+    ({"continue_final_message": True}, "invalid_request_body", "continue_final_message"),
 ]
 COMPLETIONS = [
     ({"prompt": None}, "invalid_request_body", "prompt"),

@@ -84,6 +84,18 @@ def test_usage_is_absent_unless_asked_for(tmp_path: Path) -> None:
     with_neuron(tmp_path, use)
 
 
+def test_the_usage_comment_stands_before_the_end(tmp_path: Path) -> None:
+    """A proxy counts tokens from a comment that no client sees, whatever stream_options say."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        *_, comment, done = (await neuron.chat("hey", stream=True)).text.strip().split("\n\n")
+
+        assert done == "data: [DONE]"
+        assert json.loads(comment.removeprefix(": usage "))["total_tokens"] == 10
+
+    with_neuron(tmp_path, use)
+
+
 def test_continuous_usage_is_on_every_chunk(tmp_path: Path) -> None:
     """The role chunk already tells how long the prompt is."""
 
@@ -285,8 +297,9 @@ def test_the_last_message_can_be_continued(tmp_path: Path) -> None:
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "The"}]
         body = {"model": MODEL, "messages": messages, "continue_final_message": True}
         answer = (await neuron.http.post("/v1/chat/completions", json=body)).json()
+        counted = (await neuron.http.post("/tokenize", json=body)).json()
 
-        assert answer["usage"]["prompt_tokens"] == 7
+        assert answer["usage"]["prompt_tokens"] == counted["count"] == 7
 
     with_neuron(tmp_path, use)
 
