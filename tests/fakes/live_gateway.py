@@ -1,0 +1,70 @@
+"""A gateway and its neurons on real ports in a thread of their own, for tests that are themselves blocking programs."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+import uvicorn
+from attrs import frozen
+
+from cortex_gateway.config import Config, Gateway, Neuron
+from cortex_gateway.serving import Server, bind, running
+
+
+@frozen
+class LiveGateway:
+    """Where it answers."""
+
+    url: str
+    metrics_url: str
+
+
+@contextlib.contextmanager
+def live_gateway(hosts: Mapping[str, Any], **more: Any) -> Iterator[LiveGateway]:
+    """`hosts`: node name -> ASGI app of its neuron. Everything has ended when the block has."""
+    began: list[LiveGateway] = []
+    ready, done = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            endpoints = {name: await stack.enter_async_context(served(app)) for name, app in hosts.items()}
+            neurons = tuple(Neuron(name=name, endpoint=url) for name, url in endpoints.items())
+            gateway = Gateway(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", watch_secs=0.05, drain_secs=0)
+            config = Config(gateway=gateway, neurons=neurons, **more)
+            it = await stack.enter_async_context(running(config, bind(config)))
+            began.append(LiveGateway(it.url, it.metrics_url))
+            ready.set()
+            await asyncio.to_thread(done.wait)
+
+    def work() -> None:
+        try:
+            asyncio.run(main())
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        ready.wait()
+        yield began[0]
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextlib.asynccontextmanager
+async def served(app: Any) -> AsyncIterator[str]:
+    """The URL of an ASGI app on a free port."""
+    settings = uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    server = Server(settings)
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        assert not task.done(), "it ended at start"
+        await asyncio.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task

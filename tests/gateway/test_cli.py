@@ -1,0 +1,230 @@
+"""The commands against a live gateway: what they print, and the exit codes they end with."""
+
+import io
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from cortex_gateway.cli import app as cli
+from cortex_gateway.placement.snapshot import ModelConfig
+from tests.fakes.host_double import HostDouble
+from tests.fakes.live_gateway import LiveGateway, live_gateway
+from tests.fakes.neuron_double import Answer
+
+MODELS = (ModelConfig(id="broken"), ModelConfig(id="small", vram_mb=1000))
+
+
+@pytest.fixture
+def host() -> HostDouble:
+    failures = {"broken": {"error": {"kind": "bad_checkpoint", "message": "the file is cut short"}}}
+    answer = Answer(deltas=({"reasoning_content": "Hmm. "}, {"content": "Par"}, {"content": "is"}))
+    return HostDouble(sizes={"m": 2048, "small": 1024}, loaded=["m"], failures=failures, answers=[answer])
+
+
+@pytest.fixture
+def gateway(host: HostDouble) -> Iterator[LiveGateway]:
+    with live_gateway({"beast": host}, models=MODELS, aliases={"nick": "m"}) as it:
+        yield it
+
+
+def run(gateway: LiveGateway, *words: str) -> int:
+    return cli.run([*words, "--endpoint", gateway.url])
+
+
+def test_status_shows_nodes_devices_and_models(gateway: LiveGateway, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wide and plain when piped: nothing is cut, nothing is coloured."""
+    assert run(gateway, "status") == 0
+
+    shown = capsys.readouterr().out
+    for words in ("● beast", "healthy", "cuda:0", "9.8 GiB", "7.8 GiB", "50 %", "40 °C", "m ", "2.0 GiB", "0/4"):
+        assert words in shown
+    assert "1 more model could be loaded" in shown
+    assert "\x1b" not in shown
+
+
+def test_status_says_why_a_node_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the words of whoever tried."""
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"out of order"})
+
+    with live_gateway({"attic": broken}) as it:
+        assert run(it, "status") == 0
+
+    shown = capsys.readouterr().out
+    assert "○ attic" in shown
+    assert "500: out of order" in shown
+
+
+def test_models_lists_ids_and_aliases(gateway: LiveGateway, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where each is, and where it could be."""
+    assert run(gateway, "models") == 0
+
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "→ m" in lines["nick"]
+    assert lines["m"].split()[1:3] == ["beast", "beast"]
+    assert lines["small"].split()[1:3] == ["-", "beast"]
+
+
+@pytest.mark.parametrize(("command", "key"), [("status", "nodes"), ("models", "data")])
+def test_json_is_the_gateways_own(
+    gateway: LiveGateway, capsys: pytest.CaptureFixture[str], command: str, key: str
+) -> None:
+    """For scripts."""
+    assert run(gateway, command, "--json") == 0
+
+    assert json.loads(capsys.readouterr().out)[key]
+
+
+def test_load_tells_its_phases_and_unload_ends_it(
+    gateway: LiveGateway, host: HostDouble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line per phase when piped."""
+    assert run(gateway, "load", "small", "--quant", "none", "--node", "beast") == 0
+    assert capsys.readouterr().out.splitlines() == ["  Starting", "  Loading weights 0.0/0.0 MB", "small is loaded"]
+    assert host.specs[0]["quant"] == "none"
+
+    assert run(gateway, "unload", "small") == 0
+    assert capsys.readouterr().out == "small is unloaded\n"
+    assert host.done == ["load small", "unload small"]
+
+
+def test_load_and_unload_speak_json(gateway: LiveGateway, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without progress."""
+    assert run(gateway, "load", "small", "--json") == 0
+    assert run(gateway, "unload", "small", "--node", "beast", "--json") == 0
+
+    out = capsys.readouterr().out
+    assert '"loaded"' in out
+    assert '"unloaded"' in out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["load", "broken"], "the file is cut short"),
+        (["unload", "small"], "is not loaded"),
+        (["load", "m", "--node", "attic"], "there are beast"),
+        (["chat", "nik", "hello"], "Did you mean 'nick'"),
+    ],
+)
+def test_what_the_gateway_refuses_is_one_line_and_code_1(
+    gateway: LiveGateway, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    """On stderr, without a trace."""
+    assert run(gateway, *words) == 1
+
+    said = capsys.readouterr().err
+    assert told in said
+    assert (said.startswith("cortex: "), len(said.splitlines())) == (True, 1)
+
+
+def test_chat_answers_one_question(gateway: LiveGateway, host: HostDouble, capsys: pytest.CaptureFixture[str]) -> None:
+    """Streamed as it comes, reasoning included; the options are sent."""
+    words = ("chat", "nick", "Capital of France?", "--system", "Be brief.", "--temperature", "0", "--max-tokens", "9")
+
+    assert run(gateway, *words) == 0
+
+    assert capsys.readouterr().out == "Hmm. Paris\n"
+    sent = next(seen.body for seen in host.seen if seen.path == "/v1/chat/completions")
+    assert [turn["role"] for turn in sent["messages"]] == ["system", "user"]
+    assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("m", 0.0, 9)
+
+
+def test_chat_reads_a_pipe(
+    gateway: LiveGateway, host: HostDouble, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`echo question | cortex chat m`."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("piped\n"))
+
+    assert run(gateway, "chat", "m") == 0
+
+    assert capsys.readouterr().out == "Hmm. Paris\n"
+    assert any(b"piped" in seen.raw for seen in host.seen)
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "not a url"])
+def test_without_a_gateway_the_way_out_is_told(endpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """How to start one, or what a URL looks like."""
+    assert cli.run(["status", "--endpoint", endpoint]) == 1
+
+    said = capsys.readouterr().err
+    assert "cortex up" in said or "is not a URL" in said
+
+
+@pytest.mark.parametrize(
+    "words", [["stats"], ["status", "--frobnicate"], ["up", "--port", "x"], ["load"], ["up", "--quant", "int3"]]
+)
+def test_bad_usage_is_code_2(words: list[str]) -> None:
+    """As everywhere."""
+    assert cli.run(words) == 2
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command is in the help."""
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("cortex ")
+    assert cli.run(["--help"]) == 0
+
+    shown = capsys.readouterr().out
+    assert all(f" {name} " in shown for name in ("serve", "up", "status", "models", "load", "unload", "chat"))
+
+
+def test_a_wrong_config_stops_serve_with_its_problems(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything listens."""
+    path = tmp_path / "cortex.toml"
+    path.write_text("[gateway]\nlistn = 1\n")
+
+    assert cli.run(["serve", "--config", str(path)]) == 1
+
+    assert "gateway.listn: is not a key here" in capsys.readouterr().err
+
+
+def test_serve_answers_logs_and_ends_on_sigterm(tmp_path: pathlib.Path) -> None:
+    """A real process: one line per request on stderr, exit code 0."""
+    path = tmp_path / "cortex.toml"
+    path.write_text(
+        '[gateway]\nlisten = "127.0.0.1:0"\nmetrics_listen = "127.0.0.1:0"\ndrain_secs = 1\n'
+        '[[neurons]]\nname = "a"\nendpoint = "http://127.0.0.1:9"\n'
+    )
+    command = [sys.executable, "-m", "cortex_gateway", "serve", "--config", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            line = process.stderr.readline()
+            while " answers at " not in line:
+                assert line, "it ended at start"
+                line = process.stderr.readline()
+            url = line.split(" answers at ")[1].split(",")[0]
+            health = httpx.get(f"{url}/health", trust_env=False).json()
+            process.send_signal(signal.SIGTERM)
+            rest = process.stderr.read()
+        finally:
+            process.terminate()
+    assert health == {"status": "degraded", "nodes": {"healthy": 0, "total": 1}}
+    assert "GET /health 200" in rest
+    assert process.returncode == 0
+
+
+def test_a_taken_port_is_named_with_its_setting(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the command ends with 1."""
+    with live_gateway({}) as it:
+        port = it.url.rpartition(":")[2]
+        path = tmp_path / "cortex.toml"
+        path.write_text(f'[gateway]\nlisten = "127.0.0.1:{port}"\n[[neurons]]\nname = "a"\nendpoint = "http://a"\n')
+
+        assert cli.run(["serve", "--config", str(path)]) == 1
+
+    assert f"port {port} on 127.0.0.1 is taken by another program; choose another with [gateway] listen" in (
+        capsys.readouterr().err
+    )
