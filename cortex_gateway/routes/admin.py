@@ -95,7 +95,7 @@ async def _unload(it: Exchange, body: bytes) -> None:
 def _asked(body: bytes, kind: type[UnloadBody]) -> dict[str, Any]:
     """The body's fields. Raises MalformedJson, InvalidBody."""
     try:
-        return msgspec.structs.asdict(msgspec.json.decode(body, type=kind))
+        return msgspec.structs.asdict(msgspec.convert(msgspec.json.decode(body), kind))
     except msgspec.ValidationError as error:
         raise InvalidBody(f"The body cannot be used: {error}.") from error
     except (ValueError, RecursionError) as error:

@@ -86,7 +86,9 @@ class _Line(httpx.AsyncByteStream):
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Message) -> None:
-        if not self._closed.is_set():
+        if self._closed.is_set():
+            await asyncio.sleep(0)  # a server drops it, and lets others run
+        else:
             await self._out.put(message)
 
     def _scope(self) -> dict[str, Any]:
