@@ -160,7 +160,7 @@ def target_of(model: str) -> Target:
         raise UpError(f"--model {model}: there is no such file or folder")
     hub = HUB.fullmatch(model)
     if hub is not None:
-        return Target(id=hub["repo"], source=model if model != hub["repo"] else None)
+        return Target(id=hub["repo"], source=None if model == hub["repo"] else f"hf:{model.removeprefix('hf:')}")
     return Target(id=ALIASES.get(model, model))
 
 
