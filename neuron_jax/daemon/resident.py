@@ -60,7 +60,6 @@ class Resident:
         self._plan = plan
         self._listeners: list[Listener] = []
         self._ending: asyncio.Task[None] | None = None
-        self._path: Path | None = None
         self._text: ModelText | None = None
         self._admission: Admission | None = None
         self._supervisor: Supervisor | None = None
@@ -189,9 +188,9 @@ class Resident:
             _log.error("loading %s failed: %s: %s", self.id, self.error.kind, self.error.message)
 
     async def _load_steps(self) -> None:
-        self._path = await self._fetch()
-        self._text = await asyncio.to_thread(read_text, self._path)
-        spec = self._plan.engine_spec(self._path)
+        path = await self._fetch()
+        self._text = await asyncio.to_thread(read_text, path)
+        spec = self._plan.engine_spec(path)
         self._supervisor = Supervisor(self.id, lambda: self._start(spec), changed=self._changed)
         await self._supervisor.started()
         assert self._supervisor.engine is not None

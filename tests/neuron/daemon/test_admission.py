@@ -1,0 +1,94 @@
+"""The queue in front of a model, without a model."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from neuron_jax.daemon.admission import Admission
+from neuron_jax.daemon.problems import Problem, unavailable
+
+
+def queue(seats: int = 2, depth: int = 2, wait: float = 60.0) -> Admission:
+    return Admission(seats=seats, max_queue_depth=depth, max_wait_secs=wait)
+
+
+def run(use: Callable[[], Awaitable[Any]]) -> Any:
+    async def main() -> Any:
+        return await use()
+
+    return asyncio.run(main())
+
+
+def test_seats_are_given_in_order() -> None:
+    """Whoever came first sits first, even when a later one would fit now."""
+
+    async def use() -> None:
+        admission = queue(seats=3)
+        with ExitStack() as sitting:
+            first = sitting.enter_context(admission.enter(2))
+            with admission.enter(2) as big, admission.enter(1) as small:
+                assert (first.held, big.held, small.held) == (True, False, False)
+                assert (admission.in_flight, admission.queued) == (2, 2)
+                sitting.close()
+                assert (big.held, small.held, admission.in_flight) == (True, True, 3)
+        assert (admission.in_flight, admission.queued) == (0, 0)
+
+    run(use)
+
+
+def test_more_answers_than_seats_take_them_all() -> None:
+    """n may be larger than the engine's slots: the engine queues the rest itself."""
+
+    async def use() -> None:
+        with queue(seats=2).enter(16) as ticket:
+            assert (ticket.held, ticket.seats) == (True, 2)
+
+    run(use)
+
+
+def test_a_full_line_refuses() -> None:
+    """Retry-After grows with the line, and the refusal is counted."""
+
+    async def use() -> None:
+        admission = queue(seats=1, depth=1)
+        with admission.enter(1), admission.enter(1), pytest.raises(Problem) as raised:
+            admission.enter(1)
+        assert (raised.value.status, raised.value.retry_after) == (503, 4)
+        assert admission.counts.rejected_queue_full == 1
+
+    run(use)
+
+
+def test_leaving_the_line_gives_the_place_to_the_next() -> None:
+    """A request that is cancelled while it waits holds nobody up."""
+
+    async def use() -> None:
+        admission = queue(seats=1)
+        with admission.enter(1):
+            gone, next_ = admission.enter(1), admission.enter(1)
+            with gone:
+                pass
+            assert admission.queued == 1
+        assert await next_.wait(0)
+        with next_:
+            assert admission.in_flight == 1
+        assert (admission.in_flight, admission.queued) == (0, 0)
+
+    run(use)
+
+
+def test_everybody_in_line_can_be_sent_away() -> None:
+    """When the model goes, those who wait get its reason."""
+
+    async def use() -> None:
+        admission = queue(seats=1)
+        with admission.enter(1), admission.enter(1) as waiting:
+            admission.fail(unavailable("the model is gone"))
+            with pytest.raises(Problem, match="the model is gone"):
+                await waiting.wait(1)
+        assert admission.in_flight == 0
+
+    run(use)

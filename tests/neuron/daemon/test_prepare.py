@@ -1,0 +1,79 @@
+"""From a checked request to what the engine gets: sampling, seeds, limits, stop ids."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuron_jax.daemon.generation import Job
+from neuron_jax.daemon.model_text import read_text
+from neuron_jax.daemon.prepare import Outside, chat_job, completion_job
+from neuron_jax.daemon.problems import Problem
+from neuron_jax.daemon.schema import read_chat, read_completion
+from neuron_jax.workers.frames import Sampling
+from tests.fakes.tiny_model import END, write_tiny_model
+
+OUTSIDE = Outside(id="x", seed=7, created=1, max_context=100)
+
+
+def job(folder: Path, advice: dict[str, Any] | None = None, **fields: Any) -> Job:
+    """The job of a chat with the one message `hi`, which is 5 tokens."""
+    write_tiny_model(folder)
+    if advice is not None:
+        (folder / "generation_config.json").write_text(json.dumps(advice))
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
+    return chat_job(read_chat(body), read_text(folder), OUTSIDE)
+
+
+def test_nothing_said_is_neutral(tmp_path: Path) -> None:
+    """Temperature 1 and a drawn seed; the answer may fill the context."""
+    prompt = job(tmp_path).prompts[0]
+
+    assert prompt.sampling == Sampling(seed=7)
+    assert (len(prompt.ids), prompt.max_tokens, prompt.stop_ids, prompt.ignore_eos) == (5, 95, (END,), False)
+
+
+def test_the_request_wins_over_the_models_advice(tmp_path: Path) -> None:
+    """Request, then generation_config, then neutral."""
+    advice = {"temperature": 0.2, "top_p": 0.9, "top_k": 20, "do_sample": True, "max_length": 9}
+    sampling = job(tmp_path, advice, top_p=0.5, presence_penalty=1).prompts[0].sampling
+
+    assert sampling == Sampling(temperature=0.2, top_p=0.5, top_k=20, presence_penalty=1.0, seed=7)
+
+
+def test_seeds_count_up_over_the_choices(tmp_path: Path) -> None:
+    """Choice i has seed + i, so that one of them can be asked for again alone; it wraps at 64 bits."""
+    seeds = [prompt.sampling.seed for prompt in job(tmp_path, n=3, seed=-2).prompts]
+
+    assert seeds == [2**64 - 2, 2**64 - 1, 0]
+
+
+def test_more_tokens_than_the_context_has_are_capped(tmp_path: Path) -> None:
+    """A large max_tokens is what clients send to say "as much as there is"."""
+    assert job(tmp_path, max_tokens=10_000).prompts[0].max_tokens == 95
+
+
+@pytest.mark.parametrize(
+    ("fields", "stop_ids", "ignore"),
+    [
+        ({"stop_token_ids": [65, END]}, (END, 65), False),
+        ({"ignore_eos": True}, (), True),
+        ({"ignore_eos": True, "stop_token_ids": [65]}, (65,), False),
+    ],
+)
+def test_stop_ids(tmp_path: Path, fields: dict[str, Any], stop_ids: tuple[int, ...], ignore: bool) -> None:
+    """ignore_eos forgets the end tokens, not the ids the client named."""
+    prompt = job(tmp_path, **fields).prompts[0]
+
+    assert (prompt.stop_ids, prompt.ignore_eos) == (stop_ids, ignore)
+
+
+def test_one_long_prompt_refuses_the_whole_batch(tmp_path: Path) -> None:
+    """Every prompt of a batch must fit."""
+    request = read_completion({"model": "m", "prompt": ["a", "b" * 100]})
+
+    with pytest.raises(Problem) as raised:
+        completion_job(request, read_text(write_tiny_model(tmp_path)), OUTSIDE)
+
+    assert raised.value.code == "context_length_exceeded"
