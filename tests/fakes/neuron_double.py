@@ -187,10 +187,7 @@ def stream(path: str, body: Mapping[str, Any], answer: Answer) -> list[bytes]:
 
 def whole(path: str, body: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
     """A non-streamed answer: the deltas put together."""
-    merged: dict[str, Any] = {}
-    for delta in answer.deltas:
-        for key, value in delta.items():
-            merged[key] = merged[key] + value if key in merged else value
+    merged = _merged(answer.deltas)
     ending = {"index": 0, "finish_reason": answer.finish, "stop_reason": answer.stop_reason}
     if "chat" in path:
         choice = {"message": {"role": "assistant", "content": None, **merged}, **ending}
@@ -200,6 +197,20 @@ def whole(path: str, body: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
     usage = answer.usage(len(answer.deltas))
     head = {"id": "chatcmpl-double", "object": kind, "created": CREATED, "model": body["model"]}
     return {**head, "choices": [choice], "usage": usage}
+
+
+def _merged(deltas: Sequence[Delta]) -> dict[str, Any]:
+    """Text joined, tool calls put together by their index."""
+    merged: dict[str, Any] = {}
+    calls: dict[int, dict[str, Any]] = {}
+    for delta in deltas:
+        for key, value in delta.items():
+            if key != "tool_calls":
+                merged[key] = merged.get(key, "") + value
+        for piece in delta.get("tool_calls", ()):
+            call = calls.setdefault(piece["index"], {**piece, "function": {**piece["function"], "arguments": ""}})
+            call["function"]["arguments"] += piece["function"].get("arguments", "")
+    return {**merged, "tool_calls": list(calls.values())} if calls else merged
 
 
 @frozen
