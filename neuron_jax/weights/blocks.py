@@ -99,7 +99,7 @@ def _q3_k(raw: Bytes) -> Floats:
     """32 bytes of inverted third bits, 2-bit weights, 16 packed 6-bit scales, d."""
     high = _fields(raw[:, :32].reshape(-1, 1, 32), 1).reshape(-1, 16, 16)
     low = _fields(raw[:, 32:96].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
-    weights = low.astype(np.float32) - 4 * (high == 0)
+    weights = low.astype(np.float32) - 4 * (high == 0).astype(np.float32)
     scales = _half(raw[:, 108:110]) * (_q3_scales(raw[:, 96:108]) - 32)
     values: Floats = scales[..., None] * weights
     return values.reshape(-1, _SUPER)

@@ -106,6 +106,11 @@ def _config(path: Path, file: GgufFile) -> dict[str, Any]:
     if family != "llama":
         raise bad_checkpoint(path, [f"general.architecture is {family!r}; known is 'llama'"])
     misfits = [f"{family}.{key} is missing" for key in _REQUIRED if f"{family}.{key}" not in header]
+    misfits += [
+        f"{family}.{key} is {header[f'{family}.{key}']!r}, must be a positive number"
+        for key in (*_REQUIRED, *_OPTIONAL)
+        if f"{family}.{key}" in header and not _positive(header[f"{family}.{key}"])
+    ]
     misfits += [f"tensor {name} is missing" for name in ("token_embd.weight",) if name not in file.tensors]
     if header.get(f"{family}.expert_count", 0):
         misfits.append(
@@ -126,6 +131,10 @@ def _config(path: Path, file: GgufFile) -> dict[str, Any]:
         "bos_token_id": header.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": header.get("tokenizer.ggml.eos_token_id"),
     }
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:

@@ -157,7 +157,9 @@ def _misfits(name: str, entry: _Entry, available: int) -> list[str]:
     if entry.dtype not in _DTYPES:
         return [f"{name} has dtype {entry.dtype}; readable are {', '.join(_DTYPES)}"]
     begin, end = entry.data_offsets
+    if min((*entry.shape, begin)) < 0:
+        return [f"{name} has a negative size: shape {list(entry.shape)}, bytes {begin} to {end}"]
     size = prod(entry.shape) * np.dtype(_DTYPES[entry.dtype]).itemsize
-    if begin < 0 or end - begin != size:
+    if end - begin != size:
         return [f"{name} {entry.shape} {entry.dtype} takes {size} bytes but has {end - begin}"]
     return [f"cut short: {name} ends at byte {end} of {available}"] if end > available else []

@@ -1,0 +1,169 @@
+"""The GGUF reader: header values, Hugging Face names and row order, and every way a file can be broken."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.registry import build
+from neuron_jax.weights.checkpoint import open_checkpoint
+from neuron_jax.weights.errors import WeightsError
+from neuron_jax.weights.gguf import GgufFile
+from neuron_jax.weights.gguf_llama import GgufCheckpoint, halves_from_pairs, hf_name
+from tests.fakes.weight_files import GGUF_LLAMA, gguf_tensors, write_gguf
+
+
+def written(folder: Path, tensors: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """A tiny llama, with header keys changed (None removes; dots are written as __)."""
+    header = GGUF_LLAMA | {key.replace("__", "."): value for key, value in changes.items()}
+    path = folder / "tiny.gguf"
+    write_gguf(path, {k: v for k, v in header.items() if v is not None}, gguf_tensors() if tensors is None else tensors)
+    return path
+
+
+def misfits(path: Path) -> list[str]:
+    with pytest.raises(WeightsError) as caught:
+        open_checkpoint(path)
+    assert caught.value.kind == "bad_checkpoint"
+    return list(caught.value.extras["misfits"])
+
+
+def test_header_values_come_as_python_values(tmp_path: Path) -> None:
+    """Strings, lists, integers, floats and booleans survive."""
+    path = written(tmp_path, x__flag=True, x__numbers=[1, 2, 3], x__share=0.5)
+    with GgufFile(path) as file:
+        found = file.metadata
+
+    assert (found["x.flag"], found["x.numbers"], found["x.share"]) == (True, [1, 2, 3], 0.5)
+    assert found["tokenizer.ggml.tokens"] == ["a", "b", "c", "é"]
+
+
+def test_the_header_becomes_a_config(tmp_path: Path) -> None:
+    """The config builds a model that wants exactly the file's tensors."""
+    with open_checkpoint(written(tmp_path)) as checkpoint:
+        model = build(checkpoint.config)
+        wanted = {part.name: part.shape for rule in model.rules for part in getattr(rule, "parts", ())}
+
+        assert wanted == {name: info.shape for name, info in checkpoint.tensors.items()}
+        assert checkpoint.config["tie_word_embeddings"] is True
+
+
+def test_rows_of_q_and_k_are_unpermuted(tmp_path: Path) -> None:
+    """The file's interleaved rotary pairs come out as two halves per head; v is left alone."""
+    tensors = gguf_tensors()
+    _, shape, raw = tensors["blk.0.attn_q.weight"]
+    stored = np.frombuffer(raw, np.float32).reshape(shape)
+    with open_checkpoint(written(tmp_path)) as checkpoint:
+        q = checkpoint.read("model.layers.0.self_attn.q_proj.weight")
+        v = checkpoint.read("model.layers.0.self_attn.v_proj.weight")
+
+    np.testing.assert_array_equal(q, stored[[0, 2, 1, 3, 4, 6, 5, 7]])
+    np.testing.assert_array_equal(v.tobytes(), tensors["blk.0.attn_v.weight"][2])
+
+
+def test_unpermuting_inverts_the_converter() -> None:
+    """What the GGUF converter does to q and k (split halves, swap, flatten) is undone, for matrices and biases."""
+    for shape in ((12, 5), (12,)):
+        original = np.arange(np.prod(shape)).reshape(shape)
+        permuted = np.swapaxes(original.reshape(2, 2, 3, *shape[1:]), 1, 2).reshape(shape)
+
+        np.testing.assert_array_equal(halves_from_pairs(permuted, 2), original)
+
+
+def test_rope_factors_become_a_scaling(tmp_path: Path) -> None:
+    """Llama 3's rope_freqs tensor goes into the config, not to the model's tensors."""
+    factors = np.array([1.0, 8.0], "<f4")
+    path = written(tmp_path, gguf_tensors() | {"rope_freqs.weight": (0, (2,), factors.tobytes())})
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.config["rope_scaling"] == {"rope_type": "factors", "factors": [1.0, 8.0]}
+        assert "rope_freqs.weight" not in checkpoint.tensors
+        build(checkpoint.config)
+
+
+def test_a_window_makes_it_a_mistral(tmp_path: Path) -> None:
+    """GGUF calls Mistral a llama; its window tells them apart."""
+    with open_checkpoint(written(tmp_path, llama__attention__sliding_window=16)) as checkpoint:
+        assert checkpoint.config["architectures"] == ["MistralForCausalLM"]
+        assert checkpoint.config["sliding_window"] == 16
+
+
+def test_unknown_tensors_keep_their_names() -> None:
+    """A tensor that nobody knows is reported under the name the user can find in the file."""
+    assert hf_name("blk.3.ffn_up.weight") == "model.layers.3.mlp.up_proj.weight"
+    assert hf_name("blk.3.attn_wild.weight") == "blk.3.attn_wild.weight"
+    assert hf_name("token_embd.weight") == "model.embed_tokens.weight"
+
+
+def test_a_file_cut_anywhere_is_refused_whole(tmp_path: Path) -> None:
+    """At every hundredth length the error is ours, and a file that lost tensor bytes lists each tensor that did."""
+    path = written(tmp_path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 101):
+        path.write_bytes(whole[:length])
+
+        assert misfits(path)
+
+    path.write_bytes(whole[:-700])
+    assert all(row.startswith("cut short: blk.0.ffn_") for row in misfits(path))
+    assert len(misfits(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("patch", "message"),
+    [
+        ((0, b"JUNK"), "it starts with b'JUNK'"),
+        ((4, struct.pack("<I", 9)), "version 9"),
+        ((8, struct.pack("<Q", 2**60)), "cut short"),
+        ((16, struct.pack("<Q", 2**60)), "cut short"),
+    ],
+)
+def test_a_damaged_header_is_told(tmp_path: Path, patch: tuple[int, bytes], message: str) -> None:
+    """Wrong magic, unknown version, impossible counts."""
+    path = written(tmp_path)
+    damaged = bytearray(path.read_bytes())
+    damaged[patch[0] : patch[0] + len(patch[1])] = patch[1]
+    path.write_bytes(damaged)
+
+    assert message in misfits(path)[0]
+
+
+def test_another_architecture_is_told(tmp_path: Path) -> None:
+    """The message has the name found and the one known."""
+    assert misfits(written(tmp_path, general__architecture="rwkv6")) == [
+        "general.architecture is 'rwkv6'; known is 'llama'"
+    ]
+
+
+def test_all_missing_keys_are_told(tmp_path: Path) -> None:
+    """Two keys and the embedding gone: three rows in one error."""
+    tensors = gguf_tensors()
+    del tensors["token_embd.weight"]
+    path = written(tmp_path, tensors, llama__block_count=None, llama__context_length=None)
+
+    assert misfits(path) == [
+        "llama.block_count is missing",
+        "llama.context_length is missing",
+        "tensor token_embd.weight is missing",
+    ]
+
+
+def test_an_unreadable_tensor_type_is_told(tmp_path: Path) -> None:
+    """The type's number, the tensor, and what is readable."""
+    tensors = gguf_tensors() | {"odd.weight": (99, (8,), b"\0" * 32)}
+
+    assert "odd.weight has ggml type 99; readable are F32" in misfits(written(tmp_path, tensors))[0]
+
+
+def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
+    """GGUF calls Mixtral a llama too; it is not one."""
+    assert "expert_count is 8" in misfits(written(tmp_path, llama__expert_count=8))[0]
+
+
+def test_the_demo_is_read_under_hugging_face_names(demo_gguf: Path) -> None:
+    """272 tensors, 134.5 million weights, none left under a GGUF name."""
+    with GgufCheckpoint(demo_gguf) as checkpoint:
+        assert len(checkpoint.tensors) == 272
+        assert sum(int(np.prod(info.shape)) for info in checkpoint.tensors.values()) == 134_515_008
+        assert all(name.startswith("model.") for name in checkpoint.tensors)
