@@ -17,6 +17,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Delta = Mapping[str, Any]
 CREATED = 1_700_000_000
+GENERATION = ("/v1/chat/completions", "/v1/completions")
 
 
 @frozen(kw_only=True)
@@ -92,11 +93,16 @@ class NeuronDouble:
             return
         request = Seen(scope["path"], _headers(scope), await _body(receive))
         self.seen.append(request)
-        if request.path in ("/v1/chat/completions", "/v1/completions"):
+        if request.path in GENERATION:
             await self._generate(request, receive, send)
         else:
             status, value = self._control(request)
             await _json(send, status, msgspec.json.encode(value))
+
+    @property
+    def asked(self) -> list[Seen]:
+        """What it was asked to generate; watching and counting left out."""
+        return [request for request in self.seen if request.path in GENERATION]
 
     def next_answer(self) -> Answer:
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
