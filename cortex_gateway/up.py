@@ -16,12 +16,13 @@ from attrs import field, frozen
 from rich.console import Console
 
 from cortex_gateway import child, serving
+from cortex_gateway.cli.api import message
 from cortex_gateway.cli.progress import LoadBars
 from cortex_gateway.config import Config, Gateway, Neuron
 from cortex_gateway.errors import CortexError
 from cortex_gateway.fleet.client import NeuronClient
 from cortex_gateway.fleet.messages import LoadSpec
-from cortex_gateway.placement.snapshot import ModelConfig
+from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig
 from cortex_gateway.settings import UserError
 
 ALIASES = {"demo": "smollm2-135m-instruct"}
@@ -204,14 +205,16 @@ async def _show(stage: Stage, listeners: serving.Listeners) -> None:
     out = stage.out
     async with child.child(stage.command, stage.log) as process, _alive(process, stage.log):
         out.print(f"[bold]cortex[/] on this machine, serving [bold]{stage.target.id}[/]")
-        await _answering(stage.neuron)
-        await _load(stage)
+        with LoadBars(out) as bars:
+            bars.report(LoadStatus(phase="starting"))
+            await _answering(stage.neuron)
+            await _load(stage, bars)
         async with serving.running(stage.config, listeners) as gateway:
             url = gateway.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
             _introduce(stage, url, gateway.metrics_url)
             for dialect in DIALECTS:
                 await _ask(dialect, url, stage)
-            out.print(f"\nready {gateway.url}", soft_wrap=True)
+            out.print(f"\nready {gateway.url}", style="bold", soft_wrap=True)
             stage.ready.set()
             if not stage.asked.once:
                 out.print("Ctrl-C stops it.", style="dim")
@@ -250,14 +253,13 @@ async def _answering(endpoint: str) -> None:
     raise UpError(f"the neuron did not answer at {endpoint} within {START_SECS:.0f} s")
 
 
-async def _load(stage: Stage) -> None:
+async def _load(stage: Stage, bars: LoadBars) -> None:
     spec = LoadSpec(model_id=stage.target.id, source=stage.target.source, quant=stage.asked.quant)
     async with httpx.AsyncClient(trust_env=False) as http:
-        with LoadBars(stage.out) as bars:
-            try:
-                await NeuronClient(http, NODE, stage.neuron).load(spec, timeout_secs=LOAD_SECS, report=bars.report)
-            except CortexError as error:
-                raise UpError(f"{spec.model_id} could not be loaded: {error.message}") from error
+        try:
+            await NeuronClient(http, NODE, stage.neuron).load(spec, timeout_secs=LOAD_SECS, report=bars.report)
+        except CortexError as error:
+            raise UpError(f"{spec.model_id} could not be loaded: {error.message}") from error
 
 
 def _introduce(stage: Stage, url: str, metrics_url: str) -> None:
@@ -291,18 +293,27 @@ async def _ask(dialect: Dialect, url: str, stage: Stage) -> None:
 
 async def _events(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
     """The events of our own gateway's answer. Raises UpError with its words when it refuses or breaks off."""
+    async with _mapped(path), http.stream("POST", path, json=body) as response:
+        if not response.is_success:
+            raise UpError(
+                f"{path} answered {response.status_code}: {(await response.aread()).decode(errors='replace')}"
+            )
+        async for line in response.aiter_lines():
+            if line.startswith("data:") and line[5:].strip() != "[DONE]":
+                yield _event(path, line[5:])
+
+
+def _event(path: str, data: str) -> dict[str, Any]:
+    event: dict[str, Any] = json.loads(data)
+    if "error" in event:
+        raise UpError(f"{path} failed midway: {message(event)}")
+    return event
+
+
+@contextlib.asynccontextmanager
+async def _mapped(path: str) -> AsyncIterator[None]:
     try:
-        async with http.stream("POST", path, json=body) as response:
-            if not response.is_success:
-                raise UpError(
-                    f"{path} answered {response.status_code}: {(await response.aread()).decode(errors='replace')}"
-                )
-            async for line in response.aiter_lines():
-                if line.startswith("data:") and line[5:].strip() != "[DONE]":
-                    event = json.loads(line[5:])
-                    if "error" in event:
-                        raise UpError(f"{path} failed midway: {event['error'].get('message')}")
-                    yield event
+        yield
     except httpx.HTTPError as error:
         raise UpError(f"{path} broke off: {error}") from error
 

@@ -174,6 +174,3 @@ class FleetSnapshot:
 
     nodes: tuple[Node, ...] = ()
     waiting: Mapping[str, int] = field(factory=dict)  # model -> requests that wait for it to be loaded
-
-    def node(self, name: str) -> Node | None:
-        return next((node for node in self.nodes if node.name == name), None)

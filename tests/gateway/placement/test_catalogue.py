@@ -120,11 +120,3 @@ def test_what_follows_from_a_models_entry(config: ModelConfig, priority: int, sh
 def test_defrag(it: Node, after: int, due: tuple[str, ...] | None) -> None:
     """One case of whether a node's engines are restarted."""
     assert defrag.due(it, after_cycles=after) == due
-
-
-def test_a_snapshot_finds_its_nodes_by_name() -> None:
-    """Or says that there is none."""
-    fleet = FleetSnapshot(nodes=(node("a"),))
-
-    assert fleet.node("a") is fleet.nodes[0]
-    assert fleet.node("b") is None
