@@ -12,7 +12,7 @@ from neuron_jax.weights.errors import WeightsError
 Report = Callable[[str, int, int, str], None]
 """Called with phase, done, total, unit."""
 
-_CHUNK = 1 << 20
+_REPORT_BYTES = 1 << 20
 _ATTEMPTS = 6
 _TIMEOUT = httpx.Timeout(30.0)
 
@@ -74,10 +74,14 @@ def _continue(client: httpx.Client, url: str, target: Path, report: Report) -> N
         done = have if resumed else 0
         total = done + int(response.headers.get("Content-Length", 0))
         with target.open("ab" if resumed else "wb") as file:
-            for chunk in response.iter_bytes(_CHUNK):
+            told = done
+            # Chunks as they come: larger ones would be lost when the connection breaks within one.
+            for chunk in response.iter_bytes():
                 file.write(chunk)
                 done += len(chunk)
-                report("download", done, max(done, total), "bytes")
+                if done - told >= _REPORT_BYTES or done == total:
+                    told = done
+                    report("download", done, max(done, total), "bytes")
 
 
 def _is_whole(response: httpx.Response, have: int) -> bool:

@@ -132,12 +132,14 @@ def _download(source: Hub, name: str, folder: Path, progress: type, endpoint: st
 
 def _calling(source: Hub, call: Callable[[], Any]) -> Any:
     """The one seam to huggingface_hub's errors."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors
+
+    # The base of its HTTP client's errors comes from httpx or httpx2, as its version has it.
+    transport: type[Exception] = vars(errors)["HTTPError"]
 
     try:
         return call()
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (transport, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError("repo_fetch_failed", f"{source.repo}: {reason}") from error
 

@@ -72,7 +72,7 @@ def parse_source(model: str) -> Source:
     if built_in is not None:
         return BuiltIn(built_in)
     path = Path(model).expanduser()
-    if not model.startswith("hf:") and (model.startswith(("/", ".", "~")) or path.exists()):
+    if not model.startswith("hf:") and (model.startswith(("/", ".", "~")) or (model and path.exists())):
         return GgufFile(path) if path.suffix == ".gguf" else Folder(path)
     match = _HUB.fullmatch(model.removeprefix("hf:"))
     if match is None:

@@ -1,0 +1,102 @@
+"""What `describe` finds in GGUF headers and in folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from neuron_jax.weights.describe import describe
+from neuron_jax.weights.errors import WeightsError
+from tests.fakes.weight_files import GGUF_LLAMA, gguf_tensors, write_gguf, write_safetensors
+
+
+def folder(path: Path, **files: Any) -> Path:
+    """A model folder; `files` are JSON files by stem."""
+    contents = {
+        "config": {"max_position_embeddings": 99, "bos_token_id": 1, "eos_token_id": 2},
+        "tokenizer": {"version": "1.0"},
+    } | files
+    for stem, value in contents.items():
+        (path / f"{stem}.json").write_text(json.dumps(value))
+    write_safetensors(path / "model.safetensors", {"x": np.zeros((3, 5), np.float16)})
+    return path
+
+
+def test_a_gguf_header_describes_its_model(tmp_path: Path) -> None:
+    """Context, ids, template, tokenizer keys and sizes come from the header alone."""
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, GGUF_LLAMA | {"tokenizer.ggml.eot_token_id": 3}, gguf_tensors())
+    found = describe(path)
+
+    assert (found.context_length, found.bos_id, found.eos_ids) == (64, 1, (2, 3))
+    assert found.chat_template == "{{ messages }}"
+    assert found.tokenizer.json is None
+    assert found.tokenizer.gguf is not None
+    assert found.tokenizer.gguf["tokenizer.ggml.tokens"] == ["a", "b", "c", "é"]
+    assert found.weight_bytes == 4 * found.parameters == 4 * (32 + 3 * 8 + 2 * 64 + 2 * 32 + 3 * 96)
+    assert found.generation_config == {}
+
+
+def test_advice_beside_a_gguf_counts(tmp_path: Path) -> None:
+    """generation_config.json in the same folder is the model's."""
+    write_gguf(tmp_path / "tiny.gguf", GGUF_LLAMA, gguf_tensors())
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.2}')
+
+    assert describe(tmp_path / "tiny.gguf").generation_config == {"temperature": 0.2}
+
+
+def test_a_folder_describes_its_model(tmp_path: Path) -> None:
+    """Ids come from generation_config.json before config.json; sizes from the tensor table."""
+    found = describe(folder(tmp_path, generation_config={"eos_token_id": [7, 8], "top_p": 0.5}))
+
+    assert (found.context_length, found.bos_id, found.eos_ids) == (99, 1, (7, 8))
+    assert found.generation_config["top_p"] == 0.5
+    assert (found.parameters, found.weight_bytes) == (15, 30)
+    assert found.tokenizer.json == b'{"version": "1.0"}'
+    assert found.chat_template is None
+
+
+@pytest.mark.parametrize(
+    "template", ["T", [{"name": "tool_use", "template": "X"}, {"name": "default", "template": "T"}]]
+)
+def test_a_chat_template_is_found_in_the_tokenizer_config(tmp_path: Path, template: Any) -> None:
+    """As text, or as the one named default."""
+    found = describe(folder(tmp_path, tokenizer_config={"chat_template": template}))
+
+    assert found.chat_template == "T"
+    assert found.eos_ids == (2,)
+
+
+def test_a_chat_template_file_comes_first(tmp_path: Path) -> None:
+    """chat_template.jinja wins over tokenizer_config.json."""
+    (tmp_path / "chat_template.jinja").write_text("file")
+
+    assert describe(folder(tmp_path, tokenizer_config={"chat_template": "T"})).chat_template == "file"
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    """A model that nobody can talk to is told before it is loaded."""
+    path = folder(tmp_path)
+    (path / "tokenizer.json").unlink()
+
+    with pytest.raises(WeightsError, match=r"has no tokenizer.json"):
+        describe(path)
+
+
+@pytest.mark.parametrize("length", [None, 0, "many"])
+def test_a_context_that_is_none_is_refused(tmp_path: Path, length: Any) -> None:
+    """The field's name and value are in the message."""
+    with pytest.raises(WeightsError, match=f"max_position_embeddings is {length!r}"):
+        describe(folder(tmp_path, config={"max_position_embeddings": length}))
+
+
+def test_the_demo_is_described(demo_gguf: Path) -> None:
+    """What its model card says."""
+    found = describe(demo_gguf)
+
+    assert (found.context_length, found.eos_ids, found.bos_id) == (8192, (2,), 1)
+    assert (found.generation_config["temperature"], found.generation_config["top_p"]) == (0.2, 0.9)
+    assert found.parameters == 134_515_008
+    assert found.chat_template is not None

@@ -1,0 +1,109 @@
+"""Hub repositories through huggingface_hub against a local server, and which of their files are meant."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from neuron_jax.weights.errors import WeightsError
+from neuron_jax.weights.hub import Hub, choose, fetch, locate
+from tests.fakes.file_server import FileServer, serving
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SAFETENSORS = {
+    "config.json": b'{"a": 1}',
+    "model.safetensors": b"\1" * 5000,
+    "tokenizer.json": b"{}",
+    "README.md": b"# no",
+    "pytorch_model.bin": b"no",
+}
+GGUFS = {"tiny.Q4_0.gguf": b"\2" * 300, "tiny.Q8_0.gguf": b"\3" * 600}
+
+
+def repository(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The paths that a hub answers for org/tiny at main."""
+    siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+    info = json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": siblings}).encode()
+    answers = {f"/org/tiny/resolve/main/{name}": content for name, content in files.items()}
+    answers |= {f"/org/tiny/resolve/{COMMIT}/{name}": content for name, content in files.items()}
+    return answers | {"/api/models/org/tiny": info, "/api/models/org/tiny/revision/main": info}
+
+
+def dressed(server: FileServer) -> None:
+    """The headers that huggingface_hub wants beside the bytes."""
+    for path, content in server.files.items():
+        etag = hashlib.sha1(content).hexdigest()
+        server.headers[path] = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
+
+
+def fetched(cache: Path, files: dict[str, bytes], source: Hub) -> tuple[Path, list[tuple[str, int, int, str]]]:
+    progress: list[tuple[str, int, int, str]] = []
+    with serving(repository(files)) as server:
+        dressed(server)
+        path = fetch(source, cache, lambda *row: progress.append(row), endpoint=server.url)
+    return path, progress
+
+
+def test_safetensors_arrive_with_what_belongs_to_them(tmp_path: Path) -> None:
+    """Weights, config and tokenizer; no other formats, no readme; progress ends at the total."""
+    path, progress = fetched(tmp_path, SAFETENSORS, Hub("org/tiny"))
+
+    assert path == locate(Hub("org/tiny"), tmp_path) == tmp_path / "hub" / "org" / "tiny@main"
+    assert {file.name for file in path.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert (path / "model.safetensors").read_bytes() == SAFETENSORS["model.safetensors"]
+    assert progress[-1] == ("download", 5010, 5010, "bytes")
+
+
+def test_a_gguf_is_taken_by_a_part_of_its_name(tmp_path: Path) -> None:
+    """`Q8_0` names one file of two, and only that one is fetched."""
+    path, _ = fetched(tmp_path, GGUFS, Hub("org/tiny", None, "q8_0"))
+
+    assert path.name == "tiny.Q8_0.gguf"
+    assert [file.name for file in path.parent.iterdir()] == ["tiny.Q8_0.gguf"]
+    assert locate(Hub("org/tiny", None, "tiny.Q8_0.gguf"), tmp_path) == path
+    assert locate(Hub("org/tiny", None, "Q4_0"), tmp_path) is None
+
+
+def test_a_missing_repository_is_told(tmp_path: Path) -> None:
+    """The error names the repository and nothing appears in the cache."""
+    with serving({}) as server, pytest.raises(WeightsError, match="org/tiny: ") as caught:
+        fetch(Hub("org/tiny"), tmp_path, lambda *_: None, endpoint=server.url)
+
+    assert caught.value.kind == "repo_fetch_failed"
+    assert locate(Hub("org/tiny"), tmp_path) is None
+
+
+def test_an_unreachable_hub_is_told(tmp_path: Path) -> None:
+    """A refused connection is a load error, not a crash."""
+    with serving({}) as server:
+        url = server.url
+    with pytest.raises(WeightsError) as caught:
+        fetch(Hub("org/tiny"), tmp_path, lambda *_: None, endpoint=url)
+
+    assert caught.value.kind == "repo_fetch_failed"
+
+
+@pytest.mark.parametrize(
+    ("names", "file", "kind"),
+    [
+        (["README.md"], None, "empty_repo"),
+        (["model.safetensors"], None, "empty_repo"),
+        (["a.Q4_0.gguf", "a.Q8_0.gguf"], None, "quant_not_found"),
+        (["a.Q4_0.gguf", "a.Q8_0.gguf"], "Q5_K", "quant_not_found"),
+        (["a.Q4_0.gguf", "b.Q4_0.gguf"], "Q4_0", "quant_not_found"),
+    ],
+)
+def test_what_cannot_be_chosen_is_told(names: list[str], file: str | None, kind: str) -> None:
+    """Nothing usable, or not exactly one; the second lists what there is."""
+    with pytest.raises(WeightsError) as caught:
+        choose(Hub("org/tiny", None, file), names)
+
+    assert caught.value.kind == kind
+    assert kind == "empty_repo" or caught.value.extras["available"] == names
+
+
+@pytest.mark.parametrize(("file", "chosen"), [(None, "a.Q4_K_M.gguf"), ("q4_k_m", "a.Q4_K_M.gguf")])
+def test_a_single_gguf_needs_no_name(file: str | None, chosen: str) -> None:
+    """One file is the one that is meant."""
+    assert choose(Hub("org/tiny", None, file), ["README.md", "a.Q4_K_M.gguf"]) == [chosen]
