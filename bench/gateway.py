@@ -3,9 +3,10 @@
 Method. Three processes on this machine: the do-nothing neuron (tests/fakes/neuron_double.py), a gateway in front of it
 (`cortex serve` with one neuron), and this client on plain sockets with kept connections. Requests go to the neuron and
 to the gateway in turn, so that both see the same machine; what the gateway adds is the difference of the medians, and of
-the 99th percentiles. Streams go through the gateway alone, one after another; chunks per second are counted by the
-client's clock and by the gateway's own processor time (`/proc/PID/stat`): the second is what one core would relay if
-nothing else ran. The first tenth of everything warms up and is not counted. No test runs this.
+the 99th percentiles. The gateway's processor time per request says the same on a machine that is busy with other things.
+Streams go through the gateway alone, one after another; chunks per second are counted by the client's clock and by the
+gateway's own processor time (`/proc/PID/stat`): the second is what one core would relay if nothing else ran. The first
+tenth of everything warms up and is not counted. No test runs this.
 
     python bench/gateway.py [--requests 2000] [--streams 20] [--chunks 2000] [--json]
 """
@@ -47,13 +48,16 @@ def main() -> None:
 
 
 def _measure(told: argparse.Namespace, neuron_port: int, port: int, pid: int) -> dict[str, float]:
+    cpu = _cpu_seconds(pid)
     added = _latencies(neuron_port, port, told.requests)
+    cpu = _cpu_seconds(pid) - cpu
     relayed = {name: _relay(port, name, told.streams, told.chunks, pid) for name in DIALECTS}
     return {
         "direct_p50_ms": added[0],
         "gateway_p50_ms": added[1],
         "added_p50_ms": added[1] - added[0],
         "added_p99_ms": added[3] - added[2],
+        "gateway_cpu_ms_per_request": cpu * 1000 / told.requests,
         **{f"{name}_chunks_per_s": wall for name, (wall, _) in relayed.items()},
         **{f"{name}_chunks_per_cpu_s": cpu for name, (_, cpu) in relayed.items()},
     }

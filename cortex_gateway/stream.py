@@ -58,10 +58,10 @@ class Client:
             message = await self._receive()
             if message["type"] != "http.request":
                 raise ClientGoneError
-            more = message["more_body"]
-            size += len(message["body"])
+            piece, more = message.get("body", b""), message.get("more_body", False)
+            size += len(piece)
             if size <= limit_bytes:
-                pieces.append(message["body"])
+                pieces.append(piece)
             elif size > 2 * limit_bytes:  # a little is read and thrown away, so that the client gets to read the answer
                 more = False
         if size > limit_bytes:

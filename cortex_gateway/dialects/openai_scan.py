@@ -18,6 +18,7 @@ _TOKEN = re.compile(rb'"(?:content|reasoning_content|reasoning|text)": ?"(?=[^"]
 _OVERLAP = 32  # no match is longer
 _KEEP = 8192  # the last bytes hold the usage, [DONE] and any error
 _HOLD = 256 << 10  # an event larger than this is passed on in pieces
+_BLANKS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\][\r\n]*\Z")
 _ERROR = re.compile(rb'(?:^|[\r\n])data: ?(\{ ?"error"[^\r\n]*)[\r\n]*\Z')
 _COMMENT = re.compile(rb"(?:^|[\r\n]): usage (\{[^\r\n]*\})")
@@ -51,9 +52,9 @@ class StreamRelay:
         if self._held:
             chunk = self._held + chunk
             self._held = b""
-        if chunk.endswith(b"\n\n") or b"\r" in chunk or len(chunk) > _HOLD:
+        if chunk.endswith(_BLANKS) or len(chunk) > _HOLD:
             return chunk
-        end = chunk.rfind(b"\n\n") + 2 if b"\n\n" in chunk else 0
+        end = max(chunk.rfind(blank) + len(blank) if blank in chunk else 0 for blank in _BLANKS)
         self._held = chunk[end:]
         return chunk[:end]
 

@@ -1,5 +1,6 @@
 """One request from its body to its record: routed, sent on, retried, answered; knows HTTP and the fleet, no dialect."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
@@ -8,7 +9,7 @@ from attrs import frozen
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from cortex_gateway.dialects import openai_errors
-from cortex_gateway.errors import UpstreamMalformed, UpstreamReadFailed, UpstreamUnreachable
+from cortex_gateway.errors import ShuttingDown, UpstreamMalformed, UpstreamReadFailed, UpstreamUnreachable
 from cortex_gateway.routes.failures import Spelling, refusal, report
 from cortex_gateway.routes.gateway import Gateway, Record
 from cortex_gateway.stream import Client, ClientGoneError
@@ -159,8 +160,8 @@ def exchange(
             record.outcome = "cancelled"
         except Exception as error:  # noqa: BLE001 -- the last place where the client can still be told
             record.failed(await report(client, error, spelling))
-        except BaseException:
-            record.outcome = "cancelled"
+        except asyncio.CancelledError:  # the server stops, and has waited long enough for this one
+            record.failed(await report(client, ShuttingDown("The gateway is going down."), spelling))
             raise
         finally:
             if dialect is not None:

@@ -94,6 +94,8 @@ async def report(client: Client, error: Exception, spelling: Spelling) -> Failur
     failure = failure_of(error)
     if failure is INTERNAL:
         LOG.error("request %s failed", client.request_id, exc_info=error)
+    if client.ended:
+        return failure
     if client.started:
         await client.end(spelling.event(failure, client.request_id))
     else:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import httpx
 from attrs import define, field
 
-from cortex_gateway.errors import CortexError, ModelNotFound
+from cortex_gateway.errors import ModelNotFound
 from cortex_gateway.metrics import RequestRecord
 from cortex_gateway.placement.catalogue import Location, ModelEntry
 from cortex_gateway.placement.snapshot import FleetSnapshot, Limit, LoadStatus, Node, Replica
@@ -128,8 +128,3 @@ class MetricsDouble:
 
     def observe_request(self, record: RequestRecord) -> None:
         self.records.append(record)
-
-
-def refusing(error: CortexError) -> Callable[[httpx.AsyncBaseTransport], FleetDouble]:
-    """A fleet whose every acquire ends in `error`."""
-    return lambda transport: FleetDouble(transport, error=error)

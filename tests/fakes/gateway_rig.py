@@ -24,6 +24,14 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
+class Sent(list[Any]):
+    """ASGI messages as they come; `begun` is set with the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = asyncio.Event()
+
+
 @define
 class Rig:
     neuron: NeuronDouble
@@ -45,15 +53,19 @@ class Rig:
         finally:
             await response.aclose()
 
-    async def asgi(self, request: Mapping[str, Any], *messages: Mapping[str, Any]) -> list[Any]:
-        """What the app sends for a scope and a body that may come in pieces, or never."""
-        inbox, sent = list(messages), []
+    async def asgi(
+        self, request: Mapping[str, Any], *messages: Mapping[str, Any], sent: "Sent | None" = None
+    ) -> "Sent":
+        """What the app sends, into `sent` as it comes, for a scope and a body that may come in pieces, or never."""
+        inbox = list(messages)
+        sent = Sent() if sent is None else sent
 
         async def receive() -> Any:
             return inbox.pop(0) if inbox else await asyncio.Event().wait()
 
         async def send(message: Any) -> None:
             sent.append(message)
+            sent.begun.set()
 
         scope = {
             "type": "http",

@@ -31,11 +31,12 @@ def test_every_byte_goes_through_in_order(stream: bytes) -> None:
         assert relayed(chunks)[1] == stream
 
 
-def test_only_whole_events_are_sent() -> None:
-    """A heartbeat or an error event can come between any two sends."""
-    stream = role() + delta(content="a") + finish("stop") + DONE
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_only_whole_events_are_sent(end: bytes) -> None:
+    """A heartbeat or an error event can come between any two sends, whatever ends the lines."""
+    stream = (role() + delta(content="a") + finish("stop") + DONE).replace(b"\n", end)
     for chunks in cuts(stream):
-        assert all(not sent or sent.endswith(b"\n\n") for sent in relayed(chunks)[2])
+        assert all(not sent or sent.endswith(end * 2) for sent in relayed(chunks)[2])
 
 
 def test_an_event_cut_by_a_broken_line_is_kept_back() -> None:

@@ -5,10 +5,11 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from cortex_gateway.errors import CortexError, LoadFailed, ModelRecovering, NoHealthyNode, Overloaded
-from tests.fakes.gateway_rig import CHAT, COMPLETIONS, MESSAGES, Rig, payloads, run, settled
+from tests.fakes.gateway_rig import BODIES, CHAT, COMPLETIONS, MESSAGES, Rig, Sent, payloads, run, settled
 from tests.fakes.neuron_double import Answer, NeuronDouble
 
 BEATS = {CHAT: b":\n\n", COMPLETIONS: b":\n\n", MESSAGES: b'event: ping\ndata: {"type":"ping"}\n\n'}
@@ -247,3 +248,30 @@ def test_when_every_node_is_down_it_says_so(path: str, streaming: bool) -> None:
         assert "could not be reached" in response.json()["error"]["message"]
 
     run(scenario, nodes={"a": None, "b": None}, beat_seconds=5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("beats", [0, 1])
+def test_a_gateway_that_stops_says_so(path: str, beats: int) -> None:
+    """503 where nothing was sent yet, else an error event: nobody takes the end of the program for the end of an answer."""
+    body = msgspec.json.encode({**BODIES[path], "stream": True})
+    scope = {"method": "POST", "path": path, "raw_path": path.encode()}
+
+    async def scenario(rig: Rig, gate: asyncio.Event) -> None:
+        sent = Sent()
+        serving = asyncio.create_task(
+            rig.asgi(scope, {"type": "http.request", "body": body, "more_body": False}, sent=sent)
+        )
+        await settled()
+        if beats:
+            await sent.begun.wait()
+        serving.cancel()
+        await asyncio.wait((serving,))
+
+        assert serving.cancelled()
+        assert sent[0]["status"] == (200 if beats else 503)
+        assert b"going down" in sent[-1]["body"]
+        assert sent[-1]["more_body"] is False
+        assert rig.fleet.abandoned == 1
+
+    gated(scenario, beat_seconds=0.01 if beats else 5)
