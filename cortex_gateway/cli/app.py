@@ -26,6 +26,7 @@ from cortex_gateway.settings import UserError
 
 Endpoint = Annotated[str, Parameter(name=["--endpoint", "-e"], env_var="CORTEX_ENDPOINT", help="The gateway to ask.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the gateway's JSON instead of a table.")]
+Model = Annotated[str, Parameter(help="An id or an alias.")]
 DEFAULT_ENDPOINT = "http://localhost:31313"
 
 
@@ -109,7 +110,7 @@ def models(*, endpoint: Endpoint = DEFAULT_ENDPOINT, json: Json = False) -> int:
 
 @app.command
 def load(
-    model: str,
+    model: Model,
     *,
     node: Annotated[str | None, Parameter(help="Load it on this node; else where it fits best.")] = None,
     quant: Annotated[str | None, Parameter(help="auto, none, or a scheme that the neuron knows.")] = None,
@@ -117,13 +118,7 @@ def load(
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     json: Json = False,
 ) -> int:
-    """Load a model and wait until it serves.
-
-    Parameters
-    ----------
-    model
-        An id or an alias.
-    """
+    """Load a model and wait until it serves."""
     asked = {"model": model, "node": node, "quant": quant, "tensor_parallel": tensor_parallel}
     body = {name: value for name, value in asked.items() if value is not None}
     if json:
@@ -144,19 +139,13 @@ def load(
 
 @app.command
 def unload(
-    model: str,
+    model: Model,
     *,
     node: Annotated[str | None, Parameter(help="Unload it there only.")] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     json: Json = False,
 ) -> int:
-    """Unload a model once its running requests have ended.
-
-    Parameters
-    ----------
-    model
-        An id or an alias.
-    """
+    """Unload a model once its running requests have ended."""
     answer = Api(endpoint).post("/admin/unload", {"model": model} | ({"node": node} if node else {}))
     if json:
         _print_json(answer)
@@ -167,23 +156,17 @@ def unload(
 
 @app.command
 def chat(
-    model: str,
-    prompt: str | None = None,
+    model: Model,
+    prompt: Annotated[
+        str | None, Parameter(help="Ask this one thing and end. Absent: what is piped in, else a conversation.")
+    ] = None,
     *,
     system: Annotated[str | None, Parameter(help="A system message to begin with.")] = None,
     temperature: Annotated[float | None, Parameter(help="0 = always the likeliest token.")] = None,
     max_tokens: Annotated[int | None, Parameter(help="The longest answer, in tokens.")] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
 ) -> int:
-    """Talk to a model in the terminal.
-
-    Parameters
-    ----------
-    model
-        An id or an alias.
-    prompt
-        Ask this one thing and end. Absent: what is piped in, else a conversation.
-    """
+    """Talk to a model in the terminal."""
     options = {"temperature": temperature, "max_tokens": max_tokens}
     talk = Chat(
         api=Api(endpoint),

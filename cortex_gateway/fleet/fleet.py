@@ -103,7 +103,7 @@ class Fleet:
             self._watchers[host.name] = Watcher(
                 client=client, tell=self.tell, every_secs=self._config.gateway.watch_secs
             )
-        self._watching = [asyncio.create_task(one.run(), name=f"watch {name}") for name, one in self._watchers.items()]
+        self._watching = [_begun(one.run(), f"watch {name}") for name, one in self._watchers.items()]
         await asyncio.gather(*(one.looked.wait() for one in self._watchers.values()))
 
     def drain(self) -> None:
@@ -281,7 +281,7 @@ class Fleet:
                     pending.report(effect.status)
 
     def _begin(self, node: str, work: Coroutine[Any, Any, None]) -> None:
-        self._work[node] = asyncio.create_task(self._finish(node, work), name=f"work on {node}")
+        self._work[node] = _begun(self._finish(node, work), f"work on {node}")
 
     async def _finish(self, node: str, work: Coroutine[Any, Any, None]) -> None:
         error: errors.CortexError | None = None
@@ -329,3 +329,16 @@ class Fleet:
         if wake is not None:
             delay = max(0.0, wake - self._clock())
             self._alarm = asyncio.get_running_loop().call_later(delay, self.tell, m.Ticked())
+
+
+def _begun(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """A task whose failure is heard of, though nobody awaits it before the end."""
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_tell_failure)
+    return task
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        log.critical("%s has failed", task.get_name(), exc_info=error)

@@ -6,6 +6,7 @@ from typing import Literal
 from attrs import define, evolve, field
 
 from cortex_gateway.fleet.messages import LoadSpec, Observation
+from cortex_gateway.placement.route import Candidate
 from cortex_gateway.placement.snapshot import LoadStatus, Node, Replica
 
 MISSES_UNTIL_UNHEALTHY = 3
@@ -144,6 +145,15 @@ class Host:
             last_used=self.last_used.get(model, 0.0),
             draining=leaving or said.status == "draining",
         )
+
+    def candidate(self, model: str) -> Candidate | None:
+        """The replica as routing sees it, if a request may be sent to it. The path of every warm request: no copies."""
+        said = self.replicas.get(model)
+        if said is None or not said.serving or not self.healthy or self.suspect:
+            return None
+        if self.job and (self.job.loads(model) or self.job.unloads(model)):
+            return None
+        return Candidate(self.name, self.ours[model] + said.others, said.load)
 
     def loads_now(self, model: str) -> bool:
         """A load of it is really running there, ours or somebody else's."""

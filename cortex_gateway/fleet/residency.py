@@ -202,12 +202,7 @@ class Residency:
             self._try_unload(ticket)
             return
         if ticket.kind == "serve":
-            found = (
-                (host.name, host.replica(ticket.model))
-                for host in self.hosts.values()
-                if not host.suspect and host.healthy
-            )
-            best = routing.least_wait((name, replica) for name, replica in found if replica)
+            best = routing.least_wait([one for host in self.hosts.values() if (one := host.candidate(ticket.model))])
             if best is not None:
                 self._granted(ticket, best)
                 return
@@ -365,9 +360,10 @@ class Residency:
             host.job = None
 
     def _defrag(self, host: Host) -> None:
-        models = (
-            None if self.tickets else defrag.due(host.node(), after_cycles=self.config.eviction.defrag_after_cycles)
-        )
+        after = self.config.eviction.defrag_after_cycles
+        if self.tickets or not after or host.cycles < after:  # every request ends here: no node is built for nothing
+            return
+        models = defrag.due(host.node(), after_cycles=after)
         if models is None:
             return
         host.cycles = 0

@@ -1,13 +1,13 @@
 """Where a request goes: a replica that serves, a load to wait for, a place to load, or why not. Pure."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Literal
 
 from attrs import field, frozen
 
 from cortex_gateway.placement import evict, fit
 from cortex_gateway.placement.catalogue import Catalogue
-from cortex_gateway.placement.snapshot import FleetSnapshot, ModelConfig, Node, Replica
+from cortex_gateway.placement.snapshot import FleetSnapshot, ModelConfig, ModelLoad, Node, Replica
 
 Why = Literal["down", "never", "failed", "busy", "full"]
 
@@ -72,6 +72,15 @@ class Policy:
     drain: bool = False  # the wait was long: a model in use may be drained, and leaves when its last request ends
 
 
+@frozen
+class Candidate:
+    """A replica that serves. `pending`: requests on it, ours counted now and the others as last reported."""
+
+    node: str
+    pending: int
+    load: ModelLoad
+
+
 @frozen(kw_only=True)
 class Obstacle:
     why: Why
@@ -85,7 +94,8 @@ def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Decisi
         for node in snapshot.nodes
         if node.healthy and policy.only in (None, node.name) and (replica := node.replica(model.id))
     ]
-    best = least_wait((node.name, replica) for node, replica in hosts)
+    serving = [(node.name, replica) for node, replica in hosts if replica.serving]
+    best = least_wait([Candidate(name, replica.pending, replica.load) for name, replica in serving])
     if best is not None:
         return Serve(best)
     for node, replica in hosts:
@@ -97,23 +107,18 @@ def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Decisi
     return place(model, snapshot, policy)
 
 
-def least_wait(hosts: Iterable[tuple[str, Replica]]) -> str | None:
-    """The node where a new request should end first: a free seat before none, then work over speed, then its name.
+def least_wait(candidates: Collection[Candidate]) -> str | None:
+    """The node where a new request should end first: a free seat before none, then work over speed, then name.
 
     Speed counts only where every candidate has measured one: an unmeasured replica is not slow, it is new.
     """
-    serving = [(node, replica) for node, replica in hosts if replica.serving]
-    if len(serving) < 2:
-        return serving[0][0] if serving else None
-    measured = all(replica.load.tok_s_decode > 0 for _, replica in serving)
+    measured = all(one.load.tok_s_decode > 0 for one in candidates)
 
-    def wait(item: tuple[str, Replica]) -> tuple[bool, float, str]:
-        name, replica = item
-        seats = replica.load.max_in_flight
-        queued = bool(seats) and replica.pending >= seats
-        return queued, (replica.pending + 1) / (replica.load.tok_s_decode if measured else 1.0), name
+    def wait(one: Candidate) -> tuple[bool, float, str]:
+        queued = 0 < one.load.max_in_flight <= one.pending
+        return queued, (one.pending + 1) / (one.load.tok_s_decode if measured else 1.0), one.node
 
-    return min(serving, key=wait)[0]
+    return min(candidates, key=wait).node if candidates else None
 
 
 def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Decision:
