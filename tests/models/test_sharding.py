@@ -1,0 +1,22 @@
+"""The table of axes: names go where it says, and a clash is our bug."""
+
+import jax
+import pytest
+
+from models.sharding import make_mesh, named_sharding, replicated
+
+
+def test_axes_go_where_the_table_says() -> None:
+    """Named and nameless dimensions; the mesh keeps the devices' order."""
+    devices = jax.devices("cpu")[2:4]
+    mesh = make_mesh(devices)
+
+    assert list(mesh.devices) == devices
+    assert tuple(named_sharding(mesh, ("embed", "kv_heads", None)).spec) == (None, "tp", None)
+    assert replicated(mesh).is_fully_replicated
+
+
+def test_two_dimensions_on_one_mesh_axis_are_our_bug() -> None:
+    """Caught when the sharding is made, not inside the compiler."""
+    with pytest.raises(AssertionError, match="two dimensions"):
+        named_sharding(make_mesh(jax.devices("cpu")[:2]), ("vocab", "mlp"))
