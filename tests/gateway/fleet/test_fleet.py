@@ -361,3 +361,67 @@ def test_the_list_of_models_is_the_union_of_what_is_known() -> None:
             fleet.resolve("nik")
 
     run({"a": host}, use, models=models, aliases={"nick": "seen"})
+
+
+def test_a_load_that_takes_too_long_is_given_up() -> None:
+    """With the limit in the message."""
+    host = HostDouble(sizes={"m": 1000}, gates={"m": asyncio.Event()})
+
+    async def main() -> None:
+        neurons = (Neuron(name="a", endpoint="http://a"),)
+        config = Config(gateway=Gateway(load_timeout_secs=1), neurons=neurons)
+        fleet = Fleet(config, Metrics(), transport=MemoryTransport({"a": host}))
+        await fleet.start()
+        with pytest.raises(errors.LoadFailed, match="was not loaded on a within 1 s"):
+            await fleet.acquire("m", request_id="1")
+        await fleet.close()
+
+    asyncio.run(main())
+
+
+def test_when_a_node_is_lost_in_a_load_the_other_one_takes_over() -> None:
+    """The hung load is given up as soon as the node is known to be gone."""
+    hosts = {name: HostDouble(sizes={"m": 1000}, gates={"m": asyncio.Event()}) for name in ("a", "b")}
+
+    async def use(fleet: Fleet, transport: MemoryTransport) -> None:
+        waiting = asyncio.create_task(fleet.acquire("m", request_id="1"))
+        await until(lambda: hosts["a"].done)
+        del transport.apps["a"]
+        hosts["b"].gates["m"].set()
+
+        assert (await waiting).node == "b"
+        assert fleet.lease_status("m") is None
+
+    run(hosts, use)
+
+
+def test_health_names_what_is_loaded_but_cannot_serve() -> None:
+    """`impaired`, with the node's own reason."""
+
+    def seen() -> m.Seen:
+        broken = Replica(model="m", status="loaded", servable=False, unservable_reason="insufficient_vram")
+        return m.Seen(node="a", observation=m.Observation(harnesses=("jax",), replicas=(broken,)))
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        fleet.tell(seen())
+
+        assert fleet.health() == {
+            "status": "impaired",
+            "nodes": {"healthy": 1, "total": 1},
+            "unservable": [{"node": "a", "model": "m", "reason": "insufficient_vram", "detail": None}],
+        }
+
+    run({"a": HostDouble()}, use, watch_secs=1000)
+
+
+def test_a_bug_in_the_background_is_heard_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody awaits these tasks, so their end is logged; and who waits is not left waiting."""
+    host = HostDouble(sizes={"m": 1000})
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        object.__setattr__(fleet._watchers["a"], "client", None)
+        with pytest.raises(errors.LoadFailed, match="gateway failed"):
+            await fleet.acquire("m", request_id="1")
+
+    run({"a": host}, use, watch_secs=1000)
+    assert "work on a has failed" in caplog.text

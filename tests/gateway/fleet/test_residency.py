@@ -615,3 +615,78 @@ def test_everything_that_waits_is_counted() -> None:
     it.load("n")
 
     assert it.residency.snapshot().waiting == {"m": 2}
+
+
+def test_a_defrag_goes_on_past_what_fails() -> None:
+    """A model that will not leave stays loaded; one that will not come back is told to who wants it; the rest return."""
+    it = bench(ModelConfig(id="m"), eviction=Eviction(defrag_after_cycles=1))
+    held = (loaded("m", mb=3000), loaded("n", mb=2000), loaded("o", mb=1000))
+    it.see(replicas=(*held, loaded("x", mb=1)))
+    it.unload("x")
+    it.done()
+    it.see(replicas=held)
+    it.done(error=errors.LoadFailed("m will not leave"))
+    it.done()
+    it.done()
+    it.done(error=errors.LoadFailed("n will not come back"))
+    it.done()
+
+    assert it.done_to()[1:] == ["unload m", "unload n", "unload o", "load n", "load o"]
+    assert it.residency.snapshot().nodes[0].cycles == 0
+    assert it.outcome(it.want("n")).message == "n will not come back"
+    assert [it.outcome(it.want(model)) for model in ("m", "o")] == ["a", "a"]
+
+
+def test_a_victim_that_will_not_leave_fails_the_load() -> None:
+    """The newcomer hears why, and the victim serves on."""
+    it = bench()
+    it.see(free=2000, replicas=(loaded("n"),))
+    ticket = it.want("m")
+    it.done(error=errors.LoadFailed("engine hangs"))
+
+    assert it.outcome(ticket).message == "engine hangs"
+    assert it.outcome(it.want("n")) == "a"
+
+
+def test_a_node_lost_while_a_victim_drains_forgets_its_job() -> None:
+    """Nothing was running there, so nothing is given up; the newcomer is told that the node is gone."""
+    it = bench()
+    it.see(free=2000, replicas=(loaded("n"),))
+    it.want("n")
+    ticket = it.want("m")
+    it.now += 10
+    it.tell(m.Ticked())
+    for _ in range(3):
+        it.tell(m.Missed(node="a", reason="gone"))
+
+    assert m.Abort(node="a") not in it.effects
+    assert isinstance(it.outcome(ticket), errors.NoHealthyNode)
+
+
+def test_an_unload_from_a_node_we_do_not_have_is_refused() -> None:
+    """With the names of those we have."""
+    it = bench()
+    it.see(replicas=(loaded("m"),))
+
+    assert isinstance(it.outcome(it.unload("m", node="z")), errors.InvalidBody)
+
+
+def test_progress_after_the_end_is_of_no_interest() -> None:
+    """A late line changes nothing."""
+    it = bench()
+    it.see()
+
+    assert it.tell(m.Progressed(node="a", status=LoadStatus(phase="weights"))) == []
+
+
+def test_a_victim_that_left_by_itself_is_not_unloaded_again() -> None:
+    """The node's next look says that it is gone: the load begins."""
+    it = bench()
+    it.see(free=2000, replicas=(loaded("n"),))
+    it.want("n")
+    it.want("m")
+    it.now += 10
+    it.tell(m.Ticked())
+    it.see(free=9000, replicas=(Replica(model="n", status="unloaded"),))
+
+    assert it.done_to() == ["load m"]
