@@ -66,8 +66,12 @@ class NeuronTransport(httpx.AsyncBaseTransport):
             connection.abort()
 
     def remember(self, connection: "Connection") -> None:
-        """It is open, and ours to cut."""
-        self._open.add(connection)
+        """It is ours to cut, unless it is gone already.
+
+        Only now: a connect that is cancelled midway is cut by the loop, of which uvloop does not tell the protocol.
+        """
+        if not connection.lost.done():
+            self._open.add(connection)
 
     def forget(self, connection: "Connection") -> None:
         """It is gone."""
@@ -100,6 +104,7 @@ class NeuronTransport(httpx.AsyncBaseTransport):
             raise httpx.ConnectTimeout(f"no connection to {host}:{port} within {seconds} s", request=request) from error
         except (OSError, ssl.SSLError) as error:
             raise httpx.ConnectError(f"no connection to {host}:{port}: {error}", request=request) from error
+        self.remember(connection)
         return connection
 
     def _context(self) -> ssl.SSLContext:
@@ -205,7 +210,6 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its type
-        self._pool.remember(self)
         _probe(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:

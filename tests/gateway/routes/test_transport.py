@@ -328,6 +328,24 @@ def test_leaving_early_cuts_the_line(run: Run) -> None:
     run(scenario())
 
 
+def test_a_request_cancelled_at_any_point_of_its_connect_leaves_nothing(run: Run) -> None:
+    """uvloop cuts a connect that is cancelled after `connection_made` without telling the protocol."""
+
+    async def main() -> None:
+        async with served(forever) as (server, client):
+            for turns in range(12):
+                request = asyncio.ensure_future(client.get(server.url))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                request.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await request
+            async with asyncio.timeout(10):
+                await client.aclose()
+
+    run(main())
+
+
 def test_a_cancelled_request_cuts_the_line(run: Run) -> None:
     """Before the head of the answer, too."""
     asked, left = asyncio.Event(), asyncio.Event()
