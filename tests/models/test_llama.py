@@ -170,7 +170,7 @@ def test_a_model_can_be_differentiated(whole: tuple[dict[str, np.ndarray], np.nd
         hidden, _ = model.forward(changed, tokens, jnp.arange(12, dtype=jnp.int32), causal(), [None] * 2)
         return model.logits(changed, hidden[:4]).sum()
 
-    gradient = np.asarray(jax.grad(loss)(jnp.asarray(params["embed"]["kernel"])))
+    gradient = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(params["embed"]["kernel"])))
 
     assert (np.abs(gradient[TOKENS[:4]]).max(axis=-1) > 0).all()
     assert np.abs(gradient[TOKENS[4:]]).max() == 0
@@ -180,8 +180,13 @@ def test_attention_weights_can_be_kept(whole: tuple[dict[str, np.ndarray], np.nd
     """`causal(keep_weights=True)` leaves one [K, G, T, T] array per layer whose rows sum to one."""
     model = build(CONFIG, dtype=jnp.float32)
     params = mapping.load(model.rules, whole[0])
-    tokens, positions = jnp.asarray(TOKENS), jnp.arange(12, dtype=jnp.int32)
-    _, weights = model.forward(params, tokens, positions, causal(keep_weights=True), [None] * 2)
+
+    @jax.jit
+    def run(tokens: jax.Array) -> tuple[jax.Array, ...]:
+        positions = jnp.arange(12, dtype=jnp.int32)
+        return model.forward(params, tokens, positions, causal(keep_weights=True), [None] * 2)[1]
+
+    weights = run(jnp.asarray(TOKENS))
 
     assert [layer.shape for layer in weights] == [(3, 3, 12, 12)] * 2
     np.testing.assert_allclose(np.asarray(weights[0]).sum(axis=-1), 1, atol=1e-5)
