@@ -83,7 +83,7 @@ def choose_quant(spec: EngineSpec) -> tuple[str, str]:
     if spec.quant != "auto":
         return spec.quant, "as asked"
     if spec.platform == "cpu":
-        return "int8", "auto: a quarter of the memory traffic of float32, 1.5 to 2 times faster from 2 streams on"
+        return "none", "auto: float32; int8 decodes faster on a CPU, but changes the text (docs/benchmarks.md)"
     return "none", "auto: bfloat16, the GPU's own format"
 
 

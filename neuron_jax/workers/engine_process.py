@@ -171,20 +171,9 @@ def _memory_limit(device: Any, spec: EngineSpec) -> int:
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    # The page cache gives way; free pages alone would make a machine look full that has just read a model.
-    available = _meminfo("MemAvailable") or pages
-    return available // spec.tensor_parallel
+    from neuron_jax.hardware.cpu import read_memory
 
-
-def _meminfo(key: str) -> int:
-    """Bytes of a row of /proc/meminfo; 0 where there is none."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    rows = {name: value for name, _, value in (line.partition(":") for line in lines)}
-    return int(rows[key].split()[0]) * 1024 if key in rows else 0
+    return read_memory().available // spec.tensor_parallel
 
 
 def _failure(error: Exception) -> Failed:

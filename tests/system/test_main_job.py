@@ -1,0 +1,246 @@
+"""The main job on real weights: both dialects, the official SDKs, company, accidents. Reference: transformers in float32."""
+
+import asyncio
+import json
+import os
+import pathlib
+import random
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fakes.stack import Stack
+from tests.fakes.waiting import until
+
+ROWS = json.loads((pathlib.Path(__file__).parent.parent / "data/smollm2-greedy.json").read_text())
+EOS = 2
+FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+GREEDY = {"temperature": 0}
+COUNT = [{"role": "user", "content": "Count from 1 to 10."}]
+
+
+def most(row: dict[str, Any]) -> int:
+    return len(row["greedy_ids"]) if row["greedy_ids"][-1] != EOS else 64
+
+
+def check(row: dict[str, Any], answer: dict[str, Any]) -> None:
+    """Token for token: as many, each with the log-probability that transformers gave it, and the same text.
+
+    A final end-of-sequence token is counted but is no content, and so has no entry of its own.
+    """
+    choice = answer["choices"][0]
+    got = [entry["logprob"] for entry in choice["logprobs"]["content"]]
+    assert answer["usage"]["prompt_tokens"] == len(row["prompt_ids"])
+    assert choice["message"]["content"] == row["text"]
+    assert answer["usage"]["completion_tokens"] == len(row["greedy_ids"])
+    assert got == pytest.approx(row["logprobs"][: len(got)], abs=5e-3)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
+def test_greedy_text_is_that_of_transformers(stack: Stack, row: dict[str, Any]) -> None:
+    check(row, stack.chat(row["messages"], max_tokens=most(row), logprobs=True))
+
+
+def test_all_rows_at_once_give_the_same(stack: Stack) -> None:
+    async def ask(client: httpx.AsyncClient, row: dict[str, Any]) -> dict[str, Any]:
+        body = {
+            "model": "demo",
+            "messages": row["messages"],
+            "temperature": 0,
+            "max_tokens": most(row),
+            "logprobs": True,
+        }
+        response = await client.post("/v1/chat/completions", json=body)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    async def everything() -> list[dict[str, Any]]:
+        async with httpx.AsyncClient(base_url=stack.url, timeout=120) as client:
+            return await asyncio.gather(*(ask(client, row) for row in ROWS))
+
+    for row, answer in zip(ROWS, asyncio.run(everything()), strict=True):
+        check(row, answer)
+
+
+def test_a_seed_gives_the_same_text_alone_and_beside_eight_others(stack: Stack) -> None:
+    seeded = {"model": "demo", "messages": COUNT, "temperature": 1.0, "top_p": 0.95, "seed": 7, "max_tokens": 24}
+
+    async def text(client: httpx.AsyncClient, body: dict[str, Any]) -> str:
+        response = await client.post("/v1/chat/completions", json=body)
+        content: str = response.json()["choices"][0]["message"]["content"]
+        return content
+
+    async def run() -> tuple[str, str]:
+        async with httpx.AsyncClient(base_url=stack.url, timeout=120) as client:
+            alone = await text(client, seeded)
+            others = [seeded | {"seed": i, "messages": ROWS[i]["messages"]} for i in range(8)]
+            beside, *_ = await asyncio.gather(*(text(client, body) for body in [seeded, *others]))
+            return alone, beside
+
+    alone, beside = asyncio.run(run())
+
+    assert alone
+    assert alone == beside
+
+
+@pytest.fixture(scope="module")
+def openai_sdk(stack: Stack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def anthropic_sdk(stack: Stack) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=stack.url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_the_openai_sdk_gets_an_answer(openai_sdk: openai.OpenAI) -> None:
+    answer = openai_sdk.chat.completions.create(model="demo", messages=FRANCE, temperature=0, max_tokens=32)
+
+    assert answer.choices[0].message.content == "The capital of France is Paris."
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (37, 8)
+
+
+def test_the_openai_sdk_streams(openai_sdk: openai.OpenAI) -> None:
+    with openai_sdk.chat.completions.create(
+        model="demo", messages=FRANCE, temperature=0, stream=True, stream_options={"include_usage": True}
+    ) as stream:
+        chunks = list(stream)
+
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "The capital of France is Paris."
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 8
+
+
+def test_the_openai_sdk_completes_and_lists(openai_sdk: openai.OpenAI) -> None:
+    prompt = "The capital of France is"
+    done = openai_sdk.completions.create(model="demo", prompt=prompt, temperature=0, max_tokens=3)
+
+    assert "Paris" in done.choices[0].text
+    assert "smollm2-135m-instruct" in {model.id for model in openai_sdk.models.list()}
+
+
+def test_the_anthropic_sdk_gets_an_answer(anthropic_sdk: anthropic.Anthropic) -> None:
+    # The SDK no longer names temperature, which the API still takes.
+    answer = anthropic_sdk.messages.create(model="demo", messages=FRANCE, max_tokens=32, extra_body=GREEDY)
+
+    assert [block.text for block in answer.content if block.type == "text"] == ["The capital of France is Paris."]
+    assert answer.stop_reason == "end_turn"
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (37, 8)
+
+
+def test_the_anthropic_sdk_streams_and_counts(anthropic_sdk: anthropic.Anthropic) -> None:
+    with anthropic_sdk.messages.stream(model="demo", messages=FRANCE, max_tokens=32, extra_body=GREEDY) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    counted = anthropic_sdk.messages.count_tokens(model="demo", messages=FRANCE)
+
+    assert text == "The capital of France is Paris."
+    assert final.usage.output_tokens == 8
+    assert counted.input_tokens == 37
+
+
+def test_the_sdks_see_the_right_errors(openai_sdk: openai.OpenAI, anthropic_sdk: anthropic.Anthropic) -> None:
+    with pytest.raises(openai.NotFoundError, match="no-such"):
+        openai_sdk.chat.completions.create(model="no-such", messages=FRANCE)
+    with pytest.raises(anthropic.NotFoundError, match="no-such"):
+        anthropic_sdk.messages.create(model="no-such", messages=FRANCE, max_tokens=5)
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 8192 tokens"):
+        openai_sdk.chat.completions.create(model="demo", messages=[{"role": "user", "content": "word " * 9000}])
+    with pytest.raises(anthropic.BadRequestError, match="prompt is too long: "):
+        anthropic_sdk.messages.create(
+            model="demo", messages=[{"role": "user", "content": "word " * 9000}], max_tokens=5
+        )
+
+
+def test_stop_strings_end_the_text_before_them(stack: Stack) -> None:
+    answer = stack.chat(FRANCE, stop=[" is Pa"])
+
+    assert answer["choices"][0]["message"]["content"] == "The capital of France"
+    assert answer["choices"][0]["finish_reason"] == "stop"
+
+
+def test_two_hundred_requests_cancelled_at_random_leave_nothing(stack: Stack) -> None:
+    """Every page is free afterwards, and the engine still answers as before."""
+    rng = random.Random(5)
+
+    async def one(client: httpx.AsyncClient, delay: float) -> None:
+        body = {"model": "demo", "messages": COUNT, "max_tokens": 64, "stream": True}
+        try:
+            async with asyncio.timeout(delay):
+                async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+                    async for _ in response.aiter_bytes():
+                        pass
+        except TimeoutError:
+            pass
+
+    async def storm() -> None:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=stack.url, timeout=60, limits=limits) as client:
+            for _ in range(10):
+                await asyncio.gather(*(one(client, rng.uniform(0.0, 1.0)) for _ in range(20)))
+
+    asyncio.run(storm())
+
+    asyncio.run(until(lambda: idle(load(stack))))
+    check(ROWS[0], stack.chat(ROWS[0]["messages"], max_tokens=64, logprobs=True))
+
+
+def test_an_engine_killed_under_eight_streams_is_back_by_itself(stack: Stack) -> None:
+    """Every client gets a whole answer or an error within ten seconds; daemon and gateway stay; the next one is served."""
+
+    async def one(client: httpx.AsyncClient) -> str:
+        body = {"model": "demo", "messages": COUNT, "max_tokens": 2000, "ignore_eos": True, "stream": True}
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            return (await response.aread()).decode()
+
+    async def kill() -> list[str]:
+        async with httpx.AsyncClient(base_url=stack.url, timeout=60) as client:
+            streams = [asyncio.ensure_future(one(client)) for _ in range(8)]
+            await until(lambda: load(stack)["in_flight"] == 8)
+            os.kill(stack.engine_pid(), signal.SIGKILL)
+            async with asyncio.timeout(10):
+                return await asyncio.gather(*streams)
+
+    for body in asyncio.run(kill()):
+        last = body.rstrip().rsplit("data: ", 1)[-1]
+        assert "error" in json.loads(last)
+    assert stack.models()["smollm2-135m-instruct"]["status"] in {"recovering", "loaded"}
+    assert httpx.get(f"{stack.url}/health").status_code == 200
+    # The gateway answers 503 with Retry-After until it has seen the model back.
+    asyncio.run(until(lambda: httpx.get(f"{stack.url}/v1/models/smollm2-135m-instruct").json()["loaded"], 120))
+    check(ROWS[0], stack.chat(ROWS[0]["messages"], max_tokens=64, logprobs=True))
+
+
+def test_metrics_tell_what_happened(stack: Stack) -> None:
+    """A real scrape: tokens of both dialects are counted, and TTFT counts as many requests as gave a token."""
+    families = {f.name: f for f in text_string_to_metric_families(httpx.get(f"{stack.metrics_url}/metrics").text)}
+    model = "smollm2-135m-instruct"
+    value = lambda family, name: sum(
+        s.value for s in families[family].samples if s.name == name and s.labels["model"] == model
+    )
+
+    assert value("cortex_requests", "cortex_requests_total") >= 20
+    assert value("cortex_completion_tokens", "cortex_completion_tokens_total") > 400
+    assert value("cortex_time_to_first_token_seconds", "cortex_time_to_first_token_seconds_count") > 0
+    assert value("cortex_model_in_flight", "cortex_model_in_flight") == 0
+
+
+def idle(load: dict[str, Any]) -> bool:
+    return load["in_flight"] == load["queue_depth"] == 0 and load["kv_available_mb"] == load["kv_budget_mb"]
+
+
+def load(stack: Stack) -> dict[str, Any]:
+    """The ModelLoad of the one loaded model."""
+    models = httpx.get(f"{stack.neuron_url}/health").json()["models"]
+    found: dict[str, Any] = models[0] if models else {"in_flight": -1, "queue_depth": -1}
+    return found
