@@ -51,13 +51,16 @@ class Buckets:
         most = self.rows[-1]
         forwards = {ForwardKey(1, self.chunks[-1]), ForwardKey(most, 1), ForwardKey(1, 1)}
         samples = {SampleKey(rows, Sampler.FULL) for rows in (1, most)}
-        return [*sorted(forwards, reverse=True), *sorted(samples)]
+        keys: list[Key] = [*sorted(forwards, reverse=True), *sorted(samples)]
+        return keys
 
     def keys(self) -> list[Key]:
         """Every program, in the order of compiling: the essential ones, then by how soon they are likely to be missed."""
-        chunks = [ForwardKey(1, chunk) for chunk in self.chunks]
-        decodes = [key for rows in self.rows for key in (ForwardKey(rows, 1), *_samplers(rows))]
-        return list(dict.fromkeys([*self.essential(), *_samplers(1), *chunks, *decodes]))
+        keys: list[Key] = [*self.essential(), *_samplers(1)]
+        keys += [ForwardKey(1, chunk) for chunk in self.chunks]
+        for rows in self.rows:
+            keys += [ForwardKey(rows, 1), *_samplers(rows)]
+        return list(dict.fromkeys(keys))
 
 
 def _samplers(rows: int) -> list[SampleKey]:

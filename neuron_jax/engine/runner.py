@@ -46,7 +46,7 @@ class Runner:
         hidden = self._forward(batch)
         if not any(row.samples for row in batch.rows):
             # The plain loop finishes each step before the next: rates and deadlines then mean what they say.
-            jax.block_until_ready(hidden)
+            hidden.block_until_ready()
             return {}
         drawn = self._sample(hidden, batch, self._sampler(_sampler_for(batch), hidden.shape[0]))
         return packing.unpack_drawn(np.asarray(drawn), batch.rows)

@@ -102,7 +102,8 @@ def _penalize(logits: jax.Array, generated: jax.Array, in_prompt: jax.Array, row
     repeated = jnp.where(logits > 0, logits / rate, logits * rate)
     logits = jnp.where(seen, repeated, logits)
     present = (count > 0).astype(jnp.float32)
-    return logits - row.frequency[:, None] * count - row.presence[:, None] * present
+    penalty: jax.Array = row.frequency[:, None] * count + row.presence[:, None] * present
+    return logits - penalty
 
 
 def _threshold(values: jax.Array, lse: jax.Array, row: RowParams, *, vocab: int) -> tuple[jax.Array, jax.Array]:
