@@ -7,9 +7,11 @@ from typing import Any, Literal
 import attrs
 from attrs import frozen
 
+from models.errors import ModelError
 from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.daemon.catalogue import Catalogue
 from neuron_jax.daemon.devices import assign
+from neuron_jax.daemon.launch import engine_spec
 from neuron_jax.engine.build import Design, choose_quant, design
 from neuron_jax.engine.memory import DoesNotFitError
 from neuron_jax.errors import LoadError, NeuronError
@@ -17,10 +19,8 @@ from neuron_jax.hardware.records import DeviceLoad, Hardware
 from neuron_jax.weights import sources
 from neuron_jax.weights.describe import ModelDescription, describe
 from neuron_jax.weights.errors import WeightsError
+from neuron_jax.workers.engine_client import CUDA_SHARE
 from neuron_jax.workers.frames import EngineSpec, MemoryRow
-
-CUDA_SHARE = 0.97
-"""How much of a GPU's free memory the engine's allocator takes (neuron_jax.workers.engine_client)."""
 
 
 class NotLocalError(NeuronError):
@@ -74,30 +74,9 @@ def plan_model(
     except WeightsError as error:
         raise LoadError(error.kind, error.message, error.extras) from error
     devices = assign(spec, hardware, loads, {})
-    engine = _engine_spec(config, spec, hardware, devices, path)
+    engine = engine_spec(config, spec, hardware.devices[0].kind, devices, path)
     limit = _limit(engine, {load.index: load.vram_free_mb for load in loads})
     return _report(spec, path, described, engine, _design(spec, described, engine, limit))
-
-
-def _engine_spec(
-    config: NeuronConfig, spec: ModelSpec, hardware: Hardware, devices: tuple[int, ...], path: Path
-) -> EngineSpec:
-    """What the daemon would hand to an engine process, as far as memory is concerned."""
-    asked = config.engine
-    return EngineSpec(
-        model_id=spec.model_id,
-        path=str(path),
-        platform=hardware.devices[0].kind,
-        devices=devices,
-        tensor_parallel=len(devices),
-        quant=spec.quant,
-        memory_mb=asked.memory_mb,
-        kv_mb=spec.kv_mb or asked.kv_mb,
-        max_context=spec.max_context or asked.max_context,
-        max_slots=asked.max_slots,
-        page_size=asked.page_size,
-        chunk_tokens=asked.chunk_tokens,
-    )
 
 
 def _limit(spec: EngineSpec, free_mb: Mapping[int, int]) -> int:
@@ -113,7 +92,7 @@ def _design(spec: ModelSpec, described: ModelDescription, engine: EngineSpec, li
         return design(described.config, engine, limit=limit)
     except DoesNotFitError as error:
         return error
-    except ValueError as error:  # a ModelError: this layer must not know models
+    except ModelError as error:
         raise LoadError("bad_checkpoint", f"{spec.model_id}: {error}") from error
 
 

@@ -27,7 +27,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"neuron_jax." + x for x in ("text", "weights", "hardware", "workers", "config", "errors", "build_info")},
         WEB,
     ),
-    "neuron_jax": ({"neuron_jax"}, WEB),
+    "neuron_jax": ({"neuron_jax", "models.errors"}, WEB),
     "cortex_gateway.dialects": (set(), set()),
     "cortex_gateway.placement": (set(), set()),
     "cortex_gateway.fleet": (

@@ -29,6 +29,9 @@ READ_BYTES = 256 * 1024
 EXIT_SECONDS = 2.0
 """How long a process may take to end after its socket closed, and after it was told to shut down."""
 
+CUDA_SHARE = 0.97
+"""How much of a GPU's free memory the engine's allocator takes."""
+
 Report = Callable[[Progress], None]
 
 
@@ -52,7 +55,7 @@ def engine_environment(spec: EngineSpec, inherited: Mapping[str, str]) -> dict[s
         env["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in spec.devices)
         # The engine sizes its own pool from a plan; a preallocated arena would hide what is free from it.
         env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-        env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.97"
+        env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(CUDA_SHARE)
         return env
     env["CUDA_VISIBLE_DEVICES"] = ""
     if spec.tensor_parallel > 1:
