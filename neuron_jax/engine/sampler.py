@@ -6,6 +6,7 @@ The noise is keyed by (seed, position, token id), so what a row draws does not d
 how its candidates were found. Cuts are thresholds on the value: tokens that tie with the last one kept are kept too.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jax import lax
 from neuron_jax.engine.noise import gumbel
 
 CANDIDATES = 256
-"""A nucleus or top_k within this many tokens is found by `lax.top_k`; a wider one by sorting the whole vocabulary."""
+"""A nucleus or top_k within this many tokens is found by `lax.top_k`; a wider one by bisection over the vocabulary."""
 
 MAX_BIAS = 384
 """Biased or banned ids of one request: OpenAI's 300 for logit_bias, and stop ids held back by min_tokens."""
@@ -139,12 +140,54 @@ def _gumbel_max(values: jax.Array, ids: jax.Array, threshold: jax.Array, row: Ro
 def _draw_wide(scaled: jax.Array, lse: jax.Array, row: RowParams, threshold: jax.Array, wide: jax.Array) -> jax.Array:
     """The same draw over the whole vocabulary. Rows that are not `wide` keep their threshold, and so their token."""
     vocab = scaled.shape[-1]
-    # Plain temperature sampling keeps everything above `floor`, which needs no sort.
-    sorts = jnp.any(wide & ((row.top_p < 1) | (row.top_k > 0)))
-    outside = lax.cond(
-        sorts,
-        lambda: _threshold(-jnp.sort(-scaled, axis=-1), lse, row, vocab=vocab)[0],
-        lambda: jnp.where(row.min_p > 0, scaled.max(axis=-1) + jnp.log(row.min_p), jnp.float32(-jnp.inf)),
+    floor = jnp.where(row.min_p > 0, scaled.max(axis=-1) + jnp.log(row.min_p), jnp.float32(-jnp.inf))
+    # Plain temperature sampling keeps everything above `floor`, with nothing to look for.
+    cut = lax.cond(
+        jnp.any(wide & ((row.top_p < 1) | (row.top_k > 0))),
+        lambda: _bisected(scaled, lse, row),
+        lambda: jnp.full(floor.shape, -jnp.inf, jnp.float32),
     )
     ids = jnp.broadcast_to(jnp.arange(vocab, dtype=jnp.int32)[None, :], scaled.shape)
-    return _gumbel_max(scaled, ids, jnp.where(wide, outside, threshold), row)
+    return _gumbel_max(scaled, ids, jnp.where(wide, jnp.maximum(cut, floor), threshold), row)
+
+
+def _bisected(scaled: jax.Array, lse: jax.Array, row: RowParams) -> jax.Array:
+    """The smallest value that top_k and then top_p keep, in each row [R]; exact, without sorting.
+
+    A float's bits, with those below the sign flipped for negatives, order as the floats do: 32 halvings of that range
+    find the largest value of which enough is at or above. Sorting 49152 values takes a CPU ten times as long.
+    """
+    order = _ordered(scaled)
+    top = order.max(axis=-1)
+    k = jnp.where(row.top_k > 0, row.top_k, scaled.shape[-1])
+    counted = lambda cut: jnp.sum(order >= cut[:, None], axis=-1, dtype=jnp.int32) >= k  # noqa: E731
+    by_k = _largest(counted, jnp.full_like(top, -(2**31)), top)
+    mass = jnp.where(order >= by_k[:, None], jnp.exp(scaled - lse[:, None]), jnp.float32(0))
+    enough = jnp.minimum(row.top_p, 1) * mass.sum(axis=-1)
+    heavy = lambda cut: jnp.sum(jnp.where(order >= cut[:, None], mass, jnp.float32(0)), axis=-1) >= enough  # noqa: E731
+    by_p = jnp.where(row.top_p < 1, _largest(heavy, by_k, top), by_k)
+    return _unordered(by_p)
+
+
+def _largest(holds: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array) -> jax.Array:
+    """The largest int32 in [low, high] for which the falling `holds` is true; it is at `low`. All [R]."""
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low | high) - ((low ^ high) >> 1)  # the upper mean, which cannot overflow
+        ok = holds(middle)
+        return jnp.where(ok, middle, low), jnp.where(ok, high, middle - 1)
+
+    found: jax.Array = lax.fori_loop(0, 32, halve, (low, high))[0]
+    return found
+
+
+def _ordered(values: jax.Array) -> jax.Array:
+    """float32 -> int32 in the same order."""
+    bits = lax.bitcast_convert_type(values, jnp.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _unordered(order: jax.Array) -> jax.Array:
+    """The inverse of `_ordered`, which is its own."""
+    return lax.bitcast_convert_type(order ^ ((order >> 31) & 0x7FFFFFFF), jnp.float32)
