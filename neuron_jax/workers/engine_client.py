@@ -85,14 +85,18 @@ class Outputs:
 
     async def __anext__(self) -> Output:
         """The next output. Raises EngineDied when the process is gone, StopAsyncIteration after the last finish."""
-        if not self._open:
-            raise StopAsyncIteration
-        return self._take(await self._queue.get())
+        while self._open:
+            item = await self._queue.get()
+            if self._wanted(item):
+                return self._take(item)
+        raise StopAsyncIteration
 
     async def next(self, timeout: float) -> Output | None:  # noqa: ASYNC109 - returns None, so that heartbeats can be sent
         """As `anext`, or None when nothing came for `timeout` seconds."""
-        if not self._queue.empty():
-            return self._take(self._queue.get_nowait())
+        while not self._queue.empty():
+            item = self._queue.get_nowait()
+            if self._wanted(item):
+                return self._take(item)
         try:
             async with asyncio.timeout(timeout):
                 return await anext(self)
@@ -117,6 +121,10 @@ class Outputs:
     def put(self, item: Output | EngineDied) -> None:
         """Called by the client's reader only."""
         self._queue.put_nowait(item)
+
+    def _wanted(self, item: Output | EngineDied) -> bool:
+        """False for what a submission that was cancelled had still in the queue."""
+        return isinstance(item, EngineDied) or item.request in self._open
 
     def _take(self, item: Output | EngineDied) -> Output:
         if isinstance(item, EngineDied):

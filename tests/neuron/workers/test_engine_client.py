@@ -69,6 +69,21 @@ def test_several_prompts_share_one_iterator(tmp_path: Path) -> None:
     assert with_engine(tmp_path, use) == {0: [*b"ab", END], 1: [*b"xyz", END]}
 
 
+def test_a_cancelled_submission_is_not_seen_again(tmp_path: Path) -> None:
+    """What it had in the queue when it was cancelled is dropped; the others go on."""
+
+    async def use(client: EngineClient) -> list[int]:
+        with client.submit(prompt("[[count 30]]"), prompt("[[count 60]]")) as outputs:
+            first = await anext(outputs)
+            await until(lambda: client.load.steps >= 20)
+            outputs.cancel(first.request)
+            waiting = await outputs.next(10)
+            assert waiting is not None
+            return [outputs.index(waiting), *[outputs.index(output) async for output in outputs]]
+
+    assert set(with_engine(tmp_path, use)) == {1}
+
+
 def test_progress_is_reported_while_loading(tmp_path: Path) -> None:
     """Every progress frame reaches the caller before the engine is ready."""
     seen: list[Progress] = []
