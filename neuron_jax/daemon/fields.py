@@ -58,12 +58,14 @@ class Fields:
             raise self.wrong(key, "a string")
         return value
 
-    def flag(self, key: str) -> bool:
-        """A boolean; absent is false."""
+    def flag(self, key: str, *, absent: bool = False) -> bool:
+        """A boolean."""
         value = self.get(key)
-        if value is not None and not isinstance(value, bool):
+        if value is None:
+            return absent
+        if not isinstance(value, bool):
             raise self.wrong(key, "true or false")
-        return bool(value)
+        return value
 
     def integer(self, key: str, low: int, high: int) -> int | None:
         """An integer (a whole float is none, a boolean is none)."""

@@ -110,11 +110,11 @@ class Choice:
         stopped = output.finish == "stop"
         shown = output.tokens[:-1] if stopped else output.tokens
         delta = self._text.feed(shown)
-        counted = len(output.tokens) if delta.stop is None else delta.tokens_seen - self._seen
+        counted = delta.tokens_seen - self._seen if delta.ended else len(output.tokens)
         self._seen = delta.tokens_seen
         self._count(output, counted)
         grown = Grown(self._index, delta.pieces, _chosen(output, min(counted, len(shown))))
-        if delta.stop is not None:
+        if delta.ended:
             return [grown, self._end("stop", delta.stop)]
         if output.finish is None:
             return [grown]

@@ -19,11 +19,13 @@ from neuron_jax.weights.describe import ModelDescription, describe
 
 @frozen
 class Encoded:
-    """A prompt's ids, and which parsers its answer needs. `continues`: the answer goes on from raw text."""
+    """A prompt's ids, and which parsers its answer needs. `one_call`: a tool call ends it. `continues`: the answer goes
+    on from raw text."""
 
     ids: list[int]
     reasoning: str | None = None
     tools: str | None = None
+    one_call: bool = False
     continues: bool = False
 
 
@@ -110,6 +112,7 @@ class ModelText:
             reasoning=encoded.reasoning,
             tools=encoded.tools,
             call_prefix=call_prefix,
+            one_call=encoded.one_call,
             continues=encoded.continues,
         )
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
 import msgspec
 from attrs import frozen
 
@@ -37,7 +38,7 @@ class Outside:
 def chat_job(request: ChatRequest, text: ModelText, outside: Outside) -> Job:
     """Raises Problem when the template refuses, a token is unknown, or the prompt does not fit."""
     encoded = text.encode_chat(request.messages, tools=request.tools, variables=request.variables, turn=request.turn)
-    return _job(request.wish, text, [encoded], outside)
+    return _job(request.wish, text, [attrs.evolve(encoded, one_call=request.one_call)], outside)
 
 
 def completion_job(request: CompletionRequest, text: ModelText, outside: Outside) -> Job:

@@ -107,6 +107,7 @@ class ChatRequest:
     tools: Sequence[Mapping[str, Any]] | None
     variables: Mapping[str, Any]
     turn: Turn
+    one_call: bool = False
 
 
 @frozen
@@ -140,6 +141,7 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
         tools=_chosen_tools(fields),
         variables=_variables(fields),
         turn=_turn(fields),
+        one_call=not fields.flag("parallel_tool_calls", absent=True),
     )
 
 

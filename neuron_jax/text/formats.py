@@ -28,15 +28,15 @@ def reasoning_format(source: str, prompt: str) -> str | None:
     return "think" if CLOSE in source else None
 
 
-def tool_parser(name: str, call_prefix: str) -> ToolParser:
-    """The parser of a format that `tool_format` named; ids of calls are `<call_prefix><index>`."""
+def tool_parser(name: str, call_prefix: str, *, only_one: bool = False) -> ToolParser:
+    """The parser of a format that `tool_format` named; ids of calls are `<call_prefix><index>`, and `only_one` ends it."""
     match name:
         case "hermes":
-            return TaggedTools(call_prefix)
+            return TaggedTools(call_prefix, only_one=only_one)
         case "mistral":
-            return TailTools(call_prefix, tag=MISTRAL_TAG, bare=False)
+            return TailTools(call_prefix, tag=MISTRAL_TAG, bare=False, only_one=only_one)
         case "llama3_json":
-            return TailTools(call_prefix, tag=PYTHON_TAG, bare=True)
+            return TailTools(call_prefix, tag=PYTHON_TAG, bare=True, only_one=only_one)
     raise AssertionError(f"no tool format {name!r}")
 
 

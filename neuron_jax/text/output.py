@@ -16,20 +16,21 @@ from neuron_jax.text.tokenizer import Tokenizer
 
 @frozen
 class Delta:
-    """What some tokens added. `stop` is the stop string that ended the choice; `tokens_seen` counts all tokens so far,
-    up to the one that completed it."""
+    """What some tokens added. `ended`: the choice is over, by the stop string `stop` or by the only call that is wanted;
+    `tokens_seen` counts all tokens so far, up to the one that completed it."""
 
     pieces: tuple[Piece, ...]
     stop: str | None
     tokens_seen: int
+    ended: bool = False
 
 
 class OutputText:
-    """One choice's output. After a `stop` nothing follows: what is fed then is ignored and not counted.
+    """One choice's output. After its end nothing follows: what is fed then is ignored and not counted.
 
     `reasoning` and `tools` are names from `neuron_jax.text.formats`, None where the request has no use for them.
-    Tool calls get the ids `<call_prefix>0`, `<call_prefix>1`, …; the prefix is unique to the choice. `continues`: the
-    output goes on from a raw prompt, so a leading space stays.
+    Tool calls get the ids `<call_prefix>0`, `<call_prefix>1`, …; the prefix is unique to the choice. With `one_call` the
+    first of them ends the choice. `continues`: the output goes on from a raw prompt, so a leading space stays.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class OutputText:
         reasoning: str | None,
         tools: str | None,
         call_prefix: str = "",
+        one_call: bool = False,
         continues: bool = False,
     ) -> None:
         assert call_prefix or not tools, "tool calls need ids that are unique beyond this choice"
@@ -48,7 +50,7 @@ class OutputText:
         self._detokenizer = Detokenizer(tokenizer, visible=visible, continues=continues)
         self._stops = StopMatcher(stops)
         self._reasoning = formats.reasoning_parser(reasoning, tools=tools) if reasoning else None
-        self._tools = formats.tool_parser(tools, call_prefix) if tools else None
+        self._tools = formats.tool_parser(tools, call_prefix, only_one=one_call) if tools else None
         self._ended = False
         self._seen = 0
         self.reasoning_tokens = 0
@@ -63,12 +65,12 @@ class OutputText:
             self._count()
             matched = self._stops.feed(self._detokenizer.feed((id_,)))
             pieces += self._parse(matched.text)
-            if matched.stop is not None:
+            if matched.stop is not None or (self._tools and self._tools.ended):
                 return self._end(pieces, matched.stop)
         return self._delta(pieces, None)
 
     def close(self) -> Delta:
-        """Everything held back, at the end of the choice. Empty after a stop string."""
+        """Everything held back, at the end of the choice. Empty when it had ended before."""
         if self._ended:
             return self._delta([], None)
         matched = self._stops.feed(self._detokenizer.close())
@@ -101,4 +103,4 @@ class OutputText:
 
     def _delta(self, pieces: list[Piece], stop: str | None) -> Delta:
         self.called_tools = self.called_tools or any(isinstance(piece, ToolStart) for piece in pieces)
-        return Delta(merged(pieces), stop, self._seen)
+        return Delta(merged(pieces), stop, self._seen, self._ended)

@@ -6,7 +6,7 @@ An envelope that the model left open counts when the JSON inside is complete.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from neuron_jax.text.pieces import Piece, Text, ToolArguments, ToolEnd, ToolStart
@@ -27,7 +27,13 @@ _BETWEEN = re.compile(r"[\s;,]*")
 
 
 class ToolParser(Protocol):
-    """Pure and incremental; any chunking of the text gives the same calls and the same text around them."""
+    """Pure and incremental; any chunking of the text gives the same calls and the same text around them.
+
+    With `only_one` the first call is the last thing that comes out; `ended` is true once it did.
+    """
+
+    @property
+    def ended(self) -> bool: ...
 
     def feed(self, text: str) -> list[Piece]: ...
 
@@ -37,22 +43,30 @@ class ToolParser(Protocol):
 class TaggedTools:
     """Hermes and Qwen: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number, text in between."""
 
-    def __init__(self, call_prefix: str) -> None:
-        self._calls = _Calls(call_prefix)
+    def __init__(self, call_prefix: str, *, only_one: bool = False) -> None:
+        self._calls = _Calls(call_prefix, only_one=only_one)
         self._tag = StopMatcher((TOOL_CALL_OPEN,))
         self._inside = False
         self._body: list[str] = []
         self._spaces = ""
         self._after_call = False
 
+    @property
+    def ended(self) -> bool:
+        """The only call that is wanted is out."""
+        return self._calls.full
+
     def feed(self, text: str) -> list[Piece]:
         """Text outside the envelopes as it comes, calls when their envelope closes."""
         pieces: list[Piece] = []
-        matched = self._tag.feed(text)
-        while matched.stop is not None:
-            pieces += self._part(matched.text) + self._switch()
-            matched = self._tag.feed(matched.rest)
-        return pieces + self._part(matched.text)
+        rest: str | None = text
+        while rest is not None and not self.ended:
+            matched = self._tag.feed(rest)
+            pieces += self._part(matched.text)
+            if matched.stop is not None:
+                pieces += self._switch()
+            rest = matched.rest if matched.stop is not None else None
+        return pieces
 
     def close(self) -> list[Piece]:
         """What was held back; the JSON of an unclosed envelope if it is complete, else the envelope as text."""
@@ -89,12 +103,17 @@ class TaggedTools:
 class TailTools:
     """Llama 3 and Mistral: after `tag`, or when `bare` from the first character, all the rest of the turn is calls."""
 
-    def __init__(self, call_prefix: str, *, tag: str, bare: bool) -> None:
-        self._calls = _Calls(call_prefix)
+    def __init__(self, call_prefix: str, *, tag: str, bare: bool, only_one: bool = False) -> None:
+        self._calls = _Calls(call_prefix, only_one=only_one)
         self._tag = StopMatcher((tag,))
         self._undecided = bare
         self._tail: list[str] | None = None
         self._start = ""
+
+    @property
+    def ended(self) -> bool:
+        """The only call that is wanted is out: not before `close()`, where the envelope ends."""
+        return self._calls.full
 
     def feed(self, text: str) -> list[Piece]:
         """Text before the calls; the calls come with `close()`."""
@@ -114,7 +133,8 @@ class TailTools:
         calls, rest = _read_calls(body, need_arguments=True)
         if not calls:
             return _text(body)
-        return self._calls.pieces(calls) + _text(rest)
+        pieces = self._calls.pieces(calls)
+        return pieces if self.ended else pieces + _text(rest)
 
     def _decide(self, text: str) -> list[Piece]:
         """At the start of the turn: JSON that may be a call waits for the end, anything else is text."""
@@ -136,14 +156,20 @@ class TailTools:
 
 
 class _Calls:
-    """Numbers the calls of one choice and names them `<prefix><number>`."""
+    """Numbers the calls of one choice and names them `<prefix><number>`; with `only_one` all but the first are left out."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, *, only_one: bool) -> None:
         self._prefix = prefix
+        self._only_one = only_one
         self._count = 0
 
-    def pieces(self, calls: Iterable[tuple[str, str]]) -> list[Piece]:
-        return [piece for name, arguments in calls for piece in self._call(name, arguments)]
+    @property
+    def full(self) -> bool:
+        return self._only_one and self._count > 0
+
+    def pieces(self, calls: Sequence[tuple[str, str]]) -> list[Piece]:
+        wanted = calls[:1] if self._only_one else calls
+        return [piece for name, arguments in wanted for piece in self._call(name, arguments)]
 
     def _call(self, name: str, arguments: str) -> list[Piece]:
         index, self._count = self._count, self._count + 1

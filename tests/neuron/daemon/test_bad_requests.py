@@ -48,6 +48,7 @@ CHAT = [
         "messages[0].tool_calls[0].function.arguments",
     ),
     ({"stream": "yes"}, "invalid_request_body", "stream"),
+    ({"parallel_tool_calls": "no"}, "invalid_request_body", "parallel_tool_calls"),
     ({"stream_options": []}, "invalid_request_body", "stream_options"),
     ({"stream_options": {"include_usage": 1}}, "invalid_request_body", "stream_options.include_usage"),
     ({"max_tokens": 0}, "invalid_request_body", "max_tokens"),
@@ -138,7 +139,7 @@ def test_tokenize_wants_a_prompt_or_messages() -> None:
     [
         {"response_format": {"type": "text"}},
         {"best_of": 1, "suffix": "", "echo": False},
-        {"user": "u", "metadata": {}, "service_tier": "auto", "parallel_tool_calls": False, "store": True},
+        {"user": "u", "metadata": {}, "service_tier": "auto", "parallel_tool_calls": True, "store": True},
         {"temperature": None, "stop": None, "tools": None, "tool_choice": None, "logit_bias": None, "n": None},
         {"tools": [], "tool_choice": "none"},
         {"top_k": -1, "seed": -(2**63)},

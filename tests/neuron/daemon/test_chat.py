@@ -262,6 +262,30 @@ def test_tool_calls(tmp_path: Path) -> None:
     with_neuron(tmp_path, use)
 
 
+def test_a_single_call_ends_the_answer(tmp_path: Path) -> None:
+    """With `parallel_tool_calls: false` the first call is the end: nothing after it is generated, shown or counted."""
+    twice = f"[[say {CALL}{CALL}[[rest]]"
+
+    async def use(neuron: LiveNeuron) -> None:
+        alone = {"tools": [TOOL], "parallel_tool_calls": False}
+        both = (await neuron.chat(twice, tools=[TOOL])).json()
+        whole = (await neuron.chat(twice, **alone)).json()
+        chunks = chunks_of(
+            (await neuron.chat(twice, stream=True, stream_options={"include_usage": True}, **alone)).text
+        )
+        starts = [
+            c for c in chunks for choice in c["choices"] for c in choice["delta"].get("tool_calls", []) if "id" in c
+        ]
+
+        assert len(both["choices"][0]["message"]["tool_calls"]) == 2
+        assert len(whole["choices"][0]["message"]["tool_calls"]) == len(starts) == 1
+        assert whole["choices"][0]["finish_reason"] == "tool_calls"
+        assert whole["usage"]["completion_tokens"] == chunks[-1]["usage"]["completion_tokens"] == len(CALL)
+        assert (await neuron.chat("hi", **alone)).json()["choices"][0]["finish_reason"] == "stop"
+
+    with_neuron(tmp_path, use)
+
+
 def test_length_beats_tool_calls(tmp_path: Path) -> None:
     """A call that max_tokens cut off is no finished call."""
 

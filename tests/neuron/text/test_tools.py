@@ -103,3 +103,20 @@ def test_white_space_without_end_is_not_held_for_ever() -> None:
 def test_mistral_calls_stand_behind_its_tag(text: str, expected: list[Piece]) -> None:
     """A list of calls ends the turn."""
     check(lambda: tool_parser("mistral", "call_x"), text, *expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("hermes", f"Hm. <tool_call>{WEATHER}</tool_call>\n<tool_call>{TIME}</tool_call> x", [Text("Hm."), *FIRST]),
+        ("hermes", f"<tool_call>[{WEATHER}, {TIME}]</tool_call>", FIRST),
+        ("hermes", f"<tool_call>no</tool_call><tool_call>{WEATHER}</tool_call> x", None),
+        ("mistral", f"Sure. [TOOL_CALLS][{WEATHER}, {TIME}]", [Text("Sure. "), *FIRST]),
+        ("llama3_json", f"{WEATHER}; {TIME} and more", FIRST),
+        ("llama3_json", "no call", [Text("no call")]),
+    ],
+)
+def test_the_only_call_ends_the_output(name: str, text: str, expected: list[Piece] | None) -> None:
+    """With `only_one` nothing comes after the first call, in any envelope; what is no call does not count."""
+    refused = [Text("<tool_call>no</tool_call>"), *FIRST]
+    check(lambda: tool_parser(name, "call_x", only_one=True), text, *(refused if expected is None else expected))
