@@ -1,0 +1,201 @@
+"""The notebooks as a reader finds and runs them; knows their cells by id, must not know how their pictures are made."""
+
+import ast
+import base64
+import os
+import re
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from attrs import frozen
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from tests.fakes.live_gateway import live_gateway
+from tests.fakes.neuron_double import Answer, NeuronDouble
+from tests.fakes.stack import free_ports
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "notebooks"
+FUNCTION = FOLDER / "01_a_model_is_a_function.ipynb"
+CELL_SECS = 240
+CELL_LINES = 25
+HELPER_LINES = 15
+PICTURES = ("likely", "attention", "heads", "lens", "gradient")
+TOKYO = "The capital of Japan is Tokyo."
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call] # nbformat
+
+
+def code_cells(path: Path) -> list[Any]:
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+@frozen(eq=False)
+class Session:
+    """A notebook whose cells have all been run, and its kernel, still alive."""
+
+    client: NotebookClient
+    cells: dict[str, Any]
+
+    def printed(self, name: str) -> str:
+        """What the cell `name` printed."""
+        return "".join(output.text for output in self.cells[name].outputs if output.output_type == "stream")
+
+    def pictures(self, name: str) -> list[bytes]:
+        """The PNG files that the cell `name` shows."""
+        shown = [output.data for output in self.cells[name].outputs if output.output_type == "display_data"]
+        return [base64.b64decode(data["image/png"]) for data in shown if "image/png" in data]
+
+    def ask_again(self, url: str) -> str:
+        """Run the last cell again with the gateway at `url`; what it printed. Raises CellExecutionError."""
+        source = f"os.environ['CORTEX_URL'] = {url!r}\n{self.cells['compare'].source}"
+        again: Any = nbformat.v4.new_code_cell(source)  # type: ignore[no-untyped-call] # nbformat
+        self.client.nb.cells.append(again)
+        self.client.execute_cell(again, len(self.client.nb.cells) - 1)
+        return "".join(output.text for output in again.outputs)
+
+
+@pytest.fixture(scope="module")
+def session(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """The first notebook, run from top to bottom by this Python where no gateway answers."""
+    assert demo_gguf.is_file()
+    notebook = read(FUNCTION)
+    environ = os.environ | {
+        "CORTEX_URL": f"http://127.0.0.1:{free_ports(1)[0]}",
+        "IPYTHONDIR": str(tmp_path_factory.mktemp("ipython")),  # no profile of the user's
+        "JAX_PLATFORMS": "cpu",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONPATH": str(ROOT),
+    }
+    # Without folders to search, `python3` is this very interpreter and not what somebody registered under the name.
+    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+    client = NotebookClient(notebook, km=manager, timeout=CELL_SECS, resources={"metadata": {"path": str(FOLDER)}})
+    with client.setup_kernel(env=environ):
+        for index, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, index)
+        yield Session(client, {cell.id: cell for cell in notebook.cells})
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_kept_without_outputs(path: Path) -> None:
+    """What is committed is prose and code: no outputs, no counts, nothing of the machine it was run on."""
+    notebook = read(path)
+
+    assert [cell.id for cell in code_cells(path) if cell.outputs or cell.execution_count is not None] == []
+    assert [cell.id for cell in notebook.cells if cell.metadata] == []
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_cells_are_short(path: Path) -> None:
+    """A cell fits on a screen, and a helper in it is a few lines: what is longer belongs into the library."""
+    cells = {cell.id: cell.source for cell in code_cells(path)}
+    helpers = [
+        node for source in cells.values() for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)
+    ]
+
+    assert [name for name, source in cells.items() if len(source.splitlines()) > CELL_LINES] == []
+    assert [node.name for node in helpers if node.end_lineno and node.end_lineno - node.lineno >= HELPER_LINES] == []
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*")), ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    """Every relative link, in notebooks and README, names a file of the repository."""
+    links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
+
+    assert [link for link in links if not (path.parent / link).is_file()] == []
+
+
+def test_runs_on_this_interpreter_without_a_warning(session: Session) -> None:
+    """Every cell ran, in this very Python, and none of them warned."""
+    spec = session.client.km.kernel_spec if session.client.km else None
+    outputs = [output for cell in session.cells.values() for output in cell.get("outputs", [])]
+
+    assert spec is not None
+    assert spec.argv[0] == sys.executable
+    assert [output.text for output in outputs if "Warning" in output.get("text", "")] == []
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_are_shown(session: Session, name: str) -> None:
+    """The cell shows one picture, large enough to read and with something on it."""
+    (picture,) = session.pictures(name)
+    width, height = struct.unpack(">II", picture[16:24])
+
+    assert picture.startswith(b"\x89PNG")
+    assert (width, height) > (600, 250)
+    assert len(picture) > 8_000
+
+
+def test_the_likeliest_word_is_tokyo(session: Session) -> None:
+    """The table of next tokens begins with the right one, and the bars have its row."""
+    rows = [line.split() for line in session.printed("call").splitlines()[2:]]
+
+    assert rows[0][2] == "·Tokyo"
+    assert len(rows) == 8
+    assert float(rows[0][1].rstrip("%")) > 80
+
+
+def test_the_past_does_not_see_the_future(session: Session) -> None:
+    """Changing the last token moves the last row only."""
+    assert session.printed("past").strip() == "rows that did not move: 11 of 12"
+
+
+def test_heads_are_found_for_every_job(session: Session) -> None:
+    """Each of the three jobs has a head that gives it half of its attention or more."""
+    shares = re.findall(r"layer +\d+, head \d: +(\d+)% of its attention", session.printed("maps"))
+
+    assert len(shares) == 3
+    assert min(map(int, shares)) >= 50
+
+
+def test_the_gradient_keeps_its_promise(session: Session) -> None:
+    """A step along the gradient adds to the odds what the gradient says."""
+    found = re.search(r"should add ([\d.]+), and adds ([\d.]+)", session.printed("odds"))
+
+    assert found is not None
+    assert float(found[1]) == pytest.approx(float(found[2]), rel=0.05)
+
+
+def test_the_engine_gives_the_same_tokens(session: Session) -> None:
+    """Where no gateway answers, the serving engine runs in the notebook, gives the same tokens, and is named."""
+    verdict = session.printed("compare")
+
+    assert session.printed("answer").splitlines()[-1] == TOKYO
+    assert verdict.startswith("Same 8 tokens: no gateway at ")
+    assert "the serving engine ran in this process" in verdict
+
+
+def test_a_running_gateway_is_asked(session: Session) -> None:
+    """A gateway gets the notebook's own question, greedily, and is named in the verdict."""
+    neuron = NeuronDouble(answers=[Answer(deltas=({"content": "The capital of Japan"}, {"content": " is Tokyo."}))])
+    with live_gateway({"one": neuron}) as gateway:
+        verdict = session.ask_again(gateway.url)
+    (asked,) = [seen.body for seen in neuron.asked]
+
+    assert verdict.strip() == f"Same text: the gateway at {gateway.url} says {TOKYO!r} too."
+    assert asked["temperature"] == 0
+    assert asked["messages"] == [{"role": "user", "content": "What is the capital of Japan?"}]
+
+
+def test_a_gateway_that_says_something_else_is_noticed(session: Session) -> None:
+    """Another answer than the function's is an error that shows both."""
+    neuron = NeuronDouble(answers=[Answer(deltas=({"content": "Kyoto."},))])
+    with (
+        live_gateway({"one": neuron}) as gateway,
+        pytest.raises(CellExecutionError, match=r"says 'Kyoto\.', the function 'The capital of Japan is Tokyo\.'"),
+    ):
+        session.ask_again(gateway.url)
