@@ -69,7 +69,7 @@ def draw(logits: jax.Array, row: RowParams) -> jax.Array:
     hot = row.temperature > 0
     scaled = logits / jnp.where(hot, row.temperature, jnp.float32(1))[:, None]
     lse = jax.nn.logsumexp(scaled, axis=-1)
-    values, ids = lax.top_k(scaled, min(CANDIDATES, logits.shape[-1]))
+    values, ids = _top(scaled, CANDIDATES)
     threshold, found = _threshold(values, lse, row, vocab=logits.shape[-1])
     # Greedy rows look at nothing but the best: they must not send the others down the wide road.
     wide = hot & ~found
@@ -89,10 +89,20 @@ def full(logits: jax.Array, row: RowParams, counts: Counts) -> tuple[Drawn, Coun
     adjusted = adjusted.at[rows, row.bias_ids].add(row.bias)
     token = draw(adjusted, row)
     raw = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    top, ids = lax.top_k(raw, min(MAX_ALTERNATIVES, logits.shape[-1]))
+    top, ids = _top(raw, MAX_ALTERNATIVES)
     logprob = jnp.take_along_axis(raw, token[:, None], axis=-1)[:, 0]
     counted = counts.generated.at[row.slot, token].add(jnp.int16(1))
     return Drawn(token, logprob, ids.astype(jnp.int32), top), counts._replace(generated=counted)
+
+
+def _top(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """`lax.top_k`, of at most the whole row. The barriers keep it apart from what is around it: where XLA:CPU does not
+    recognize its pattern it sorts the whole vocabulary, which takes a hundred times as long.
+    """
+    found: tuple[jax.Array, jax.Array] = lax.optimization_barrier(
+        lax.top_k(lax.optimization_barrier(values), min(count, values.shape[-1]))
+    )
+    return found
 
 
 def _penalize(logits: jax.Array, generated: jax.Array, in_prompt: jax.Array, row: RowParams) -> jax.Array:
@@ -133,7 +143,8 @@ def _threshold(values: jax.Array, lse: jax.Array, row: RowParams, *, vocab: int)
 
 def _gumbel_max(values: jax.Array, ids: jax.Array, threshold: jax.Array, row: RowParams) -> jax.Array:
     noise = gumbel((row.seed_low, row.seed_high), row.position, ids.astype(jnp.uint32))
-    score = jnp.where(values >= threshold[:, None], values + noise, jnp.float32(-jnp.inf))
+    # Apart from the search for its maximum, or XLA:CPU would compute all this noise in a loop that is not vectorized.
+    score = lax.optimization_barrier(jnp.where(values >= threshold[:, None], values + noise, jnp.float32(-jnp.inf)))
     return jnp.take_along_axis(ids, jnp.argmax(score, axis=-1)[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 

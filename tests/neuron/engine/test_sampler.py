@@ -152,3 +152,15 @@ def test_full_counts_what_it_drew() -> None:
 
     assert [int(counts.generated[i, drawn.token[i]]) for i in range(2)] == [1, 1]
     assert int(counts.generated.sum()) == 2
+
+
+@pytest.mark.parametrize("kind", ["draw", "full"])
+def test_no_program_sorts_the_vocabulary(kind: str) -> None:
+    """XLA:CPU falls back to a full sort where it does not recognize a top_k: 30 ms a row, and nobody would notice."""
+    logits, row = some_logits(2), row_params(2)
+    counts = Counts(jnp.zeros((3, VOCAB), jnp.int16), jnp.zeros((3, VOCAB), jnp.bool_))
+    arguments = (logits, row) if kind == "draw" else (logits, row, counts)
+    program = jax.jit(getattr(sampler, kind)).lower(*arguments).compile().as_text()
+
+    assert "TopK" in program
+    assert " sort(" not in program
