@@ -20,7 +20,7 @@ Dims = tuple[tuple[int, str | None], ...]
 
 def parameter(dims: Dims, dtype: Any) -> nnx.Param[jax.Array]:
     """A parameter without a value: families are built abstractly, values come from a checkpoint."""
-    value: Any = jax.ShapeDtypeStruct(_sizes(dims), dtype)  # type: ignore[no-untyped-call] # jax
+    value: Any = jax.ShapeDtypeStruct(_sizes(dims), dtype)
     return nnx.Param(value, axes=tuple(axis for _, axis in dims))
 
 

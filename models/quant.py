@@ -50,7 +50,7 @@ def int8_matmul(x: jax.Array, kernel: jax.Array, scale: jax.Array, *, fine: bool
     # Without a second row XLA:CPU would take a path ten times slower for one row.
     values = jnp.concatenate([coarse, jnp.round(rest)]) if fine or rows == 1 else coarse
     # The barrier keeps XLA:CPU from fusing the rounding into the product, which would leave its int8 kernel.
-    values = lax.optimization_barrier(values.astype(jnp.int8))  # type: ignore[no-untyped-call] # jax
+    values = lax.optimization_barrier(values.astype(jnp.int8))
     product = lax.dot_general(values, kernel, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
     product = product.astype(jnp.float32)
     total = product[:rows] + product[rows:] / _REST if fine else product[:rows]

@@ -30,12 +30,12 @@ def named_sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
     spec = [None if axis is None else RULES[axis] for axis in axes]
     used = [axis for axis in spec if axis is not None]
     assert len(used) == len(set(used)), f"{tuple(axes)} puts two dimensions on one mesh axis"
-    return NamedSharding(mesh, PartitionSpec(*spec))  # type: ignore[no-untyped-call] # jax
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of a value that every device has whole."""
-    return NamedSharding(mesh, PartitionSpec())  # type: ignore[no-untyped-call] # jax
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def shard_tree(tree: Any, specs: Any, mesh: Mesh) -> Any:

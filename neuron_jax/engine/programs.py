@@ -99,7 +99,7 @@ class Program:
 
     def _abstract(self, shape: tuple[int, ...], dtype: Any, axes: tuple[str | None, ...]) -> Any:
         sharding = named_sharding(self.mesh, axes)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)  # type: ignore[no-untyped-call]  # jax has no stub for it
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
 @define(eq=False)

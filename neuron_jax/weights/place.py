@@ -35,7 +35,7 @@ def load_params(model: Model, checkpoint: Checkpoint, mesh: Mesh, report: Report
         leaves = rule.assemble(checkpoint.read)
         placed = {name: jax.device_put(leaf, named_sharding(mesh, specs[name].axes)) for name, leaf in leaves.items()}
         # Without waiting, host copies of many parameters would be alive at once.
-        mapping.place(params, rule.keys, jax.block_until_ready(placed))  # type: ignore[no-untyped-call] # jax
+        mapping.place(params, rule.keys, jax.block_until_ready(placed))
         done += size
         report("weights", done, total, "bytes")
     return params
