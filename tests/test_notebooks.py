@@ -1,17 +1,21 @@
 """The notebooks as a reader finds and runs them; knows their cells by id, must not know how their pictures are made."""
 
 import ast
+import asyncio
 import base64
 import os
 import re
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+import zmq
+import zmq.asyncio
 from attrs import frozen
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
@@ -44,10 +48,15 @@ def code_cells(path: Path) -> list[Any]:
 
 @frozen(eq=False)
 class Session:
-    """A notebook whose cells have all been run, and its kernel, still alive."""
+    """A notebook and its live kernel."""
 
+    runner: asyncio.Runner
     client: NotebookClient
     cells: dict[str, Any]
+
+    def run(self, index: int) -> None:
+        """Run one cell of the notebook. Raises CellExecutionError."""
+        self.runner.run(self.client.async_execute_cell(self.client.nb.cells[index], index))
 
     def printed(self, name: str) -> str:
         """What the cell `name` printed."""
@@ -63,7 +72,7 @@ class Session:
         source = f"os.environ['CORTEX_URL'] = {url!r}\n{self.cells['compare'].source}"
         again: Any = nbformat.v4.new_code_cell(source)  # type: ignore[no-untyped-call] # nbformat
         self.client.nb.cells.append(again)
-        self.client.execute_cell(again, len(self.client.nb.cells) - 1)
+        self.run(len(self.client.nb.cells) - 1)
         return "".join(output.text for output in again.outputs)
 
 
@@ -79,13 +88,32 @@ def session(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONPATH": str(ROOT),
     }
-    # Without folders to search, `python3` is this very interpreter and not what somebody registered under the name.
-    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
-    client = NotebookClient(notebook, km=manager, timeout=CELL_SECS, resources={"metadata": {"path": str(FOLDER)}})
-    with client.setup_kernel(env=environ):
-        for index, cell in enumerate(notebook.cells):
-            client.execute_cell(cell, index)
-        yield Session(client, {cell.id: cell for cell in notebook.cells})
+    with kernel(notebook, environ) as session:
+        for index in range(len(notebook.cells)):
+            session.run(index)
+        yield session
+
+
+@contextmanager
+def kernel(notebook: Any, environ: Mapping[str, str]) -> Iterator[Session]:
+    """A kernel that has run nothing yet. Process, sockets, threads and event loop have ended when the block has."""
+    with ExitStack() as stack:
+        runner = stack.enter_context(asyncio.Runner())
+        context = zmq.asyncio.Context()
+        stack.callback(context.destroy, linger=0)
+        # Without folders to search, `python3` is this very interpreter and not what somebody registered under the name.
+        specs = KernelSpecManager(kernel_dirs=[])
+        manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs, context=context)
+        resources = {"metadata": {"path": str(FOLDER)}}
+        client = NotebookClient(notebook, km=manager, timeout=CELL_SECS, resources=resources)
+        runner.run(client.async_start_new_kernel(env=environ))
+        stack.callback(lambda: runner.run(_shut_down(manager)))
+        stack.callback(runner.run(client.async_start_new_kernel_client()).stop_channels)
+        yield Session(runner, client, {cell.id: cell for cell in notebook.cells})
+
+
+async def _shut_down(manager: AsyncKernelManager) -> None:
+    await manager.shutdown_kernel(now=True)
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
