@@ -3,6 +3,7 @@
 NeuronError
 ├── ConfigError     a configuration file or variable says something impossible
 ├── EngineDied      an engine process ended while somebody still needed it
+├── ListenError     the address of the daemon cannot be listened on
 └── LoadError       a model cannot be loaded; `kind` says why in one word
 """
 
@@ -20,6 +21,10 @@ class ConfigError(NeuronError):
 
 class EngineDied(NeuronError):  # noqa: N818 - what happened, as the wire documents it
     """The engine process is gone; the message holds its last words."""
+
+
+class ListenError(NeuronError):
+    """The message names the address and the settings that move it."""
 
 
 class LoadError(NeuronError):

@@ -2,15 +2,16 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
+import socket
 import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from socket import socket
 from typing import Any
 
 import uvicorn
@@ -20,7 +21,7 @@ from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
 
 from neuron_jax.build_info import build_info
-from neuron_jax.config import NeuronConfig
+from neuron_jax.config import NeuronConfig, ServerConfig
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics
@@ -28,10 +29,12 @@ from neuron_jax.daemon.problems import API, INVALID, Problem, internal, shutting
 from neuron_jax.daemon.responses import problem_response
 from neuron_jax.daemon.routes import ROUTES
 from neuron_jax.daemon.service import Neuron
+from neuron_jax.errors import ListenError
 from neuron_jax.hardware.discover import Sampler, discover
 from neuron_jax.workers.engine_client import DEFAULT_COMMAND
 
 TEXT_THREADS = 2
+BACKLOG = 2048
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 REQUEST_ID = b"x-request-id"
 _log = logging.getLogger("neuron.daemon")
@@ -62,14 +65,35 @@ def build_app(config: NeuronConfig, devices: Devices, *, command: Sequence[str] 
 
 
 def serve(config: NeuronConfig, *, command: Sequence[str] = DEFAULT_COMMAND) -> None:
-    """Serves until SIGTERM or SIGINT; returns when everything in flight has ended or had its time, and engines too."""
+    """Serves until SIGTERM or SIGINT; returns when everything in flight has ended or had its time, and engines too.
+
+    Raises ListenError before anything else is begun.
+    """
+    with listen(config.server) as listener:
+        _serve_on(listener, config, command)
+
+
+def listen(server: ServerConfig) -> socket.socket:
+    """The socket of `[server]`. Raises ListenError."""
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    try:
+        return socket.create_server((server.host, server.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        reasons = {errno.EADDRINUSE: "is taken by another program", errno.EACCES: "may not be used without privileges"}
+        why = reasons.get(error.errno or 0, f"cannot be used: {error.strerror or error}")
+        raise ListenError(
+            f"port {server.port} on {server.host} {why}; choose another with --port or port in [server]"
+        ) from error
+
+
+def _serve_on(listener: socket.socket, config: NeuronConfig, command: Sequence[str]) -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     hardware = discover(config.engine.cpu_devices, visible=config.environ.get("CUDA_VISIBLE_DEVICES"))
     with Sampler(hardware) as sampler, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         app = build_app(config, Devices(hardware, sampler), command=command)
-        runner.run(_Server(app, config).serve())
+        runner.run(_Server(app, config).serve([listener]))
 
 
 class _Server(uvicorn.Server):
@@ -80,8 +104,6 @@ class _Server(uvicorn.Server):
         self._giving_up: asyncio.Task[None] | None = None
         settings = uvicorn.Config(
             app,
-            host=config.server.host,
-            port=config.server.port,
             loop="none",
             http="httptools",
             lifespan="on",
@@ -93,7 +115,7 @@ class _Server(uvicorn.Server):
         )
         super().__init__(settings)
 
-    async def startup(self, sockets: list[socket] | None = None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and not self.should_exit:
             host, port = self.servers[0].sockets[0].getsockname()[:2]

@@ -14,6 +14,10 @@ import httpx
 import openai
 import pytest
 
+from neuron_jax.cli import run
+from neuron_jax.config import ServerConfig
+from neuron_jax.daemon.app import listen
+from neuron_jax.errors import ListenError
 from tests.fakes.engine_double import ROOT, environment
 from tests.fakes.live_neuron import MODEL, LiveNeuron, with_neuron
 from tests.fakes.tiny_model import write_tiny_model
@@ -62,18 +66,24 @@ def test_serve_says_where_and_ends_with_zero(tmp_path: Path, number: signal.Sign
         os.kill(engine, 0)
 
 
-def test_a_port_in_use_ends_with_an_error(tmp_path: Path) -> None:
-    """It ends by itself, with an exit code that is not 0 and a message that names the address."""
-    config = tmp_path / "neuron.toml"
+def test_a_port_in_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line names the port and what moves it, and the exit code is 1."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        config.write_text(f"[server]\nport = {taken.getsockname()[1]}\n")
-        command = [sys.executable, "-c", PROGRAM, str(config)]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False
-        )
+        port = taken.getsockname()[1]
+        code = run(["serve", "--port", str(port)], {"HOME": str(tmp_path)})
 
-    assert done.returncode not in (0, -signal.SIGKILL)
-    assert "address already in use" in done.stderr
+    assert code == 1
+    said = (
+        f"neuron: port {port} on 127.0.0.1 is taken by another program; choose another with --port or port in [server]"
+    )
+    assert capsys.readouterr().err.splitlines() == [said]
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "fe80::1:2:3"])
+def test_an_address_that_is_not_ours_is_told(host: str) -> None:
+    """Of either family."""
+    with pytest.raises(ListenError, match=f"port 0 on {host} cannot be used: "):
+        listen(ServerConfig(host=host, port=0))
 
 
 def test_the_openai_sdk(tmp_path: Path) -> None:
