@@ -32,6 +32,7 @@ from neuron_jax.daemon.service import Neuron
 from neuron_jax.errors import ListenError
 from neuron_jax.hardware.discover import Sampler, discover
 from neuron_jax.workers.engine_client import DEFAULT_COMMAND
+from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
 
 TEXT_THREADS = 2
 BACKLOG = 2048
@@ -40,10 +41,17 @@ REQUEST_ID = b"x-request-id"
 _log = logging.getLogger("neuron.daemon")
 
 
-def build_app(config: NeuronConfig, devices: Devices, *, command: Sequence[str] = DEFAULT_COMMAND) -> Litestar:
-    """The app; it loads nothing before its start-up, and its shutdown ends every engine. `command` runs an engine."""
+def build_app(
+    config: NeuronConfig,
+    devices: Devices,
+    *,
+    command: Sequence[str] = DEFAULT_COMMAND,
+    restarts: RestartPolicy = RESTARTS,
+) -> Litestar:
+    """The app; it loads nothing before its start-up, and its shutdown ends every engine. `command` runs an engine,
+    `restarts` says when it runs again after a death."""
     metrics = Metrics()
-    lifecycle = Lifecycle(config, devices, metrics, command=command)
+    lifecycle = Lifecycle(config, devices, metrics, command=command, restarts=restarts)
     metrics.watch(lifecycle)
     pool = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
     neuron = Neuron(lifecycle, metrics, build_info(), pool, time.monotonic())

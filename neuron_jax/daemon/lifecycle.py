@@ -27,6 +27,7 @@ from neuron_jax.weights.describe import ModelDescription
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.engine_client import DEFAULT_COMMAND, EngineClient
 from neuron_jax.workers.frames import EngineSpec
+from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
 
 TEXTS_KEPT = 8
 """Tokenizers of models that are not loaded, kept for POST /tokenize."""
@@ -56,7 +57,13 @@ class Lifecycle:
     """Make it inside the loop, `start` it, `close` it."""
 
     def __init__(
-        self, config: NeuronConfig, devices: Devices, metrics: Metrics, *, command: Sequence[str] = DEFAULT_COMMAND
+        self,
+        config: NeuronConfig,
+        devices: Devices,
+        metrics: Metrics,
+        *,
+        command: Sequence[str] = DEFAULT_COMMAND,
+        restarts: RestartPolicy = RESTARTS,
     ) -> None:
         self.config = config
         self.devices = devices
@@ -65,6 +72,7 @@ class Lifecycle:
         self.closing = False
         self._metrics = metrics
         self._command = tuple(command)
+        self._restarts = restarts
         self._residents: dict[str, Resident] = {}
         self._facts: dict[tuple[Path, int], ModelFacts | None] = {}
         self._texts: OrderedDict[Path, ModelText] = OrderedDict()
@@ -196,6 +204,7 @@ class Lifecycle:
             engine_spec=partial(engine_spec, self.config, spec, self.devices.platform, devices),
             start=self._start_engine,
             admission=self.config.admission,
+            restarts=self._restarts,
         )
         resident = self._residents[spec.model_id] = Resident(spec.model_id, spec, devices, plan)
         self._metrics.remember(spec.model_id)

@@ -17,7 +17,7 @@ from neuron_jax.text.errors import TextError
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineLoad, EngineSpec, Progress
-from neuron_jax.workers.supervisor import Phase, State, Supervisor
+from neuron_jax.workers.supervisor import Phase, RestartPolicy, State, Supervisor
 
 Listener = Callable[[Progress], None]
 Fetch = Callable[[Callable[[str, int, int, str], None]], Path]
@@ -45,6 +45,7 @@ class Plan:
     engine_spec: Callable[[Path], EngineSpec]
     start: StartEngine
     admission: AdmissionConfig
+    restarts: RestartPolicy
 
 
 class Resident:
@@ -191,10 +192,10 @@ class Resident:
         path = await self._fetch()
         self._text = await asyncio.to_thread(read_text, path)
         spec = self._plan.engine_spec(path)
-        self._supervisor = Supervisor(self.id, lambda: self._start(spec), changed=self._changed)
-        await self._supervisor.started()
-        assert self._supervisor.engine is not None
-        ready = self._supervisor.engine.ready
+        self._supervisor = Supervisor(
+            self.id, lambda: self._start(spec), changed=self._changed, policy=self._plan.restarts
+        )
+        ready = await self._supervisor.started()
         _log.info("%s serves: %d tokens of context, %d slots", self.id, ready.max_context, ready.max_slots)
         self.max_context = ready.max_context
         self._admission = Admission(

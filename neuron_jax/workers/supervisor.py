@@ -19,12 +19,8 @@ from attrs import frozen
 
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers.engine_client import EngineClient
+from neuron_jax.workers.frames import Ready
 
-STABLE_SECONDS = 60.0
-"""An engine that served this long before it died starts a new count of failures."""
-MAX_FAILURES = 5
-FIRST_DELAY = 0.25
-MAX_DELAY = 30.0
 TRANSIENT = ("out_of_memory", "device", "internal")
 """Kinds of a failed start that may pass: the memory of a dead process comes back late, a device resets."""
 
@@ -40,6 +36,23 @@ class Phase(StrEnum):
     RECOVERING = "recovering"
     FAILED = "failed"
     STOPPED = "stopped"
+
+
+@frozen
+class RestartPolicy:
+    """When an engine that died is started again. Times in seconds.
+
+    More than `max_failures` deaths in a row, failed restarts among them, and the model is given up. Waits before a restart
+    double from `first_delay` to `max_delay`. An engine that served for `stable` before it died starts a new count.
+    """
+
+    max_failures: int = 5
+    first_delay: float = 0.25
+    max_delay: float = 30.0
+    stable: float = 60.0
+
+
+RESTARTS = RestartPolicy()
 
 
 @frozen
@@ -91,7 +104,7 @@ class Stopped:
 Happening = Started | StartFailed | Died | StopAsked | Stopped
 
 
-def after(state: State, happening: Happening) -> State:
+def after(state: State, happening: Happening, policy: RestartPolicy = RESTARTS) -> State:
     """The state after `happening`. Raises AssertionError on what cannot happen in `state`."""
     match state.phase, happening:
         case ((Phase.STARTING | Phase.READY | Phase.RECOVERING | Phase.FAILED), StopAsked()):
@@ -103,22 +116,23 @@ def after(state: State, happening: Happening) -> State:
         case Phase.STARTING, StartFailed(error):
             return attrs.evolve(state, phase=Phase.FAILED, last_error=error)
         case Phase.RECOVERING, StartFailed(error, fatal):
-            return _fallen(state, state.failures + 1, error, fatal=fatal)
+            return _fallen(state, state.failures + 1, error, give_up=fatal or state.failures >= policy.max_failures)
         case Phase.READY, Died(error, served):
-            return _fallen(state, 1 if served >= STABLE_SECONDS else state.failures + 1, error, fatal=False)
+            failures = 1 if served >= policy.stable else state.failures + 1
+            return _fallen(state, failures, error, give_up=failures > policy.max_failures)
     raise AssertionError(f"{happening} in {state}")
 
 
-def _fallen(state: State, failures: int, error: str, *, fatal: bool) -> State:
-    if fatal or failures > MAX_FAILURES:
+def _fallen(state: State, failures: int, error: str, *, give_up: bool) -> State:
+    if give_up:
         return attrs.evolve(state, phase=Phase.FAILED, failures=failures, last_error=error)
     restarts = state.restarts + 1
     return State(phase=Phase.RECOVERING, failures=failures, restarts=restarts, last_error=error)
 
 
-def delay(state: State) -> float:
+def delay(state: State, policy: RestartPolicy = RESTARTS) -> float:
     """Seconds to wait before the next start: exponential in the deaths in a row."""
-    return min(FIRST_DELAY * 2.0 ** max(0, state.failures - 1), MAX_DELAY)
+    return min(policy.first_delay * 2.0 ** max(0, state.failures - 1), policy.max_delay)
 
 
 class Supervisor:
@@ -130,20 +144,25 @@ class Supervisor:
         start: Callable[[], Awaitable[EngineClient]],
         *,
         changed: Callable[[State], None] = lambda _: None,
+        policy: RestartPolicy = RESTARTS,
     ) -> None:
         self.state = State()
         self.engine: EngineClient | None = None
         self._name = name
         self._start = start
         self._changed = changed
+        self._policy = policy
         self._stopping = asyncio.Event()
         self._drain_secs = 0.0
-        self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._first: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(), name=f"supervisor of {name}")
 
-    async def started(self) -> None:
-        """Returns when the engine serves for the first time. Raises LoadError or EngineDied when it never did."""
-        await asyncio.shield(self._first)
+    async def started(self) -> Ready:
+        """What the engine said when it served for the first time; it may have died since.
+
+        Raises LoadError or EngineDied when it never did.
+        """
+        return await asyncio.shield(self._first)
 
     async def stop(self, drain_secs: float) -> None:
         """Waits up to `drain_secs` for what is in flight, ends the process, and returns when it is gone."""
@@ -161,9 +180,7 @@ class Supervisor:
         finally:
             await self._end_engine()
         self._move(Stopped())
-        if not self._first.done():
-            self._first.set_exception(EngineDied(f"{self._name} was unloaded while it was loading"))
-            self._first.exception()  # nobody may be waiting any more
+        self._settle(EngineDied(f"{self._name} was unloaded while it was loading"))
 
     async def _turn(self) -> None:
         match self.state.phase:
@@ -175,7 +192,7 @@ class Supervisor:
                 await self._stopping.wait()
 
     async def _try_start(self) -> None:
-        if self.state.failures and await _within(self._stopping.wait(), delay(self.state)):
+        if self.state.failures and await _within(self._stopping.wait(), delay(self.state, self._policy)):
             return
         starting = asyncio.ensure_future(self._start())
         try:
@@ -186,7 +203,7 @@ class Supervisor:
         if isinstance(done, EngineClient):
             self.engine = done
             self._move(Started())
-            self._settle(None)
+            self._settle(done.ready)
         elif isinstance(done, Exception):
             self._move(StartFailed(str(done), fatal=isinstance(done, LoadError) and done.kind not in TRANSIENT))
             self._settle(done)
@@ -212,17 +229,17 @@ class Supervisor:
         if engine is not None:
             await engine.close()
 
-    def _settle(self, error: Exception | None) -> None:
+    def _settle(self, outcome: Ready | Exception) -> None:
         if self._first.done():
             return
-        if error is None:
-            self._first.set_result(None)
+        if isinstance(outcome, Ready):
+            self._first.set_result(outcome)
             return
-        self._first.set_exception(error)
+        self._first.set_exception(outcome)
         self._first.exception()  # nobody may be waiting any more
 
     def _move(self, happening: Happening) -> None:
-        self.state = after(self.state, happening)
+        self.state = after(self.state, happening, self._policy)
         level = logging.ERROR if isinstance(happening, Died | StartFailed) else logging.INFO
         _log.log(level, "%s: %s (%s)", self._name, self.state.phase.value, self.state.last_error or "no error")
         self._changed(self.state)

@@ -48,6 +48,7 @@ class Script:
     fail: Sequence[str] = ()
     die_loading: int | None = None
     die_loading_after: int = 0  # starts that work before `die_loading` begins
+    die_ready: int | None = None  # exit code right after ready
     load_seconds: float = 0.0
     stubborn: bool = False  # ignores Shutdown
 
@@ -158,6 +159,9 @@ class Double:
             self.send(frames.Failed(kind, message, (MemoryRow("weights", 1000),)))
             sys.exit(1)
         self.send(self.ready(spec))
+        if self.script.die_ready is not None:
+            print("the double was told to die when ready", flush=True)
+            os._exit(self.script.die_ready)
 
     def count_start(self, path: Path) -> None:
         starts = path.with_name("starts")

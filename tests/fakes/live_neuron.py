@@ -15,6 +15,7 @@ from neuron_jax.daemon.app import build_app
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.hardware.records import Device, DeviceLoad, Hardware
+from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
 from tests.fakes.engine_double import COMMAND, environment
 from tests.fakes.tiny_model import write_tiny_model
 
@@ -73,11 +74,16 @@ def config_for(folder: Path, cache: Path, **changes: Any) -> NeuronConfig:
 
 @asynccontextmanager
 async def live_neuron(
-    tmp_path: Path, *, load: bool = True, queue: AdmissionConfig | None = None, **script: Any
+    tmp_path: Path,
+    *,
+    load: bool = True,
+    queue: AdmissionConfig | None = None,
+    restarts: RestartPolicy = RESTARTS,
+    **script: Any,
 ) -> AsyncIterator[LiveNeuron]:
     folder = write_tiny_model(tmp_path / "tiny", **script)
     config = config_for(folder, tmp_path / "cache", admission=queue or AdmissionConfig())
-    async with running(config) as (url, lifecycle), httpx.AsyncClient(base_url=url, timeout=20) as http:
+    async with running(config, restarts) as (url, lifecycle), httpx.AsyncClient(base_url=url, timeout=20) as http:
         neuron = LiveNeuron(http, lifecycle, folder)
         if load:
             await neuron.load()
@@ -85,9 +91,9 @@ async def live_neuron(
 
 
 @asynccontextmanager
-async def running(config: NeuronConfig) -> AsyncIterator[tuple[str, Lifecycle]]:
+async def running(config: NeuronConfig, restarts: RestartPolicy = RESTARTS) -> AsyncIterator[tuple[str, Lifecycle]]:
     """The daemon of `config` on a free port; afterwards none of its processes or tasks is left."""
-    app = build_app(config, still_devices(), command=COMMAND)
+    app = build_app(config, still_devices(), command=COMMAND, restarts=restarts)
     settings = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=1
     )

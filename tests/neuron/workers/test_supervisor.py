@@ -13,8 +13,7 @@ from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineSpec
 from neuron_jax.workers.supervisor import (
-    MAX_FAILURES,
-    STABLE_SECONDS,
+    RESTARTS,
     Died,
     Phase,
     Started,
@@ -31,7 +30,7 @@ from tests.fakes.tiny_model import write_tiny_model
 from tests.fakes.waiting import until
 
 READY = State(Phase.READY)
-WORN = State(Phase.READY, failures=MAX_FAILURES, restarts=MAX_FAILURES)
+WORN = State(Phase.READY, failures=RESTARTS.max_failures, restarts=RESTARTS.max_failures)
 TABLE = [
     (State(), Started(), State(Phase.READY)),
     (State(), StartFailed("no", fatal=False), State(Phase.FAILED, last_error="no")),
@@ -42,8 +41,8 @@ TABLE = [
     (State(Phase.RECOVERING, 2, 2, "x"), StartFailed("y", fatal=False), State(Phase.RECOVERING, 3, 3, "y")),
     (State(Phase.RECOVERING, 2, 2, "x"), StartFailed("y", fatal=True), State(Phase.FAILED, 3, 2, "y")),
     (State(Phase.RECOVERING, 2, 2, "x"), StopAsked(), State(Phase.DRAINING, 2, 2, "x")),
-    (WORN, Died("again", 1.0), State(Phase.FAILED, MAX_FAILURES + 1, MAX_FAILURES, "again")),
-    (WORN, Died("late", STABLE_SECONDS), State(Phase.RECOVERING, 1, MAX_FAILURES + 1, "late")),
+    (WORN, Died("again", 1.0), State(Phase.FAILED, RESTARTS.max_failures + 1, RESTARTS.max_failures, "again")),
+    (WORN, Died("late", RESTARTS.stable), State(Phase.RECOVERING, 1, RESTARTS.max_failures + 1, "late")),
     (State(Phase.FAILED, last_error="no"), StopAsked(), State(Phase.DRAINING, last_error="no")),
     (State(Phase.DRAINING), Stopped(), State(Phase.STOPPED)),
 ]
