@@ -60,7 +60,10 @@ class LocalModel:
 
 Source = BuiltIn | Folder | GgufFile | Hub
 
-_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?(?::(?P<file>[^:\s]+))?")
+PATH_STARTS = ("/", ".", "~")
+_HUB = re.compile(  # the hub's own names are shorter; longer ones would be too long for a file
+    r"(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})(?:@(?P<revision>[^:@\s]{1,200}))?(?::(?P<file>[^:\s]{1,200}))?"
+)
 
 
 def parse_source(model: str) -> Source:
@@ -71,8 +74,8 @@ def parse_source(model: str) -> Source:
     built_in = next((id_ for id_, entry in BUILT_IN.items() if model in (id_, *entry.aliases)), None)
     if built_in is not None:
         return BuiltIn(built_in)
-    path = Path(model).expanduser()
-    if not model.startswith("hf:") and (model.startswith(("/", ".", "~")) or (model and path.exists())):
+    path = _as_path(model)
+    if path is not None:
         return GgufFile(path) if path.suffix == ".gguf" else Folder(path)
     match = _HUB.fullmatch(model.removeprefix("hf:"))
     if match is None:
@@ -82,6 +85,20 @@ def parse_source(model: str) -> Source:
             f"{model!r} is no model: give a built-in name ({known}), a folder, a .gguf file, or org/name on the hub",
         )
     return Hub(match["repo"], match["revision"], match["file"])
+
+
+def _as_path(model: str) -> Path | None:
+    """The path that `model` is, whether something is there or not; None when it is no path."""
+    if not model or model.startswith("hf:"):
+        return None
+    try:
+        path = Path(model).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long for the file system; a home of nobody
+        if model.startswith(PATH_STARTS):
+            raise WeightsError("repo_fetch_failed", f"{model!r} is no path: {error}") from error
+        return None
+    return path if there or model.startswith(PATH_STARTS) else None
 
 
 def locate(source: Source, cache: Path) -> Path | None:

@@ -136,8 +136,9 @@ class NeuronDouble:
     async def _generate(self, request: Seen, receive: Receive, send: Send) -> None:
         self.begun += 1
         answer = self.next_answer()
-        if answer.refusal:
-            status, body, headers = answer.refusal
+        refusal = answer.refusal or _unreadable(request)
+        if refusal:
+            status, body, headers = refusal
             await _json(send, status, body, headers)
             return
         work = asyncio.create_task(self._answer(request, answer, send))
@@ -169,6 +170,15 @@ class NeuronDouble:
         if answer.dies_after is not None:
             raise DiedError
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _unreadable(request: Seen) -> tuple[int, bytes, Mapping[str, str]] | None:
+    """What a neuron answers to a body that is no JSON: the gateway passes on what it need not read itself."""
+    try:
+        msgspec.json.decode(request.raw)
+    except (msgspec.MsgspecError, ValueError) as error:
+        return 400, msgspec.json.encode(_envelope(str(error), "malformed_json")), {}
+    return None
 
 
 def stream(path: str, body: Mapping[str, Any], answer: Answer) -> list[bytes]:

@@ -63,7 +63,9 @@ def test_names_mean_one_thing(name: str, source: sources.Source) -> None:
     assert sources.parse_source(name) == source
 
 
-@pytest.mark.parametrize("name", ["", "gpt-4", "a/b/c", "org/name:", "org/na me", "hf:demo"])
+@pytest.mark.parametrize(
+    "name", ["", "gpt-4", "a/b/c", "org/name:", "org/na me", "hf:demo", "x" * 5000, "x" * 300 + "/y"]
+)
 def test_other_names_are_refused(name: str) -> None:
     """The message has the name and what it may be."""
     with pytest.raises(WeightsError, match="built-in name") as caught:
@@ -79,6 +81,13 @@ def test_a_path_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.Monkey
 
     assert sources.parse_source("some/folder") == Folder(Path("some/folder"))
     assert sources.parse_source("some/other") == Hub("some/other")
+
+
+@pytest.mark.parametrize("name", ["/" + "x" * 5000, "./" + "x" * 300, "~nobody-of-this-name/x"])
+def test_a_path_that_cannot_be_is_told(name: str) -> None:
+    """Names too long for the file system, and the home of nobody."""
+    with pytest.raises(WeightsError, match="is no path: "):
+        sources.parse_source(name)
 
 
 def test_local_sources_are_not_fetched(tmp_path: Path) -> None:
