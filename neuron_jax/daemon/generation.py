@@ -81,6 +81,7 @@ class Job:
     encoded: Sequence[Encoded]
     stops: Sequence[str]
     stop_token_ids: frozenset[int]
+    min_tokens: int
     prompt_tokens: int  # each different prompt once
     usage: Usage = field(factory=Usage)
 
@@ -101,7 +102,7 @@ class Choice:
         self._index = index
         self._usage = job.usage
         self._stop_token_ids = job.stop_token_ids
-        self._text = job.text.output(job.encoded[index], job.stops, f"call_{job.id}_{index}_")
+        self._text = job.text.output(job.encoded[index], job.stops, job.min_tokens, f"call_{job.id}_{index}_")
         self._reasoning = 0
         self._seen = 0
 

@@ -104,11 +104,12 @@ class ModelText:
                 name, f"{name}: token {worst} is outside the vocabulary of {self.tokenizer.vocab_size} tokens."
             )
 
-    def output(self, encoded: Encoded, stops: Sequence[str], call_prefix: str) -> OutputText:
+    def output(self, encoded: Encoded, stops: Sequence[str], min_tokens: int, call_prefix: str) -> OutputText:
         """The reader of one answer to `encoded`."""
         return OutputText(
             self.tokenizer,
             stops=stops,
+            min_tokens=min_tokens,
             reasoning=encoded.reasoning,
             tools=encoded.tools,
             call_prefix=call_prefix,

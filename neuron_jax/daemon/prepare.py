@@ -75,6 +75,7 @@ def _job(wish: Wish, text: ModelText, encoded: Sequence[Encoded], outside: Outsi
         encoded=choices,
         stops=wish.stops,
         stop_token_ids=frozenset(wish.stop_token_ids) - frozenset(text.description.eos_ids),
+        min_tokens=wish.min_tokens,
         prompt_tokens=sum(len(item.ids) for item in encoded),
     )
 

@@ -10,7 +10,7 @@ from attrs import frozen
 from neuron_jax.text import formats
 from neuron_jax.text.detokenize import Detokenizer
 from neuron_jax.text.pieces import Piece, Text, ToolStart, merged
-from neuron_jax.text.stop import StopMatcher
+from neuron_jax.text.stop import Matched, StopMatcher
 from neuron_jax.text.tokenizer import Tokenizer
 
 
@@ -28,6 +28,7 @@ class Delta:
 class OutputText:
     """One choice's output. After its end nothing follows: what is fed then is ignored and not counted.
 
+    A stop string ends it only where a token after the first `min_tokens` completes it, as in vLLM.
     `reasoning` and `tools` are names from `neuron_jax.text.formats`, None where the request has no use for them.
     Tool calls get the ids `<call_prefix>0`, `<call_prefix>1`, …; the prefix is unique to the choice. With `one_call` the
     first of them ends the choice. `continues`: the output goes on from a raw prompt, so a leading space stays.
@@ -40,6 +41,7 @@ class OutputText:
         stops: Sequence[str],
         reasoning: str | None,
         tools: str | None,
+        min_tokens: int = 0,
         call_prefix: str = "",
         one_call: bool = False,
         continues: bool = False,
@@ -49,6 +51,7 @@ class OutputText:
         visible = frozenset(id_ for name in names if (id_ := tokenizer.id_of(name)) is not None)
         self._detokenizer = Detokenizer(tokenizer, visible=visible, continues=continues)
         self._stops = StopMatcher(stops)
+        self._min_tokens = min_tokens
         self._reasoning = formats.reasoning_parser(reasoning, tools=tools) if reasoning else None
         self._tools = formats.tool_parser(tools, call_prefix, only_one=one_call) if tools else None
         self._ended = False
@@ -63,7 +66,7 @@ class OutputText:
             if self._ended:
                 break
             self._count()
-            matched = self._stops.feed(self._detokenizer.feed((id_,)))
+            matched = self._match(self._detokenizer.feed((id_,)))
             pieces += self._parse(matched.text)
             if matched.stop is not None or (self._tools and self._tools.ended):
                 return self._end(pieces, matched.stop)
@@ -73,9 +76,12 @@ class OutputText:
         """Everything held back, at the end of the choice. Empty when it had ended before."""
         if self._ended:
             return self._delta([], None)
-        matched = self._stops.feed(self._detokenizer.close())
+        matched = self._match(self._detokenizer.close())
         held = "" if matched.stop is not None else self._stops.close()
         return self._end(self._parse(matched.text + held), matched.stop)
+
+    def _match(self, text: str) -> Matched:
+        return self._stops.feed(text, armed=self._seen > self._min_tokens)
 
     def _count(self) -> None:
         self._seen += 1

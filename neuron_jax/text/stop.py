@@ -31,14 +31,17 @@ class StopMatcher:
         self._states = [0] * len(self._stops)
         self._held = ""
 
-    def feed(self, text: str) -> Matched:
-        """Text that no stop string can reach any more. After a match nothing may be fed."""
+    def feed(self, text: str, *, armed: bool = True) -> Matched:
+        """Text that no stop string can reach any more. After a match nothing may be fed.
+
+        A string that is complete within `text` while not `armed` is text like any other; it may begin there.
+        """
         buffer = self._held + text
         if not self._stops:
             return Matched(buffer)
         for at, char in enumerate(text, start=len(self._held) + 1):
             stop = self._advance(char)
-            if stop is not None:
+            if stop is not None and armed:
                 self._held = ""
                 return Matched(buffer[: at - len(stop)], stop, buffer[at:])
         keep = len(buffer) - max(self._states)
@@ -56,9 +59,10 @@ class StopMatcher:
         found = None
         for which, stop in enumerate(self._stops):
             state = _step(stop, self._borders[which], self._states[which], char)
+            if state == len(stop):
+                state = self._borders[which][-1]  # in case this match is passed over: what of it may begin the next
+                found = found or stop
             self._states[which] = state
-            if state == len(stop) and found is None:
-                found = stop
         return found
 
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.fakes.live_neuron import MODEL, LiveNeuron, sse_events, with_neuron
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
@@ -258,6 +260,25 @@ def test_tool_calls(tmp_path: Path) -> None:
         assert (function["name"], json.loads(function["arguments"])) == ("look", {"at": "sky"})
         assert (calls[0]["index"], calls[0]["type"], calls[0]["function"]["name"]) == (0, "function", "look")
         assert json.loads("".join(call["function"]["arguments"] for call in calls)) == {"at": "sky"}
+
+    with_neuron(tmp_path, use)
+
+
+@pytest.mark.parametrize(
+    ("stop", "least", "text"),
+    [("X", 0, "ab"), ("X", 2, "ab"), ("X", 3, "abXcd"), ("Xc", 3, "ab"), ("X", 6, "abXcdXef")],
+)
+def test_min_tokens_come_before_a_stop_string(stop: str, least: int, text: str, tmp_path: Path) -> None:
+    """A stop string counts where a token after the first min_tokens completes it; until then it is text."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        answer = (await neuron.chat("[[say abXcdXef]]", stop=stop, min_tokens=least)).json()
+        choice = answer["choices"][0]
+        stopped = choice["stop_reason"] is not None
+
+        assert choice["message"]["content"] == text
+        assert answer["usage"]["completion_tokens"] == len(text) + (len(stop) if stopped else 1)
+        assert stopped is (least < 6)
 
     with_neuron(tmp_path, use)
 

@@ -57,3 +57,26 @@ def test_a_long_stop_string_costs_the_same_per_character() -> None:
     stops = ["a" * 5000 + chr(ord("b") + at) for at in range(16)]
 
     assert run(stops, ["a" * 20_000 + "q"]) == ("a" * 15_000, stops[15])
+
+
+@pytest.mark.parametrize(
+    ("stops", "early", "late", "expected"),
+    [
+        (["X"], "aXb", "cXd", Matched("c", "X", "d")),
+        (["Xc"], "abX", "cd", Matched("", "Xc", "d")),
+        (["aa"], "aa", "ab", Matched("", "aa", "b")),
+        (["abab"], "abab", "ab", Matched("", "abab", "")),
+        (["abc", "bcd"], "abc", "d", Matched("", "bcd", "")),
+    ],
+)
+def test_a_match_passed_over_is_text_that_may_begin_another(
+    stops: list[str], early: str, late: str, expected: Matched
+) -> None:
+    """Nothing of it is lost, and a match that begins there counts when it is completed later."""
+    matcher = StopMatcher(stops)
+    shown = matcher.feed(early, armed=False)
+    last = matcher.feed(late)
+
+    assert shown.stop is None
+    assert last == expected
+    assert shown.text + last.text + (last.stop or "") + last.rest == early + late
