@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import uvicorn
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from cortex_gateway.access import AccessLog
 from cortex_gateway.app import create_app
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 BACKLOG = 2048
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 METRICS_DRAIN_SECS = 1
+LAST_WORD_SECS = 0.5
+"""A client gets this long to take the error that ends its answer, before a hurried server hangs up."""
 
 
 class ListenError(UserError):
@@ -37,6 +39,14 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def hurry(self) -> None:
+        """Cut the drain short: running requests end with an error now, and who does not take it is hung up on."""
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        await asyncio.sleep(LAST_WORD_SECS)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
 
 @frozen(kw_only=True)
 class Listeners:
@@ -44,6 +54,18 @@ class Listeners:
 
     api: socket.socket
     metrics: socket.socket
+
+
+@frozen
+class Stop:
+    """What the user asked by signals: to end, and then not to wait for it."""
+
+    asked: asyncio.Event = field(factory=asyncio.Event)
+    hurry: asyncio.Event = field(factory=asyncio.Event)
+
+    def signal(self) -> None:
+        """One more signal came."""
+        (self.hurry if self.asked.is_set() else self.asked).set()
 
 
 @define
@@ -82,8 +104,13 @@ def bind(
 
 
 @contextlib.asynccontextmanager
-async def running(config: Config, listeners: Listeners) -> AsyncIterator[Running]:
-    """The gateway, from the moment when it answers until the block ends; then it drains and closes everything."""
+async def running(
+    config: Config, listeners: Listeners, *, hurry: asyncio.Event | None = None
+) -> AsyncIterator[Running]:
+    """The gateway, from the moment when it answers until the block ends; then it drains and closes everything.
+
+    `hurry` ends the drain.
+    """
     metrics = Metrics()
     fleet = Fleet(config, metrics, transport=NeuronTransport())
     drain_secs = max(1, round(config.gateway.drain_secs))
@@ -100,7 +127,7 @@ async def running(config: Config, listeners: Listeners) -> AsyncIterator[Running
     finally:
         fleet.drain()
         api.should_exit = scrape.should_exit = True
-        await asyncio.gather(*tasks)
+        await _drained(tasks, api, hurry or asyncio.Event())
         await fleet.close()
 
 
@@ -108,20 +135,23 @@ async def serve(config: Config) -> None:
     """Until SIGINT or SIGTERM; then running requests get their time and everything closes."""
     listeners = bind(config)
     with stop_signals() as stop:
-        async with running(config, listeners) as gateway:
+        async with running(config, listeners, hurry=stop.hurry) as gateway:
             log.info("cortex answers at %s, metrics at %s/metrics", gateway.url, gateway.metrics_url)
-            await stop.wait()
-            log.info("stopping: running requests get %.0f s", config.gateway.drain_secs)
+            await stop.asked.wait()
+            log.info(
+                "stopping: running requests get %.0f s; a second Ctrl-C does not wait for them",
+                config.gateway.drain_secs,
+            )
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGINT, SIGTERM and SIGHUP set instead of what they do by themselves."""
-    stop = asyncio.Event()
+def stop_signals() -> Iterator[Stop]:
+    """What SIGINT, SIGTERM and SIGHUP set instead of what they do by themselves."""
+    stop = Stop()
     loop = asyncio.get_running_loop()
     caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in caught:
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.signal)
     try:
         yield stop
     finally:
@@ -150,7 +180,7 @@ def metrics_app(metrics: Metrics) -> Asgi:
 def _server(app: Asgi, drain_secs: int, *, lifespan: bool) -> Server:
     return Server(
         uvicorn.Config(
-            app,
+            _told_to_end(app),
             http="httptools",
             ws="none",
             lifespan="on" if lifespan else "off",
@@ -162,6 +192,16 @@ def _server(app: Asgi, drain_secs: int, *, lifespan: bool) -> Server:
     )
 
 
+def _told_to_end(app: Asgi) -> Asgi:
+    """The server cancels a request only when its time is over; the route has told the client and the log so by then."""
+
+    async def ended(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await app(scope, receive, send)
+
+    return ended
+
+
 async def _started(tasks: list[asyncio.Task[None]], servers: list[Server]) -> None:
     """Both answer; or the error of the one that could not start."""
     while not all(server.started for server in servers):
@@ -169,6 +209,20 @@ async def _started(tasks: list[asyncio.Task[None]], servers: list[Server]) -> No
         for task in done:
             task.result()
             raise ListenError("the gateway could not start; the log above says why")
+
+
+async def _drained(tasks: list[asyncio.Task[None]], api: Server, hurry: asyncio.Event) -> None:
+    """Both have ended by themselves, or in a hurry."""
+
+    async def hurried() -> None:
+        await hurry.wait()
+        await api.hurry()
+
+    hurrying = asyncio.create_task(hurried(), name="hurry")
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        hurrying.cancel()
 
 
 def _url(listener: socket.socket) -> str:

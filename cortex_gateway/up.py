@@ -188,10 +188,10 @@ def log_path(environ: Mapping[str, str]) -> pathlib.Path:
     return base.expanduser() / "cortex" / "neuron.log"
 
 
-async def _until_stopped(stop: asyncio.Event, stage: Stage, listeners: serving.Listeners) -> int:
+async def _until_stopped(stop: serving.Stop, stage: Stage, listeners: serving.Listeners) -> int:
     """The exit code: 0 when it had come up, 130 when the user stopped it before."""
-    task = asyncio.create_task(_show(stage, listeners))
-    stopped = asyncio.create_task(stop.wait())
+    task = asyncio.create_task(_show(stage, listeners, stop.hurry))
+    stopped = asyncio.create_task(stop.asked.wait())
     await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     task.cancel()
@@ -200,16 +200,16 @@ async def _until_stopped(stop: asyncio.Event, stage: Stage, listeners: serving.L
     return 0 if stage.ready.is_set() else 130
 
 
-async def _show(stage: Stage, listeners: serving.Listeners) -> None:
+async def _show(stage: Stage, listeners: serving.Listeners, hurry: asyncio.Event) -> None:
     """Ends when `--once` is satisfied; otherwise it is cancelled."""
     out = stage.out
-    async with child.child(stage.command, stage.log) as process, _alive(process, stage.log):
+    async with child.child(stage.command, stage.log, hurry=hurry) as process, _alive(process, stage.log):
         out.print(f"[bold]cortex[/] on this machine, serving [bold]{stage.target.id}[/]")
         with LoadBars(out) as bars:
             bars.report(LoadStatus(phase="starting"))
             await _answering(stage.neuron)
             await _load(stage, bars)
-        async with serving.running(stage.config, listeners) as gateway:
+        async with serving.running(stage.config, listeners, hurry=hurry) as gateway:
             url = gateway.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
             _introduce(stage, url, gateway.metrics_url)
             for dialect in DIALECTS:
@@ -217,7 +217,7 @@ async def _show(stage: Stage, listeners: serving.Listeners) -> None:
             out.print(f"\nready {gateway.url}", style="bold", soft_wrap=True)
             stage.ready.set()
             if not stage.asked.once:
-                out.print("Ctrl-C stops it.", style="dim")
+                out.print("Ctrl-C stops it, a second one at once.", style="dim")
                 await asyncio.Event().wait()
 
 

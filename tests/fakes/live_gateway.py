@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
 
 import uvicorn
 from attrs import frozen
 
 from cortex_gateway.config import Config, Gateway, Neuron
 from cortex_gateway.serving import Server, bind, running
+
+T = TypeVar("T")
 
 
 @frozen
@@ -24,17 +27,19 @@ class LiveGateway:
 @contextlib.contextmanager
 def live_gateway(hosts: Mapping[str, Any], **more: Any) -> Iterator[LiveGateway]:
     """`hosts`: node name -> ASGI app of its neuron. Everything has ended when the block has."""
-    began: list[LiveGateway] = []
+    with in_thread(_gateway(hosts, **more)) as it:
+        yield it
+
+
+@contextlib.contextmanager
+def in_thread(context: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """What `context` gives, while it is open in an event loop of its own."""
+    began: list[T] = []
     ready, done = threading.Event(), threading.Event()
 
     async def main() -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            endpoints = {name: await stack.enter_async_context(served(app)) for name, app in hosts.items()}
-            neurons = tuple(Neuron(name=name, endpoint=url) for name, url in endpoints.items())
-            gateway = Gateway(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", watch_secs=0.05, drain_secs=0)
-            config = Config(gateway=gateway, neurons=neurons, **more)
-            it = await stack.enter_async_context(running(config, bind(config)))
-            began.append(LiveGateway(it.url, it.metrics_url))
+        async with context as it:
+            began.append(it)
             ready.set()
             await asyncio.to_thread(done.wait)
 
@@ -52,6 +57,17 @@ def live_gateway(hosts: Mapping[str, Any], **more: Any) -> Iterator[LiveGateway]
     finally:
         done.set()
         thread.join()
+
+
+@contextlib.asynccontextmanager
+async def _gateway(hosts: Mapping[str, Any], **more: Any) -> AsyncIterator[LiveGateway]:
+    async with contextlib.AsyncExitStack() as stack:
+        endpoints = {name: await stack.enter_async_context(served(app)) for name, app in hosts.items()}
+        neurons = tuple(Neuron(name=name, endpoint=url) for name, url in endpoints.items())
+        gateway = Gateway(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", watch_secs=0.05, drain_secs=0)
+        config = Config(gateway=gateway, neurons=neurons, **more)
+        it = await stack.enter_async_context(running(config, bind(config)))
+        yield LiveGateway(it.url, it.metrics_url)
 
 
 @contextlib.asynccontextmanager

@@ -1,11 +1,15 @@
 """The commands against a live gateway: what they print, and the exit codes they end with."""
 
+import asyncio
+import concurrent.futures
+import contextlib
 import io
 import json
 import pathlib
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +19,7 @@ import pytest
 from cortex_gateway.cli import app as cli
 from cortex_gateway.placement.snapshot import ModelConfig
 from tests.fakes.host_double import HostDouble
-from tests.fakes.live_gateway import LiveGateway, live_gateway
+from tests.fakes.live_gateway import LiveGateway, in_thread, live_gateway, served
 from tests.fakes.neuron_double import Answer
 
 MODELS = (ModelConfig(id="broken"), ModelConfig(id="small", vram_mb=1000))
@@ -190,29 +194,61 @@ def test_a_wrong_config_stops_serve_with_its_problems(
     assert "gateway.listn: is not a key here" in capsys.readouterr().err
 
 
-def test_serve_answers_logs_and_ends_on_sigterm(tmp_path: pathlib.Path) -> None:
-    """A real process: one line per request on stderr, exit code 0."""
+@contextlib.contextmanager
+def serve(tmp_path: pathlib.Path, neuron: str, drain_secs: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`cortex serve` as a real process on free ports, and its URL."""
     path = tmp_path / "cortex.toml"
     path.write_text(
-        '[gateway]\nlisten = "127.0.0.1:0"\nmetrics_listen = "127.0.0.1:0"\ndrain_secs = 1\n'
-        '[[neurons]]\nname = "a"\nendpoint = "http://127.0.0.1:9"\n'
+        f'[gateway]\nlisten = "127.0.0.1:0"\nmetrics_listen = "127.0.0.1:0"\ndrain_secs = {drain_secs}\n'
+        f'[[neurons]]\nname = "a"\nendpoint = "{neuron}"\n'
     )
     command = [sys.executable, "-m", "cortex_gateway", "serve", "--config", str(path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
             line = process.stderr.readline()
-            while " answers at " not in line:
+            while " cortex answers at " not in line:
                 assert line, "it ended at start"
                 line = process.stderr.readline()
-            url = line.split(" answers at ")[1].split(",")[0]
-            health = httpx.get(f"{url}/health", trust_env=False).json()
-            process.send_signal(signal.SIGTERM)
-            rest = process.stderr.read()
+            yield process, line.split(" cortex answers at ")[1].split(",")[0]
         finally:
-            process.terminate()
+            process.kill()
+
+
+def test_serve_answers_logs_and_ends_on_sigterm(tmp_path: pathlib.Path) -> None:
+    """A real process: one line per request on stderr, exit code 0."""
+    with serve(tmp_path, "http://127.0.0.1:9", drain_secs=1) as (process, url):
+        health = httpx.get(f"{url}/health", trust_env=False).json()
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate()
+
     assert health == {"status": "degraded", "nodes": {"healthy": 0, "total": 1}}
-    assert "GET /health 200" in rest
+    assert "GET /health 200" in said
+    assert process.returncode == 0
+
+
+def test_a_second_ctrl_c_hurries_serve(host: HostDouble, tmp_path: pathlib.Path) -> None:
+    """A request that would get an hour is told that the gateway goes down, and the log keeps to one line for it."""
+    host.answers = [Answer(gate=asyncio.Event())]
+    question = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+    with (
+        in_thread(served(host)) as neuron,
+        serve(tmp_path, neuron, drain_secs=3600) as (process, url),
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        asked = pool.submit(
+            httpx.post, f"{url}/v1/chat/completions", json=question, timeout=httpx.Timeout(60), trust_env=False
+        )
+        while not any(seen.path == "/v1/chat/completions" for seen in host.seen):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        answer = asked.result()
+        _, said = process.communicate()
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+    assert "on a 503 error" in said
+    assert "Traceback" not in said
     assert process.returncode == 0
 
 

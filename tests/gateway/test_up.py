@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -17,14 +18,17 @@ from cortex_gateway.up import DIALECTS, Target, Up, UpError, config_of, log_path
 
 PROGRAM = """
     import os, sys
+    from cortex_gateway import child, up as module
     from cortex_gateway.cli import app, tables
     from cortex_gateway.settings import UserError
     from cortex_gateway.up import Up, up
 
+    if sys.argv[5] == "patient":
+        child.STOP_SECS = module.DRAIN_SECS = 3600.0
     ports = dict(zip(("port", "metrics_port", "neuron_port"), map(int, sys.argv[1:4]), strict=True))
     asked = Up(**ports, once=sys.argv[4] == "once")
     try:
-        code = app._run(up(asked, tables.console(), os.environ, neuron=tuple(sys.argv[5:])))
+        code = app._run(up(asked, tables.console(), os.environ, neuron=tuple(sys.argv[6:])))
     except UserError as error:
         print(error, file=sys.stderr)
         code = 1
@@ -42,11 +46,17 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def started(
-    tmp_path: pathlib.Path, *, once: bool = False, neuron: tuple[str, ...] = NEURON, ports: list[int] | None = None
+    tmp_path: pathlib.Path,
+    *,
+    once: bool = False,
+    patient: bool = False,
+    neuron: tuple[str, ...] = NEURON,
+    ports: list[int] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process group of its own, its output piped."""
+    """The command in a process group of its own, its output piped. `patient`: it drains and waits for hours."""
     numbers = map(str, ports or free_ports(3))
-    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), *numbers, "once" if once else "stay", *neuron]
+    how = ("once" if once else "stay", "patient" if patient else "usual")
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), *numbers, *how, *neuron]
     environ = {**os.environ, "CORTEX_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ, start_new_session=True
@@ -181,6 +191,35 @@ def test_it_stays_up_until_it_is_stopped_and_leaves_nothing(
         process.wait()
 
     assert process.returncode == 0
+    assert all(map(gone, ports))
+
+
+def test_the_neuron_goes_when_the_command_is_killed(tmp_path: pathlib.Path) -> None:
+    """Also by `kill -9`, which leaves the command no time to end it."""
+    ports = free_ports(3)
+    with started(tmp_path, ports=ports) as process:
+        until_ready(process)
+        process.kill()
+        process.wait()
+
+        while not gone(ports[2]):
+            time.sleep(0.02)
+
+
+def test_a_second_ctrl_c_waits_for_nobody(tmp_path: pathlib.Path) -> None:
+    """Neither for a client that does not read its answer nor for a neuron that does not listen; exit code 0."""
+    ports = free_ports(3)
+    deaf = ("sh", "-c", 'trap "" TERM; "$@"; exec sleep 1000', "sh", *NEURON)
+    body = {"model": "demo", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1_000_000, "stream": True}
+    with started(tmp_path, patient=True, neuron=deaf, ports=ports) as process:
+        url, _ = until_ready(process)
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, trust_env=False) as answer:
+            assert answer.status_code == 200
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate()
+
+    assert (process.returncode, err) == (0, "")
     assert all(map(gone, ports))
 
 
