@@ -83,6 +83,11 @@ class Catalogue:
         spec = self._configured.get(self.canonical(name))
         return (spec.max_context or 0) if spec else 0
 
+    def quant(self, name: str) -> str:
+        """How a model's weights will be kept unless a load says otherwise."""
+        spec = self._configured.get(self.canonical(name))
+        return spec.quant if spec else "auto"
+
     def entries(self) -> Iterator[Entry]:
         """Every model this host offers, each once."""
         local = {model.id: model.path for model in sources.local_models(self._cache)}

@@ -16,6 +16,7 @@ from attrs import define, field
 from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.daemon.catalogue import Catalogue
 from neuron_jax.daemon.devices import Devices, assign
+from neuron_jax.daemon.estimate import least_bytes
 from neuron_jax.daemon.launch import engine_spec
 from neuron_jax.daemon.metrics import DeviceGauges, Metrics, ModelGauges
 from neuron_jax.daemon.model_text import ModelFacts, ModelText, read_facts, read_text
@@ -167,6 +168,15 @@ class Lifecycle:
         """The context a model would have here, before it is loaded."""
         limits = (description.context_length, self.catalogue.max_context(name), self.config.engine.max_context)
         return min(limit for limit in limits if limit)
+
+    def least_bytes(self, name: str, description: ModelDescription) -> int:
+        """What a model takes at least here, over all its devices, before it is loaded."""
+        return least_bytes(
+            description,
+            platform=self.devices.platform,
+            quant=self.catalogue.quant(name),
+            max_context=self.catalogue.max_context(name) or self.config.engine.max_context,
+        )
 
     def model_gauges(self) -> Iterable[ModelGauges]:
         """The numbers of the moment, for a scrape."""

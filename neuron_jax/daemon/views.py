@@ -133,7 +133,7 @@ def unloaded_info(lifecycle: Lifecycle, entry: Entry, facts: ModelFacts | None) 
     info = _info(entry.id, entry.aliases, "unloaded", facts.abilities if facts else Abilities())
     if facts is not None:
         info["limit"] = limit(lifecycle.context_limit(entry.id, facts.description))
-        info["vram_estimate_mb"] = -(-facts.description.weight_bytes // MIB)
+        info["vram_estimate_mb"] = -(-lifecycle.least_bytes(entry.id, facts.description) // MIB)
     return info
 
 

@@ -7,16 +7,13 @@ from attrs import evolve, frozen
 
 from models.spec import Model, ParamSpec
 from neuron_jax.engine.pages import pages_for
-from neuron_jax.workers.frames import MemoryRow
+from neuron_jax.workers.frames import LEAST_CONTEXT, MemoryRow
 
 MIB = 2**20
 
 GRID = 64
 """Pools are rounded down to 1/64 of what fits: their size is part of every compiled program, and a byte of drift in the
 free memory at start must not throw the compile cache away."""
-
-LEAST_CONTEXT = 256
-"""Tokens. A model that cannot hold this much of one conversation is refused rather than loaded."""
 
 TOKENS_PER_SLOT = 512
 """KV tokens reckoned for each of the requests that run at once, where nobody says how large the pool shall be."""

@@ -16,6 +16,9 @@ from msgspec import Struct
 MAX_FRAME = 64 * 1024 * 1024
 """Bytes. A 1M-token prompt is 5 MB; anything larger than this is a broken peer, not a request."""
 
+LEAST_CONTEXT = 256
+"""Tokens. A model that cannot hold this much of one conversation is refused rather than loaded."""
+
 
 class Sampling(Struct, frozen=True, omit_defaults=True):
     """How one request draws its tokens. Ranges are checked by the daemon; the defaults change nothing."""

@@ -1,0 +1,35 @@
+"""How much memory a model will take at least, from what its files say; arithmetic only, must not know engines.
+
+The memory plan of the engine is the truth, and needs the model's code. This is its lower bound, cheap enough for a list:
+the weights in the format they will be kept in, and the KV pages without which a load is refused.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from neuron_jax.weights.describe import ModelDescription
+from neuron_jax.workers.frames import LEAST_CONTEXT
+
+WIDTH = {"cpu": 4, "cuda": 2}
+"""Bytes of a value where it is not quantized: float32, bfloat16."""
+
+
+def least_bytes(
+    description: ModelDescription, *, platform: Literal["cpu", "cuda"], quant: str, max_context: int
+) -> int:
+    """Bytes over all devices. `max_context` in tokens, 0 where nothing is asked for.
+
+    Left out: a step's temporaries and the JAX runtime, which the plan has as rows of their own.
+    """
+    width = WIDTH[platform]
+    tokens = min(max_context or LEAST_CONTEXT, description.context_length)
+    return description.parameters * (1 if quant == "int8" else width) + tokens * width * _values(description.config)
+
+
+def _values(config: Mapping[str, Any]) -> int:
+    """Keys and values of one token over all layers, in config.json's terms; 0 where they do not say."""
+    layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
+    if not layers or not heads:
+        return 0
+    head = config.get("head_dim") or config.get("hidden_size", 0) // heads
+    return int(2 * layers * (config.get("num_key_value_heads") or heads) * head)
