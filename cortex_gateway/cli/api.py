@@ -18,6 +18,10 @@ class CommandError(UserError):
     """A command could not do what it was asked: the message is for the user, and the exit code is 1."""
 
 
+class UsageError(UserError):
+    """The words of a command do not go together: exit code 2."""
+
+
 @frozen
 class Api:
     """A gateway (or a neuron) at `endpoint`. `transport` stands in for the network in tests."""

@@ -17,7 +17,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from cortex_gateway.cli import tables
-from cortex_gateway.cli.api import Api, CommandError
+from cortex_gateway.cli.api import Api, CommandError, UsageError
 from cortex_gateway.cli.chat import Chat
 from cortex_gateway.cli.progress import LoadBars
 from cortex_gateway.config import find_config, load_config
@@ -165,6 +165,10 @@ def chat(
     temperature: Annotated[float | None, Parameter(help="0 = always the likeliest token.")] = None,
     max_tokens: Annotated[int | None, Parameter(help="The longest answer, in tokens.")] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
+    json: Annotated[
+        bool,
+        Parameter(negative="", help="Print one JSON object: text, reasoning, finish_reason, model, usage, seconds."),
+    ] = False,
 ) -> int:
     """Talk to a model in the terminal."""
     options = {"temperature": temperature, "max_tokens": max_tokens}
@@ -175,11 +179,14 @@ def chat(
         options={name: value for name, value in options.items() if value is not None},
         history=[{"role": "system", "content": system}] if system else [],
     )
-    if prompt is None and sys.stdin.isatty():
+    if prompt is None and sys.stdin.isatty() and not json:
         talk.talk(input)
         return 0
-    answer = talk.ask(prompt if prompt is not None else sys.stdin.read())
-    return 130 if answer.stopped else 0
+    asked = _prompt(prompt)
+    if json:
+        _print_json(talk.whole(asked))
+        return 0
+    return 130 if talk.ask(asked).stopped else 0
 
 
 def run(tokens: Sequence[str]) -> int:
@@ -190,7 +197,7 @@ def run(tokens: Sequence[str]) -> int:
         return 2
     except UserError as error:
         tables.console(stderr=True).print(f"cortex: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         return 130
     return code if isinstance(code, int) else 0
@@ -208,6 +215,16 @@ def _run(work: Coroutine[Any, Any, int | None]) -> int:
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own gap
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work) or 0
+
+
+def _prompt(given: str | None) -> str:
+    """The prompt of the command line, else what is piped in. Raises UsageError where there is neither."""
+    if given is not None:
+        return given
+    piped = "" if sys.stdin.isatty() else sys.stdin.read()
+    if not piped.strip():
+        raise UsageError('a prompt is needed: cortex chat MODEL "prompt", or pipe one in')
+    return piped
 
 
 def _log_to_stderr() -> None:

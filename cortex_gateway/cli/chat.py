@@ -43,6 +43,25 @@ class Chat:
         self.history.append({"role": "assistant", "content": answer.text})
         return answer
 
+    def whole(self, prompt: str) -> dict[str, Any]:
+        """The answer in one piece, for scripts; nothing is printed. `seconds` is the whole time, a cold load included.
+
+        Raises CommandError.
+        """
+        began = time.perf_counter()
+        messages = [*self.history, {"role": "user", "content": prompt}]
+        answer = self.api.post("/v1/chat/completions", {"model": self.model, "messages": messages, **self.options})
+        choice = answer["choices"][0]
+        reasoning = choice["message"].get("reasoning_content")
+        return {
+            "text": choice["message"].get("content") or "",
+            **({"reasoning": reasoning} if reasoning else {}),
+            "finish_reason": choice["finish_reason"],
+            "model": answer["model"],
+            "usage": answer["usage"],
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+
     def talk(self, read: Callable[[str], str]) -> None:
         """Ask and answer until /quit or the end of the input; `read` shows a prompt and gives a line."""
         self.out.print(HELP, style="dim")

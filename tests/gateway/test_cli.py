@@ -25,6 +25,13 @@ from tests.fakes.neuron_double import Answer
 MODELS = (ModelConfig(id="broken"), ModelConfig(id="small", vram_mb=1000))
 
 
+class Terminal(io.StringIO):
+    """A standard input at which a person sits."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.fixture
 def host() -> HostDouble:
     failures = {"broken": {"error": {"kind": "bad_checkpoint", "message": "the file is cut short"}}}
@@ -153,6 +160,43 @@ def test_chat_reads_a_pipe(
 
     assert capsys.readouterr().out == "Hmm. Paris\n"
     assert any(b"piped" in seen.raw for seen in host.seen)
+
+
+def test_chat_answers_a_script(gateway: LiveGateway, host: HostDouble, capsys: pytest.CaptureFixture[str]) -> None:
+    """One object with the whole answer, how it ended and what it took."""
+    assert run(gateway, "chat", "nick", "Capital of France?", "--json", "--max-tokens", "9") == 0
+
+    told = json.loads(capsys.readouterr().out)
+    seconds = told.pop("seconds")
+    usage = told.pop("usage")
+    assert told == {"text": "Paris", "reasoning": "Hmm. ", "finish_reason": "stop", "model": "m"}
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (7, 3)
+    assert isinstance(seconds, float)
+    sent = next(seen.body for seen in host.seen if seen.path == "/v1/chat/completions")
+    assert (sent["max_tokens"], sent.get("stream")) == (9, None)
+
+
+@pytest.mark.parametrize("words", [["chat", "m"], ["chat", "m", "--json"]])
+def test_chat_without_a_prompt_is_code_2(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing is piped in; and the line says what to write."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+
+    assert cli.run(words) == 2
+
+    assert 'cortex chat MODEL "prompt"' in capsys.readouterr().err
+
+
+def test_chat_does_not_wait_at_a_terminal_for_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A conversation has no one object."""
+    monkeypatch.setattr("sys.stdin", Terminal())
+
+    assert cli.run(["chat", "m", "--json"]) == 2
+
+    assert "a prompt is needed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "not a url"])
