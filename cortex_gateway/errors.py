@@ -92,14 +92,20 @@ class RouteNotFound(BadRequest):
 
 
 class ModelNotFound(BadRequest):
-    """Nobody knows the model. `nearest`: the known ids that look most alike."""
+    """Nobody knows the model. `nearest`: the known ids that look most alike; `present`: one that could answer instead.
+
+    Clients that can only ask for claude-* are told how such a name is given to a model.
+    """
 
     status = 404
     code = "model_not_found"
 
-    def __init__(self, model: str, *, nearest: Iterable[str] = ()) -> None:
+    def __init__(self, model: str, *, nearest: Iterable[str] = (), present: str | None = None) -> None:
         near = list(nearest)
         hint = f" Did you mean {', '.join(repr(name) for name in near)}?" if near else ""
+        if model.startswith("claude-"):
+            names = f'"{model}" = "{present or "<id of a model>"}"'
+            hint += f" To answer to this name, add an alias in models.toml: [aliases] {names}"
         super().__init__(f"The model {model!r} does not exist.{hint}", param="model", nearest=near)
 
 

@@ -73,8 +73,8 @@ def _checked(response: httpx.Response) -> httpx.Response:
     try:
         body = response.json()
     except ValueError:
-        body = response.text[:200]
-    raise CommandError(f"{message(body)} (HTTP {response.status_code})")
+        raise CommandError(f"{response.text[:200]} (HTTP {response.status_code}; is it a gateway?)") from None
+    raise CommandError(message(body))
 
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:

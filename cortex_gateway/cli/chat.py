@@ -1,7 +1,8 @@
 """A conversation in the terminal over /v1/chat/completions. Knows the dialect's stream, no fleet."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from attrs import define, field, frozen
@@ -84,10 +85,12 @@ class Chat:
         times: list[float] = []
         tokens, stopped = 0, False
         try:
-            with self.api.events("/v1/chat/completions", body) as events:
+            with self._waiting() as ended, self.api.events("/v1/chat/completions", body) as events:
                 for event in events:
                     tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-                    if self._show(event, pieces):
+                    if _says(event):
+                        ended()
+                        self._show(event, pieces)
                         times.append(time.perf_counter())
         except KeyboardInterrupt:
             stopped = True
@@ -96,22 +99,33 @@ class Chat:
         speed = (tokens - 1) / span if span and tokens > 1 else None
         return Answer(text="".join(pieces), tokens=tokens, tokens_per_second=speed, stopped=stopped)
 
-    def _show(self, event: dict[str, Any], pieces: list[str]) -> bool:
-        """Print what a chunk adds; True where it added anything."""
-        shown = False
-        for choice in event.get("choices", []):
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[Callable[[], None]]:
+        """A sign of life on a terminal until the function is called: the model may have to be loaded first."""
+        with contextlib.ExitStack() as sign:
+            if self.out.is_terminal:
+                sign.enter_context(self.out.status(f"[dim]waiting for {self.model}[/]"))
+            yield sign.close
+
+    def _show(self, event: dict[str, Any], pieces: list[str]) -> None:
+        """Print what a chunk adds."""
+        for choice in event["choices"]:
             delta = choice.get("delta", {})
             if reasoning := delta.get("reasoning_content"):
                 self._write(reasoning, style="dim")
             if content := delta.get("content"):
                 self._write(content)
                 pieces.append(content)
-            shown = shown or bool(reasoning or content)
-        return shown
 
     def _write(self, text: str, style: str | None = None) -> None:
         self.out.print(text, end="", style=style, markup=False, highlight=False, soft_wrap=True)
         self.out.file.flush()
+
+
+def _says(event: dict[str, Any]) -> bool:
+    """Whether a chunk adds anything that is shown."""
+    deltas = [choice.get("delta", {}) for choice in event.get("choices", [])]
+    return any(delta.get("reasoning_content") or delta.get("content") for delta in deltas)
 
 
 def summary(answer: Answer) -> str:

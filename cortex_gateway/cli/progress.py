@@ -6,6 +6,7 @@ from typing import Self
 from attrs import define, field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from cortex_gateway.placement.snapshot import LoadStatus
@@ -21,15 +22,15 @@ PHASES = {
     "cache": "Reserving the cache",
 }
 MEGABYTE = 1_000_000
+AMOUNT_WIDTH = len("12345.6/12345.6 MB")  # the times stand below each other whatever is counted
 
 
 class Amount(ProgressColumn):
     """`12.3/92.9 MB`, `3/8 programs`, or nothing where nobody counts."""
 
     def render(self, task: Task) -> Text:
-        return Text(
-            amount(LoadStatus(phase="", done=int(task.completed), total=int(task.total or 0), unit=task.fields["unit"]))
-        )
+        total = int(task.total or 0) if task.fields["counted"] else 0
+        return Text(amount(LoadStatus(phase="", done=int(task.completed), total=total, unit=task.fields["unit"])))
 
 
 @define
@@ -43,7 +44,8 @@ class LoadBars:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            columns = (TextColumn("  {task.description:<18}"), BarColumn(28), Amount(), TimeElapsedColumn())
+            amounts = Amount(table_column=Column(min_width=AMOUNT_WIDTH, no_wrap=True))
+            columns = (TextColumn("  {task.description:<18}"), BarColumn(28), amounts, TimeElapsedColumn())
             self._bars = Progress(*columns, console=self.console)
             self._bars.start()
         return self
@@ -66,9 +68,10 @@ class LoadBars:
     def _draw(self, bars: Progress, status: LoadStatus) -> None:
         if status.phase not in self._tasks:
             title = PHASES.get(status.phase, status.phase.capitalize())
-            self._tasks[status.phase] = bars.add_task(title, total=None, unit="")
+            self._tasks[status.phase] = bars.add_task(title, total=None, unit="", counted=False)
         task = bars.tasks[self._tasks[status.phase]]
-        bars.update(task.id, completed=status.done, total=status.total or None, unit=status.unit)
+        counted = bool(status.total)
+        bars.update(task.id, completed=status.done, total=status.total or None, unit=status.unit, counted=counted)
 
     def _close_phase(self) -> None:
         """A finished phase is a full bar, or its one line."""

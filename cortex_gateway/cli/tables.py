@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -11,6 +12,7 @@ from cortex_gateway.cli.progress import amount
 from cortex_gateway.placement.snapshot import LoadStatus
 
 COLOURS = {"loaded": "green", "loading": "yellow", "recovering": "yellow", "draining": "yellow", "failed": "red"}
+FEATURES = {"tool_call": "tools", "reasoning": "reasoning"}
 UNKNOWN = "-"
 PIPED_WIDTH = 200
 
@@ -25,14 +27,16 @@ def console(*, stderr: bool = False) -> Console:
 
 def show_fleet(out: Console, fleet: dict[str, Any]) -> None:
     """One block per node: its devices, then its models."""
-    for node in fleet["nodes"]:
-        out.print(_headline(node))
+    for place, node in enumerate(fleet["nodes"]):
+        out.print(*[""] * bool(place), _headline(node), sep="\n")
         if node["devices"]:
-            out.print(_devices(node["devices"]))
+            out.print(Padding.indent(_devices(node["devices"]), 2))
         held = [model for model in node["models"] if model["status"] != "unloaded"]
         idle = len(node["models"]) - len(held)
         if held:
-            out.print(_replicas(held))
+            out.print(Padding.indent(_replicas(held, node["devices"]), 2))
+        for trouble in filter(None, map(_troubles, held)):
+            out.print(Padding.indent(Text(trouble, "red"), 2))
         if idle:
             out.print(
                 f"  {idle} more {'model' if idle == 1 else 'models'} could be loaded (cortex models)", style="dim"
@@ -43,15 +47,16 @@ def show_fleet(out: Console, fleet: dict[str, Any]) -> None:
 
 def show_models(out: Console, entries: list[dict[str, Any]]) -> None:
     """One line per id and alias."""
-    table = _table("model", "loaded on", "could load on", "context", "does")
+    table = _table("model", "loaded on", "could load on", ">context", "features")
     for entry in entries:
         name = Text(entry["id"], style="bold" if entry["loaded"] else "")
         if "alias_of" in entry:
             name.append(f" → {entry['alias_of']}", style="dim")
         on = [place["node"] for place in entry["locations"] if place["status"] == "loaded"]
         context = entry.get("limit", {}).get("context")
-        does = [*entry["capabilities"], *(word for word in ("tool_call", "reasoning") if entry[word])]
-        table.add_row(name, _names(on), _names(entry["feasible_on"]), str(context or UNKNOWN), ", ".join(does))
+        features = [*entry["capabilities"], *(words for key, words in FEATURES.items() if entry[key])]
+        length = f"{context:,}" if context else UNKNOWN
+        table.add_row(name, _names(on), _names(entry["feasible_on"]), length, ", ".join(features))
     out.print(table)
 
 
@@ -64,7 +69,7 @@ def _headline(node: dict[str, Any]) -> Text:
 
 
 def _devices(devices: list[dict[str, Any]]) -> Table:
-    table = _table("device", "name", "memory", "free", "busy", "temperature")
+    table = _table("device", "name", ">memory", ">free", ">busy", ">temperature")
     for device in devices:
         table.add_row(
             f"{device['kind']}:{device['index']}",
@@ -77,14 +82,15 @@ def _devices(devices: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _replicas(models: list[dict[str, Any]]) -> Table:
-    table = _table("model", "status", "devices", "memory", "running", "waiting", "tokens/s")
+def _replicas(models: list[dict[str, Any]], devices: list[dict[str, Any]]) -> Table:
+    names = {device["index"]: f"{device['kind']}:{device['index']}" for device in devices}
+    table = _table("model", "status", "devices", ">memory", ">running", ">waiting", ">tokens/s")
     for model in models:
         load = model["load"]
         table.add_row(
             model["id"],
             _status(model),
-            ",".join(map(str, model["devices"])) or UNKNOWN,
+            _names(names.get(index, str(index)) for index in model["devices"]),
             _gib(model["vram_used_mb"]),
             f"{load['in_flight']}/{load['max_in_flight'] or UNKNOWN}",
             str(load["queue_depth"]),
@@ -98,17 +104,24 @@ def _status(model: dict[str, Any]) -> Text:
     if model["status"] == "loading" and model["progress"]:
         status = LoadStatus(**model["progress"])
         text.append(f" {status.phase} {amount(status)}".rstrip())
-    if model["last_error"]:
-        text.append(f" {model['last_error']}", "red")
-    if not model["servable"]:
-        text.append(f" cannot serve: {model['unservable_detail'] or model['unservable_reason']}", "red")
+    elif not model["servable"] and model["status"] != "failed":
+        text.append(", cannot serve", "red")
     return text
 
 
+def _troubles(model: dict[str, Any]) -> str:
+    """Why it failed and why it cannot serve, which may be one and the same; empty where nothing is wrong."""
+    why = None if model["servable"] else model["unservable_detail"] or model["unservable_reason"]
+    said = "; ".join(dict.fromkeys(filter(None, (model["last_error"], why))))
+    return said if said.startswith(model["id"]) or not said else f"{model['id']}: {said}"
+
+
 def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=True, padding=(0, 1), header_style="dim")
+    """Columns of words, and with `>` of numbers."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        right = column.startswith(">")
+        table.add_column(column.removeprefix(">"), overflow="fold", justify="right" if right else "left")
     return table
 
 

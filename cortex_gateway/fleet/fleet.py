@@ -203,8 +203,7 @@ class Fleet:
         """The id behind a name. Raises ModelNotFound with the nearest names."""
         resolved = self._residency.resolve(model)
         if resolved is None:
-            near = catalogue.nearest(self._residency.catalogue, self.snapshot(), model)
-            raise errors.ModelNotFound(model, nearest=near)
+            raise self._residency.unknown(model)
         return resolved
 
     def look(self) -> None:

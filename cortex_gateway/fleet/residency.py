@@ -64,6 +64,12 @@ class Residency:
     def resolve(self, name: str) -> str | None:
         return catalogue.resolve(self.catalogue, name, self._listed)
 
+    def unknown(self, name: str) -> errors.ModelNotFound:
+        """What to say to someone who asks for `name`, which nobody knows."""
+        snapshot = self.snapshot()
+        near = catalogue.nearest(self.catalogue, snapshot, name)
+        return errors.ModelNotFound(name, nearest=near, present=catalogue.present(self.catalogue, snapshot))
+
     def status(self, model: str) -> LoadStatus | None:
         """How far the load is that a request for `model` waits for; None where nobody waits and nothing is loading."""
         for host in self.hosts.values():
@@ -83,8 +89,7 @@ class Residency:
     def _on_wanted(self, event: m.Wanted) -> None:
         model = self.resolve(event.model)
         if model is None:
-            near = catalogue.nearest(self.catalogue, self.snapshot(), event.model)
-            self._out.append(m.Refuse(ticket=event.ticket, error=errors.ModelNotFound(event.model, nearest=near)))
+            self._out.append(m.Refuse(ticket=event.ticket, error=self.unknown(event.model)))
             return
         ticket = Ticket(number=event.ticket, kind="serve", model=model, since=self._now, request_id=event.request_id)
         queued = sum(one.kind == "serve" for one in self.tickets.values())

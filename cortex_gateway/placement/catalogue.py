@@ -61,6 +61,12 @@ def nearest(catalogue: Catalogue, snapshot: FleetSnapshot, name: str) -> tuple[s
     return tuple(difflib.get_close_matches(name, known, n=3, cutoff=0.5))
 
 
+def present(catalogue: Catalogue, snapshot: FleetSnapshot) -> str | None:
+    """An id to ask for: a loaded one, else any known one."""
+    loaded = sorted(one.model for node in snapshot.nodes for one in node.replicas if one.status == "loaded")
+    return next(iter([*loaded, *sorted(catalogue.models), *names(catalogue, snapshot)]), None)
+
+
 def names(catalogue: Catalogue, snapshot: FleetSnapshot) -> tuple[str, ...]:
     """Every id and alias, sorted, each once."""
     listed = {replica.model for node in snapshot.nodes for replica in node.replicas}

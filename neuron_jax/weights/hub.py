@@ -141,6 +141,8 @@ def _calling(source: Hub, call: Callable[[], Any]) -> Any:
         return call()
     except (transport, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, transport) and not isinstance(error, errors.HfHubHTTPError):
+            reason = f"the model hub cannot be reached: {reason}"
         raise WeightsError("repo_fetch_failed", f"{source.repo}: {reason}") from error
 
 

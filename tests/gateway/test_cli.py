@@ -56,6 +56,8 @@ def test_status_shows_nodes_devices_and_models(gateway: LiveGateway, capsys: pyt
     shown = capsys.readouterr().out
     for words in ("● beast", "healthy", "cuda:0", "9.8 GiB", "7.8 GiB", "50 %", "40 °C", "m ", "2.0 GiB", "0/4"):
         assert words in shown
+    (line,) = (line for line in shown.splitlines() if line.split()[0] == "m")
+    assert line.split()[:3] == ["m", "loaded", "cuda:0"]
     assert "1 more model could be loaded" in shown
     assert "\x1b" not in shown
 
@@ -125,6 +127,7 @@ def test_load_and_unload_speak_json(gateway: LiveGateway, capsys: pytest.Capture
         (["unload", "small"], "is not loaded"),
         (["load", "m", "--node", "attic"], "there are beast"),
         (["chat", "nik", "hello"], "Did you mean 'nick'"),
+        (["chat", "claude-x", "hello"], '[aliases] "claude-x" = "m"'),
     ],
 )
 def test_what_the_gateway_refuses_is_one_line_and_code_1(

@@ -104,6 +104,19 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_was_said() -> None:
     assert "stopped" in shown
 
 
+def test_a_terminal_shows_a_sign_of_life_until_the_first_word() -> None:
+    """A cold load may take minutes; the answer stands alone afterwards."""
+    wire = Wire([": hold on\n\n", event(content="Par"), event(content="is"), USAGE, DONE])
+    out = Console(file=io.StringIO(), force_terminal=True, width=80)
+
+    Chat(api=Api("http://gateway", wire), model="m", out=out).ask("one")
+
+    assert isinstance(out.file, io.StringIO)
+    before, after = out.file.getvalue().split("Par")
+    assert "waiting for m" in before
+    assert (after.strip(), before.endswith("\x1b[2K")) == ("is", True)
+
+
 def test_an_error_midway_is_an_error() -> None:
     """Not an answer that merely ends; and the question is not asked again with the next one."""
     wire = Wire([event(content="half"), 'data: {"error": {"message": "engine died"}}\n\n'])

@@ -41,6 +41,13 @@ def test_a_terminal_gets_a_bar_per_phase() -> None:
     assert "Polishing" in last
 
 
+def test_what_nobody_counts_has_no_amount() -> None:
+    """Also when it is over: its bar is full, and nothing says 1/1."""
+    text = shown(LoadStatus(phase="starting"), COMPILE, terminal=True)
+
+    assert "1/1" not in text
+
+
 def test_a_failed_load_does_not_look_finished() -> None:
     """The phase in which it failed has no line of success."""
     out = Console(file=io.StringIO())

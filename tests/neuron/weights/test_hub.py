@@ -78,7 +78,7 @@ def test_an_unreachable_hub_is_told(tmp_path: Path) -> None:
     """A refused connection is a load error, not a crash."""
     with serving({}) as server:
         url = server.url
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(WeightsError, match="org/tiny: the model hub cannot be reached: ") as caught:
         fetch(Hub("org/tiny"), tmp_path, lambda *_: None, endpoint=url)
 
     assert caught.value.kind == "repo_fetch_failed"

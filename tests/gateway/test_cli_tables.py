@@ -1,0 +1,61 @@
+"""What `cortex status` makes of a fleet in trouble: one word in the table, the reason below it, once."""
+
+import io
+from typing import Any
+
+import attrs
+import pytest
+from rich.console import Console
+
+from cortex_gateway.cli.tables import show_fleet
+from cortex_gateway.placement.snapshot import Device, LoadStatus, Replica
+
+WRONG = "org/m: the file is cut short"
+
+
+def shown(*replicas: Replica) -> list[str]:
+    """The lines on a terminal of 100 columns."""
+    device = Device(index=0, kind="cuda", name="card", vram_total_mb=2048)
+    models = [{"id": one.model, **attrs.asdict(one)} for one in replicas]
+    node: dict[str, Any] = {"name": "beast", "endpoint": "http://beast", "healthy": True, "reason": None, "busy": None}
+    out = Console(file=io.StringIO(), width=100)
+    show_fleet(out, {"nodes": [{**node, "devices": [attrs.asdict(device)], "models": models}], "waiting": {}})
+    assert isinstance(out.file, io.StringIO)
+    return [line.strip() for line in out.file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("replica", "status", "below"),
+    [
+        (Replica(model="m", status="loaded", devices=(0,)), ["loaded", "cuda:0"], []),
+        (
+            Replica(
+                model="m", status="loading", progress=LoadStatus(phase="compile", done=1, total=3, unit="programs")
+            ),
+            ["loading", "compile", "1/3", "programs", "-"],
+            [],
+        ),
+        (
+            Replica(model="org/m", status="failed", last_error=WRONG, servable=False, unservable_detail=WRONG),
+            ["failed", "-"],
+            [WRONG],
+        ),
+        (
+            Replica(model="m", status="loaded", servable=False, unservable_reason="no_template"),
+            ["loaded,", "cannot", "serve", "-"],
+            ["m: no_template"],
+        ),
+        (
+            Replica(model="m", status="recovering", last_error="it was killed"),
+            ["recovering", "-"],
+            ["m: it was killed"],
+        ),
+    ],
+)
+def test_trouble_is_told_once_below_the_table(replica: Replica, status: list[str], below: list[str]) -> None:
+    """However many fields carry it."""
+    lines = shown(replica)
+    (place,) = (index for index, line in enumerate(lines) if line.split()[:1] == [replica.model])
+
+    assert lines[place].split()[1 : 1 + len(status)] == status
+    assert lines[place + 1 :] == below
