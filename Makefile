@@ -14,7 +14,7 @@ demo: $(VENV)/.ready  ## serve a real chat model on this machine: MODEL=demo|id|
 	@$(BIN)/cortex up --model $(MODEL) $(ARGS)
 
 test: $(VENV)/.ready  ## the whole test suite: make test ARGS="-k text"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.ready  ## format, lint, types, import table
 	@$(BIN)/ruff format --check .

@@ -97,12 +97,11 @@ def full(logits: jax.Array, row: RowParams, counts: Counts) -> tuple[Drawn, Coun
 
 def _top(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """`lax.top_k`, of at most the whole row. The barriers keep it apart from what is around it: where XLA:CPU does not
-    recognize its pattern it sorts the whole vocabulary, which takes a hundred times as long.
+    recognize its pattern it sorts the whole vocabulary, which takes a hundred times as long. One barrier for each array:
+    over the pair of them, XLA's partitioner aborts the process when there is more than one device.
     """
-    found: tuple[jax.Array, jax.Array] = lax.optimization_barrier(
-        lax.top_k(lax.optimization_barrier(values), min(count, values.shape[-1]))
-    )
-    return found
+    best, ids = lax.top_k(lax.optimization_barrier(values), min(count, values.shape[-1]))
+    return lax.optimization_barrier(best), lax.optimization_barrier(ids)
 
 
 def _penalize(logits: jax.Array, generated: jax.Array, in_prompt: jax.Array, row: RowParams) -> jax.Array:

@@ -216,7 +216,8 @@ def test_an_engine_killed_under_eight_streams_is_back_by_itself(stack: Stack) ->
         assert "error" in json.loads(last)
     assert stack.models()["smollm2-135m-instruct"]["status"] in {"recovering", "loaded"}
     assert httpx.get(f"{stack.url}/health").status_code == 200
-    # The gateway answers 503 with Retry-After until it has seen the model back.
+    asyncio.run(until(lambda: stack.models()["smollm2-135m-instruct"]["status"] == "loaded", 120))
+    # The gateway answers 503 with Retry-After until it, too, has seen the model back.
     asyncio.run(until(lambda: httpx.get(f"{stack.url}/v1/models/smollm2-135m-instruct").json()["loaded"], 120))
     check(ROWS[0], stack.chat(ROWS[0]["messages"], max_tokens=64, logprobs=True))
 
