@@ -194,11 +194,21 @@ def _failure(error: Exception) -> Failed:
 
 def _read(link: socket.socket, inbox: "queue.SimpleQueue[Command]") -> None:
     """Commands into the inbox, until the daemon closes its end: then nobody is left to work for."""
+    try:
+        _read_all(link, inbox)
+    except ConnectionError:
+        log.info("the daemon went away with words of ours unread")
+    except Exception:
+        log.exception("what the daemon sent could not be understood")
+        _end(1)
+    _end(0)
+
+
+def _read_all(link: socket.socket, inbox: "queue.SimpleQueue[Command]") -> None:
     reader = CommandReader()
     while chunk := link.recv(1 << 20):
         for command in reader.feed(chunk):
             inbox.put(command)
-    os._exit(0)
 
 
 def _send(link: socket.socket, event: Event) -> None:

@@ -222,18 +222,30 @@ def test_an_engine_killed_under_eight_streams_is_back_by_itself(stack: Stack) ->
     check(ROWS[0], stack.chat(ROWS[0]["messages"], max_tokens=64, logprobs=True))
 
 
-def test_metrics_tell_what_happened(stack: Stack) -> None:
-    """A real scrape: tokens of both dialects are counted, and TTFT counts as many requests as gave a token."""
-    families = {f.name: f for f in text_string_to_metric_families(httpx.get(f"{stack.metrics_url}/metrics").text)}
-    model = "smollm2-135m-instruct"
-    value = lambda family, name: sum(
-        s.value for s in families[family].samples if s.name == name and s.labels["model"] == model
-    )
+def test_metrics_tell_what_happened(stack: Stack, anthropic_sdk: anthropic.Anthropic) -> None:
+    """A real scrape before and after one answer in each dialect: both count their tokens and their first token."""
+    before = scrape(stack)
+    stack.chat(FRANCE, max_tokens=32)
+    anthropic_sdk.messages.create(model="demo", messages=FRANCE, max_tokens=32, extra_body=GREEDY)
+    after = scrape(stack)
 
-    assert value("cortex_requests", "cortex_requests_total") >= 20
-    assert value("cortex_completion_tokens", "cortex_completion_tokens_total") > 400
-    assert value("cortex_time_to_first_token_seconds", "cortex_time_to_first_token_seconds_count") > 0
-    assert value("cortex_model_in_flight", "cortex_model_in_flight") == 0
+    gained = {name: after[name] - before.get(name, 0) for name in after}
+    assert gained["cortex_requests_total"] == 2
+    assert gained["cortex_prompt_tokens_total"] == 2 * 37
+    assert gained["cortex_completion_tokens_total"] == 2 * 8
+    assert gained["cortex_request_duration_seconds_count"] == 2
+    # The gauge is what the neuron last said, a few seconds ago.
+    asyncio.run(until(lambda: scrape(stack)["cortex_model_in_flight"] == 0))
+
+
+def scrape(stack: Stack) -> dict[str, float]:
+    """Every sample of the demo model, summed over its other labels, by name."""
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(httpx.get(f"{stack.metrics_url}/metrics").text):
+        for sample in family.samples:
+            if sample.labels.get("model") == "smollm2-135m-instruct":
+                sums[sample.name] = sums.get(sample.name, 0) + sample.value
+    return sums
 
 
 def idle(load: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import select
 import signal
 import socket
 import subprocess
@@ -63,7 +64,7 @@ class Peer:
         while True:
             step, _ = self.until(Step)
             assert isinstance(step, Step)
-            for output in step.outputs:
+            for output in (output for output in step.outputs if output.request == submit.request):
                 tokens += output.tokens
                 if output.finish:
                     return tokens
@@ -166,6 +167,15 @@ def test_it_ends_when_the_daemon_goes_away_even_while_busy(peer: Peer) -> None:
     peer.link.close()
 
     assert peer.process.wait(20) == 0
+
+
+def test_it_ends_when_the_daemon_goes_away_without_having_read_everything(checkpoint: pathlib.Path) -> None:
+    """Then its read fails with ECONNRESET instead of giving nothing."""
+    with engine(spec(checkpoint)) as peer:
+        select.select([peer.link], [], [], 60)
+        peer.link.close()
+
+        assert peer.process.wait(20) is not None
 
 
 def test_a_model_that_cannot_fit_is_refused_with_the_table(checkpoint: pathlib.Path) -> None:
