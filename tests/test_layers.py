@@ -19,10 +19,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.weights.place": ({"models"}, JAX),
     "neuron_jax.hardware": (set(), set()),
     "neuron_jax.workers": ({"neuron_jax.errors"}, set()),
-    "neuron_jax.workers.engine_process": (
-        {"models", "neuron_jax.engine", "neuron_jax.hardware", "neuron_jax.weights"},
-        JAX,
-    ),
+    "neuron_jax.workers.start": ({"models", "neuron_jax.engine", "neuron_jax.hardware", "neuron_jax.weights"}, JAX),
     "neuron_jax.daemon": (
         {"neuron_jax." + x for x in ("text", "weights", "hardware", "workers", "config", "errors", "build_info")},
         WEB,

@@ -13,9 +13,9 @@ import signal
 import socket
 import sys
 import threading
-import time
-from pathlib import Path
 from typing import Any, NoReturn
+
+import numpy as np
 
 from neuron_jax.workers.frames import (
     Cancel,
@@ -23,10 +23,7 @@ from neuron_jax.workers.frames import (
     CommandReader,
     EngineSpec,
     Event,
-    Failed,
     Load,
-    MemoryRow,
-    Progress,
     Ready,
     Report,
     Shutdown,
@@ -34,6 +31,7 @@ from neuron_jax.workers.frames import (
     Submit,
     encode,
 )
+from neuron_jax.workers.start import failure, start
 
 log = logging.getLogger("neuron.engine")
 
@@ -57,7 +55,7 @@ def main() -> None:
         engine = _build(first.spec, link)
     except Exception as error:
         log.exception("%s could not be loaded", first.spec.model_id)
-        _send(link, _failure(error))
+        _send(link, failure(error))
         _end(1)
     _serve(engine, link, inbox)
     _end(0)
@@ -101,31 +99,11 @@ def _apply(engine: Any, command: Command) -> bool:
 
 def _build(spec: EngineSpec, link: socket.socket) -> Any:
     """Load the model, reporting progress, and say that it is ready."""
-    began = time.monotonic()
-    import jax
-
-    _configure(jax, spec)
-    from neuron_jax.engine.build import assemble, design
-    from neuron_jax.weights.checkpoint import open_checkpoint
-    from neuron_jax.weights.place import load_params
-
-    devices = _devices(jax, spec)
-    checkpoint = open_checkpoint(Path(spec.path))
-    try:
-        made = design(checkpoint.config, spec, limit=_memory_limit(devices[0], spec))
-        log.info(
-            "%s: %s", spec.model_id, "; ".join(f"{row.what} {row.bytes / 2**20:,.0f} MiB" for row in made.plan.rows)
-        )
-
-        def report(progress: Progress) -> None:
-            _send(link, progress)
-
-        def load(model: Any, mesh: Any) -> Any:
-            return load_params(model, checkpoint, mesh, lambda *step: report(Progress(*step)))
-
-        engine = assemble(made, devices=devices, load=load, report=report)
-    finally:
-        checkpoint.close()
+    started = start(spec, lambda progress: _send(link, progress))
+    made = started.made
+    rows = "; ".join(f"{row.what} {row.bytes / 2**20:,.0f} MiB" for row in made.plan.rows)
+    spent = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in started.seconds.items())
+    log.info("%s: %s; ready in %.1f s: %s", spec.model_id, rows, sum(started.seconds.values()), spent)
     _send(
         link,
         Ready(
@@ -135,61 +113,13 @@ def _build(spec: EngineSpec, link: socket.socket) -> Any:
             pages=made.plan.pages,
             quant=made.quant,
             quant_reason=made.quant_reason,
-            compute_dtype=jax.numpy.dtype(made.dtype).name,
-            devices=tuple(str(device) for device in devices),
+            compute_dtype=np.dtype(made.dtype).name,
+            devices=tuple(str(device) for device in started.devices),
             plan=made.plan.rows,
-            load_seconds=time.monotonic() - began,
+            load_seconds=sum(started.seconds.values()),
         ),
     )
-    return engine
-
-
-def _configure(jax: Any, spec: EngineSpec) -> None:
-    """JAX's own settings, before its first use."""
-    jax.config.update("jax_platforms", spec.platform)
-    if spec.platform == "cpu" and len(spec.devices) > 1:
-        jax.config.update("jax_num_cpu_devices", max(spec.devices) + 1)
-    if spec.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", spec.compile_cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _devices(jax: Any, spec: EngineSpec) -> list[Any]:
-    """The devices of the spec, by index. On CUDA the daemon made only these visible, in this order."""
-    found = jax.devices(spec.platform)
-    wanted = spec.devices if spec.platform == "cpu" else tuple(range(len(spec.devices)))
-    chosen = [found[index] for index in wanted]
-    assert len(chosen) == spec.tensor_parallel, f"{len(chosen)} devices for tensor_parallel {spec.tensor_parallel}"
-    return chosen
-
-
-def _memory_limit(device: Any, spec: EngineSpec) -> int:
-    """Bytes that the engine may use on each device."""
-    if spec.memory_mb:
-        return spec.memory_mb * 2**20
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    from neuron_jax.hardware.cpu import read_memory
-
-    return read_memory().available // spec.tensor_parallel
-
-
-def _failure(error: Exception) -> Failed:
-    """What the daemon is told of a load that failed."""
-    from models.errors import ModelError
-    from neuron_jax.engine.memory import DoesNotFitError
-    from neuron_jax.weights.errors import WeightsError
-
-    match error:
-        case DoesNotFitError():
-            return Failed("does_not_fit", str(error), tuple(MemoryRow(r.what, r.bytes) for r in error.rows))
-        case ModelError() | WeightsError():
-            return Failed("bad_checkpoint", str(error))
-    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
-        return Failed("out_of_memory", str(error))
-    return Failed("internal", f"{type(error).__name__}: {error}")
+    return started.engine
 
 
 def _read(link: socket.socket, inbox: "queue.SimpleQueue[Command]") -> None:

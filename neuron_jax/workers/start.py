@@ -1,0 +1,126 @@
+"""From a spec to an engine in this process: JAX's settings, devices, plan, weights; must not know sockets or the daemon.
+
+Whoever imports jax before `configure` has run gets JAX's own settings instead of the spec's.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from neuron_jax.workers.frames import EngineSpec, Failed, MemoryRow, Progress
+
+Report = Callable[[Progress], None]
+
+
+@frozen
+class Prepared:
+    """What is known before weights are read: the open checkpoint, jax devices, and an `engine.build.Design`."""
+
+    checkpoint: Any
+    devices: list[Any]
+    made: Any
+    seconds: Mapping[str, float]  # what each phase took, in order
+
+
+@frozen
+class Started:
+    """An engine that serves. `seconds` tells what each phase of the start took, in order."""
+
+    engine: Any
+    made: Any
+    devices: list[Any]
+    seconds: Mapping[str, float]
+
+
+@contextmanager
+def prepare(spec: EngineSpec) -> Iterator[Prepared]:
+    """Import and configure JAX, find the devices, open the checkpoint and plan; the checkpoint is closed at the end."""
+    began = time.monotonic()
+    configure(spec)
+    from neuron_jax.engine.build import design
+    from neuron_jax.weights.checkpoint import open_checkpoint
+
+    devices = _devices(spec)
+    there = time.monotonic()
+    checkpoint = open_checkpoint(Path(spec.path))
+    try:
+        made = design(checkpoint.config, spec, limit=_memory_limit(devices[0], spec))
+        yield Prepared(checkpoint, devices, made, {"jax": there - began, "plan": time.monotonic() - there})
+    finally:
+        checkpoint.close()
+
+
+def start(spec: EngineSpec, report: Report) -> Started:
+    """Load the model of `spec` and compile what is essential."""
+    with prepare(spec) as ready:
+        from neuron_jax.engine.build import assemble
+        from neuron_jax.weights.place import load_params
+
+        began, reading = time.monotonic(), 0.0
+
+        def load(model: Any, mesh: Any) -> Any:
+            nonlocal reading
+            params = load_params(model, ready.checkpoint, mesh, lambda *step: report(Progress(*step)))
+            reading = time.monotonic() - began
+            return params
+
+        engine = assemble(ready.made, devices=ready.devices, load=load, report=report)
+        # Compiling runs beside reading: what is booked to it is what was left of it afterwards.
+        left = time.monotonic() - began - reading
+        return Started(engine, ready.made, ready.devices, {**ready.seconds, "weights": reading, "compile": left})
+
+
+def configure(spec: EngineSpec) -> None:
+    """JAX's own settings, before its first use."""
+    import jax
+
+    jax.config.update("jax_platforms", spec.platform)
+    if spec.platform == "cpu" and len(spec.devices) > 1:
+        jax.config.update("jax_num_cpu_devices", max(spec.devices) + 1)
+    if spec.compile_cache:
+        jax.config.update("jax_compilation_cache_dir", spec.compile_cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def failure(error: Exception) -> Failed:
+    """What is told of a start that failed."""
+    from models.errors import ModelError
+    from neuron_jax.engine.memory import DoesNotFitError
+    from neuron_jax.weights.errors import WeightsError
+
+    match error:
+        case DoesNotFitError():
+            return Failed("does_not_fit", str(error), tuple(MemoryRow(r.what, r.bytes) for r in error.rows))
+        case ModelError() | WeightsError():
+            return Failed("bad_checkpoint", str(error))
+    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+        return Failed("out_of_memory", str(error))
+    return Failed("internal", f"{type(error).__name__}: {error}")
+
+
+def _devices(spec: EngineSpec) -> list[Any]:
+    """The devices of the spec, by index. On CUDA the environment makes only these visible, in this order."""
+    import jax
+
+    found = jax.devices(spec.platform)
+    wanted = spec.devices if spec.platform == "cpu" else tuple(range(len(spec.devices)))
+    chosen = [found[index] for index in wanted]
+    assert len(chosen) == spec.tensor_parallel, f"{len(chosen)} devices for tensor_parallel {spec.tensor_parallel}"
+    return chosen
+
+
+def _memory_limit(device: Any, spec: EngineSpec) -> int:
+    """Bytes that the engine may use on each device."""
+    if spec.memory_mb:
+        return spec.memory_mb * 2**20
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    from neuron_jax.hardware.cpu import read_memory
+
+    return read_memory().available // spec.tensor_parallel
