@@ -1,0 +1,117 @@
+"""Matrices of codes: values by the formula, widening that loses nothing, joins that hold what they join."""
+
+from itertools import product
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from models.blocks import BFLOAT16, FLOAT16, FLOAT32, Blocks, Storage, storage_of, to_storage
+
+CODED = [
+    Storage(bits, group, offset, half)
+    for bits, group, offset, half in product((4, 8), (16, 32), (False, True), (False, True))
+]
+FLOATS = [FLOAT16, BFLOAT16, FLOAT32]
+
+
+def random_blocks(storage: Storage, rows: int = 6, columns: int = 64, seed: int = 0) -> Blocks:
+    """Every code, and scales with as many bits as the storage's."""
+    rng = np.random.default_rng(seed)
+    low, high = (0, 16) if storage.bits == 4 else (-128, 128)
+    groups = (rows, -(-columns // storage.group))
+    scale, offset = (rng.standard_normal(groups).astype(np.float16).astype(np.float32) for _ in range(2))
+    if not storage.half:
+        scale, offset = scale * 63, offset * 63
+    codes = rng.integers(low, high, (rows, columns)).astype(np.int8)
+    return Blocks(codes, scale, offset if storage.offset else None, storage)
+
+
+@pytest.mark.parametrize("columns", [64, 40, 5])
+@pytest.mark.parametrize("storage", CODED, ids=str)
+def test_values_follow_the_formula(storage: Storage, columns: int) -> None:
+    """Each value on its own, rounded once from the exact one; the last group of a row may be short."""
+    blocks = random_blocks(storage, columns=columns)
+    values = blocks.dequantize()
+
+    assert values.dtype == np.float32
+    for n, k in np.ndindex(values.shape):
+        offset = 0.0 if blocks.offset is None else float(blocks.offset[n, k // storage.group])
+        exact = float(blocks.scale[n, k // storage.group]) * int(blocks.codes[n, k]) + offset
+        assert values[n, k] == np.float32(exact)
+
+
+@pytest.mark.parametrize(("one", "other"), list(product(CODED, CODED + FLOATS)), ids=str)
+def test_a_join_holds_both(one: Storage, other: Storage) -> None:
+    """Blocks widened to the join have the very values they had, whatever they are joined with."""
+    joined = Storage.join(one, other)
+    blocks = random_blocks(one)
+    found = to_storage(blocks, joined)
+
+    assert joined == Storage.join(other, one)
+    values = found.dequantize() if isinstance(found, Blocks) else found
+    np.testing.assert_array_equal(values, blocks.dequantize())
+    assert not isinstance(found, Blocks) or found.storage == joined
+
+
+def test_joins_are_as_narrow_as_can_be() -> None:
+    """What two storages both have, the join has too."""
+    assert Storage.join(Storage(4, 32, True, True)) == Storage(4, 32, True, True)
+    assert Storage.join(Storage(4, 32, True, False), Storage(8, 16, False, False)) == Storage(8, 16, True, False)
+    assert Storage.join(BFLOAT16, BFLOAT16) == BFLOAT16
+    assert Storage.join(BFLOAT16, FLOAT16) == FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("storage", "wanted"),
+    [
+        (Storage(8, 32), Storage(4, 32)),
+        (Storage(8, 16), Storage(8, 32)),
+        (Storage(4, 32, offset=True), Storage(4, 32)),
+        (Storage(4, 32), Storage(4, 32, half=True)),
+        (Storage(4, 32), BFLOAT16),
+    ],
+)
+def test_narrowing_that_loses_is_our_bug(storage: Storage, wanted: Storage) -> None:
+    """Fewer bits, wider groups, offsets or scale bits gone: nothing is rounded behind anybody's back."""
+    with pytest.raises(AssertionError, match=r"exact|float16"):
+        to_storage(random_blocks(storage), wanted)
+
+
+def test_arrays_change_their_dtype_only_exactly() -> None:
+    """Into float32 always, into bfloat16 where every value is one, into codes never."""
+    third = np.array([[0.5, 1 / 3]], np.float32)
+    exact = np.array([[0.5, -3.0]], np.float32)
+
+    assert to_storage(exact, BFLOAT16).dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(to_storage(to_storage(exact, BFLOAT16), FLOAT32), exact)
+    for storage in (BFLOAT16, FLOAT16, Storage(8, 32)):
+        with pytest.raises(AssertionError):
+            to_storage(third, storage)
+
+
+def test_dtypes_and_storages_are_each_others() -> None:
+    """The three float dtypes, there and back."""
+    assert [storage_of(storage.dtype) for storage in FLOATS] == FLOATS
+    assert not any(storage.coded for storage in FLOATS)
+
+
+def test_bytes_count_codes_and_scales_in_their_own_bits() -> None:
+    """Half a byte for a code of 4 bits, two bytes for a scale that is a half; groups are counted by row."""
+    assert Storage(4, 32, offset=True, half=True).nbytes((2, 3, 64)) == 2 * 3 * (32 + 2 * 4)
+    assert Storage(8, 16).nbytes((3, 40)) == 3 * (40 + 3 * 4)
+    assert BFLOAT16.nbytes((3, 5)) == 30
+    assert random_blocks(Storage(4, 32, offset=True)).nbytes == 6 * (64 + 2 * 2 * 4)
+
+
+def test_rows_are_arranged_together() -> None:
+    """Reversing rows reverses the values' rows."""
+    blocks = random_blocks(Storage(4, 32, offset=True))
+    turned = blocks.by_rows(lambda rows: rows[::-1])
+
+    np.testing.assert_array_equal(turned.dequantize(), blocks.dequantize()[::-1])
+
+
+def test_a_matrix_of_zeros_is_zero() -> None:
+    """Places that nothing fills are exact zeros."""
+    assert not Blocks.zeros(3, 40, Storage(4, 32, offset=True)).dequantize().any()
