@@ -1,8 +1,14 @@
-"""Where a model's memory goes, decided before any of it is taken. Pure arithmetic in bytes per device; no JAX arrays."""
+"""Where a model's memory goes, decided before any of it is taken. Pure arithmetic in bytes per device; no JAX arrays.
 
-from collections.abc import Iterator, Mapping
+The pool's size is part of every program, so it is decided from an estimate of what a step takes; what the compiler says
+of the finished programs is then held against it (`settle`).
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 from attrs import evolve, frozen
 
 from models.spec import Model, ParamSpec
@@ -10,6 +16,7 @@ from neuron_jax.engine.pages import pages_for
 from neuron_jax.workers.frames import LEAST_CONTEXT, MemoryRow
 
 MIB = 2**20
+STEP, TOTAL, LIMIT = "step peak", "total", "may use"
 
 GRID = 64
 """Pools are rounded down to 1/64 of what fits: their size is part of every compiled program, and a byte of drift in the
@@ -54,6 +61,22 @@ class MemoryPlan:
     rows: tuple[MemoryRow, ...]
 
 
+@frozen
+class ProgramMemory:
+    """What one compiled program takes on each device, as the compiler says. Aliased outputs are donated arguments."""
+
+    argument: int
+    output: int
+    temp: int
+    alias: int
+    code: int
+
+    @property
+    def step(self) -> int:
+        """What a call takes besides its arguments."""
+        return max(self.temp + self.output - self.alias, 0)
+
+
 def plan_memory(request: PlanRequest) -> MemoryPlan:
     """How many pages and how long a context. Raises DoesNotFitError when not even the least, or what was asked, fits."""
     affordable = _affordable(request)
@@ -88,9 +111,66 @@ def request_for(
     )
 
 
+def analyse(compiled: Any) -> ProgramMemory | None:
+    """What a `jax.stages.Compiled` takes; None where the backend does not tell."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    return ProgramMemory(
+        argument=found.argument_size_in_bytes,
+        output=found.output_size_in_bytes,
+        temp=found.temp_size_in_bytes,
+        alias=found.alias_size_in_bytes,
+        code=found.generated_code_size_in_bytes,
+    )
+
+
+def measured_step(programs: Sequence[ProgramMemory]) -> int:
+    """Bytes of the widest step; all programs' code stays, whichever of them runs."""
+    return max((memory.step for memory in programs), default=0) + sum(memory.code for memory in programs)
+
+
+def settle(plan: MemoryPlan, step: int) -> MemoryPlan:
+    """The plan with what a step takes by measurement in place of the estimate."""
+    planned = _row(plan, STEP)
+    named = f"{STEP} (measured; {planned / MIB:,.0f} MiB were planned)"
+    changed = {STEP: MemoryRow(named, step), TOTAL: MemoryRow(TOTAL, _row(plan, TOTAL) - planned + step)}
+    return evolve(plan, rows=tuple(changed.get(row.what, row) for row in plan.rows))
+
+
+def excess(plan: MemoryPlan, step: int) -> str | None:
+    """What to warn of where a step takes more than was planned for it; None where it does not."""
+    planned, total, limit = (_row(plan, what) for what in (STEP, TOTAL, LIMIT))
+    if step <= planned:
+        return None
+    words = f"a step takes {step / MIB:,.0f} MiB, {planned / MIB:,.0f} MiB were planned for it"
+    over = total - planned + step - limit
+    return words + (f": {over / MIB:,.0f} MiB more than the engine may use; lower kv_mb by that" if over > 0 else "")
+
+
+def held(tree: Any) -> int:
+    """Bytes on each device of a tree of abstract arrays with shardings."""
+    return sum(
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def assert_donated(name: str, memory: ProgramMemory, state: int) -> None:
+    """Assert that a program writes its `state` bytes of donated arrays in place (openxla/xla#45912)."""
+    assert memory.alias >= state, (
+        f"{name} would copy what it should write in place: of {state:,} bytes of KV pool and state only "
+        f"{memory.alias:,} are aliased"
+    )
+
+
 def table(rows: tuple[MemoryRow, ...]) -> str:
     """The plan in one line: `weights 513 MiB, KV pages 720 MiB, ...`."""
     return ", ".join(f"{row.what} {row.bytes / MIB:,.0f} MiB" for row in rows)
+
+
+def _row(plan: MemoryPlan, what: str) -> int:
+    return next(row.bytes for row in plan.rows if row.what == what)
 
 
 def _context(request: PlanRequest) -> int:
@@ -123,11 +203,11 @@ def _rows(request: PlanRequest, pages: int) -> tuple[MemoryRow, ...]:
     total = request.weights + request.step + request.runtime + kv
     return (
         MemoryRow("weights", request.weights),
-        MemoryRow("step peak", request.step),
+        MemoryRow(STEP, request.step),
         MemoryRow("runtime", request.runtime),
         MemoryRow(f"KV pages ({pages} of {request.page_size} tokens)", kv),
-        MemoryRow("total", total),
-        MemoryRow("may use", request.limit),
+        MemoryRow(TOTAL, total),
+        MemoryRow(LIMIT, request.limit),
     )
 
 

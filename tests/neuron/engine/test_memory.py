@@ -1,9 +1,25 @@
-"""The memory plan: what fits, what is refused, and that the suggestion would really have helped."""
+"""The memory plan: what fits, what is refused, that the suggestion would really have helped, and what was measured."""
 
 import attrs
+import jax
+import jax.numpy as jnp
 import pytest
 
-from neuron_jax.engine.memory import MIB, DoesNotFitError, PlanRequest, plan_memory, table
+from models.sharding import make_mesh, named_sharding
+from neuron_jax.engine.memory import (
+    MIB,
+    DoesNotFitError,
+    PlanRequest,
+    ProgramMemory,
+    analyse,
+    assert_donated,
+    excess,
+    held,
+    measured_step,
+    plan_memory,
+    settle,
+    table,
+)
 
 REQUEST = PlanRequest(
     limit=4000 * MIB,
@@ -61,3 +77,50 @@ def test_what_is_suggested_fits() -> None:
     tight = attrs.evolve(REQUEST, limit=1600 * MIB, context=1600)
 
     assert plan_memory(tight).max_context == 1600
+
+
+WIDE = ProgramMemory(argument=900, output=60 * MIB, temp=30 * MIB, alias=50 * MIB, code=2 * MIB)
+NARROW = ProgramMemory(argument=900, output=50 * MIB, temp=10 * MIB, alias=50 * MIB, code=MIB)
+
+
+def test_a_step_is_its_widest_program_and_the_code_of_all() -> None:
+    assert measured_step([NARROW, WIDE]) == (30 + 60 - 50 + 2 + 1) * MIB
+    assert measured_step([]) == 0
+
+
+def test_the_settled_table_has_the_measured_step_and_adds_up() -> None:
+    plan = plan_memory(REQUEST)
+    rows = {row.what.split(" (")[0]: row.bytes for row in settle(plan, 43 * MIB).rows}
+
+    assert rows["step peak"] == 43 * MIB
+    assert rows["total"] == rows["weights"] + rows["step peak"] + rows["runtime"] + rows["KV pages"]
+    assert "step peak (measured; 100 MiB were planned) 43 MiB" in table(settle(plan, 43 * MIB).rows)
+
+
+def test_a_step_beyond_its_estimate_is_told_with_the_numbers() -> None:
+    plan = plan_memory(attrs.evolve(REQUEST, kv=9000 * MIB))  # 4 MiB are left over
+
+    assert excess(plan, 100 * MIB) is None
+    assert excess(plan, 103 * MIB) == "a step takes 103 MiB, 100 MiB were planned for it"
+    assert str(excess(plan, 140 * MIB)).endswith(": 36 MiB more than the engine may use; lower kv_mb by that")
+
+
+def test_what_a_compiled_program_says_is_read() -> None:
+    """The donated argument is written in place; the product before it is a temporary or an output."""
+    square = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+    step = jax.jit(lambda pool, x: (pool.at[0].set(1.0), x @ x), donate_argnums=0)
+    memory = analyse(step.lower(square, square).compile())
+
+    assert memory is not None
+    assert (memory.argument, memory.alias) == (2 * held(square), held(square))
+    assert held(square) <= memory.step < 3 * held(square)
+    assert_donated("step", memory, held(square))
+    with pytest.raises(AssertionError, match="step would copy what it should write in place: of 262,145 bytes"):
+        assert_donated("step", memory, held(square) + 1)
+
+
+def test_a_sharded_array_is_held_in_parts() -> None:
+    mesh = make_mesh(jax.devices("cpu")[:2])
+    halves = jax.ShapeDtypeStruct((8, 6), jnp.float32, sharding=named_sharding(mesh, (None, "kv_heads")))
+
+    assert held((halves, jax.ShapeDtypeStruct((3,), jnp.int8))) == 8 * 3 * 4 + 3
