@@ -1,0 +1,76 @@
+"""Guesses from the text itself against a search of the whole text at every step."""
+
+import random
+
+import pytest
+
+from neuron_jax.engine.lookup import LONGEST, SHORTEST, Lookup
+
+
+def by_search(tokens: list[int], most: int) -> list[int]:
+    """The same, the slow way: every length, every place, from the back."""
+    for n in range(LONGEST, SHORTEST - 1, -1):
+        for end in range(len(tokens) - 1, n - 1, -1):
+            if tokens[end - n : end] == tokens[-n:]:
+                text = list(tokens)
+                for _ in range(most):
+                    text.append(text[end + len(text) - len(tokens)])
+                return text[len(tokens) :]
+    return []
+
+
+@pytest.mark.parametrize("letters", [1, 2, 5, 30])
+@pytest.mark.parametrize("stride", [1, 3, 50])
+def test_it_finds_what_a_search_finds(letters: int, stride: int) -> None:
+    """Texts of few letters repeat much, those of many little; they grow by a token, a few, or a prompt."""
+    rng = random.Random(letters)
+    text: list[int] = []
+    lookup = Lookup()
+    found = 0
+    for step in range(60):
+        text += [rng.randrange(letters) for _ in range(rng.randint(1, stride))]
+        guess = lookup.propose(text, step % 7)
+        assert guess == by_search(text, step % 7)
+        found += bool(guess)
+
+    assert found or letters == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "expected"),
+    [
+        ("the cat sat; the cat", 4, " sat"),
+        ("abcd-1 abcd-2 xbcd", 2, "-2"),
+        ("abcd-1 xbcd-2 abcd", 2, "-1"),
+        ("no no", 0, ""),
+        ("abcabc", 7, "abcabca"),
+        ("abcdefg", 3, ""),
+        ("", 3, ""),
+        ("a", 3, ""),
+    ],
+)
+def test_the_longest_ending_counts_then_the_latest_place(text: str, most: int, expected: str) -> None:
+    """A repetition goes on as it is; what was never seen gives no guess."""
+    assert Lookup().propose(list(map(ord, text)), most) == list(map(ord, expected))
+
+
+def test_every_token_is_looked_at_once() -> None:
+    """A step's work does not grow with the text."""
+
+    class Counting(list):
+        read = 0
+
+        def __getitem__(self, key: slice) -> list[int]:
+            found = list(self)[key]
+            Counting.read += len(found)
+            return found
+
+    lookup = Lookup()
+    text = Counting(range(10_000))
+    lookup.propose(text, 4)
+    Counting.read = 0
+    for token in range(10):
+        text.append(-token)
+        lookup.propose(text, 4)
+
+    assert Counting.read <= 10 * 2 * (2 + 3 + 4)
