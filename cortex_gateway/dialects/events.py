@@ -18,7 +18,7 @@ class Usage(Struct, frozen=True):
 
 
 class Start(Struct, frozen=True):
-    """The prompt was counted and admitted."""
+    """The prompt was computed and the answer begins; `usage` counts nothing of it yet."""
 
     usage: Usage
 

@@ -136,8 +136,6 @@ class ChatDecoder:
             raise Failed(_reported(chunk.error))
         if chunk.usage is not None:
             self._usage = chunk.usage.neutral()
-        if self._grammar.state == "before" and (chunk.usage or chunk.choices):
-            self._emit(Start(self._usage), events)
         for choice in chunk.choices:
             if choice.index == 0:
                 self._choice(choice, events)
@@ -187,6 +185,9 @@ class ChatDecoder:
         self._emit(Error(failure), events)
 
     def _emit(self, event: Event, events: list[Event]) -> None:
+        if self._grammar.state == "before" and not isinstance(event, Start | Error):
+            # Not with the role chunk: what of the prompt was cached is known once it has been computed.
+            self._emit(Start(Usage(self._usage.prompt, 0, self._usage.cached)), events)
         self._grammar.feed(event)
         events.append(event)
 

@@ -101,6 +101,8 @@ class Choice:
     def __init__(self, job: Job, index: int) -> None:
         self._index = index
         self._usage = job.usage
+        # Of several choices after one prompt the first is the one that the engine computes the prompt for.
+        self._pays = index == 0 or job.encoded[index] is not job.encoded[index - 1]
         self._stop_token_ids = job.stop_token_ids
         self._text = job.text.output(job.encoded[index], job.stops, job.min_tokens, f"call_{job.id}_{index}_")
         self._reasoning = 0
@@ -137,7 +139,7 @@ class Choice:
 
     def _count(self, output: Output, tokens: int) -> None:
         self._usage.completion += tokens
-        self._usage.cached += output.cached_tokens
+        self._usage.cached += output.cached_tokens if self._pays else 0
         self._usage.reasoning += self._text.reasoning_tokens - self._reasoning
         self._reasoning = self._text.reasoning_tokens
 

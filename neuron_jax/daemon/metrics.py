@@ -175,6 +175,8 @@ MODEL_COUNTERS: Mapping[str, str] = {
     "neuron_preemptions": "Requests put back to free pages",
     "neuron_engine_steps": "Steps of the engine",
     "neuron_compiles": "Programs compiled after the engine was ready",
+    "neuron_prefix_cache_lookup_tokens": "Prompt tokens that the prefix cache was asked for",
+    "neuron_prefix_cache_hit_tokens": "Prompt tokens that the prefix cache had",
     "neuron_engine_restarts": "Restarts after a death",
 }
 DEVICE_GAUGES: Mapping[str, str] = {
@@ -232,6 +234,8 @@ def _model_values(row: ModelGauges) -> Mapping[str, float | None]:
         "neuron_preemptions": load.preemptions,
         "neuron_engine_steps": load.steps,
         "neuron_compiles": load.compiles,
+        "neuron_prefix_cache_lookup_tokens": load.prefix_lookup_tokens,
+        "neuron_prefix_cache_hit_tokens": load.prefix_hit_tokens,
         "neuron_engine_restarts": row.restarts,
     }
 

@@ -26,12 +26,11 @@ def sse_problem(problem: Problem) -> bytes:
 def usage(job: Job) -> dict[str, Any]:
     """The usage object as it stands now."""
     counts = job.usage
-    cached = min(counts.cached, job.prompt_tokens)
     found: dict[str, Any] = {
         "prompt_tokens": job.prompt_tokens,
         "completion_tokens": counts.completion,
         "total_tokens": job.prompt_tokens + counts.completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
+        "prompt_tokens_details": {"cached_tokens": counts.cached},
     }
     if any(encoded.reasoning for encoded in job.encoded):
         found["completion_tokens_details"] = {"reasoning_tokens": counts.reasoning}

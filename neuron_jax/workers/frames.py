@@ -147,6 +147,8 @@ class EngineLoad(Struct, frozen=True):
     preemptions: int = 0
     steps: int = 0
     compiles: int = 0  # programs built after Ready
+    prefix_lookup_tokens: int = 0  # prompt tokens that the prefix cache was asked for
+    prefix_hit_tokens: int = 0  # those that it had
 
 
 class Step(Struct, tag="step", frozen=True):

@@ -7,6 +7,7 @@ prompt's bytes, one token per request and step, and then ends with the first sto
     [[die N]]       the process ends after N tokens of that request
     [[stall N]]     gives no more tokens after N, until cancelled
     [[fail N]]      the request ends with finish "error" after N tokens
+    [[cached N]]    its first output says that N tokens of the prompt were cached
 
 `double.json` in the model folder changes the process: see `Script`.
 """
@@ -30,7 +31,7 @@ from neuron_jax.workers.frames import Alternative, EngineLoad, EngineSpec, Memor
 
 COMMAND = (sys.executable, "-m", "tests.fakes.engine_double")
 ROOT = Path(__file__).resolve().parents[2]
-DIRECTIVE = re.compile(r"\[\[(say|count|die|stall|fail) (.*?)\]\]", re.DOTALL)
+DIRECTIVE = re.compile(r"\[\[(say|count|cached|die|stall|fail) (.*?)\]\]", re.DOTALL)
 
 
 def environment() -> dict[str, str]:
@@ -61,21 +62,24 @@ class Running:
     reply: list[int]
     verb: str
     at: int
+    cached: int = 0
     sent: int = 0
 
 
 def reply_of(submit: Submit) -> Running:
     text = bytes(token for token in submit.prompt if token < 256).decode("utf-8", "replace")
-    verb, argument = "", "0"
+    verb, argument, cached = "", "0", 0
     reply = text
     for found in DIRECTIVE.finditer(text):
         if found[1] == "say":
             reply = found[2]
         elif found[1] == "count":
             reply = "".join(chr(97 + index % 26) for index in range(int(found[2])))
+        elif found[1] == "cached":
+            cached = int(found[2])
         else:
             verb, argument = found[1], found[2]
-    return Running(submit, list(reply.encode()), verb, int(argument))
+    return Running(submit, list(reply.encode()), verb, int(argument), cached)
 
 
 def next_output(run: Running) -> Output | None:
@@ -89,7 +93,8 @@ def next_output(run: Running) -> Output | None:
     run.sent += 1
     stopped = token in submit.stop_ids and not submit.ignore_eos and run.sent > submit.min_tokens
     finish = "stop" if stopped else "length" if run.sent >= submit.max_tokens else None
-    return Output(submit.request, [token], finish=finish, **logprobs(submit, token))
+    cached = run.cached if run.sent == 1 else 0
+    return Output(submit.request, [token], finish=finish, cached_tokens=cached, **logprobs(submit, token))
 
 
 def misbehave(run: Running) -> Output | None:

@@ -27,7 +27,7 @@ class Answer:
     Attributes:
         deltas: the stream's deltas after the role chunk; a whole answer is made of the same.
         finish, stop_reason: how it ends.
-        prompt, cached: token counts; every delta counts as one token.
+        prompt, cached: token counts; every delta counts as one token. The role chunk knows of no cache yet.
         refusal: (status, body, headers) instead of an answer.
         gate: wait for it before the first byte of the body.
         comments: that many heartbeat comments before the role chunk.
@@ -55,7 +55,7 @@ class Answer:
             "prompt_tokens": self.prompt,
             "completion_tokens": completion,
             "total_tokens": self.prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": self.cached},
+            "prompt_tokens_details": {"cached_tokens": self.cached if completion else 0},
         }
 
 

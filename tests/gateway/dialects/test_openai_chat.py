@@ -19,12 +19,12 @@ from cortex_gateway.dialects.events import (
 )
 from cortex_gateway.dialects.grammar import Grammar
 from cortex_gateway.dialects.openai_chat import CUT_SHORT, decode_whole
-from tests.gateway.dialects.chat_streams import DONE, call, check, decoded, delta, event, finish, role, total
+from tests.gateway.dialects.chat_streams import DONE, call, check, decoded, delta, event, finish, role, total, usage
 
 
 def test_text_with_its_counts() -> None:
-    """Start has the prompt's length and what was cached; Finish has everything."""
-    stream = b":\n\n" + role(9, cached=4) + delta(content="Hé") + delta(content="y") + finish("stop")
+    """Start has the prompt's length and what was cached, which the role chunk cannot know; Finish has everything."""
+    stream = b":\n\n" + role(9) + delta(usage(9, 1, 4), content="Hé") + delta(content="y") + finish("stop")
 
     check(
         stream + total(9, 2, 4) + b": usage {}\n\n" + DONE,
@@ -33,6 +33,15 @@ def test_text_with_its_counts() -> None:
         Text("y"),
         Finish("stop", None, Usage(9, 2, 4)),
     )
+
+
+def test_the_start_waits_for_something_to_say() -> None:
+    """An answer that fails before its first word has none; one without words has it before its end."""
+    failed = event(error={"message": "x", "type": "api_error"})
+
+    assert decoded([role(9), total(9, 0)]) == [Error(CUT_SHORT)]
+    assert [type(one) for one in decoded([role(9) + failed])] == [Error]
+    assert decoded([role(9) + finish("stop") + total(9, 1, 4) + DONE])[0] == Start(Usage(9, 0, 4))
 
 
 @pytest.mark.parametrize("names", [("reasoning_content",), ("reasoning",), ("reasoning_content", "reasoning")])

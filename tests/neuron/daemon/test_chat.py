@@ -112,6 +112,25 @@ def test_continuous_usage_is_on_every_chunk(tmp_path: Path) -> None:
     with_neuron(tmp_path, use)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_usage_tells_what_of_the_prompt_was_cached(tmp_path: Path, n: int) -> None:
+    """Of several choices the first is the one that found it there; the others find what that one left."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        text = "[[cached 16]][[say ok]] and so on"
+        whole = (await neuron.chat(text, n=n)).json()["usage"]
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        chunks = chunks_of((await neuron.chat(text, n=n, stream=True, stream_options=options)).text)
+        said = [chunk["usage"]["prompt_tokens_details"]["cached_tokens"] for chunk in chunks]
+        metrics = (await neuron.http.get("/metrics")).text
+
+        assert whole["prompt_tokens_details"] == {"cached_tokens": 16}
+        assert said == [0] * n + [16] * (len(chunks) - n)
+        assert f'neuron_cached_prompt_tokens_total{{model="{MODEL}"}} 32.0' in metrics
+
+    with_neuron(tmp_path, use)
+
+
 def test_a_stop_string_never_leaks(tmp_path: Path) -> None:
     """Text ends before it, the reason names it, and what was generated after it is not counted."""
 
