@@ -1,4 +1,4 @@
-"""The GGUF container: header, metadata and tensor table of one memory-mapped file; must not know any architecture.
+"""The GGUF container: header, metadata and tensors of one file; must not know any architecture.
 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -8,19 +8,23 @@ import struct
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from attrs import frozen
 
+from models.blocks import Array, Blocks, Storage
 from neuron_jax.weights import blocks
 from neuron_jax.weights.errors import bad_checkpoint
+from neuron_jax.weights.reading import open_file, read_into
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
 _STRING, _ARRAY = 8, 9
+_CHUNK = 1 << 20
+"""Bytes unpacked at a time: the intermediate arrays of a few of these stay in a CPU's cache."""
 _SCALARS = {
     number: struct.Struct("<" + code)
     for number, code in {
@@ -103,6 +107,10 @@ class GgufTensor:
         return blocks.FORMATS[self.kind]
 
     @property
+    def storage(self) -> Storage:
+        return self.format.storage
+
+    @property
     def nbytes(self) -> int:
         return prod(self.shape) // self.format.weights * self.format.size
 
@@ -113,20 +121,37 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         """Raises WeightsError listing all that is wrong with the header and the extents of the tensors."""
         self.path = path
-        self._map = _map(path)
+        self._file = open_file(path)
         try:
-            self.metadata, self.tensors = _header(path, self._map)
+            # Mapped for the header only: pages of tensors would count as memory of this process once they were read.
+            with _map(path, self._file) as header:
+                self.metadata, self.tensors = _header(path, header)
         except BaseException:
-            self._map.close()
+            self._file.close()
             raise
 
-    def read(self, tensor: GgufTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Float32 values of one tensor, in memory of their own."""
-        raw = np.frombuffer(self._map[tensor.offset : tensor.offset + tensor.nbytes], np.uint8)
-        return blocks.decode(tensor.format, raw, tensor.shape)
+    def read(self, tensor: GgufTensor) -> Blocks | Array:
+        """One tensor as it is stored, in memory of its own; the rows of blocks are all axes but the last."""
+        if not tensor.storage.coded:
+            values = np.empty(tensor.shape, tensor.storage.dtype)
+            read_into(self._file, tensor.offset, values)
+            return values
+        return self._read_blocks(tensor)
+
+    def _read_blocks(self, tensor: GgufTensor) -> Blocks:
+        rows, columns = prod(tensor.shape[:-1]), tensor.shape[-1]
+        found = Blocks.zeros(rows, columns, tensor.storage)
+        row_bytes = columns // tensor.format.weights * tensor.format.size
+        step = max(1, _CHUNK // row_bytes)
+        raw = np.empty((step, row_bytes), np.uint8)
+        for first in range(0, rows, step):
+            part = raw[: min(step, rows - first)]
+            read_into(self._file, tensor.offset + first * row_bytes, part)
+            blocks.unpack_into(found, slice(first, first + len(part)), tensor.format, part)
+        return found
 
     def close(self) -> None:
-        self._map.close()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -135,10 +160,9 @@ class GgufFile:
         self.close()
 
 
-def _map(path: Path) -> mmap.mmap:
+def _map(path: Path, file: BinaryIO) -> mmap.mmap:
     try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise bad_checkpoint(path, [f"cannot be read: {error}"]) from error
 

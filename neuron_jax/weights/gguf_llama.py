@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
+from models.blocks import Array, Blocks, Storage
 from neuron_jax.weights.errors import bad_checkpoint
 from neuron_jax.weights.gguf import GgufFile, GgufTensor
 from neuron_jax.weights.spec import TensorInfo
@@ -57,15 +57,23 @@ class GgufCheckpoint:
             raise
         self._by_name.pop(_ROPE_FACTORS, None)
         self.tensors = {name: _info(name, tensor) for name, tensor in self._by_name.items()}
+        self.storage: Mapping[str, Storage] = {name: tensor.storage for name, tensor in self._by_name.items()}
 
-    def read(self, name: str) -> npt.NDArray[Any]:
+    def stored(self, name: str) -> Blocks | Array:
         """See `Checkpoint`. q and k come with their rows in Hugging Face's order, whatever the file has."""
         tensor = self._file.read(self._by_name[name])
         rotated = _ROTATED.fullmatch(name)
         if rotated is None:
             return tensor
-        key = "num_attention_heads" if rotated.group(1) == "q_proj" else "num_key_value_heads"
-        return halves_from_pairs(tensor, self.config[key])
+        heads = self.config["num_attention_heads" if rotated.group(1) == "q_proj" else "num_key_value_heads"]
+        if isinstance(tensor, Blocks):
+            return tensor.by_rows(lambda rows: halves_from_pairs(rows, heads))
+        return halves_from_pairs(tensor, heads)
+
+    def read(self, name: str) -> Array:
+        """See `Checkpoint`."""
+        tensor = self.stored(name)
+        return tensor.dequantize().reshape(self.tensors[name].shape) if isinstance(tensor, Blocks) else tensor
 
     def close(self) -> None:
         self._file.close()
@@ -77,7 +85,7 @@ class GgufCheckpoint:
         self.close()
 
 
-def halves_from_pairs(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
+def halves_from_pairs(rows: Array, heads: int) -> Array:
     """Undo the row order of GGUF's q and k: there the rotary pairs (i, i + H/2) of a head lie side by side."""
     width = rows.shape[0] // heads
     pairs = rows.reshape(heads, width // 2, 2, *rows.shape[1:])
@@ -140,11 +148,17 @@ def _positive(value: Any) -> bool:
 def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:
     """GGUF keeps Llama 3's scaling as one divisor per frequency, in a tensor."""
     if _ROPE_FACTORS in file.tensors:
-        return {"rope_type": "factors", "factors": file.read(file.tensors[_ROPE_FACTORS]).tolist()}
+        return {"rope_type": "factors", "factors": _floats(file, _ROPE_FACTORS)}
     kind = file.metadata.get("llama.rope.scaling.type", "none")
     if kind == "none":
         return None
     return {"rope_type": kind, "factor": file.metadata.get("llama.rope.scaling.factor")}
+
+
+def _floats(file: GgufFile, name: str) -> list[float]:
+    tensor = file.read(file.tensors[name])
+    values = tensor.dequantize() if isinstance(tensor, Blocks) else tensor
+    return [float(value) for value in values.ravel()]
 
 
 def _rotary_share(config: Mapping[str, Any], rotated: int | None) -> float:

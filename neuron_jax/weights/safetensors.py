@@ -4,26 +4,28 @@ https://huggingface.co/docs/safetensors/index#format
 """
 
 import json
-import mmap
+import os
 import struct
 from collections.abc import Mapping
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import ml_dtypes
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from attrs import frozen
 
+from models.blocks import BFLOAT16, FLOAT16, FLOAT32, Array, Storage
 from neuron_jax.weights.errors import WeightsError, bad_checkpoint
+from neuron_jax.weights.reading import open_file, read_bytes, read_into
 from neuron_jax.weights.spec import TensorInfo
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
+_STORAGES = {"F16": FLOAT16, "BF16": BFLOAT16}
 _LENGTH = struct.Struct("<Q")
 
 
@@ -39,11 +41,11 @@ class _Stored:
 
     info: TensorInfo
     start: int
-    data: mmap.mmap
+    file: BinaryIO
 
 
 class SafetensorsCheckpoint:
-    """A folder as a `Checkpoint`. Files are mapped, tensors read one at a time."""
+    """A folder as a `Checkpoint`. Files stay open, tensors are read one at a time."""
 
     def __init__(self, folder: Path) -> None:
         """Raises WeightsError listing all that is wrong with the files, config.json included."""
@@ -55,12 +57,18 @@ class SafetensorsCheckpoint:
             self._open.close()
             raise
         self.tensors: Mapping[str, TensorInfo] = {name: stored.info for name, stored in self._stored.items()}
+        self.storage: Mapping[str, Storage] = {
+            name: _STORAGES.get(info.dtype, FLOAT32) for name, info in self.tensors.items()
+        }
 
-    def read(self, name: str) -> npt.NDArray[Any]:
-        """See `Checkpoint`."""
+    def stored(self, name: str) -> Array:
+        """See `Checkpoint`. float64 comes as float32, which no model needs to exceed."""
         stored = self._stored[name]
-        raw = stored.data[stored.start : stored.start + stored.info.nbytes]
-        return np.frombuffer(bytearray(raw), _DTYPES[stored.info.dtype]).reshape(stored.info.shape)
+        values = np.empty(stored.info.shape, _DTYPES[stored.info.dtype])
+        read_into(stored.file, stored.start, values)
+        return values.astype(self.storage[name].dtype, copy=False)
+
+    read = stored
 
     def close(self) -> None:
         self._open.close()
@@ -118,35 +126,32 @@ def _files(folder: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _scan_file(path: Path, stack: ExitStack) -> dict[str, _Stored]:
-    try:
-        with path.open("rb") as file:
-            data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:
-        raise bad_checkpoint(path, [f"cannot be read: {error}"]) from error
-    start, header = _header(path, data)
-    misfits = [row for name, entry in header.items() for row in _misfits(name, entry, len(data) - start)]
+    file = stack.enter_context(open_file(path))
+    size = os.fstat(file.fileno()).st_size
+    start, header = _header(path, file, size)
+    misfits = [row for name, entry in header.items() for row in _misfits(name, entry, size - start)]
     if misfits:
         raise bad_checkpoint(path, misfits)
     return {
         name: _Stored(
             TensorInfo(name, entry.shape, entry.dtype, entry.data_offsets[1] - entry.data_offsets[0]),
             start + entry.data_offsets[0],
-            data,
+            file,
         )
         for name, entry in header.items()
     }
 
 
-def _header(path: Path, data: mmap.mmap) -> tuple[int, dict[str, _Entry]]:
+def _header(path: Path, file: BinaryIO, size: int) -> tuple[int, dict[str, _Entry]]:
     """Where the tensors' bytes start, and the table of tensors."""
-    if len(data) < _LENGTH.size:
-        raise bad_checkpoint(path, [f"cut short: {len(data)} bytes"])
-    (length,) = _LENGTH.unpack(data[: _LENGTH.size])
+    if size < _LENGTH.size:
+        raise bad_checkpoint(path, [f"cut short: {size} bytes"])
+    (length,) = _LENGTH.unpack(read_bytes(file, 0, _LENGTH.size))
     start = _LENGTH.size + length
-    if start > len(data):
-        raise bad_checkpoint(path, [f"cut short: the header ends at byte {start} of {len(data)}"])
+    if start > size:
+        raise bad_checkpoint(path, [f"cut short: the header ends at byte {start} of {size}"])
     try:
-        table = json.loads(data[_LENGTH.size : start])
+        table = json.loads(read_bytes(file, _LENGTH.size, length))
         table.pop("__metadata__", None)
         return start, msgspec.convert(table, dict[str, _Entry])
     except (ValueError, AttributeError) as error:

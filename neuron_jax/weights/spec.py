@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
-import numpy.typing as npt
 from attrs import frozen
+
+from models.blocks import Array, Blocks, Storage
 
 
 @frozen
@@ -26,8 +27,20 @@ class Checkpoint(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorInfo]: ...
 
-    def read(self, name: str) -> npt.NDArray[Any]:
-        """One tensor in memory of its own: float32, float16 or bfloat16; quantized blocks come as float32."""
+    @property
+    def storage(self) -> Mapping[str, Storage]:
+        """What `stored` will give, by name; known from the headers alone."""
+        ...
+
+    def stored(self, name: str) -> Blocks | Array:
+        """One tensor in memory of its own, no wider than it is stored: blocks, or a float32, float16 or bfloat16 array.
+
+        The rows of blocks are all axes but the last.
+        """
+        ...
+
+    def read(self, name: str) -> Array:
+        """The same as an array of its shape; blocks come as float32."""
         ...
 
     def close(self) -> None: ...

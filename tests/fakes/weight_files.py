@@ -11,7 +11,7 @@ import numpy as np
 from models.mapping import Rule
 from models.spec import Model
 
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
+_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
 
 
 def random_tensors(model: Model, seed: int = 0) -> dict[str, np.ndarray]:

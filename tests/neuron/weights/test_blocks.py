@@ -5,17 +5,48 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neuron_jax.weights.blocks import FORMATS, decode
+from models.blocks import Blocks
+from neuron_jax.weights.blocks import FORMATS, unpack_into
 
 GOLDEN = Path(__file__).parents[2] / "data" / "gguf-blocks.npz"
+CODED = [kind for kind, block in FORMATS.items() if block.storage.coded]
 
 
-@pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: FORMATS[kind].name)
-def test_blocks_decode_as_in_ggml(kind: int) -> None:
-    """Random blocks give the numbers that gguf.quants.dequantize gives."""
+def unpacked(kind: int) -> tuple[Blocks, np.ndarray]:
+    """The reference's blocks, one to a row, and its values."""
+    block = FORMATS[kind]
     with np.load(GOLDEN) as golden:
         raw, expected = golden[f"{kind}_raw"], golden[f"{kind}_values"]
-    found = decode(FORMATS[kind], raw, expected.shape)
+    rows = expected.size // block.weights
+    found = Blocks.zeros(rows, block.weights, block.storage)
+    unpack_into(found, slice(rows), block, raw)
+    return found, expected.reshape(rows, -1)
 
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+@pytest.mark.parametrize("kind", CODED, ids=lambda kind: FORMATS[kind].name)
+def test_blocks_have_the_very_values_of_ggml(kind: int) -> None:
+    """Random blocks give bit for bit the numbers that gguf.quants.dequantize gives."""
+    found, expected = unpacked(kind)
+
+    np.testing.assert_array_equal(found.dequantize(), expected)
+
+
+@pytest.mark.parametrize("kind", CODED, ids=lambda kind: FORMATS[kind].name)
+def test_blocks_keep_what_their_storage_promises(kind: int) -> None:
+    """Codes in their bits, scales and offsets that are halves where it says so; and all of the range is used."""
+    found, _ = unpacked(kind)
+    low, high = (0, 15) if found.storage.bits == 4 else (-128, 127)
+
+    assert low <= found.codes.min() < found.codes.max() <= high
+    for array in found.arrays[1:]:
+        assert not found.storage.half or np.array_equal(array, array.astype(np.float16))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind not in CODED], ids=lambda kind: FORMATS[kind].name)
+def test_floats_lie_as_numpy_has_them(kind: int) -> None:
+    """float32, float16 and bfloat16 need no unpacking: their bytes are the array."""
+    with np.load(GOLDEN) as golden:
+        raw, expected = golden[f"{kind}_raw"], golden[f"{kind}_values"]
+    found = raw.reshape(-1).view(FORMATS[kind].storage.dtype).astype(np.float32)
+
+    np.testing.assert_array_equal(found.reshape(expected.shape), expected)

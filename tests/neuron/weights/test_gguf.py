@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.blocks import Blocks, storage_of
 from models.registry import build
+from neuron_jax.weights import gguf
+from neuron_jax.weights.blocks import FORMATS
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.gguf import GgufFile
@@ -61,6 +64,67 @@ def test_rows_of_q_and_k_are_unpermuted(tmp_path: Path) -> None:
 
     np.testing.assert_array_equal(q, stored[[0, 2, 1, 3, 4, 6, 5, 7]])
     np.testing.assert_array_equal(v.tobytes(), tensors["blk.0.attn_v.weight"][2])
+
+
+def quantized(shape: tuple[int, int], seed: int) -> tuple[int, tuple[int, ...], bytes]:
+    """A Q4_1 tensor."""
+    raw = np.random.default_rng(seed).integers(0, 256, (shape[0] * shape[1] // 32, 20)).astype(np.uint8)
+    raw[:, :4] = np.random.default_rng(seed).standard_normal((len(raw), 2)).astype(np.float16).view(np.uint8)
+    return 3, shape, raw.tobytes()
+
+
+def test_blocks_come_as_they_are_stored(tmp_path: Path) -> None:
+    """The header alone tells the storage; blocks of q have their rows in Hugging Face's order as its floats have."""
+    tensors = gguf_tensors() | {
+        "blk.0.attn_q.weight": quantized((8, 64), 1),
+        "blk.0.attn_v.weight": quantized((4, 64), 2),
+        "blk.0.ffn_norm.weight": (1, (8,), np.arange(8, dtype="<f2").tobytes()),
+    }
+    with open_checkpoint(written(tmp_path, tensors)) as checkpoint:
+        q, v, norm = (
+            checkpoint.stored(f"model.layers.0.{name}.weight")
+            for name in ("self_attn.q_proj", "self_attn.v_proj", "post_attention_layernorm")
+        )
+        stored = {name: checkpoint.stored(name) for name in checkpoint.tensors}
+        read = checkpoint.read("model.layers.0.self_attn.q_proj.weight")
+        promised = dict(checkpoint.storage)
+
+    assert isinstance(q, Blocks)
+    assert isinstance(v, Blocks)
+    assert isinstance(norm, np.ndarray)
+    assert {
+        name: tensor.storage if isinstance(tensor, Blocks) else storage_of(tensor.dtype)
+        for name, tensor in stored.items()
+    } == promised
+    assert (q.storage, norm.dtype) == (FORMATS[3].storage, np.float16)
+    raw = np.frombuffer(tensors["blk.0.attn_q.weight"][2], np.uint8).reshape(-1, 20)
+    scales = raw[:, :2].copy().view(np.float16).reshape(8, 2)
+    np.testing.assert_array_equal(q.scale, scales[[0, 2, 1, 3, 4, 6, 5, 7]])
+    np.testing.assert_array_equal(read, q.dequantize())
+
+
+def test_blocks_are_unpacked_in_parts_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor of many parts, the last of them shorter, has the values it has in one."""
+    path = written(tmp_path, gguf_tensors() | {"blk.0.ffn_up.weight": quantized((23, 64), 1)})
+    found = []
+    for chunk in (1, 200, 1 << 20):
+        monkeypatch.setattr(gguf, "_CHUNK", chunk)
+        with GgufFile(path) as file:
+            blocks = file.read(file.tensors["blk.0.ffn_up.weight"])
+            assert isinstance(blocks, Blocks)
+            found.append(blocks.dequantize())
+
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(found[1], found[2])
+
+
+def test_a_file_that_shrinks_is_an_error(tmp_path: Path) -> None:
+    """Bytes that were there when it was opened, and are gone when they are read."""
+    path = written(tmp_path)
+    with open_checkpoint(path) as checkpoint:
+        path.write_bytes(path.read_bytes()[:-700])
+        with pytest.raises(WeightsError, match="cut short: no byte"):
+            checkpoint.read("model.layers.0.mlp.up_proj.weight")
 
 
 def test_unpermuting_inverts_the_converter() -> None:

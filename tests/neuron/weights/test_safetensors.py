@@ -39,10 +39,19 @@ def test_tensors_come_back_as_they_were(tmp_path: Path) -> None:
     """float32, float16 and bfloat16 keep values, shape and dtype."""
     with open_checkpoint(folder(tmp_path)) as checkpoint:
         for name, tensor in TENSORS.items():
-            found = checkpoint.read(name)
+            found = checkpoint.stored(name)
 
-            assert found.dtype == tensor.dtype
+            assert found.dtype == tensor.dtype == checkpoint.storage[name].dtype
             np.testing.assert_array_equal(found, tensor)
+
+
+def test_doubles_come_as_floats(tmp_path: Path) -> None:
+    """float64 is rounded to float32, and said to be that."""
+    with open_checkpoint(folder(tmp_path, {"a": np.array([1 / 3])})) as checkpoint:
+        found = checkpoint.stored("a")
+
+        assert checkpoint.storage["a"].dtype == found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.array([1 / 3], np.float32))
 
 
 def test_what_was_read_outlives_the_file(tmp_path: Path) -> None:
