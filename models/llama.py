@@ -15,10 +15,11 @@ from flax import nnx
 
 from models import quant as quantization
 from models import rope
+from models.blocks import Array
 from models.errors import ModelError
 from models.functional import Functional, functional
 from models.heads import HeadLayout
-from models.mapping import Array, Ignore, Part, Rule, store_as, store_int8, store_kernel, unroll
+from models.mapping import Ignore, Part, Rule, store_as, store_int8, store_kernel, unroll
 from models.nn import Linear, RMSNorm, VocabTable, rotary_table, rotate
 from models.registry import architecture
 from models.spec import Attend, CacheSpec, CacheT, Params

@@ -3,22 +3,28 @@
 A `Rule` says how one parameter is assembled: every `Part` is one checkpoint tensor and the place its values take in the
 canonical array, which is [*out, *in] for a linear map. Places without a tensor stay zero (padding). `store` turns the
 canonical array into the leaves that the family keeps: transposed, quantized or as it is.
+Tensors that are stored in blocks may stay so: the canonical thing is then `Blocks` whose rows are the out-dimensions,
+flattened, and whose columns are the in-dimensions.
 `{}` in names and paths stands for the number of a layer.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from attrs import evolve, field, frozen
 
+from models.blocks import FLOAT32, Array, Blocks, Storage, storage_of, to_storage
 from models.errors import ModelError
 from models.quant import quantize
 
-Array = npt.NDArray[Any]
-Store = Callable[[Array], dict[str, Array]]
+Store = Callable[[Any], dict[str, Array]]
+"""Takes the canonical array, or Blocks where the rule's storage is of codes."""
+
+Read = Callable[[str], Array | Blocks]
+"""A checkpoint tensor by name, as it is stored."""
 
 
 def _as_it_is(tensor: Array) -> Array:
@@ -27,23 +33,33 @@ def _as_it_is(tensor: Array) -> Array:
 
 @frozen
 class Part:
-    """Checkpoint tensor `name`, of `shape` there, arranged and put at `index` of the canonical array."""
+    """Checkpoint tensor `name`, of `shape` there, arranged and put at `index` of the canonical array.
+
+    `arrange` moves whole rows, whatever their width, unless it `moves_columns`; then blocks cannot stay blocks, for a
+    column would leave the group whose scale it has.
+    """
 
     name: str
     shape: tuple[int, ...]
     index: tuple[slice | int, ...] = ()
     arrange: Callable[[Array], Array] = _as_it_is
+    moves_columns: bool = False
 
 
 @frozen
 class Rule:
-    """The leaves under `path` (dotted; layers by number) come from `parts`, assembled in `shape` and `dtype`."""
+    """The leaves under `path` (dotted; layers by number) come from `parts`, assembled in `shape`.
+
+    `dtype` is that of the canonical array; None keeps the narrowest storage that holds all parts exactly. The last
+    `inputs` of the dimensions are in-dimensions.
+    """
 
     path: str
     shape: tuple[int, ...]
     dtype: Any
     parts: tuple[Part, ...]
     store: Store
+    inputs: int = 1
 
     def at(self, layer: int) -> "Rule":
         """The rule of one layer."""
@@ -55,12 +71,57 @@ class Rule:
         """`path` as keys into the nested dict of parameters."""
         return tuple(int(key) if key.isdigit() else key for key in self.path.split("."))
 
-    def assemble(self, read: Callable[[str], Array]) -> dict[str, Array]:
-        """The finished leaves, by name. `read` gives a checkpoint tensor by name."""
-        whole = np.zeros(self.shape, self.dtype)
+    def storage(self, stored: Mapping[str, Storage]) -> Storage:
+        """What `store` will be given, from what the checkpoint's tensors are stored as, by name."""
+        if self.dtype is not None:
+            return storage_of(self.dtype)
+        joined = Storage.join(*(stored[part.name] for part in self.parts))
+        return FLOAT32 if joined.coded and any(part.moves_columns for part in self.parts) else joined
+
+    def assemble(self, read: Read, storage: Storage) -> dict[str, Array]:
+        """The finished leaves, by name; `storage` is this rule's. Parts are read and let go one after another."""
+        return self.store(self._blocks(read, storage) if storage.coded else self._array(read, storage.dtype))
+
+    def _array(self, read: Read, dtype: np.dtype[Any]) -> Array:
+        if self._is_one_tensor:
+            (part,) = self.parts
+            return part.arrange(_floats(read(part.name), part.shape)).reshape(self.shape).astype(dtype, copy=False)
+        whole = np.zeros(self.shape, dtype)
         for part in self.parts:
-            whole[part.index] = part.arrange(read(part.name))
-        return self.store(whole)
+            _put(whole, part, part.arrange(_floats(read(part.name), part.shape)))
+        return whole
+
+    def _blocks(self, read: Read, storage: Storage) -> Blocks:
+        outputs = self.shape[: len(self.shape) - self.inputs]
+        rows, columns = prod(outputs), prod(self.shape[len(outputs) :])
+        if self._is_one_tensor:
+            (part,) = self.parts
+            return _stored(read(part.name), storage).by_rows(lambda array: part.arrange(array).reshape(rows, -1))
+        whole = Blocks.zeros(rows, columns, storage)
+        for part in self.parts:
+            for target, source in zip(whole.arrays, _stored(read(part.name), storage).arrays, strict=True):
+                _put(target.reshape(*outputs, -1, copy=False), part, part.arrange(source))
+        return whole
+
+    @property
+    def _is_one_tensor(self) -> bool:
+        """One part, and nothing to pad: so nothing to copy."""
+        return len(self.parts) == 1 and prod(self.parts[0].shape) == prod(self.shape)
+
+
+def _floats(tensor: Array | Blocks, shape: tuple[int, ...]) -> Array:
+    return tensor.dequantize().reshape(shape) if isinstance(tensor, Blocks) else tensor
+
+
+def _stored(tensor: Array | Blocks, storage: Storage) -> Blocks:
+    found = to_storage(tensor, storage)
+    assert isinstance(found, Blocks), f"{storage} is not of blocks"
+    return found
+
+
+def _put(whole: Array, part: Part, arranged: Array) -> None:
+    place = whole[part.index]
+    whole[part.index] = arranged.reshape(place.shape)
 
 
 @frozen
@@ -138,11 +199,17 @@ def _misfit(kind: str, rows: list[str]) -> list[str]:
     return [f"{len(rows)} {kind}: " + ", ".join(rows)]
 
 
-def load(rules: Sequence[Rule | Ignore], tensors: Mapping[str, Array]) -> dict[str | int, Any]:
+def load(rules: Sequence[Rule | Ignore], tensors: Mapping[str, Array | Blocks]) -> dict[str | int, Any]:
     """Parameters as numpy arrays from tensors that are all in memory; for notebooks and tests. Raises ModelError."""
+    applied = check(rules, {name: tensor.shape for name, tensor in tensors.items()})
+    stored = {
+        part.name: tensor.storage if isinstance(tensor := tensors[part.name], Blocks) else storage_of(tensor.dtype)
+        for rule in applied
+        for part in rule.parts
+    }
     params: dict[str | int, Any] = {}
-    for rule in check(rules, {name: tensor.shape for name, tensor in tensors.items()}):
-        place(params, rule.keys, rule.assemble(tensors.__getitem__))
+    for rule in applied:
+        place(params, rule.keys, rule.assemble(tensors.__getitem__, rule.storage(stored)))
     return params
 
 

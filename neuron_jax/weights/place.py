@@ -32,7 +32,7 @@ def load_params(model: Model, checkpoint: Checkpoint, mesh: Mesh, report: Report
     report("weights", 0, total, "bytes")
     for rule, size in zip(rules, sizes, strict=True):
         specs = _subtree(model.param_specs, rule.keys)
-        leaves = rule.assemble(checkpoint.read)
+        leaves = rule.assemble(checkpoint.stored, rule.storage(checkpoint.storage))
         placed = {name: jax.device_put(leaf, named_sharding(mesh, specs[name].axes)) for name, leaf in leaves.items()}
         # Without waiting, host copies of many parameters would be alive at once.
         mapping.place(params, rule.keys, jax.block_until_ready(placed))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from models.blocks import Blocks, Storage
 from models.mapping import Rule
 from models.spec import Model
 
@@ -21,6 +22,18 @@ def random_tensors(model: Model, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     scale = {name: 1.0 if len(shape) == 1 else shape[-1] ** -0.5 for name, shape in sorted(shapes.items())}
     return {name: (rng.standard_normal(shapes[name]) * scale[name]).astype(np.float32) for name in scale}
+
+
+def random_blocks(storage: Storage, rows: int = 6, columns: int = 64, seed: int = 0) -> Blocks:
+    """Every code, and scales with as many bits as the storage's."""
+    rng = np.random.default_rng(seed)
+    low, high = (0, 16) if storage.bits == 4 else (-128, 128)
+    groups = (rows, -(-columns // storage.group))
+    scale, offset = (rng.standard_normal(groups).astype(np.float16).astype(np.float32) for _ in range(2))
+    if not storage.half:
+        scale, offset = scale * 63, offset * 63
+    codes = rng.integers(low, high, (rows, columns)).astype(np.int8)
+    return Blocks(codes, scale, offset if storage.offset else None, storage)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -7,24 +7,13 @@ import numpy as np
 import pytest
 
 from models.blocks import BFLOAT16, FLOAT16, FLOAT32, Blocks, Storage, storage_of, to_storage
+from tests.fakes.weight_files import random_blocks
 
 CODED = [
     Storage(bits, group, offset, half)
     for bits, group, offset, half in product((4, 8), (16, 32), (False, True), (False, True))
 ]
 FLOATS = [FLOAT16, BFLOAT16, FLOAT32]
-
-
-def random_blocks(storage: Storage, rows: int = 6, columns: int = 64, seed: int = 0) -> Blocks:
-    """Every code, and scales with as many bits as the storage's."""
-    rng = np.random.default_rng(seed)
-    low, high = (0, 16) if storage.bits == 4 else (-128, 128)
-    groups = (rows, -(-columns // storage.group))
-    scale, offset = (rng.standard_normal(groups).astype(np.float16).astype(np.float32) for _ in range(2))
-    if not storage.half:
-        scale, offset = scale * 63, offset * 63
-    codes = rng.integers(low, high, (rows, columns)).astype(np.int8)
-    return Blocks(codes, scale, offset if storage.offset else None, storage)
 
 
 @pytest.mark.parametrize("columns", [64, 40, 5])

@@ -1,10 +1,16 @@
 """Checkpoint tables: every tensor accounted for, parts in their places, storage in the layout that is wanted."""
 
+from typing import Any
+
+import ml_dtypes
 import numpy as np
 import pytest
+from attrs import evolve
 
+from models.blocks import Blocks, Storage, storage_of
 from models.errors import ModelError
 from models.mapping import Ignore, Part, Rule, check, load, store_as, store_kernel, unroll
+from tests.fakes.weight_files import random_blocks
 
 FLOAT = np.dtype(np.float32)
 RULES = (
@@ -40,6 +46,94 @@ def test_parts_take_their_places_and_the_rest_is_zero() -> None:
     np.testing.assert_array_equal(kernel[:, 0], given["l.1.a"].T)
     np.testing.assert_array_equal(kernel[:, 1, :2], given["l.1.b"].T)
     assert not kernel[:, 1, 2:].any()
+
+
+Q4 = Storage(4, 32, offset=True, half=True)
+Q8 = Storage(8, 16)
+PAIR = Rule(
+    "pair",
+    (2, 4, 64),
+    None,
+    (
+        Part("a", (4, 64), (0,), lambda rows: rows[::-1]),
+        Part("b", (2, 64), (1, slice(2)), lambda rows: rows.reshape(2, 1, -1)),
+    ),
+    lambda whole: {"whole": whole},
+)
+TURNED = Rule("turned", (4, 2, 2, 16), None, (Part("a", (4, 64)),), lambda whole: {"whole": whole}, inputs=3)
+
+
+def assembled(rule: Rule, tensors: dict[str, np.ndarray | Blocks]) -> np.ndarray | Blocks:
+    """What the rule's store is given, which is of the storage that was foretold."""
+    whole: np.ndarray | Blocks = load([rule], tensors)[rule.path]["whole"]
+    stored = {
+        name: tensor.storage if isinstance(tensor, Blocks) else storage_of(tensor.dtype)
+        for name, tensor in tensors.items()
+    }
+
+    assert rule.storage(stored) == (whole.storage if isinstance(whole, Blocks) else storage_of(whole.dtype))
+    return whole
+
+
+@pytest.mark.parametrize(("one", "other"), [(Q4, Q4), (Q8, Q8), (Q4, Q8), (Q8, Q4)])
+def test_blocks_take_their_places_as_arrays_do(one: Storage, other: Storage) -> None:
+    """Fused parts of one storage or two, rows turned and padded, hold what the same rule makes of their floats."""
+    blocks = {"a": random_blocks(one, 4), "b": random_blocks(other, 2, seed=1)}
+    found = assembled(PAIR, blocks)
+    floats = assembled(PAIR, {name: tensor.dequantize() for name, tensor in blocks.items()})
+
+    assert isinstance(found, Blocks)
+    assert isinstance(floats, np.ndarray)
+    np.testing.assert_array_equal(found.dequantize(), floats.reshape(8, 64))
+    assert not floats[1, 2:].any()
+
+
+def test_several_in_dimensions_are_one_row_of_blocks() -> None:
+    """Columns in their own order need no arranging, however many dimensions they stand for."""
+    blocks = random_blocks(Q4, 4)
+    found = assembled(TURNED, {"a": blocks})
+    floats = assembled(TURNED, {"a": blocks.dequantize()})
+
+    assert isinstance(found, Blocks)
+    np.testing.assert_array_equal(found.dequantize(), blocks.dequantize())
+    np.testing.assert_array_equal(floats, blocks.dequantize().reshape(4, 2, 2, 16))
+
+
+def test_moved_columns_make_blocks_floats() -> None:
+    """A column that leaves its group loses its scale, so the whole becomes float32."""
+    (part,) = TURNED.parts
+    turned = evolve(part, arrange=lambda tensor: tensor[:, ::-1], moves_columns=True)
+    blocks = random_blocks(Q4, 4)
+    found = assembled(evolve(TURNED, parts=(turned,)), {"a": blocks})
+
+    np.testing.assert_array_equal(found, blocks.dequantize()[:, ::-1].reshape(4, 2, 2, 16))
+
+
+def test_blocks_beside_floats_become_floats() -> None:
+    """A file may keep one of three fused tensors in float16."""
+    blocks, floats = random_blocks(Q4, 4), np.ones((2, 64), np.float16)
+    found = assembled(PAIR, {"a": blocks, "b": floats})
+
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found[0], blocks.dequantize()[::-1])
+    np.testing.assert_array_equal(found[1, :2], floats)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_narrow_floats_stay_narrow(dtype: Any) -> None:
+    """Two bytes in the file are two bytes in the canonical array; one wide part widens it."""
+    narrow = {"a": np.ones((4, 64), dtype), "b": np.ones((2, 64), dtype)}
+
+    assert assembled(PAIR, narrow).dtype == dtype
+    assert assembled(PAIR, narrow | {"b": np.ones((2, 64), np.float32)}).dtype == np.float32
+
+
+def test_a_dtype_asked_for_is_what_blocks_become() -> None:
+    """A rule with a dtype gets floats of it whatever the checkpoint stores."""
+    blocks = random_blocks(Q8, 4)
+    found = assembled(evolve(TURNED, dtype=np.dtype(np.float32)), {"a": blocks})
+
+    np.testing.assert_array_equal(found, blocks.dequantize().reshape(4, 2, 2, 16))
 
 
 def test_ignored_tensors_are_no_misfits() -> None:
