@@ -1,5 +1,6 @@
 """int8 weights per output channel with dynamic int8 activations; knows arrays, must not know layers or files."""
 
+from math import prod
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ from jax import lax
 from models.errors import ModelError
 
 SCHEMES = ("none", "int8")
+_CHUNK = 1 << 18
+"""Weights rounded at a time, so that what is made on the way is small beside a tensor."""
 _LIMIT = 127.0
 _REST = 254.0
 """Steps of the second int8 row in one step of the first: its rounding error is at most half a step."""
@@ -27,11 +30,17 @@ def quantize(weight: npt.NDArray[Any], inputs: int) -> tuple[npt.NDArray[np.int8
 
     Symmetric, rounded to nearest even; a channel of zeros gets scale 1. weight ~ values * scale.
     """
-    axes = tuple(range(weight.ndim - inputs, weight.ndim))
-    largest = np.max(np.abs(weight), axis=axes, keepdims=True).astype(np.float32)
-    scale = np.where(largest > 0, largest / _LIMIT, np.float32(1))
-    values = np.rint(weight.astype(np.float32, copy=False) / scale).astype(np.int8)
-    return values, scale.reshape(weight.shape[: weight.ndim - inputs])
+    outputs = weight.shape[: weight.ndim - inputs]
+    rows = weight.reshape(prod(outputs), -1)
+    values, scale = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
+    step = max(1, _CHUNK // rows.shape[1])
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
+        wide = rows[part].astype(np.float32, copy=False)
+        largest = np.max(np.abs(wide), axis=1)
+        scale[part] = np.where(largest > 0, largest / _LIMIT, np.float32(1))
+        values[part] = np.rint(wide / scale[part, None])
+    return values.reshape(weight.shape), scale.reshape(outputs)
 
 
 def int8_matmul(x: jax.Array, kernel: jax.Array, scale: jax.Array, *, fine: bool = False) -> jax.Array:

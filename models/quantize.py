@@ -1,0 +1,142 @@
+"""Weights rounded to codes in groups of a row; knows numpy, must not know layers, files or jax.
+
+Whole models pass through here while somebody waits, so the work is laid out for the processor: chunks that stay in its
+cache, groups side by side (so that a step is the same for all of them), and a thread for every core.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from models.blocks import Array, Blocks, Storage
+
+Floats = npt.NDArray[np.float32]
+Rounded = tuple[Floats, Floats, Floats | None]
+"""Of groups [group, n] side by side: codes [group, n], scale [n], offset [n] or None."""
+
+INT8 = Storage(8, 32, half=True)
+INT4 = Storage(4, 32, offset=True, half=True)
+
+_CHUNK = 1 << 18
+"""Weights rounded at a time: a handful of float32 arrays of this size stay in a core's cache."""
+
+_STARTS = (1.0, 0.93, 0.86)
+"""First scales of a search, as shares of the one that reaches from the least weight to the largest: what a smaller one
+loses at the ends it may win in between."""
+
+_ROUNDS = 3
+_MOST8, _MOST4 = np.float32(127), np.float32(15)
+
+
+def quantize_int8(matrix: Array | Blocks) -> Blocks:
+    """[N, K] -> INT8: symmetric, each weight within half a step of its group's scale."""
+    return _quantize(matrix, INT8, _round_int8)
+
+
+def quantize_int4(matrix: Array | Blocks) -> Blocks:
+    """[N, K] -> INT4: scale and offset of a group are searched for the least squared error."""
+    return _quantize(matrix, INT4, _round_int4)
+
+
+def _quantize(matrix: Array | Blocks, storage: Storage, rounded: Callable[[Floats], Rounded]) -> Blocks:
+    rows, columns = matrix.shape
+    target = Blocks.zeros(rows, columns, storage)
+    step = max(1, _CHUNK // columns)
+
+    def fill(first: int) -> None:
+        part = slice(first, min(first + step, rows))
+        codes, scale, offset = rounded(_groups(_floats(matrix, part), storage.group))
+        count = part.stop - part.start
+        target.codes[part] = codes.T.reshape(count, -1)[:, :columns]
+        target.scale[part] = scale.reshape(count, -1)
+        if target.offset is not None and offset is not None:
+            target.offset[part] = offset.reshape(count, -1)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        list(threads.map(fill, range(0, rows, step)))
+    return target
+
+
+def _floats(matrix: Array | Blocks, rows: slice) -> Floats:
+    if isinstance(matrix, Blocks):
+        return matrix.by_rows(lambda array: array[rows]).dequantize()
+    return matrix[rows].astype(np.float32, copy=False)
+
+
+def _groups(values: Floats, group: int) -> Floats:
+    """[rows, K] -> [group, rows * groups of a row]; a short group is filled up with its last weight, which changes
+    neither its least nor its largest."""
+    short = -values.shape[1] % group
+    if short:
+        values = np.pad(values, ((0, 0), (0, short)), mode="edge")
+    return np.ascontiguousarray(values.reshape(-1, group).T)
+
+
+def _round_int8(x: Floats) -> Rounded:
+    exact = np.max(np.abs(x), axis=0) / _MOST8
+    scale = exact.astype(np.float16)
+    # Rounded up where it was rounded down: otherwise the largest weight would have no code.
+    scale = np.where(scale < exact, np.nextafter(scale, np.float16(np.inf)), scale).astype(np.float32)
+    return np.rint(x * _inverse(scale)), scale, None
+
+
+def _round_int4(x: Floats) -> Rounded:
+    least, largest = np.min(x, axis=0), np.max(x, axis=0)
+    best: tuple[Floats, Floats, Floats] | None = None
+    for start in _STARTS:
+        scale = (largest - least) * np.float32(start / 15)
+        found = _search(x, scale, (least + largest - 15 * scale) / 2)
+        best = found if best is None else _better(best, found)
+    assert best is not None, "no starts"
+    scale, offset = (array.astype(np.float16).astype(np.float32) for array in best[1:])
+    return _codes(x, scale, offset), scale, offset
+
+
+def _search(x: Floats, scale: Floats, offset: Floats) -> tuple[Floats, Floats, Floats]:
+    """Error, scale and offset of each group after turns of the best codes for these and the best of these for those."""
+    total = np.sum(x, axis=0)
+    for _ in range(_ROUNDS):
+        fitted = _fit(x, total, _codes(x, scale, offset))
+        usable = fitted[0] > 0
+        scale, offset = np.where(usable, fitted[0], scale), np.where(usable, fitted[1], offset)
+    left = _codes(x, scale, offset)
+    left *= scale
+    left += offset
+    left -= x
+    return _products(left, left), scale, offset
+
+
+def _better(one: tuple[Floats, Floats, Floats], other: tuple[Floats, Floats, Floats]) -> tuple[Floats, Floats, Floats]:
+    smaller = other[0] < one[0]
+    error, scale, offset = (np.where(smaller, new, old) for old, new in zip(one, other, strict=True))
+    return error, scale, offset
+
+
+def _codes(x: Floats, scale: Floats, offset: Floats) -> Floats:
+    codes = x - offset
+    codes *= _inverse(scale)
+    np.rint(codes, out=codes)
+    return np.clip(codes, 0, _MOST4, out=codes)
+
+
+def _fit(x: Floats, total: Floats, codes: Floats) -> tuple[Floats, Floats]:
+    """Least squares: the scale and offset that bring `codes` nearest to x; scale 0 where all codes are the same."""
+    count = np.float32(len(x))
+    codes_total = np.sum(codes, axis=0)
+    spread = count * _products(codes, codes) - codes_total * codes_total
+    slope = count * _products(x, codes) - total * codes_total
+    scale = np.where(spread > 0, slope / np.maximum(spread, np.float32(1)), np.float32(0))
+    return scale, (total - scale * codes_total) / count
+
+
+def _products(one: Floats, other: Floats) -> Floats:
+    found: Floats = np.einsum("gn,gn->n", one, other)
+    return found
+
+
+def _inverse(scale: Floats) -> Floats:
+    """1 / scale, and 0 for 0: a group of one value has one code."""
+    return np.where(scale > 0, 1 / np.where(scale > 0, scale, np.float32(1)), np.float32(0))
