@@ -19,7 +19,12 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.weights.place": ({"models"}, JAX),
     "neuron_jax.hardware": (set(), set()),
     "neuron_jax.workers": ({"neuron_jax.errors"}, set()),
+    "neuron_jax.workers.compile_ahead": ({"models", "neuron_jax.engine"}, JAX),
+    "neuron_jax.benchmark": ({"models"} | {"neuron_jax." + x for x in ("hardware", "workers", "errors")}, JAX),
     "neuron_jax.workers.start": ({"models", "neuron_jax.engine", "neuron_jax.hardware", "neuron_jax.weights"}, JAX),
+    "neuron_jax.quality": ({"neuron_jax." + x for x in ("errors", "text", "weights", "workers")}, set()),
+    "neuron_jax.quality.measure": ({"models"}, JAX),
+    "neuron_jax.quality.worker": ({"models", "neuron_jax.weights", "neuron_jax.workers"}, JAX),
     "neuron_jax.daemon": (
         {"neuron_jax." + x for x in ("text", "weights", "hardware", "workers", "config", "errors", "build_info")},
         WEB,
