@@ -1,4 +1,4 @@
-"""The GGUF container: header, metadata and tensors of one file; must not know any architecture.
+"""The GGUF container: header, metadata and tensors of one file or of several; must not know any architecture.
 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -6,6 +6,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 import mmap
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -15,7 +16,8 @@ from attrs import frozen
 
 from models.blocks import Array, Blocks, Storage
 from neuron_jax.weights import blocks
-from neuron_jax.weights.errors import bad_checkpoint
+from neuron_jax.weights.errors import WeightsError, bad_checkpoint
+from neuron_jax.weights.gguf_parts import part_names
 from neuron_jax.weights.reading import open_file, read_into
 
 _MAGIC = b"GGUF"
@@ -95,11 +97,12 @@ class _Cursor:
 
 @frozen
 class GgufTensor:
-    """One entry of the tensor table; `shape` is in numpy's order, `offset` from the start of the file."""
+    """One entry of a tensor table; `shape` is in numpy's order, `offset` from the start of file number `part`."""
 
     name: str
     shape: tuple[int, ...]
     kind: int
+    part: int
     offset: int
 
     @property
@@ -116,25 +119,23 @@ class GgufTensor:
 
 
 class GgufFile:
-    """An open GGUF file. `metadata` values are Python scalars, strings and lists. Close it, or use `with`."""
+    """An open GGUF model. `metadata` values are Python scalars, strings and lists. Close it, or use `with`."""
 
     def __init__(self, path: Path) -> None:
-        """Raises WeightsError listing all that is wrong with the header and the extents of the tensors."""
-        self.path = path
-        self._file = open_file(path)
+        """`path` may be any of a model's files. Raises WeightsError listing all that is wrong with the headers and the
+        extents of the tensors."""
+        self._open = ExitStack()
         try:
-            # Mapped for the header only: pages of tensors would count as memory of this process once they were read.
-            with _map(path, self._file) as header:
-                self.metadata, self.tensors = _header(path, header)
+            self._files, self.metadata, self.tensors = _scan(path, self._open)
         except BaseException:
-            self._file.close()
+            self._open.close()
             raise
 
     def read(self, tensor: GgufTensor) -> Blocks | Array:
         """One tensor as it is stored, in memory of its own; the rows of blocks are all axes but the last."""
         if not tensor.storage.coded:
             values = np.empty(tensor.shape, tensor.storage.dtype)
-            read_into(self._file, tensor.offset, values)
+            read_into(self._files[tensor.part], tensor.offset, values)
             return values
         return self._read_blocks(tensor)
 
@@ -146,18 +147,44 @@ class GgufFile:
         raw = np.empty((step, row_bytes), np.uint8)
         for first in range(0, rows, step):
             part = raw[: min(step, rows - first)]
-            read_into(self._file, tensor.offset + first * row_bytes, part)
+            read_into(self._files[tensor.part], tensor.offset + first * row_bytes, part)
             blocks.unpack_into(found, slice(first, first + len(part)), tensor.format, part)
         return found
 
     def close(self) -> None:
-        self._file.close()
+        self._open.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _scan(path: Path, stack: ExitStack) -> tuple[list[BinaryIO], dict[str, Any], dict[str, GgufTensor]]:
+    """The open files, the first one's metadata, and the tensors of all."""
+    files: list[BinaryIO] = []
+    metadata: dict[str, Any] = {}
+    tensors: dict[str, GgufTensor] = {}
+    misfits: list[str] = []
+    names = part_names(path.name)
+    for part, name in enumerate(names):
+        try:
+            files.append(stack.enter_context(open_file(path.with_name(name))))
+            # Mapped for the header only: pages of tensors would count as memory of this process once they were read.
+            with _map(path, files[-1]) as header:
+                said, found = _header(path, part, header)
+        except WeightsError as error:
+            misfits += [f"{name}: {row}" if len(names) > 1 else row for row in error.extras["misfits"]]
+            continue
+        misfits += [f"{tensor} is in {name} and in another file" for tensor in found.keys() & tensors.keys()]
+        metadata, tensors = metadata or said, tensors | found
+    count = metadata.get("split.count", 1)
+    if not misfits and count > 1 and len(names) == 1:
+        misfits.append(f"it is one of {count} files, which must be named ...-00001-of-{count:05}.gguf and so on")
+    if misfits:
+        raise bad_checkpoint(path, misfits)
+    return files, metadata, tensors
 
 
 def _map(path: Path, file: BinaryIO) -> mmap.mmap:
@@ -167,7 +194,7 @@ def _map(path: Path, file: BinaryIO) -> mmap.mmap:
         raise bad_checkpoint(path, [f"cannot be read: {error}"]) from error
 
 
-def _header(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+def _header(path: Path, part: int, data: mmap.mmap) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     cursor = _Cursor(data)
     try:
         count, metadata = _metadata(cursor)
@@ -178,7 +205,7 @@ def _header(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], dict[str, Gguf
         raise bad_checkpoint(path, [f"not a usable GGUF file: {error}"]) from error
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     start = -(-cursor.at // alignment) * alignment
-    tensors = {name: GgufTensor(name, shape, kind, start + offset) for name, shape, kind, offset in listed}
+    tensors = {name: GgufTensor(name, shape, kind, part, start + offset) for name, shape, kind, offset in listed}
     misfits = [row for tensor in tensors.values() for row in _tensor_misfits(tensor, len(data))]
     if len(tensors) < len(listed):
         misfits.append(f"{len(listed) - len(tensors)} tensors named twice")

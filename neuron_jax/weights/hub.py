@@ -4,7 +4,7 @@
 <cache>/.partial/hub/...               what is on its way; a later fetch goes on from it
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -13,6 +13,7 @@ from attrs import frozen
 
 from neuron_jax.weights.download import Report
 from neuron_jax.weights.errors import WeightsError
+from neuron_jax.weights.gguf_parts import whole_models
 
 _BESIDE = (
     "config.json",
@@ -41,13 +42,12 @@ def folder_of(source: Hub, root: Path) -> Path:
 
 
 def locate(source: Hub, cache: Path) -> Path | None:
-    """What is in the cache for the source."""
+    """What is in the cache for the source; of a model in several files the first."""
     folder = folder_of(source, cache)
-    ggufs = sorted(path.name for path in folder.glob("*.gguf"))
     if source.file is None and (folder / "config.json").is_file():
         return folder
-    matching = [name for name in ggufs if source.file is None or _names(source.file, name)]
-    return folder / matching[0] if len(matching) == 1 else None
+    matching = _matching(source, (path.name for path in folder.glob("*.gguf")))
+    return folder / matching[0][0] if len(matching) == 1 else None
 
 
 def local(cache: Path) -> Iterator[tuple[str, Path]]:
@@ -58,10 +58,10 @@ def local(cache: Path) -> Iterator[tuple[str, Path]]:
         id_ = f"{folder.parent.name}/{name}{suffix}"
         if (folder / "config.json").is_file():
             yield id_, folder
-        ggufs = sorted(folder.glob("*.gguf"))
-        for path in ggufs:
+        ggufs = whole_models(path.name for path in folder.glob("*.gguf"))
+        for first, *_ in ggufs:
             alone = len(ggufs) == 1 and not (folder / "config.json").is_file()
-            yield (id_ if alone else f"{id_}:{path.name}"), path
+            yield (id_ if alone else f"{id_}:{first}"), folder / first
 
 
 def fetch(source: Hub, cache: Path, report: Report, *, endpoint: str | None = None) -> Path:
@@ -91,12 +91,18 @@ def choose(source: Hub, names: Sequence[str]) -> list[str]:
         return [*weights, *(name for name in _BESIDE if name in names)]
     if not ggufs:
         raise WeightsError("empty_repo", f"{source.repo} has neither config.json with safetensors nor .gguf files")
-    matching = [name for name in ggufs if source.file is None or _names(source.file, name)]
+    matching = _matching(source, ggufs)
     if len(matching) != 1:
-        asked = f"{len(matching)} files match {source.file!r}" if source.file else "no file was named"
+        asked = f"{len(matching)} models match {source.file!r}" if source.file else "no file was named"
         message = f"{source.repo}: {asked}; name one as {source.repo}:FILE, FILE being one of {', '.join(ggufs)}"
         raise WeightsError("quant_not_found", message, {"available": ggufs})
-    return matching
+    return list(matching[0])
+
+
+def _matching(source: Hub, names: Iterable[str]) -> list[tuple[str, ...]]:
+    """The GGUF models among `names` that the source may mean, each as its files."""
+    wanted = source.file
+    return [files for files in whole_models(names) if wanted is None or any(_names(wanted, name) for name in files)]
 
 
 def _names(wanted: str, name: str) -> bool:

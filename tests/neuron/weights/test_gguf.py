@@ -118,6 +118,45 @@ def test_blocks_are_unpacked_in_parts_of_any_size(tmp_path: Path, monkeypatch: p
     np.testing.assert_array_equal(found[1], found[2])
 
 
+def split(folder: Path, names: tuple[str, ...] = ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf")) -> list[Path]:
+    """The tiny llama in two files, as llama.cpp splits: all keys in the first, some tensors in each."""
+    tensors = list(gguf_tensors().items())
+    paths = [folder / name for name in names]
+    write_gguf(paths[0], GGUF_LLAMA | {"split.no": 0, "split.count": 2}, dict(tensors[:4]))
+    write_gguf(paths[1], {"split.no": 1, "split.count": 2}, dict(tensors[4:]))
+    return paths
+
+
+def test_several_files_are_one_model(tmp_path: Path) -> None:
+    """Whichever of them is opened, the tensors are those of one whole file."""
+    paths = split(tmp_path)
+    with open_checkpoint(written(tmp_path)) as whole:
+        expected = {name: whole.read(name) for name in whole.tensors}
+    for path in paths:
+        with open_checkpoint(path) as checkpoint:
+            assert checkpoint.config["num_hidden_layers"] == 1
+            assert set(checkpoint.tensors) == set(expected)
+            for name, tensor in expected.items():
+                np.testing.assert_array_equal(checkpoint.read(name), tensor)
+
+
+def test_missing_and_broken_parts_are_told_by_name(tmp_path: Path) -> None:
+    """A file that is gone, one that is damaged, tensors in both, and a part under a name of its own."""
+    first, second = split(tmp_path)
+    second.write_bytes(b"JUNK" + second.read_bytes()[4:])
+    assert misfits(first) == ["m-00002-of-00002.gguf: not a usable GGUF file: it starts with b'JUNK', not b'GGUF'"]
+
+    second.write_bytes(first.read_bytes())
+    assert "token_embd.weight is in m-00002-of-00002.gguf and in another file" in misfits(first)
+
+    second.unlink()
+    assert misfits(first)[0].startswith("m-00002-of-00002.gguf: cannot be read")
+
+    assert (
+        "one of 2 files, which must be named ...-00001-of-00002.gguf" in misfits(first.rename(tmp_path / "m.gguf"))[0]
+    )
+
+
 def test_a_file_that_shrinks_is_an_error(tmp_path: Path) -> None:
     """Bytes that were there when it was opened, and are gone when they are read."""
     path = written(tmp_path)

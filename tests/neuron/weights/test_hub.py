@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from neuron_jax.weights.errors import WeightsError
-from neuron_jax.weights.hub import Hub, choose, fetch, locate
+from neuron_jax.weights.hub import Hub, choose, fetch, local, locate
 from tests.fakes.file_server import FileServer, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -63,6 +63,35 @@ def test_a_gguf_is_taken_by_a_part_of_its_name(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["tiny.Q8_0.gguf"]
     assert locate(Hub("org/tiny", None, "tiny.Q8_0.gguf"), tmp_path) == path
     assert locate(Hub("org/tiny", None, "Q4_0"), tmp_path) is None
+
+
+SPLIT = {
+    "tiny-Q4_0-00001-of-00002.gguf": b"\2" * 300,
+    "tiny-Q4_0-00002-of-00002.gguf": b"\2" * 200,
+    "tiny-Q8_0-00001-of-00002.gguf": b"\3" * 600,
+}
+
+
+@pytest.mark.parametrize("wanted", ["Q4_0", "tiny-Q4_0-00001-of-00002.gguf"])
+def test_a_model_in_several_files_is_fetched_whole(tmp_path: Path, wanted: str) -> None:
+    """All its parts arrive, the first one stands for them, and it is one model in the cache."""
+    path, progress = fetched(tmp_path, SPLIT, Hub("org/tiny", None, wanted))
+
+    assert path.name == "tiny-Q4_0-00001-of-00002.gguf"
+    assert {file.name for file in path.parent.iterdir()} == set(SPLIT) - {"tiny-Q8_0-00001-of-00002.gguf"}
+    assert progress[-1] == ("download", 500, 500, "bytes")
+    assert list(local(tmp_path)) == [("org/tiny", path)]
+
+
+def test_a_model_that_lacks_a_part_is_not_there(tmp_path: Path) -> None:
+    """Neither in a repository nor in the cache."""
+    with pytest.raises(WeightsError, match="0 models match 'Q8_0'"):
+        fetched(tmp_path, SPLIT, Hub("org/tiny", None, "Q8_0"))
+    path, _ = fetched(tmp_path, SPLIT, Hub("org/tiny"))
+    path.with_name("tiny-Q4_0-00002-of-00002.gguf").unlink()
+
+    assert locate(Hub("org/tiny"), tmp_path) is None
+    assert not list(local(tmp_path))
 
 
 def test_a_missing_repository_is_told(tmp_path: Path) -> None:

@@ -70,8 +70,8 @@ def test_progress_ends_at_its_total(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quant", ["none", "int8"])
 def test_a_load_takes_no_more_than_the_weights_and_a_tensor(tmp_path: Path, quant: str) -> None:
     """At the peak there are the parameters that are done and one tensor as float32, whatever the file has."""
-    model = build(CONFIG | {"hidden_size": 128, "intermediate_size": 2048, "vocab_size": 8192}, quant=quant)
-    largest = 4 * 8192 * 128
+    model = build(CONFIG | {"hidden_size": 256, "vocab_size": 16384}, quant=quant)
+    largest = 4 * 16384 * 256
     with open_checkpoint(written(tmp_path, model)) as checkpoint:
         mesh = make_mesh(jax.devices("cpu")[:1])
         load_params(model, checkpoint, mesh, silent)  # what JAX makes once is no part of a load
@@ -81,7 +81,7 @@ def test_a_load_takes_no_more_than_the_weights_and_a_tensor(tmp_path: Path, quan
         tracemalloc.stop()
     final = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
-    assert peak < final + 1.2 * largest
+    assert peak < final + 1.3 * largest
 
 
 def test_all_misfits_are_one_error(tmp_path: Path) -> None:
