@@ -29,6 +29,14 @@ class CpuTimes:
         return round(100 * (self.busy - before.busy) / total) if total > 0 else 0
 
 
+@frozen
+class Resident:
+    """Bytes of memory that a process has in use, and the most it ever had."""
+
+    now: int
+    peak: int
+
+
 def read_memory(root: Path = Path("/")) -> Memory:
     """The host's memory, or the part of it that the control group (a container) may use. `root` holds proc and sys."""
     host = parse_meminfo((root / "proc/meminfo").read_text())
@@ -36,6 +44,11 @@ def read_memory(root: Path = Path("/")) -> Memory:
         if group is not None and group.total < host.total:
             return Memory(group.total, max(0, min(group.available, host.available)))
     return host
+
+
+def read_resident(root: Path = Path("/")) -> Resident:
+    """Of this process."""
+    return parse_status((root / "proc/self/status").read_text())
 
 
 def read_times(root: Path = Path("/")) -> CpuTimes:
@@ -56,6 +69,13 @@ def parse_meminfo(text: str) -> Memory:
     rows = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     sizes = {key: int(value.split()[0]) * 1024 for key, value in rows.items()}
     return Memory(sizes["MemTotal"], sizes.get("MemAvailable", sizes["MemFree"]))
+
+
+def parse_status(text: str) -> Resident:
+    """/proc/PID/status."""
+    rows = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    now, peak = (int(rows[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
+    return Resident(now, peak)
 
 
 def parse_stat(text: str) -> CpuTimes:

@@ -28,11 +28,12 @@ class Prepared:
 
 @frozen
 class Started:
-    """An engine that serves. `seconds` tells what each phase of the start took, in order."""
+    """An engine that serves. `seconds` tells what each phase of the start took, in order; `config` is the checkpoint's."""
 
     engine: Any
     made: Any
     devices: list[Any]
+    config: Mapping[str, Any]
     seconds: Mapping[str, float]
 
 
@@ -71,7 +72,8 @@ def start(spec: EngineSpec, report: Report) -> Started:
         engine = assemble(ready.made, devices=ready.devices, load=load, report=report)
         # Compiling runs beside reading: what is booked to it is what was left of it afterwards.
         left = time.monotonic() - began - reading
-        return Started(engine, ready.made, ready.devices, {**ready.seconds, "weights": reading, "compile": left})
+        seconds = {**ready.seconds, "weights": reading, "compile": left}
+        return Started(engine, ready.made, ready.devices, ready.checkpoint.config, seconds)
 
 
 def configure(spec: EngineSpec) -> None:

@@ -4,7 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from neuron_jax.hardware.cpu import CpuTimes, Memory, parse_meminfo, parse_stat, read_memory, read_name, read_times
+from neuron_jax.hardware.cpu import (
+    CpuTimes,
+    Memory,
+    Resident,
+    parse_meminfo,
+    parse_stat,
+    parse_status,
+    read_memory,
+    read_name,
+    read_resident,
+    read_times,
+)
 
 GIB = 1024**3
 MEMINFO = (
@@ -78,7 +89,13 @@ def test_the_processor_is_named(tmp_path: Path) -> None:
     assert read_name(write(tmp_path, proc__cpuinfo="processor : 0\n"))
 
 
+def test_what_a_process_has_in_memory_is_read() -> None:
+    """Now, and at its highest."""
+    assert parse_status("Name:\tpython\nVmHWM:\t    4096 kB\nVmRSS:\t    1024 kB\n") == Resident(2**20, 4 * 2**20)
+
+
 def test_this_machine_can_be_read() -> None:
     """The real files have the form the parsers expect."""
     assert 0 < read_memory().available <= read_memory().total
     assert 0 < read_times().busy < read_times().total
+    assert 0 < read_resident().now <= read_resident().peak
