@@ -1,4 +1,4 @@
-"""The command line of one host: serve, discover, plan; knows flags and tables, must not know HTTP or JAX.
+"""The command line of one host: serve, discover, plan, bench; knows flags, must not know HTTP or JAX.
 
 Everything a command needs is imported inside it, so that `--help` is quick and a bare install can say what is missing.
 Exit codes: 0 done, 1 it did not work out (the message says why), 2 a wrong flag or configuration.
@@ -6,24 +6,38 @@ Exit codes: 0 done, 1 it did not work out (the message says why), 2 a wrong flag
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import attrs
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.validators import Number
 from rich.console import Console
-from rich.table import Table
 
 from neuron_jax.build_info import build_info
 from neuron_jax.config import NeuronConfig, load_config
 from neuron_jax.errors import ConfigError, NeuronError
 from neuron_jax.hardware.records import DeviceLoad, Hardware
+from neuron_jax.tables import print_bench, print_hardware, print_plan, program_line
+from neuron_jax.terminal import console, show_progress
 
 Environ = Annotated[Mapping[str, str], Parameter(parse=False)]
 ConfigFile = Annotated[Path | None, Parameter(name=["--config", "-c"])]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+
+
+def _numbers(_: object, tokens: Sequence[Token]) -> tuple[int, ...]:
+    """`1,4,16`."""
+    found = tuple(int(text) for token in tokens for text in token.value.split(","))
+    if not all(number >= 1 for number in found):
+        raise ValueError("numbers from 1 on, with commas between them")
+    return found
+
+
+Numbers = Annotated[tuple[int, ...], Parameter(converter=_numbers, n_tokens=1, negative="")]
 
 LOOK_SECONDS = 0.1
 """How long a CPU is watched before its utilization is told."""
@@ -105,7 +119,7 @@ def discover(*, config: ConfigFile = None, as_json: Json = False, environ: Envir
     hardware, loads = _look(load_config(config, environ), environ)
     found = attrs.asdict(hardware)
     found["devices"] = [attrs.asdict(d) | attrs.asdict(load) for d, load in zip(hardware.devices, loads, strict=True)]
-    _print_json(found) if as_json else _print_hardware(found)
+    _print_json(found) if as_json else print_hardware(found, console())
 
 
 @app.command
@@ -113,15 +127,16 @@ def plan(
     model: str,
     *,
     source: str | None = None,
-    quant: Literal["auto", "none", "int8"] | None = None,
+    quant: str | None = None,
     tensor_parallel: Annotated[int | None, Parameter(validator=Number(gte=1, lte=64))] = None,
     max_context: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     kv_mb: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    compile_all: Annotated[bool, Parameter(name="--compile", negative="")] = False,
     config: ConfigFile = None,
     as_json: Json = False,
     environ: Environ,
 ) -> int:
-    """Show where a model's memory would go on this host, without loading it.
+    """Show where a model's memory would go on this host and what would be compiled, without loading it.
 
     Parameters
     ----------
@@ -137,26 +152,118 @@ def plan(
         Tokens that one request must be able to hold, prompt and output.
     kv_mb:
         MiB of the KV pool, over all devices.
+    compile_all:
+        Compile every program, so that the next load finds them in the cache, and show what each takes.
     config:
         A TOML file with limits and models.
     as_json:
         Print JSON.
     """
-    from neuron_jax.planning import plan_model
+    from neuron_jax.planning import compile_ahead, plan_model, resolve
 
-    asked = {
-        "model_id": model,
-        "source": source,
-        "quant": quant,
-        "tensor_parallel": tensor_parallel,
-        "max_context": max_context,
-        "kv_mb": kv_mb,
-    }
+    asked = _asked(
+        model, source=source, quant=quant, tensor_parallel=tensor_parallel, max_context=max_context, kv_mb=kv_mb
+    )
     loaded = load_config(config, environ)
     hardware, loads = _look(loaded, environ)
-    report = plan_model(loaded, hardware, loads, {key: value for key, value in asked.items() if value is not None})
-    _print_json(report.as_json()) if as_json else _print_plan(report.as_json())
-    return 0 if report.fits else 1
+    found = resolve(loaded, hardware, loads, asked)
+    report = plan_model(found, loads).as_json()
+    if compile_all and report["fits"]:
+        _add_compiled(report, compile_ahead(found, environ))
+    _print_json(report) if as_json else print_plan(report, console())
+    return 0 if report["fits"] else 1
+
+
+@app.command
+def bench(
+    model: str,
+    *,
+    streams: Numbers = (1, 4, 16),
+    prompt: Count = 64,
+    generate: Annotated[int, Parameter(validator=Number(gte=2))] = 64,
+    prefill: Numbers = (512, 2048),
+    long_prompt: Annotated[bool, Parameter(negative="")] = False,
+    rounds: Count = 3,
+    source: str | None = None,
+    quant: str | None = None,
+    tensor_parallel: Annotated[int | None, Parameter(validator=Number(gte=1, lte=64))] = None,
+    max_context: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    kv_mb: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    plot: Path | None = None,
+    config: ConfigFile = None,
+    environ: Environ,
+) -> None:
+    """Measure an engine on this host: rates, waits, its start and memory, and what share of the machine it uses.
+
+    Parameters
+    ----------
+    model:
+        An id or alias, a folder, a .gguf file, or org/name of the hub. Nothing is fetched.
+    streams:
+        How many requests at once, one case for each number.
+    prompt:
+        Tokens of each of their prompts.
+    generate:
+        Tokens that each of them generates.
+    prefill:
+        Tokens of a prompt read alone, one case for each number.
+    long_prompt:
+        Also let a prompt of 4,000 tokens enter while streams run.
+    rounds:
+        How often every case is measured, after one time that is not counted.
+    source:
+        Where the weights are, when the id does not say.
+    quant:
+        How weights are kept.
+    tensor_parallel:
+        Over how many devices the model is spread.
+    max_context:
+        Tokens that one request must be able to hold, prompt and output.
+    kv_mb:
+        MiB of the KV pool, over all devices.
+    json_file:
+        Write everything that was measured there.
+    plot:
+        Write a picture there, as PNG.
+    config:
+        A TOML file with limits and models.
+    """
+    from neuron_jax.benchmark.cases import LONG_PROMPT, Options
+    from neuron_jax.benchmark.run import check_outputs, run_bench, write_outputs
+    from neuron_jax.planning import resolve
+
+    check_outputs(json_file, plot)
+    asked = _asked(
+        model, source=source, quant=quant, tensor_parallel=tensor_parallel, max_context=max_context, kv_mb=kv_mb
+    )
+    loaded = load_config(config, environ)
+    hardware, loads = _look(loaded, environ)
+    found = resolve(loaded, hardware, loads, asked)
+    options = Options(streams, prompt, generate, prefill, LONG_PROMPT if long_prompt else 0, rounds)
+    with closing(run_bench(found.engine, options, hardware, environ)) as records:
+        (last,) = show_progress(records, console(stderr=True))
+    print_bench(last["report"], console())
+    write_outputs(last["report"], json_file, plot)
+
+
+def _asked(model: str, **flags: Any) -> dict[str, Any]:
+    """A load request with what was given."""
+    return {"model_id": model} | {key: value for key, value in flags.items() if value is not None}
+
+
+def _add_compiled(report: dict[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
+    """What compiling tells, into the plan's JSON."""
+    out, compiled = console(stderr=True), {}
+    for record in show_progress(records, out):
+        if "plan" in record:
+            report["plan"] = record["plan"]
+            continue
+        program = record["program"]
+        compiled[program["name"]] = program
+        if not out.is_terminal:
+            out.print(program_line(program), markup=False)
+    report["programs"] = [program | compiled[program["name"]] for program in report["programs"]]
 
 
 def _look(config: NeuronConfig, environ: Mapping[str, str]) -> tuple[Hardware, tuple[DeviceLoad, ...]]:
@@ -172,46 +279,6 @@ def _look(config: NeuronConfig, environ: Mapping[str, str]) -> tuple[Hardware, t
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))  # noqa: T201 - the answer itself
-
-
-def _print_hardware(found: Mapping[str, Any]) -> None:
-    console = Console()
-    console.print(f"{found['hostname']}: {found['os']}, Linux {found['kernel']}")
-    if found["driver_version"]:
-        console.print(f"NVIDIA driver {found['driver_version']}, CUDA up to {found['cuda_version']}")
-    table = Table("device", "name", "kind", "memory MiB", "used", "free", "busy", "°C")
-    for row in found["devices"]:
-        sizes = (f"{row[key]:,}" for key in ("vram_total_mb", "vram_used_mb", "vram_free_mb"))
-        busy = "" if row["utilization_pct"] is None else f"{row['utilization_pct']} %"
-        table.add_row(str(row["index"]), row["name"], _kind(row), *sizes, busy, str(row["temp_c"] or ""))
-    console.print(table)
-    if found["cuda_unavailable_reason"]:
-        console.print(f"no CUDA: {found['cuda_unavailable_reason']}", markup=False, soft_wrap=True)
-
-
-def _kind(device: Mapping[str, Any]) -> str:
-    capability = device["compute_capability"]
-    return f"{device['kind']} {capability}" if capability else str(device["kind"])
-
-
-def _print_plan(report: Mapping[str, Any]) -> None:
-    console = Console()
-    places = ", ".join(str(index) for index in report["devices"])
-    console.print(
-        f"{report['model']}: {report['parameters']:,} parameters on {report['platform']} {places}", markup=False
-    )
-    console.print(f"quant {report['quant']['chosen']} ({report['quant']['reason']})", markup=False, soft_wrap=True)
-    table = Table("on each device", "MiB")
-    table.columns[1].justify = "right"
-    for row in report["plan"]:
-        table.add_row(row["what"], f"{row['bytes'] / 2**20:,.1f}")
-    console.print(table)
-    if report["fits"]:
-        console.print(
-            f"fits: requests of up to {report['max_context']:,} of the model's {report['context_length']:,} tokens"
-        )
-    else:
-        console.print(f"does not fit. {report['suggestion']}", markup=False, soft_wrap=True)
 
 
 def _fail(message: object, code: int) -> int:

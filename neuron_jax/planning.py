@@ -1,6 +1,9 @@
-"""What loading a model here would take, found out without loading it; knows files and arithmetic, opens no port."""
+"""What loading a model here would take, found out without loading it; knows files and arithmetic, opens no port.
 
-from collections.abc import Mapping, Sequence
+A plan is made in this process. Compiling ahead happens in another one, with the settings and devices of an engine.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +23,29 @@ from neuron_jax.weights import sources
 from neuron_jax.weights.describe import ModelDescription, describe
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.engine_client import CUDA_SHARE
+from neuron_jax.workers.errand import run_errand
 from neuron_jax.workers.frames import EngineSpec, MemoryRow
 
 
 class NotLocalError(NeuronError):
     """The model's files are not on this host; the message says what fetches them."""
+
+
+@frozen
+class PlannedProgram:
+    """One program that would be compiled. Without those that are `essential` the engine is not ready."""
+
+    name: str
+    essential: bool
+
+
+@frozen
+class Resolved:
+    """A load request, as what an engine process would be told."""
+
+    spec: ModelSpec
+    described: ModelDescription
+    engine: EngineSpec
 
 
 @frozen
@@ -42,6 +63,7 @@ class PlanReport:
     fits: bool
     max_context: int
     plan: tuple[MemoryRow, ...]
+    programs: tuple[PlannedProgram, ...]  # in the order of compiling; none where it does not fit
     suggestion: str | None
 
     def as_json(self) -> dict[str, Any]:
@@ -49,34 +71,43 @@ class PlanReport:
         return {
             **attrs.asdict(self, filter=attrs.filters.exclude("quant_reason")),
             "path": str(self.path),
+            "programs": [attrs.asdict(program) for program in self.programs],
             "quant": {"chosen": self.quant, "reason": self.quant_reason},
             "plan": [{"what": row.what, "bytes": row.bytes} for row in self.plan],
         }
 
 
-def plan_model(
+def resolve(
     config: NeuronConfig, hardware: Hardware, loads: Sequence[DeviceLoad], asked: Mapping[str, Any]
-) -> PlanReport:
-    """The plan for a load request `asked` (fields of ModelSpec) on devices as full as `loads` says.
+) -> Resolved:
+    """What a load request `asked` (fields of ModelSpec) means on these devices.
 
-    Raises NotLocalError, ConfigError for a wrong request, LoadError for devices that are not here, broken files, or a
-    model that no family serves.
+    Raises NotLocalError, ConfigError for a wrong request, LoadError for devices that are not here or broken files.
     """
     catalogue = Catalogue(config)
     spec = catalogue.spec(asked, "the command line")
     path = sources.locate(catalogue.source(spec), config.cache.models_dir)
     if path is None:
         raise NotLocalError(
-            f"{spec.model_id} is not on this host, and a plan fetches nothing. This does: cortex load {spec.model_id}"
+            f"{spec.model_id} is not on this host, and this fetches nothing. This does: cortex load {spec.model_id}"
         )
     try:
         described = describe(path)
     except WeightsError as error:
         raise LoadError(error.kind, error.message, error.extras) from error
     devices = assign(spec, hardware, loads, {})
-    engine = engine_spec(config, spec, hardware.devices[0].kind, devices, path)
-    limit = _limit(engine, {load.index: load.vram_free_mb for load in loads})
-    return _report(spec, path, described, engine, _design(spec, described, engine, limit))
+    return Resolved(spec, described, engine_spec(config, spec, hardware.devices[0].kind, devices, path))
+
+
+def plan_model(found: Resolved, loads: Sequence[DeviceLoad]) -> PlanReport:
+    """The plan on devices as full as `loads` says. Raises LoadError for a model that no family serves."""
+    limit = _limit(found.engine, {load.index: load.vram_free_mb for load in loads})
+    return _report(found, _design(found, limit))
+
+
+def compile_ahead(found: Resolved, inherited: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
+    """Compile every program into the persistent cache, in another process; its records, as they come."""
+    return run_errand("neuron_jax.workers.compile_ahead", found.engine, {}, inherited)
 
 
 def _limit(spec: EngineSpec, free_mb: Mapping[int, int]) -> int:
@@ -87,31 +118,35 @@ def _limit(spec: EngineSpec, free_mb: Mapping[int, int]) -> int:
     return int(free * CUDA_SHARE) if spec.platform == "cuda" else free // spec.tensor_parallel
 
 
-def _design(spec: ModelSpec, described: ModelDescription, engine: EngineSpec, limit: int) -> Design | DoesNotFitError:
+def _design(found: Resolved, limit: int) -> Design | DoesNotFitError:
     try:
-        return design(described.config, engine, limit=limit)
+        return design(found.described.config, found.engine, limit=limit)
     except DoesNotFitError as error:
         return error
     except ModelError as error:
-        raise LoadError("bad_checkpoint", f"{spec.model_id}: {error}") from error
+        raise LoadError("bad_checkpoint", f"{found.spec.model_id}: {error}") from error
 
 
-def _report(
-    spec: ModelSpec, path: Path, described: ModelDescription, engine: EngineSpec, made: Design | DoesNotFitError
-) -> PlanReport:
-    quant, reason = choose_quant(engine)
+def _report(found: Resolved, made: Design | DoesNotFitError) -> PlanReport:
+    quant, reason = choose_quant(found.engine)
     fits = isinstance(made, Design)
     return PlanReport(
-        model=spec.model_id,
-        path=path,
-        parameters=described.parameters,
-        context_length=described.context_length,
-        platform=engine.platform,
-        devices=engine.devices,
+        model=found.spec.model_id,
+        path=Path(found.engine.path),
+        parameters=found.described.parameters,
+        context_length=found.described.context_length,
+        platform=found.engine.platform,
+        devices=found.engine.devices,
         quant=quant,
         quant_reason=reason,
         fits=fits,
         max_context=made.plan.max_context if isinstance(made, Design) else 0,
         plan=made.plan.rows if isinstance(made, Design) else made.rows,
+        programs=_programs(made) if isinstance(made, Design) else (),
         suggestion=made.suggestion if isinstance(made, DoesNotFitError) else None,
     )
+
+
+def _programs(made: Design) -> tuple[PlannedProgram, ...]:
+    keys, essential = made.buckets.keys(), made.buckets.essential()
+    return tuple(PlannedProgram(str(key), key in essential) for key in keys)

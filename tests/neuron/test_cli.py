@@ -59,7 +59,10 @@ def test_discover_prints_a_table_for_people(capsys: pytest.CaptureFixture[str], 
         (["serve", "--port", "99999"], {}, "--port. Must be <= 65535"),
         (["serve", "--port", "x"], {}, "unable to convert"),
         (["plan"], {}, "requires an argument"),
-        (["plan", "demo", "--quant", "int3"], {}, "int3"),
+        (["plan", "demo", "--quant", "int3"], {}, "the command line: quant = 'int3': allowed is one of auto, none"),
+        (["bench", "demo", "--streams", "1,x"], {}, "--streams"),
+        (["bench", "demo", "--streams", "0"], {}, "numbers from 1 on"),
+        (["bench", "demo", "--generate", "1"], {}, "--generate. Must be >= 2"),
         (["sevre"], {}, 'Did you mean "serve"?'),
     ],
 )
@@ -79,8 +82,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([], {}) == 0
     shown = capsys.readouterr().out
 
-    assert all(name in shown for name in ("serve", "discover", "plan", "--version"))
-    assert all(app[name].help for name in ("serve", "discover", "plan"))
+    assert all(name in shown for name in ("serve", "discover", "plan", "bench", "--version"))
+    assert all(app[name].help for name in ("serve", "discover", "plan", "bench"))
 
 
 def test_the_module_is_the_program() -> None:
@@ -129,7 +132,44 @@ def test_a_plan_is_the_table_of_where_memory_goes(tmp_path: Path, capsys: pytest
     assert (report["fits"], report["max_context"], report["quant"]["chosen"]) == (True, 512, "none")
 
     assert run(["plan", str(folder)], environ) == 0
-    assert "fits: requests of up to 512" in text(capsys.readouterr())
+    shown = text(capsys.readouterr())
+    assert "fits: requests of up to 512" in shown
+    assert f"{len(report['programs'])} programs; ready with the first " in shown
+    assert ", ".join(program["name"] for program in report["programs"]) in shown
+
+
+def test_a_plan_lists_what_would_be_compiled_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is essential for being ready comes first."""
+    folder = model_folder(tmp_path / "tiny")
+
+    assert run(["plan", str(folder), "--json"], {"HOME": str(tmp_path)}) == 0
+    programs = json.loads(capsys.readouterr().out)["programs"]
+    essential = [program["essential"] for program in programs]
+    assert essential == sorted(essential, reverse=True)
+    assert 0 < sum(essential) < len(programs) == len({program["name"] for program in programs})
+    assert all(set(program) == {"name", "essential"} for program in programs)
+
+
+def test_a_plan_can_fill_the_compile_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every program with its times and sizes; the second time all of them are there, and an engine's are the same."""
+    folder = model_folder(tmp_path / "tiny")
+    limits = {"NEURON_ENGINE__MAX_SLOTS": "2", "NEURON_ENGINE__CHUNK_TOKENS": "16"}
+    environ = dict(os.environ) | {"CORTEX_CACHE": str(tmp_path / "cache")} | limits
+
+    assert run(["plan", str(folder), "--compile", "--json"], environ) == 0
+    captured = capsys.readouterr()
+    cold = json.loads(captured.out)
+    assert all(f"{program['name']}: lowered in" in captured.err for program in cold["programs"])
+    assert not any(program["from_cache"] for program in cold["programs"])
+    assert all(program["lower_seconds"] > 0 and program["compile_seconds"] > 0 for program in cold["programs"])
+    assert all(program["memory"]["alias"] > 0 for program in cold["programs"] if program["essential"])
+    (step,) = (row for row in cold["plan"] if row["what"].startswith("step peak (measured; "))
+    assert step["bytes"] >= max(program["memory"]["temp"] for program in cold["programs"])
+
+    assert run(["plan", str(folder), "--compile"], environ) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("read from the cache") == len(cold["programs"])
+    assert all(any(program["name"] in line for line in captured.out.splitlines()) for program in cold["programs"])
 
 
 def test_a_model_that_does_not_fit_exits_with_1_and_a_suggestion(
@@ -175,3 +215,14 @@ def test_a_config_that_no_family_serves_is_told(tmp_path: Path, capsys: pytest.C
 
     assert run(["plan", str(folder)], {"HOME": str(tmp_path)}) == 1
     assert "relu" in text(capsys.readouterr())
+
+
+@pytest.mark.parametrize("flag", ["--json", "--plot"])
+def test_a_bench_asks_for_its_files_before_it_measures(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A picture or a file that cannot be written is told at once."""
+    folder = model_folder(tmp_path / "tiny")
+
+    assert run(["bench", str(folder), flag, str(tmp_path / "nowhere/out")], {"HOME": str(tmp_path)}) == 1
+    assert "there is no folder" in text(capsys.readouterr())
