@@ -1,40 +1,49 @@
 """What one engine step does, as data: the words between scheduler and runner. Knows neither policy nor device."""
 
-from attrs import frozen
+from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+from attrs import define
+
+from neuron_jax.engine.buckets import StepKey
 from neuron_jax.engine.requests import Request
-from neuron_jax.workers.frames import Alternative
 
 
-@frozen
+@define(eq=False)
 class Row:
-    """One request's part of a step: tokens [start, start + count) are computed; `samples` when the last is the newest."""
+    """One request's part of a step, from position `start` on.
+
+    Of a prompt, `count` tokens are computed, and `draws` is 1 when the last of them is the newest. Of a decode step,
+    `count` = `draws` tokens follow one another. `stay` tells whether the request is still the one that was planned for.
+    """
 
     request: Request
+    stay: int
     start: int
     count: int
-    samples: bool
+    draws: int
 
 
-@frozen
-class Batch:
-    """Rows computed together. Either one row with a chunk of its prompt, or many rows of one token each."""
+@define(eq=False)
+class Step:
+    """Rows computed together by the program `key`: one row with a chunk of its prompt, or many rows that decode."""
 
-    rows: tuple[Row, ...]
-
-    @property
-    def is_decode(self) -> bool:
-        return all(row.count == 1 and row.samples for row in self.rows)
+    key: StepKey
+    rows: Sequence[Row]
 
     @property
     def tokens(self) -> int:
         return sum(row.count for row in self.rows)
 
+    @property
+    def wants_logprobs(self) -> bool:
+        return any(row.request.wants_logprobs for row in self.rows)
 
-@frozen
-class Sampled:
-    """A sampled token with the model's own log-probabilities (before temperature and penalties) where asked for."""
 
-    token: int
-    logprob: float
-    alternatives: tuple[Alternative, ...] = ()
+@define(eq=False)
+class Drawn:
+    """What came back of a step: tokens [rows][steps], and the log-probabilities of `packing` where a row wants them."""
+
+    tokens: list[list[int]]
+    logprobs: npt.NDArray[np.int32] | None

@@ -1,80 +1,98 @@
 """The declared list of compiled programs: every shape the engine can run, as data. Knows no JAX."""
 
-from collections.abc import Sequence
-from enum import StrEnum
+from collections.abc import Iterable, Sequence
 
-from attrs import frozen
-
-
-class Sampler(StrEnum):
-    """How much of the sampling pipeline a program contains; a step uses the least that all its rows can live with."""
-
-    GREEDY = "greedy"  # argmax
-    DRAW = "draw"  # temperature, top_k, top_p, min_p
-    FULL = "full"  # and penalties, logit bias, banned ids, log-probabilities
+from attrs import define, field, frozen
 
 
-@frozen(order=True)
-class ForwardKey:
-    """Hidden states of `rows` requests with up to `chunk` new tokens each."""
+@frozen(order=True, cache_hash=True)
+class DecodeKey:
+    """The next `steps` tokens of each of `rows` requests, fed back on the device."""
 
     rows: int
+    steps: int
+
+    def __str__(self) -> str:
+        return f"decode {self.rows}" + (f"x{self.steps}" if self.steps > 1 else "")
+
+
+@frozen(order=True, cache_hash=True)
+class ExtendKey:
+    """Up to `chunk` tokens of one request's prompt, and the token after them."""
+
     chunk: int
 
     def __str__(self) -> str:
-        return f"forward {self.rows}x{self.chunk}"
+        return f"extend {self.chunk}"
 
 
-@frozen(order=True)
-class SampleKey:
-    """Logits and the next token of `rows` requests."""
-
-    rows: int
-    sampler: Sampler
+@frozen(order=True, cache_hash=True)
+class SeatKey:
+    """What penalties and biases must know of a request that was admitted, put into its slot."""
 
     def __str__(self) -> str:
-        return f"sample {self.rows} {self.sampler}"
+        return "seat"
 
 
-Key = ForwardKey | SampleKey
+StepKey = DecodeKey | ExtendKey
+Key = StepKey | SeatKey
 
 
 @frozen
 class Buckets:
-    """Row counts of decode steps and chunk lengths of prompt steps, ascending. A step is padded up to the next one."""
+    """Row counts and tokens of decode steps, chunk lengths of prompt steps; ascending. A step is padded up to the next."""
 
     rows: tuple[int, ...]
+    steps: tuple[int, ...]
     chunks: tuple[int, ...]
 
     def essential(self) -> list[Key]:
         """The fewest programs that serve anything, padded more than one would like, and the decode step of one stream."""
-        most = self.rows[-1]
-        forwards = {ForwardKey(1, self.chunks[-1]), ForwardKey(most, 1), ForwardKey(1, 1)}
-        samples = {SampleKey(rows, Sampler.FULL) for rows in (1, most)}
-        keys: list[Key] = [*sorted(forwards, reverse=True), *sorted(samples)]
-        return keys
+        most = ExtendKey(self.chunks[-1])
+        # A prompt step of a moderate size, or short prompts and those beside running streams would all pay for the longest.
+        some = ExtendKey(self.chunks[len(self.chunks) // 2])
+        return list(dict.fromkeys([most, DecodeKey(self.rows[-1], 1), DecodeKey(1, 1), some, SeatKey()]))
 
     def keys(self) -> list[Key]:
         """Every program, in the order of compiling: the essential ones, then by how soon they are likely to be missed."""
-        keys: list[Key] = [*self.essential(), *_samplers(1)]
-        keys += [ForwardKey(1, chunk) for chunk in self.chunks]
-        for rows in self.rows:
-            keys += [ForwardKey(rows, 1), *_samplers(rows)]
+        keys: list[Key] = [*self.essential(), ExtendKey(self.chunks[0])]
+        keys += [DecodeKey(rows, 1) for rows in self.rows]
+        keys += [ExtendKey(chunk) for chunk in self.chunks]
+        keys += [DecodeKey(rows, steps) for steps in self.steps for rows in self.rows]
         return list(dict.fromkeys(keys))
 
 
-def _samplers(rows: int) -> list[SampleKey]:
-    # FULL first: a row count can be used as soon as one sampler that does everything stands beside it.
-    return [SampleKey(rows, kind) for kind in (Sampler.FULL, Sampler.GREEDY, Sampler.DRAW)]
-
-
-def declare(*, max_slots: int, chunk_tokens: int) -> Buckets:
-    """Powers of two for rows, of four for chunks: at most half, at most three quarters of a step is padding."""
+def declare(*, max_slots: int, chunk_tokens: int, least_chunk: int = 8, decode_steps: int = 1) -> Buckets:
+    """Powers of two: at most half of a step is padding. Chunks from `least_chunk` up to `chunk_tokens`."""
     rows = [2**i for i in range(max_slots.bit_length()) if 2**i < max_slots] + [max_slots]
-    chunks = [chunk for chunk in (16, 64, 256, 1024, 4096) if chunk < chunk_tokens] + [chunk_tokens]
-    return Buckets(tuple(rows), tuple(chunks))
+    chunks = [2**i for i in range(chunk_tokens.bit_length()) if least_chunk <= 2**i < chunk_tokens] + [chunk_tokens]
+    return Buckets(tuple(rows), tuple(dict.fromkeys((1, decode_steps))), tuple(chunks))
+
+
+@define(eq=False)
+class Menu:
+    """The step programs that are compiled so far: what a step may be padded up to."""
+
+    chunks: list[int] = field(factory=list, init=False)
+    _rows: dict[int, list[int]] = field(factory=dict, init=False)  # by steps
+
+    def add(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            match key:
+                case ExtendKey(chunk):
+                    self.chunks = sorted([*self.chunks, chunk])
+                case DecodeKey(rows, steps):
+                    self._rows[steps] = sorted([*self._rows.get(steps, []), rows])
+
+    def most_steps(self, rows: int) -> int:
+        """The most tokens that a decode step of `rows` requests can make; 1 is always there."""
+        return max(steps for steps, able in self._rows.items() if able[-1] >= rows)
+
+    def decode(self, rows: int, steps: int) -> DecodeKey:
+        """The smallest program for `rows` requests. `steps` is 1 or what `most_steps` said."""
+        return DecodeKey(fit(rows, self._rows[steps]), steps)
 
 
 def fit(size: int, available: Sequence[int]) -> int:
-    """The smallest of `available` that holds `size`."""
-    return min(bucket for bucket in available if bucket >= size)
+    """The smallest of `available`, which ascends, that holds `size`."""
+    return next(bucket for bucket in available if bucket >= size)

@@ -14,11 +14,13 @@ from attrs import frozen
 from models.registry import build
 from models.sharding import make_mesh
 from models.spec import Model
-from neuron_jax.engine.buckets import Buckets, declare
+from neuron_jax.engine.buckets import Buckets, Menu, declare
+from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.memory import MIB, MemoryPlan, plan_memory, request_for
+from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
-from neuron_jax.engine.programs import Compiler, Program, Shapes
+from neuron_jax.engine.programs import Program, Shapes
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.scheduler import Scheduler
 from neuron_jax.workers.frames import EngineSpec, Progress
@@ -30,8 +32,16 @@ RUNTIME_BYTES = {"cpu": 350 * MIB, "cuda": 1200 * MIB}
 cuDNN and NCCL."""
 
 DEFAULT_SLOTS = {"cpu": 32, "cuda": 128}
-DEFAULT_CHUNK = {"cpu": 256, "cuda": 1024}
-"""Prompt tokens between two decode steps. On two cores 256 tokens of a 135M model take half a second."""
+DEFAULT_CHUNK = {"cpu": 512, "cuda": 1024}
+"""Prompt tokens in one step while no stream is running. On two cores 512 tokens of a 135M model take about a second, for
+which a request that arrives meanwhile waits."""
+
+LEAST_CHUNK = {"cpu": 8, "cuda": 64}
+"""The shortest prompt step. Beside running streams a CPU can do but a few tokens without being felt; on a GPU this many
+cost no more than one."""
+
+DEFAULT_STEPS = 4
+"""Tokens of a decode step while nobody waits for a turn: a fourth of the words between device, engine and daemon."""
 
 
 @frozen
@@ -57,7 +67,12 @@ def design(config: Any, spec: EngineSpec, *, limit: int) -> Design:
     dtype = jnp.float32 if spec.platform == "cpu" else jnp.bfloat16
     model = build(config, tensor_parallel=spec.tensor_parallel, quant=quant, dtype=dtype)
     slots = spec.max_slots or DEFAULT_SLOTS[spec.platform]
-    buckets = declare(max_slots=slots, chunk_tokens=spec.chunk_tokens or DEFAULT_CHUNK[spec.platform])
+    buckets = declare(
+        max_slots=slots,
+        chunk_tokens=spec.chunk_tokens or DEFAULT_CHUNK[spec.platform],
+        least_chunk=LEAST_CHUNK[spec.platform],
+        decode_steps=spec.decode_steps or DEFAULT_STEPS,
+    )
     # A GPU is there for its engine: without a word on it, the pages get what is left. A CPU's memory is everybody's.
     kv = spec.kv_mb * MIB // spec.tensor_parallel or (limit if spec.platform == "cuda" else 0)
     request = request_for(
@@ -100,7 +115,7 @@ def assemble(
     program = Program(made.model, mesh, made.shapes, made.dtype)
     compiler = Compiler(program.lower, workers=compile_workers)
     try:
-        compiler.start(made.buckets.keys())
+        compiler.start(made.buckets.essential())
         params = load(made.model, mesh)
         compiler.wait(
             made.buckets.essential(),
@@ -110,10 +125,15 @@ def assemble(
     except BaseException:
         compiler.close()
         raise
+    compiler.start_behind(made.buckets.keys())
+    compiler.watch()
+    menu = Menu()
+    menu.add(compiler.ready)
     scheduler = Scheduler(
         Pages(made.plan.pages),
         page_size=made.shapes.page_size,
         max_slots=made.shapes.max_slots,
-        chunk_tokens=made.buckets.chunks[-1],
+        menu=menu,
+        pace=Pace(),
     )
-    return Engine(scheduler, runner, made.plan.max_context, time.monotonic)
+    return Engine(scheduler, runner, made.plan.max_context, time.perf_counter)

@@ -1,4 +1,10 @@
-"""The engine: requests in, tokens out, one step at a time. Knows scheduler and runner; no sockets, threads or text."""
+"""The engine: requests in, tokens out, one step at a time. Knows scheduler and runner; no sockets, threads or text.
+
+    next_batch -> pack, dispatch -> fetch -> absorb
+
+Overlapped, a step is dispatched before the one before is fetched: while the host reads, books, sends and plans, the device
+computes. Plain, each step is fetched at once; both give the same tokens.
+"""
 
 from collections import deque
 from collections.abc import Callable
@@ -6,37 +12,65 @@ from collections.abc import Callable
 from attrs import define, field
 from msgspec.structs import replace
 
-from neuron_jax.engine.batch import Batch
+from neuron_jax.engine.batch import Step
+from neuron_jax.engine.buckets import DecodeKey, ExtendKey
+from neuron_jax.engine.programs import Result
 from neuron_jax.engine.requests import from_submit
 from neuron_jax.engine.runner import Runner
+from neuron_jax.engine.sampler import MAX_BIAS
 from neuron_jax.engine.scheduler import Scheduler
 from neuron_jax.workers.frames import EngineLoad, Output, Submit
 
 SMOOTHING = 0.1
-"""Weight of the newest step in the moving averages of the rates."""
+"""Weight of the newest step in the moving averages."""
+
+
+@define(eq=False)
+class Times:
+    """Seconds that the host has spent, in all, on `steps` steps."""
+
+    plan: float = 0.0
+    pack: float = 0.0
+    dispatch: float = 0.0
+    wait: float = 0.0
+    absorb: float = 0.0
+    steps: int = 0
+
+
+@define(eq=False)
+class Flight:
+    """A step under way. `since`: when it was dispatched."""
+
+    step: Step
+    result: Result
+    since: float
 
 
 @define(eq=False)
 class Engine:
     """One model being served. Not thread-safe: the one thread that owns the devices calls it.
 
-    `clock` returns seconds and is only used to report rates: no decision depends on it.
+    `clock` returns seconds. What it says decides how work is cut into steps, never what comes out.
     """
 
     scheduler: Scheduler
     runner: Runner
     max_context: int
     clock: Callable[[], float]
+    overlap: bool = True
     load: EngineLoad = field(init=False)
+    times: Times = field(factory=Times, init=False)
     _arrivals: int = field(default=0, init=False)
     _rejected: deque[Output] = field(factory=deque, init=False)
+    _flight: Flight | None = field(default=None, init=False)
+    _landed: float = field(default=0.0, init=False)  # when the last result came, or work began
 
     def __attrs_post_init__(self) -> None:
         self.load = EngineLoad(pages=self.scheduler.pages.total, free_pages=self.scheduler.pages.free)
 
     @property
     def idle(self) -> bool:
-        return self.scheduler.idle and not self._rejected
+        return self.scheduler.idle and self._flight is None and not self._rejected
 
     def submit(self, submit: Submit) -> None:
         """Queue a request. One that cannot be served gets an output with `finish="error"` from the next step."""
@@ -44,6 +78,8 @@ class Engine:
         if problem is not None:
             self._rejected.append(Output(request=submit.request, tokens=[], finish="error", error=problem))
             return
+        if self.idle:
+            self._landed = self.clock()
         self._arrivals += 1
         self.scheduler.add(from_submit(submit, arrival=self._arrivals, max_context=self.max_context))
 
@@ -52,21 +88,21 @@ class Engine:
         self._note_load()
 
     def step(self) -> list[Output]:
-        """Compute one batch: what it produced, in the order of arrival."""
+        """Start a step and finish one, the same or the one before: what it produced, in the order of arrival."""
         outputs = list(self._rejected)
         self._rejected.clear()
-        programs = self.runner.compiler.collect()
-        batch = self.scheduler.next_batch()
-        if batch is None:
-            return outputs
-        began = self.clock()
-        for row in batch.rows:
-            if row.start == 0:
-                self.runner.admit(row.request)
-        sampled = self.runner.run(batch)
-        outputs += self.scheduler.absorb(batch, sampled)
-        self._note_step(batch, self.clock() - began, programs)
-        return outputs
+        self.collect()
+        flight = self._take_off()
+        if self.overlap:
+            flight, self._flight = self._flight, flight
+        return outputs + self._land(flight) if flight is not None else outputs
+
+    def collect(self) -> None:
+        """Take over the programs that were compiled meanwhile."""
+        compiled = self.runner.compiler.collect()
+        if compiled:
+            self.scheduler.menu.add(compiled)
+            self.load = replace(self.load, compiles=self.load.compiles + len(compiled))
 
     def check_integrity(self) -> None:
         """Assert that nothing is lost: every page and slot free or owned once; all of them free when idle."""
@@ -82,17 +118,59 @@ class Engine:
             return f"{len(submit.prompt)} prompt tokens; fewer than {self.max_context} fit"
         if min(submit.prompt) < 0 or max(submit.prompt) >= vocab:
             return f"token ids must be within 0..{vocab - 1}"
+        if len(submit.stop_ids) + len(submit.sampling.logit_bias) > MAX_BIAS:
+            return f"stop_ids and logit_bias name more than {MAX_BIAS} ids"
         return None
 
-    def _note_step(self, batch: Batch, seconds: float, programs: int) -> None:
-        rate = batch.tokens / max(seconds, 1e-9)
-        name = "decode_rate" if batch.is_decode else "prefill_rate"
-        before = getattr(self.load, name)
-        smooth = rate if before == 0 else before + SMOOTHING * (rate - before)
-        self.load = replace(self.load, **{name: smooth})
-        self._note_load(steps=self.load.steps + 1, compiles=self.load.compiles + programs)
+    def _take_off(self) -> Flight | None:
+        """Plan a step and set the device to work on it."""
+        clock, times = self.clock, self.times
+        began = clock()
+        step = self.scheduler.next_batch()
+        planned = clock()
+        times.plan += planned - began
+        if step is None:
+            return None
+        packed = self.runner.pack(step)
+        ready = clock()
+        result = self.runner.dispatch(step, packed)
+        since = clock()
+        times.pack += ready - planned
+        times.dispatch += since - ready
+        return Flight(step, result, since)
 
-    def _note_load(self, **counters: int) -> None:
+    def _land(self, flight: Flight) -> list[Output]:
+        """Wait for a step, and book what it brought."""
+        clock, times, step = self.clock, self.times, flight.step
+        asked = clock()
+        drawn = self.runner.fetch(step, flight.result)
+        came = clock()
+        outputs = self.scheduler.absorb(step, drawn)
+        times.wait += came - asked
+        times.absorb += clock() - came
+        times.steps += 1
+        # It ran from its dispatch or, if that was later, from the end of the step before.
+        seconds = came - max(flight.since, self._landed)
+        self._note_step(step, seconds, host=asked - self._landed, wait=came - asked)
+        self._landed = came
+        return outputs
+
+    def _note_step(self, step: Step, seconds: float, *, host: float, wait: float) -> None:
+        load, tokens = self.load, step.tokens
+        # A prompt's remainder says nothing on what a full chunk takes, whether or not padding costs something.
+        if seconds > 0 and (isinstance(step.key, DecodeKey) or 4 * tokens >= 3 * step.key.chunk):
+            self.scheduler.pace.saw(step.key, seconds)
+        rate = tokens / max(seconds, 1e-9)
+        prompt = isinstance(step.key, ExtendKey)
+        self._note_load(
+            steps=load.steps + 1,
+            prefill_rate=_smooth(load.prefill_rate, rate) if prompt else load.prefill_rate,
+            decode_rate=load.decode_rate if prompt else _smooth(load.decode_rate, rate),
+            host_ms=_smooth(load.host_ms, 1e3 * host),
+            wait_ms=_smooth(load.wait_ms, 1e3 * wait),
+        )
+
+    def _note_load(self, **numbers: float) -> None:
         scheduler = self.scheduler
         self.load = replace(
             self.load,
@@ -100,5 +178,10 @@ class Engine:
             waiting=scheduler.waiting,
             free_pages=scheduler.pages.free,
             preemptions=scheduler.preemptions,
-            **counters,
+            steady_compiles=self.runner.compiler.unplanned,
+            **numbers,
         )
+
+
+def _smooth(before: float, newest: float) -> float:
+    return newest if before == 0 else before + SMOOTHING * (newest - before)

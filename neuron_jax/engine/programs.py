@@ -1,24 +1,42 @@
-"""The compiled programs: each key of the bucket list traced, lowered and compiled ahead of time. Knows shapes, no requests.
+"""The step programs: pure functions of one model, traced and lowered for each key. Knows shapes, no requests.
 
-Compiling runs in threads; only the thread that owns the engine looks at the results (`collect`).
+A step is one program: forward pass, sampling and bookkeeping of the device state, which is donated and comes back. What
+rows want of the sampler is data, so that it is no axis of the list of programs.
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from attrs import define, field, frozen
+from attrs import frozen
+from jax import lax
 
 from models.sharding import named_sharding
 from models.spec import Model, ParamSpec
 from neuron_jax.engine import packing, sampler
 from neuron_jax.engine.attention import BLOCK, LayerCache, PagedAttend
-from neuron_jax.engine.buckets import ForwardKey, Key, Sampler
+from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key
 
 Pool = tuple[LayerCache, ...]
+
+
+class State(NamedTuple):
+    """Everything that lives on the device besides the parameters. By slot, of which the last is that of padding rows.
+
+    `last_token` [S + 1] int32 is the newest token, whose keys and values are not in `pool` yet.
+    """
+
+    pool: Pool
+    past: sampler.Past
+    last_token: Any
+
+
+class Result(NamedTuple):
+    """What a step brings: tokens int32 [R, steps], and `packing.pack_logprobs` of each, [R, steps, LOGPROBS]."""
+
+    tokens: Any
+    logprobs: Any
 
 
 @frozen
@@ -52,119 +70,120 @@ class Program:
             is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
         )
 
-    def abstract_pool(self) -> Any:
-        """The tree of `Pool`, in shapes."""
+    def abstract_state(self) -> State:
+        """The tree of `State`, in shapes."""
+        slots, vocab = self.shapes.max_slots + 1, self.model.vocab_size
+        past = sampler.Past(
+            generated=self._whole((slots, vocab), jnp.int16),
+            in_prompt=self._whole((slots, vocab), jnp.bool_),
+            bias_ids=self._whole((slots, sampler.MAX_BIAS), jnp.int32),
+            bias=self._whole((slots, sampler.MAX_BIAS), jnp.float32),
+            bias_until=self._whole((slots, sampler.MAX_BIAS), jnp.uint32),
+        )
+        return State(self._abstract_pool(), past, self._whole((slots,), jnp.int32))
+
+    def lower(self, key: Key) -> jax.stages.Lowered:
+        """The program of `key`, traced and lowered for this mesh. The state is donated."""
+        table = self.shapes.table
+        match key:
+            case DecodeKey(rows, steps):
+                return self._lower_step(partial(_decode, self, steps), (rows, packing.decode_width(table)))
+            case ExtendKey(chunk):
+                return self._lower_step(partial(_extend, self, chunk), (packing.extend_width(table, chunk),))
+        state = self.abstract_state()
+        seat = jax.jit(_seat, donate_argnums=0, out_shardings=_shardings(state))
+        return seat.lower(state, self._whole((packing.seat_width(self.model.vocab_size),), jnp.int32))
+
+    def _lower_step(self, function: Any, packed: tuple[int, ...]) -> jax.stages.Lowered:
+        state, replicated = self.abstract_state(), named_sharding(self.mesh, ())
+        # Named outright: left to itself, a mesh of one device would lose the pool's sharding and copy it every step.
+        out = (_shardings(state), Result(replicated, replicated))
+        step = jax.jit(function, donate_argnums=1, out_shardings=out)
+        return step.lower(self.abstract_params(), state, self._whole(packed, jnp.int32))
+
+    def _abstract_pool(self) -> Any:
         spec = self.model.cache_spec
         shape = (self.shapes.pages + 1, self.shapes.page_size, spec.kv_heads, spec.head_dim)
         page = self._abstract(shape, self.dtype, (None, None, "kv_heads", None))
         return ((page, page),) * spec.layers
 
-    def abstract_counts(self) -> Any:
-        """The tree of `sampler.Counts`, in shapes."""
-        shape = (self.shapes.max_slots + 1, self.model.vocab_size)
-        whole = (None, None)
-        return sampler.Counts(self._abstract(shape, jnp.int16, whole), self._abstract(shape, jnp.bool_, whole))
-
-    def lower(self, key: Key) -> jax.stages.Lowered:
-        """The program of `key`, traced and lowered for this mesh. The pool and the counts are donated."""
-        if isinstance(key, ForwardKey):
-            return self._lower_forward(key)
-        if key.sampler is Sampler.FULL:
-            full = jax.jit(partial(_sample_full, self.model), donate_argnums=2, out_shardings=self._replicated())
-            packed = self._packed(key.rows, packing.FULL_WIDTH)
-            return full.lower(self.abstract_params(), self._hidden(key.rows), self.abstract_counts(), packed)
-        sample = jax.jit(partial(_sample, self.model, key.sampler), out_shardings=self._replicated())
-        packed = self._packed(key.rows, packing.SAMPLE_WIDTH)
-        return sample.lower(self.abstract_params(), self._hidden(key.rows), packed)
-
-    def _lower_forward(self, key: ForwardKey) -> jax.stages.Lowered:
-        pool = self.abstract_pool()
-        # Named outright: left to itself, a mesh of one device would lose the pool's sharding and copy it every step.
-        out = (jax.tree.map(lambda leaf: leaf.sharding, pool), self._replicated())
-        step = jax.jit(partial(_forward, self.model, key.chunk), donate_argnums=1, out_shardings=out)
-        packed = self._packed(key.rows, packing.forward_width(key.chunk, self.shapes.table))
-        return step.lower(self.abstract_params(), pool, packed)
-
-    def _hidden(self, rows: int) -> Any:
-        packed = self._packed(rows, packing.forward_width(1, self.shapes.table))
-        step = partial(_forward, self.model, 1)
-        hidden = jax.eval_shape(step, self.abstract_params(), self.abstract_pool(), packed)[1]
-        return self._abstract(hidden.shape, hidden.dtype, (None, None))
-
-    def _packed(self, rows: int, width: int) -> Any:
-        return self._abstract((rows, width), jnp.int32, (None, None))
-
-    def _replicated(self) -> jax.sharding.NamedSharding:
-        return named_sharding(self.mesh, ())
+    def _whole(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return self._abstract(shape, dtype, (None,) * len(shape))
 
     def _abstract(self, shape: tuple[int, ...], dtype: Any, axes: tuple[str | None, ...]) -> Any:
         sharding = named_sharding(self.mesh, axes)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-@define(eq=False)
-class Compiler:
-    """Compiles keys in the background, in order. Only its owner's thread calls its methods."""
+def _decode(program: Program, steps: int, params: Any, state: State, packed: jax.Array) -> tuple[State, Result]:
+    """The next `steps` tokens of every row; a row that wants fewer idles behind its `count`."""
+    rows = packing.unpack_rows(packed)
 
-    lower: Callable[[Key], jax.stages.Lowered]
-    workers: int
-    ready: dict[Key, jax.stages.Compiled] = field(factory=dict, init=False)
-    _pool: ThreadPoolExecutor = field(init=False)
-    _pending: dict[Key, Future[jax.stages.Compiled]] = field(factory=dict, init=False)
+    def one(state: State, step: Any) -> tuple[State, Result]:
+        start, live = rows.start + step, step < rows.count
+        # Padding rows and rows that have all they wanted go on with the slot and the page that nobody reads.
+        slot = jnp.where(live, rows.params.slot, program.shapes.max_slots)
+        tokens = state.last_token[rows.params.slot]
+        now = rows._replace(start=start, count=live.astype(jnp.int32))
+        hidden, pool = _forward(program, params, state.pool, tokens, now)
+        logits = program.model.logits(params, hidden)
+        drawn = sampler.sample(logits, _at(rows, start + 1), state.past)
+        return _advance(state._replace(pool=pool), slot, drawn.token), _result(drawn)
 
-    def __attrs_post_init__(self) -> None:
-        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="compile")
-
-    def start(self, keys: Iterable[Key]) -> None:
-        for key in keys:
-            self._pending[key] = self._pool.submit(self._compile, key)
-
-    def wait(self, keys: Iterable[Key], report: Callable[[int, int], None]) -> None:
-        """Block until `keys` are ready. Raises what compiling raised."""
-        wanted = list(keys)
-        for done, key in enumerate(wanted):
-            report(done, len(wanted))
-            self._pending[key].result()
-        report(len(wanted), len(wanted))
-        self.collect()
-
-    def collect(self) -> int:
-        """Take over what has been compiled since; how many programs that were. Raises what compiling raised."""
-        done = [key for key, future in self._pending.items() if future.done()]
-        for key in done:
-            self.ready[key] = self._pending.pop(key).result()
-        return len(done)
-
-    def _compile(self, key: Key) -> jax.stages.Compiled:
-        return self.lower(key).compile()
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    if steps == 1:
+        state, result = one(state, jnp.int32(0))
+        return state, jax.tree.map(lambda part: part[:, None], result)
+    state, result = lax.scan(one, state, jnp.arange(steps, dtype=jnp.int32))
+    return state, jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), result)
 
 
-def _forward(model: Model, chunk: int, params: Any, pool: Pool, packed: jax.Array) -> tuple[Pool, jax.Array]:
-    """One step: the new pool, and the hidden state of each row's last token [R, D]."""
-    start, count, tokens, table = packing.unpack_forward(packed, chunk)
-    attend = PagedAttend(table, start, count, chunk)
+def _extend(program: Program, chunk: int, params: Any, state: State, packed: jax.Array) -> tuple[State, Result]:
+    """Up to `chunk` tokens of one prompt, and the token after them where the prompt ends here: tokens [1, 1]."""
+    rows = packing.unpack_rows(packed[None, : packed.shape[0] - chunk])
+    tokens = packed[packed.shape[0] - chunk :]
+    hidden, pool = _forward(program, params, state.pool, tokens, rows)
+    last = lax.dynamic_slice_in_dim(hidden, jnp.maximum(rows.count[0] - 1, 0), 1)
+    params_row = _at(rows, rows.start + rows.count)
+    draws = rows.draws[0] > 0
+    drawn: sampler.Drawn = lax.cond(
+        draws,
+        lambda: sampler.sample(program.model.logits(params, last), params_row, state.past),
+        lambda: sampler.nothing(1),
+    )
+    slot = jnp.where(draws, rows.params.slot, program.shapes.max_slots)
+    state = _advance(state._replace(pool=pool), slot, drawn.token)
+    return state, jax.tree.map(lambda part: part[:, None], _result(drawn))
+
+
+def _seat(state: State, packed: jax.Array) -> State:
+    return state._replace(past=packing.seated(state.past, packed))
+
+
+def _forward(
+    program: Program, params: Any, pool: Pool, tokens: jax.Array, rows: packing.Rows
+) -> tuple[jax.Array, Pool]:
+    """tokens [R*C], the first `rows.count` of each row real -> hidden [R*C, D], the new pool."""
+    chunk = tokens.shape[0] // rows.table.shape[0]
+    attend = PagedAttend(rows.table, rows.start, rows.count, chunk)
+    positions = rows.start[:, None] + jnp.arange(chunk, dtype=jnp.int32)[None, :]
     # Padding may reach past the last position that the rotary table of a model knows.
-    positions = jnp.minimum(attend.positions, model.max_positions - 1)
-    hidden, pool = model.forward(params, tokens.reshape(-1), positions.reshape(-1), attend, pool)
-    rows = hidden.reshape(tokens.shape[0], chunk, hidden.shape[-1])
-    last = jnp.maximum(count - 1, 0)[:, None, None]
-    return tuple(pool), jnp.take_along_axis(rows, last, axis=1)[:, 0]
+    positions = jnp.minimum(positions, program.model.max_positions - 1).reshape(-1)
+    hidden, pool = program.model.forward(params, tokens, positions, attend, pool)
+    return hidden, tuple(pool)
 
 
-def _sample(model: Model, kind: Sampler, params: Any, hidden: jax.Array, packed: jax.Array) -> jax.Array:
-    """int32 [R, 1]."""
-    logits = model.logits(params, hidden)
-    if kind is Sampler.GREEDY:
-        return sampler.greedy(logits)[:, None]
-    return sampler.draw(logits, packing.unpack_sample(packed))[:, None]
+def _at(rows: packing.Rows, position: jax.Array) -> sampler.RowParams:
+    return rows.params._replace(position=lax.bitcast_convert_type(position, jnp.uint32))
 
 
-def _sample_full(
-    model: Model, params: Any, hidden: jax.Array, counts: sampler.Counts, packed: jax.Array
-) -> tuple[jax.Array, sampler.Counts]:
-    """int32 [R, FULL_OUTPUT] and the new counts."""
-    drawn, counts = sampler.full(model.logits(params, hidden), packing.unpack_sample(packed), counts)
-    return packing.pack_drawn(drawn), counts
+def _advance(state: State, slot: jax.Array, token: jax.Array) -> State:
+    last = state.last_token.at[slot].set(token, mode="promise_in_bounds")
+    return state._replace(past=sampler.count(state.past, slot, token), last_token=last)
+
+
+def _result(drawn: sampler.Drawn) -> Result:
+    return Result(drawn.token, packing.pack_logprobs(drawn))
+
+
+def _shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)

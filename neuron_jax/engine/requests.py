@@ -7,43 +7,56 @@ from neuron_jax.workers.frames import Sampling, Submit
 
 @define(eq=False)
 class Request:
-    """What the scheduler knows of a request. `tokens` is prompt + generated; 0 <= computed < len(tokens) <= limit.
+    """What the scheduler knows of a request; 0 <= computed < length <= limit.
 
-    `computed` counts the tokens whose keys and values are in `pages`. `slot` is its row of the device state while it
-    is admitted. `arrival` orders requests: the youngest is preempted first.
+    `tokens` is the prompt and what was generated and fetched; `ahead` counts tokens that steps under way will add.
+    `computed` counts the tokens whose keys and values are in `pages`, as soon as the step that computes them is planned.
+    `fed` is the length when it was admitted: tokens up to there come from the host, later ones never leave the device.
+    `slot` is its row of the device state while it is admitted; `stay` counts how often it gave that up, so that what a
+    step under way brings for an earlier stay is known to be void. `arrival` orders requests: the youngest is preempted first.
     """
 
     id: int
     prompt_length: int
     tokens: list[int]
     sampling: Sampling
-    limit: int  # len(tokens) at which it ends with "length"
+    limit: int  # length at which it ends with "length"
     min_tokens: int
     stop_ids: frozenset[int]
     arrival: int
+    wants_logprobs: bool
     computed: int = 0
+    ahead: int = 0
+    fed: int = 0
     pages: list[int] = field(factory=list)
     slot: int | None = None
+    stay: int = 0
 
     @property
-    def to_compute(self) -> int:
-        """Tokens whose keys and values are still to be computed; the last of them is the one sampled after."""
-        assert 0 <= self.computed < len(self.tokens) <= self.limit, self
-        return len(self.tokens) - self.computed
+    def length(self) -> int:
+        """Tokens, those included that only the device knows yet."""
+        length = len(self.tokens) + self.ahead
+        assert 0 <= self.computed < length <= self.limit, self
+        return length
 
     @property
-    def generated(self) -> int:
-        return len(self.tokens) - self.prompt_length
-
-    @property
-    def decoding(self) -> bool:
-        """Admitted, with nothing left of the prompt but the step that gives the next token."""
-        return self.slot is not None and self.to_compute == 1
+    def to_feed(self) -> int:
+        """Tokens that are still to be computed before it decodes."""
+        return max(self.fed - self.computed, 0)
 
     @property
     def banned(self) -> frozenset[int]:
-        """Ids that must not be drawn now: those that would end it before `min_tokens`."""
-        return self.stop_ids if self.generated < self.min_tokens else frozenset()
+        """Ids that must not be drawn at positions below `banned_until`: they would end it before `min_tokens`."""
+        return self.stop_ids if self.min_tokens > 0 else frozenset()
+
+    @property
+    def banned_until(self) -> int:
+        return self.prompt_length + self.min_tokens
+
+    @property
+    def decoding(self) -> bool:
+        """Admitted, with its newest token on the device, and not as long as it may get."""
+        return self.slot is not None and self.computed >= self.fed and self.length < self.limit
 
 
 def from_submit(submit: Submit, *, arrival: int, max_context: int) -> Request:
@@ -59,4 +72,5 @@ def from_submit(submit: Submit, *, arrival: int, max_context: int) -> Request:
         min_tokens=submit.min_tokens,
         stop_ids=frozenset() if submit.ignore_eos else frozenset(submit.stop_ids),
         arrival=arrival,
+        wants_logprobs=submit.sampling.logprobs is not None,
     )

@@ -18,17 +18,22 @@ from neuron_jax.engine.noise import gumbel
 CANDIDATES = 256
 """A nucleus or top_k within this many tokens is found by `lax.top_k`; a wider one by bisection over the vocabulary."""
 
-MAX_BIAS = 384
-"""Biased or banned ids of one request: OpenAI's 300 for logit_bias, and stop ids held back by min_tokens."""
+MAX_BIAS = 640
+"""Biased or banned ids of one request: 300 each for logit_bias and for stop ids held back by min_tokens, and the model's
+own ends."""
 
 MAX_ALTERNATIVES = 20
 """top_logprobs, as the OpenAI API bounds it."""
 
+GREEDY, DRAW, FULL = 0, 1, 2
+"""How much of the pipeline a row needs: arg max; temperature and the cuts; and penalties, bias, bans, log-probabilities.
+A step does what the most demanding of its rows needs, which changes nothing for the others."""
+
 
 class RowParams(NamedTuple):
-    """Per-row parameters, each [R]; `bias_ids`, `bias` [R, MAX_BIAS], unused entries biased by 0."""
+    """Per-row parameters, each [R]."""
 
-    slot: Any  # int32, row of `Counts`
+    slot: Any  # int32, row of `Past`
     position: Any  # uint32, of the token about to be drawn
     seed_low: Any  # uint32
     seed_high: Any  # uint32
@@ -39,19 +44,27 @@ class RowParams(NamedTuple):
     presence: Any  # float32
     frequency: Any  # float32
     repetition: Any  # float32
-    bias_ids: Any  # int32
-    bias: Any  # float32
+    biased: Any  # int32, whether the biases of the slot are this request's
+    need: Any  # int32, GREEDY, DRAW or FULL
+    full_until: Any  # uint32, up to which position it is FULL, whatever `need` says
 
 
-class Counts(NamedTuple):
-    """What penalties need to know of the past, by slot: times generated [S, V] int16, present in the prompt [S, V] bool."""
+class Past(NamedTuple):
+    """What the drawing of a slot's next token must know besides its logits; S slots.
 
-    generated: jax.Array
-    in_prompt: jax.Array
+    `generated` [S, V] int16: how often, `in_prompt` [S, V] bool: whether a token came before. `bias_ids` int32, `bias`
+    float32 and `bias_until` uint32 [S, MAX_BIAS]: added to a token's logit at positions below `bias_until`.
+    """
+
+    generated: Any
+    in_prompt: Any
+    bias_ids: Any
+    bias: Any
+    bias_until: Any
 
 
 class Drawn(NamedTuple):
-    """token [R] int32; the rest only from `full`: logprob [R], and the MAX_ALTERNATIVES most likely ids and logprobs."""
+    """token [R] int32; logprob [R], and ids and logprobs of the MAX_ALTERNATIVES likeliest, zero unless the step is FULL."""
 
     token: jax.Array
     logprob: jax.Array
@@ -59,9 +72,30 @@ class Drawn(NamedTuple):
     top_logprobs: jax.Array
 
 
+def sample(logits: jax.Array, row: RowParams, past: Past) -> Drawn:
+    """float32 [R, V] -> the next token of every row. What the step's rows do not need is not computed."""
+    need = jnp.max(jnp.where(row.position < row.full_until, FULL, row.need))
+    drawn: Drawn = lax.cond(need == GREEDY, lambda: _bare(greedy(logits)), lambda: _draw(logits, row, past, need))
+    return drawn
+
+
+def nothing(rows: int) -> Drawn:
+    """As `sample`, where no row wants anything."""
+    return _bare(jnp.zeros(rows, jnp.int32))
+
+
+def count(past: Past, slot: jax.Array, token: jax.Array) -> Past:
+    """`past` after `token` [R] was drawn in `slot` [R]."""
+    return past._replace(generated=past.generated.at[slot, token].add(jnp.int16(1), mode="promise_in_bounds"))
+
+
 def greedy(logits: jax.Array) -> jax.Array:
-    """float32 [R, V] -> int32 [R]; the lowest id wins a tie."""
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    """float32 [R, V] -> int32 [R]; the lowest id wins a tie. In two passes that XLA:CPU vectorizes, unlike `argmax`."""
+    vocab = logits.shape[-1]
+    ids = jnp.arange(vocab, dtype=jnp.int32)[None, :]
+    best = logits.max(axis=-1, keepdims=True)
+    # Where all is NaN nothing equals the best: still an id.
+    return jnp.where(logits == best, ids, vocab - 1).min(axis=-1)
 
 
 def draw(logits: jax.Array, row: RowParams) -> jax.Array:
@@ -81,18 +115,35 @@ def draw(logits: jax.Array, row: RowParams) -> jax.Array:
     return jnp.where(hot, token, greedy(logits))
 
 
-def full(logits: jax.Array, row: RowParams, counts: Counts) -> tuple[Drawn, Counts]:
-    """`draw` after penalties, bias and bans; log-probabilities are those of the raw logits, as OpenAI defines them."""
-    generated = counts.generated[row.slot]
-    adjusted = _penalize(logits, generated, counts.in_prompt[row.slot], row)
+def _draw(logits: jax.Array, row: RowParams, past: Past, need: jax.Array) -> Drawn:
+    full = need == FULL
+    token = draw(lax.cond(full, lambda: _adjust(logits, row, past), lambda: logits), row)
+    drawn: Drawn = lax.cond(full, lambda: _with_logprobs(logits, token), lambda: _bare(token))
+    return drawn
+
+
+def _adjust(logits: jax.Array, row: RowParams, past: Past) -> jax.Array:
+    """The logits that are drawn from: after penalties, bias and bans."""
+    adjusted = _penalize(logits, past.generated[row.slot], past.in_prompt[row.slot], row)
+    holds = (row.biased > 0)[:, None] & (row.position[:, None] < past.bias_until[row.slot])
     rows = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
-    adjusted = adjusted.at[rows, row.bias_ids].add(row.bias)
-    token = draw(adjusted, row)
+    return adjusted.at[rows, past.bias_ids[row.slot]].add(jnp.where(holds, past.bias[row.slot], jnp.float32(0)))
+
+
+def _with_logprobs(logits: jax.Array, token: jax.Array) -> Drawn:
+    """Log-probabilities are those of the raw logits, as OpenAI defines them."""
     raw = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     top, ids = _top(raw, MAX_ALTERNATIVES)
+    short = MAX_ALTERNATIVES - top.shape[-1]  # of a tiny vocabulary
     logprob = jnp.take_along_axis(raw, token[:, None], axis=-1)[:, 0]
-    counted = counts.generated.at[row.slot, token].add(jnp.int16(1))
-    return Drawn(token, logprob, ids.astype(jnp.int32), top), counts._replace(generated=counted)
+    missing = ((0, 0), (0, short))
+    return Drawn(token, logprob, jnp.pad(ids.astype(jnp.int32), missing), jnp.pad(top, missing))
+
+
+def _bare(token: jax.Array) -> Drawn:
+    rows = token.shape[0]
+    ids = jnp.zeros((rows, MAX_ALTERNATIVES), jnp.int32)
+    return Drawn(token, jnp.zeros(rows, jnp.float32), ids, ids.astype(jnp.float32))
 
 
 def _top(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

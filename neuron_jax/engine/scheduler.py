@@ -1,14 +1,27 @@
 """Which requests compute what next: admission, chunked prefill, decode, preemption. Pure bookkeeping; no device, no clock."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Literal
 
 from attrs import define, field
 
-from neuron_jax.engine.batch import Batch, Row, Sampled
+from neuron_jax.engine.batch import Drawn, Row, Step
+from neuron_jax.engine.buckets import ExtendKey, Menu
+from neuron_jax.engine.pace import Pace
+from neuron_jax.engine.packing import unpack_logprobs
 from neuron_jax.engine.pages import Pages, pages_for
 from neuron_jax.engine.requests import Request
 from neuron_jax.workers.frames import Output
+
+Finish = Literal["stop", "length"] | None
+
+STALL = 1.8
+"""Time that prompts may take between two decode steps, in decode steps: a stream's slowest gap is then under three times
+its median gap, with a little room for error."""
+
+BURST = 0.05
+"""Seconds that a decode step of several tokens may take: whoever arrives meanwhile waits for it."""
 
 
 @define(eq=False)
@@ -16,24 +29,27 @@ class Scheduler:
     """Owner of the queue, the slots and the pages.
 
     Policy: requests are admitted in order of arrival while their tokens' pages are free with one page to spare for each
-    running request. Between two decode steps at most `chunk_tokens` prompt tokens are computed, so a long prompt never
-    holds the running streams for longer than one chunk. When the pool is full the youngest request gives its pages back
-    and is computed again later; its noise is keyed by position, so its text does not change.
+    running request. Between two decode steps prompts are computed for at most `STALL` times what such a step takes, so a
+    long prompt hardly slows the running streams down. While nobody waits for a turn, decode steps make several tokens.
+    When the pool is full the youngest request gives its pages back and is computed again later; its noise is keyed by
+    position, so its text does not change.
+
+    A step that was handed out counts as done, except for the tokens it draws: `absorb` brings those, in the same order.
     """
 
     pages: Pages
     page_size: int
     max_slots: int
-    chunk_tokens: int
+    menu: Menu
+    pace: Pace
     preemptions: int = field(default=0, init=False)
     _waiting: deque[Request] = field(factory=deque, init=False)
     _admitted: list[Request] = field(factory=list, init=False)  # in order of arrival
     _slots: list[int] = field(init=False)
-    _prefill_left: int = field(init=False)
+    _spent: float = field(default=0.0, init=False)  # seconds of prompts since the last decode step
 
     def __attrs_post_init__(self) -> None:
         self._slots = list(range(self.max_slots - 1, -1, -1))
-        self._prefill_left = self.chunk_tokens
 
     @property
     def running(self) -> int:
@@ -56,24 +72,29 @@ class Scheduler:
         for request in [r for r in (*self._admitted, *self._waiting) if r.id == request_id]:
             self._drop(request)
 
-    def next_batch(self) -> Batch | None:
-        """The next step's work, with the pages for it granted; None when there is none."""
+    def next_batch(self) -> Step | None:
+        """The next step, with the pages for it granted; None when there is none, or none before `absorb` was called."""
         self._admit()
-        decoding = any(r.decoding for r in self._admitted)
-        extend = self._next_extend(self._prefill_left if decoding else self.chunk_tokens)
-        if extend is not None:
-            self._prefill_left -= extend.tokens
-            return extend
-        self._prefill_left = self.chunk_tokens
-        return self._next_decode()
+        decoding = [r for r in self._admitted if r.decoding]
+        feeding = next((r for r in self._admitted if r.to_feed), None)
+        chunk = self._chunk(feeding, len(decoding)) if feeding is not None else 0
+        if feeding is not None and chunk:
+            # Nobody is kept waiting by what is computed while no stream runs.
+            self._spent += self.pace.extend(chunk) if decoding else 0.0
+            return self._extend(feeding, chunk)
+        self._spent = 0.0
+        return self._decode(decoding, alone=feeding is None and not self._waiting) if decoding else None
 
-    def absorb(self, batch: Batch, sampled: Mapping[int, Sampled]) -> list[Output]:
-        """Book a computed step. `sampled` is keyed by request id, for the rows that sample. Returns what came out."""
+    def absorb(self, step: Step, drawn: Drawn) -> list[Output]:
+        """Book the tokens of a computed step. Returns what came out, in the order of arrival."""
         outputs = []
-        for row in batch.rows:
-            row.request.computed += row.count
-            if row.samples:
-                outputs.append(self._absorb_token(row.request, sampled[row.request.id]))
+        for i, row in enumerate(step.rows):
+            request = row.request
+            # Ended, cancelled or preempted while the step was under way: what it drew is void.
+            if row.draws == 0 or row.stay != request.stay:
+                continue
+            request.ahead -= row.draws
+            outputs.append(self._take(request, drawn.tokens[i][: row.draws], drawn, i))
         return outputs
 
     def check_integrity(self) -> None:
@@ -81,7 +102,7 @@ class Scheduler:
         self.pages.check_integrity(r.pages for r in self._admitted)
         slots = sorted([*self._slots, *(r.slot for r in self._admitted if r.slot is not None)])
         assert slots == list(range(self.max_slots)), f"slots lost or owned twice: {slots}"
-        assert all(not r.pages and r.slot is None for r in self._waiting)
+        assert all(not r.pages and r.slot is None and not r.ahead for r in self._waiting)
 
     def _admit(self) -> None:
         while self._waiting and self._slots:
@@ -94,28 +115,62 @@ class Scheduler:
             self._waiting.popleft()
             request.slot = self._slots.pop()
             request.pages = self.pages.take(need)
+            request.fed = len(request.tokens)
             self._admitted.append(request)
             self._admitted.sort(key=lambda r: r.arrival)
 
-    def _next_extend(self, budget: int) -> Batch | None:
-        request = next((r for r in self._admitted if r.to_compute > 1), None)
-        # A sliver of budget waits for the next turn: small chunks cost nearly as much as large ones.
-        if request is None or budget < min(request.to_compute, self.chunk_tokens // 4):
-            return None
-        count = min(request.to_compute, budget)
-        return Batch((Row(request, request.computed, count, samples=count == request.to_compute),))
+    def _chunk(self, request: Request, running: int) -> int:
+        """The chunk to compute of a prompt now; 0 when it is the running streams' turn."""
+        chunks = self.menu.chunks
+        if not running:
+            return self.pace.cut(request.to_feed, chunks)
+        left = STALL * self.pace.decode(self.menu.decode(running, 1).rows) - self._spent
+        affordable = [chunk for chunk in chunks if self.pace.extend(chunk) <= left]
+        if not affordable:
+            # However slow prompts are, each pause of the streams brings them on a little.
+            return 0 if self._spent else chunks[0]
+        return self.pace.cut(request.to_feed, affordable)
 
-    def _next_decode(self) -> Batch | None:
-        for request in [r for r in self._admitted if r.decoding]:
-            self._grow(request)
-        rows = [Row(r, r.computed, 1, samples=True) for r in self._admitted if r.decoding]
-        return Batch(tuple(rows)) if rows else None
+    def _extend(self, request: Request, chunk: int) -> Step:
+        count = min(request.to_feed, chunk)
+        draws = 1 if count == request.to_feed else 0
+        row = Row(request, request.stay, request.computed, count, draws)
+        request.computed += count
+        request.ahead += draws
+        return Step(ExtendKey(chunk), (row,))
 
-    def _grow(self, request: Request) -> None:
-        """Make sure that `request` has a page for its next token, taking pages from the youngest if need be."""
-        while request.slot is not None and pages_for(len(request.tokens), self.page_size) > len(request.pages):
+    def _decode(self, requests: Sequence[Request], *, alone: bool) -> Step | None:
+        steps = self._steps(requests) if alone else 1
+        for request in requests:
+            self._grow(request, steps)
+        rows = []
+        for request in requests:
+            if request.slot is None:
+                continue
+            count = min(steps, request.limit - request.length)
+            rows.append(Row(request, request.stay, request.computed, count, count))
+            request.computed += count
+            request.ahead += count
+        return Step(self.menu.decode(len(rows), steps), rows) if rows else None
+
+    def _steps(self, requests: Sequence[Request]) -> int:
+        """How many tokens to make at once: several only when they come soon, somebody wants them all, and pages are free."""
+        steps = self.menu.most_steps(len(requests))
+        seconds = steps * self.pace.decode(self.menu.decode(len(requests), steps).rows)
+        wanted = max(r.limit - r.length for r in requests) >= steps
+        pages = sum(max(self._missing(r, steps), 0) for r in requests)
+        return steps if wanted and 0 < seconds <= BURST and pages <= self.pages.free else 1
+
+    def _missing(self, request: Request, steps: int) -> int:
+        """Pages that `request` lacks for `steps` more tokens; the newest token itself is only stored by the step after."""
+        last = min(request.computed + steps, request.limit - 1)
+        return pages_for(last, self.page_size) - len(request.pages)
+
+    def _grow(self, request: Request, steps: int) -> None:
+        """Make sure that `request` has pages for a decode step, taking them from the youngest if need be."""
+        while request.slot is not None and (missing := self._missing(request, steps)) > 0:
             if self.pages.free:
-                request.pages += self.pages.take(1)
+                request.pages += self.pages.take(min(missing, self.pages.free))
             else:
                 self._preempt(self._admitted[-1])
 
@@ -126,10 +181,13 @@ class Scheduler:
         self.preemptions += 1
 
     def _release(self, request: Request) -> None:
+        """Take back what `request` holds. Steps under way may still write there, before any that a new owner could be in."""
         assert request.slot is not None
         self.pages.give_back(request.pages)
         self._slots.append(request.slot)
         request.pages, request.slot = [], None
+        request.stay += 1
+        request.ahead = 0
         self._admitted.remove(request)
 
     def _drop(self, request: Request) -> None:
@@ -138,23 +196,16 @@ class Scheduler:
         else:
             self._release(request)
 
-    def _absorb_token(self, request: Request, sampled: Sampled) -> Output:
-        stopped = sampled.token in request.stop_ids
-        full = len(request.tokens) + 1 >= request.limit
-        request_output = _output(request, sampled, stopped=stopped, full=full)
-        if stopped or full:
+    def _take(self, request: Request, tokens: list[int], drawn: Drawn, line: int) -> Output:
+        """Book what `request` drew, up to the token that ends it."""
+        stop = next((i for i, token in enumerate(tokens, start=1) if token in request.stop_ids), None)
+        tokens = tokens[:stop]
+        request.tokens += tokens
+        finish: Finish = "stop" if stop is not None else "length" if len(request.tokens) >= request.limit else None
+        if finish is not None:
             self._drop(request)
-        else:
-            request.tokens.append(sampled.token)
-        return request_output
-
-
-def _output(request: Request, sampled: Sampled, *, stopped: bool, full: bool) -> Output:
-    wanted = request.sampling.logprobs is not None
-    return Output(
-        request=request.id,
-        tokens=[sampled.token],
-        logprobs=[sampled.logprob] if wanted else None,
-        alternatives=[list(sampled.alternatives)] if wanted else None,
-        finish="stop" if stopped else "length" if full else None,
-    )
+        if drawn.logprobs is None or not request.wants_logprobs:
+            return Output(request.id, tokens, finish=finish)
+        wanted = request.sampling.logprobs or 0
+        chosen = [unpack_logprobs(words, wanted) for words in drawn.logprobs[line, : len(tokens)]]
+        return Output(request.id, tokens, [c[0] for c in chosen], [c[1] for c in chosen], finish)

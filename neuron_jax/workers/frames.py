@@ -50,6 +50,7 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     max_slots: int = 0  # requests running at once
     page_size: int = 16
     chunk_tokens: int = 0  # most prompt tokens in one step
+    decode_steps: int = 0  # most tokens of a request in one step
     compile_cache: str = ""  # folder of JAX's persistent cache; "" = off
 
 
@@ -149,6 +150,9 @@ class EngineLoad(Struct, frozen=True):
     compiles: int = 0  # programs built after Ready
     prefix_lookup_tokens: int = 0  # prompt tokens that the prefix cache was asked for
     prefix_hit_tokens: int = 0  # those that it had
+    steady_compiles: int = 0  # programs built after Ready that the plan did not know: a step waited for each of them
+    host_ms: float = 0.0  # of a step, averaged: from one result to asking for the next; the device works meanwhile
+    wait_ms: float = 0.0  # of a step, averaged: from asking for a result to having it
 
 
 class Step(Struct, tag="step", frozen=True):

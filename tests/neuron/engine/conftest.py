@@ -1,21 +1,24 @@
 """Engines over a tiny model, compiled once for the whole folder."""
 
 from collections.abc import Callable, Iterator
+from itertools import count
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from models.sharding import make_mesh
-from neuron_jax.engine.buckets import declare
+from neuron_jax.engine.buckets import DecodeKey, Menu, declare
+from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
+from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
-from neuron_jax.engine.programs import Compiler, Program, Shapes
+from neuron_jax.engine.programs import Program, Shapes
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.scheduler import Scheduler
 from tests.fakes.tiny_llama import tiny
 
-SLOTS, CHUNK, PAGE, PAGES = 4, 64, 16, 48
+SLOTS, CHUNK, PAGE, PAGES, STEPS = 4, 64, 16, 48, 4
 
 
 @pytest.fixture(scope="session")
@@ -23,19 +26,26 @@ def runner() -> Iterator[Runner]:
     model, params = tiny()
     program = Program(model, make_mesh(jax.devices("cpu")[:1]), Shapes(PAGE, PAGES, SLOTS, 512), jnp.float32)
     compiler = Compiler(program.lower, workers=2)
-    buckets = declare(max_slots=SLOTS, chunk_tokens=CHUNK)
-    compiler.start(buckets.keys())
-    compiler.wait(list(buckets.keys()), lambda done, total: None)
+    keys = declare(max_slots=SLOTS, chunk_tokens=CHUNK, decode_steps=STEPS).keys()
+    compiler.start(keys)
+    compiler.wait(keys, lambda done, total: None)
+    compiler.watch()
     yield Runner(program, compiler, params)
     compiler.close()
 
 
 @pytest.fixture
 def new_engine(runner: Runner) -> Callable[..., Engine]:
-    """Engines sharing one runner: pages start out dirty with what the test before left in them."""
+    """Engines sharing one runner: pages start out dirty with what the test before left in them.
 
-    def make(*, pages: int = PAGES, slots: int = SLOTS) -> Engine:
-        scheduler = Scheduler(Pages(pages), page_size=PAGE, max_slots=slots, chunk_tokens=CHUNK)
-        return Engine(scheduler, runner, 512, clock=lambda: 0.0)
+    Their clock gives every step of the device a millisecond or two, so that all of the policy is at work.
+    """
+
+    def make(*, pages: int = PAGES, slots: int = SLOTS, steps: int = STEPS, overlap: bool = True) -> Engine:
+        menu = Menu()
+        menu.add(key for key in runner.compiler.ready if not isinstance(key, DecodeKey) or key.steps <= steps)
+        scheduler = Scheduler(Pages(pages), page_size=PAGE, max_slots=slots, menu=menu, pace=Pace())
+        ticks = count()
+        return Engine(scheduler, runner, 512, clock=lambda: next(ticks) / 1000, overlap=overlap)
 
     return make

@@ -7,7 +7,7 @@ import pytest
 
 from neuron_jax.engine import sampler
 from neuron_jax.engine.noise import gumbel, threefry2x32
-from neuron_jax.engine.sampler import MAX_BIAS, Counts, RowParams
+from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_BIAS, Past, RowParams
 
 VOCAB = 1000
 
@@ -25,12 +25,23 @@ def row_params(rows: int, **changes: object) -> RowParams:
         "presence": np.zeros(rows, np.float32),
         "frequency": np.zeros(rows, np.float32),
         "repetition": np.ones(rows, np.float32),
-        "bias_ids": np.zeros((rows, MAX_BIAS), np.int32),
-        "bias": np.zeros((rows, MAX_BIAS), np.float32),
+        "biased": np.zeros(rows, np.int32),
+        "need": np.full(rows, DRAW, np.int32),
+        "full_until": np.zeros(rows, np.uint32),
     }
     for name, value in changes.items():
         fields[name] = np.broadcast_to(np.asarray(value, fields[name].dtype), fields[name].shape)
     return RowParams(**{name: jnp.asarray(value) for name, value in fields.items()})
+
+
+def no_past(slots: int) -> Past:
+    return Past(
+        generated=jnp.zeros((slots, VOCAB), jnp.int16),
+        in_prompt=jnp.zeros((slots, VOCAB), jnp.bool_),
+        bias_ids=jnp.zeros((slots, MAX_BIAS), jnp.int32),
+        bias=jnp.zeros((slots, MAX_BIAS), jnp.float32),
+        bias_until=jnp.zeros((slots, MAX_BIAS), jnp.uint32),
+    )
 
 
 def some_logits(rows: int, *, peak: float = 3.0, seed: int = 0) -> jax.Array:
@@ -133,34 +144,79 @@ def test_temperature_zero_is_greedy() -> None:
 def test_penalties_follow_their_definitions() -> None:
     """HF's repetition rule over prompt and output, then OpenAI's frequency and presence over the output."""
     logits = some_logits(1)
-    generated = jnp.zeros((1, VOCAB), jnp.int16).at[0, 4].set(3)
-    counts = Counts(generated, jnp.zeros((1, VOCAB), jnp.bool_).at[0, 9].set(True))
+    past = no_past(1)
+    past = past._replace(generated=past.generated.at[0, 4].set(3), in_prompt=past.in_prompt.at[0, 9].set(True))
     row = row_params(1, temperature=0.0, presence=0.5, frequency=0.25, repetition=1.3)
     expected = np.array(logits)[0]
     for i in (4, 9):
         expected[i] = expected[i] / 1.3 if expected[i] > 0 else expected[i] * 1.3
     expected[4] -= 3 * 0.25 + 0.5
 
-    got = np.asarray(sampler._penalize(logits, counts.generated, counts.in_prompt, row))[0]
+    got = np.asarray(sampler._penalize(logits, past.generated, past.in_prompt, row))[0]
 
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
-def test_full_counts_what_it_drew() -> None:
-    counts = Counts(jnp.zeros((3, VOCAB), jnp.int16), jnp.zeros((3, VOCAB), jnp.bool_))
-    drawn, counts = sampler.full(some_logits(2), row_params(2), counts)
+def test_a_slot_counts_what_was_drawn() -> None:
+    past = sampler.count(no_past(3), jnp.asarray([0, 2], jnp.int32), jnp.asarray([5, 7], jnp.int32))
+    past = sampler.count(past, jnp.asarray([0], jnp.int32), jnp.asarray([5], jnp.int32))
 
-    assert [int(counts.generated[i, drawn.token[i]]) for i in range(2)] == [1, 1]
-    assert int(counts.generated.sum()) == 2
+    assert int(past.generated[0, 5]) == 2
+    assert int(past.generated[2, 7]) == 1
+    assert int(past.generated.sum()) == 3
 
 
-@pytest.mark.parametrize("kind", ["draw", "full"])
-def test_no_program_sorts_the_vocabulary(kind: str) -> None:
+def test_a_bias_holds_up_to_its_position_and_for_its_own_request() -> None:
+    """The likeliest token is banned below position 8: row 0 is before that, row 1 behind it, row 2 somebody else."""
+    logits = jnp.broadcast_to(some_logits(1), (3, VOCAB))
+    best = int(logits[0].argmax())
+    past = no_past(1)
+    past = past._replace(
+        bias_ids=past.bias_ids.at[0, 3].set(best),
+        bias=past.bias.at[0, 3].set(-jnp.inf),
+        bias_until=past.bias_until.at[0, 3].set(8),
+    )
+    row = row_params(3, slot=0, temperature=0.0, need=FULL, position=[7, 8, 7], biased=[1, 1, 0])
+
+    drawn = np.asarray(sampler.sample(logits, row, past).token)
+
+    assert (drawn == best).tolist() == [False, True, True]
+
+
+def test_a_row_does_not_care_how_much_its_neighbours_need() -> None:
+    """Alone it gets arg max or a plain draw; beside a row with penalties everything is computed for everybody."""
+    logits = some_logits(3)
+    row = row_params(3, temperature=[0.0, 0.8, 1.0], need=[GREEDY, DRAW, FULL], top_p=0.9, presence=[0, 0, 1])
+    together = np.asarray(sampler.sample(logits, row, no_past(3)).token)
+
+    for i in range(3):
+        alone = sampler.sample(logits[i : i + 1], RowParams(*(part[i : i + 1] for part in row)), no_past(3)).token
+        assert int(alone[0]) == together[i]
+
+
+@pytest.mark.parametrize(("need", "logprobs"), [(GREEDY, False), (DRAW, False), (FULL, True)])
+def test_log_probabilities_come_where_a_row_needs_everything(need: int, logprobs: bool) -> None:
+    drawn = sampler.sample(some_logits(2), row_params(2, need=[GREEDY, need]), no_past(2))
+
+    assert (np.asarray(drawn.logprob) < 0).all() == logprobs
+
+
+def test_bans_make_a_row_need_everything_for_as_long_as_they_hold() -> None:
+    row = row_params(2, need=GREEDY, position=7)
+    held = sampler.sample(some_logits(2), row._replace(full_until=jnp.asarray([8, 0], jnp.uint32)), no_past(2))
+    over = sampler.sample(some_logits(2), row._replace(full_until=jnp.asarray([7, 0], jnp.uint32)), no_past(2))
+
+    assert np.asarray(held.logprob).all()
+    assert not np.asarray(over.logprob).any()
+
+
+def test_logits_that_are_no_numbers_still_give_an_id() -> None:
+    assert 0 <= int(sampler.greedy(jnp.full((1, VOCAB), jnp.nan))[0]) < VOCAB
+
+
+def test_no_program_sorts_the_vocabulary() -> None:
     """XLA:CPU falls back to a full sort where it does not recognize a top_k: 30 ms a row, and nobody would notice."""
-    logits, row = some_logits(2), row_params(2)
-    counts = Counts(jnp.zeros((3, VOCAB), jnp.int16), jnp.zeros((3, VOCAB), jnp.bool_))
-    arguments = (logits, row) if kind == "draw" else (logits, row, counts)
-    program = jax.jit(getattr(sampler, kind)).lower(*arguments).compile().as_text()
+    program = jax.jit(sampler.sample).lower(some_logits(2), row_params(2), no_past(3)).compile().as_text()
 
     assert "TopK" in program
     assert " sort(" not in program

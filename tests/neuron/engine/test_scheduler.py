@@ -1,0 +1,209 @@
+"""The scheduler without a device: what it hands out, in which order, and how it books what comes back late."""
+
+import pytest
+
+from neuron_jax.engine.batch import Drawn, Step
+from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Menu, declare
+from neuron_jax.engine.pace import Pace
+from neuron_jax.engine.pages import Pages
+from neuron_jax.engine.requests import Request, from_submit
+from neuron_jax.engine.scheduler import STALL, Scheduler
+from tests.fakes.engines import submit
+
+CHUNK_SECONDS = {8: 0.010, 16: 0.015, 32: 0.025, 64: 0.045}
+
+
+def scheduler(*, pages: int = 100, slots: int = 4, decode: float = 0.0) -> Scheduler:
+    """With `decode` seconds for a decode step, and CHUNK_SECONDS for prompts."""
+    menu, pace = Menu(), Pace()
+    menu.add(declare(max_slots=slots, chunk_tokens=64, decode_steps=4).keys())
+    if decode:
+        for chunk, seconds in CHUNK_SECONDS.items():
+            pace.saw(ExtendKey(chunk), seconds)
+        for rows in (1, 2, 4):
+            pace.saw(DecodeKey(rows, 1), decode)
+    return Scheduler(Pages(pages), page_size=16, max_slots=slots, menu=menu, pace=pace)
+
+
+def add(to: Scheduler, request: int, prompt: int, **changes: object) -> Request:
+    made = from_submit(submit(request, [1] * prompt, **changes), arrival=request, max_context=512)
+    to.add(made)
+    return made
+
+
+def following(of: Scheduler) -> Step:
+    step = of.next_batch()
+    assert step is not None
+    of.check_integrity()
+    return step
+
+
+def drawn(step: Step, token: int = 7) -> Drawn:
+    return Drawn([[token] * row.count for row in step.rows], None)
+
+
+def run(of: Scheduler) -> Step:
+    """The next step, computed at once."""
+    step = following(of)
+    of.absorb(step, drawn(step))
+    return step
+
+
+def test_a_prompt_is_computed_and_then_decoded_before_its_token_is_known() -> None:
+    busy = scheduler()
+    request = add(busy, 1, 10, max_tokens=5)
+    first, second = following(busy), following(busy)
+
+    assert (first.key, first.rows[0].count, first.rows[0].draws) == (ExtendKey(16), 10, 1)
+    assert (second.key, second.rows[0].start) == (DecodeKey(1, 1), 10)
+    assert (len(request.tokens), request.length, request.computed) == (10, 12, 11)
+
+
+def test_no_more_tokens_are_planned_than_the_limit_allows() -> None:
+    """With everything under way that it may still say, a request waits for its end."""
+    busy = scheduler()
+    add(busy, 1, 10, max_tokens=2)
+    steps = [following(busy), following(busy)]
+
+    assert busy.next_batch() is None
+    outputs = [output for step in steps for output in busy.absorb(step, drawn(step))]
+    assert [output.finish for output in outputs] == [None, "length"]
+    assert busy.idle
+
+
+def test_what_ended_while_its_next_step_was_under_way_says_nothing_more() -> None:
+    busy = scheduler()
+    add(busy, 1, 10, stop=(7,))
+    first, second = following(busy), following(busy)
+
+    assert [output.finish for output in busy.absorb(first, drawn(first))] == ["stop"]
+    assert busy.idle
+    assert busy.absorb(second, drawn(second)) == []
+
+
+def test_a_slot_given_away_while_its_step_was_under_way_keeps_the_two_apart() -> None:
+    busy = scheduler(slots=1)
+    first = add(busy, 1, 10)
+    second = add(busy, 2, 10)
+    late = following(busy)
+    busy.cancel(1)
+    step = following(busy)
+
+    assert step.rows[0].request is second
+    assert second.slot is not None
+    assert busy.absorb(late, drawn(late)) == []
+    assert [output.request for output in busy.absorb(step, drawn(step))] == [2]
+    assert (len(first.tokens), len(second.tokens)) == (10, 11)
+
+
+def test_tokens_under_way_of_a_preempted_request_are_drawn_again() -> None:
+    """Two requests of up to 4 pages in 6: the younger one gives way while a token of its own is on its way."""
+    busy = scheduler(pages=6)
+    old, young = add(busy, 1, 30, max_tokens=30), add(busy, 2, 20, max_tokens=30)
+    late = [following(busy)]
+    while not busy.preemptions:
+        late.append(following(busy))
+        busy.absorb(late[-2], drawn(late[-2]))
+    known = len(young.tokens)
+
+    assert young.slot is None
+    assert (young.ahead, young.computed) == (0, 0)
+    assert [output.request for output in busy.absorb(late[-1], drawn(late[-1]))] == [1]
+    assert len(young.tokens) == known
+    while old.tokens[30:] != [7] * 30:
+        run(busy)
+    again = following(busy)
+    assert again.rows[0].request is young
+    assert again.rows[0].count == known
+
+
+def test_a_stop_within_several_tokens_trims_them() -> None:
+    busy = scheduler(decode=0.004)
+    add(busy, 1, 10, stop=(9,))
+    run(busy)
+    step = following(busy)
+    (output,) = busy.absorb(step, Drawn([[7, 9, 8, 8]], None))
+
+    assert step.key == DecodeKey(1, 4)
+    assert (output.tokens, output.finish) == ([7, 9], "stop")
+
+
+def test_rows_near_their_limit_draw_no_more_than_that() -> None:
+    busy = scheduler(decode=0.004)
+    add(busy, 1, 10, max_tokens=3)
+    add(busy, 2, 8, max_tokens=12)
+    kinds = [run(busy).key for _ in range(2)]
+    step = following(busy)
+    outputs = busy.absorb(step, drawn(step))
+
+    assert kinds == [ExtendKey(16), ExtendKey(8)]
+    assert step.key == DecodeKey(2, 4)
+    assert [(row.count, row.draws) for row in step.rows] == [(2, 2), (4, 4)]
+    assert [(len(output.tokens), output.finish) for output in outputs] == [(2, "length"), (4, None)]
+
+
+@pytest.mark.parametrize(
+    ("why", "decode", "pages", "waiting", "left"),
+    [
+        ("all is well", 0.004, 100, 0, 12),
+        ("nothing is known of how long they take", 0.0, 100, 0, 12),
+        ("they would take too long", 0.020, 100, 0, 12),
+        ("somebody waits", 0.004, 100, 1, 12),
+        ("nobody has that much to say", 0.004, 100, 0, 4),
+        ("pages are short", 0.004, 1, 0, 6),
+    ],
+)
+def test_several_tokens_are_made_at_once_when(why: str, decode: float, pages: int, waiting: int, left: int) -> None:
+    busy = scheduler(decode=decode, pages=pages, slots=1)
+    add(busy, 1, 10 if pages > 1 else 9, max_tokens=left)
+    run(busy)
+    if pages == 1:
+        run(busy)  # 11 of 16 tokens stored
+        busy.pages.take(busy.pages.free)
+    for i in range(waiting):
+        add(busy, 2 + i, 10)
+    step = busy.next_batch()
+
+    assert step is not None
+    assert step.key == DecodeKey(1, 4 if why == "all is well" else 1)
+
+
+@pytest.mark.parametrize(("decode", "chunk"), [(0.004, 8), (0.0085, 16), (0.015, 32), (0.03, 64)])
+def test_beside_running_streams_a_chunk_is_as_long_as_they_can_bear(decode: float, chunk: int) -> None:
+    """At most STALL times a decode step, but always something."""
+    busy = scheduler(decode=decode)
+    add(busy, 1, 10, max_tokens=100)
+    run(busy)
+    add(busy, 2, 400)
+    kinds = [run(busy).key for _ in range(4)]
+
+    assert kinds == [ExtendKey(chunk), DecodeKey(1, 1)] * 2
+    assert chunk == 8 or CHUNK_SECONDS[chunk] <= STALL * decode
+
+
+def test_short_prompts_share_the_pause_between_two_decode_steps() -> None:
+    busy = scheduler(decode=0.015)
+    add(busy, 1, 10, max_tokens=100)
+    run(busy)
+    for i in (2, 3, 4):
+        add(busy, i, 8)
+
+    kinds = [run(busy).key for _ in range(5)]
+
+    assert kinds == [ExtendKey(8), ExtendKey(8), DecodeKey(4, 1), ExtendKey(8), DecodeKey(4, 1)]
+
+
+def test_without_running_streams_chunks_are_the_longest() -> None:
+    busy = scheduler(decode=0.004)
+    add(busy, 1, 200)
+
+    assert [run(busy).key for _ in range(4)] == [*[ExtendKey(64)] * 3, ExtendKey(8)]
+
+
+def test_before_anything_is_measured_streams_are_spared() -> None:
+    busy = scheduler()
+    add(busy, 1, 10, max_tokens=100)
+    run(busy)
+    add(busy, 2, 20)
+
+    assert [run(busy).key for _ in range(4)] == [ExtendKey(8), DecodeKey(1, 1)] * 2
