@@ -1,0 +1,159 @@
+"""Which attention an engine computes with, and why: a ladder of kernels, each tried on the device. Knows no requests.
+
+Decode steps (one token per row) and prompt steps choose on their own: the first rung that says it can and whose trial
+gives what the reference gives. A rung that fails, by whatever exception, costs a line of the reason and nothing else.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from attrs import frozen
+from jax.sharding import PartitionSpec
+
+from models.sharding import TENSOR
+from models.spec import Attend
+from neuron_jax.engine.attention_kv import KVFormat, LayerCache
+from neuron_jax.engine.attention_paged import Mix, PagedAttend
+from neuron_jax.engine.attention_reference import attend_blocks
+from neuron_jax.engine.attention_trial import Case, Make, disagreement, tolerance
+
+log = logging.getLogger("neuron.engine")
+
+
+@frozen
+class Rung:
+    """A way to compute attention. `refuses` says why it cannot serve a case, with chunks or with one token per row."""
+
+    name: str
+    refuses: Callable[[Case, bool], str | None]
+    make: Callable[[Case], Make]
+    tried: bool = True  # the reference needs no trial
+
+
+@frozen
+class Choice:
+    """The attention of decode steps and of prompt steps. `name` and `reason` are what GET /models says."""
+
+    name: str
+    reason: str
+    decode: Make
+    extend: Make
+
+    def make(self, table: jax.Array, start: jax.Array, count: jax.Array, chunk: int) -> Attend[LayerCache]:
+        return (self.decode if chunk == 1 else self.extend)(table, start, count, chunk)
+
+
+def choose(case: Case, rungs: Sequence[Rung] | None = None) -> Choice:
+    """The first rung that serves decode steps and the first that serves prompt steps; the last rung serves anything."""
+    ladder = RUNGS if rungs is None else rungs
+    decode, not_decode = _first(case, ladder, chunked=False)
+    extend, not_extend = _first(case, ladder, chunked=True)
+    same = decode.name == extend.name
+    name = decode.name if same else f"{decode.name} for decoding, {extend.name} for prompts"
+    reason = "; ".join(dict.fromkeys([*not_decode, *not_extend])) or f"the first choice on {case.device.device_kind}"
+    log.info("attention: %s (%s)", name, reason)
+    return Choice(name, reason, decode.make(case), extend.make(case))
+
+
+def _first(case: Case, ladder: Sequence[Rung], *, chunked: bool) -> tuple[Rung, list[str]]:
+    """The rung, and why those before it are not it."""
+    reasons: list[str] = []
+    for rung in ladder:
+        why = rung.refuses(case, chunked) or (_trial(rung, case, chunked=chunked) if rung.tried else None)
+        if why is None:
+            return rung, reasons
+        reasons.append(f"{rung.name}: {why}")
+    raise AssertionError(f"nothing computes attention: {'; '.join(reasons)}")
+
+
+def _trial(rung: Rung, case: Case, *, chunked: bool) -> str | None:
+    """Why `rung` will not do, by what it makes of a few rows on the device; None when it does."""
+    try:
+        make = rung.make(case)
+        for layer in case.layers:
+            off = disagreement(make, _reference(case), case, layer, chunked=chunked)
+            if not off <= tolerance(case.dtype):
+                return f"differs from the reference by {off:.1g} of its largest value"
+    except Exception as error:  # whatever a compiler or a library says no with
+        log.warning("attention %s failed its trial", rung.name, exc_info=True)
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return None
+
+
+def _over_heads(mix: Mix, mesh: jax.sharding.Mesh) -> Mix:
+    """`mix` on each device for its own heads: XLA cannot split a kernel that it does not know."""
+    if mesh.size == 1:
+        return mix
+    heads, whole = PartitionSpec(None, None, TENSOR), PartitionSpec()
+
+    def call(q: jax.Array, cache: LayerCache, kv: KVFormat, *, window: int | None, **rows: jax.Array) -> jax.Array:
+        def local(q: jax.Array, cache: LayerCache, rows: dict[str, jax.Array]) -> jax.Array:
+            return mix(q, cache, kv, window=window, **rows)
+
+        split = jax.shard_map(local, mesh=mesh, in_specs=(heads, heads, whole), out_specs=heads, check_vma=False)
+        mixed: jax.Array = split(q, cache, rows)
+        return mixed
+
+    return call
+
+
+def _mixed_by(mix: Mix, case: Case) -> Make:
+    def make(table: jax.Array, start: jax.Array, count: jax.Array, chunk: int) -> Attend[LayerCache]:
+        return PagedAttend(mix, case.kv, table, start, count, chunk)
+
+    return make
+
+
+def _reference(case: Case) -> Make:
+    return _mixed_by(attend_blocks, case)
+
+
+def _cudnn(case: Case) -> Make:
+    from neuron_jax.engine.attention_gathered import attend_gathered
+
+    return _mixed_by(_over_heads(partial(attend_gathered, implementation="cudnn"), case.mesh), case)
+
+
+def _cudnn_refuses(case: Case, chunked: bool) -> str | None:
+    del chunked
+    if case.capability < 8:
+        return "needs an NVIDIA GPU of compute capability 8.0"
+    if jnp.dtype(case.dtype).itemsize != 2:
+        return f"computes in 16 bits, not in {jnp.dtype(case.dtype).name}"
+    widest, most = max(layer.head_dim for layer in case.layers), 256 if case.capability >= 9 else 128
+    if widest > most or any(layer.head_dim % 8 for layer in case.layers):
+        return f"heads of {widest}; takes multiples of 8 up to {most}"
+    return None
+
+
+def _pallas(case: Case) -> Make:
+    # Imported by the trial: later versions of JAX have no Triton.
+    from neuron_jax.engine.attention_flash import attend_decode
+
+    return _mixed_by(_over_heads(attend_decode, case.mesh), case)
+
+
+def _pallas_refuses(case: Case, chunked: bool) -> str | None:
+    if chunked:
+        return "decodes only"
+    if case.capability < 8:
+        return "needs an NVIDIA GPU of compute capability 8.0"
+    values = max(layer.kv_heads * layer.head_dim for layer in case.layers) * (case.pages + 1) * case.page_size
+    if 2**31 <= values // case.mesh.size <= 2**32 // case.kv.dtype.itemsize:
+        return "a layer's pool is too large for 32-bit offsets, and too small for Pallas to use 64"
+    return None
+
+
+def _never_refuses(case: Case, chunked: bool) -> None:
+    del case, chunked
+
+
+RUNGS = (
+    Rung("pallas", _pallas_refuses, _pallas),
+    Rung("cudnn", _cudnn_refuses, _cudnn),
+    Rung("xla", _never_refuses, _reference, tried=False),
+)
+"""From the fastest to the one that always works. None but the last has been timed anywhere."""

@@ -1,0 +1,140 @@
+"""Whether a way to compute attention gives on this device what the reference gives; knows shapes and arrays, no requests."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from attrs import frozen
+
+from models.sharding import named_sharding
+from models.spec import Attend, Model, ParamSpec
+from neuron_jax.engine.attention_kv import KVFormat, LayerCache
+
+TOKENS = 512
+"""Tokens that each row of a trial has pages for."""
+
+CHUNK = 32
+ROWS = ((1, 17, 300, 0),)
+PROMPTS = ((27,), (505,))
+"""Lengths of the rows of each step: decoding, the last padding; the first and a later chunk of a prompt."""
+
+
+@frozen
+class Layer:
+    """How a model's layers call attention: whole numbers of heads over all devices, H, and the window or None."""
+
+    kv_heads: int
+    group: int
+    head_dim: int
+    window: int | None
+
+
+@frozen
+class Case:
+    """What the attention of an engine has to serve."""
+
+    mesh: jax.sharding.Mesh
+    dtype: Any
+    kv: KVFormat
+    pages: int
+    page_size: int
+    layers: tuple[Layer, ...]  # each kind once
+
+    @property
+    def device(self) -> Any:
+        return self.mesh.devices.flat[0]
+
+    @property
+    def capability(self) -> float:
+        """Of an NVIDIA GPU; 0 for anything else."""
+        return float(getattr(self.device, "compute_capability", 0)) if self.device.platform == "gpu" else 0.0
+
+
+Make = Callable[[jax.Array, jax.Array, jax.Array, int], Attend[LayerCache]]
+"""(table [R, W], start [R], count [R], chunk) -> the `Attend` of a step of R rows of `chunk` tokens."""
+
+
+def kinds(model: Model) -> tuple[Layer, ...]:
+    """How the layers of `model` call attention, found by letting it call. Nothing is computed."""
+    found: list[Layer] = []
+
+    def note(qkv: jax.Array, cache: Any, *, rotary: Any, scale: float, window: int | None = None) -> Any:
+        del rotary, scale
+        _, kv_heads, wide, size = qkv.shape
+        found.append(Layer(kv_heads, wide - 2, size, window))
+        return qkv[:, :, :-2], cache
+
+    one = jax.ShapeDtypeStruct((1,), jnp.int32)
+    params = jax.tree.map(
+        lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype),
+        model.param_specs,
+        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
+    )
+    layers = model.cache_spec.layers
+    jax.eval_shape(lambda params, one: model.forward(params, one, one, note, (None,) * layers), params, one)
+    return tuple(dict.fromkeys(found))
+
+
+def tolerance(dtype: Any) -> float:
+    """Of the largest value: what sums in another order may differ by, in tensor float 32 where the numbers are float32."""
+    return max(8 * float(jnp.finfo(dtype).eps), 1e-3)  # type: ignore[no-untyped-call]
+
+
+def disagreement(make: Make, reference: Make, case: Case, layer: Layer, *, chunked: bool) -> float:
+    """The largest difference of the mixed values to the reference's, over their largest value. NaN where one is NaN."""
+    chunk = CHUNK if chunked else 1
+    got, wanted = (jax.jit(partial(_step, case, layer, way)) for way in (make, reference))
+    off = []
+    for lengths in PROMPTS if chunked else ROWS:
+        given, real = _inputs(case, layer, chunk, lengths)
+        ours, theirs = (np.asarray(step(given), np.float32)[real] for step in (got, wanted))
+        off.append(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    return float(np.max(off))
+
+
+def _step(case: Case, layer: Layer, make: Make, given: dict[str, jax.Array]) -> jax.Array:
+    """One step over a pool that holds the tokens `before`."""
+    cache = _filled(case, layer, given["before"], given["table"])
+    chunk = given["qkv"].shape[0] // given["table"].shape[0]
+    attend = make(given["table"], given["start"], given["count"], chunk)
+    rotary = (given["cos"], given["sin"])
+    return attend(given["qkv"], cache, rotary=rotary, scale=layer.head_dim**-0.5, window=layer.window)[0]
+
+
+def _inputs(case: Case, layer: Layer, chunk: int, lengths: Sequence[int]) -> tuple[dict[str, jax.Array], Any]:
+    """Arguments of `_step` for rows of these lengths on shuffled pages, and which of their tokens exist."""
+    rng = np.random.default_rng(0)
+    rows, width, size = len(lengths), TOKENS // case.page_size, layer.head_dim
+    ends = np.array(lengths, np.int32)
+    start, count = np.maximum(ends - chunk, 0), np.minimum(ends, chunk)
+    table = 1 + rng.permutation(rows * width).reshape(rows, width).astype(np.int32)
+    before = rng.standard_normal((2, rows * width * case.page_size, layer.kv_heads, size))
+    qkv = rng.standard_normal((rows * chunk, layer.kv_heads, layer.group + 2, size))
+    angle = rng.uniform(0, 6, (rows * chunk, size // 2)).astype(np.float32)
+
+    def put(array: Any, axes: tuple[str | None, ...] = ()) -> jax.Array:
+        placed: jax.Array = jax.device_put(array, named_sharding(case.mesh, axes))
+        return placed
+
+    given = {
+        "qkv": put(qkv.astype(case.dtype), (None, "kv_heads")),
+        "before": put(before.astype(case.dtype), (None, None, "kv_heads")),
+        "table": put(table),
+        "start": put(start),
+        "count": put(count),
+        "cos": put(np.cos(angle)),
+        "sin": put(np.sin(angle)),
+    }
+    return given, (np.arange(chunk)[None] < count[:, None]).reshape(-1)
+
+
+def _filled(case: Case, layer: Layer, before: jax.Array, table: jax.Array) -> LayerCache:
+    """A pool with something on every page but the trash page."""
+    specs = case.kv.layer(pages=table.size, page_size=case.page_size, kv_heads=layer.kv_heads, head_dim=layer.head_dim)
+    cache: LayerCache = tuple(jnp.zeros(spec.shape, spec.dtype) for spec in specs)
+    token = jnp.arange(before.shape[1], dtype=jnp.int32)
+    page, offset = 1 + token // case.page_size, token % case.page_size
+    return case.kv.write(cache, before[0], before[1], page=page, offset=offset, real=page > 0)

@@ -1,0 +1,18 @@
+"""A GPU, or a skip. All of it, figures included: `pytest -m gpu -s tests/gpu` with the cuda12 extra installed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def gpu() -> Iterator[Any]:
+    """The first NVIDIA GPU, on which everything in the test then runs."""
+    try:
+        device = jax.devices("cuda")[0]
+    except RuntimeError:
+        pytest.skip("no NVIDIA GPU, or no JAX that can use it")
+    with jax.default_device(device):
+        yield device
