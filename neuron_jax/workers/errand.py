@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import IO, Any
 
 import msgspec
@@ -29,7 +29,7 @@ LAST_WORDS = 2_000
 
 def run_errand(
     module: str, spec: EngineSpec, options: Mapping[str, Any], inherited: Mapping[str, str]
-) -> Iterator[Record]:
+) -> Generator[Record]:
     """The records of `python -m module`, as they come. `options["began"]` is when the process was started.
 
     Raises LoadError for a failure that the child could name, NeuronError with its last words for any other. The process
