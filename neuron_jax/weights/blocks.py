@@ -90,6 +90,16 @@ def _iq4_nl(raw: Bytes) -> Unpacked:
     return Unpacked(_IQ4_NL[_nibbles(raw[:, 2:])], _half(raw[:, :2]))
 
 
+def _iq4_xs(raw: Bytes) -> Unpacked:
+    """d, the high 2 bits of 8 scales, their low 4 bits, then 8 groups of 32 codes of IQ4_NL."""
+    high = _fields(raw[:, 2:4, None], 2)
+    low = _fields(raw[:, 4:8, None], 4)
+    codes = _IQ4_NL[_nibbles(raw[:, 8:].reshape(-1, 16))]
+    return Unpacked(
+        codes.reshape(-1, _SUPER), _half(raw[:, :2]) * ((low | high << np.uint8(4)).astype(np.float32) - 32)
+    )
+
+
 def _q2_k(raw: Bytes) -> Unpacked:
     """16 groups of 16: 4-bit scale and minimum, then 2-bit weights, then d and m."""
     scales, quants = raw[:, :16], raw[:, 16:80].reshape(-1, 2, 32)
@@ -152,6 +162,7 @@ FORMATS: dict[int, BlockFormat] = {
     13: BlockFormat("Q5_K", _SUPER, 176, Storage(8, 32, offset=True), _q5_k),
     14: BlockFormat("Q6_K", _SUPER, 210, Storage(8, 16), _q6_k),
     20: BlockFormat("IQ4_NL", 32, 18, Storage(8, 32, half=True), _iq4_nl),
+    23: BlockFormat("IQ4_XS", _SUPER, 136, Storage(8, 32), _iq4_xs),
     30: BlockFormat("BF16", 1, 2, BFLOAT16),
 }
 """ggml type number -> format."""
