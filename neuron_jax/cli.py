@@ -1,4 +1,4 @@
-"""The command line of one host: serve, discover, plan, bench; knows flags, must not know HTTP or JAX.
+"""The command line of one host: serve, discover, plan, bench, quality; knows flags, must not know HTTP or JAX.
 
 Everything a command needs is imported inside it, so that `--help` is quick and a bare install can say what is missing.
 Exit codes: 0 done, 1 it did not work out (the message says why), 2 a wrong flag or configuration.
@@ -245,6 +245,42 @@ def bench(
         (last,) = show_progress(records, console(stderr=True))
     print_bench(last["report"], console())
     write_outputs(last["report"], json_file, plot)
+
+
+@app.command
+def quality(
+    model: str,
+    *,
+    quant: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    source: str | None = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+    environ: Environ,
+) -> None:
+    """Measure what each format does to a model's predictions: perplexity, and the divergence from float32.
+
+    Parameters
+    ----------
+    model:
+        An id or alias, a folder, a .gguf file, or org/name of the hub. Nothing is fetched.
+    quant:
+        A format to measure, as often as wanted; all of them where none is named.
+    source:
+        Where the weights are, when the id does not say.
+    config:
+        A TOML file with limits and models.
+    as_json:
+        Print JSON.
+    """
+    from neuron_jax.planning import resolve
+    from neuron_jax.quality.run import print_quality, report, run_quality
+
+    loaded = load_config(config, environ)
+    found = resolve(loaded, *_look(loaded, environ), _asked(model, source=source, tensor_parallel=1))
+    with closing(run_quality(found.engine, found.described, quant, environ)) as records:
+        rows = [record["quality"] for record in show_progress(records, console(stderr=True))]
+    answer = report(found.engine, rows)
+    _print_json(answer) if as_json else print_quality(answer, console())
 
 
 def _asked(model: str, **flags: Any) -> dict[str, Any]:

@@ -18,11 +18,12 @@ EXACT = "none"
 
 
 def work(spec: EngineSpec, options: Mapping[str, Any], tell: Tell) -> None:
-    """Float32 first, then every format of `options["quants"]` on the tokens `options["ids"]`."""
+    """Float32 first, then every format of `options["quants"]`, or all there are, on the tokens `options["ids"]`."""
     configure(spec)
     import jax
     import jax.numpy as jnp
 
+    from models.quant import SCHEMES
     from models.sharding import make_mesh
     from neuron_jax.quality.measure import Compared, Quality, compare, predictions, windows
     from neuron_jax.weights.checkpoint import open_checkpoint
@@ -34,7 +35,7 @@ def work(spec: EngineSpec, options: Mapping[str, Any], tell: Tell) -> None:
         with jax.default_matmul_precision("highest"):
             model, params = _load(checkpoint, EXACT, jnp.float32, mesh, tell)
             exact = list(predictions(model, params, cut))
-        for quant in options["quants"]:
+        for quant in options["quants"] or SCHEMES:
             del model, params  # two models at once may be more than the memory holds
             model, params = _load(checkpoint, quant, served, mesh, tell)
             rows: list[Compared] = []

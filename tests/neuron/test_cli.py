@@ -82,8 +82,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([], {}) == 0
     shown = capsys.readouterr().out
 
-    assert all(name in shown for name in ("serve", "discover", "plan", "bench", "--version"))
-    assert all(app[name].help for name in ("serve", "discover", "plan", "bench"))
+    assert all(name in shown for name in ("serve", "discover", "plan", "bench", "quality", "--version"))
+    assert all(app[name].help for name in ("serve", "discover", "plan", "bench", "quality"))
 
 
 def test_the_module_is_the_program() -> None:

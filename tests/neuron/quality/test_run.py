@@ -1,5 +1,6 @@
 """The quality of a model's formats, end to end: a tiny checkpoint, a process that measures it, a table."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from neuron_jax.cli import run
 from neuron_jax.errors import LoadError
 from neuron_jax.quality.run import print_quality, report, run_quality, text
 from neuron_jax.weights.describe import describe
@@ -15,10 +17,15 @@ from tests.fakes.tiny_llama import write_checkpoint
 from tests.fakes.vocabularies import byte_level_json
 
 
-def measured(folder: Path, *quants: str) -> dict[str, Any]:
+def model_folder(folder: Path) -> Path:
+    """A tiny model whose vocabulary has room for its tokenizer's."""
     write_checkpoint(folder, vocab_size=1024)
     (folder / "tokenizer.json").write_bytes(byte_level_json())
-    spec = EngineSpec("tiny", str(folder))
+    return folder
+
+
+def measured(folder: Path, *quants: str) -> dict[str, Any]:
+    spec = EngineSpec("tiny", str(model_folder(folder)))
     told = list(run_quality(spec, describe(folder), quants, os.environ))
 
     assert {"weights", "measure"} == {record["phase"] for record in told if "phase" in record}
@@ -38,6 +45,16 @@ def test_every_format_is_measured_against_float32(tmp_path: Path, capsys: pytest
     assert int8["weight_bytes"] < 0.3 * none["weight_bytes"]
     assert f"tiny: {none['tokens']} tokens of English" in shown
     assert {"none", "int8"} <= {line.strip("│ ").split(" ")[0] for line in shown.splitlines()}
+
+
+def test_the_command_prints_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One object on standard output, with the formats that were asked for in their order."""
+    model_folder(tmp_path)
+
+    assert run(["quality", str(tmp_path), "--quant", "int8", "--quant", "none", "--json"], os.environ) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["quant"] for row in found["formats"]] == ["int8", "none"]
+    assert found["platform"] == "cpu"
 
 
 def test_a_format_that_is_none_is_told(tmp_path: Path) -> None:
