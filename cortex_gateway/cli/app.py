@@ -114,12 +114,19 @@ def load(
     *,
     node: Annotated[str | None, Parameter(help="Load it on this node; else where it fits best.")] = None,
     quant: Annotated[str | None, Parameter(help="auto, none, or a scheme that the neuron knows.")] = None,
+    kv_dtype: Annotated[str | None, Parameter(help="How keys and values are kept: auto, int8, fp8, ...")] = None,
     tensor_parallel: Annotated[int | None, Parameter(help="Devices to spread it over.")] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     json: Json = False,
 ) -> int:
     """Load a model and wait until it serves."""
-    asked = {"model": model, "node": node, "quant": quant, "tensor_parallel": tensor_parallel}
+    asked = {
+        "model": model,
+        "node": node,
+        "quant": quant,
+        "kv_dtype": kv_dtype,
+        "tensor_parallel": tensor_parallel,
+    }
     body = {name: value for name, value in asked.items() if value is not None}
     if json:
         _print_json(Api(endpoint).post("/admin/load", body))

@@ -103,6 +103,7 @@ class ModelInfo(Struct):
     progress: ProgressWire | None = None
     last_error: Any = None
     quant: dict[str, Any] | None = None
+    kv_dtype: dict[str, Any] | None = None
 
 
 @frozen
@@ -232,6 +233,7 @@ def _spec_body(spec: LoadSpec) -> dict[str, Any]:
         "source": spec.source,
         "harness": spec.harness,
         "quant": spec.quant,
+        "kv_dtype": spec.kv_dtype,
         "tensor_parallel": spec.tensor_parallel,
         "devices": list(spec.devices) or None,
         "max_context": spec.max_context,
@@ -274,6 +276,7 @@ def _replica(info: ModelInfo, load: ModelLoadWire | None) -> Replica:
         progress=_progress(info.progress) if info.progress else None,
         last_error=None if info.last_error is None else str(info.last_error),
         quant=info.quant,
+        kv_dtype=info.kv_dtype,
         load=ModelLoad(**{name: value for name, value in msgspec.structs.asdict(load).items() if name != "id"})
         if load
         else ModelLoad(),

@@ -150,12 +150,18 @@ class Fleet:
         *,
         node: str | None = None,
         quant: str | None = None,
+        kv_dtype: str | None = None,
         tensor_parallel: int | None = None,
         report: Reporter | None = None,
     ) -> None:
         """Load it, on `node` or where it fits best, and wait until it serves. Raises as `acquire` does, and InvalidBody."""
         asked = m.LoadAsked(
-            ticket=next(self._numbers), model=model, node=node, quant=quant, tensor_parallel=tensor_parallel
+            ticket=next(self._numbers),
+            model=model,
+            node=node,
+            quant=quant,
+            kv_dtype=kv_dtype,
+            tensor_parallel=tensor_parallel,
         )
         await self._wait(asked, report)
 

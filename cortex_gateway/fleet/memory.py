@@ -32,6 +32,7 @@ class Ticket:
     since: float
     node: str | None = None
     quant: str | None = None
+    kv_dtype: str | None = None
     tensor_parallel: int | None = None
     request_id: str = ""
     cold: bool = False
@@ -106,22 +107,24 @@ class Memory:
         return evolve(config, tensor_parallel=tensor_parallel) if tensor_parallel else config
 
     def spec_again(self, host: Host, model: str) -> LoadSpec:
-        """How to load what is loaded there: as we loaded it, else on the same devices in the same quantization."""
+        """How to load what is loaded there: as we loaded it, else on the same devices in the same formats."""
         if (model, host.name) in self._specs:
             return self._specs[model, host.name]
         replica = host.replicas[model]
         config = self.model(model, [host], tensor_parallel=len(replica.devices) or None)
         place = Place(node=host.name, devices=replica.devices)
-        return spec_for(config, place, quant=(replica.quant or {}).get("chosen"))
+        chosen = ((told or {}).get("chosen") for told in (replica.quant, replica.kv_dtype))
+        return spec_for(config, place, *chosen)
 
 
-def spec_for(model: ModelConfig, place: Place, *, quant: str | None = None) -> LoadSpec:
+def spec_for(model: ModelConfig, place: Place, quant: str | None = None, kv_dtype: str | None = None) -> LoadSpec:
     """What the node is asked for."""
     return LoadSpec(
         model_id=model.id,
         source=model.source,
         harness=model.harness,
         quant=quant or model.quant,
+        kv_dtype=kv_dtype or model.kv_dtype,
         tensor_parallel=model.shards,
         devices=place.devices,
         max_context=model.limit.context if model.limit else None,

@@ -25,6 +25,7 @@ class LoadSpec:
     source: str | None = None
     harness: str = "jax"
     quant: str = "auto"
+    kv_dtype: str | None = None
     tensor_parallel: int = 1
     devices: tuple[int, ...] = ()  # empty = the node chooses
     max_context: int | None = None
@@ -78,6 +79,7 @@ class LoadAsked:
     model: str
     node: str | None = None
     quant: str | None = None
+    kv_dtype: str | None = None
     tensor_parallel: int | None = None
 
 

@@ -107,6 +107,7 @@ class Residency:
             since=self._now,
             node=event.node,
             quant=event.quant,
+            kv_dtype=event.kv_dtype,
             tensor_parallel=event.tensor_parallel,
         )
         if self._names_a_node(ticket):
@@ -242,7 +243,7 @@ class Residency:
         ticket.cold = True
         host = self.hosts[place.node]
         log.info("loading %s on %s for %s", model.id, host.name, ticket.request_id or "an operator")
-        host.job = _job(model, spec_for(model, place, quant=ticket.quant), place)
+        host.job = _job(model, spec_for(model, place, ticket.quant, ticket.kv_dtype), place)
         self._advance(host)
 
     def _try_unload(self, ticket: Ticket) -> None:

@@ -66,6 +66,8 @@ def test_everything_a_neuron_says_is_taken() -> None:
                     "servable": {"ok": False, "reason": "insufficient_vram", "detail": "full"},
                     "progress": {"phase": "weights", "done": 1, "total": 2, "unit": "bytes"},
                     "last_error": {"message": "x"},
+                    "quant": {"chosen": "int4", "reason": "as asked"},
+                    "kv_dtype": {"chosen": "int8", "reason": "as asked"},
                 }
             ],
         )
@@ -87,6 +89,8 @@ def test_everything_a_neuron_says_is_taken() -> None:
         unservable_detail="full",
         progress=LoadStatus(phase="weights", done=1, total=2, unit="bytes"),
         last_error="{'message': 'x'}",
+        quant={"chosen": "int4", "reason": "as asked"},
+        kv_dtype={"chosen": "int8", "reason": "as asked"},
         load=ModelLoad(in_flight=1, queue_depth=2, tok_s_decode=9.5),
     )
     assert seen == Observation(hostname="h", harnesses=("jax",), devices=(device,), replicas=(replica,), uptime_secs=7)

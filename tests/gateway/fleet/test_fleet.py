@@ -98,15 +98,22 @@ def test_a_waiting_request_is_served_once_its_model_is_loaded() -> None:
 
 
 def test_the_catalogue_says_how_a_model_is_loaded() -> None:
-    """Source, quantization, context and devices are passed on to the node."""
+    """Source, formats, context and devices are passed on to the node."""
     host = HostDouble()
-    model = ModelConfig(id="m", source="/models/m", quant="int8")
+    model = ModelConfig(id="m", source="/models/m", quant="int8", kv_dtype="fp8")
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
         await cold(fleet, "m")
 
         assert host.specs == [
-            {"model_id": "m", "source": "/models/m", "harness": "jax", "quant": "int8", "tensor_parallel": 1}
+            {
+                "model_id": "m",
+                "source": "/models/m",
+                "harness": "jax",
+                "quant": "int8",
+                "kv_dtype": "fp8",
+                "tensor_parallel": 1,
+            }
         ]
 
     run({"a": host}, use, models=(model,))

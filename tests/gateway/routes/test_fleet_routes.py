@@ -88,7 +88,7 @@ def test_a_load_is_asked_for_and_awaited() -> None:
         response = await rig.client.post("/admin/load", json={"model": "demo", "node": "one", "tensor_parallel": 2})
 
         assert (response.status_code, response.json()) == (200, {"status": "loaded"})
-        asked = {"model": "demo", "node": "one", "quant": None, "tensor_parallel": 2}
+        asked = {"model": "demo", "node": "one", "quant": None, "kv_dtype": None, "tensor_parallel": 2}
         assert rig.fleet.calls == [("load", asked)]
         assert rig.metrics.records == []
 
