@@ -81,7 +81,14 @@ def _indices(value: Any) -> tuple[int, ...]:
     return tuple(_integer(0, 1023).read(item) for item in value)
 
 
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(value)
+    return value
+
+
 TEXT = Rule("a text that is not empty", _text)
+FLAG = Rule("true or false", _flag, lambda text: {"true": True, "false": False}.get(text.lower(), text))
 PATH = Rule("a path", _path)
 MEGABYTES = _integer(0, 2**31)
 TEXTS = Rule("a list of texts", _texts, lambda text: text.split(","))
@@ -120,6 +127,7 @@ class EngineConfig:
     max_slots: int = _setting(_integer(0, 4096), 0)
     chunk_tokens: int = _setting(_integer(0, 2**20), 0)
     page_size: int = _setting(_integer(1, 1024), 16)
+    prefix_cache: bool = _setting(FLAG, True)
     cpu_devices: int = _setting(_integer(1, 64), 1)
 
 

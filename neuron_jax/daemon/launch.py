@@ -24,6 +24,7 @@ def engine_spec(
         max_context=spec.max_context or engine.max_context,
         max_slots=engine.max_slots,
         page_size=engine.page_size,
+        prefix_cache=engine.prefix_cache,
         chunk_tokens=engine.chunk_tokens,
         compile_cache=str(config.cache.compile_dir),
     )

@@ -3,6 +3,7 @@
 Compiling and reading weights overlap: the programs are built from shapes alone.
 """
 
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.memory import MIB, MemoryPlan, plan_memory, request_for
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
+from neuron_jax.engine.prefix import NAME_BYTES, Naming
 from neuron_jax.engine.programs import Program, Shapes
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.scheduler import Scheduler
@@ -56,6 +58,7 @@ class Design:
     plan: MemoryPlan
     shapes: Shapes
     buckets: Buckets
+    prefix_cache: bool
 
 
 def design(config: Any, spec: EngineSpec, *, limit: int) -> Design:
@@ -90,7 +93,7 @@ def design(config: Any, spec: EngineSpec, *, limit: int) -> Design:
     )
     plan = plan_memory(request)
     shapes = Shapes(spec.page_size, plan.pages, slots, plan.max_context)
-    return Design(model, quant, reason, dtype, spec.tensor_parallel, plan, shapes, buckets)
+    return Design(model, quant, reason, dtype, spec.tensor_parallel, plan, shapes, buckets, spec.prefix_cache)
 
 
 def choose_quant(spec: EngineSpec) -> tuple[str, str]:
@@ -129,11 +132,13 @@ def assemble(
     compiler.watch()
     menu = Menu()
     menu.add(compiler.ready)
+    naming = Naming(made.shapes.page_size, secrets.token_bytes(NAME_BYTES)) if made.prefix_cache else None
     scheduler = Scheduler(
         Pages(made.plan.pages),
         page_size=made.shapes.page_size,
         max_slots=made.shapes.max_slots,
         menu=menu,
         pace=Pace(),
+        naming=naming,
     )
     return Engine(scheduler, runner, made.plan.max_context, time.perf_counter)

@@ -178,6 +178,8 @@ class Engine:
             waiting=scheduler.waiting,
             free_pages=scheduler.pages.free,
             preemptions=scheduler.preemptions,
+            prefix_lookup_tokens=scheduler.lookup_tokens,
+            prefix_hit_tokens=scheduler.hit_tokens,
             steady_compiles=self.runner.compiler.unplanned,
             **numbers,
         )

@@ -14,6 +14,8 @@ class Request:
     `fed` is the length when it was admitted: tokens up to there come from the host, later ones never leave the device.
     `slot` is its row of the device state while it is admitted; `stay` counts how often it gave that up, so that what a
     step under way brings for an earlier stay is known to be void. `arrival` orders requests: the youngest is preempted first.
+    Of `pages`, the first `found` were others' before, and the first `published` can be found by others; `names` are what
+    its full pages are called. `cached` counts the prompt's tokens that were found at its first stay.
     """
 
     id: int
@@ -31,6 +33,10 @@ class Request:
     pages: list[int] = field(factory=list)
     slot: int | None = None
     stay: int = 0
+    names: list[bytes] = field(factory=list)
+    found: int = 0
+    published: int = 0
+    cached: int = 0
 
     @property
     def length(self) -> int:

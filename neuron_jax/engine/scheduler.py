@@ -11,6 +11,7 @@ from neuron_jax.engine.buckets import ExtendKey, Menu
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.packing import unpack_logprobs
 from neuron_jax.engine.pages import Pages, pages_for
+from neuron_jax.engine.prefix import Naming
 from neuron_jax.engine.requests import Request
 from neuron_jax.workers.frames import Output
 
@@ -34,6 +35,9 @@ class Scheduler:
     When the pool is full the youngest request gives its pages back and is computed again later; its noise is keyed by
     position, so its text does not change.
 
+    With `naming`, the pages of prompts and answers can be found as they fill, and a request begins with those that hold its
+    text's beginning already. A page can be found once the step that fills it was handed out: who reads it comes later.
+
     A step that was handed out counts as done, except for the tokens it draws: `absorb` brings those, in the same order.
     """
 
@@ -42,7 +46,10 @@ class Scheduler:
     max_slots: int
     menu: Menu
     pace: Pace
+    naming: Naming | None = None
     preemptions: int = field(default=0, init=False)
+    lookup_tokens: int = field(default=0, init=False)  # of prompts whose beginnings were looked for
+    hit_tokens: int = field(default=0, init=False)  # of these, found
     _waiting: deque[Request] = field(factory=deque, init=False)
     _admitted: list[Request] = field(factory=list, init=False)  # in order of arrival
     _slots: list[int] = field(init=False)
@@ -76,7 +83,7 @@ class Scheduler:
         """The next step, with the pages for it granted; None when there is none, or none before `absorb` was called."""
         self._admit()
         decoding = [r for r in self._admitted if r.decoding]
-        feeding = next((r for r in self._admitted if r.to_feed), None)
+        feeding = self._feeding()
         chunk = self._chunk(feeding, len(decoding)) if feeding is not None else 0
         if feeding is not None and chunk:
             # Nobody is kept waiting by what is computed while no stream runs.
@@ -98,7 +105,7 @@ class Scheduler:
         return outputs
 
     def check_integrity(self) -> None:
-        """Assert that every page and every slot is free or has exactly one owner."""
+        """Assert that every page is free or has the owners that it should, and every slot is free or has one."""
         self.pages.check_integrity(r.pages for r in self._admitted)
         slots = sorted([*self._slots, *(r.slot for r in self._admitted if r.slot is not None)])
         assert slots == list(range(self.max_slots)), f"slots lost or owned twice: {slots}"
@@ -107,17 +114,60 @@ class Scheduler:
     def _admit(self) -> None:
         while self._waiting and self._slots:
             request = self._waiting[0]
-            need = pages_for(len(request.tokens) + 1, self.page_size)
+            found = self._find(request)
+            need = pages_for(len(request.tokens) + 1, self.page_size) - len(found)
             # A lone request may take the last page: nobody else is there to need one.
             spare = len(self._admitted)
-            if need + spare > self.pages.free:
+            if need + self.pages.unowned(found) + spare > self.pages.free:
                 return
             self._waiting.popleft()
             request.slot = self._slots.pop()
-            request.pages = self.pages.take(need)
+            self._share(request, found)
+            request.pages += self.pages.take(need)
             request.fed = len(request.tokens)
+            if self.naming is not None and request.stay == 0:
+                self.lookup_tokens += request.prompt_length
             self._admitted.append(request)
             self._admitted.sort(key=lambda r: r.arrival)
+
+    def _feeding(self) -> Request | None:
+        """Whose prompt comes next."""
+        request = next((r for r in self._admitted if r.to_feed), None)
+        if request is not None and request.computed == request.found * self.page_size:
+            # Nothing of it was computed yet: others may have computed its beginning since it was admitted.
+            self._share(request, self._find(request))
+        return request
+
+    def _find(self, request: Request) -> list[int]:
+        """The pages that hold the beginning of its text, so that at least one token is left to compute."""
+        if self.naming is None:
+            return []
+        full = (len(request.tokens) - 1) // self.page_size
+        self.naming.extend(request.names, request.tokens, full)
+        return self.pages.find(request.names[:full])
+
+    def _share(self, request: Request, found: Sequence[int]) -> None:
+        """Let `request` begin with the pages `found`; the first of them may be what it has already, others replace its own."""
+        more = found[request.found :]
+        self.pages.share(more)
+        self.pages.give_back(request.pages[request.found : len(found)])
+        request.pages[request.found : len(found)] = more
+        request.found = request.published = len(found)
+        request.computed = len(found) * self.page_size
+        # What a preempted request finds again it has computed itself.
+        if request.stay == 0:
+            self.hit_tokens += len(more) * self.page_size
+            request.cached = request.computed
+
+    def _publish(self, request: Request, tokens: int) -> None:
+        """Let the pages be found that are full of the first `tokens` tokens."""
+        full = tokens // self.page_size
+        if self.naming is None or full <= request.published:
+            return
+        self.naming.extend(request.names, request.tokens, full)
+        for i in range(request.published, full):
+            self.pages.publish(request.pages[i], request.names[i])
+        request.published = full
 
     def _chunk(self, request: Request, running: int) -> int:
         """The chunk to compute of a prompt now; 0 when it is the running streams' turn."""
@@ -137,6 +187,7 @@ class Scheduler:
         row = Row(request, request.stay, request.computed, count, draws)
         request.computed += count
         request.ahead += draws
+        self._publish(request, request.computed)
         return Step(ExtendKey(chunk), (row,))
 
     def _decode(self, requests: Sequence[Request], *, alone: bool) -> Step | None:
@@ -185,7 +236,7 @@ class Scheduler:
         assert request.slot is not None
         self.pages.give_back(request.pages)
         self._slots.append(request.slot)
-        request.pages, request.slot = [], None
+        request.pages, request.slot, request.found = [], None, 0
         request.stay += 1
         request.ahead = 0
         self._admitted.remove(request)
@@ -200,12 +251,16 @@ class Scheduler:
         """Book what `request` drew, up to the token that ends it."""
         stop = next((i for i, token in enumerate(tokens, start=1) if token in request.stop_ids), None)
         tokens = tokens[:stop]
+        cached = 0 if len(request.tokens) > request.prompt_length else request.cached
         request.tokens += tokens
+        # The newest token is only stored by the step that draws the next, if there is one.
+        self._publish(request, len(request.tokens) - 1)
         finish: Finish = "stop" if stop is not None else "length" if len(request.tokens) >= request.limit else None
         if finish is not None:
             self._drop(request)
         if drawn.logprobs is None or not request.wants_logprobs:
-            return Output(request.id, tokens, finish=finish)
+            return Output(request.id, tokens, finish=finish, cached_tokens=cached)
         wanted = request.sampling.logprobs or 0
         chosen = [unpack_logprobs(words, wanted) for words in drawn.logprobs[line, : len(tokens)]]
-        return Output(request.id, tokens, [c[0] for c in chosen], [c[1] for c in chosen], finish)
+        logprobs, alternatives = [c[0] for c in chosen], [c[1] for c in chosen]
+        return Output(request.id, tokens, logprobs, alternatives, finish, cached_tokens=cached)

@@ -51,6 +51,7 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     page_size: int = 16
     chunk_tokens: int = 0  # most prompt tokens in one step
     decode_steps: int = 0  # most tokens of a request in one step
+    prefix_cache: bool = True  # off: how soon an answer begins tells nobody what others have asked
     compile_cache: str = ""  # folder of JAX's persistent cache; "" = off
 
 

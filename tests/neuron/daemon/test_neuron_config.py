@@ -46,6 +46,15 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
     assert (config.server.host, config.server.port, config.engine.kv_mb) == ("a", 2, 64)
 
 
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False)])
+def test_a_switch_is_a_word(tmp_path: Path, text: str, value: bool) -> None:
+    """In the file, TOML's own."""
+    other = "false" if value else "true"
+
+    config = loaded(tmp_path, f"[engine]\nprefix_cache = {other}", NEURON_ENGINE__PREFIX_CACHE=text)
+    assert config.engine.prefix_cache is value
+
+
 def test_lists_of_tables_can_be_set_by_variables(tmp_path: Path) -> None:
     """NEURON_DEFAULT_MODELS__0__MODEL_ID makes or changes an entry."""
     config = loaded(tmp_path, "", NEURON_DEFAULT_MODELS__0__MODEL_ID="demo", NEURON_DEFAULT_MODELS__0__DEVICES="1,2")
@@ -76,6 +85,7 @@ WRONG = [
     ("[server]\nport = 'x'", ["server.port = 'x'", "an integer from 0 to 65535"]),
     ("[server]\nport = 70000", ["server.port = 70000", "an integer from 0 to 65535"]),
     ("[server]\nport = true", ["server.port = True", "an integer"]),
+    ("[engine]\nprefix_cache = 1", ["engine.prefix_cache = 1", "true or false"]),
     ("server = 3", ["server = 3", "a table [server]"]),
     ("[models]\nmodel_id = 'a'", ["models = ", "tables [[models]]"]),
     ("[[models]]\nquant = 'int8'", ["models[0].model_id is missing"]),
@@ -111,6 +121,7 @@ def test_a_wrong_file_is_named_with_key_found_and_allowed(tmp_path: Path, text: 
         ("NEURON_MODELS__3__MODEL_ID", "a", "there is nothing at '3'"),
         ("NEURON_SERVER__PORT__X", "a", "server.port.x is not a key of a table"),
         ("NEURON_SERVER__", "a", "is not a key"),
+        ("NEURON_ENGINE__PREFIX_CACHE", "maybe", "engine.prefix_cache = 'maybe': allowed is true or false"),
     ],
 )
 def test_a_wrong_variable_is_named(tmp_path: Path, name: str, value: str, words: str) -> None:

@@ -13,6 +13,7 @@ from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
+from neuron_jax.engine.prefix import Naming
 from neuron_jax.engine.programs import Program, Shapes
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.scheduler import Scheduler
@@ -41,10 +42,13 @@ def new_engine(runner: Runner) -> Callable[..., Engine]:
     Their clock gives every step of the device a millisecond or two, so that all of the policy is at work.
     """
 
-    def make(*, pages: int = PAGES, slots: int = SLOTS, steps: int = STEPS, overlap: bool = True) -> Engine:
+    def make(
+        *, pages: int = PAGES, slots: int = SLOTS, steps: int = STEPS, overlap: bool = True, prefix: bool = True
+    ) -> Engine:
         menu = Menu()
         menu.add(key for key in runner.compiler.ready if not isinstance(key, DecodeKey) or key.steps <= steps)
-        scheduler = Scheduler(Pages(pages), page_size=PAGE, max_slots=slots, menu=menu, pace=Pace())
+        naming = Naming(PAGE, b"tests") if prefix else None
+        scheduler = Scheduler(Pages(pages), page_size=PAGE, max_slots=slots, menu=menu, pace=Pace(), naming=naming)
         ticks = count()
         return Engine(scheduler, runner, 512, clock=lambda: next(ticks) / 1000, overlap=overlap)
 

@@ -59,15 +59,16 @@ class Peer:
         return event, before
 
     def generate(self, submit: Submit) -> list[int]:
+        return [token for output in self.outputs(submit) for token in output.tokens]
+
+    def outputs(self, submit: Submit) -> list[Output]:
         self.send(submit)
-        tokens: list[int] = []
-        while True:
+        found: list[Output] = []
+        while not (found and found[-1].finish):
             step, _ = self.until(Step)
             assert isinstance(step, Step)
-            for output in (output for output in step.outputs if output.request == submit.request):
-                tokens += output.tokens
-                if output.finish:
-                    return tokens
+            found += [output for output in step.outputs if output.request == submit.request]
+        return found
 
 
 @contextmanager
@@ -147,17 +148,26 @@ def test_outputs_are_booked_to_their_own_requests(peer: Peer) -> None:
     assert {i: [t for o in outputs if o.request == 20 + i for t in o.tokens] for i in (1, 2, 3)} == alone
 
 
+def test_a_prompt_is_found_again(peer: Peer) -> None:
+    """Full pages of it; the first output says so."""
+    first, second = (peer.outputs(greedy(request, [*range(100, 140)])) for request in (50, 51))
+
+    assert [output.cached_tokens for output in (*first, *second) if output.cached_tokens] == [32]
+    assert second[0].cached_tokens == 32
+
+
 def test_two_devices_give_the_tokens_of_one(peer: Peer, checkpoint: pathlib.Path) -> None:
-    """tensor_parallel 2 on two fake CPU devices, the KV pool sharded by heads; shut down by command."""
+    """tensor_parallel 2 on two fake CPU devices, the KV pool sharded by heads, without prefix cache; ended by command."""
     wanted = peer.generate(greedy(30, list(range(50)), max_tokens=20))
-    with engine(spec(checkpoint, devices=(0, 1), tensor_parallel=2)) as two:
+    with engine(spec(checkpoint, devices=(0, 1), tensor_parallel=2, prefix_cache=False)) as two:
         two.until(Ready)
-        got = two.generate(greedy(1, list(range(50)), max_tokens=20))
+        got = [two.outputs(greedy(request, list(range(50)), max_tokens=20)) for request in (1, 2)]
         two.send(Shutdown())
 
         assert two.process.wait(20) == 0
 
-    assert got == wanted
+    assert [[token for output in outputs for token in output.tokens] for outputs in got] == [wanted] * 2
+    assert not any(output.cached_tokens for outputs in got for output in outputs)
 
 
 def test_it_ends_when_the_daemon_goes_away_even_while_busy(peer: Peer) -> None:
