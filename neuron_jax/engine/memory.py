@@ -5,7 +5,7 @@ of the finished programs is then held against it (`settle`).
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -125,13 +125,25 @@ def analyse(compiled: Any) -> ProgramMemory | None:
     )
 
 
-def measured_step(programs: Sequence[ProgramMemory]) -> int:
+def measured_step(programs: Iterable[ProgramMemory]) -> int:
     """Bytes of the widest step; all programs' code stays, whichever of them runs."""
-    return max((memory.step for memory in programs), default=0) + sum(memory.code for memory in programs)
+    known = list(programs)
+    return max((memory.step for memory in known), default=0) + sum(memory.code for memory in known)
 
 
-def settle(plan: MemoryPlan, step: int) -> MemoryPlan:
-    """The plan with what a step takes by measurement in place of the estimate."""
+def settle(plan: MemoryPlan, programs: Mapping[str, ProgramMemory], state: int) -> MemoryPlan:
+    """The plan with what a step takes by the compiler's own word in place of the estimate.
+
+    Asserts that all programs write the `state` bytes of KV pool and other donated arrays in place (openxla/xla#45912).
+    """
+    for name, memory in programs.items():
+        assert memory.alias >= state, (
+            f"{name} would copy what it should write in place: of {state:,} bytes of KV pool and state only "
+            f"{memory.alias:,} are aliased"
+        )
+    if not programs:
+        return plan
+    step = measured_step(programs.values())
     planned = _row(plan, STEP)
     named = f"{STEP} (measured; {planned / MIB:,.0f} MiB were planned)"
     changed = {STEP: MemoryRow(named, step), TOTAL: MemoryRow(TOTAL, _row(plan, TOTAL) - planned + step)}
@@ -153,14 +165,6 @@ def held(tree: Any) -> int:
     return sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
         for leaf in jax.tree.leaves(tree)
-    )
-
-
-def assert_donated(name: str, memory: ProgramMemory, state: int) -> None:
-    """Assert that a program writes its `state` bytes of donated arrays in place (openxla/xla#45912)."""
-    assert memory.alias >= state, (
-        f"{name} would copy what it should write in place: of {state:,} bytes of KV pool and state only "
-        f"{memory.alias:,} are aliased"
     )
 
 

@@ -35,10 +35,10 @@ def work(spec: EngineSpec, _: Mapping[str, Any], tell: Tell) -> None:
         import jax
 
         from models.sharding import make_mesh
-        from neuron_jax.engine.memory import analyse, measured_step, settle
+        from neuron_jax.engine.memory import analyse, held, settle
         from neuron_jax.engine.programs import Program
 
-        hits, found = Hits(), []
+        hits, found = Hits(), {}
         jax.monitoring.register_event_listener(hits.heard)
         made, keys = ready.made, ready.made.buckets.keys()
         program = Program(made.model, make_mesh(ready.devices), made.shapes, made.dtype)
@@ -49,10 +49,10 @@ def work(spec: EngineSpec, _: Mapping[str, Any], tell: Tell) -> None:
             then = time.monotonic()
             memory = analyse(lowered.compile())
             if memory is not None:
-                found.append(memory)
+                found[str(key)] = memory
             tell({"program": _told(str(key), then - began, time.monotonic() - then, hits.count > before, memory)})
         tell({"phase": "compile", "done": len(keys), "total": len(keys), "unit": "programs"})
-        plan = settle(made.plan, measured_step(found)) if found else made.plan
+        plan = settle(made.plan, found, held(program.abstract_state()))
         tell({"plan": msgspec.to_builtins(plan.rows)})
 
 

@@ -3,15 +3,19 @@
 Whoever imports jax before `configure` has run gets JAX's own settings instead of the spec's.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 from attrs import frozen
 
 from neuron_jax.workers.frames import EngineSpec, Failed, MemoryRow, Progress
+
+log = logging.getLogger("neuron.engine")
 
 Report = Callable[[Progress], None]
 
@@ -70,10 +74,11 @@ def start(spec: EngineSpec, report: Report) -> Started:
             return params
 
         engine = assemble(ready.made, devices=ready.devices, load=load, report=report)
+        made = _settled(ready.made, engine.runner.program, engine.runner.compiler.ready)
         # Compiling runs beside reading: what is booked to it is what was left of it afterwards.
         left = time.monotonic() - began - reading
         seconds = {**ready.seconds, "weights": reading, "compile": left}
-        return Started(engine, ready.made, ready.devices, ready.checkpoint.config, seconds)
+        return Started(engine, made, ready.devices, ready.checkpoint.config, seconds)
 
 
 def configure(spec: EngineSpec) -> None:
@@ -103,6 +108,17 @@ def failure(error: Exception) -> Failed:
     if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
         return Failed("out_of_memory", str(error))
     return Failed("internal", f"{type(error).__name__}: {error}")
+
+
+def _settled(made: Any, program: Any, compiled: Mapping[Any, Any]) -> Any:
+    """The design with its memory plan held against what the compiler says of the programs that are ready."""
+    from neuron_jax.engine.memory import analyse, excess, held, measured_step, settle
+
+    found = {str(key): memory for key, one in compiled.items() if (memory := analyse(one)) is not None}
+    warning = excess(made.plan, measured_step(found.values()))
+    if warning is not None:
+        log.warning("%s", warning)
+    return attrs.evolve(made, plan=settle(made.plan, found, held(program.abstract_state())))
 
 
 def _devices(spec: EngineSpec) -> list[Any]:
