@@ -135,7 +135,8 @@ def test_the_anthropic_sdk_gets_an_answer(anthropic_sdk: anthropic.Anthropic) ->
 
     assert [block.text for block in answer.content if block.type == "text"] == ["The capital of France is Paris."]
     assert answer.stop_reason == "end_turn"
-    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (37, 8)
+    assert answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0) == 37
+    assert answer.usage.output_tokens == 8
 
 
 def test_the_anthropic_sdk_streams_and_counts(anthropic_sdk: anthropic.Anthropic) -> None:
@@ -147,6 +148,32 @@ def test_the_anthropic_sdk_streams_and_counts(anthropic_sdk: anthropic.Anthropic
     assert text == "The capital of France is Paris."
     assert final.usage.output_tokens == 8
     assert counted.input_tokens == 37
+
+
+def test_the_next_turn_pays_for_its_new_text(openai_sdk: openai.OpenAI, anthropic_sdk: anthropic.Anthropic) -> None:
+    """Each client sends back what it read; of the turn before all full pages are found, its last token aside."""
+    chat: list[Any] = [{"role": "user", "content": "Name four animals that live in the sea. Then one that does not."}]
+    first = openai_sdk.chat.completions.create(model="demo", messages=chat, temperature=0, max_tokens=40)
+    chat += [
+        first.choices[0].message.model_dump(exclude_none=True),
+        {"role": "user", "content": "Which one is largest?"},
+    ]
+    second = openai_sdk.chat.completions.create(model="demo", messages=chat, temperature=0, max_tokens=40)
+
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.prompt_tokens_details is not None
+    assert second.usage.prompt_tokens_details.cached_tokens == (first.usage.total_tokens - 1) // 16 * 16
+
+    chat = [{"role": turn["role"], "content": turn["content"]} for turn in chat]
+    with anthropic_sdk.messages.stream(model="demo", messages=chat, max_tokens=40, extra_body=GREEDY) as stream:
+        start = next(event.message.usage for event in stream if event.type == "message_start")
+        again = stream.get_final_message()
+
+    cached = (second.usage.prompt_tokens - 1) // 16 * 16
+    assert (start.input_tokens, start.cache_read_input_tokens) == (second.usage.prompt_tokens - cached, cached)
+    assert (again.usage.input_tokens, again.usage.cache_read_input_tokens) == (start.input_tokens, cached)
+    assert [block.text for block in again.content if block.type == "text"] == [second.choices[0].message.content]
 
 
 def test_the_sdks_see_the_right_errors(openai_sdk: openai.OpenAI, anthropic_sdk: anthropic.Anthropic) -> None:
@@ -232,6 +259,7 @@ def test_metrics_tell_what_happened(stack: Stack, anthropic_sdk: anthropic.Anthr
     gained = {name: after[name] - before.get(name, 0) for name in after}
     assert gained["cortex_requests_total"] == 2
     assert gained["cortex_prompt_tokens_total"] == 2 * 37
+    assert gained["cortex_cached_prompt_tokens_total"] >= 32
     assert gained["cortex_completion_tokens_total"] == 2 * 8
     assert gained["cortex_request_duration_seconds_count"] == 2
     # The gauge is what the neuron last said, a few seconds ago.
