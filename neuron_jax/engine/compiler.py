@@ -63,6 +63,11 @@ class Compiler:
         report(len(wanted), len(wanted))
         self.collect()
 
+    @property
+    def planned(self) -> int:
+        """Programs that are ready or will be."""
+        return len(self.ready) + len(self._pending)
+
     def collect(self) -> list[Key]:
         """Take over what has been compiled since, and say which. Raises what compiling raised."""
         if not self._pending:

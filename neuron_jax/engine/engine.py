@@ -66,11 +66,16 @@ class Engine:
     _landed: float = field(default=0.0, init=False)  # when the last result came, or work began
 
     def __attrs_post_init__(self) -> None:
-        self.load = EngineLoad(pages=self.scheduler.pages.total, free_pages=self.scheduler.pages.free)
+        self.load = EngineLoad(pages=self.scheduler.pages.total)
+        self._note_load()
 
     @property
     def idle(self) -> bool:
         return self.scheduler.idle and self._flight is None and not self._rejected
+
+    @property
+    def compiling(self) -> bool:
+        return self.load.programs < self.load.programs_planned
 
     def submit(self, submit: Submit) -> None:
         """Queue a request. One that cannot be served gets an output with `finish="error"` from the next step."""
@@ -102,7 +107,7 @@ class Engine:
         compiled = self.runner.compiler.collect()
         if compiled:
             self.scheduler.menu.add(compiled)
-            self.load = replace(self.load, compiles=self.load.compiles + len(compiled))
+            self._note_load(compiles=self.load.compiles + len(compiled))
 
     def check_integrity(self) -> None:
         """Assert that nothing is lost: every page and slot free or owned once; all of them free when idle."""
@@ -171,16 +176,19 @@ class Engine:
         )
 
     def _note_load(self, **numbers: float) -> None:
-        scheduler = self.scheduler
+        scheduler, compiler = self.scheduler, self.runner.compiler
         self.load = replace(
             self.load,
             running=scheduler.running,
             waiting=scheduler.waiting,
             free_pages=scheduler.pages.free,
+            kept_pages=scheduler.pages.kept,
             preemptions=scheduler.preemptions,
             prefix_lookup_tokens=scheduler.lookup_tokens,
             prefix_hit_tokens=scheduler.hit_tokens,
-            steady_compiles=self.runner.compiler.unplanned,
+            programs=len(compiler.ready),
+            programs_planned=compiler.planned,
+            steady_compiles=compiler.unplanned,
             **numbers,
         )
 

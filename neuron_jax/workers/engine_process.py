@@ -36,6 +36,8 @@ from neuron_jax.workers.start import failure, start
 log = logging.getLogger("neuron.engine")
 
 PR_SET_PDEATHSIG = 1
+LOOK_SECONDS = 0.5
+"""How often an idle engine looks for programs that were compiled in the background."""
 
 
 def main() -> None:
@@ -73,7 +75,7 @@ def _serve(engine: Any, link: socket.socket, inbox: "queue.SimpleQueue[Command]"
         if engine.idle:
             engine.check_integrity()
             _send(link, Report(engine.load))
-            if not _apply(engine, inbox.get()):
+            if not _apply(engine, _wait(engine, link, inbox)):
                 return
         while not inbox.empty():
             if not _apply(engine, inbox.get()):
@@ -81,6 +83,17 @@ def _serve(engine: Any, link: socket.socket, inbox: "queue.SimpleQueue[Command]"
         outputs = engine.step()
         if outputs:
             _send(link, Step(outputs, engine.load))
+
+
+def _wait(engine: Any, link: socket.socket, inbox: "queue.SimpleQueue[Command]") -> Command:
+    """The next command. While programs are still being compiled, tells in between how many there are."""
+    while engine.compiling:
+        try:
+            return inbox.get(timeout=LOOK_SECONDS)
+        except queue.Empty:
+            engine.collect()
+            _send(link, Report(engine.load))
+    return inbox.get()
 
 
 def _apply(engine: Any, command: Command) -> bool:
