@@ -1,10 +1,13 @@
-"""docs/metrics.md against what a neuron answers at /metrics."""
+"""docs/metrics.md against what a neuron answers at /metrics, and that against what an engine reports."""
 
 import pathlib
 
+import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from neuron_jax.daemon.metrics import DEVICE_GAUGES, MODEL_COUNTERS, MODEL_GAUGES, Metrics
+from neuron_jax.daemon.metrics import DEVICE_GAUGES, MODEL_COUNTERS, MODEL_GAUGES, DeviceGauges, Metrics, ModelGauges
+from neuron_jax.workers.frames import EngineLoad
 
 ROOT = pathlib.Path(__file__).parents[3]
 
@@ -20,3 +23,36 @@ def names() -> list[str]:
 def test_every_metric_of_a_neuron_is_documented(name: str) -> None:
     """Under its own name."""
     assert f"`{name}`" in (ROOT / "docs/metrics.md").read_text()
+
+
+NUMBERS = {name: number for number, name in enumerate(EngineLoad.__struct_fields__, start=100)}
+
+
+class Moment:
+    """One model with a number of its own for everything that an engine reports."""
+
+    def model_gauges(self) -> list[ModelGauges]:
+        load = msgspec.convert(NUMBERS, EngineLoad)
+        return [ModelGauges("tiny", up=True, load=load, in_flight=1, queued=2, restarts=3)]
+
+    def device_gauges(self) -> list[DeviceGauges]:
+        return []
+
+
+def test_everything_that_an_engine_reports_is_a_metric() -> None:
+    """Times in seconds, everything else as it is."""
+    metrics = Metrics()
+    metrics.watch(Moment())
+    shown = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+        if sample.labels.get("model") == "tiny"
+    }
+
+    wanted = {number / 1000 if name.endswith("_ms") else number for name, number in NUMBERS.items()}
+    assert wanted <= set(shown.values())
+    assert shown["neuron_programs_compiled"] == NUMBERS["programs"]
+    assert shown["neuron_programs"] == NUMBERS["programs_planned"]
+    assert shown["neuron_step_host_seconds"] == NUMBERS["host_ms"] / 1000
+    assert shown["neuron_steady_state_compiles_total"] == NUMBERS["steady_compiles"]

@@ -24,6 +24,7 @@ from neuron_jax.workers.frames import (
     Output,
     Progress,
     Ready,
+    Report,
     Sampling,
     Shutdown,
     Step,
@@ -118,6 +119,19 @@ def test_it_reports_its_load_and_then_its_plan(peer: Peer) -> None:
     assert {event.phase for event in before if isinstance(event, Progress)} == {"weights", "compile"}
     assert ready.max_context == 512
     assert [row.what for row in ready.plan][-2:] == ["total", "may use"]
+    assert any(row.what.startswith("step peak (measured; ") for row in ready.plan)
+
+
+def test_it_tells_of_what_is_compiled_behind_while_it_is_idle(peer: Peer) -> None:
+    """Nobody has to ask for anything until all programs are there."""
+    while True:
+        report, _ = peer.until(Report)
+        assert isinstance(report, Report)
+        if report.load.programs == report.load.programs_planned:
+            break
+
+    assert report.load.programs > report.load.compiles > 0
+    assert report.load.steady_compiles == 0
 
 
 def test_a_cancelled_request_does_not_disturb_the_next(peer: Peer) -> None:
