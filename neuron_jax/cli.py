@@ -128,6 +128,7 @@ def plan(
     *,
     source: str | None = None,
     quant: str | None = None,
+    kv_dtype: str | None = None,
     tensor_parallel: Annotated[int | None, Parameter(validator=Number(gte=1, lte=64))] = None,
     max_context: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     kv_mb: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
@@ -146,6 +147,8 @@ def plan(
         Where the weights are, when the id does not say.
     quant:
         How weights are kept.
+    kv_dtype:
+        How keys and values are kept.
     tensor_parallel:
         Over how many devices the model is spread.
     max_context:
@@ -162,7 +165,13 @@ def plan(
     from neuron_jax.planning import compile_ahead, plan_model, resolve
 
     asked = _asked(
-        model, source=source, quant=quant, tensor_parallel=tensor_parallel, max_context=max_context, kv_mb=kv_mb
+        model,
+        source=source,
+        quant=quant,
+        kv_dtype=kv_dtype,
+        tensor_parallel=tensor_parallel,
+        max_context=max_context,
+        kv_mb=kv_mb,
     )
     loaded = load_config(config, environ)
     hardware, loads = _look(loaded, environ)
@@ -186,6 +195,7 @@ def bench(
     rounds: Count = 3,
     source: str | None = None,
     quant: str | None = None,
+    kv_dtype: str | None = None,
     tensor_parallel: Annotated[int | None, Parameter(validator=Number(gte=1, lte=64))] = None,
     max_context: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     kv_mb: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
@@ -216,6 +226,8 @@ def bench(
         Where the weights are, when the id does not say.
     quant:
         How weights are kept.
+    kv_dtype:
+        How keys and values are kept.
     tensor_parallel:
         Over how many devices the model is spread.
     max_context:
@@ -235,7 +247,13 @@ def bench(
 
     check_outputs(json_file, plot)
     asked = _asked(
-        model, source=source, quant=quant, tensor_parallel=tensor_parallel, max_context=max_context, kv_mb=kv_mb
+        model,
+        source=source,
+        quant=quant,
+        kv_dtype=kv_dtype,
+        tensor_parallel=tensor_parallel,
+        max_context=max_context,
+        kv_mb=kv_mb,
     )
     loaded = load_config(config, environ)
     hardware, loads = _look(loaded, environ)

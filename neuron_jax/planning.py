@@ -15,6 +15,7 @@ from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.daemon.catalogue import Catalogue
 from neuron_jax.daemon.devices import assign
 from neuron_jax.daemon.launch import engine_spec
+from neuron_jax.engine.attention.kv import choose_kv
 from neuron_jax.engine.build import Design, choose_quant, design
 from neuron_jax.engine.memory import DoesNotFitError
 from neuron_jax.errors import LoadError, NeuronError
@@ -60,6 +61,8 @@ class PlanReport:
     devices: tuple[int, ...]
     quant: str
     quant_reason: str
+    kv_dtype: str
+    kv_reason: str
     fits: bool
     max_context: int
     plan: tuple[MemoryRow, ...]
@@ -67,12 +70,13 @@ class PlanReport:
     suggestion: str | None
 
     def as_json(self) -> dict[str, Any]:
-        """What `neuron plan --json` prints; `quant` and `plan` as GET /models has them."""
+        """What `neuron plan --json` prints; `quant`, `kv_dtype` and `plan` as GET /models has them."""
         return {
-            **attrs.asdict(self, filter=attrs.filters.exclude("quant_reason")),
+            **attrs.asdict(self, filter=attrs.filters.exclude("quant_reason", "kv_reason")),
             "path": str(self.path),
             "programs": [attrs.asdict(program) for program in self.programs],
             "quant": {"chosen": self.quant, "reason": self.quant_reason},
+            "kv_dtype": {"chosen": self.kv_dtype, "reason": self.kv_reason},
             "plan": [{"what": row.what, "bytes": row.bytes} for row in self.plan],
         }
 
@@ -129,6 +133,7 @@ def _design(found: Resolved, limit: int) -> Design | DoesNotFitError:
 
 def _report(found: Resolved, made: Design | DoesNotFitError) -> PlanReport:
     quant, reason = choose_quant(found.engine)
+    kv, kv_reason = choose_kv(found.engine.kv_dtype, found.engine.platform)
     fits = isinstance(made, Design)
     return PlanReport(
         model=found.spec.model_id,
@@ -139,6 +144,8 @@ def _report(found: Resolved, made: Design | DoesNotFitError) -> PlanReport:
         devices=found.engine.devices,
         quant=quant,
         quant_reason=reason,
+        kv_dtype=kv.name,
+        kv_reason=kv_reason,
         fits=fits,
         max_context=made.plan.max_context if isinstance(made, Design) else 0,
         plan=made.plan.rows if isinstance(made, Design) else made.rows,

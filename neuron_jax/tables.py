@@ -32,7 +32,9 @@ def print_plan(report: Mapping[str, Any], console: Console) -> None:
     console.print(
         f"{report['model']}: {report['parameters']:,} parameters on {report['platform']} {places}", markup=False
     )
-    console.print(f"quant {report['quant']['chosen']} ({report['quant']['reason']})", markup=False, soft_wrap=True)
+    for key, what in (("quant", "weights"), ("kv_dtype", "keys and values")):
+        told = report[key]
+        console.print(f"{what}: {key} {told['chosen']} ({told['reason']})", markup=False, soft_wrap=True)
     table = Table("on each device", "MiB")
     table.columns[1].justify = "right"
     for row in report["plan"]:

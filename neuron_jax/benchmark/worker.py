@@ -170,10 +170,12 @@ def _planned(started: Started) -> dict[str, int]:
 
 
 def _model(spec: EngineSpec, started: Started) -> Record:
-    made = started.made
+    made, attention = started.made, started.engine.runner.program.attention
     return {
         "id": spec.model_id,
         "quant": {"chosen": made.quant, "reason": made.quant_reason},
+        "kv_dtype": {"chosen": made.kv.name, "reason": made.kv_reason},
+        "attention": {"chosen": attention.name, "reason": attention.reason},
         "compute_dtype": np.dtype(made.dtype).name,
         "max_context": made.plan.max_context,
         "max_slots": made.shapes.max_slots,

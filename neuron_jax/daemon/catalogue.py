@@ -88,6 +88,11 @@ class Catalogue:
         spec = self._configured.get(self.canonical(name))
         return spec.quant if spec else "auto"
 
+    def kv_dtype(self, name: str) -> str:
+        """How a model's keys and values will be kept unless a load says otherwise."""
+        spec = self._configured.get(self.canonical(name))
+        return spec.kv_dtype if spec else "auto"
+
     def entries(self) -> Iterator[Entry]:
         """Every model this host offers, each once."""
         local = {model.id: model.path for model in sources.local_models(self._cache)}

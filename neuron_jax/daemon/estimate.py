@@ -13,9 +13,14 @@ from neuron_jax.workers.frames import LEAST_CONTEXT
 WIDTH = {"cpu": 4, "cuda": 2}
 """Bytes of a value where it is not quantized: float32, bfloat16."""
 
+KV_WIDTH = {"float32": 4, "bfloat16": 2, "int8": 1, "fp8": 1}
+SCALED = ("int8", "fp8")
+SCALE = 4
+"""Bytes that go with each head's key and value in the scaled formats."""
+
 
 def least_bytes(
-    description: ModelDescription, *, platform: Literal["cpu", "cuda"], quant: str, max_context: int
+    description: ModelDescription, *, platform: Literal["cpu", "cuda"], quant: str, kv_dtype: str, max_context: int
 ) -> int:
     """Bytes over all devices. `max_context` in tokens, 0 where nothing is asked for.
 
@@ -23,13 +28,14 @@ def least_bytes(
     """
     width = WIDTH[platform]
     tokens = min(max_context or LEAST_CONTEXT, description.context_length)
-    return description.parameters * (1 if quant == "int8" else width) + tokens * width * _values(description.config)
+    token = _token(description.config, KV_WIDTH.get(kv_dtype, width), SCALE if kv_dtype in SCALED else 0)
+    return description.parameters * (1 if quant == "int8" else width) + tokens * token
 
 
-def _values(config: Mapping[str, Any]) -> int:
-    """Keys and values of one token over all layers, in config.json's terms; 0 where they do not say."""
+def _token(config: Mapping[str, Any], width: int, scale: int) -> int:
+    """KV bytes of one token over all layers, in config.json's terms; 0 where they do not say. `scale` bytes per head."""
     layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
     if not layers or not heads:
         return 0
     head = config.get("head_dim") or config.get("hidden_size", 0) // heads
-    return int(2 * layers * (config.get("num_key_value_heads") or heads) * head)
+    return int(2 * layers * (config.get("num_key_value_heads") or heads) * (head * width + scale))

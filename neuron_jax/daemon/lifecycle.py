@@ -175,6 +175,7 @@ class Lifecycle:
             description,
             platform=self.devices.platform,
             quant=self.catalogue.quant(name),
+            kv_dtype=self.catalogue.kv_dtype(name),
             max_context=self.catalogue.max_context(name) or self.config.engine.max_context,
         )
 

@@ -124,6 +124,8 @@ def resident_info(lifecycle: Lifecycle, resident: Resident) -> Json:
         info["pid"] = resident.client.pid
     if ready is not None:
         info["quant"] = {"chosen": ready.quant, "reason": ready.quant_reason}
+        info["kv_dtype"] = {"chosen": ready.kv_dtype, "reason": ready.kv_reason}
+        info["attention"] = {"chosen": ready.attention, "reason": ready.attention_reason}
         info["plan"] = [{"what": row.what, "bytes": row.bytes} for row in plan]
     return info
 

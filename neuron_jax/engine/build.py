@@ -15,6 +15,9 @@ from attrs import frozen
 from models.registry import build
 from models.sharding import make_mesh
 from models.spec import Model
+from neuron_jax.engine.attention.choose import choose
+from neuron_jax.engine.attention.kv import KVFormat, choose_kv
+from neuron_jax.engine.attention.trial import Case, kinds
 from neuron_jax.engine.buckets import Buckets, Menu, declare
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
@@ -53,6 +56,8 @@ class Design:
     model: Model
     quant: str
     quant_reason: str
+    kv: KVFormat
+    kv_reason: str
     dtype: Any
     tensor_parallel: int
     plan: MemoryPlan
@@ -67,6 +72,7 @@ def design(config: Any, spec: EngineSpec, *, limit: int) -> Design:
     Raises models.errors.ModelError for a config that no family serves, DoesNotFitError with the memory table.
     """
     quant, reason = choose_quant(spec)
+    kv, kv_reason = choose_kv(spec.kv_dtype, spec.platform)
     dtype = jnp.float32 if spec.platform == "cpu" else jnp.bfloat16
     model = build(config, tensor_parallel=spec.tensor_parallel, quant=quant, dtype=dtype)
     slots = spec.max_slots or DEFAULT_SLOTS[spec.platform]
@@ -77,23 +83,25 @@ def design(config: Any, spec: EngineSpec, *, limit: int) -> Design:
         decode_steps=spec.decode_steps or DEFAULT_STEPS,
     )
     # A GPU is there for its engine: without a word on it, the pages get what is left. A CPU's memory is everybody's.
-    kv = spec.kv_mb * MIB // spec.tensor_parallel or (limit if spec.platform == "cuda" else 0)
+    pool = spec.kv_mb * MIB // spec.tensor_parallel or (limit if spec.platform == "cuda" else 0)
     request = request_for(
         model,
         tensor_parallel=spec.tensor_parallel,
         limit=limit,
-        itemsize=jnp.dtype(dtype).itemsize,
+        kv_token=kv.token_bytes(model.cache_spec.kv_heads, model.cache_spec.head_dim),
         runtime=RUNTIME_BYTES[spec.platform],
         rows=slots,
         chunk=buckets.chunks[-1],
         page_size=spec.page_size,
         max_slots=slots,
         context=spec.max_context,
-        kv=kv,
+        kv=pool,
     )
     plan = plan_memory(request)
     shapes = Shapes(spec.page_size, plan.pages, slots, plan.max_context)
-    return Design(model, quant, reason, dtype, spec.tensor_parallel, plan, shapes, buckets, spec.prefix_cache)
+    return Design(
+        model, quant, reason, kv, kv_reason, dtype, spec.tensor_parallel, plan, shapes, buckets, spec.prefix_cache
+    )
 
 
 def choose_quant(spec: EngineSpec) -> tuple[str, str]:
@@ -105,6 +113,13 @@ def choose_quant(spec: EngineSpec) -> tuple[str, str]:
     return "none", "auto: bfloat16, the GPU's own format"
 
 
+def program_for(made: Design, devices: list[Any]) -> Program:
+    """The programs of a design on these devices; attention is tried on them where there is a choice."""
+    mesh = make_mesh(devices)
+    case = Case(mesh, made.dtype, made.kv, made.plan.pages, made.shapes.page_size, kinds(made.model))
+    return Program(made.model, mesh, made.shapes, choose(case))
+
+
 def assemble(
     made: Design,
     *,
@@ -114,12 +129,11 @@ def assemble(
     compile_workers: int = 2,
 ) -> Engine:
     """Compile what is essential while `load` reads the parameters; the other programs follow behind the first requests."""
-    mesh = make_mesh(devices)
-    program = Program(made.model, mesh, made.shapes, made.dtype)
+    program = program_for(made, devices)
     compiler = Compiler(program.lower, workers=compile_workers)
     try:
         compiler.start(made.buckets.essential())
-        params = load(made.model, mesh)
+        params = load(made.model, program.mesh)
         compiler.wait(
             made.buckets.essential(),
             lambda done, total: report(Progress("compile", done, total, "programs")),

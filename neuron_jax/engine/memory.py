@@ -89,9 +89,9 @@ def plan_memory(request: PlanRequest) -> MemoryPlan:
 
 
 def request_for(
-    model: Model, *, tensor_parallel: int, limit: int, itemsize: int, runtime: int, rows: int, chunk: int, **asked: int
+    model: Model, *, tensor_parallel: int, limit: int, kv_token: int, runtime: int, rows: int, chunk: int, **asked: int
 ) -> PlanRequest:
-    """The plan request of a model; `itemsize` bytes per cached value, steps of `rows` requests or a `chunk` of tokens.
+    """The plan request of a model; `kv_token` bytes of a token in one layer, steps of `rows` requests or a `chunk` of tokens.
 
     `asked`: page_size, max_slots, context, kv as in PlanRequest.
     """
@@ -105,7 +105,7 @@ def request_for(
         weights_int8=int8 if int8 < weights // 2 else 0,
         step=_step_peak(model, rows=rows, chunk=chunk),
         runtime=runtime,
-        page=2 * spec.layers * spec.kv_heads * spec.head_dim * itemsize * asked["page_size"] // tensor_parallel,
+        page=spec.layers * kv_token * asked["page_size"] // tensor_parallel,
         max_positions=model.max_positions,
         **asked,
     )

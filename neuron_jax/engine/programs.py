@@ -15,7 +15,9 @@ from jax import lax
 from models.sharding import named_sharding
 from models.spec import Model, ParamSpec
 from neuron_jax.engine import packing, sampler
-from neuron_jax.engine.attention import BLOCK, LayerCache, PagedAttend
+from neuron_jax.engine.attention.choose import Choice
+from neuron_jax.engine.attention.kv import LayerCache
+from neuron_jax.engine.attention.reference import BLOCK
 from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key
 
 Pool = tuple[LayerCache, ...]
@@ -61,7 +63,7 @@ class Program:
     model: Model
     mesh: jax.sharding.Mesh
     shapes: Shapes
-    dtype: Any
+    attention: Choice
 
     def abstract_params(self) -> Any:
         return jax.tree.map(
@@ -102,10 +104,11 @@ class Program:
         return step.lower(self.abstract_params(), state, self._whole(packed, jnp.int32))
 
     def _abstract_pool(self) -> Any:
-        spec = self.model.cache_spec
-        shape = (self.shapes.pages + 1, self.shapes.page_size, spec.kv_heads, spec.head_dim)
-        page = self._abstract(shape, self.dtype, (None, None, "kv_heads", None))
-        return ((page, page),) * spec.layers
+        spec, shapes = self.model.cache_spec, self.shapes
+        leaves = self.attention.kv.layer(
+            pages=shapes.pages, page_size=shapes.page_size, kv_heads=spec.kv_heads, head_dim=spec.head_dim
+        )
+        return (tuple(self._abstract(leaf.shape, leaf.dtype, leaf.axes) for leaf in leaves),) * spec.layers
 
     def _whole(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return self._abstract(shape, dtype, (None,) * len(shape))
@@ -164,7 +167,7 @@ def _forward(
 ) -> tuple[jax.Array, Pool]:
     """tokens [R*C], the first `rows.count` of each row real -> hidden [R*C, D], the new pool."""
     chunk = tokens.shape[0] // rows.table.shape[0]
-    attend = PagedAttend(rows.table, rows.start, rows.count, chunk)
+    attend = program.attention.make(rows.table, rows.start, rows.count, chunk)
     positions = rows.start[:, None] + jnp.arange(chunk, dtype=jnp.int32)[None, :]
     # Padding may reach past the last position that the rotary table of a model knows.
     positions = jnp.minimum(positions, program.model.max_positions - 1).reshape(-1)

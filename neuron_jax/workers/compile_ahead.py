@@ -34,14 +34,13 @@ def work(spec: EngineSpec, _: Mapping[str, Any], tell: Tell) -> None:
     with prepare(spec) as ready:
         import jax
 
-        from models.sharding import make_mesh
+        from neuron_jax.engine.build import program_for
         from neuron_jax.engine.memory import analyse, held, settle
-        from neuron_jax.engine.programs import Program
 
         hits, found = Hits(), {}
         jax.monitoring.register_event_listener(hits.heard)
         made, keys = ready.made, ready.made.buckets.keys()
-        program = Program(made.model, make_mesh(ready.devices), made.shapes, made.dtype)
+        program = program_for(made, ready.devices)
         for done, key in enumerate(keys):
             tell({"phase": "compile", "done": done, "total": len(keys), "unit": "programs"})
             before, began = hits.count, time.monotonic()

@@ -44,6 +44,7 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     devices: tuple[int, ...] = (0,)
     tensor_parallel: int = 1
     quant: str = "auto"  # auto | none | int8
+    kv_dtype: str = "auto"  # auto | float32 | bfloat16 | int8 | fp8
     memory_mb: int = 0  # what the engine may use on each device; 0 = what is free
     kv_mb: int = 0  # KV pool over all devices
     max_context: int = 0  # tokens of one request, prompt and output
@@ -106,6 +107,10 @@ class Ready(Struct, tag="ready", frozen=True):
     pages: int
     quant: str
     quant_reason: str
+    kv_dtype: str
+    kv_reason: str
+    attention: str
+    attention_reason: str
     compute_dtype: str
     devices: tuple[str, ...]
     plan: tuple[MemoryRow, ...]

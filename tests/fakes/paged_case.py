@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 from attrs import frozen
 
-from neuron_jax.engine.attention_kv import KVFormat
+from neuron_jax.engine.attention.kv import KVFormat
 
 MOST = {"int8": 127.0, "fp8": 448.0}
 STORED = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8, "fp8": ml_dtypes.float8_e4m3fn}

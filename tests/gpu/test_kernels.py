@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from models.sharding import make_mesh
-from neuron_jax.engine.attention_choose import choose
-from neuron_jax.engine.attention_flash import attend_decode
-from neuron_jax.engine.attention_gathered import attend_gathered
-from neuron_jax.engine.attention_kv import KVFormat
-from neuron_jax.engine.attention_reference import BLOCK, attend_blocks
-from neuron_jax.engine.attention_trial import Case, Layer
+from neuron_jax.engine.attention.choose import choose
+from neuron_jax.engine.attention.flash import attend_decode
+from neuron_jax.engine.attention.gathered import attend_gathered
+from neuron_jax.engine.attention.kv import KVFormat
+from neuron_jax.engine.attention.reference import BLOCK, attend_blocks
+from neuron_jax.engine.attention.trial import Case, Layer
 from tests.fakes.paged_case import paged_case
 
 pytestmark = pytest.mark.gpu

@@ -60,6 +60,7 @@ def test_discover_prints_a_table_for_people(capsys: pytest.CaptureFixture[str], 
         (["serve", "--port", "x"], {}, "unable to convert"),
         (["plan"], {}, "requires an argument"),
         (["plan", "demo", "--quant", "int3"], {}, "the command line: quant = 'int3': allowed is one of auto, none"),
+        (["plan", "demo", "--kv-dtype", "int3"], {}, "kv_dtype = 'int3': allowed is one of auto, float32, bfloat16"),
         (["bench", "demo", "--streams", "1,x"], {}, "--streams"),
         (["bench", "demo", "--streams", "0"], {}, "numbers from 1 on"),
         (["bench", "demo", "--generate", "1"], {}, "--generate. Must be >= 2"),
@@ -131,9 +132,10 @@ def test_a_plan_is_the_table_of_where_memory_goes(tmp_path: Path, capsys: pytest
     assert rows["may use"] == 1024 * 2**20
     assert (report["fits"], report["max_context"], report["quant"]["chosen"]) == (True, 512, "none")
 
-    assert run(["plan", str(folder)], environ) == 0
+    assert run(["plan", str(folder), "--kv-dtype", "int8"], environ) == 0
     shown = text(capsys.readouterr())
     assert "fits: requests of up to 512" in shown
+    assert "keys and values: kv_dtype int8 (as asked)" in shown
     assert f"{len(report['programs'])} programs; ready with the first " in shown
     assert ", ".join(program["name"] for program in report["programs"]) in shown
 

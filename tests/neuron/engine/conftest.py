@@ -1,6 +1,7 @@
 """Engines over a tiny model, compiled once for the whole folder."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 
 import jax
@@ -8,6 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from models.sharding import make_mesh
+from neuron_jax.engine.attention.choose import choose
+from neuron_jax.engine.attention.kv import KVFormat
+from neuron_jax.engine.attention.trial import Case, kinds
 from neuron_jax.engine.buckets import DecodeKey, Menu, declare
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
@@ -22,10 +26,13 @@ from tests.fakes.tiny_llama import tiny
 SLOTS, CHUNK, PAGE, PAGES, STEPS = 4, 64, 16, 48, 4
 
 
-@pytest.fixture(scope="session")
-def runner() -> Iterator[Runner]:
+@contextmanager
+def running(kv: str) -> Iterator[Runner]:
+    """A runner of the tiny model with everything compiled, whose keys and values are kept as `kv`."""
     model, params = tiny()
-    program = Program(model, make_mesh(jax.devices("cpu")[:1]), Shapes(PAGE, PAGES, SLOTS, 512), jnp.float32)
+    mesh = make_mesh(jax.devices("cpu")[:1])
+    attention = choose(Case(mesh, jnp.float32, KVFormat(kv), PAGES, PAGE, kinds(model)))
+    program = Program(model, mesh, Shapes(PAGE, PAGES, SLOTS, 512), attention)
     compiler = Compiler(program.lower, workers=2)
     keys = declare(max_slots=SLOTS, chunk_tokens=CHUNK, decode_steps=STEPS).keys()
     compiler.start(keys)
@@ -35,12 +42,33 @@ def runner() -> Iterator[Runner]:
     compiler.close()
 
 
+@pytest.fixture(scope="session")
+def runner() -> Iterator[Runner]:
+    with running("float32") as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module", params=["int8", "fp8"])
+def narrow_runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    """Keys and values in fewer bits than the model computes in."""
+    with running(request.param) as runner:
+        yield runner
+
+
 @pytest.fixture
 def new_engine(runner: Runner) -> Callable[..., Engine]:
-    """Engines sharing one runner: pages start out dirty with what the test before left in them.
+    """Engines sharing one runner: pages start out dirty with what the test before left in them."""
+    return engines_of(runner)
 
-    Their clock gives every step of the device a millisecond or two, so that all of the policy is at work.
-    """
+
+@pytest.fixture
+def new_narrow_engine(narrow_runner: Runner) -> Callable[..., Engine]:
+    """The same, with a narrow cache."""
+    return engines_of(narrow_runner)
+
+
+def engines_of(runner: Runner) -> Callable[..., Engine]:
+    """Their clock gives every step of the device a millisecond or two, so that all of the policy is at work."""
 
     def make(
         *, pages: int = PAGES, slots: int = SLOTS, steps: int = STEPS, overlap: bool = True, prefix: bool = True

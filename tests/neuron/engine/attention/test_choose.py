@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from models.sharding import make_mesh
-from neuron_jax.engine import attention_choose as ladder
-from neuron_jax.engine.attention_choose import RUNGS, Rung, choose
-from neuron_jax.engine.attention_flash import attend_decode
-from neuron_jax.engine.attention_gathered import attend_gathered
-from neuron_jax.engine.attention_kv import KVFormat
-from neuron_jax.engine.attention_reference import attend_blocks
-from neuron_jax.engine.attention_trial import Case, Layer
+from neuron_jax.engine.attention import choose as ladder
+from neuron_jax.engine.attention.choose import RUNGS, Rung, choose
+from neuron_jax.engine.attention.flash import attend_decode
+from neuron_jax.engine.attention.gathered import attend_gathered
+from neuron_jax.engine.attention.kv import KVFormat
+from neuron_jax.engine.attention.reference import attend_blocks
+from neuron_jax.engine.attention.trial import Case, Layer
 
 LAYER = Layer(kv_heads=2, group=3, head_dim=16, window=None)
 

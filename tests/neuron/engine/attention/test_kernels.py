@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuron_jax.engine.attention_flash import attend_decode
-from neuron_jax.engine.attention_gathered import attend_gathered
-from neuron_jax.engine.attention_reference import BLOCK, attend_blocks
+from neuron_jax.engine.attention.flash import attend_decode
+from neuron_jax.engine.attention.gathered import attend_gathered
+from neuron_jax.engine.attention.reference import BLOCK, attend_blocks
 from tests.fakes.paged_case import PagedCase, paged_case
 
 PAGE = 16

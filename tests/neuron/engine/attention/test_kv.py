@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.spec import ParamSpec
-from neuron_jax.engine.attention_kv import KV_DTYPES, KVFormat, choose_kv, widened
+from neuron_jax.engine.attention.kv import KV_DTYPES, KVFormat, choose_kv, widened
 from tests.fakes.paged_case import store
 
 FORMATS = [name for name in KV_DTYPES if name != "auto"]

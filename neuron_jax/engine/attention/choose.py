@@ -15,10 +15,10 @@ from jax.sharding import PartitionSpec
 
 from models.sharding import TENSOR
 from models.spec import Attend
-from neuron_jax.engine.attention_kv import KVFormat, LayerCache
-from neuron_jax.engine.attention_paged import Mix, PagedAttend
-from neuron_jax.engine.attention_reference import attend_blocks
-from neuron_jax.engine.attention_trial import Case, Make, disagreement, tolerance
+from neuron_jax.engine.attention.kv import KVFormat, LayerCache
+from neuron_jax.engine.attention.paged import Mix, PagedAttend
+from neuron_jax.engine.attention.reference import attend_blocks
+from neuron_jax.engine.attention.trial import Case, Make, disagreement, tolerance
 
 log = logging.getLogger("neuron.engine")
 
@@ -35,10 +35,11 @@ class Rung:
 
 @frozen
 class Choice:
-    """The attention of decode steps and of prompt steps. `name` and `reason` are what GET /models says."""
+    """The attention of decode steps and of prompt steps, over a pool of `kv`. GET /models tells `name` and `reason`."""
 
     name: str
     reason: str
+    kv: KVFormat
     decode: Make
     extend: Make
 
@@ -55,7 +56,7 @@ def choose(case: Case, rungs: Sequence[Rung] | None = None) -> Choice:
     name = decode.name if same else f"{decode.name} for decoding, {extend.name} for prompts"
     reason = "; ".join(dict.fromkeys([*not_decode, *not_extend])) or f"the first choice on {case.device.device_kind}"
     log.info("attention: %s (%s)", name, reason)
-    return Choice(name, reason, decode.make(case), extend.make(case))
+    return Choice(name, reason, case.kv, decode.make(case), extend.make(case))
 
 
 def _first(case: Case, ladder: Sequence[Rung], *, chunked: bool) -> tuple[Rung, list[str]]:
@@ -112,7 +113,7 @@ def _reference(case: Case) -> Make:
 
 
 def _cudnn(case: Case) -> Make:
-    from neuron_jax.engine.attention_gathered import attend_gathered
+    from neuron_jax.engine.attention.gathered import attend_gathered
 
     return _mixed_by(_over_heads(partial(attend_gathered, implementation="cudnn"), case.mesh), case)
 
@@ -131,7 +132,7 @@ def _cudnn_refuses(case: Case, chunked: bool) -> str | None:
 
 def _pallas(case: Case) -> Make:
     # Imported by the trial: later versions of JAX have no Triton.
-    from neuron_jax.engine.attention_flash import attend_decode
+    from neuron_jax.engine.attention.flash import attend_decode
 
     return _mixed_by(_over_heads(attend_decode, case.mesh), case)
 

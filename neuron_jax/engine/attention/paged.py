@@ -1,4 +1,4 @@
-"""The `Attend` of an engine: rotates, stores and mixes the tokens of a step, whichever kernel mixes. Knows no requests."""
+"""The `Attend` of an engine: stores and mixes the tokens of a step, whichever kernel mixes. Knows no requests."""
 
 from typing import Any, Protocol
 
@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from attrs import frozen
 
-from models.nn import rotate
-from neuron_jax.engine.attention_kv import KVFormat, LayerCache
+from neuron_jax.engine.attention.kv import KVFormat, LayerCache
 
 
 class Mix(Protocol):
@@ -47,24 +46,18 @@ class PagedAttend:
 
     def __call__(
         self,
-        qkv: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
         cache: LayerCache,
         *,
-        rotary: tuple[jax.Array, jax.Array],
-        scale: float,
         window: int | None = None,
     ) -> tuple[jax.Array, LayerCache]:
-        """qkv [R*C, K, G+2, H] -> mixed [R*C, K, G, H] in its dtype and the layer's new pool."""
-        group = qkv.shape[2] - 2
-        turned = rotate(qkv[:, :, : group + 1], rotary)
-        cache = self.kv.write(cache, turned[:, :, group], qkv[:, :, group + 1], **self._places(cache[0].shape[1]))
-        q = (turned[:, :, :group] * scale).reshape(*self._rows, *turned[:, :, :group].shape[1:])
-        mixed = self.mix(q, cache, self.kv, table=self.table, start=self.start, count=self.count, window=window)
-        return mixed.reshape(qkv.shape[0], *mixed.shape[2:]), cache
-
-    @property
-    def _rows(self) -> tuple[int, int]:
-        return self.table.shape[0], self.chunk
+        """q [R*C, K, G, H], k and v [R*C, K, H] -> mixed [R*C, K, G, H] in q's dtype and the layer's new pool."""
+        cache = self.kv.write(cache, k, v, **self._places(cache[0].shape[1]))
+        rows = q.reshape(self.table.shape[0], self.chunk, *q.shape[1:])
+        mixed = self.mix(rows, cache, self.kv, table=self.table, start=self.start, count=self.count, window=window)
+        return mixed.reshape(q.shape), cache
 
     def _places(self, page_size: int) -> dict[str, Any]:
         """Where the R*C tokens go; padding goes to the trash page."""

@@ -1,10 +1,12 @@
-"""Paged attention against a dense softmax in float64: every length around a page and a block, windows, padding, dirt."""
+"""Steps that store their tokens and attend, against a dense softmax in float64: lengths, windows, padding, dirt."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neuron_jax.engine.attention import BLOCK, PagedAttend
+from neuron_jax.engine.attention.kv import KVFormat
+from neuron_jax.engine.attention.paged import PagedAttend
+from neuron_jax.engine.attention.reference import BLOCK, attend_blocks
 
 PAGE, K, G, H = 16, 2, 3, 8
 W = 4 * BLOCK // PAGE
@@ -36,7 +38,9 @@ def step(lengths: list[int], chunk: int, window: int | None) -> tuple[np.ndarray
     count = np.array(lengths) - start
     q = rng.standard_normal((rows, chunk, K, G, H)).astype(np.float32)
     new = np.stack([np.stack([text[i, r, start[r] : start[r] + chunk] for r in range(rows)]) for i in range(2)])
-    attend = PagedAttend(jnp.asarray(table), jnp.asarray(start, jnp.int32), jnp.asarray(count, jnp.int32), chunk)
+    attend = PagedAttend(
+        attend_blocks, KVFormat("float32"), *(jnp.asarray(x, jnp.int32) for x in (table, start, count)), chunk
+    )
     flat = [jnp.asarray(x.reshape(rows * chunk, *x.shape[2:])) for x in (q, new[0], new[1])]
     got, cache = attend(*flat, (jnp.asarray(pool[0]), jnp.asarray(pool[1])), window=window)
     assert not np.asarray(cache[0][0]).any(), "the trash page stays zero"
@@ -54,10 +58,3 @@ def test_paged_attention_is_dense_attention(chunk: int, window: int | None) -> N
     got, wanted = step(lengths, chunk, window)
 
     np.testing.assert_allclose(got, wanted, atol=2e-5)
-
-
-def test_a_row_does_not_depend_on_the_length_of_its_neighbours() -> None:
-    short, _ = step([40, 1], 1, None)
-    with_long, _ = step([40, 4 * BLOCK], 1, None)
-
-    assert (short[0] == with_long[0]).all()

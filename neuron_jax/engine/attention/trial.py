@@ -11,7 +11,7 @@ from attrs import frozen
 
 from models.sharding import named_sharding
 from models.spec import Attend, Model, ParamSpec
-from neuron_jax.engine.attention_kv import KVFormat, LayerCache
+from neuron_jax.engine.attention.kv import KVFormat, LayerCache
 
 TOKENS = 512
 """Tokens that each row of a trial has pages for."""
@@ -61,11 +61,11 @@ def kinds(model: Model) -> tuple[Layer, ...]:
     """How the layers of `model` call attention, found by letting it call. Nothing is computed."""
     found: list[Layer] = []
 
-    def note(qkv: jax.Array, cache: Any, *, rotary: Any, scale: float, window: int | None = None) -> Any:
-        del rotary, scale
-        _, kv_heads, wide, size = qkv.shape
-        found.append(Layer(kv_heads, wide - 2, size, window))
-        return qkv[:, :, :-2], cache
+    def note(q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, *, window: int | None = None) -> Any:
+        del k, v
+        _, kv_heads, group, size = q.shape
+        found.append(Layer(kv_heads, group, size, window))
+        return q, cache
 
     one = jax.ShapeDtypeStruct((1,), jnp.int32)
     params = jax.tree.map(
@@ -98,10 +98,9 @@ def disagreement(make: Make, reference: Make, case: Case, layer: Layer, *, chunk
 def _step(case: Case, layer: Layer, make: Make, given: dict[str, jax.Array]) -> jax.Array:
     """One step over a pool that holds the tokens `before`."""
     cache = _filled(case, layer, given["before"], given["table"])
-    chunk = given["qkv"].shape[0] // given["table"].shape[0]
+    chunk = given["q"].shape[0] // given["table"].shape[0]
     attend = make(given["table"], given["start"], given["count"], chunk)
-    rotary = (given["cos"], given["sin"])
-    return attend(given["qkv"], cache, rotary=rotary, scale=layer.head_dim**-0.5, window=layer.window)[0]
+    return attend(given["q"], given["k"], given["v"], cache, window=layer.window)[0]
 
 
 def _inputs(case: Case, layer: Layer, chunk: int, lengths: Sequence[int]) -> tuple[dict[str, jax.Array], Any]:
@@ -112,21 +111,21 @@ def _inputs(case: Case, layer: Layer, chunk: int, lengths: Sequence[int]) -> tup
     start, count = np.maximum(ends - chunk, 0), np.minimum(ends, chunk)
     table = 1 + rng.permutation(rows * width).reshape(rows, width).astype(np.int32)
     before = rng.standard_normal((2, rows * width * case.page_size, layer.kv_heads, size))
-    qkv = rng.standard_normal((rows * chunk, layer.kv_heads, layer.group + 2, size))
-    angle = rng.uniform(0, 6, (rows * chunk, size // 2)).astype(np.float32)
+    q = rng.standard_normal((rows * chunk, layer.kv_heads, layer.group, size)) * size**-0.5
+    k, v = rng.standard_normal((2, rows * chunk, layer.kv_heads, size))
 
     def put(array: Any, axes: tuple[str | None, ...] = ()) -> jax.Array:
         placed: jax.Array = jax.device_put(array, named_sharding(case.mesh, axes))
         return placed
 
     given = {
-        "qkv": put(qkv.astype(case.dtype), (None, "kv_heads")),
+        "q": put(q.astype(case.dtype), (None, "kv_heads")),
+        "k": put(k.astype(case.dtype), (None, "kv_heads")),
+        "v": put(v.astype(case.dtype), (None, "kv_heads")),
         "before": put(before.astype(case.dtype), (None, None, "kv_heads")),
         "table": put(table),
         "start": put(start),
         "count": put(count),
-        "cos": put(np.cos(angle)),
-        "sin": put(np.sin(angle)),
     }
     return given, (np.arange(chunk)[None] < count[:, None]).reshape(-1)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from neuron_jax.engine.attention_kv import KVFormat, LayerCache
+from neuron_jax.engine.attention.kv import KVFormat, LayerCache
 
 BLOCK = 128
 """Tokens read at once; a multiple of every page size. 128 measured best of 64..512 for decode on a CPU."""

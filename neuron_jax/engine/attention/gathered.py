@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from neuron_jax.engine.attention_kv import KVFormat, LayerCache, widened
+from neuron_jax.engine.attention.kv import KVFormat, LayerCache, widened
 
 LEAST_WIDTH = 512
 """Tokens of the narrowest gather; the next ones are four times as wide each."""

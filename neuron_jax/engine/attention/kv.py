@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from attrs import frozen
 
+from models.errors import ModelError
 from models.spec import ParamSpec
 
 LayerCache = tuple[jax.Array, ...]
@@ -107,7 +108,9 @@ def widened(tokens: Tokens, dtype: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def choose_kv(asked: str, platform: str) -> tuple[KVFormat, str]:
-    """The format of `EngineSpec.kv_dtype`, and why."""
+    """The format of `EngineSpec.kv_dtype`, and why. Raises ModelError when it is none of KV_DTYPES."""
+    if asked not in KV_DTYPES:
+        raise ModelError(f"kv_dtype {asked!r}", [f"allowed are {', '.join(KV_DTYPES)}"])
     if asked != "auto":
         return KVFormat(asked), "as asked"
     compute = "float32" if platform == "cpu" else "bfloat16"

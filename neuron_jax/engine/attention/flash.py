@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from neuron_jax.engine.attention_kv import KVFormat, LayerCache
+from neuron_jax.engine.attention.kv import KVFormat, LayerCache
 
 SPLIT = 256
 """Tokens of a range; 8 kv heads of one row at 4,096 tokens are 128 programs."""
