@@ -13,16 +13,17 @@ import numpy as np
 from attrs import frozen
 from flax import nnx
 
-from models import quant as quantization
 from models import rope
-from models.blocks import Array
+from models.blocks import Array, Storage
 from models.errors import ModelError
 from models.functional import Functional, functional
 from models.heads import HeadLayout
-from models.mapping import Ignore, Part, Rule, store_as, store_int8, store_kernel, unroll
-from models.nn import Linear, RMSNorm, VocabTable, rotary_table, rotate
+from models.linears import Linears, check, tile, untiled
+from models.mapping import Ignore, Part, Rule, Store, store_as, store_int8, store_kernel, unroll
+from models.native.tiles import Tiles
+from models.nn import RMSNorm, rotary_table, rotate
 from models.registry import architecture
-from models.spec import Attend, CacheSpec, CacheT, Params
+from models.spec import Attend, CacheSpec, CacheT, Params, RotatingAttend
 
 _SIZES = (
     "vocab_size",
@@ -132,25 +133,40 @@ class Layout:
     vocab: int
     quant: str
     dtype: Any
+    native: bool
 
     @classmethod
-    def plan(cls, c: LlamaConfig, tensor_parallel: int, quant: str, dtype: Any) -> Self:
+    def plan(cls, c: LlamaConfig, tensor_parallel: int, quant: str, dtype: Any, native: bool) -> Self:
         heads = HeadLayout.plan(c.query_heads, c.kv_heads, tensor_parallel)
         mlp = -(-c.intermediate_size // tensor_parallel)
         vocab = -(-c.vocab_size // tensor_parallel) * tensor_parallel
-        return cls(heads, tensor_parallel, mlp, vocab, quant, dtype)
+        return cls(heads, tensor_parallel, mlp, vocab, quant, dtype, native)
+
+    @property
+    def wide(self) -> Any:
+        """The dtype that matrices are assembled in, before they are rounded; None = as stored."""
+        if self.native:
+            return np.dtype(np.float32) if self.quant == "none" else None
+        return np.dtype(np.float32) if self.quant == "int8" else self.dtype
+
+    def store(self, inputs: int) -> Store:
+        """What a matrix with `inputs` in-dimensions is kept as."""
+        return untiled if self.native else store_kernel(inputs, self.quant)
 
 
 class Attention(nnx.Module):
     """Grouped-query attention; q, k and v are one matmul, laid out by group as [K, G query heads + k + v, H]."""
 
-    def __init__(self, c: LlamaConfig, layout: Layout) -> None:
+    def __init__(self, c: LlamaConfig, layout: Layout, make: Linears) -> None:
         groups = ((layout.heads.slots, "kv_heads"),)
         width, size = layout.heads.width, c.head_dim
-        kind: dict[str, Any] = {"quant": layout.quant, "dtype": layout.dtype, "bias": c.attention_bias, "fine": True}
         embed = ((c.hidden_size, "embed"),)
-        self.qkv = Linear(embed, (*groups, (width + 2, None), (size, None)), **kind)
-        self.out = Linear((*groups, (width, None), (size, None)), embed, **kind)
+        self.norm = RMSNorm(c.hidden_size, c.epsilon, native=layout.native)
+        every = (*groups, (width + 2, None), (size, None))
+        self.qkv = make("attention.qkv", embed, every, bias=c.attention_bias, fine=True)
+        self.out = make(
+            "attention.out", (*groups, (width, None), (size, None)), embed, bias=c.attention_bias, fine=True
+        )
         self.width = width
         self.scale = size**-0.5
         self.window = c.window
@@ -158,56 +174,61 @@ class Attention(nnx.Module):
     def __call__(
         self, x: jax.Array, table: tuple[jax.Array, jax.Array], attend: Attend[CacheT], cache: CacheT
     ) -> tuple[jax.Array, CacheT]:
-        """x [T, D] -> [T, D]."""
-        qkv = self.qkv(x)
+        """x [T, D] -> x with what its tokens gather from each other, [T, D]."""
+        qkv = self.qkv(x, self.norm)
+        mixed, cache = self._mix(qkv, table, attend, cache)
+        return self.out.add(mixed, x), cache
+
+    def _mix(
+        self, qkv: jax.Array, table: tuple[jax.Array, jax.Array], attend: Attend[CacheT], cache: CacheT
+    ) -> tuple[jax.Array, CacheT]:
+        """qkv [T, K, G + 2, H] -> [T, K, G, H]."""
+        if isinstance(attend, RotatingAttend):
+            return attend.rotated(qkv, table, cache, scale=self.scale, window=self.window)
         turned = rotate(qkv[:, :, : self.width + 1], table)
         q, k, v = turned[:, :, : self.width] * self.scale, turned[:, :, self.width], qkv[:, :, self.width + 1]
-        mixed, cache = attend(q, k, v, cache, window=self.window)
-        return self.out(mixed), cache
+        return attend(q, k, v, cache, window=self.window)
 
 
 class MLP(nnx.Module):
     """down(silu(gate(x)) * up(x)); gate and up are one matmul, laid out by device as [devices, 2, F of a device]."""
 
-    def __init__(self, c: LlamaConfig, layout: Layout) -> None:
+    def __init__(self, c: LlamaConfig, layout: Layout, make: Linears) -> None:
         embed, devices, width = (c.hidden_size, "embed"), (layout.tensor_parallel, "mlp"), (layout.mlp, None)
-        kind: dict[str, Any] = {"quant": layout.quant, "dtype": layout.dtype, "bias": c.mlp_bias}
-        self.gate_up = Linear((embed,), (devices, (2, None), width), **kind)
-        self.down = Linear((devices, width), (embed,), fine=True, **kind)
+        self.norm = RMSNorm(c.hidden_size, c.epsilon, native=layout.native)
+        self.gate_up = make("mlp.gate_up", (embed,), (devices, (2, None), width), bias=c.mlp_bias)
+        self.down = make("mlp.down", (devices, width), (embed,), bias=c.mlp_bias, fine=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x [T, D] -> [T, D]."""
-        both = self.gate_up(x)
-        return self.down(jax.nn.silu(both[:, :, 0]) * both[:, :, 1])
+        """x [T, D] -> x with what the MLP makes of it, [T, D]."""
+        both = self.gate_up(x, self.norm)
+        gated = both if both.ndim == 2 else jax.nn.silu(both[:, :, 0]) * both[:, :, 1]
+        return self.down.add(gated, x)
 
 
 class Block(nnx.Module):
     """One layer: attention and MLP, each on the normed residual stream and added to it."""
 
-    def __init__(self, c: LlamaConfig, layout: Layout) -> None:
-        self.attention_norm = RMSNorm(c.hidden_size, c.epsilon)
-        self.attention = Attention(c, layout)
-        self.mlp_norm = RMSNorm(c.hidden_size, c.epsilon)
-        self.mlp = MLP(c, layout)
+    def __init__(self, c: LlamaConfig, layout: Layout, make: Linears) -> None:
+        self.attention = Attention(c, layout, make)
+        self.mlp = MLP(c, layout, make)
 
     def __call__(
         self, x: jax.Array, table: tuple[jax.Array, jax.Array], attend: Attend[CacheT], cache: CacheT
     ) -> tuple[jax.Array, CacheT]:
         """x [T, D] -> [T, D]."""
-        mixed, cache = self.attention(self.attention_norm(x), table, attend, cache)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), cache
+        x, cache = self.attention(x, table, attend, cache)
+        return self.mlp(x), cache
 
 
 class Llama(nnx.Module):
     """The whole network. Layers are a list, not a scan: XLA:CPU would copy every layer's weights in a scan."""
 
-    def __init__(self, c: LlamaConfig, layout: Layout) -> None:
-        kind: dict[str, Any] = {"quant": layout.quant, "dtype": layout.dtype}
-        self.embed = VocabTable(layout.vocab, c.hidden_size, **kind)
-        self.layers = nnx.List([Block(c, layout) for _ in range(c.layers)])
-        self.norm = RMSNorm(c.hidden_size, c.epsilon)
-        self.head = None if c.tied else VocabTable(layout.vocab, c.hidden_size, **kind)
+    def __init__(self, c: LlamaConfig, layout: Layout, make: Linears) -> None:
+        self.embed = make.table("embed", layout.vocab, c.hidden_size)
+        self.layers = nnx.List([Block(c, layout, make.within(f"layers.{n}.")) for n in range(c.layers)])
+        self.norm = RMSNorm(c.hidden_size, c.epsilon, native=layout.native)
+        self.head = None if c.tied else make.table("head", layout.vocab, c.hidden_size)
         self.frequencies = tuple(rope.frequencies(c.head_dim, c.theta, c.scaling).tolist())
 
     def __call__(
@@ -262,21 +283,24 @@ class LlamaModel:
 def _rules(c: LlamaConfig, layout: Layout) -> tuple[Rule | Ignore, ...]:
     """The checkpoint table: Hugging Face names of the Llama family."""
     d = c.hidden_size
-    plain, table = layout.dtype, store_int8(1) if layout.quant == "int8" else store_as("kernel")
-    wide = np.dtype(np.float32) if layout.quant == "int8" else plain
+    table = store_int8(1) if layout.quant == "int8" else store_as("kernel")
+    if layout.native:
+        table = untiled
 
     def vocab(path: str, name: str) -> Rule:
-        return Rule(path, (layout.vocab, d), wide, (Part(name, (c.vocab_size, d), (slice(c.vocab_size),)),), table)
+        return Rule(
+            path, (layout.vocab, d), layout.wide, (Part(name, (c.vocab_size, d), (slice(c.vocab_size),)),), table
+        )
 
     def norm(path: str, name: str) -> Rule:
         return Rule(path, (d,), np.dtype(np.float32), (Part(name, (d,)),), store_as("weight"))
 
     layer = "model.layers.{}."
     layers = [
-        norm("layers.{}.attention_norm", layer + "input_layernorm.weight"),
-        norm("layers.{}.mlp_norm", layer + "post_attention_layernorm.weight"),
-        *_attention_rules(c, layout, layer + "self_attn.", wide),
-        *_mlp_rules(c, layout, layer + "mlp.", wide),
+        norm("layers.{}.attention.norm", layer + "input_layernorm.weight"),
+        norm("layers.{}.mlp.norm", layer + "post_attention_layernorm.weight"),
+        *_attention_rules(c, layout, layer + "self_attn."),
+        *_mlp_rules(c, layout, layer + "mlp."),
     ]
     head = Ignore(r"lm_head\.weight") if c.tied else vocab("head", "lm_head.weight")
     outer = [vocab("embed", "model.embed_tokens.weight"), norm("norm", "model.norm.weight")]
@@ -287,7 +311,7 @@ def _rules(c: LlamaConfig, layout: Layout) -> tuple[Rule | Ignore, ...]:
     )
 
 
-def _attention_rules(c: LlamaConfig, layout: Layout, at: str, wide: Any) -> list[Rule]:
+def _attention_rules(c: LlamaConfig, layout: Layout, at: str) -> list[Rule]:
     d, size, heads = c.hidden_size, c.head_dim, layout.heads
     slots, width = heads.slots, heads.width
     every = slice(None)
@@ -308,10 +332,12 @@ def _attention_rules(c: LlamaConfig, layout: Layout, at: str, wide: Any) -> list
         return np.moveaxis(spread, -1, 0)
 
     path = "layers.{}.attention."
-    out = Part(at + "o_proj.weight", (d, c.query_heads * size), (), gather_out)
+    name, shape = at + "o_proj.weight", (d, c.query_heads * size)
+    # On one device the heads stand as in the checkpoint, so a block keeps its columns.
+    out = Part(name, shape) if layout.tensor_parallel == 1 else Part(name, shape, (), gather_out)
     kernel = [
-        Rule(path + "qkv", (slots, width + 2, size, d), wide, parts("weight", d), store_kernel(1, layout.quant)),
-        Rule(path + "out", (d, slots, width, size), wide, (out,), store_kernel(3, layout.quant)),
+        Rule(path + "qkv", (slots, width + 2, size, d), layout.wide, parts("weight", d), layout.store(1)),
+        Rule(path + "out", (d, slots, width, size), layout.wide, (out,), layout.store(3), inputs=3),
     ]
     bias = [
         Rule(path + "qkv", (slots, width + 2, size), layout.dtype, parts("bias"), store_as("bias")),
@@ -324,7 +350,7 @@ def _split(count: int, size: int, spread: Any) -> Any:
     return lambda tensor: spread(tensor.reshape(count, size, *tensor.shape[1:]))
 
 
-def _mlp_rules(c: LlamaConfig, layout: Layout, at: str, wide: Any) -> list[Rule]:
+def _mlp_rules(c: LlamaConfig, layout: Layout, at: str) -> list[Rule]:
     d, f = c.hidden_size, c.intermediate_size
     devices, width = layout.tensor_parallel, layout.mlp
 
@@ -339,10 +365,12 @@ def _mlp_rules(c: LlamaConfig, layout: Layout, at: str, wide: Any) -> list[Rule]
         return tuple(Part(f"{at}{name}.{kind}", (f, *inputs), (slice(None), place), split) for place, name in names)
 
     path = "layers.{}.mlp."
-    down = Part(at + "down_proj.weight", (d, f), (), lambda tensor: np.moveaxis(split(tensor.T), -1, 0))
+    name = at + "down_proj.weight"
+    one = Part(name, (d, f))
+    down = one if devices == 1 else Part(name, (d, f), (), lambda tensor: np.moveaxis(split(tensor.T), -1, 0))
     kernel = [
-        Rule(path + "gate_up", (devices, 2, width, d), wide, parts("weight", d), store_kernel(1, layout.quant)),
-        Rule(path + "down", (d, devices, width), wide, (down,), store_kernel(2, layout.quant)),
+        Rule(path + "gate_up", (devices, 2, width, d), layout.wide, parts("weight", d), layout.store(1)),
+        Rule(path + "down", (d, devices, width), layout.wide, (down,), layout.store(2), inputs=2),
     ]
     bias = [
         Rule(path + "gate_up", (devices, 2, width), layout.dtype, parts("bias"), store_as("bias")),
@@ -351,19 +379,36 @@ def _mlp_rules(c: LlamaConfig, layout: Layout, at: str, wide: Any) -> list[Rule]
     return kernel + bias * c.mlp_bias
 
 
-def build(config: Mapping[str, Any], *, tensor_parallel: int = 1, quant: str = "none", dtype: Any = None) -> LlamaModel:
+def build(
+    config: Mapping[str, Any],
+    *,
+    tensor_parallel: int = 1,
+    quant: str = "none",
+    dtype: Any = None,
+    native: bool = False,
+    storage: Mapping[str, Storage] | None = None,
+) -> LlamaModel:
     """The model of `config`; see `models.spec.Family`. `dtype` None is float32 on a CPU and bfloat16 elsewhere."""
     assert tensor_parallel >= 1, f"tensor_parallel {tensor_parallel}"
-    quantization.check(quant)
+    check(quant, native=native)
     c = LlamaConfig.read(config)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    layout = Layout.plan(c, tensor_parallel, quant, np.dtype(dtype))
+    layout = Layout.plan(c, tensor_parallel, quant, np.dtype(dtype), native)
+    rules = _rules(c, layout)
+    tiles: dict[str, Tiles] = {}
+    if native:
+        assert tensor_parallel == 1, "the native kernels see one device"
+        assert layout.dtype == np.float32, f"the native kernels compute in float32, not {layout.dtype}"
+        if c.mlp_bias:
+            raise ModelError("native kernels", ["mlp_bias has no kernel; without them it is served"])
+        rules, tiles = tile(rules, storage or {}, quant, gated=("gate_up",), tables=("embed", "head"))
+    make = Linears(quant, layout.dtype, tiles)
     return LlamaModel(
         architecture=c.architecture,
         vocab_size=c.vocab_size,
         max_positions=c.max_positions,
         cache_spec=CacheSpec(c.layers, layout.heads.slots, c.head_dim),
-        rules=_rules(c, layout),
-        network=functional(lambda: Llama(c, layout)),
+        rules=rules,
+        network=functional(lambda: Llama(c, layout, make)),
     )

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from flax import nnx
 from jax import lax
 
+from models.native import ops
+from models.native.tiles import Tiles
 from models.quant import int8_matmul
 
 Dims = tuple[tuple[int, str | None], ...]
@@ -26,6 +28,28 @@ def parameter(dims: Dims, dtype: Any) -> nnx.Param[jax.Array]:
 
 def _sizes(dims: Dims) -> tuple[int, ...]:
     return tuple(size for size, _ in dims)
+
+
+class RMSNorm(nnx.Module):
+    """Root mean square normalization over the last axis, in float32. https://arxiv.org/abs/1910.07467."""
+
+    def __init__(self, width: int, epsilon: float, *, native: bool = False) -> None:
+        self.epsilon = epsilon
+        self.native = native
+        self.weight = parameter(((width, "embed"),), jnp.float32)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [T, D] -> [T, D] in the dtype of x."""
+        if self.native:
+            return ops.normalize(x, self.for_kernel)
+        wide = x.astype(jnp.float32)
+        scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        return (wide * scale * self.weight[...][None]).astype(x.dtype)
+
+    @property
+    def for_kernel(self) -> ops.Norm:
+        """To be computed together with the product that follows it."""
+        return ops.Norm(self.weight[...], self.epsilon)
 
 
 class Linear(nnx.Module):
@@ -48,8 +72,9 @@ class Linear(nnx.Module):
         self.scale = parameter(outputs, jnp.float32) if int8 else None
         self.bias = parameter(outputs, dtype) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [T, *in] -> [T, *out] in the dtype of x."""
+    def __call__(self, x: jax.Array, norm: RMSNorm | None = None) -> jax.Array:
+        """x [T, *in] -> [T, *out] in the dtype of x; the product with norm(x)."""
+        x = x if norm is None else norm(x)
         flat = x.reshape(x.shape[0], -1)
         width = flat.shape[1]
         if self.scale is None:
@@ -59,6 +84,10 @@ class Linear(nnx.Module):
             y = int8_matmul(flat, kernel, self.scale[...].reshape(-1), fine=self.fine).astype(x.dtype)
         y = y.reshape(x.shape[0], *self.outputs)
         return y if self.bias is None else y + self.bias[...][None]
+
+    def add(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+        """x [T, *in], residual [T, *out] -> their sum after the product, [T, *out]."""
+        return residual + self(x)
 
 
 class VocabTable(nnx.Module):
@@ -85,18 +114,54 @@ class VocabTable(nnx.Module):
         return lax.dot_general(hidden, self.kernel[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-class RMSNorm(nnx.Module):
-    """Root mean square normalization over the last axis, in float32. https://arxiv.org/abs/1910.07467."""
+class Tiled(nnx.Module):
+    """A matrix for the native kernels, in the layout that `tiles` says."""
 
-    def __init__(self, width: int, epsilon: float) -> None:
-        self.epsilon = epsilon
-        self.weight = parameter(((width, "embed"),), jnp.float32)
+    def __init__(self, tiles: Tiles) -> None:
+        self.tiles = tiles
+        for name, (shape, dtype) in tiles.leaves.items():
+            setattr(self, name, parameter(tuple((size, None) for size in shape), dtype))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [T, D] -> [T, D] in the dtype of x."""
-        wide = x.astype(jnp.float32)
-        scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return (wide * scale * self.weight[...][None]).astype(x.dtype)
+    @property
+    def arrays(self) -> dict[str, jax.Array]:
+        """The leaves by name."""
+        return {name: getattr(self, name)[...] for name in self.tiles.leaves}
+
+
+class TiledLinear(Tiled):
+    """A `Linear` that is computed by the native kernels, norm and sum included: [T, *in] -> [T, *out]."""
+
+    def __init__(self, outputs: Dims, tiles: Tiles, *, bias: bool = False) -> None:
+        super().__init__(tiles)
+        self.outputs = _sizes(outputs)
+        self.bias = parameter(outputs, jnp.float32) if bias else None
+
+    def __call__(self, x: jax.Array, norm: RMSNorm | None = None) -> jax.Array:
+        """x [T, *in] -> [T, *out]: the product with norm(x); of a gated pair silu(gate) * up, [T, F]."""
+        before = None if norm is None else norm.for_kernel
+        y = ops.linear(x.reshape(x.shape[0], -1), self.tiles, self.arrays, norm=before)
+        return y if self.tiles.gated else self._biased(y.reshape(x.shape[0], *self.outputs))
+
+    def add(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+        """x [T, *in], residual [T, *out] -> their sum after the product, [T, *out]."""
+        flat = residual.reshape(x.shape[0], -1)
+        y = ops.linear(x.reshape(x.shape[0], -1), self.tiles, self.arrays, residual=flat)
+        return self._biased(y.reshape(residual.shape))
+
+    def _biased(self, y: jax.Array) -> jax.Array:
+        return y if self.bias is None else y + self.bias[...][None]
+
+
+class TiledTable(Tiled):
+    """A `VocabTable` read by the native kernels."""
+
+    def rows(self, tokens: jax.Array) -> jax.Array:
+        """tokens [T] int32 -> [T, D]."""
+        return ops.rows(tokens, self.tiles, self.arrays)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden [R, D] -> float32 [R, V]."""
+        return ops.linear(hidden, self.tiles, self.arrays)
 
 
 def rotary_table(positions: jax.Array, frequencies: npt.NDArray[np.float32]) -> tuple[jax.Array, jax.Array]:

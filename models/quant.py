@@ -9,20 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from models.errors import ModelError
-
-SCHEMES = ("none", "int8")
 _CHUNK = 1 << 18
 """Weights rounded at a time, so that what is made on the way is small beside a tensor."""
 _LIMIT = 127.0
 _REST = 254.0
 """Steps of the second int8 row in one step of the first: its rounding error is at most half a step."""
-
-
-def check(quant: str) -> None:
-    """Raises ModelError when `quant` is not one of SCHEMES."""
-    if quant not in SCHEMES:
-        raise ModelError(f"quant {quant!r}", [f"allowed are {', '.join(SCHEMES)}"])
 
 
 def quantize(weight: npt.NDArray[Any], inputs: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.errors import ModelError
-from models.spec import Model
+from models.spec import Family, Model
 
 FAMILIES: dict[str, str] = {
     "LlamaForCausalLM": "models.llama",
@@ -26,8 +26,7 @@ def architecture(config: Mapping[str, Any]) -> str:
     raise ModelError("unknown architecture", [f"found {found}; known are {', '.join(sorted(FAMILIES))}"])
 
 
-def build(config: Mapping[str, Any], *, tensor_parallel: int = 1, quant: str = "none", dtype: Any = None) -> Model:
-    """The model of a checkpoint's config; see `models.spec.Family`. Raises ModelError with every misfit."""
-    family = importlib.import_module(FAMILIES[architecture(config)])
-    model: Model = family.build(config, tensor_parallel=tensor_parallel, quant=quant, dtype=dtype)
-    return model
+def build(config: Mapping[str, Any], **choices: Any) -> Model:
+    """The model of a checkpoint's config; `choices` as in `models.spec.Family`. Raises ModelError with every misfit."""
+    family: Family = importlib.import_module(FAMILIES[architecture(config)])
+    return family.build(config, **choices)

@@ -10,10 +10,12 @@ Dimension letters, used all over `models/` and `neuron_jax/engine/`:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 from attrs import frozen
+
+from models.blocks import Storage
 
 Params = Any
 """A pytree of arrays, nested dicts keyed by the names of `Model.param_specs`."""
@@ -32,6 +34,23 @@ class Attend(Protocol[CacheT]):
     def __call__(
         self, q: jax.Array, k: jax.Array, v: jax.Array, cache: CacheT, *, window: int | None = None
     ) -> tuple[jax.Array, CacheT]: ...
+
+
+@runtime_checkable
+class RotatingAttend(Protocol):
+    """An `Attend` that rotates and scales as well: for a kernel that does all of it in one call."""
+
+    def rotated(
+        self,
+        qkv: jax.Array,
+        rotary: tuple[jax.Array, jax.Array],
+        cache: Any,
+        *,
+        scale: float,
+        window: int | None = None,
+    ) -> tuple[jax.Array, Any]:
+        """qkv [T, K, G + 2, H] not rotated, rotary cos and sin [T, H / 2] -> mixed [T, K, G, H], the layer's new cache."""
+        ...
 
 
 @frozen
@@ -94,10 +113,20 @@ class Family(Protocol):
     """A family's entry in `models.registry`.
 
     `config` is the checkpoint's own config.json (GGUF headers are translated to it by `neuron_jax.weights`). `quant` is
-    "none" (weights in `dtype`) or "int8" (int8 weights per output channel, dynamic int8 activations). Raises
-    `models.errors.ModelError` with every misfit when `config` asks for something the family does not do.
+    "none" (weights in `dtype`) or "int8" (int8 weights per output channel, dynamic int8 activations). With `native`, for
+    one CPU in float32, the kernels of `models.native` compute it: "stored" (as the checkpoint has them, exact), "int8"
+    and "int4" (rounded in groups of 32), "none" (float32); activations stay float32. `storage` then says what the
+    checkpoint's tensors are stored as. Raises `models.errors.ModelError` with every misfit when `config` asks for
+    something the family does not do.
     """
 
     def build(
-        self, config: Mapping[str, Any], *, tensor_parallel: int = 1, quant: str = "none", dtype: Any = None
+        self,
+        config: Mapping[str, Any],
+        *,
+        tensor_parallel: int = 1,
+        quant: str = "none",
+        dtype: Any = None,
+        native: bool = False,
+        storage: Mapping[str, Storage] | None = None,
     ) -> Model: ...

@@ -1,0 +1,103 @@
+"""How the linear maps of a model are stored and computed: decided once, for every family; knows no family and no file.
+
+XLA computes them from `kernel` arrays that may be sharded; the native kernels of one CPU from tiles in the narrowest
+storage that a checkpoint's own tensors allow, or that was asked for.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from models.blocks import Array, Blocks, Storage
+from models.errors import ModelError
+from models.mapping import Ignore, Rule, Store
+from models.native.tiles import Tiles
+from models.nn import Dims, Linear, TiledLinear, TiledTable, VocabTable
+from models.quantize import INT4, INT8, quantize_int4, quantize_int8
+
+NATIVE = ("none", "stored", "int8", "int4")
+XLA = ("none", "int8")
+
+
+def check(quant: str, *, native: bool) -> None:
+    """Raises ModelError when `quant` is not one of NATIVE, or of XLA."""
+    allowed = NATIVE if native else XLA
+    if quant not in allowed:
+        where = "the native kernels" if native else "XLA"
+        raise ModelError(f"quant {quant!r}", [f"allowed with {where} are {', '.join(allowed)}"])
+
+
+@frozen
+class Linears:
+    """Makes a model's linear maps. `tiles` by parameter path for the native kernels; empty for XLA."""
+
+    quant: str
+    dtype: Any
+    tiles: Mapping[str, Tiles] = field(factory=dict)
+    prefix: str = ""
+
+    def within(self, prefix: str) -> "Linears":
+        """The same for parameters under `prefix`, which ends with a dot."""
+        return evolve(self, prefix=self.prefix + prefix)
+
+    def __call__(
+        self, name: str, inputs: Dims, outputs: Dims, *, bias: bool, fine: bool = False
+    ) -> Linear | TiledLinear:
+        tiles = self.tiles.get(self.prefix + name)
+        if tiles is not None:
+            return TiledLinear(outputs, tiles, bias=bias)
+        return Linear(inputs, outputs, quant=self.quant, dtype=self.dtype, bias=bias, fine=fine)
+
+    def table(self, name: str, vocab: int, width: int) -> VocabTable | TiledTable:
+        """The matrix that tokens are looked up in, and that logits are computed with."""
+        tiles = self.tiles.get(self.prefix + name)
+        return VocabTable(vocab, width, quant=self.quant, dtype=self.dtype) if tiles is None else TiledTable(tiles)
+
+
+def untiled(_: Array | Blocks) -> dict[str, Array]:
+    """The `store` of a rule that `tile` has still to give one."""
+    raise AssertionError("a rule that was not tiled")
+
+
+def tile(
+    rules: Sequence[Rule | Ignore],
+    stored: Mapping[str, Storage],
+    quant: str,
+    *,
+    gated: Sequence[str] = (),
+    tables: Sequence[str] = (),
+) -> tuple[tuple[Rule | Ignore, ...], dict[str, Tiles]]:
+    """The rules with stores for tiles in place of `untiled`, and the tiles by path.
+
+    `stored` says what the checkpoint's tensors are stored as. Paths that end with one of `gated` are a gate over its
+    other half; `tables` are looked up in as well, and are not narrowed below 8 bits: every token goes through them twice.
+    """
+    tiles: dict[str, Tiles] = {}
+    made: list[Rule | Ignore] = list(rules)
+    for place, rule in enumerate(rules):
+        if isinstance(rule, Rule) and rule.store is untiled:
+            scheme = "int8" if quant == "int4" and rule.path in tables else quant
+            tiles[rule.path] = _plan(rule, stored, scheme, gated=rule.path.endswith(tuple(gated)))
+            made[place] = evolve(rule, store=_store(tiles[rule.path], scheme))
+    return tuple(made), tiles
+
+
+_SCHEMES = {"int8": (INT8, quantize_int8), "int4": (INT4, quantize_int4)}
+
+
+def _plan(rule: Rule, stored: Mapping[str, Storage], scheme: str, *, gated: bool) -> Tiles:
+    outputs = len(rule.shape) - rule.inputs
+    storage = _SCHEMES[scheme][0] if scheme in _SCHEMES else rule.storage(stored)
+    return Tiles.plan(prod(rule.shape[:outputs]), prod(rule.shape[outputs:]), storage, gated=gated)
+
+
+def _store(tiles: Tiles, scheme: str) -> Store:
+    def store(whole: Array | Blocks) -> dict[str, Array]:
+        if scheme in _SCHEMES and tiles.storage.coded:
+            flat = whole if isinstance(whole, Blocks) else whole.reshape(tiles.rows, tiles.columns)
+            return tiles.pack(_SCHEMES[scheme][1](flat))
+        return tiles.pack(whole)
+
+    return store

@@ -1,0 +1,113 @@
+"""Builds the kernels with the machine's C++ compiler, once, and registers them with JAX; must not know what they compute.
+
+They are compiled for the very processor (`-march=native`), which a wheel could not do, and kept under a name that says of
+what they were built: source, flags, compiler, processor and the XLA headers of the jaxlib that will call them.
+"""
+
+import ctypes
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import jax
+
+log = logging.getLogger("neuron.native")
+
+SOURCES = Path(__file__).parent / "src"
+TARGETS = ("cortex_linear", "cortex_rows", "cortex_norm", "cortex_attention")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",  # a * b + c is fused everywhere, not only where an optimizer happens to see it
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-Wno-psabi",
+)
+DISABLE = "CORTEX_NATIVE"
+"""Environment variable; `0` turns the kernels off."""
+
+BUILD_SECONDS = 300
+
+
+class BuildError(Exception):
+    """The kernels cannot be built here; the message says why."""
+
+
+@cache
+def unavailable() -> str | None:
+    """None when the kernels are registered and ready for `ops`; else why they are not. Builds them on the first call."""
+    if os.environ.get(DISABLE) == "0":
+        return f"{DISABLE}=0"
+    try:
+        library = ctypes.CDLL(str(build(cache_folder())))
+        for name in TARGETS:
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    except (BuildError, OSError) as error:
+        log.warning("no native kernels, XLA computes everything: %s", error)
+        return str(error)
+    return None
+
+
+def build(folder: Path) -> Path:
+    """The shared library in `folder`, compiled if it is not there yet. Raises BuildError."""
+    compiler = _compiler()
+    path = folder / f"kernels-{_fingerprint(compiler)}.so"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    log.info("building the native kernels with %s (once)", compiler)
+    # Under another name until it is whole: several processes may build at once, and one may be killed.
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / path.name
+        command = [compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCES / "module.cc"), "-o", str(made)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BuildError(f"{compiler}: {error}") from error
+        if done.returncode != 0:
+            raise BuildError(f"{compiler} failed: {done.stderr.strip()[-2000:]}")
+        made.replace(path)
+    return path
+
+
+def cache_folder() -> Path:
+    """Where built kernels are kept: under XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cortex" / "native"
+
+
+def _compiler() -> str:
+    wanted = os.environ.get("CXX")
+    found = shutil.which(wanted) if wanted else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if found is None:
+        raise BuildError(f"no C++ compiler ({wanted or 'c++, g++ or clang++'} is not on PATH)")
+    return found
+
+
+def _fingerprint(compiler: str) -> str:
+    """Of everything that the result depends on."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    parts = [version, *FLAGS, importlib.metadata.version("jaxlib"), platform.machine(), _processor()]
+    digest = hashlib.sha256("\0".join(parts).encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What the processor can do: a home folder may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

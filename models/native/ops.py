@@ -1,0 +1,106 @@
+"""The kernels as functions of traced arrays, float32 throughout; knows their arguments, must not know layers or pages.
+
+Only for programs of one CPU device, and only where `library.unavailable()` is None.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from attrs import frozen
+
+from models.native.tiles import Tiles
+
+_EPILOGUES = {"none": 0, "add": 1, "gated": 2}
+
+
+@frozen
+class Norm:
+    """Root mean square normalization, computed with the product that follows: weight [K]."""
+
+    weight: jax.Array
+    epsilon: float
+
+
+def linear(
+    x: jax.Array,
+    tiles: Tiles,
+    leaves: Mapping[str, jax.Array],
+    *,
+    norm: Norm | None = None,
+    residual: jax.Array | None = None,
+) -> jax.Array:
+    """x [T, K] -> [T, N]: norm(x) W^T, plus `residual` [T, N] if given; of gated tiles silu(gate) * up.
+
+    A row's result is the same bits whatever T is. https://arxiv.org/abs/2002.05202 for gated units.
+    """
+    assert not (tiles.gated and residual is not None), "a gated product has no residual"
+    epilogue = "gated" if tiles.gated else "none" if residual is None else "add"
+    call = jax.ffi.ffi_call("cortex_linear", jax.ShapeDtypeStruct((x.shape[0], tiles.outputs), jnp.float32))
+    return _one(
+        call(
+            x,
+            *([] if norm is None else [norm.weight]),
+            *_ordered(tiles, leaves),
+            *([] if residual is None else [residual]),
+            **_attributes(tiles),
+            norm=norm is not None,
+            epilogue=_EPILOGUES[epilogue],
+            epsilon=np.float32(0 if norm is None else norm.epsilon),
+        )
+    )
+
+
+def rows(tokens: jax.Array, tiles: Tiles, leaves: Mapping[str, jax.Array]) -> jax.Array:
+    """tokens [T] int32, each below the number of rows -> those rows of the matrix, [T, K]."""
+    call = jax.ffi.ffi_call("cortex_rows", jax.ShapeDtypeStruct((tokens.shape[0], tiles.columns), jnp.float32))
+    return _one(call(tokens, *_ordered(tiles, leaves), **_attributes(tiles)))
+
+
+def normalize(x: jax.Array, norm: Norm) -> jax.Array:
+    """x [T, K] -> [T, K]."""
+    call = jax.ffi.ffi_call("cortex_norm", jax.ShapeDtypeStruct(x.shape, jnp.float32))
+    return _one(call(x, norm.weight, epsilon=np.float32(norm.epsilon)))
+
+
+def attention(
+    qkv: jax.Array,
+    rotary: tuple[jax.Array, jax.Array],
+    pool: tuple[jax.Array, jax.Array],
+    *,
+    table: jax.Array,
+    start: jax.Array,
+    count: jax.Array,
+    scale: float,
+    window: int | None,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """qkv [R*C, K, G+2, H], rotary cos and sin [R*C, H/2], keys [P, K, H, S], values [P, K, S, H], table [R, W] int32,
+    start and count [R] int32 -> mixed [R*C, K, G, H], and the pool with the new keys and values, written in place.
+    """
+    tokens, kv_heads, members, width = qkv.shape
+    keys, values = pool
+    mixed = jax.ShapeDtypeStruct((tokens, kv_heads, members - 2, width), jnp.float32)
+    pages = [jax.ShapeDtypeStruct(part.shape, part.dtype) for part in pool]
+    call = jax.ffi.ffi_call("cortex_attention", [mixed, *pages], input_output_aliases={6: 1, 7: 2})
+    out: Any = call(
+        qkv, *rotary, table, start, count, keys, values, window=np.int64(window or 0), scale=np.float32(scale)
+    )
+    return out[0], (out[1], out[2])
+
+
+def _ordered(tiles: Tiles, leaves: Mapping[str, jax.Array]) -> list[jax.Array]:
+    return [leaves[name] for name in tiles.leaves]
+
+
+def _attributes(tiles: Tiles) -> dict[str, Any]:
+    storage = tiles.storage
+    group = storage.group if storage.coded else 0
+    half, offset = storage.coded and storage.half, storage.coded and storage.offset
+    return {"codes": np.int64(tiles.code), "group": np.int64(group), "half": half, "offset": offset}
+
+
+def _one(result: Any) -> jax.Array:
+    found: jax.Array = result
+    return found

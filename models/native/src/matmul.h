@@ -1,0 +1,183 @@
+// y = f(norm(x)) W for a few or many rows of x. Knows tiles and rows, nothing of XLA.
+//
+// Every output is one chain of fused multiply-adds over the columns in ascending order, whatever the number of rows, the
+// thread or the copy of the loop: a row's result is the same bits alone and among others.
+#pragma once
+
+#include <cmath>
+#include <memory>
+
+#include "team.h"
+#include "weights.h"
+
+namespace cortex {
+
+enum class Epilogue { none, add, gated };
+
+struct Product {
+  const float* x;         // [rows, columns]
+  const float* norm;      // [columns]: x is normalized by its root mean square and weighted first; or null
+  const float* residual;  // [rows, outputs], added when the epilogue says so
+  float* y;               // [rows, outputs]
+  int64_t rows, columns, outputs;
+  float epsilon;
+  Epilogue epilogue;
+};
+
+constexpr int64_t FEW_BLOCKS = 2;  // up to which it is faster to decode the codes once for each block of rows
+constexpr int MOST_ROWS = 12;  // 24 accumulators, which leaves 8 of AVX-512's registers
+
+inline float inverse_rms(const float* x, int64_t width, float epsilon) {
+  vf squares{};
+  int64_t i = 0;
+  for (; i + LANES <= width; i += LANES) {
+    const vf v = load<vf>(x + i);
+    squares += v * v;
+  }
+  float total = sum(squares);
+  for (; i < width; ++i) total += x[i] * x[i];
+  return 1.0f / std::sqrt(total / static_cast<float>(width) + epsilon);
+}
+
+inline void normalize(const float* x, const float* weight, int64_t width, float epsilon, float* y) {
+  const float scale = inverse_rms(x, width, epsilon);
+  for (int64_t i = 0; i < width; ++i) y[i] = x[i] * scale * weight[i];
+}
+
+// Rows [first, first + count) of x as [columns, ROWS], zeros past `count`: the product then reads one stream.
+inline void pack(const Product& p, int64_t first, int64_t count, int rows, float* to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    if (r >= count) {
+      for (int64_t k = 0; k < p.columns; ++k) to[k * rows + r] = 0;
+      continue;
+    }
+    const float* x = p.x + (first + r) * p.columns;
+    if (p.norm == nullptr) {
+      for (int64_t k = 0; k < p.columns; ++k) to[k * rows + r] = x[k];
+      continue;
+    }
+    const float scale = inverse_rms(x, p.columns, p.epsilon);
+    for (int64_t k = 0; k < p.columns; ++k) to[k * rows + r] = x[k] * scale * p.norm[k];
+  }
+}
+
+inline vf silu(vf v) { return v / (exp(-v) + 1.0f); }
+
+// Up to 16 outputs of one row into memory; `live` of them exist.
+inline void put(const Product& p, int64_t row, int64_t column, vf value) {
+  const int64_t live = p.outputs - column;
+  if (live <= 0) return;
+  const int64_t at = row * p.outputs + column;
+  if (live >= LANES) {
+    if (p.epilogue == Epilogue::add) value += load<vf>(p.residual + at);
+    store(p.y + at, value);
+    return;
+  }
+  for (int64_t i = 0; i < live; ++i) p.y[at + i] = p.epilogue == Epilogue::add ? value[i] + p.residual[at + i] : value[i];
+}
+
+// TILES tiles times ROWS packed rows, of which `count` exist.
+template <int TILES, int ROWS, class W>
+inline void block(const Product& p, const W& w, int64_t from, int64_t tile, const float* x, int64_t first, int64_t count) {
+  vf acc[ROWS][2 * TILES] = {};
+  w.template each<TILES>(from, [&](int64_t k, const Pair* v) {
+    for (int r = 0; r < ROWS; ++r) {
+      const vf xr = splat(x[k * ROWS + r]);
+      for (int t = 0; t < TILES; ++t) {
+        acc[r][2 * t] += xr * v[t].a;
+        acc[r][2 * t + 1] += xr * v[t].b;
+      }
+    }
+  });
+  for (int r = 0; r < ROWS && r < count; ++r) {
+    if (p.epilogue == Epilogue::gated) {
+      if constexpr (TILES == 2) {
+        put(p, first + r, tile / 2 * TILE, silu(acc[r][0]) * acc[r][2]);
+        put(p, first + r, tile / 2 * TILE + LANES, silu(acc[r][1]) * acc[r][3]);
+      }
+      continue;
+    }
+    for (int t = 0; t < 2 * TILES; ++t) put(p, first + r, tile * TILE + t * LANES, acc[r][t]);
+  }
+}
+
+struct Scratch {
+  float* get(int64_t floats) {
+    if (floats > size_) {
+      data_.reset(static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>((floats * 4 + 63) / 64 * 64))));
+      size_ = floats;
+    }
+    return data_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  std::unique_ptr<float, Free> data_;
+  int64_t size_ = 0;
+};
+
+template <int ROWS, class W>
+void product(const Product& p, const W& w) {
+  static thread_local Scratch packed_rows;
+  const int64_t blocks = (p.rows + ROWS - 1) / ROWS, tiles = (p.outputs + TILE - 1) / TILE * (p.epilogue == Epilogue::gated ? 2 : 1);
+  float* packed = packed_rows.get(blocks * ROWS * p.columns);
+  Team& team = Team::instance();
+  const auto rows_of = [&](int64_t b) { return p.rows - b * ROWS < ROWS ? p.rows - b * ROWS : int64_t{ROWS}; };
+  team.run(blocks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) pack(p, b * ROWS, rows_of(b), ROWS, packed + b * ROWS * p.columns);
+  });
+  // Two tiles at once: for one row, enough independent sums to hide their latency; for gated ones, gate and up.
+  constexpr int TILES = ROWS <= 6 ? 2 : 1;
+  const int64_t items = (tiles + 1) / 2;
+  const int64_t grain = items / (team.size() * 4) > 0 ? items / (team.size() * 4) : 1;
+  team.run(items, grain, [&](int64_t first_item, int64_t last_item) {
+    static thread_local Scratch expanded;
+    for (int64_t item = first_item; item < last_item; ++item) {
+      const int64_t tile = 2 * item;
+      const bool both = tile + 1 < tiles;
+      if (blocks <= FEW_BLOCKS) {
+        for (int64_t b = 0; b < blocks; ++b) {
+          const float* x = packed + b * ROWS * p.columns;
+          if constexpr (TILES == 2) {
+            if (both) {
+              block<2, ROWS>(p, w, tile, tile, x, b * ROWS, rows_of(b));
+              continue;
+            }
+          }
+          block<1, ROWS>(p, w, tile, tile, x, b * ROWS, rows_of(b));
+          if (both) block<1, ROWS>(p, w, tile + 1, tile + 1, x, b * ROWS, rows_of(b));
+        }
+        continue;
+      }
+      // Many rows: each tile is expanded once, and read from the cache for every block of them.
+      float* flat = expanded.get(2 * p.columns * TILE);
+      const int count = both ? 2 : 1;
+      for (int t = 0; t < count; ++t) w.expand(tile + t, flat + t * p.columns * TILE);
+      const Weights<Float32, Float32, false> plain{reinterpret_cast<const uint8_t*>(flat), nullptr, nullptr, p.columns, 0};
+      for (int64_t b = 0; b < blocks; ++b) {
+        const float* x = packed + b * ROWS * p.columns;
+        if (p.epilogue == Epilogue::gated)
+          block<2, ROWS>(p, plain, 0, tile, x, b * ROWS, rows_of(b));
+        else
+          for (int t = 0; t < count; ++t) block<1, ROWS>(p, plain, t, tile + t, x, b * ROWS, rows_of(b));
+      }
+    }
+  });
+}
+
+template <class W>
+void multiply(const Product& p, const W& w) {
+  // Even blocks: 16 rows are 8 + 8, not 12 + 4.
+  const int64_t most = p.epilogue == Epilogue::gated ? 6 : MOST_ROWS;
+  const int64_t blocks = (p.rows + most - 1) / most, rows = (p.rows + blocks - 1) / blocks;
+  if (rows <= 1) return product<1>(p, w);
+  if (rows <= 2) return product<2>(p, w);
+  if (rows <= 4) return product<4>(p, w);
+  if (rows <= 6) return product<6>(p, w);
+  if (rows <= 8) return product<8>(p, w);
+  return product<12>(p, w);
+}
+
+}  // namespace cortex

@@ -1,0 +1,175 @@
+// The kernels as XLA FFI handlers. Knows XLA's buffers and attributes; every computation is elsewhere.
+//
+// https://openxla.org/xla/custom_call: a handler checks what it is given and never throws.
+#include <algorithm>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "attention.h"
+#include "matmul.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace cortex {
+namespace {
+
+namespace ffi = xla::ffi;
+using Floats = ffi::Buffer<ffi::F32>;
+using Ints = ffi::Buffer<ffi::S32>;
+
+// As `models.native.tiles` numbers them.
+enum Codes : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3, INT4 = 4 };
+
+const uint8_t* bytes(const ffi::AnyBuffer& buffer) { return static_cast<const uint8_t*>(buffer.untyped_data()); }
+
+// Calls use(weights) with the layout that the attributes and the buffers after `next` say. Returns how many it took.
+template <class Use>
+ffi::Error with_weights(ffi::RemainingArgs args, size_t& next, int64_t codes, int64_t group, bool half, bool offset,
+                        int64_t columns, const Use& use) {
+  const size_t needed = next + 1 + (codes >= INT8 ? 1 + offset : 0);
+  if (args.size() < needed) return ffi::Error::InvalidArgument("a matrix lacks its codes, scales or offsets");
+  const auto take = [&] { return bytes(*args.get<ffi::AnyBuffer>(next++)); };
+  const uint8_t* data = take();
+  if (codes == FLOAT32) return use(Weights<Float32, Float32, false>{data, nullptr, nullptr, columns, 0});
+  if (codes == BFLOAT16) return use(Weights<Bfloat16, Float32, false>{data, nullptr, nullptr, columns, 0});
+  if (codes == FLOAT16) return use(Weights<Float16, Float32, false>{data, nullptr, nullptr, columns, 0});
+  if (codes != INT8 && codes != INT4) return ffi::Error::InvalidArgument("unknown codes");
+  if (group <= 0 || columns % group != 0) return ffi::Error::InvalidArgument("columns do not divide into groups");
+  const uint8_t* scale = take();
+  const uint8_t* offsets = offset ? take() : nullptr;
+  const auto pick = [&](auto kind) {
+    using C = decltype(kind);
+    if (half && offset) return use(Weights<C, Float16, true>{data, scale, offsets, columns, group});
+    if (half) return use(Weights<C, Float16, false>{data, scale, offsets, columns, group});
+    if (offset) return use(Weights<C, Float32, true>{data, scale, offsets, columns, group});
+    return use(Weights<C, Float32, false>{data, scale, offsets, columns, group});
+  };
+  return codes == INT8 ? pick(Int8{}) : pick(Int4{});
+}
+
+ffi::Error linear(Floats x, ffi::RemainingArgs args, ffi::Result<Floats> y, int64_t codes, int64_t group, bool half,
+                  bool offset, bool norm, int64_t epilogue, float epsilon) {
+  const auto in = x.dimensions(), out = y->dimensions();
+  if (in.size() != 2 || out.size() != 2) return ffi::Error::InvalidArgument("x and y have two dimensions");
+  if (args.size() < static_cast<size_t>(norm)) return ffi::Error::InvalidArgument("no norm");
+  Product p{};
+  p.x = x.typed_data();
+  p.y = y->typed_data();
+  p.rows = in[0];
+  p.columns = in[1];
+  p.outputs = out[1];
+  p.epsilon = epsilon;
+  p.epilogue = static_cast<Epilogue>(epilogue);
+  size_t next = 0;
+  if (norm) p.norm = reinterpret_cast<const float*>(bytes(*args.get<ffi::AnyBuffer>(next++)));
+  return with_weights(args, next, codes, group, half, offset, p.columns, [&](const auto& w) {
+    if (p.epilogue == Epilogue::add) {
+      if (args.size() <= next) return ffi::Error::InvalidArgument("no residual");
+      p.residual = reinterpret_cast<const float*>(bytes(*args.get<ffi::AnyBuffer>(next)));
+    }
+    if (p.rows > 0) multiply(p, w);
+    return ffi::Error::Success();
+  });
+}
+
+ffi::Error rows(Ints tokens, ffi::RemainingArgs args, ffi::Result<Floats> y, int64_t codes, int64_t group, bool half,
+                bool offset) {
+  const int64_t columns = y->dimensions()[1];
+  size_t next = 0;
+  return with_weights(args, next, codes, group, half, offset, columns, [&](const auto& w) {
+    Scratch memory;
+    float* tile = memory.get(columns * TILE);
+    const int64_t count = static_cast<int64_t>(tokens.element_count());
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t token = tokens.typed_data()[t];
+      w.expand(token / TILE, tile);
+      for (int64_t k = 0; k < columns; ++k) y->typed_data()[t * columns + k] = tile[k * TILE + token % TILE];
+    }
+    return ffi::Error::Success();
+  });
+}
+
+ffi::Error norm(Floats x, Floats weight, ffi::Result<Floats> y, float epsilon) {
+  const int64_t width = x.dimensions().back(), count = width > 0 ? static_cast<int64_t>(x.element_count()) / width : 0;
+  for (int64_t r = 0; r < count; ++r)
+    normalize(x.typed_data() + r * width, weight.typed_data(), width, epsilon, y->typed_data() + r * width);
+  return ffi::Error::Success();
+}
+
+ffi::Error attention(Floats qkv, Floats cos, Floats sin, Ints table, Ints start, Ints count, Floats keys, Floats values,
+                     ffi::Result<Floats> mixed, ffi::Result<Floats> new_keys, ffi::Result<Floats> new_values,
+                     int64_t window, float scale) {
+  const auto shape = qkv.dimensions(), pool = values.dimensions();
+  if (shape.size() != 4 || pool.size() != 4) return ffi::Error::InvalidArgument("qkv and the pool have four dimensions");
+  if (new_keys->untyped_data() != keys.untyped_data() || new_values->untyped_data() != values.untyped_data())
+    return ffi::Error::InvalidArgument("the pool was copied: it must be written in place");
+  Attention a{};
+  a.qkv = qkv.typed_data();
+  a.cos = cos.typed_data();
+  a.sin = sin.typed_data();
+  a.table = table.typed_data();
+  a.start = start.typed_data();
+  a.count = count.typed_data();
+  a.keys = new_keys->typed_data();
+  a.values = new_values->typed_data();
+  a.mixed = mixed->typed_data();
+  a.rows = table.dimensions()[0];
+  a.chunk = shape[0] / std::max<int64_t>(a.rows, 1);
+  a.table_width = table.dimensions()[1];
+  a.kv_heads = shape[1];
+  a.group = shape[2] - 2;
+  a.width = shape[3];
+  a.page_size = pool[2];
+  a.window = window;
+  a.scale = scale;
+  if (a.width % LANES != 0 || a.page_size % LANES != 0)
+    return ffi::Error::InvalidArgument("head width and page size are multiples of 16");
+  attend(a);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace cortex
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_linear, cortex::linear,
+                              xla::ffi::Ffi::Bind()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .RemainingArgs()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Attr<int64_t>("codes")
+                                  .Attr<int64_t>("group")
+                                  .Attr<bool>("half")
+                                  .Attr<bool>("offset")
+                                  .Attr<bool>("norm")
+                                  .Attr<int64_t>("epilogue")
+                                  .Attr<float>("epsilon"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_rows, cortex::rows,
+                              xla::ffi::Ffi::Bind()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .RemainingArgs()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Attr<int64_t>("codes")
+                                  .Attr<int64_t>("group")
+                                  .Attr<bool>("half")
+                                  .Attr<bool>("offset"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_norm, cortex::norm,
+                              xla::ffi::Ffi::Bind()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Attr<float>("epsilon"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_attention, cortex::attention,
+                              xla::ffi::Ffi::Bind()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Attr<int64_t>("window")
+                                  .Attr<float>("scale"));

@@ -1,0 +1,112 @@
+// Sixteen lanes of float on any machine: the compiler splits them where registers are narrower. Knows lanes, no matrices.
+//
+// GCC's and Clang's vector extensions rather than intrinsics: one source for AVX-512, AVX2 and NEON. `a * b + c` is one
+// fused operation wherever the machine has one (-ffp-contract=fast), in every place alike: results must not depend on
+// which copy of a loop computed them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace cortex {
+
+constexpr int LANES = 16;
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef uint16_t v16 __attribute__((vector_size(32)));
+typedef int8_t v8 __attribute__((vector_size(16)));
+typedef uint8_t vu8 __attribute__((vector_size(16)));
+
+template <class V>
+inline V load(const void* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class V>
+inline void store(void* to, V v) {
+  std::memcpy(to, &v, sizeof v);
+}
+
+inline vf splat(float x) { return vf{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+
+inline vf from_bf16(v16 bits) { return reinterpret_cast<vf>(__builtin_convertvector(bits, vu) << 16); }
+
+inline vf from_half(v16 bits) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<vf>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(bits)));
+#else
+  // Exponent and mantissa moved into place, then scaled by the difference of the biases: exact, subnormals included.
+  const vu wide = __builtin_convertvector(bits, vu);
+  const vf value = reinterpret_cast<vf>((wide & 0x7fff) << 13) * 0x1p112f;
+  return reinterpret_cast<vf>(reinterpret_cast<vu>(value) | ((wide & 0x8000) << 16));
+#endif
+}
+
+// 16 small integers as integers; written out because GCC 12 takes a detour over 16 bits.
+inline vi widen(v8 codes) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<vi>(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(codes)));
+#else
+  return __builtin_convertvector(codes, vi);
+#endif
+}
+
+inline vi widen(vu8 codes) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<vi>(_mm512_cvtepu8_epi32(reinterpret_cast<__m128i>(codes)));
+#else
+  return __builtin_convertvector(codes, vi);
+#endif
+}
+
+inline vf to_float(vi v) { return __builtin_convertvector(v, vf); }
+
+// The sum of all lanes, always in the same order.
+inline float sum(vf v) {
+  float lane[LANES];
+  store(lane, v);
+  for (int width = LANES / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return lane[0];
+}
+
+inline vf max(vf a, vf b) { return a > b ? a : b; }
+
+inline float max(vf v) {
+  float lane[LANES];
+  store(lane, v);
+  float most = lane[0];
+  for (int i = 1; i < LANES; ++i) most = lane[i] > most ? lane[i] : most;
+  return most;
+}
+
+// e^x within 2 units in the last place, for x <= 88; 0 below -87. Cody and Waite's reduction and a Taylor series of
+// degree 7 on [-ln2/2, ln2/2].
+inline vf exp(vf x) {
+  const vf floor = splat(-87.0f), ceiling = splat(88.0f);
+  const vf clamped = x < floor ? floor : x > ceiling ? ceiling : x;
+  const vf shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to the nearest integer
+  const vf n = shifted - 12582912.0f;
+  const vf r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+  vf p = splat(1.0f / 5040) ;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const vi exponent = (__builtin_convertvector(n, vi) + 127) << 23;
+  const vf scaled = p * reinterpret_cast<vf>(exponent);
+  return x < floor ? vf{} : scaled;
+}
+
+}  // namespace cortex

@@ -1,0 +1,126 @@
+"""The native kernels against numpy, and their promise: a row's bits do not depend on the rows beside it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from models.blocks import BFLOAT16, FLOAT16, FLOAT32, Blocks, Storage
+from models.native import library, ops
+from models.native.tiles import Tiles
+
+needs_kernels = pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
+
+CODED = [
+    Storage(bits, group, offset=offset, half=half)
+    for bits in (4, 8)
+    for group in (16, 32)
+    for offset in (False, True)
+    for half in (False, True)
+]
+STORAGES = [FLOAT32, FLOAT16, BFLOAT16, *CODED]
+
+
+def matrix(rng: np.random.Generator, rows: int, columns: int, storage: Storage) -> Any:
+    """Random values [rows, columns] that `storage` holds exactly."""
+    if not storage.coded:
+        return rng.standard_normal((rows, columns)).astype(storage.dtype)
+    low, high = (0, 16) if storage.bits == 4 else (-128, 128)
+    codes = rng.integers(low, high, (rows, columns)).astype(np.int8)
+    groups = (rows, columns // storage.group)
+    scale = rng.standard_normal(groups).astype(np.float16 if storage.half else ml_dtypes.bfloat16).astype(np.float32)
+    return Blocks(codes, scale, scale[::-1] * 2 if storage.offset else None, storage)
+
+
+def floats(values: Any) -> Any:
+    return values.dequantize() if isinstance(values, Blocks) else values.astype(np.float32)
+
+
+def packed(tiles: Tiles, values: Any) -> dict[str, jax.Array]:
+    leaves = tiles.pack(values)
+    assert {name: (a.shape, a.dtype) for name, a in leaves.items()} == tiles.leaves
+    return {name: jnp.asarray(array) for name, array in leaves.items()}
+
+
+@needs_kernels
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+@pytest.mark.parametrize("rows", [1, 3, 16, 29])
+def test_linear_is_numpys_product(storage: Storage, rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    values = matrix(rng, 83, 96, storage)
+    tiles = Tiles.plan(83, 96, storage)
+    x = rng.standard_normal((rows, 96)).astype(np.float32)
+    found = ops.linear(jnp.asarray(x), tiles, packed(tiles, values))
+    np.testing.assert_allclose(found, x @ floats(values).T, rtol=1e-5, atol=1e-3)
+
+
+@needs_kernels
+@pytest.mark.parametrize("storage", [FLOAT32, Storage(4, 32, offset=True, half=True)], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 7, 40])
+def test_norm_residual_and_gate_are_part_of_it(storage: Storage, rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((rows, 64)).astype(np.float32)
+    weight = rng.standard_normal(64).astype(np.float32)
+    normed = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight
+    norm = ops.Norm(jnp.asarray(weight), 1e-5)
+    small = ops.Norm(jnp.asarray(weight / 50), 1e-5)
+    values = matrix(rng, 2 * 45, 64, storage)
+    gate, up = np.split(normed @ floats(values).T / 50, 2, axis=1)
+    tiles = Tiles.plan(90, 64, storage, gated=True)
+    found = ops.linear(jnp.asarray(x), tiles, packed(tiles, values), norm=small)
+    np.testing.assert_allclose(found, gate / (1 + np.exp(-gate)) * up, rtol=1e-4, atol=1e-3)
+    tiles, residual = Tiles.plan(90, 64, storage), rng.standard_normal((rows, 90)).astype(np.float32)
+    found = ops.linear(jnp.asarray(x), tiles, packed(tiles, values), residual=jnp.asarray(residual))
+    np.testing.assert_allclose(found, x @ floats(values).T + residual, rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(ops.normalize(jnp.asarray(x), norm), normed, rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_rows_bits_do_not_depend_on_its_neighbours(storage: Storage, gated: bool) -> None:
+    rng = np.random.default_rng(0)
+    tiles = Tiles.plan(192, 96, storage, gated=gated)
+    leaves = packed(tiles, matrix(rng, 192, 96, storage))
+    norm = ops.Norm(jnp.asarray(rng.standard_normal(96).astype(np.float32)), 1e-6)
+    x = jnp.asarray(rng.standard_normal((60, 96)).astype(np.float32))
+    alone = np.concatenate([ops.linear(x[i : i + 1], tiles, leaves, norm=norm) for i in range(60)])
+    for rows in (2, 3, 4, 5, 6, 8, 9, 12, 13, 16, 25, 60):
+        assert np.array_equal(ops.linear(x[:rows], tiles, leaves, norm=norm), alone[:rows]), rows
+
+
+@needs_kernels
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+def test_rows_are_looked_up_exactly(storage: Storage) -> None:
+    rng = np.random.default_rng(0)
+    values = matrix(rng, 70, 96, storage)
+    tiles = Tiles.plan(70, 96, storage)
+    tokens = jnp.asarray([0, 69, 31, 32, 33, 0], jnp.int32)
+    assert np.array_equal(ops.rows(tokens, tiles, packed(tiles, values)), floats(values)[np.asarray(tokens)])
+
+
+def test_groups_that_do_not_divide_become_float32() -> None:
+    rng = np.random.default_rng(0)
+    storage = Storage(8, 32, half=True)
+    codes = rng.integers(-128, 128, (40, 80)).astype(np.int8)
+    blocks = Blocks(codes, np.ones((40, 3), np.float32), None, storage)
+    tiles = Tiles.plan(40, 80, storage)
+    assert tiles.storage == FLOAT32
+    assert np.array_equal(tiles.pack(blocks)["codes"][0].T, codes[:32].astype(np.float32))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("leaves", "says"),
+    [((0, 1), "lacks"), ((), "lacks")],
+)
+def test_a_call_with_missing_arrays_is_an_error_not_a_crash(leaves: tuple[int, ...], says: str) -> None:
+    tiles = Tiles.plan(32, 64, Storage(4, 32, offset=True, half=True))
+    arrays = [jnp.zeros(shape, dtype) for shape, dtype in tiles.leaves.values()]
+    call = jax.ffi.ffi_call("cortex_rows", jax.ShapeDtypeStruct((1, 64), jnp.float32))
+    attributes = {"codes": np.int64(4), "group": np.int64(32), "half": True, "offset": True}
+    with pytest.raises(Exception, match=says):
+        jax.block_until_ready(call(jnp.zeros(1, jnp.int32), *(arrays[i] for i in leaves), **attributes))
