@@ -3,8 +3,8 @@
 Method. transformers reads the file with its weights dequantized to float32 and generates in this process, with as many
 threads as there are cores; our server runs beside it and is asked over HTTP. Rounds alternate; round 0 warms up and is not
 counted. Both decode greedily; the rate is tokens after the first over the time from the first to the last, for transformers
-by the difference of a long and a one-token answer. torch, transformers and gguf are no dependencies of ours: run this with
-an interpreter that has them.
+by the difference of a long and a one-token answer. torch, transformers, accelerate and gguf are no dependencies of ours:
+run this with an interpreter that has them.
 
     python bench/against_transformers.py --gguf FILE --neuron PATH [--tokens 64] [--rounds 3] [--json OUT]
 """
@@ -51,7 +51,9 @@ def _transformers(gguf: Path, tokens: int) -> Callable[[str], float]:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as missing:
-        raise SystemExit(f"{missing.name} is not installed: this needs torch, transformers and gguf") from missing
+        raise SystemExit(
+            f"{missing.name} is not installed: this needs torch, transformers, accelerate and gguf"
+        ) from missing
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
