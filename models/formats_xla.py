@@ -4,6 +4,7 @@ Nothing here has been timed on a GPU. Each function takes rows x [T, I] and a ke
 `models.quant.int8_matmul` does.
 """
 
+from math import prod
 from typing import Any
 
 import jax
@@ -15,6 +16,9 @@ from jax import lax
 
 E4M3_MOST = 448.0
 """The largest finite number of float8_e4m3fn."""
+
+CHUNK = 1 << 18
+"""Weights rounded at a time: what this takes besides its result is a few such arrays."""
 
 FP8_CAPABILITY = 8.9
 """From Ada on, NVIDIA's tensor cores multiply float8."""
@@ -77,12 +81,17 @@ def quantize_fp8(weight: npt.NDArray[Any], inputs: int) -> tuple[npt.NDArray[Any
 
     A channel of zeros gets scale 1. weight ~ values * scale.
     """
-    axes = tuple(range(weight.ndim - inputs, weight.ndim))
-    wide = weight.astype(np.float32, copy=False)
-    largest = np.max(np.abs(wide), axis=axes, keepdims=True)
-    scale = np.where(largest > 0, largest / np.float32(E4M3_MOST), np.float32(1))
-    values = (wide / scale).astype(ml_dtypes.float8_e4m3fn)
-    return values, scale.reshape(weight.shape[: weight.ndim - inputs])
+    outputs = weight.shape[: weight.ndim - inputs]
+    flat = weight.reshape(prod(outputs), -1)
+    values, scale = np.empty(flat.shape, ml_dtypes.float8_e4m3fn), np.empty(len(flat), np.float32)
+    step = max(1, CHUNK // flat.shape[1])
+    for first in range(0, len(flat), step):
+        part = slice(first, first + step)
+        wide = flat[part].astype(np.float32, copy=False)
+        largest = np.max(np.abs(wide), axis=1)
+        scale[part] = np.where(largest > 0, largest / np.float32(E4M3_MOST), np.float32(1))
+        values[part] = wide / scale[part, None]
+    return values.reshape(weight.shape), scale.reshape(outputs)
 
 
 def fp8_matmul(x: jax.Array, kernel: jax.Array, scale: jax.Array, *, native: bool) -> jax.Array:

@@ -5,6 +5,7 @@ storage that a checkpoint's own tensors allow, or that was asked for.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -12,13 +13,14 @@ from attrs import evolve, field, frozen
 
 from models.blocks import Array, Blocks, Storage
 from models.errors import ModelError
-from models.mapping import Ignore, Rule, Store
+from models.mapping import Ignore, Rule, Store, store_as, store_int8, store_kernel
+from models.narrow import NARROW, Fp8Table, NarrowLinear, store_narrow
 from models.native.tiles import Tiles
 from models.nn import Dims, Linear, TiledLinear, TiledTable, VocabTable
 from models.quantize import INT4, INT8, quantize_int4, quantize_int8
 
 NATIVE = ("none", "stored", "int8", "int4")
-XLA = ("none", "int8")
+XLA = ("none", "int8", *NARROW)
 
 
 def check(quant: str, *, native: bool) -> None:
@@ -44,16 +46,39 @@ class Linears:
 
     def __call__(
         self, name: str, inputs: Dims, outputs: Dims, *, bias: bool, fine: bool = False
-    ) -> Linear | TiledLinear:
+    ) -> Linear | TiledLinear | NarrowLinear:
         tiles = self.tiles.get(self.prefix + name)
         if tiles is not None:
             return TiledLinear(outputs, tiles, bias=bias)
+        if self.quant in NARROW:
+            return NarrowLinear(inputs, outputs, quant=self.quant, dtype=self.dtype, bias=bias)
         return Linear(inputs, outputs, quant=self.quant, dtype=self.dtype, bias=bias, fine=fine)
 
-    def table(self, name: str, vocab: int, width: int) -> VocabTable | TiledTable:
+    def table(self, name: str, vocab: int, width: int) -> VocabTable | TiledTable | Fp8Table:
         """The matrix that tokens are looked up in, and that logits are computed with."""
         tiles = self.tiles.get(self.prefix + name)
-        return VocabTable(vocab, width, quant=self.quant, dtype=self.dtype) if tiles is None else TiledTable(tiles)
+        if tiles is not None:
+            return TiledTable(tiles)
+        if self.quant == "fp8":
+            return Fp8Table(vocab, width, dtype=self.dtype)
+        return VocabTable(vocab, width, quant=table_quant(self.quant), dtype=self.dtype)
+
+
+def table_quant(quant: str) -> str:
+    """What the table of a model in `quant` is kept as: not below 8 bits, since every token goes through it twice."""
+    return "int8" if quant == "int4" else quant
+
+
+def linear_store(inputs: int, quant: str) -> Store:
+    """What XLA's linear maps with `inputs` in-dimensions are kept as."""
+    return partial(store_narrow, inputs=inputs, quant=quant) if quant in NARROW else store_kernel(inputs, quant)
+
+
+def table_store(quant: str) -> Store:
+    """What XLA's tables are kept as."""
+    if quant == "fp8":
+        return linear_store(1, quant)
+    return store_int8(1) if table_quant(quant) == "int8" else store_as("kernel")
 
 
 def untiled(_: Array | Blocks) -> dict[str, Array]:
@@ -78,7 +103,7 @@ def tile(
     made: list[Rule | Ignore] = list(rules)
     for place, rule in enumerate(rules):
         if isinstance(rule, Rule) and rule.store is untiled:
-            scheme = "int8" if quant == "int4" and rule.path in tables else quant
+            scheme = table_quant(quant) if rule.path in tables else quant
             tiles[rule.path] = _plan(rule, stored, scheme, gated=rule.path.endswith(tuple(gated)))
             made[place] = evolve(rule, store=_store(tiles[rule.path], scheme))
     return tuple(made), tiles

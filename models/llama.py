@@ -18,8 +18,8 @@ from models.blocks import Array, Storage
 from models.errors import ModelError
 from models.functional import Functional, functional
 from models.heads import HeadLayout
-from models.linears import Linears, check, tile, untiled
-from models.mapping import Ignore, Part, Rule, Store, store_as, store_int8, store_kernel, unroll
+from models.linears import Linears, check, linear_store, table_store, tile, untiled
+from models.mapping import Ignore, Part, Rule, Store, store_as, unroll
 from models.native.tiles import Tiles
 from models.nn import RMSNorm, rotary_table, rotate
 from models.registry import architecture
@@ -147,11 +147,11 @@ class Layout:
         """The dtype that matrices are assembled in, before they are rounded; None = as stored."""
         if self.native:
             return np.dtype(np.float32) if self.quant == "none" else None
-        return np.dtype(np.float32) if self.quant == "int8" else self.dtype
+        return self.dtype if self.quant == "none" else np.dtype(np.float32)
 
     def store(self, inputs: int) -> Store:
         """What a matrix with `inputs` in-dimensions is kept as."""
-        return untiled if self.native else store_kernel(inputs, self.quant)
+        return untiled if self.native else linear_store(inputs, self.quant)
 
 
 class Attention(nnx.Module):
@@ -283,9 +283,7 @@ class LlamaModel:
 def _rules(c: LlamaConfig, layout: Layout) -> tuple[Rule | Ignore, ...]:
     """The checkpoint table: Hugging Face names of the Llama family."""
     d = c.hidden_size
-    table = store_int8(1) if layout.quant == "int8" else store_as("kernel")
-    if layout.native:
-        table = untiled
+    table = untiled if layout.native else table_store(layout.quant)
 
     def vocab(path: str, name: str) -> Rule:
         return Rule(

@@ -10,6 +10,7 @@ import pytest
 from models import mapping
 from models.attend import causal
 from models.errors import ModelError
+from models.linears import XLA
 from models.registry import build
 from models.sharding import make_mesh, shard_tree
 from models.spec import Model, ParamSpec
@@ -63,8 +64,8 @@ def test_sharding_does_not_change_the_logits(whole: tuple[dict[str, np.ndarray],
 
 @pytest.mark.parametrize("devices", [1, 3])
 def test_parameters_are_what_the_specs_say(whole: tuple[dict[str, np.ndarray], np.ndarray], devices: int) -> None:
-    """Loading gives exactly the tree, shapes and dtypes of `param_specs`, in either quantization."""
-    for quant in ("none", "int8"):
+    """Loading gives exactly the tree, shapes and dtypes of `param_specs`, in every format."""
+    for quant in XLA:
         model = build(CONFIG, tensor_parallel=devices, quant=quant, dtype=jnp.float32)
         params = mapping.load(model.rules, whole[0])
         found = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)

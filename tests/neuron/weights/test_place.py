@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from models import mapping
+from models.linears import XLA
 from models.registry import build
 from models.sharding import make_mesh
 from models.spec import Model
@@ -40,7 +41,7 @@ def written(folder: Path, model: Model, **changes: np.ndarray) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("quant", ["none", "int8"])
+@pytest.mark.parametrize("quant", XLA)
 def test_parameters_lie_where_their_axes_say(tmp_path: Path, quant: str) -> None:
     """On two devices each holds half of a sharded kernel and all of a norm, with the values of an unsharded load."""
     model = build(CONFIG, tensor_parallel=2, quant=quant, dtype=jnp.float32)
@@ -67,7 +68,7 @@ def test_progress_ends_at_its_total(tmp_path: Path) -> None:
     assert [done for _, done, _, _ in seen] == sorted(done for _, done, _, _ in seen)
 
 
-@pytest.mark.parametrize("quant", ["none", "int8"])
+@pytest.mark.parametrize("quant", XLA)
 def test_a_load_takes_no_more_than_the_weights_and_a_tensor(tmp_path: Path, quant: str) -> None:
     """At the peak there are the parameters that are done and one tensor as float32, whatever the file has."""
     model = build(CONFIG | {"hidden_size": 256, "vocab_size": 16384}, quant=quant)
