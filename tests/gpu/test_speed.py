@@ -43,18 +43,32 @@ HOPED: dict[Case, float] = {Decode(1, 128, 256): 0.80, Decode(64, 1024, 128): 0.
 ROUNDS = 3
 
 
-def test_an_8b_llama_uses_the_gpu(gpu: Any, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("quant", "kv_dtype"), [("none", "auto"), ("none", "int8"), ("int8", "auto"), ("fp8", "fp8"), ("int4", "int8")]
+)
+def test_an_8b_llama_uses_the_gpu(gpu: Any, quant: str, kv_dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
     ceilings = measure(gpu, jnp.bfloat16)
-    spec = EngineSpec("llama-8b-random", "", platform="cuda", max_context=4096, max_slots=64, chunk_tokens=2048)
+    spec = EngineSpec(
+        "llama-8b-random",
+        "",
+        platform="cuda",
+        quant=quant,
+        kv_dtype=kv_dtype,
+        max_context=4096,
+        max_slots=64,
+        chunk_tokens=2048,
+    )
     limit = int(gpu.memory_stats()["bytes_limit"] * 0.9)
     found = shares(LLAMA_8B, spec, gpu, limit=limit, ceilings=ceilings, cases=list(HOPED))
 
     with capsys.disabled():
         print(f"\n{gpu.device_kind}, jax {jax.__version__}: copying {ceilings.copy / 1e9:,.0f} GB/s, ", end="")
-        print(f"{ceilings.dtype} matmul {ceilings.matmul / 1e12:,.0f} TFLOP/s")
+        print(f"{ceilings.dtype} matmul {ceilings.matmul / 1e12:,.0f} TFLOP/s; quant {quant}, kv_dtype {kv_dtype}")
         for case, hoped in HOPED.items():
             print(f"{case}: {json.dumps(found[case])}, hoped for share {hoped}")
-    assert all(found[case]["share"] > hoped / 4 for case, hoped in HOPED.items())
+    # What narrow weights should reach is not known; that of bfloat16 is, and a fourth of it is no misfortune any more.
+    least = {case: hoped / 4 if quant == "none" else 0 for case, hoped in HOPED.items()}
+    assert all(found[case]["share"] > share for case, share in least.items())
 
 
 def shares(
@@ -96,6 +110,8 @@ def _random(spec: ParamSpec, mesh: jax.sharding.Mesh) -> jax.Array:
     def make() -> jax.Array:
         if len(spec.shape) == 1:
             return jnp.ones(spec.shape, spec.dtype)
+        if jnp.issubdtype(spec.dtype, jnp.integer):
+            return jax.random.randint(jax.random.key(0), spec.shape, 0, 127, spec.dtype)
         return (jax.random.normal(jax.random.key(0), spec.shape, jnp.float32) * 0.02).astype(spec.dtype)
 
     made: jax.Array = jax.jit(make, out_shardings=named_sharding(mesh, spec.axes))()

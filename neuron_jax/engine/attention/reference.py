@@ -37,6 +37,7 @@ def attend_blocks(
     rows, chunk, kv_heads, group, width = q.shape
     queries = group * chunk
     by_head = q.transpose(0, 2, 3, 1, 4).reshape(rows, kv_heads, queries, width)
+    assert BLOCK % cache[0].shape[1] == 0, f"pages of {cache[0].shape[1]} tokens"
     pages = BLOCK // cache[0].shape[1]
     position = start[:, None] + jnp.arange(chunk, dtype=jnp.int32)[None]
     position = jnp.tile(position, (1, group))[:, None, :, None]  # [R, 1, G*C, 1]
