@@ -126,6 +126,8 @@ class EngineConfig:
     max_context: int = _setting(_integer(0, 2**31), 0)
     max_slots: int = _setting(_integer(0, 4096), 0)
     chunk_tokens: int = _setting(_integer(0, 2**20), 0)
+    decode_steps: int = _setting(_integer(0, 64), 0)
+    speculate: int = _setting(_integer(0, 64), 0)
     page_size: int = _setting(_integer(1, 1024), 16)
     prefix_cache: bool = _setting(FLAG, True)
     cpu_devices: int = _setting(_integer(1, 64), 1)

@@ -27,5 +27,7 @@ def engine_spec(
         page_size=engine.page_size,
         prefix_cache=engine.prefix_cache,
         chunk_tokens=engine.chunk_tokens,
+        decode_steps=engine.decode_steps,
+        speculate=engine.speculate,
         compile_cache=str(config.cache.compile_dir),
     )

@@ -183,6 +183,8 @@ MODEL_COUNTERS: Mapping[str, str] = {
     "neuron_steady_state_compiles": "Compiles that no plan knew of and a step waited for",
     "neuron_prefix_cache_lookup_tokens": "Prompt tokens that the prefix cache was asked for",
     "neuron_prefix_cache_hit_tokens": "Prompt tokens that the prefix cache had",
+    "neuron_guessed_tokens": "Tokens that were guessed ahead",
+    "neuron_right_guesses": "Guessed tokens that were right",
     "neuron_engine_restarts": "Restarts after a death",
 }
 DEVICE_GAUGES: Mapping[str, str] = {
@@ -248,6 +250,8 @@ def _model_values(row: ModelGauges) -> Mapping[str, float | None]:
         "neuron_steady_state_compiles": load.steady_compiles,
         "neuron_prefix_cache_lookup_tokens": load.prefix_lookup_tokens,
         "neuron_prefix_cache_hit_tokens": load.prefix_hit_tokens,
+        "neuron_guessed_tokens": load.guessed_tokens,
+        "neuron_right_guesses": load.right_guesses,
         "neuron_engine_restarts": row.restarts,
     }
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import define
 
-from neuron_jax.engine.buckets import StepKey
+from neuron_jax.engine.buckets import StepKey, VerifyKey
 from neuron_jax.engine.requests import Request
 
 
@@ -15,7 +15,8 @@ class Row:
     """One request's part of a step, from position `start` on.
 
     Of a prompt, `count` tokens are computed, and `draws` is 1 when the last of them is the newest. Of a decode step,
-    `count` = `draws` tokens follow one another. `stay` tells whether the request is still the one that was planned for.
+    `count` = `draws` tokens follow one another. With `guesses` for what comes after the next token, as many of those are
+    drawn as were guessed right, and one: at most `draws`. `stay` tells whether the request is still the one planned for.
     """
 
     request: Request
@@ -23,6 +24,7 @@ class Row:
     start: int
     count: int
     draws: int
+    guesses: Sequence[int] = ()
 
 
 @define(eq=False)
@@ -37,13 +39,19 @@ class Step:
         return sum(row.count for row in self.rows)
 
     @property
+    def open_ended(self) -> bool:
+        """Whether only its result tells how far it got: nothing can be planned before that."""
+        return isinstance(self.key, VerifyKey)
+
+    @property
     def wants_logprobs(self) -> bool:
         return any(row.request.wants_logprobs for row in self.rows)
 
 
 @define(eq=False)
 class Drawn:
-    """What came back of a step: tokens [rows][steps], and the log-probabilities of `packing` where a row wants them."""
+    """What came back of a step: tokens [rows][steps], -1 behind a row's last; and log-probabilities as `packing` has them,
+    where a row wants them."""
 
     tokens: list[list[int]]
     logprobs: npt.NDArray[np.int32] | None

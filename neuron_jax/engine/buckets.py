@@ -27,6 +27,17 @@ class ExtendKey:
 
 
 @frozen(order=True, cache_hash=True)
+class VerifyKey:
+    """The next token of each of `rows` requests and, as far as they were guessed right, up to `width` after it."""
+
+    rows: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"verify {self.rows}+{self.width}"
+
+
+@frozen(order=True, cache_hash=True)
 class SeatKey:
     """What penalties and biases must know of a request that was admitted, put into its slot."""
 
@@ -34,17 +45,25 @@ class SeatKey:
         return "seat"
 
 
-StepKey = DecodeKey | ExtendKey
+StepKey = DecodeKey | ExtendKey | VerifyKey
 Key = StepKey | SeatKey
+
+
+GUESSING_ROWS = 4
+"""Most rows of a step that verifies guesses. With more of them a step is bound by arithmetic, and guesses cost their share."""
 
 
 @frozen
 class Buckets:
-    """Row counts and tokens of decode steps, chunk lengths of prompt steps; ascending. A step is padded up to the next."""
+    """Row counts and tokens of decode steps, chunk lengths of prompt steps; ascending. A step is padded up to the next.
+
+    `guesses` is how many tokens ahead are guessed for a row; 0 for none.
+    """
 
     rows: tuple[int, ...]
     steps: tuple[int, ...]
     chunks: tuple[int, ...]
+    guesses: int = 0
 
     def essential(self) -> list[Key]:
         """The fewest programs that serve anything, padded more than one would like, and the decode step of one stream."""
@@ -57,16 +76,19 @@ class Buckets:
         """Every program, in the order of compiling: the essential ones, then by how soon they are likely to be missed."""
         keys: list[Key] = [*self.essential(), ExtendKey(self.chunks[0])]
         keys += [DecodeKey(rows, 1) for rows in self.rows]
+        keys += [VerifyKey(rows, self.guesses) for rows in self.rows if self.guesses and rows <= GUESSING_ROWS]
         keys += [ExtendKey(chunk) for chunk in self.chunks]
         keys += [DecodeKey(rows, steps) for steps in self.steps for rows in self.rows]
         return list(dict.fromkeys(keys))
 
 
-def declare(*, max_slots: int, chunk_tokens: int, least_chunk: int = 8, decode_steps: int = 1) -> Buckets:
+def declare(
+    *, max_slots: int, chunk_tokens: int, least_chunk: int = 8, decode_steps: int = 1, guesses: int = 0
+) -> Buckets:
     """Powers of two: at most half of a step is padding. Chunks from `least_chunk` up to `chunk_tokens`."""
     rows = [2**i for i in range(max_slots.bit_length()) if 2**i < max_slots] + [max_slots]
     chunks = [2**i for i in range(chunk_tokens.bit_length()) if least_chunk <= 2**i < chunk_tokens] + [chunk_tokens]
-    return Buckets(tuple(rows), tuple(dict.fromkeys((1, decode_steps))), tuple(chunks))
+    return Buckets(tuple(rows), tuple(dict.fromkeys((1, decode_steps))), tuple(chunks), guesses)
 
 
 @define(eq=False)
@@ -74,6 +96,7 @@ class Menu:
     """The step programs that are compiled so far: what a step may be padded up to."""
 
     chunks: list[int] = field(factory=list, init=False)
+    _verify: list[VerifyKey] = field(factory=list, init=False)
     _rows: dict[int, list[int]] = field(factory=dict, init=False)  # by steps
 
     def add(self, keys: Iterable[Key]) -> None:
@@ -83,10 +106,16 @@ class Menu:
                     self.chunks = sorted([*self.chunks, chunk])
                 case DecodeKey(rows, steps):
                     self._rows[steps] = sorted([*self._rows.get(steps, []), rows])
+                case VerifyKey():
+                    self._verify = sorted([*self._verify, key])
 
     def most_steps(self, rows: int) -> int:
         """The most tokens that a decode step of `rows` requests can make; 1 is always there."""
         return max(steps for steps, able in self._rows.items() if able[-1] >= rows)
+
+    def verify(self, rows: int) -> VerifyKey | None:
+        """The smallest program that verifies guesses of `rows` requests, if there is one."""
+        return next((key for key in self._verify if key.rows >= rows), None)
 
     def decode(self, rows: int, steps: int) -> DecodeKey:
         """The smallest program for `rows` requests. `steps` is 1 or what `most_steps` said."""

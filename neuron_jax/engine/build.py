@@ -81,6 +81,7 @@ def design(config: Any, spec: EngineSpec, *, limit: int) -> Design:
         chunk_tokens=spec.chunk_tokens or DEFAULT_CHUNK[spec.platform],
         least_chunk=LEAST_CHUNK[spec.platform],
         decode_steps=spec.decode_steps or DEFAULT_STEPS,
+        guesses=spec.speculate,
     )
     # A GPU is there for its engine: without a word on it, the pages get what is left. A CPU's memory is everybody's.
     pool = spec.kv_mb * MIB // spec.tensor_parallel or (limit if spec.platform == "cuda" else 0)
@@ -154,5 +155,6 @@ def assemble(
         menu=menu,
         pace=Pace(),
         naming=naming,
+        guessing=made.buckets.guesses > 0,
     )
     return Engine(scheduler, runner, made.plan.max_context, time.perf_counter)

@@ -13,7 +13,7 @@ from attrs import define, field
 from msgspec.structs import replace
 
 from neuron_jax.engine.batch import Step
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey
+from neuron_jax.engine.buckets import ExtendKey
 from neuron_jax.engine.programs import Result
 from neuron_jax.engine.requests import from_submit
 from neuron_jax.engine.runner import Runner
@@ -97,6 +97,9 @@ class Engine:
         outputs = list(self._rejected)
         self._rejected.clear()
         self.collect()
+        if self._flight is not None and self._flight.step.open_ended:
+            outputs += self._land(self._flight)
+            self._flight = None
         flight = self._take_off()
         if self.overlap:
             flight, self._flight = self._flight, flight
@@ -154,8 +157,9 @@ class Engine:
         times.wait += came - asked
         times.absorb += clock() - came
         times.steps += 1
-        # It ran from its dispatch or, if that was later, from the end of the step before.
-        seconds = came - max(flight.since, self._landed)
+        # It ran from its dispatch or, if that was later, from the end of the step before. Where the host had to know how
+        # that one ended, the device's waiting for it is part of the price.
+        seconds = came - (self._landed if step.open_ended else max(flight.since, self._landed))
         self._note_step(step, seconds, host=asked - self._landed, wait=came - asked)
         self._landed = came
         return outputs
@@ -163,7 +167,7 @@ class Engine:
     def _note_step(self, step: Step, seconds: float, *, host: float, wait: float) -> None:
         load, tokens = self.load, step.tokens
         # A prompt's remainder says nothing on what a full chunk takes, whether or not padding costs something.
-        if seconds > 0 and (isinstance(step.key, DecodeKey) or 4 * tokens >= 3 * step.key.chunk):
+        if seconds > 0 and (not isinstance(step.key, ExtendKey) or 4 * tokens >= 3 * step.key.chunk):
             self.scheduler.pace.saw(step.key, seconds)
         rate = tokens / max(seconds, 1e-9)
         prompt = isinstance(step.key, ExtendKey)
@@ -186,6 +190,8 @@ class Engine:
             preemptions=scheduler.preemptions,
             prefix_lookup_tokens=scheduler.lookup_tokens,
             prefix_hit_tokens=scheduler.hit_tokens,
+            guessed_tokens=scheduler.guessed_tokens,
+            right_guesses=scheduler.right_guesses,
             programs=len(compiler.ready),
             programs_planned=compiler.planned,
             steady_compiles=compiler.unplanned,

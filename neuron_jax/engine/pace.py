@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
-from neuron_jax.engine.buckets import DecodeKey, StepKey
+from neuron_jax.engine.buckets import DecodeKey, ExtendKey, StepKey, VerifyKey
 
 REMEMBERED = 5
 """Times of a program of which the median counts: few, because attention makes chunks dearer as a prompt grows; and not the
@@ -27,6 +27,7 @@ class Pace:
 
     _decode: dict[int, float] = field(factory=dict, init=False)  # rows -> seconds for one token of each
     _extend: dict[int, float] = field(factory=dict, init=False)  # chunk -> seconds
+    _verify: dict[VerifyKey, float] = field(factory=dict, init=False)
     _last: dict[StepKey, deque[float]] = field(factory=dict, init=False)
 
     def saw(self, key: StepKey, seconds: float) -> None:
@@ -34,14 +35,21 @@ class Pace:
         last = self._last.setdefault(key, deque(maxlen=REMEMBERED))
         last.append(seconds)
         usual = sorted(last)[(len(last) - 1) // 2]
-        if isinstance(key, DecodeKey):
-            self._decode[key.rows] = usual / key.steps
-        else:
-            self._extend[key.chunk] = usual
+        match key:
+            case DecodeKey(rows, steps):
+                self._decode[rows] = usual / steps
+            case ExtendKey(chunk):
+                self._extend[chunk] = usual
+            case VerifyKey():
+                self._verify[key] = usual
 
     def decode(self, rows: int) -> float:
         """Seconds until `rows` requests have one more token each; rather too few than too many; 0 = not known."""
         return max((seconds for seen, seconds in self._decode.items() if seen <= rows), default=0.0)
+
+    def verify(self, key: VerifyKey) -> float:
+        """Seconds of a step that verifies guesses; 0 = not known."""
+        return self._verify.get(key, 0.0)
 
     def extend(self, chunk: int) -> float:
         """Seconds of a prompt step; in unknown units as long as no step at all was measured."""

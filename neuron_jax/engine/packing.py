@@ -17,9 +17,9 @@ from attrs import define, field
 from jax import lax
 
 from neuron_jax.engine.batch import Row
-from neuron_jax.engine.requests import Request
+from neuron_jax.engine.requests import Request, has_penalties, wants_everything
 from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_ALTERNATIVES, MAX_BIAS, Drawn, Past, RowParams
-from neuron_jax.workers.frames import Alternative, Sampling
+from neuron_jax.workers.frames import Alternative
 
 _START, _COUNT, _DRAWS = range(3)
 _INTS = ("slot", "seed_low", "seed_high", "top_k", "biased", "need", "full_until")
@@ -53,6 +53,10 @@ def decode_width(table: int) -> int:
 
 def extend_width(table: int, chunk: int) -> int:
     return _TABLE + table + chunk
+
+
+def verify_width(table: int, width: int) -> int:
+    return _TABLE + table + width
 
 
 def seat_width(vocab: int) -> int:
@@ -100,6 +104,14 @@ class Mirror:
         packed[: len(rows), :_FIRST_INT] = [(row.start, row.count, row.draws) for row in rows]
         return packed
 
+    def verify(self, rows: Sequence[Row], bucket: int, width: int) -> Words:
+        """int32 [bucket, verify_width]: rows, and their guesses."""
+        packed = np.zeros((bucket, verify_width(self.table, width)), np.int32)
+        packed[:, :-width] = self.decode(rows, bucket)
+        for line, row in zip(packed, rows, strict=False):
+            line[len(line) - width :][: len(row.guesses)] = row.guesses
+        return packed
+
     def extend(self, row: Row, chunk: int) -> Words:
         """int32 [extend_width]: a row, and its tokens."""
         request = row.request
@@ -133,7 +145,7 @@ def unpack_rows(packed: jax.Array) -> Rows:
 def needs_seat(request: Request) -> bool:
     """Whether the device must know more of a request than its row says."""
     sampling = request.sampling
-    return bool(sampling.logit_bias) or bool(request.banned) or _has_penalties(sampling)
+    return bool(sampling.logit_bias) or bool(request.banned) or has_penalties(sampling)
 
 
 def pack_seat(request: Request, vocab: int) -> Words:
@@ -183,14 +195,13 @@ def unpack_logprobs(line: Words, alternatives: int) -> tuple[float, list[Alterna
 def _fill(line: Words, request: Request) -> None:
     sampling = request.sampling
     seed = sampling.seed % 2**64
-    full = sampling.logprobs is not None or bool(sampling.logit_bias) or _has_penalties(sampling)
     line[_FIRST_INT:_FIRST_FLOAT].view(np.uint32)[:] = (
         _slot(request),
         seed & 0xFFFFFFFF,
         seed >> 32,
         sampling.top_k,
         needs_seat(request),
-        FULL if full else DRAW if sampling.temperature > 0 else GREEDY,
+        FULL if wants_everything(sampling) else DRAW if sampling.temperature > 0 else GREEDY,
         request.banned_until if request.banned else 0,
     )
     line[_FIRST_FLOAT:_TABLE].view(np.float32)[:] = (
@@ -201,11 +212,6 @@ def _fill(line: Words, request: Request) -> None:
         sampling.frequency_penalty,
         sampling.repetition_penalty,
     )
-
-
-def _has_penalties(sampling: Sampling) -> bool:
-    neutral = (0.0, 0.0, 1.0)
-    return (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) != neutral
 
 
 def _slot(request: Request) -> int:

@@ -18,7 +18,7 @@ from neuron_jax.engine import packing, sampler
 from neuron_jax.engine.attention.choose import Choice
 from neuron_jax.engine.attention.kv import LayerCache
 from neuron_jax.engine.attention.reference import BLOCK
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key
+from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key, VerifyKey
 
 Pool = tuple[LayerCache, ...]
 
@@ -90,6 +90,8 @@ class Program:
         match key:
             case DecodeKey(rows, steps):
                 return self._lower_step(partial(_decode, self, steps), (rows, packing.decode_width(table)))
+            case VerifyKey(rows, width):
+                return self._lower_step(partial(_verify, self, width), (rows, packing.verify_width(table, width)))
             case ExtendKey(chunk):
                 return self._lower_step(partial(_extend, self, chunk), (packing.extend_width(table, chunk),))
         state = self.abstract_state()
@@ -156,6 +158,29 @@ def _extend(program: Program, chunk: int, params: Any, state: State, packed: jax
     slot = jnp.where(draws, rows.params.slot, program.shapes.max_slots)
     state = _advance(state._replace(pool=pool), slot, drawn.token)
     return state, jax.tree.map(lambda part: part[:, None], _result(drawn))
+
+
+def _verify(program: Program, width: int, params: Any, state: State, packed: jax.Array) -> tuple[State, Result]:
+    """The next token of every row, and those after it up to the first that was guessed wrong: tokens [R, 1 + width].
+
+    All guesses are computed as if they were right. Each token is drawn with the noise of its position, so those up to the
+    first wrong guess, that one's correction included, are what one step after the other would have drawn.
+    """
+    rows, guesses = packing.unpack_rows(packed[:, :-width]), packed[:, -width:]
+    tokens = jnp.concatenate([state.last_token[rows.params.slot][:, None], guesses], axis=1)
+    hidden, pool = _forward(program, params, state.pool, tokens.reshape(-1), rows)
+    place = jnp.arange(1 + width, dtype=jnp.int32)[None, :]
+    each = rows._replace(params=jax.tree.map(lambda part: jnp.repeat(part, 1 + width, axis=0), rows.params))
+    wanted = _at(each, (rows.start[:, None] + 1 + place).reshape(-1))
+    drawn = sampler.sample(program.model.logits(params, hidden), wanted, state.past)
+    token = drawn.token.reshape(tokens.shape)
+    right = (token[:, :-1] == guesses) & (place[:, 1:] < rows.count[:, None])
+    last = jnp.cumprod(right.astype(jnp.int32), axis=1).sum(axis=1, dtype=jnp.int32)[:, None]
+    slot = jnp.where(rows.count > 0, rows.params.slot, program.shapes.max_slots)
+    # Rows that were guessed for have no penalties: what they count does not matter.
+    state = _advance(state._replace(pool=pool), slot, jnp.take_along_axis(token, last, axis=1)[:, 0])
+    logprobs = packing.pack_logprobs(drawn).reshape(*tokens.shape, packing.LOGPROBS)
+    return state, Result(jnp.where(place <= last, token, -1), logprobs)
 
 
 def _seat(state: State, packed: jax.Array) -> State:

@@ -2,6 +2,7 @@
 
 from attrs import define, field
 
+from neuron_jax.engine.guesses import Guesser
 from neuron_jax.workers.frames import Sampling, Submit
 
 
@@ -37,6 +38,7 @@ class Request:
     found: int = 0
     published: int = 0
     cached: int = 0
+    guesser: Guesser | None = None  # where its tokens may be guessed
 
     @property
     def length(self) -> int:
@@ -63,6 +65,16 @@ class Request:
     def decoding(self) -> bool:
         """Admitted, with its newest token on the device, and not as long as it may get."""
         return self.slot is not None and self.computed >= self.fed and self.length < self.limit
+
+
+def has_penalties(sampling: Sampling) -> bool:
+    neutral = (0.0, 0.0, 1.0)
+    return (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) != neutral
+
+
+def wants_everything(sampling: Sampling) -> bool:
+    """Whether drawing takes more than temperature and cuts."""
+    return sampling.logprobs is not None or bool(sampling.logit_bias) or has_penalties(sampling)
 
 
 def from_submit(submit: Submit, *, arrival: int, max_context: int) -> Request:

@@ -13,7 +13,7 @@ from attrs import define, field
 
 from neuron_jax.engine import packing
 from neuron_jax.engine.batch import Drawn, Step
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey, SeatKey
+from neuron_jax.engine.buckets import DecodeKey, ExtendKey, SeatKey, VerifyKey
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.programs import Program, Result, State
 
@@ -38,6 +38,8 @@ class Runner:
         match step.key:
             case DecodeKey(bucket, _):
                 return self._mirror.decode(step.rows, bucket)
+            case VerifyKey(bucket, width):
+                return self._mirror.verify(step.rows, bucket, width)
             case ExtendKey(chunk):
                 # Decoding follows upon a prompt, so only here can a slot have a new owner.
                 self._seat(step)

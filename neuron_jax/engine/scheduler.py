@@ -7,12 +7,13 @@ from typing import Literal
 from attrs import define, field
 
 from neuron_jax.engine.batch import Drawn, Row, Step
-from neuron_jax.engine.buckets import ExtendKey, Menu
+from neuron_jax.engine.buckets import ExtendKey, Menu, VerifyKey
+from neuron_jax.engine.guesses import Guesser
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.packing import unpack_logprobs
 from neuron_jax.engine.pages import Pages, pages_for
 from neuron_jax.engine.prefix import Naming
-from neuron_jax.engine.requests import Request
+from neuron_jax.engine.requests import Request, wants_everything
 from neuron_jax.workers.frames import Output
 
 Finish = Literal["stop", "length"] | None
@@ -38,6 +39,8 @@ class Scheduler:
     With `naming`, the pages of prompts and answers can be found as they fill, and a request begins with those that hold its
     text's beginning already. A page can be found once the step that fills it was handed out: who reads it comes later.
 
+    With `guessing`, a few requests that repeat themselves make several tokens a step: those guessed right, and one more.
+
     A step that was handed out counts as done, except for the tokens it draws: `absorb` brings those, in the same order.
     """
 
@@ -47,9 +50,12 @@ class Scheduler:
     menu: Menu
     pace: Pace
     naming: Naming | None = None
+    guessing: bool = False
     preemptions: int = field(default=0, init=False)
     lookup_tokens: int = field(default=0, init=False)  # of prompts whose beginnings were looked for
     hit_tokens: int = field(default=0, init=False)  # of these, found
+    guessed_tokens: int = field(default=0, init=False)
+    right_guesses: int = field(default=0, init=False)
     _waiting: deque[Request] = field(factory=deque, init=False)
     _admitted: list[Request] = field(factory=list, init=False)  # in order of arrival
     _slots: list[int] = field(init=False)
@@ -72,6 +78,8 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         assert pages_for(request.limit, self.page_size) <= self.pages.total, "a request longer than the whole pool"
+        if self.guessing and not wants_everything(request.sampling):
+            request.guesser = Guesser()
         self._waiting.append(request)
 
     def cancel(self, request_id: int) -> None:
@@ -80,7 +88,10 @@ class Scheduler:
             self._drop(request)
 
     def next_batch(self) -> Step | None:
-        """The next step, with the pages for it granted; None when there is none, or none before `absorb` was called."""
+        """The next step, with the pages for it granted; None when there is none, or none before `absorb` was called.
+
+        After a step that is `open_ended`, `absorb` must come first.
+        """
         self._admit()
         decoding = [r for r in self._admitted if r.decoding]
         feeding = self._feeding()
@@ -90,7 +101,9 @@ class Scheduler:
             self._spent += self.pace.extend(chunk) if decoding else 0.0
             return self._extend(feeding, chunk)
         self._spent = 0.0
-        return self._decode(decoding, alone=feeding is None and not self._waiting) if decoding else None
+        if not decoding:
+            return None
+        return self._verify(decoding) or self._decode(decoding, alone=feeding is None and not self._waiting)
 
     def absorb(self, step: Step, drawn: Drawn) -> list[Output]:
         """Book the tokens of a computed step. Returns what came out, in the order of arrival."""
@@ -101,7 +114,10 @@ class Scheduler:
             if row.draws == 0 or row.stay != request.stay:
                 continue
             request.ahead -= row.draws
-            outputs.append(self._take(request, drawn.tokens[i][: row.draws], drawn, i))
+            tokens = drawn.tokens[i][: row.draws]
+            if row.guesses:
+                tokens = self._settle(row, tokens)
+            outputs.append(self._take(request, tokens, drawn, i))
         return outputs
 
     def check_integrity(self) -> None:
@@ -204,6 +220,44 @@ class Scheduler:
             request.ahead += count
         return Step(self.menu.decode(len(rows), steps), rows) if rows else None
 
+    def _verify(self, requests: Sequence[Request]) -> Step | None:
+        """A step that verifies guesses, if there are any that promise more tokens a second than a plain step."""
+        key = self.menu.verify(len(requests)) if self.guessing else None
+        if key is None:
+            return None
+        guesses = [_guess(request, key.width) for request in requests]
+        missing = sum(max(self._missing(r, 1 + len(g)), 0) for r, g in zip(requests, guesses, strict=True))
+        if missing > self.pages.free or not self._promising(key, requests, guesses):
+            return None
+        rows = []
+        for request, guess in zip(requests, guesses, strict=True):
+            count = 1 + len(guess)
+            self._grow(request, count)
+            rows.append(Row(request, request.stay, request.computed, count, count, guess))
+            request.computed += count
+            request.ahead += count
+        return Step(key, rows)
+
+    def _promising(self, key: VerifyKey, requests: Sequence[Request], guesses: Sequence[Sequence[int]]) -> bool:
+        if not any(guesses):
+            return False
+        tokens = float(len(requests))
+        for request, guess in zip(requests, guesses, strict=True):
+            tokens += request.guesser.expected(len(guess)) if request.guesser is not None else 0.0
+        plain = self.pace.decode(self.menu.decode(len(requests), 1).rows)
+        # What was never measured is tried.
+        return tokens * plain >= len(requests) * self.pace.verify(key)
+
+    def _settle(self, row: Row, tokens: list[int]) -> list[int]:
+        """What was really drawn of an open-ended row: the tokens after the first wrong guess are computed again."""
+        assert row.request.guesser is not None
+        drawn = [token for token in tokens if token >= 0]
+        row.request.computed -= row.draws - len(drawn)
+        row.request.guesser.learn(len(row.guesses), len(drawn) - 1)
+        self.guessed_tokens += len(row.guesses)
+        self.right_guesses += len(drawn) - 1
+        return drawn
+
     def _steps(self, requests: Sequence[Request]) -> int:
         """How many tokens to make at once: several only when they come soon, somebody wants them all, and pages are free."""
         steps = self.menu.most_steps(len(requests))
@@ -264,3 +318,10 @@ class Scheduler:
         chosen = [unpack_logprobs(words, wanted) for words in drawn.logprobs[line, : len(tokens)]]
         logprobs, alternatives = [c[0] for c in chosen], [c[1] for c in chosen]
         return Output(request.id, tokens, logprobs, alternatives, finish, cached_tokens=cached)
+
+
+def _guess(request: Request, width: int) -> list[int]:
+    if request.guesser is None:
+        return []
+    most = min(width, request.limit - request.length - 1)
+    return request.guesser.guess(request.tokens, ahead=request.ahead, most=most)

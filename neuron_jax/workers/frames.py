@@ -51,7 +51,8 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     max_slots: int = 0  # requests running at once
     page_size: int = 16
     chunk_tokens: int = 0  # most prompt tokens in one step
-    decode_steps: int = 0  # most tokens of a request in one step
+    decode_steps: int = 0  # most tokens of a request in one decode step
+    speculate: int = 0  # tokens guessed ahead where a text repeats itself; 0 = none
     prefix_cache: bool = True  # off: how soon an answer begins tells nobody what others have asked
     compile_cache: str = ""  # folder of JAX's persistent cache; "" = off
 
@@ -159,6 +160,8 @@ class EngineLoad(Struct, frozen=True):
     kept_pages: int = 0  # free ones that the prefix cache can still find
     prefix_lookup_tokens: int = 0  # prompt tokens that the prefix cache was asked for
     prefix_hit_tokens: int = 0  # those that it had
+    guessed_tokens: int = 0  # tokens that were guessed ahead, and computed
+    right_guesses: int = 0  # those that were right
     steady_compiles: int = 0  # programs built after Ready that the plan did not know: a step waited for each of them
     host_ms: float = 0.0  # of a step, averaged: from one result to asking for the next; the device works meanwhile
     wait_ms: float = 0.0  # of a step, averaged: from asking for a result to having it

@@ -23,7 +23,7 @@ from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.scheduler import Scheduler
 from tests.fakes.tiny_llama import tiny
 
-SLOTS, CHUNK, PAGE, PAGES, STEPS = 4, 64, 16, 48, 4
+SLOTS, CHUNK, PAGE, PAGES, STEPS, GUESSES = 4, 64, 16, 48, 4, 5
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def running(kv: str) -> Iterator[Runner]:
     attention = choose(Case(mesh, jnp.float32, KVFormat(kv), PAGES, PAGE, kinds(model)))
     program = Program(model, mesh, Shapes(PAGE, PAGES, SLOTS, 512), attention)
     compiler = Compiler(program.lower, workers=2)
-    keys = declare(max_slots=SLOTS, chunk_tokens=CHUNK, decode_steps=STEPS).keys()
+    keys = declare(max_slots=SLOTS, chunk_tokens=CHUNK, decode_steps=STEPS, guesses=GUESSES).keys()
     compiler.start(keys)
     compiler.wait(keys, lambda done, total: None)
     compiler.watch()
@@ -71,12 +71,25 @@ def engines_of(runner: Runner) -> Callable[..., Engine]:
     """Their clock gives every step of the device a millisecond or two, so that all of the policy is at work."""
 
     def make(
-        *, pages: int = PAGES, slots: int = SLOTS, steps: int = STEPS, overlap: bool = True, prefix: bool = True
+        *,
+        pages: int = PAGES,
+        slots: int = SLOTS,
+        steps: int = STEPS,
+        overlap: bool = True,
+        prefix: bool = True,
+        guessing: bool = False,
     ) -> Engine:
         menu = Menu()
         menu.add(key for key in runner.compiler.ready if not isinstance(key, DecodeKey) or key.steps <= steps)
-        naming = Naming(PAGE, b"tests") if prefix else None
-        scheduler = Scheduler(Pages(pages), page_size=PAGE, max_slots=slots, menu=menu, pace=Pace(), naming=naming)
+        scheduler = Scheduler(
+            Pages(pages),
+            page_size=PAGE,
+            max_slots=slots,
+            menu=menu,
+            pace=Pace(),
+            naming=Naming(PAGE, b"tests") if prefix else None,
+            guessing=guessing,
+        )
         ticks = count()
         return Engine(scheduler, runner, 512, clock=lambda: next(ticks) / 1000, overlap=overlap)
 

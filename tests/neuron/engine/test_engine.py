@@ -103,7 +103,9 @@ def test_however_it_is_served_each_request_gets_the_same(new_engine: NewEngine, 
         plain.submit(client.submit)
         expected[client.submit.request] = drain(plain)[client.submit.request]
 
-    for way in ({"overlap": False, "steps": 1}, {"steps": 1}, {"overlap": False}, {}, {"pages": 9}, {"slots": 1}):
+    ways: list[dict[str, Any]] = [{"overlap": False, "steps": 1}, {"steps": 1}, {"overlap": False}, {}]
+    ways += [{"pages": 9}, {"slots": 1}, {"guessing": True}, {"guessing": True, "overlap": False, "pages": 9}]
+    for way in ways:
         engine = new_engine(**way)
         got = serve(engine, clients)
 
@@ -115,11 +117,13 @@ def test_however_it_is_served_each_request_gets_the_same(new_engine: NewEngine, 
                 assert ours == pytest.approx(theirs, abs=1e-4)
         assert engine.scheduler.pages.free == engine.scheduler.pages.total
         assert bool(engine.scheduler.preemptions) == ("pages" in way)
+        load = engine.load
+        assert (load.guessed_tokens > load.right_guesses > 0) == way.get("guessing", False)
 
 
 def test_serving_compiles_nothing(new_engine: NewEngine, runner: Runner) -> None:
     """All that mixed traffic needs was compiled before."""
-    engine = new_engine()
+    engine = new_engine(guessing=True)
     before = runner.compiler.unplanned
     serve(engine, mixed(7))
 
@@ -141,6 +145,20 @@ def test_the_device_is_never_left_waiting_for_the_host(new_engine: NewEngine, ru
         ]
         assert max(under_way) == (2 if overlap else 1)
         assert events.seen[:3] == (["dispatch"] * 2 + ["fetch"] if overlap else ["dispatch", "fetch", "dispatch"])
+
+
+def test_a_text_that_repeats_itself_takes_fewer_steps(new_engine: NewEngine) -> None:
+    """The tiny model falls into a loop before long."""
+    prompt = [11, 12, 13, 14] * 8
+    steps = {}
+    for guessing in (False, True):
+        engine = new_engine(guessing=guessing, steps=1)
+        engine.submit(submit(1, prompt, max_tokens=100))
+        text = tokens(drain(engine)[1])
+        steps[guessing] = engine.load.steps
+
+    assert len(text) == 100
+    assert steps[True] < 0.7 * steps[False]
 
 
 def test_host_time_is_counted(new_engine: NewEngine) -> None:

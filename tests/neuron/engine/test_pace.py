@@ -2,7 +2,7 @@
 
 import pytest
 
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey
+from neuron_jax.engine.buckets import DecodeKey, ExtendKey, VerifyKey
 from neuron_jax.engine.pace import Pace
 
 CHUNKS = (8, 16, 32, 64, 128)
@@ -37,6 +37,13 @@ def test_steps_of_several_tokens_count_by_the_token() -> None:
     pace.saw(DecodeKey(2, 4), 0.4)
 
     assert pace.decode(2) == pytest.approx(0.1)
+
+
+def test_verifying_is_a_matter_of_its_own() -> None:
+    pace = Pace()
+    pace.saw(VerifyKey(2, 4), 0.4)
+
+    assert (pace.verify(VerifyKey(2, 4)), pace.verify(VerifyKey(1, 4)), pace.decode(2)) == (0.4, 0.0, 0.0)
 
 
 def test_an_unknown_row_count_is_taken_to_be_as_fast_as_a_smaller_one() -> None:

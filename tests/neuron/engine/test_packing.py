@@ -70,6 +70,18 @@ def test_a_chunk_is_its_row_and_its_tokens() -> None:
     assert rows.table[0].tolist() == [4] + [0] * 7
 
 
+def test_guesses_stand_behind_their_rows() -> None:
+    mirror = Mirror(SLOTS, TABLE)
+    one, two = request(1, [4]), request(3, [6])
+    for each in (one, two):
+        mirror.seat(each)
+    guessed = Row(one, one.stay, 3, 3, 3, [9, 8])
+    packed = mirror.verify([guessed, row(two, 7, 1)], 4, 3)
+
+    assert (packed[:2, :-3] == mirror.decode([guessed, row(two, 7, 1)], 2)).all()
+    assert packed[:, -3:].tolist() == [[9, 8, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
 def test_pages_are_noted_as_they_are_granted() -> None:
     mirror = Mirror(SLOTS, TABLE)
     one = request(1, [4])

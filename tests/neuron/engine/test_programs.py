@@ -5,18 +5,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Menu, SeatKey, StepKey, declare
+from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Menu, SeatKey, StepKey, VerifyKey, declare
 from neuron_jax.engine.runner import Runner
 
 
 def test_the_list_names_every_program_once_with_the_essential_ones_first() -> None:
-    buckets = declare(max_slots=6, chunk_tokens=100, decode_steps=4)
+    buckets = declare(max_slots=6, chunk_tokens=100, decode_steps=4, guesses=3)
     keys = buckets.keys()
 
     assert buckets.rows == (1, 2, 4, 6)
     assert buckets.chunks == (8, 16, 32, 64, 100)
     assert keys[: len(buckets.essential())] == buckets.essential()
-    assert len(keys) == len(set(keys)) == 4 * 2 + 5 + 1
+    assert len(keys) == len(set(keys)) == 4 * 2 + 5 + 3 + 1
 
 
 def test_the_essential_programs_serve_anything() -> None:
@@ -37,15 +37,16 @@ def test_a_menu_pads_up_to_what_is_ready() -> None:
     menu = Menu()
     menu.add([ExtendKey(64), DecodeKey(8, 1), DecodeKey(1, 1), SeatKey(), ExtendKey(16)])
     before = menu.decode(2, 1)
-    menu.add([DecodeKey(2, 1), DecodeKey(2, 4)])
+    menu.add([DecodeKey(2, 1), DecodeKey(2, 4), VerifyKey(4, 3), VerifyKey(1, 3)])
 
     assert menu.chunks == [16, 64]
     assert (before, menu.decode(2, 1)) == (DecodeKey(8, 1), DecodeKey(2, 1))
     assert (menu.most_steps(1), menu.most_steps(3)) == (4, 1)
     assert menu.decode(1, 4) == DecodeKey(2, 4)
+    assert [menu.verify(rows) for rows in (1, 2, 5)] == [VerifyKey(1, 3), VerifyKey(4, 3), None]
 
 
-@pytest.mark.parametrize("key", [DecodeKey(4, 1), DecodeKey(4, 4), ExtendKey(64)])
+@pytest.mark.parametrize("key", [DecodeKey(4, 1), DecodeKey(4, 4), ExtendKey(64), VerifyKey(4, 5)])
 def test_the_state_is_donated_and_not_copied(runner: Runner, key: StepKey) -> None:
     """alias bytes >= state bytes, and temporaries that do not grow with the pool (openxla/xla#45912)."""
     larger = attrs.evolve(runner.program, shapes=attrs.evolve(runner.program.shapes, pages=1000))
