@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from attrs import frozen
 from jax.sharding import PartitionSpec
 
+from models.formats_xla import FP8_CAPABILITY
 from models.sharding import TENSOR
 from models.spec import Attend
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
@@ -142,6 +143,8 @@ def _pallas_refuses(case: Case, chunked: bool) -> str | None:
         return "decodes only"
     if case.capability < 8:
         return "needs an NVIDIA GPU of compute capability 8.0"
+    if case.kv.name == "fp8" and case.capability < FP8_CAPABILITY:
+        return f"reads float8 from compute capability {FP8_CAPABILITY} on"
     values = max(layer.kv_heads * layer.head_dim for layer in case.layers) * (case.pages + 1) * case.page_size
     if 2**31 <= values // case.mesh.size <= 2**32 // case.kv.dtype.itemsize:
         return "a layer's pool is too large for 32-bit offsets, and too small for Pallas to use 64"

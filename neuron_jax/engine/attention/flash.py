@@ -5,8 +5,9 @@ from their pages, for all query heads of the group at once; the second joins a r
 are joined in their order, and those that a row does not reach are never read: what a row gets does not depend on the
 other rows, on their number, or on the page size. (Flash-Decoding, https://pytorch.org/blog/flash-decoding.)
 
-Run in Pallas' interpreter only: it lowers for CUDA through Triton, which jax 0.10 has and later versions will not, but has
-never been run on a device. SPLIT, BLOCK and the warps are guesses until then.
+Run in Pallas' interpreter only. It lowers for CUDA through Triton, which jax 0.10 has and later versions will not, and what
+it lowers to compiles for compute capability 8.0 and 9.0, with tensor cores and pipelined loads; but it has never been run on
+a device. SPLIT, BLOCK and the warps are guesses until then.
 """
 
 from functools import partial

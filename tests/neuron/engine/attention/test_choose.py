@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attrs import evolve
 
 from models.sharding import make_mesh
 from neuron_jax.engine.attention import choose as ladder
@@ -36,8 +37,8 @@ def with_last(*rungs: Rung) -> tuple[Rung, ...]:
     return (*rungs, RUNGS[-1])
 
 
-def test_a_cpu_gets_the_reference_and_hears_why() -> None:
-    choice = choose(case())
+def test_a_cpu_gets_the_reference_where_the_native_kernel_refuses_and_hears_why() -> None:
+    choice = choose(evolve(case(), page_size=8))
 
     assert choice.name == "xla"
     assert "pallas: needs an NVIDIA GPU" in choice.reason
@@ -140,6 +141,8 @@ def gpu(
         ("cudnn", gpu("9.0", dtype=jnp.float32), "not in float32"),
         ("pallas", gpu("8.0"), None),
         ("pallas", gpu("7.0"), "compute capability 8.0"),
+        ("pallas", gpu("8.6", kv="fp8"), "float8 from compute capability 8.9 on"),
+        ("pallas", gpu("8.9", kv="fp8"), None),
         ("pallas", gpu("9.0", pages=140_000, kv="int8"), "too large for 32-bit offsets"),
         ("pallas", gpu("9.0", pages=140_000), None),
         ("pallas", gpu("9.0", pages=280_000, kv="int8"), None),
