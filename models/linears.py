@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from models.blocks import Array, Blocks, Storage
+from models.blocks import FLOAT32, Array, Blocks, Storage
 from models.errors import ModelError
 from models.mapping import Ignore, Rule, Store, store_as, store_int8, store_kernel
 from models.narrow import NARROW, Fp8Table, NarrowLinear, store_narrow
@@ -88,7 +88,7 @@ def untiled(_: Array | Blocks) -> dict[str, Array]:
 
 def tile(
     rules: Sequence[Rule | Ignore],
-    stored: Mapping[str, Storage],
+    stored: Mapping[str, Storage] | None,
     quant: str,
     *,
     gated: Sequence[str] = (),
@@ -96,7 +96,7 @@ def tile(
 ) -> tuple[tuple[Rule | Ignore, ...], dict[str, Tiles]]:
     """The rules with stores for tiles in place of `untiled`, and the tiles by path.
 
-    `stored` says what the checkpoint's tensors are stored as. Paths that end with one of `gated` are a gate over its
+    `stored` says what the checkpoint's tensors are stored as; None: float32. Paths that end with one of `gated` are a gate over its
     other half; `tables` are looked up in as well, and are not narrowed below 8 bits: every token goes through them twice.
     """
     tiles: dict[str, Tiles] = {}
@@ -112,9 +112,9 @@ def tile(
 _SCHEMES = {"int8": (INT8, quantize_int8), "int4": (INT4, quantize_int4)}
 
 
-def _plan(rule: Rule, stored: Mapping[str, Storage], scheme: str, *, gated: bool) -> Tiles:
+def _plan(rule: Rule, stored: Mapping[str, Storage] | None, scheme: str, *, gated: bool) -> Tiles:
     outputs = len(rule.shape) - rule.inputs
-    storage = _SCHEMES[scheme][0] if scheme in _SCHEMES else rule.storage(stored)
+    storage = _SCHEMES[scheme][0] if scheme in _SCHEMES else FLOAT32 if stored is None else rule.storage(stored)
     return Tiles.plan(prod(rule.shape[:outputs]), prod(rule.shape[outputs:]), storage, gated=gated)
 
 

@@ -400,7 +400,7 @@ def build(
         assert layout.dtype == np.float32, f"the native kernels compute in float32, not {layout.dtype}"
         if c.mlp_bias:
             raise ModelError("native kernels", ["mlp_bias has no kernel; without them it is served"])
-        rules, tiles = tile(rules, storage or {}, quant, gated=("gate_up",), tables=("embed", "head"))
+        rules, tiles = tile(rules, storage, quant, gated=("gate_up",), tables=("embed", "head"))
     make = Linears(quant, layout.dtype, tiles)
     return LlamaModel(
         architecture=c.architecture,

@@ -148,7 +148,7 @@ class ModelSpec:
     model_id: str = _setting(TEXT)
     source: str | None = _setting(TEXT, None)
     harness: str = _setting(_one_of(*HARNESSES), "jax")
-    quant: str = _setting(_one_of("auto", "none", "int8"), "auto")
+    quant: str = _setting(_one_of("auto", "none", "stored", "int8", "int4"), "auto")
     kv_dtype: str = _setting(_one_of("auto", "float32", "bfloat16", "int8", "fp8"), "auto")
     tensor_parallel: int = _setting(_integer(1, 64), 1)
     devices: tuple[int, ...] | None = _setting(INDICES, None)

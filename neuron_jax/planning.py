@@ -16,11 +16,12 @@ from neuron_jax.daemon.catalogue import Catalogue
 from neuron_jax.daemon.devices import assign
 from neuron_jax.daemon.launch import engine_spec
 from neuron_jax.engine.attention.kv import choose_kv
-from neuron_jax.engine.build import Design, choose_quant, design
+from neuron_jax.engine.build import Design, choose_quant, design, refuses_native
 from neuron_jax.engine.memory import DoesNotFitError
 from neuron_jax.errors import LoadError, NeuronError
 from neuron_jax.hardware.records import DeviceLoad, Hardware
 from neuron_jax.weights import sources
+from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.describe import ModelDescription, describe
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.engine_client import CUDA_SHARE
@@ -124,7 +125,8 @@ def _limit(spec: EngineSpec, free_mb: Mapping[int, int]) -> int:
 
 def _design(found: Resolved, limit: int) -> Design | DoesNotFitError:
     try:
-        return design(found.described.config, found.engine, limit=limit)
+        with open_checkpoint(Path(found.engine.path)) as checkpoint:
+            return design(checkpoint.config, found.engine, limit=limit, storage=checkpoint.storage)
     except DoesNotFitError as error:
         return error
     except ModelError as error:
@@ -132,7 +134,7 @@ def _design(found: Resolved, limit: int) -> Design | DoesNotFitError:
 
 
 def _report(found: Resolved, made: Design | DoesNotFitError) -> PlanReport:
-    quant, reason = choose_quant(found.engine)
+    quant, reason = choose_quant(found.engine, refuses_native(found.described.config, found.engine))
     kv, kv_reason = choose_kv(found.engine.kv_dtype, found.engine.platform)
     fits = isinstance(made, Design)
     return PlanReport(

@@ -13,6 +13,9 @@ from neuron_jax.workers.frames import LEAST_CONTEXT
 WIDTH = {"cpu": 4, "cuda": 2}
 """Bytes of a value where it is not quantized: float32, bfloat16."""
 
+BITS = {"int8": 8, "int4": 4}
+"""Of a weight, without its share of a scale."""
+
 KV_WIDTH = {"float32": 4, "bfloat16": 2, "int8": 1, "fp8": 1}
 SCALED = ("int8", "fp8")
 SCALE = 4
@@ -29,7 +32,16 @@ def least_bytes(
     width = WIDTH[platform]
     tokens = min(max_context or LEAST_CONTEXT, description.context_length)
     token = _token(description.config, KV_WIDTH.get(kv_dtype, width), SCALE if kv_dtype in SCALED else 0)
-    return description.parameters * (1 if quant == "int8" else width) + tokens * token
+    return _weights(description, platform, quant) + tokens * token
+
+
+def _weights(description: ModelDescription, platform: Literal["cpu", "cuda"], quant: str) -> int:
+    if quant in BITS:
+        return description.parameters * BITS[quant] // 8
+    # On a CPU weights are kept as stored, or widened where that cannot be.
+    if platform == "cpu" and quant != "none":
+        return min(description.weight_bytes, description.parameters * WIDTH[platform])
+    return description.parameters * WIDTH[platform]
 
 
 def _token(config: Mapping[str, Any], width: int, scale: int) -> int:

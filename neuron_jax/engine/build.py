@@ -5,13 +5,15 @@ Compiling and reading weights overlap: the programs are built from shapes alone.
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from attrs import frozen
 
+from models.blocks import Storage
+from models.native.library import unavailable
 from models.registry import build
 from models.sharding import make_mesh
 from models.spec import Model
@@ -66,15 +68,24 @@ class Design:
     prefix_cache: bool
 
 
-def design(config: Any, spec: EngineSpec, *, limit: int) -> Design:
+def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, Storage] | None = None) -> Design:
     """What an engine of `spec` for a checkpoint's `config` will look like, in `limit` bytes on each device.
 
-    Raises models.errors.ModelError for a config that no family serves, DoesNotFitError with the memory table.
+    `storage` says what the checkpoint's tensors are stored as. Raises models.errors.ModelError for a config that no
+    family serves, DoesNotFitError with the memory table.
     """
-    quant, reason = choose_quant(spec)
+    not_native = refuses_native(config, spec)
+    quant, reason = choose_quant(spec, not_native)
     kv, kv_reason = choose_kv(spec.kv_dtype, spec.platform)
     dtype = jnp.float32 if spec.platform == "cpu" else jnp.bfloat16
-    model = build(config, tensor_parallel=spec.tensor_parallel, quant=quant, dtype=dtype)
+    model = build(
+        config,
+        tensor_parallel=spec.tensor_parallel,
+        quant=quant,
+        dtype=dtype,
+        native=not_native is None,
+        storage=storage,
+    )
     slots = spec.max_slots or DEFAULT_SLOTS[spec.platform]
     buckets = declare(
         max_slots=slots,
@@ -105,12 +116,25 @@ def design(config: Any, spec: EngineSpec, *, limit: int) -> Design:
     )
 
 
-def choose_quant(spec: EngineSpec) -> tuple[str, str]:
-    """The weights' format, and why. `auto` is what measured fastest on the platform (docs/benchmarks.md)."""
+def refuses_native(config: Any, spec: EngineSpec) -> str | None:
+    """Why the native kernels do not serve this; None when they do."""
+    if spec.platform != "cpu":
+        return "they are for CPUs"
+    if spec.tensor_parallel > 1:
+        return "they serve one device"
+    if config.get("mlp_bias"):
+        return "they know no mlp_bias"
+    return unavailable()
+
+
+def choose_quant(spec: EngineSpec, not_native: str | None) -> tuple[str, str]:
+    """The weights' format, and why. `auto` is what measured fastest without changing the text (docs/benchmarks.md)."""
     if spec.quant != "auto":
         return spec.quant, "as asked"
+    if not_native is None:
+        return "stored", "auto: as the checkpoint stores them, computed in float32"
     if spec.platform == "cpu":
-        return "none", "auto: float32; int8 decodes faster on a CPU, but changes the text (docs/benchmarks.md)"
+        return "none", f"auto: float32, without the native kernels: {not_native}"
     return "none", "auto: bfloat16, the GPU's own format"
 
 

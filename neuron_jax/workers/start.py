@@ -53,7 +53,8 @@ def prepare(spec: EngineSpec) -> Iterator[Prepared]:
     there = time.monotonic()
     checkpoint = open_checkpoint(Path(spec.path))
     try:
-        made = design(checkpoint.config, spec, limit=_memory_limit(devices[0], spec))
+        limit = _memory_limit(devices[0], spec)
+        made = design(checkpoint.config, spec, limit=limit, storage=checkpoint.storage)
         yield Prepared(checkpoint, devices, made, {"jax": there - began, "plan": time.monotonic() - there})
     finally:
         checkpoint.close()

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from models.formats_xla import FP8_CAPABILITY
 from models.sharding import TENSOR
 from models.spec import Attend
+from neuron_jax.engine.attention import native
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
 from neuron_jax.engine.attention.paged import Mix, PagedAttend
 from neuron_jax.engine.attention.reference import attend_blocks
@@ -51,6 +52,10 @@ class Choice:
 def choose(case: Case, rungs: Sequence[Rung] | None = None) -> Choice:
     """The first rung that serves decode steps and the first that serves prompt steps; the last rung serves anything."""
     ladder = RUNGS if rungs is None else rungs
+    if rungs is None and native.refuses(case) is None:
+        log.info("attention: native")
+        reason = "the kernel made for a CPU; its own tests hold it against the reference"
+        return Choice("native", reason, native.NativeKV(), native.NativeAttend, native.NativeAttend)
     decode, not_decode = _first(case, ladder, chunked=False)
     extend, not_extend = _first(case, ladder, chunked=True)
     same = decode.name == extend.name

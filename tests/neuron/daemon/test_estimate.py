@@ -18,7 +18,7 @@ from tests.fakes.tiny_model import tokenizer_json
 def test_it_is_the_plan_s_weights_and_least_pages(
     platform: Literal["cpu", "cuda"], context: int, kv_dtype: str, tmp_path: Path
 ) -> None:
-    """But for the norms, which stay float32 on a GPU: less than one part in a hundred."""
+    """But for the norms, which stay float32 on a GPU, and for the tiles of a CPU, which such small matrices do not fill."""
     folder = write_checkpoint(tmp_path / "tiny")
     (folder / "tokenizer.json").write_text(tokenizer_json())
     described = describe(folder)
@@ -33,6 +33,6 @@ def test_it_is_the_plan_s_weights_and_least_pages(
 
     assert tokens % spec.page_size == 0
     planned = rows["weights"] + pool[1] // pages * tokens // spec.page_size
-    assert 0.99 * planned < least <= planned
+    assert (0.99 if platform == "cuda" else 0.9) * planned < least <= planned
     assert least_bytes(described, platform=platform, quant="int8", kv_dtype=kv_dtype, max_context=context) < least
     assert least < rows["total"]
