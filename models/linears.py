@@ -96,8 +96,9 @@ def tile(
 ) -> tuple[tuple[Rule | Ignore, ...], dict[str, Tiles]]:
     """The rules with stores for tiles in place of `untiled`, and the tiles by path.
 
-    `stored` says what the checkpoint's tensors are stored as; None: float32. Paths that end with one of `gated` are a gate over its
-    other half; `tables` are looked up in as well, and are not narrowed below 8 bits: every token goes through them twice.
+    `stored` says what the checkpoint's tensors are stored as; None: float32. Paths that end with one of `gated` are a gate
+    over its other half; `tables` are looked up in as well, and are not narrowed below 8 bits: every token goes through
+    them twice.
     """
     tiles: dict[str, Tiles] = {}
     made: list[Rule | Ignore] = list(rules)
