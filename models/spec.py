@@ -113,7 +113,8 @@ class Family(Protocol):
     """A family's entry in `models.registry`.
 
     `config` is the checkpoint's own config.json (GGUF headers are translated to it by `neuron_jax.weights`). `quant` is
-    "none" (weights in `dtype`) or "int8" (int8 weights per output channel, dynamic int8 activations). With `native`, for
+    "none" (weights in `dtype`), "int8" (int8 weights per output channel, dynamic int8 activations), "int4" (rounded in
+    groups of 32) or "fp8" (per output channel; activations, too, where the device multiplies float8). With `native`, for
     one CPU in float32, the kernels of `models.native` compute it: "stored" (as the checkpoint has them, exact), "int8"
     and "int4" (rounded in groups of 32), "none" (float32); activations stay float32. `storage` then says what the
     checkpoint's tensors are stored as. Raises `models.errors.ModelError` with every misfit when `config` asks for

@@ -41,6 +41,15 @@ def _integer(low: int, high: int) -> Rule:
     return Rule(f"an integer from {low} to {high}", read, int)
 
 
+def _power(low: int, high: int) -> Rule:
+    def read(value: Any) -> int:
+        if type(value) is not int or not low <= value <= high or value & (value - 1):
+            raise ValueError(value)
+        return value
+
+    return Rule(f"a power of two from {low} to {high}", read, int)
+
+
 def _number(low: float, high: float) -> Rule:
     def read(value: Any) -> float:
         if type(value) not in (int, float) or not low <= value <= high:
@@ -128,7 +137,7 @@ class EngineConfig:
     chunk_tokens: int = _setting(_integer(0, 2**20), 0)
     decode_steps: int = _setting(_integer(0, 64), 0)
     speculate: int = _setting(_integer(0, 64), 0)
-    page_size: int = _setting(_integer(1, 1024), 16)
+    page_size: int = _setting(_power(1, 128), 16)
     prefix_cache: bool = _setting(FLAG, True)
     cpu_devices: int = _setting(_integer(1, 64), 1)
 
@@ -148,7 +157,7 @@ class ModelSpec:
     model_id: str = _setting(TEXT)
     source: str | None = _setting(TEXT, None)
     harness: str = _setting(_one_of(*HARNESSES), "jax")
-    quant: str = _setting(_one_of("auto", "none", "stored", "int8", "int4"), "auto")
+    quant: str = _setting(_one_of("auto", "none", "stored", "int8", "int4", "fp8"), "auto")
     kv_dtype: str = _setting(_one_of("auto", "float32", "bfloat16", "int8", "fp8"), "auto")
     tensor_parallel: int = _setting(_integer(1, 64), 1)
     devices: tuple[int, ...] | None = _setting(INDICES, None)

@@ -13,7 +13,7 @@ from neuron_jax.workers.frames import LEAST_CONTEXT
 WIDTH = {"cpu": 4, "cuda": 2}
 """Bytes of a value where it is not quantized: float32, bfloat16."""
 
-BITS = {"int8": 8, "int4": 4}
+BITS = {"int8": 8, "int4": 4, "fp8": 8}
 """Of a weight, without its share of a scale."""
 
 KV_WIDTH = {"float32": 4, "bfloat16": 2, "int8": 1, "fp8": 1}

@@ -43,7 +43,7 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     platform: Literal["cpu", "cuda"] = "cpu"
     devices: tuple[int, ...] = (0,)
     tensor_parallel: int = 1
-    quant: str = "auto"  # auto | none | stored | int8 | int4
+    quant: str = "auto"  # auto | none | stored | int8 | int4 | fp8
     kv_dtype: str = "auto"  # auto | float32 | bfloat16 | int8 | fp8
     memory_mb: int = 0  # what the engine may use on each device; 0 = what is free
     kv_mb: int = 0  # KV pool over all devices
