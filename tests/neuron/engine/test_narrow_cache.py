@@ -44,13 +44,13 @@ def test_where_the_model_is_sure_the_text_is_that_of_float32(
 ) -> None:
     """A clear lead of the likeliest token is more than rounding takes away."""
     engine = new_narrow_engine()
-    engine.submit(submit(1, PROMPT, max_tokens=40))
+    engine.submit(submit(1, PROMPT, max_tokens=160))
     text = tokens(drain(engine)[1])
     logits = full_logits(narrow_runner.program.model, narrow_runner.params, PROMPT + text)[len(PROMPT) - 1 : -1]
     top = np.sort(logits, axis=-1)
     clear = top[:, -1] - top[:, -2] > 0.1 * (top[:, -1] - logits.mean(-1))
 
-    assert clear.sum() > 10
+    assert clear.sum() > 20
     assert (logits.argmax(-1) == text)[clear].all()
 
 
