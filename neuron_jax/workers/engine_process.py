@@ -31,7 +31,7 @@ from neuron_jax.workers.frames import (
     Submit,
     encode,
 )
-from neuron_jax.workers.start import failure, start
+from neuron_jax.workers.start import failure, give_back, start
 
 log = logging.getLogger("neuron.engine")
 
@@ -92,6 +92,8 @@ def _wait(engine: Any, link: socket.socket, inbox: "queue.SimpleQueue[Command]")
             return inbox.get(timeout=LOOK_SECONDS)
         except queue.Empty:
             engine.collect()
+            if not engine.compiling:
+                give_back()
             _send(link, Report(engine.load))
     return inbox.get()
 

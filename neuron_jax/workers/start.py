@@ -3,10 +3,11 @@
 Whoever imports jax before `configure` has run gets JAX's own settings instead of the spec's.
 """
 
+import ctypes
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def start(spec: EngineSpec, report: Report) -> Started:
             return params
 
         engine = assemble(ready.made, devices=ready.devices, load=load, report=report)
+        give_back()
         made = _settled(ready.made, engine.runner.program, engine.runner.compiler.ready)
         # Compiling runs beside reading: what is booked to it is what was left of it afterwards.
         left = time.monotonic() - began - reading
@@ -93,6 +95,12 @@ def configure(spec: EngineSpec) -> None:
         jax.config.update("jax_compilation_cache_dir", spec.compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def give_back() -> None:
+    """Return to the system what was freed: the C library keeps it for the next load or compilation, which never comes."""
+    with suppress(AttributeError):  # other C libraries than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def failure(error: Exception) -> Failed:
