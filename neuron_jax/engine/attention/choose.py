@@ -33,6 +33,7 @@ class Rung:
     refuses: Callable[[Case, bool], str | None]
     make: Callable[[Case], Make]
     tried: bool = True  # the reference needs no trial
+    platform: str | None = None  # of JAX's; None = any. Elsewhere it is no choice, and needs no reason
 
 
 @frozen
@@ -52,15 +53,20 @@ class Choice:
 def choose(case: Case, rungs: Sequence[Rung] | None = None) -> Choice:
     """The first rung that serves decode steps and the first that serves prompt steps; the last rung serves anything."""
     ladder = RUNGS if rungs is None else rungs
-    if rungs is None and native.refuses(case) is None:
-        log.info("attention: native")
-        reason = "the kernel made for a CPU; its own tests hold it against the reference"
-        return Choice("native", reason, native.NativeKV(), native.NativeAttend, native.NativeAttend)
+    refused: list[str] = []
+    if rungs is None and case.device.platform == "cpu":
+        why = native.refuses(case)
+        if why is None:
+            log.info("attention: native")
+            reason = "the kernel made for a CPU; its own tests hold it against the reference"
+            return Choice("native", reason, native.NativeKV(), native.NativeAttend, native.NativeAttend)
+        refused = [f"native: {why}"]
     decode, not_decode = _first(case, ladder, chunked=False)
     extend, not_extend = _first(case, ladder, chunked=True)
     same = decode.name == extend.name
     name = decode.name if same else f"{decode.name} for decoding, {extend.name} for prompts"
-    reason = "; ".join(dict.fromkeys([*not_decode, *not_extend])) or f"the first choice on {case.device.device_kind}"
+    reasons = dict.fromkeys([*refused, *not_decode, *not_extend])
+    reason = "; ".join(reasons) or f"the first choice on {case.device.device_kind}"
     log.info("attention: %s (%s)", name, reason)
     return Choice(name, reason, case.kv, decode.make(case), extend.make(case))
 
@@ -69,6 +75,8 @@ def _first(case: Case, ladder: Sequence[Rung], *, chunked: bool) -> tuple[Rung, 
     """The rung, and why those before it are not it."""
     reasons: list[str] = []
     for rung in ladder:
+        if rung.platform not in {None, case.device.platform}:
+            continue
         why = rung.refuses(case, chunked) or (_trial(rung, case, chunked=chunked) if rung.tried else None)
         if why is None:
             return rung, reasons
@@ -161,8 +169,8 @@ def _never_refuses(case: Case, chunked: bool) -> None:
 
 
 RUNGS = (
-    Rung("pallas", _pallas_refuses, _pallas),
-    Rung("cudnn", _cudnn_refuses, _cudnn),
+    Rung("pallas", _pallas_refuses, _pallas, platform="gpu"),
+    Rung("cudnn", _cudnn_refuses, _cudnn, platform="gpu"),
     Rung("xla", _never_refuses, _reference, tried=False),
 )
 """From the fastest to the one that always works. None but the last has been timed anywhere."""

@@ -77,7 +77,7 @@ def refuses(case: Case) -> str | None:
     if case.device.platform != "cpu" or case.mesh.size > 1:
         return "serves one CPU device"
     if case.kv.name != "float32" or jnp.dtype(case.dtype) != jnp.float32:
-        return f"computes in float32, not {jnp.dtype(case.dtype).name} over {case.kv.name}"
+        return f"computes in float32 over a float32 cache, not in {jnp.dtype(case.dtype).name} over {case.kv.name}"
     if case.page_size % LANES or any(layer.head_dim % LANES for layer in case.layers):
         return f"takes pages and heads of multiples of {LANES}"
     return unavailable()

@@ -38,11 +38,10 @@ def with_last(*rungs: Rung) -> tuple[Rung, ...]:
 
 
 def test_a_cpu_gets_the_reference_where_the_native_kernel_refuses_and_hears_why() -> None:
+    """And not of kernels that are for other machines."""
     choice = choose(evolve(case(), page_size=8))
 
-    assert choice.name == "xla"
-    assert "pallas: needs an NVIDIA GPU" in choice.reason
-    assert "cudnn: needs an NVIDIA GPU" in choice.reason
+    assert (choice.name, choice.reason) == ("xla", "native: takes pages and heads of multiples of 16")
 
 
 def raises(*args: Any, **kwargs: Any) -> jax.Array:
