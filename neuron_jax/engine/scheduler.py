@@ -22,8 +22,11 @@ STALL = 1.8
 """Time that prompts may take between two decode steps, in decode steps: a stream's slowest gap is then under three times
 its median gap, with a little room for error."""
 
-BURST = 0.05
+BURST = 0.1
 """Seconds that a decode step of several tokens may take: whoever arrives meanwhile waits for it."""
+
+SHORT = 64
+"""Tokens of a prompt that is not cut for the sake of running streams: in smaller pieces it would cost them more in all."""
 
 
 @define(eq=False)
@@ -31,10 +34,10 @@ class Scheduler:
     """Owner of the queue, the slots and the pages.
 
     Policy: requests are admitted in order of arrival while their tokens' pages are free with one page to spare for each
-    running request. Between two decode steps prompts are computed for at most `STALL` times what such a step takes, so a
-    long prompt hardly slows the running streams down. While nobody waits for a turn, decode steps make several tokens.
-    When the pool is full the youngest request gives its pages back and is computed again later; its noise is keyed by
-    position, so its text does not change.
+    running request. Between two decode steps one short prompt is computed, or others for at most `STALL` times what such a
+    step takes, so a long prompt hardly slows the running streams down. While nobody waits for a turn, decode steps make
+    several tokens. When the pool is full the youngest request gives its pages back and is computed again later; its noise
+    is keyed by position, so its text does not change.
 
     With `naming`, the pages of prompts and answers can be found as they fill, and a request begins with those that hold its
     text's beginning already. A page can be found once the step that fills it was handed out: who reads it comes later.
@@ -189,6 +192,8 @@ class Scheduler:
         """The chunk to compute of a prompt now; 0 when it is the running streams' turn."""
         chunks = self.menu.chunks
         if not running:
+            return self.pace.cut(request.to_feed, chunks)
+        if request.to_feed <= SHORT and not self._spent:
             return self.pace.cut(request.to_feed, chunks)
         left = STALL * self.pace.decode(self.menu.decode(running, 1).rows) - self._spent
         affordable = [chunk for chunk in chunks if self.pace.extend(chunk) <= left]

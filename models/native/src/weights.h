@@ -11,6 +11,8 @@
 namespace cortex {
 
 constexpr int TILE = 2 * LANES;
+// Bytes ahead of a stream that are asked for: the hardware's own prefetching stops at the end of every 4 KiB page.
+constexpr int64_t AHEAD = 1536;
 
 struct Pair {
   vf a, b;
@@ -77,7 +79,9 @@ struct Weights {
       for (int64_t k = g * width; k < (g + 1) * width; ++k) {
         Pair values[TILES];
         for (int t = 0; t < TILES; ++t) {
-          values[t] = Codes::at(tile(first + t) + k * Codes::BYTES);
+          const uint8_t* at = tile(first + t) + k * Codes::BYTES;
+          __builtin_prefetch(at + AHEAD);
+          values[t] = Codes::at(at);
           if constexpr (Codes::CODED) {
             values[t].a *= scales[t].a;
             values[t].b *= scales[t].b;

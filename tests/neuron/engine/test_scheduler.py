@@ -7,7 +7,7 @@ from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Menu, VerifyKey, dec
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.requests import Request, from_submit
-from neuron_jax.engine.scheduler import STALL, Scheduler
+from neuron_jax.engine.scheduler import SHORT, STALL, Scheduler
 from tests.fakes.engines import submit
 
 CHUNK_SECONDS = {8: 0.010, 16: 0.015, 32: 0.025, 64: 0.045}
@@ -151,7 +151,7 @@ def test_rows_near_their_limit_draw_no_more_than_that() -> None:
     [
         ("all is well", 0.004, 100, 0, 12),
         ("nothing is known of how long they take", 0.0, 100, 0, 12),
-        ("they would take too long", 0.020, 100, 0, 12),
+        ("they would take too long", 0.030, 100, 0, 12),
         ("somebody waits", 0.004, 100, 1, 12),
         ("nobody has that much to say", 0.004, 100, 0, 4),
         ("pages are short", 0.004, 1, 0, 6),
@@ -194,7 +194,7 @@ def test_short_prompts_share_the_pause_between_two_decode_steps() -> None:
 
     kinds = [run(busy).key for _ in range(5)]
 
-    assert kinds == [ExtendKey(8), ExtendKey(8), DecodeKey(4, 1), ExtendKey(8), DecodeKey(4, 1)]
+    assert kinds == [ExtendKey(8), ExtendKey(8), DecodeKey(4, 1), ExtendKey(8), DecodeKey(4, 4)]
 
 
 def test_without_running_streams_chunks_are_the_longest() -> None:
@@ -208,9 +208,21 @@ def test_before_anything_is_measured_streams_are_spared() -> None:
     busy = scheduler()
     add(busy, 1, 10, max_tokens=100)
     run(busy)
-    add(busy, 2, 20)
+    add(busy, 2, SHORT + 20)
 
     assert [run(busy).key for _ in range(4)] == [ExtendKey(8), DecodeKey(1, 1)] * 2
+
+
+def test_a_short_prompt_is_not_cut_for_the_sake_of_running_streams() -> None:
+    busy = scheduler(decode=0.0001)
+    add(busy, 1, 10, max_tokens=100)
+    run(busy)
+    for i in (2, 3):
+        add(busy, i, SHORT)
+
+    kinds = [run(busy).key for _ in range(4)]
+
+    assert kinds == [ExtendKey(64), DecodeKey(2, 1), ExtendKey(64), DecodeKey(4, 4)]
 
 
 def test_guesses_are_computed_ahead_and_what_was_wrong_again() -> None:
