@@ -5,9 +5,10 @@ from their pages, for all query heads of the group at once; the second joins a r
 are joined in their order, and those that a row does not reach are never read: what a row gets does not depend on the
 other rows, on their number, or on the page size. (Flash-Decoding, https://pytorch.org/blog/flash-decoding.)
 
-Run in Pallas' interpreter only. It lowers for CUDA through Triton, which jax 0.10 has and later versions will not, and what
-it lowers to compiles for compute capability 8.0 and 9.0, with tensor cores and pipelined loads; but it has never been run on
-a device. SPLIT, BLOCK and the warps are guesses until then.
+Run in Pallas' interpreter only. It lowers for CUDA through Triton, which jax 0.10 has and later versions will not. What it
+lowers to went once through the compiler of Triton 3.9, which is not the one in XLA, for heads of 64, 80 and 128 without a
+window: for compute capability 9.0 in every format, for 8.0 in all but fp8. It has never been run on a device; SPLIT, BLOCK
+and the warps are guesses until then.
 """
 
 from functools import partial
