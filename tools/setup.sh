@@ -36,4 +36,6 @@ else
     $pip install --progress-bar on --require-hashes --requirement "$lock"
     $pip install --no-deps --no-build-isolation --editable .
 fi
+# The CPU kernels are built by the machine's own compiler, for its own processor; without one everything still works.
+"$venv/bin/python" -m models.native.library || true
 touch "$venv/.ready"

@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -111,3 +112,17 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def main() -> int:
+    """Build the kernels ahead of their first use, and say so. Returns a process's exit status."""
+    sys.stdout.write("building the CPU kernels ...\n")
+    sys.stdout.flush()
+    why = unavailable()
+    if why is not None:
+        sys.stdout.write(f"no CPU kernels, so models run several times slower on a CPU: {why}\n")
+    return 0 if why is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -38,3 +38,9 @@ def test_a_built_library_is_not_built_again(monkeypatch: pytest.MonkeyPatch, tmp
 def test_they_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(library.DISABLE, "0")
     assert library.unavailable.__wrapped__() == f"{library.DISABLE}=0"
+
+
+def test_setting_up_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(library, "unavailable", lambda: "no C++ compiler")
+    assert library.main() == 1
+    assert "no C++ compiler" in capsys.readouterr().out
