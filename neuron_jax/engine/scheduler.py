@@ -193,9 +193,13 @@ class Scheduler:
         chunks = self.menu.chunks
         if not running:
             return self.pace.cut(request.to_feed, chunks)
-        if request.to_feed <= SHORT and not self._spent:
+        # The rest of a long prompt is not a short one: its streams have the gaps of its other pieces to compare with.
+        if request.fed - request.found * self.page_size <= SHORT and not self._spent:
             return self.pace.cut(request.to_feed, chunks)
-        left = STALL * self.pace.decode(self.menu.decode(running, 1).rows) - self._spent
+        # Streams compare a pause with the gaps that they will have when all those run that come behind this prompt.
+        behind = len(self._waiting) + sum(r.to_feed > 0 for r in self._admitted) - 1
+        rows = min(running + behind, self.max_slots)
+        left = STALL * self.pace.decode(self.menu.decode(rows, 1).rows) - self._spent
         affordable = [chunk for chunk in chunks if self.pace.extend(chunk) <= left]
         if not affordable:
             # However slow prompts are, each pause of the streams brings them on a little.

@@ -225,6 +225,28 @@ def test_a_short_prompt_is_not_cut_for_the_sake_of_running_streams() -> None:
     assert kinds == [ExtendKey(64), DecodeKey(2, 1), ExtendKey(64), DecodeKey(4, 4)]
 
 
+def test_the_rest_of_a_long_prompt_is_cut_like_the_rest_of_it() -> None:
+    busy = scheduler(decode=0.004)
+    add(busy, 1, 10, max_tokens=100)
+    run(busy)
+    add(busy, 2, SHORT + 8)
+
+    assert [run(busy).key for _ in range(4)] == [ExtendKey(8), DecodeKey(1, 1)] * 2
+
+
+def test_prompts_that_come_together_are_cut_for_the_pace_of_all_their_streams() -> None:
+    """One stream runs at 4 ms, four would run at 15: pauses may be as long as those allow."""
+    busy = scheduler(decode=0.004)
+    for _ in range(5):
+        busy.pace.saw(DecodeKey(4, 1), 0.015)
+    add(busy, 1, 10, max_tokens=100)
+    run(busy)
+    for i in (2, 3, 4, 5):
+        add(busy, i, SHORT + 8)
+
+    assert run(busy).key == ExtendKey(32)
+
+
 def test_guesses_are_computed_ahead_and_what_was_wrong_again() -> None:
     """Prompts of this file are ones all through. Of three guesses two are right: with the correction three tokens."""
     busy = scheduler(guesses=3)
