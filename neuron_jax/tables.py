@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from neuron_jax.benchmark.report import headline, tables
+from neuron_jax.benchmark.show import headline, tables
 
 MIB = 2**20
 

@@ -4,6 +4,7 @@ Started by `neuron_jax.benchmark.run`. It tells progress records
 {"phase", "done", "total", "unit"}, and last {"report": ...}.
 """
 
+import gc
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from neuron_jax.errors import LoadError
 from neuron_jax.hardware.cpu import read_resident
 from neuron_jax.workers.errand import Record, Tell, child
 from neuron_jax.workers.frames import EngineSpec
-from neuron_jax.workers.start import Started, start
+from neuron_jax.workers.start import Started, give_back, start
 
 PARTS = ("plan", "pack", "dispatch", "absorb", "wait")
 """What a step of the engine consists of for the host; all but the waiting is its own work."""
@@ -59,14 +60,17 @@ def work(spec: EngineSpec, given: Mapping[str, Any], tell: Tell) -> None:
     _compile_all(started, tell)
     compiled = time.monotonic() - began
     seen = _measure(started, listed, options.rounds, tell)
-    # Before the ceilings: what copying takes would be in it.
     memory = {"resident": read_resident().now, "peak": peak, **_planned(started)}
+    model = _model(spec, started)
+    # Its pages may fill a GPU: without the engine there is room for measuring what the machine can do.
+    started = attrs.evolve(started, engine=None)
+    gc.collect()
     limits = _limits(spec, started, memory["kv_token"])
     tell(
         {
             "report": {
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "model": _model(spec, started),
+                "model": model,
                 "machine": given["machine"],
                 "versions": _versions(),
                 "start": {
@@ -91,6 +95,7 @@ def _compile_all(started: Started, tell: Tell) -> None:
         tell({"phase": "compile", "done": done, "total": total, "unit": "programs"})
         time.sleep(0.1)
         engine.collect()
+    give_back()  # as the engine's own process does then
     tell({"phase": "compile", "done": total, "total": total, "unit": "programs"})
 
 
