@@ -168,7 +168,7 @@ class Engine:
         load, tokens = self.load, step.tokens
         # A prompt's remainder says nothing on what a full chunk takes, whether or not padding costs something.
         if seconds > 0 and (not isinstance(step.key, ExtendKey) or 4 * tokens >= 3 * step.key.chunk):
-            self.scheduler.pace.saw(step.key, seconds)
+            self.scheduler.pace.saw(step.key, seconds, at=step.rows[0].start)
         rate = tokens / max(seconds, 1e-9)
         prompt = isinstance(step.key, ExtendKey)
         self._note_load(

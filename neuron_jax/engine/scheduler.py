@@ -101,7 +101,7 @@ class Scheduler:
         chunk = self._chunk(feeding, len(decoding)) if feeding is not None else 0
         if feeding is not None and chunk:
             # Nobody is kept waiting by what is computed while no stream runs.
-            self._spent += self.pace.extend(chunk) if decoding else 0.0
+            self._spent += self.pace.extend(chunk, at=feeding.computed) if decoding else 0.0
             return self._extend(feeding, chunk)
         self._spent = 0.0
         if not decoding:
@@ -190,21 +190,21 @@ class Scheduler:
 
     def _chunk(self, request: Request, running: int) -> int:
         """The chunk to compute of a prompt now; 0 when it is the running streams' turn."""
-        chunks = self.menu.chunks
+        chunks, at = self.menu.chunks, request.computed
         if not running:
-            return self.pace.cut(request.to_feed, chunks)
+            return self.pace.cut(request.to_feed, chunks, at=at)
         # The rest of a long prompt is not a short one: its streams have the gaps of its other pieces to compare with.
         if request.fed - request.found * self.page_size <= SHORT and not self._spent:
-            return self.pace.cut(request.to_feed, chunks)
+            return self.pace.cut(request.to_feed, chunks, at=at)
         # Streams compare a pause with the gaps that they will have when all those run that come behind this prompt.
         behind = len(self._waiting) + sum(r.to_feed > 0 for r in self._admitted) - 1
         rows = min(running + behind, self.max_slots)
         left = STALL * self.pace.decode(self.menu.decode(rows, 1).rows) - self._spent
-        affordable = [chunk for chunk in chunks if self.pace.extend(chunk) <= left]
+        affordable = [chunk for chunk in chunks if self.pace.extend(chunk, at=at) <= left]
         if not affordable:
             # However slow prompts are, each pause of the streams brings them on a little.
             return 0 if self._spent else chunks[0]
-        return self.pace.cut(request.to_feed, affordable)
+        return self.pace.cut(request.to_feed, affordable, at=at)
 
     def _extend(self, request: Request, chunk: int) -> Step:
         count = min(request.to_feed, chunk)

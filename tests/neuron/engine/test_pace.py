@@ -32,6 +32,35 @@ def test_it_forgets() -> None:
     assert pace.extend(64) == 2.0
 
 
+def test_a_chunk_deep_in_its_prompt_is_dearer() -> None:
+    """1 s and 1 ms for every token before it, learnt on the way; and soon known of the next prompt's beginning."""
+    pace = Pace()
+    for at in range(0, 2000, 16):
+        pace.saw(ExtendKey(16), 1.0 + at / 1000, at=at)
+
+    assert pace.extend(16, at=2000) == pytest.approx(3.0, abs=0.01)
+    assert pace.extend(16, at=4000) == pytest.approx(5.0, abs=0.01)
+    assert pace.extend(16, at=0) == pytest.approx(1.0, abs=0.01)
+
+
+def test_depth_costs_a_larger_chunk_at_least_as_much_as_a_smaller_one() -> None:
+    """The larger one was seen at the beginning of prompts only."""
+    pace = measured(of64=2.0)
+    for at in range(0, 2000, 16):
+        pace.saw(ExtendKey(16), 1.0 + at / 1000, at=at)
+
+    assert pace.extend(64, at=3000) == pytest.approx(5.0, abs=0.01)
+    assert pace.extend(32, at=3000) == pytest.approx(4 + 1 / 3, abs=0.01)
+
+
+def test_an_accident_does_not_pass_for_depth() -> None:
+    pace = Pace()
+    for at in range(0, 4000, 16):
+        pace.saw(ExtendKey(16), 9.0 if at % 160 == 0 else 1.0, at=at)
+
+    assert pace.extend(16, at=4000) == 1.0
+
+
 def test_steps_of_several_tokens_count_by_the_token() -> None:
     pace = Pace()
     pace.saw(DecodeKey(2, 4), 0.4)
