@@ -123,7 +123,7 @@ def _store(tiles: Tiles, scheme: str) -> Store:
     def store(whole: Array | Blocks) -> dict[str, Array]:
         if scheme in _SCHEMES and tiles.storage.coded:
             flat = whole if isinstance(whole, Blocks) else whole.reshape(tiles.rows, tiles.columns)
-            return tiles.pack(_SCHEMES[scheme][1](flat))
-        return tiles.pack(whole)
+            return {"matrix": tiles.pack(_SCHEMES[scheme][1](flat))}
+        return {"matrix": tiles.pack(whole)}
 
     return store

@@ -255,6 +255,7 @@ class LlamaModel:
     architecture: str
     vocab_size: int
     max_positions: int
+    widest: int
     cache_spec: CacheSpec
     rules: Sequence[Rule | Ignore]
     _network: Functional[Llama]
@@ -406,6 +407,7 @@ def build(
         architecture=c.architecture,
         vocab_size=c.vocab_size,
         max_positions=c.max_positions,
+        widest=max(c.hidden_size, c.intermediate_size),
         cache_spec=CacheSpec(c.layers, layout.heads.slots, c.head_dim),
         rules=rules,
         network=functional(lambda: Llama(c, layout, make)),

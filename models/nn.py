@@ -119,13 +119,7 @@ class Tiled(nnx.Module):
 
     def __init__(self, tiles: Tiles) -> None:
         self.tiles = tiles
-        for name, (shape, dtype) in tiles.leaves.items():
-            setattr(self, name, parameter(tuple((size, None) for size in shape), dtype))
-
-    @property
-    def arrays(self) -> dict[str, jax.Array]:
-        """The leaves by name."""
-        return {name: getattr(self, name)[...] for name in self.tiles.leaves}
+        self.matrix = parameter(((tiles.nbytes, None),), jnp.uint8)
 
 
 class TiledLinear(Tiled):
@@ -139,13 +133,13 @@ class TiledLinear(Tiled):
     def __call__(self, x: jax.Array, norm: RMSNorm | None = None) -> jax.Array:
         """x [T, *in] -> [T, *out]: the product with norm(x); of a gated pair silu(gate) * up, [T, F]."""
         before = None if norm is None else norm.for_kernel
-        y = ops.linear(x.reshape(x.shape[0], -1), self.tiles, self.arrays, norm=before)
+        y = ops.linear(x.reshape(x.shape[0], -1), self.tiles, self.matrix[...], norm=before)
         return y if self.tiles.gated else self._biased(y.reshape(x.shape[0], *self.outputs))
 
     def add(self, x: jax.Array, residual: jax.Array) -> jax.Array:
         """x [T, *in], residual [T, *out] -> their sum after the product, [T, *out]."""
         flat = residual.reshape(x.shape[0], -1)
-        y = ops.linear(x.reshape(x.shape[0], -1), self.tiles, self.arrays, residual=flat)
+        y = ops.linear(x.reshape(x.shape[0], -1), self.tiles, self.matrix[...], residual=flat)
         return self._biased(y.reshape(residual.shape))
 
     def _biased(self, y: jax.Array) -> jax.Array:
@@ -157,11 +151,11 @@ class TiledTable(Tiled):
 
     def rows(self, tokens: jax.Array) -> jax.Array:
         """tokens [T] int32 -> [T, D]."""
-        return ops.rows(tokens, self.tiles, self.arrays)
+        return ops.rows(tokens, self.tiles, self.matrix[...])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [R, D] -> float32 [R, V]."""
-        return ops.linear(hidden, self.tiles, self.arrays)
+        return ops.linear(hidden, self.tiles, self.matrix[...])
 
 
 def rotary_table(positions: jax.Array, frequencies: npt.NDArray[np.float32]) -> tuple[jax.Array, jax.Array]:

@@ -83,12 +83,14 @@ class Model(Protocol):
     """One family bound to one checkpoint's config, a tensor-parallel degree and a quantization. Holds no arrays.
 
     `param_specs` has the same tree as `Params`. `forward` and `logits` are pure and may be jitted, differentiated and
-    instrumented. `rules` maps checkpoint tensors to parameters (see `models.mapping`).
+    instrumented. `widest` is the number of values of a token's widest activation. `rules` maps checkpoint tensors to
+    parameters (see `models.mapping`).
     """
 
     architecture: str
     vocab_size: int
     max_positions: int
+    widest: int
     cache_spec: CacheSpec
     param_specs: Mapping[str, Any]
     rules: Sequence[Any]

@@ -3,7 +3,6 @@
 Only for programs of one CPU device, and only where `library.unavailable()` is None.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,12 +26,13 @@ class Norm:
 def linear(
     x: jax.Array,
     tiles: Tiles,
-    leaves: Mapping[str, jax.Array],
+    matrix: jax.Array,
     *,
     norm: Norm | None = None,
     residual: jax.Array | None = None,
 ) -> jax.Array:
-    """x [T, K] -> [T, N]: norm(x) W^T, plus `residual` [T, N] if given; of gated tiles silu(gate) * up.
+    """x [T, K], matrix as `tiles` packs it -> [T, N]: norm(x) W^T, plus `residual` [T, N] if given; of gated tiles
+    silu(gate) * up.
 
     A row's result is the same bits whatever T is. https://arxiv.org/abs/2002.05202 for gated units.
     """
@@ -42,8 +42,8 @@ def linear(
     return _one(
         call(
             x,
+            matrix,
             *([] if norm is None else [norm.weight]),
-            *_ordered(tiles, leaves),
             *([] if residual is None else [residual]),
             **_attributes(tiles),
             norm=norm is not None,
@@ -53,10 +53,10 @@ def linear(
     )
 
 
-def rows(tokens: jax.Array, tiles: Tiles, leaves: Mapping[str, jax.Array]) -> jax.Array:
+def rows(tokens: jax.Array, tiles: Tiles, matrix: jax.Array) -> jax.Array:
     """tokens [T] int32, each below the number of rows -> those rows of the matrix, [T, K]."""
     call = jax.ffi.ffi_call("cortex_rows", jax.ShapeDtypeStruct((tokens.shape[0], tiles.columns), jnp.float32))
-    return _one(call(tokens, *_ordered(tiles, leaves), **_attributes(tiles)))
+    return _one(call(tokens, matrix, **_attributes(tiles), tiles=np.int64(tiles.count)))
 
 
 def normalize(x: jax.Array, norm: Norm) -> jax.Array:
@@ -88,10 +88,6 @@ def attention(
         qkv, *rotary, table, start, count, keys, values, window=np.int64(window or 0), scale=np.float32(scale)
     )
     return out[0], (out[1], out[2])
-
-
-def _ordered(tiles: Tiles, leaves: Mapping[str, jax.Array]) -> list[jax.Array]:
-    return [leaves[name] for name in tiles.leaves]
 
 
 def _attributes(tiles: Tiles) -> dict[str, Any]:

@@ -3,9 +3,11 @@
     codes [tiles, K, 32] in the storage's own type, or [tiles, K, 16] of two 4-bit codes: row i low, row i + 16 high
     scale, offset [tiles, K / group, 32], float16 when exact, else float32
 
-Rows past the matrix's own are zeros. A gated pair of matrices has the tiles of both in turn.
+One after the other in one array of bytes: every argument of a program costs a step some microseconds of the host, and a
+model has hundreds of matrices. Rows past the matrix's own are zeros. A gated pair of matrices has the tiles of both in turn.
 """
 
+from math import prod
 from typing import Any
 
 import ml_dtypes
@@ -46,41 +48,51 @@ class Tiles:
         return {np.float32: 0, ml_dtypes.bfloat16: 1, np.float16: 2}[self.storage.dtype.type]
 
     @property
-    def leaves(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of each array, in the order in which the kernels take them."""
-        count, storage = self._tiles, self.storage
-        if not storage.coded:
-            return {"codes": ((count, self.columns, TILE), storage.dtype)}
-        narrow = storage.bits == 4
-        codes = (count, self.columns, _HALF if narrow else TILE), np.dtype(np.uint8 if narrow else np.int8)
-        scale = (count, self.columns // storage.group, TILE), np.dtype(np.float16 if storage.half else np.float32)
-        return {"codes": codes, "scale": scale} | ({"offset": scale} if storage.offset else {})
+    def nbytes(self) -> int:
+        """Of the array that `pack` makes."""
+        return sum(prod(shape) * dtype.itemsize for shape, dtype in self._parts)
 
-    def pack(self, matrix: Array | Blocks) -> dict[str, Array]:
-        """The arrays of `leaves`; `matrix` is [rows, columns] in `storage`, or float of any shape of that size."""
-        leaves = {name: dtype for name, (_, dtype) in self.leaves.items()}
+    def pack(self, matrix: Array | Blocks) -> Array:
+        """uint8 [nbytes]; `matrix` is [rows, columns] in `storage`, or float of any shape of that size."""
+        parts = [dtype for _, dtype in self._parts]
         if not isinstance(matrix, Blocks) or not self.storage.coded:
             floats = matrix.dequantize() if isinstance(matrix, Blocks) else matrix
-            return {"codes": self._tile(floats.reshape(self.rows, self.columns)).astype(leaves["codes"], copy=False)}
+            return _bytes([self._tile(floats.reshape(self.rows, self.columns))], parts)
         assert matrix.storage == self.storage, f"{matrix.storage}, not {self.storage}"
         codes = self._tile(matrix.codes)
         if self.storage.bits == 4:
             codes = codes.view(np.uint8)
             codes = codes[..., :_HALF] | codes[..., _HALF:] << np.uint8(4)
-        named = {"codes": codes, "scale": self._tile(matrix.scale)}
-        if matrix.offset is not None:
-            named["offset"] = self._tile(matrix.offset)
-        return {name: array.astype(leaves[name], copy=False) for name, array in named.items()}
+        return _bytes([codes, *(self._tile(array) for array in matrix.arrays[1:])], parts)
 
     @property
-    def _tiles(self) -> int:
+    def _parts(self) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and dtype of the codes, the scales and the offsets, in their order."""
+        count, storage = self.count, self.storage
+        if not storage.coded:
+            return [((count, self.columns, TILE), storage.dtype)]
+        narrow = storage.bits == 4
+        codes = (count, self.columns, _HALF if narrow else TILE), np.dtype(np.uint8 if narrow else np.int8)
+        scale = (count, self.columns // storage.group, TILE), np.dtype(np.float16 if storage.half else np.float32)
+        return [codes, *[scale] * (1 + storage.offset)]
+
+    @property
+    def count(self) -> int:
+        """Of tiles, those of a gated pair together."""
         return (2 if self.gated else 1) * -(-self.outputs // TILE)
 
     def _tile(self, matrix: Array) -> Array:
         """[rows, n] -> [tiles, n, 32]."""
         parts = 2 if self.gated else 1
-        each = self._tiles // parts
+        each = self.count // parts
         padded = np.zeros((parts, each * TILE, matrix.shape[1]), matrix.dtype)
         padded[:, : self.outputs] = matrix.reshape(parts, self.outputs, -1)
         tiled = padded.reshape(parts, each, TILE, -1).transpose(1, 0, 3, 2)
-        return np.ascontiguousarray(tiled).reshape(self._tiles, -1, TILE)
+        return np.ascontiguousarray(tiled).reshape(self.count, -1, TILE)
+
+
+def _bytes(arrays: list[Array], dtypes: list[np.dtype[Any]]) -> Array:
+    flat = [
+        array.astype(dtype, copy=False).view(np.uint8).reshape(-1) for array, dtype in zip(arrays, dtypes, strict=True)
+    ]
+    return np.concatenate(flat) if len(flat) > 1 else flat[0]

@@ -232,8 +232,7 @@ def _step_peak(model: Model, *, rows: int, chunk: int) -> int:
 
     Counted generously from shapes: float32, four live copies of the widest activation, six of the logits.
     """
-    widest = max(max(leaf.shape) for leaf in _leaves(model.param_specs) if model.vocab_size not in leaf.shape)
-    return 4 * (4 * chunk * widest + 6 * rows * model.vocab_size)
+    return 4 * (4 * chunk * model.widest + 6 * rows * model.vocab_size)
 
 
 def _shards(leaf: ParamSpec, tensor_parallel: int) -> int:

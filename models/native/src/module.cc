@@ -20,38 +20,42 @@ using Ints = ffi::Buffer<ffi::S32>;
 // As `models.native.tiles` numbers them.
 enum Codes : int64_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3, INT4 = 4 };
 
-const uint8_t* bytes(const ffi::AnyBuffer& buffer) { return static_cast<const uint8_t*>(buffer.untyped_data()); }
+using Bytes = ffi::Buffer<ffi::U8>;
 
-// Calls use(weights) with the layout that the attributes and the buffers after `next` say. Returns how many it took.
+// Calls use(weights) with the layout that the attributes say: codes, scales and offsets one after the other in `matrix`.
 template <class Use>
-ffi::Error with_weights(ffi::RemainingArgs args, size_t& next, int64_t codes, int64_t group, bool half, bool offset,
+ffi::Error with_weights(const Bytes& matrix, int64_t codes, int64_t group, bool half, bool offset, int64_t tiles,
                         int64_t columns, const Use& use) {
-  const size_t needed = next + 1 + (codes >= INT8 ? 1 + offset : 0);
-  if (args.size() < needed) return ffi::Error::InvalidArgument("a matrix lacks its codes, scales or offsets");
-  const auto take = [&] { return bytes(*args.get<ffi::AnyBuffer>(next++)); };
-  const uint8_t* data = take();
-  if (codes == FLOAT32) return use(Weights<Float32, Float32, false>{data, nullptr, nullptr, columns, 0});
-  if (codes == BFLOAT16) return use(Weights<Bfloat16, Float32, false>{data, nullptr, nullptr, columns, 0});
-  if (codes == FLOAT16) return use(Weights<Float16, Float32, false>{data, nullptr, nullptr, columns, 0});
+  const uint8_t* data = matrix.typed_data();
+  const int64_t size = static_cast<int64_t>(matrix.element_count());
+  const auto plain = [&](auto kind) {
+    using C = decltype(kind);
+    if (size != tiles * columns * C::BYTES) return ffi::Error::InvalidArgument("a matrix of another size");
+    return use(Weights<C, Float32, false>{data, nullptr, nullptr, columns, 0});
+  };
+  if (codes == FLOAT32) return plain(Float32{});
+  if (codes == BFLOAT16) return plain(Bfloat16{});
+  if (codes == FLOAT16) return plain(Float16{});
   if (codes != INT8 && codes != INT4) return ffi::Error::InvalidArgument("unknown codes");
   if (group <= 0 || columns % group != 0) return ffi::Error::InvalidArgument("columns do not divide into groups");
-  const uint8_t* scale = take();
-  const uint8_t* offsets = offset ? take() : nullptr;
   const auto pick = [&](auto kind) {
     using C = decltype(kind);
+    const int64_t scales = tiles * (columns / group) * (half ? Float16::BYTES : Float32::BYTES);
+    const uint8_t *scale = data + tiles * columns * C::BYTES, *offsets = scale + scales;
+    if (size != tiles * columns * C::BYTES + scales * (1 + offset))
+      return ffi::Error::InvalidArgument("a matrix of another size");
     if (half && offset) return use(Weights<C, Float16, true>{data, scale, offsets, columns, group});
-    if (half) return use(Weights<C, Float16, false>{data, scale, offsets, columns, group});
+    if (half) return use(Weights<C, Float16, false>{data, scale, nullptr, columns, group});
     if (offset) return use(Weights<C, Float32, true>{data, scale, offsets, columns, group});
-    return use(Weights<C, Float32, false>{data, scale, offsets, columns, group});
+    return use(Weights<C, Float32, false>{data, scale, nullptr, columns, group});
   };
   return codes == INT8 ? pick(Int8{}) : pick(Int4{});
 }
 
-ffi::Error linear(Floats x, ffi::RemainingArgs args, ffi::Result<Floats> y, int64_t codes, int64_t group, bool half,
-                  bool offset, bool norm, int64_t epilogue, float epsilon) {
+ffi::Error linear(Floats x, Bytes matrix, ffi::RemainingArgs extra, ffi::Result<Floats> y, int64_t codes, int64_t group,
+                  bool half, bool offset, bool norm, int64_t epilogue, float epsilon) {
   const auto in = x.dimensions(), out = y->dimensions();
   if (in.size() != 2 || out.size() != 2) return ffi::Error::InvalidArgument("x and y have two dimensions");
-  if (args.size() < static_cast<size_t>(norm)) return ffi::Error::InvalidArgument("no norm");
   Product p{};
   p.x = x.typed_data();
   p.y = y->typed_data();
@@ -60,28 +64,28 @@ ffi::Error linear(Floats x, ffi::RemainingArgs args, ffi::Result<Floats> y, int6
   p.outputs = out[1];
   p.epsilon = epsilon;
   p.epilogue = static_cast<Epilogue>(epilogue);
-  size_t next = 0;
-  if (norm) p.norm = reinterpret_cast<const float*>(bytes(*args.get<ffi::AnyBuffer>(next++)));
-  return with_weights(args, next, codes, group, half, offset, p.columns, [&](const auto& w) {
-    if (p.epilogue == Epilogue::add) {
-      if (args.size() <= next) return ffi::Error::InvalidArgument("no residual");
-      p.residual = reinterpret_cast<const float*>(bytes(*args.get<ffi::AnyBuffer>(next)));
-    }
+  const bool add = p.epilogue == Epilogue::add, gated = p.epilogue == Epilogue::gated;
+  if (extra.size() != static_cast<size_t>(norm) + add) return ffi::Error::InvalidArgument("norm and residual, if any");
+  const auto take = [&](size_t i) { return static_cast<const float*>(extra.get<ffi::AnyBuffer>(i)->untyped_data()); };
+  if (norm) p.norm = take(0);
+  if (add) p.residual = take(norm);
+  const int64_t tiles = (p.outputs + TILE - 1) / TILE * (gated ? 2 : 1);
+  return with_weights(matrix, codes, group, half, offset, tiles, p.columns, [&](const auto& w) {
     if (p.rows > 0) multiply(p, w);
     return ffi::Error::Success();
   });
 }
 
-ffi::Error rows(Ints tokens, ffi::RemainingArgs args, ffi::Result<Floats> y, int64_t codes, int64_t group, bool half,
-                bool offset) {
+ffi::Error rows(Ints tokens, Bytes matrix, ffi::Result<Floats> y, int64_t codes, int64_t group, bool half, bool offset,
+                int64_t tiles) {
   const int64_t columns = y->dimensions()[1];
-  size_t next = 0;
-  return with_weights(args, next, codes, group, half, offset, columns, [&](const auto& w) {
+  return with_weights(matrix, codes, group, half, offset, tiles, columns, [&](const auto& w) {
     Scratch memory;
     float* tile = memory.get(columns * TILE);
     const int64_t count = static_cast<int64_t>(tokens.element_count());
     for (int64_t t = 0; t < count; ++t) {
       const int64_t token = tokens.typed_data()[t];
+      if (token < 0 || token >= tiles * TILE) return ffi::Error::InvalidArgument("no such row");
       w.expand(token / TILE, tile);
       for (int64_t k = 0; k < columns; ++k) y->typed_data()[t * columns + k] = tile[k * TILE + token % TILE];
     }
@@ -134,6 +138,7 @@ ffi::Error attention(Floats qkv, Floats cos, Floats sin, Ints table, Ints start,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_linear, cortex::linear,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::U8>>()
                                   .RemainingArgs()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Attr<int64_t>("codes")
@@ -146,12 +151,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_linear, cortex::linear,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_rows, cortex::rows,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
-                                  .RemainingArgs()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::U8>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Attr<int64_t>("codes")
                                   .Attr<int64_t>("group")
                                   .Attr<bool>("half")
-                                  .Attr<bool>("offset"));
+                                  .Attr<bool>("offset")
+                                  .Attr<int64_t>("tiles"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_norm, cortex::norm,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()

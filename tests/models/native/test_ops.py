@@ -39,10 +39,11 @@ def floats(values: Any) -> Any:
     return values.dequantize() if isinstance(values, Blocks) else values.astype(np.float32)
 
 
-def packed(tiles: Tiles, values: Any) -> dict[str, jax.Array]:
-    leaves = tiles.pack(values)
-    assert {name: (a.shape, a.dtype) for name, a in leaves.items()} == tiles.leaves
-    return {name: jnp.asarray(array) for name, array in leaves.items()}
+def packed(tiles: Tiles, values: Any) -> jax.Array:
+    matrix = tiles.pack(values)
+    assert matrix.shape == (tiles.nbytes,)
+    assert matrix.dtype == np.uint8
+    return jnp.asarray(matrix)
 
 
 @needs_kernels
@@ -109,18 +110,22 @@ def test_groups_that_do_not_divide_become_float32() -> None:
     blocks = Blocks(codes, np.ones((40, 3), np.float32), None, storage)
     tiles = Tiles.plan(40, 80, storage)
     assert tiles.storage == FLOAT32
-    assert np.array_equal(tiles.pack(blocks)["codes"][0].T, codes[:32].astype(np.float32))
+    first = tiles.pack(blocks).view(np.float32).reshape(2, 80, 32)[0]
+    assert np.array_equal(first.T, codes[:32].astype(np.float32))
 
 
 @needs_kernels
-@pytest.mark.parametrize(
-    ("leaves", "says"),
-    [((0, 1), "lacks"), ((), "lacks")],
-)
-def test_a_call_with_missing_arrays_is_an_error_not_a_crash(leaves: tuple[int, ...], says: str) -> None:
+def test_a_matrix_of_another_size_is_an_error_not_a_crash() -> None:
     tiles = Tiles.plan(32, 64, Storage(4, 32, offset=True, half=True))
-    arrays = [jnp.zeros(shape, dtype) for shape, dtype in tiles.leaves.values()]
-    call = jax.ffi.ffi_call("cortex_rows", jax.ShapeDtypeStruct((1, 64), jnp.float32))
-    attributes = {"codes": np.int64(4), "group": np.int64(32), "half": True, "offset": True}
-    with pytest.raises(Exception, match=says):
-        jax.block_until_ready(call(jnp.zeros(1, jnp.int32), *(arrays[i] for i in leaves), **attributes))
+    with pytest.raises(Exception, match="another size"):
+        jax.block_until_ready(ops.rows(jnp.zeros(1, jnp.int32), tiles, jnp.zeros(tiles.nbytes - 1, jnp.uint8)))
+    with pytest.raises(Exception, match="another size"):
+        jax.block_until_ready(ops.linear(jnp.zeros((1, 64)), tiles, jnp.zeros(7, jnp.uint8)))
+
+
+@needs_kernels
+@pytest.mark.parametrize("token", [-1, 64])
+def test_a_token_that_no_row_has_is_an_error_not_a_crash(token: int) -> None:
+    tiles = Tiles.plan(40, 64, FLOAT32)
+    with pytest.raises(Exception, match="no such row"):
+        jax.block_until_ready(ops.rows(jnp.array([token], jnp.int32), tiles, jnp.zeros(tiles.nbytes, jnp.uint8)))

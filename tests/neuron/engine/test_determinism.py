@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ import pytest
 from models.native import library
 from models.registry import build
 from models.sharding import make_mesh
-from models.spec import ParamSpec
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.trial import Case, kinds
@@ -25,8 +23,10 @@ from neuron_jax.engine.prefix import Naming
 from neuron_jax.engine.programs import Program, Shapes
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.scheduler import Scheduler
+from neuron_jax.weights.checkpoint import open_checkpoint
+from neuron_jax.weights.place import load_params
 from neuron_jax.workers.frames import Sampling, Submit
-from tests.fakes.tiny_llama import CONFIG
+from tests.fakes.tiny_llama import write_checkpoint
 
 pytestmark = pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
 
@@ -41,14 +41,13 @@ Answer = tuple[list[int], list[float]]
 
 
 @pytest.fixture(scope="module")
-def runners() -> Iterator[dict[int, Runner]]:
+def runners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Runner]]:
     """By page size: the same weights, rounded to 4 bits, behind pages of 16 and of 32 tokens."""
-    model = build(CONFIG | {"hidden_size": 64, "intermediate_size": 96}, dtype=jnp.float32, native=True, quant="int4")
-    rng = np.random.default_rng(3)
-    params = jax.tree.map(
-        lambda spec: jnp.asarray(values(rng, spec)), model.param_specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec)
-    )
     mesh = make_mesh(jax.devices("cpu")[:1])
+    folder = write_checkpoint(tmp_path_factory.mktemp("tiny"), hidden_size=64, intermediate_size=96)
+    with open_checkpoint(folder) as checkpoint:
+        model = build(checkpoint.config, dtype=jnp.float32, native=True, quant="int4")
+        params = load_params(model, checkpoint, mesh, lambda *_: None)
     with ExitStack() as stack:
         made = {}
         for page in (16, 32):
@@ -63,15 +62,6 @@ def runners() -> Iterator[dict[int, Runner]]:
             compiler.wait(keys, lambda done, total: None)
             made[page] = Runner(program, compiler, params)
         yield made
-
-
-def values(rng: np.random.Generator, spec: ParamSpec) -> Any:
-    """Codes of any kind, and scales that make weights of about 0.1."""
-    if spec.dtype in (np.uint8, np.int8):
-        return rng.integers(np.iinfo(spec.dtype).min, np.iinfo(spec.dtype).max, spec.shape).astype(spec.dtype)
-    if spec.dtype == np.float16:
-        return (rng.standard_normal(spec.shape) * 0.01).astype(np.float16)
-    return (1 + 0.1 * rng.standard_normal(spec.shape)).astype(spec.dtype)
 
 
 def engine(

@@ -105,7 +105,9 @@ def test_without_a_word_of_the_compiler_the_estimate_stays() -> None:
 
 def test_a_program_that_copies_its_state_is_a_bug() -> None:
     """The message says which, and how much of it."""
-    with pytest.raises(AssertionError, match=r"narrow would copy .* of 52,428,801 bytes .* only 52,428,800 are aliased"):
+    with pytest.raises(
+        AssertionError, match=r"narrow would copy .* of 52,428,801 bytes .* only 52,428,800 are aliased"
+    ):
         settle(plan_memory(REQUEST), {"narrow": NARROW}, 50 * MIB + 1)
 
 
