@@ -136,7 +136,7 @@ class EngineConfig:
     max_slots: int = _setting(_integer(0, 4096), 0)
     chunk_tokens: int = _setting(_integer(0, 2**20), 0)
     decode_steps: int = _setting(_integer(0, 64), 0)
-    speculate: int = _setting(_integer(0, 64), 0)
+    speculate: int = _setting(_integer(-1, 64), -1)
     page_size: int = _setting(_power(1, 128), 16)
     prefix_cache: bool = _setting(FLAG, True)
     cpu_devices: int = _setting(_integer(1, 64), 1)

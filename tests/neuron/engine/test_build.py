@@ -1,0 +1,35 @@
+"""The design of an engine: what a spec leaves open is decided by what was measured, and what it says is done."""
+
+from typing import Any
+
+import pytest
+
+from models.native.library import unavailable
+from neuron_jax.engine.buckets import Buckets
+from neuron_jax.engine.build import DEFAULT_GUESSES, DEFAULT_STEPS, design
+from neuron_jax.workers.frames import EngineSpec
+from tests.fakes.tiny_llama import CONFIG
+
+
+def buckets(**spec: Any) -> Buckets:
+    return design(CONFIG, EngineSpec("tiny", "", max_slots=4, **spec), limit=2**30).buckets
+
+
+def test_tokens_are_guessed_where_the_native_kernels_compute() -> None:
+    assert buckets().guesses == (DEFAULT_GUESSES if unavailable() is None else 0)
+    assert buckets(tensor_parallel=2, devices=(0, 1)).guesses == 0
+
+
+@pytest.mark.parametrize("guesses", [0, 7])
+def test_what_the_spec_says_of_guessing_is_done(guesses: int) -> None:
+    made = buckets(speculate=guesses)
+
+    assert made.guesses == guesses
+    programs = made.keys()
+    assert any("verify" in str(key) for key in programs) == (guesses > 0)
+
+
+def test_what_the_spec_says_of_steps_and_chunks_is_done() -> None:
+    assert buckets().steps == (1, DEFAULT_STEPS)
+    assert buckets(decode_steps=1).steps == (1,)
+    assert (buckets(decode_steps=8).steps, buckets(chunk_tokens=32).chunks) == ((1, 8), (8, 16, 32))
