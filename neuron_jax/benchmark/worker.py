@@ -25,7 +25,7 @@ from neuron_jax.errors import LoadError
 from neuron_jax.hardware.cpu import read_resident
 from neuron_jax.workers.errand import Record, Tell, child
 from neuron_jax.workers.frames import EngineSpec
-from neuron_jax.workers.start import Started, give_back, start
+from neuron_jax.workers.start import Started, forget_tracing, start
 
 PARTS = ("plan", "pack", "dispatch", "absorb", "wait")
 """What a step of the engine consists of for the host; all but the waiting is its own work."""
@@ -95,7 +95,7 @@ def _compile_all(started: Started, tell: Tell) -> None:
         tell({"phase": "compile", "done": done, "total": total, "unit": "programs"})
         time.sleep(0.1)
         engine.collect()
-    give_back()  # as the engine's own process does then
+    forget_tracing()  # as the engine's own process does then
     tell({"phase": "compile", "done": total, "total": total, "unit": "programs"})
 
 

@@ -31,7 +31,7 @@ from neuron_jax.workers.frames import (
     Submit,
     encode,
 )
-from neuron_jax.workers.start import failure, give_back, start
+from neuron_jax.workers.start import failure, forget_tracing, start
 
 log = logging.getLogger("neuron.engine")
 
@@ -71,11 +71,18 @@ def _end(code: int) -> NoReturn:
 
 def _serve(engine: Any, link: socket.socket, inbox: "queue.SimpleQueue[Command]") -> None:
     """The loop: take what came in, make a step, send what came out. Sleeps only when there is nothing to do."""
+    settled = False
     while True:
         if engine.idle:
             engine.check_integrity()
             _send(link, Report(engine.load))
-            if not _apply(engine, _wait(engine, link, inbox)):
+            if not (settled or engine.compiling):
+                forget_tracing()
+                settled = True
+            command = _wait(engine, inbox)
+            if command is None:
+                continue
+            if not _apply(engine, command):
                 return
         while not inbox.empty():
             if not _apply(engine, inbox.get()):
@@ -85,17 +92,15 @@ def _serve(engine: Any, link: socket.socket, inbox: "queue.SimpleQueue[Command]"
             _send(link, Step(outputs, engine.load))
 
 
-def _wait(engine: Any, link: socket.socket, inbox: "queue.SimpleQueue[Command]") -> Command:
-    """The next command. While programs are still being compiled, tells in between how many there are."""
-    while engine.compiling:
-        try:
-            return inbox.get(timeout=LOOK_SECONDS)
-        except queue.Empty:
-            engine.collect()
-            if not engine.compiling:
-                give_back()
-            _send(link, Report(engine.load))
-    return inbox.get()
+def _wait(engine: Any, inbox: "queue.SimpleQueue[Command]") -> Command | None:
+    """The next command; None after a look at the programs that are still being compiled."""
+    if not engine.compiling:
+        return inbox.get()
+    try:
+        return inbox.get(timeout=LOOK_SECONDS)
+    except queue.Empty:
+        engine.collect()
+        return None
 
 
 def _apply(engine: Any, command: Command) -> bool:

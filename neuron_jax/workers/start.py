@@ -4,6 +4,7 @@ Whoever imports jax before `configure` has run gets JAX's own settings instead o
 """
 
 import ctypes
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -101,6 +102,15 @@ def give_back() -> None:
     """Return to the system what was freed: the C library keeps it for the next load or compilation, which never comes."""
     with suppress(AttributeError):  # other C libraries than GNU's
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def forget_tracing() -> None:
+    """Drop what JAX keeps of all that was traced. Compiled programs go on; only tracing the same again would cost again."""
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+    give_back()
 
 
 def failure(error: Exception) -> Failed:
