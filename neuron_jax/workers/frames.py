@@ -52,7 +52,7 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     page_size: int = 16
     chunk_tokens: int = 0  # most prompt tokens in one step
     decode_steps: int = 0  # most tokens of a request in one decode step
-    speculate: int = -1  # tokens guessed ahead where a text repeats itself; 0 = none, -1 = where that was measured to help
+    speculate: int = -1  # tokens guessed ahead in a text that repeats itself; 0 = none, -1 = where it helps
     prefix_cache: bool = True  # off: how soon an answer begins tells nobody what others have asked
     compile_cache: str = ""  # folder of JAX's persistent cache; "" = off
 

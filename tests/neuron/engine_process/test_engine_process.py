@@ -123,7 +123,7 @@ def test_it_reports_its_load_and_then_its_plan(peer: Peer) -> None:
 
 
 def test_it_tells_of_what_is_compiled_behind_while_it_is_idle(peer: Peer) -> None:
-    """Nobody has to ask for anything until all programs are there."""
+    """Nobody has to ask for anything until all programs are there; what tracing left is dropped then, and not missed."""
     while True:
         report, _ = peer.until(Report)
         assert isinstance(report, Report)
@@ -131,21 +131,24 @@ def test_it_tells_of_what_is_compiled_behind_while_it_is_idle(peer: Peer) -> Non
             break
 
     assert report.load.programs > report.load.compiles > 0
+    assert len(peer.generate(greedy(1, [1, 2, 3]))) == 8
+    report, _ = peer.until(Report)
+    assert isinstance(report, Report)
     assert report.load.steady_compiles == 0
 
 
 def test_a_cancelled_request_does_not_disturb_the_next(peer: Peer) -> None:
-    first = peer.generate(greedy(1, [1, 2, 3]))
-    peer.send(greedy(2, [5] * 40, max_tokens=200))
-    peer.send(Cancel(2))
+    first = peer.generate(greedy(2, [1, 2, 3]))
+    peer.send(greedy(3, [5] * 40, max_tokens=200))
+    peer.send(Cancel(3))
 
-    assert peer.generate(greedy(3, [1, 2, 3])) == first
+    assert peer.generate(greedy(4, [1, 2, 3])) == first
 
 
 def test_an_interrupt_of_the_terminal_is_not_its_business(peer: Peer) -> None:
     peer.process.send_signal(signal.SIGINT)
 
-    assert len(peer.generate(greedy(4, [1, 2, 3]))) == 8
+    assert len(peer.generate(greedy(5, [1, 2, 3]))) == 8
 
 
 def test_outputs_are_booked_to_their_own_requests(peer: Peer) -> None:
