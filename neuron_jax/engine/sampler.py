@@ -90,21 +90,28 @@ def count(past: Past, slot: jax.Array, token: jax.Array) -> Past:
 
 
 def greedy(logits: jax.Array) -> jax.Array:
-    """float32 [R, V] -> int32 [R]; the lowest id wins a tie. In two passes that XLA:CPU vectorizes, unlike `argmax`."""
-    vocab = logits.shape[-1]
-    ids = jnp.arange(vocab, dtype=jnp.int32)[None, :]
-    best = logits.max(axis=-1, keepdims=True)
-    # Where all is NaN nothing equals the best: still an id.
-    return jnp.where(logits == best, ids, vocab - 1).min(axis=-1)
+    """float32 [R, V] -> int32 [R]; the lowest id wins a tie."""
+    return _first_best(logits)
 
 
 def draw(logits: jax.Array, row: RowParams) -> jax.Array:
     """float32 [R, V] -> int32 [R] by temperature, top_k, top_p and min_p; rows at temperature 0 are greedy."""
     hot = row.temperature > 0
     scaled = logits / jnp.where(hot, row.temperature, jnp.float32(1))[:, None]
+    cut = hot & ((row.top_k > 0) | (row.top_p < 1) | (row.min_p > 0))
+    # Where no row is cut there is nothing to look for: any token may be drawn.
+    open_ = jnp.full(hot.shape, -jnp.inf, jnp.float32)
+    road = jnp.where(jnp.any(cut), 2, jnp.where(jnp.any(hot), 1, 0))
+    nothing = lambda: jnp.zeros(hot.shape, jnp.int32)  # noqa: E731
+    roads = (nothing, lambda: _draw_any(scaled, open_, row), lambda: _draw_cut(scaled, hot, row))
+    token: jax.Array = lax.switch(road, roads)
+    return jnp.where(hot, token, greedy(logits))
+
+
+def _draw_cut(scaled: jax.Array, hot: jax.Array, row: RowParams) -> jax.Array:
     lse = jax.nn.logsumexp(scaled, axis=-1)
     values, ids = _top(scaled, CANDIDATES)
-    threshold, found = _threshold(values, lse, row, vocab=logits.shape[-1])
+    threshold, found = _threshold(values, lse, row, vocab=scaled.shape[-1])
     # Greedy rows look at nothing but the best: they must not send the others down the wide road.
     wide = hot & ~found
     token: jax.Array = lax.cond(
@@ -112,7 +119,16 @@ def draw(logits: jax.Array, row: RowParams) -> jax.Array:
         lambda: _draw_wide(scaled, lse, row, threshold, wide),
         lambda: _gumbel_max(values, ids, threshold, row),
     )
-    return jnp.where(hot, token, greedy(logits))
+    return token
+
+
+def _first_best(values: jax.Array) -> jax.Array:
+    """[R, N] -> int32 [R], where a row's greatest value is first. In two passes that XLA:CPU vectorizes, unlike `argmax`."""
+    width = values.shape[-1]
+    place = jnp.arange(width, dtype=jnp.int32)[None, :]
+    best = values.max(axis=-1, keepdims=True)
+    # Where there is a NaN nothing equals the best: still a place.
+    return jnp.where(values == best, place, width - 1).min(axis=-1)
 
 
 def _draw(logits: jax.Array, row: RowParams, past: Past, need: jax.Array) -> Drawn:
@@ -193,14 +209,19 @@ def _threshold(values: jax.Array, lse: jax.Array, row: RowParams, *, vocab: int)
 
 def _gumbel_max(values: jax.Array, ids: jax.Array, threshold: jax.Array, row: RowParams) -> jax.Array:
     noise = gumbel((row.seed_low, row.seed_high), row.position, ids.astype(jnp.uint32))
-    # Apart from the search for its maximum, or XLA:CPU would compute all this noise in a loop that is not vectorized.
+    # Apart from the search for its maximum, or XLA:CPU would compute all this noise twice.
     score = lax.optimization_barrier(jnp.where(values >= threshold[:, None], values + noise, jnp.float32(-jnp.inf)))
-    return jnp.take_along_axis(ids, jnp.argmax(score, axis=-1)[:, None], axis=-1)[:, 0].astype(jnp.int32)
+    return jnp.take_along_axis(ids, _first_best(score)[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+def _draw_any(scaled: jax.Array, threshold: jax.Array, row: RowParams) -> jax.Array:
+    """A draw from the whole vocabulary above `threshold` [R]."""
+    ids = jnp.broadcast_to(jnp.arange(scaled.shape[-1], dtype=jnp.int32)[None, :], scaled.shape)
+    return _gumbel_max(scaled, ids, threshold, row)
 
 
 def _draw_wide(scaled: jax.Array, lse: jax.Array, row: RowParams, threshold: jax.Array, wide: jax.Array) -> jax.Array:
     """The same draw over the whole vocabulary. Rows that are not `wide` keep their threshold, and so their token."""
-    vocab = scaled.shape[-1]
     floor = jnp.where(row.min_p > 0, scaled.max(axis=-1) + jnp.log(row.min_p), jnp.float32(-jnp.inf))
     # Plain temperature sampling keeps everything above `floor`, with nothing to look for.
     cut = lax.cond(
@@ -208,8 +229,7 @@ def _draw_wide(scaled: jax.Array, lse: jax.Array, row: RowParams, threshold: jax
         lambda: _bisected(scaled, lse, row),
         lambda: jnp.full(floor.shape, -jnp.inf, jnp.float32),
     )
-    ids = jnp.broadcast_to(jnp.arange(vocab, dtype=jnp.int32)[None, :], scaled.shape)
-    return _gumbel_max(scaled, ids, jnp.where(wide, jnp.maximum(cut, floor), threshold), row)
+    return _draw_any(scaled, jnp.where(wide, jnp.maximum(cut, floor), threshold), row)
 
 
 def _bisected(scaled: jax.Array, lse: jax.Array, row: RowParams) -> jax.Array:

@@ -123,6 +123,16 @@ def test_a_row_draws_the_same_beside_a_row_that_needs_the_whole_vocabulary() -> 
     assert (np.delete(a, 3) == np.delete(b, 3)).all()
 
 
+def test_an_uncut_row_draws_the_same_alone_and_beside_rows_that_are_cut_or_greedy() -> None:
+    logits = some_logits(8)
+    open_ = row_params(8)
+    mixed = open_._replace(top_k=open_.top_k.at[3].set(7), temperature=open_.temperature.at[5].set(0.0))
+    a, b = (np.asarray(jax.jit(sampler.draw)(logits, row)) for row in (open_, mixed))
+
+    assert (np.delete(a, (3, 5)) == np.delete(b, (3, 5))).all()
+    assert b[5] == int(logits[5].argmax())
+
+
 def test_draws_follow_the_distribution() -> None:
     """20,000 draws of a five-token distribution; chi-squared with 4 degrees of freedom below its 0.1 % point."""
     rows = 20_000
