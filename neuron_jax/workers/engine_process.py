@@ -36,6 +36,10 @@ from neuron_jax.workers.start import failure, forget_tracing, start
 log = logging.getLogger("neuron.engine")
 
 PR_SET_PDEATHSIG = 1
+
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the interpreter to itself. By default it is 5 ms, which a step would wait for whenever it comes
+back from the device while another thread traces a program."""
 LOOK_SECONDS = 0.5
 """How often an idle engine looks for programs that were compiled in the background."""
 
@@ -47,6 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     _die_with_parent()
+    sys.setswitchinterval(SWITCH_SECONDS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the daemon's to handle
     link = socket.socket(fileno=arguments.fd)
     inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
