@@ -20,7 +20,11 @@ class ConfigError(NeuronError):
 
 
 class EngineDied(NeuronError):  # noqa: N818 - what happened, as the wire documents it
-    """The engine process is gone; the message holds its last words."""
+    """The engine process is gone; the message holds its last words. `kind` is one of `workers.faults`, or `exited`."""
+
+    def __init__(self, message: str, kind: str = "exited") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ListenError(NeuronError):

@@ -22,6 +22,7 @@ PACE = 0.1
 """Seconds between two progress events: a fast download reports thousands of times a second."""
 SPEC_KEYS = frozenset(item.name for item in attrs.fields(ModelSpec)) - {"aliases"}
 ENGINE_KINDS = {"bad_checkpoint", "does_not_fit", "repo_fetch_failed", "empty_repo", "quant_not_found", "bad_devices"}
+NO_DEVICE = ("cuda_feature_not_enabled", "device_busy", "device_lost")
 LOADED = {"status": "loaded"}
 
 
@@ -59,7 +60,7 @@ async def unload(lifecycle: Lifecycle, body: bytes) -> Response[Any]:
 
 def load_error(model_id: str, error: LoadError, platform: str) -> tuple[int, dict[str, Any]]:
     """Status and body of a refused load (docs/wire.md section 1)."""
-    if error.kind == "device" and platform == "cuda":
+    if error.kind in NO_DEVICE and platform == "cuda":
         return 503, {"error": error.message, "code": "cuda_unavailable"}
     kind = error.kind if error.kind in ENGINE_KINDS else "engine_failed"
     detail: dict[str, Any] = {"kind": kind, "model_id": model_id, "message": error.message, **error.extras}

@@ -129,7 +129,7 @@ class Outputs:
     def _take(self, item: Output | EngineDied) -> Output:
         if isinstance(item, EngineDied):
             self._open.clear()
-            raise EngineDied(str(item))
+            raise _again(item)
         if item.finish is not None:
             self._open.discard(item.request)
         return item
@@ -189,6 +189,7 @@ class EngineClient:
         self._idle.set()
         self._next = 1
         self._closing = False
+        self._fault = "exited"
         self._watch = asyncio.create_task(self._run(), name=f"engine {spec.model_id}")
 
     @classmethod
@@ -229,7 +230,7 @@ class EngineClient:
     def submit(self, *prompts: Prompt) -> Outputs:
         """Starts `prompts` side by side. Raises EngineDied when the process is gone already."""
         if self.died.done():
-            raise EngineDied(str(self.died.result()))
+            raise _again(self.died.result())
         requests = range(self._next, self._next + len(prompts))
         self._next += len(prompts)
         outputs = Outputs(self, requests)
@@ -312,6 +313,7 @@ class EngineClient:
                 rows = [{"what": row.what, "bytes": row.bytes} for row in plan]
                 self._ready.set_exception(LoadError(kind, message, {"plan": rows} if rows else {}))
             case frames.Failed(kind, message):
+                self._fault = kind
                 self._pipes.words.feed(f"{kind}: {message}\n".encode())
             case frames.Ready():
                 raise frames.FrameError("a second ready frame")
@@ -331,7 +333,8 @@ class EngineClient:
         return known
 
     def _end(self, code: int, broken: frames.FrameError | None) -> None:
-        error = EngineDied(_obituary(self.spec.model_id, code, self._pipes.words, broken, asked=self._closing))
+        words = _obituary(self.spec.model_id, code, self._pipes.words, broken, asked=self._closing)
+        error = EngineDied(words, self._fault)
         self.died.set_result(error)
         if not self._ready.done():
             self._ready.set_exception(error)
@@ -340,6 +343,11 @@ class EngineClient:
             stream.put(error)
         self._streams.clear()
         self._idle.set()
+
+
+def _again(error: EngineDied) -> EngineDied:
+    """The same error for one more of those who waited: raising one object in many tasks would pile up tracebacks."""
+    return EngineDied(str(error), error.kind)
 
 
 def _submission(request: int, prompt: Prompt) -> frames.Submit:

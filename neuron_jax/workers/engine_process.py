@@ -64,7 +64,12 @@ def main() -> None:
         log.exception("%s could not be loaded", first.spec.model_id)
         _send(link, failure(error))
         _end(1)
-    _serve(engine, link, inbox)
+    try:
+        _serve(engine, link, inbox)
+    except Exception as error:
+        log.exception("%s cannot go on", first.spec.model_id)
+        _send(link, failure(error))
+        _end(1)
     _end(0)
 
 

@@ -4,6 +4,13 @@
     daemon -> engine   Load (first, once), Submit, Cancel, Shutdown
     engine -> daemon   Progress*, then Ready or Failed; after Ready: Step, one per engine step, and Report when idle
 
+A model may be served by several processes, its ranks (`Group`). Rank 0, the leader, speaks all of the above; the others
+
+    daemon -> rank     Load (first, once), Shutdown
+    rank -> daemon     Joined, Sane, then Ready or Failed
+
+which the leader says as well, before all of these `Listening`. Every rank says `Pulse` all the time.
+
 Ids, ints, floats and strings cross; arrays never do. When either side closes the socket the engine process ends.
 """
 
@@ -35,14 +42,31 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     logprobs: int | None = None  # None = not wanted; 0..20 = the chosen token's plus that many alternatives
 
 
+class Group(Struct, frozen=True, omit_defaults=True):
+    """One rank's place among the `world` processes that serve a model together.
+
+    Rank 0 leads: it holds the meeting (`coordinator`, of jax.distributed) and hands out the steps (`steps`); it chooses
+    both ports and tells them in `Listening`, the others are started with them. Addresses are HOST:PORT.
+    """
+
+    rank: int
+    world: int
+    host: str = "127.0.0.1"  # this rank's host, as the other ranks reach it
+    coordinator: str = ""
+    steps: str = ""
+    secret: str = ""  # who does not know it is handed no steps
+    deadline: float = 60.0  # seconds for all ranks to meet
+
+
 class EngineSpec(Struct, frozen=True, omit_defaults=True):
     """Everything an engine process needs to serve one model. Zero means "decide from the memory plan"."""
 
     model_id: str
     path: str  # local folder (config.json + safetensors) or .gguf file
     platform: Literal["cpu", "cuda"] = "cpu"
-    devices: tuple[int, ...] = (0,)
-    tensor_parallel: int = 1
+    devices: tuple[int, ...] = (0,)  # of this process; with a group the first rank's come first in the mesh
+    tensor_parallel: int = 1  # devices of all processes
+    group: Group | None = None  # None: one process serves the model
     quant: str = "auto"  # auto | none | stored | int8 | int4 | fp8
     kv_dtype: str = "auto"  # auto | float32 | bfloat16 | int8 | fp8
     memory_mb: int = 0  # what the engine may use on each device; 0 = what is free
@@ -92,6 +116,35 @@ class Progress(Struct, tag="progress", frozen=True):
     unit: str
 
 
+class Listening(Struct, tag="listening", frozen=True):
+    """Rank 0 awaits the others: where they meet, and where they are handed steps."""
+
+    coordinator: str
+    steps: str
+
+
+class Joined(Struct, tag="joined", frozen=True):
+    """All ranks have met: init_ok. `devices` are this rank's, as JAX names them."""
+
+    rank: int
+    devices: tuple[str, ...]
+
+
+class Sane(Struct, tag="sane", frozen=True):
+    """What the rank observed in the sanity all-reduce, to which each rank contributes 1. It must be the world's size."""
+
+    rank: int
+    value: int
+
+
+class Pulse(Struct, tag="pulse", frozen=True):
+    """The process lives. `busy`: seconds that `what` has taken by now, 0 when idle; it may take `allowed`, 0 = for ever."""
+
+    busy: float = 0.0
+    allowed: float = 0.0
+    what: str = ""
+
+
 class MemoryRow(Struct, frozen=True):
     """One line of the memory plan: what takes how many bytes on each device."""
 
@@ -119,7 +172,7 @@ class Ready(Struct, tag="ready", frozen=True):
 
 
 class Failed(Struct, tag="failed", frozen=True):
-    """The engine gives up and exits. `kind`: bad_checkpoint | does_not_fit | out_of_memory | device | internal."""
+    """The engine gives up and exits; `kind` is one of `workers.faults`. After Ready it says of what a step died."""
 
     kind: str
     message: str
@@ -181,7 +234,7 @@ class Report(Struct, tag="report", frozen=True):
 
 
 Command = Load | Submit | Cancel | Shutdown
-Event = Progress | Ready | Failed | Step | Report
+Event = Progress | Listening | Joined | Sane | Pulse | Ready | Failed | Step | Report
 
 _HEADER = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()

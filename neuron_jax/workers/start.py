@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from neuron_jax.workers.faults import classify
 from neuron_jax.workers.frames import EngineSpec, Failed, MemoryRow, Progress
 
 log = logging.getLogger("neuron.engine")
@@ -124,9 +125,8 @@ def failure(error: Exception) -> Failed:
             return Failed("does_not_fit", str(error), tuple(MemoryRow(r.what, r.bytes) for r in error.rows))
         case ModelError() | WeightsError():
             return Failed("bad_checkpoint", str(error))
-    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
-        return Failed("out_of_memory", str(error))
-    return Failed("internal", f"{type(error).__name__}: {error}")
+    kind = classify(error)
+    return Failed(kind, f"{type(error).__name__}: {error}" if kind == "internal" else str(error))
 
 
 def _settled(made: Any, program: Any, compiled: Mapping[Any, Any]) -> Any:

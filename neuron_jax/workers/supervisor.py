@@ -21,8 +21,8 @@ from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import Ready
 
-TRANSIENT = ("out_of_memory", "device", "internal")
-"""Kinds of a failed start that may pass: the memory of a dead process comes back late, a device resets."""
+FATAL = ("bad_checkpoint", "does_not_fit", "cuda_feature_not_enabled")
+"""Kinds of a failed start that another try cannot change; all others may pass: memory comes back late, a peer returns."""
 
 _log = logging.getLogger("neuron.supervisor")
 
@@ -205,7 +205,7 @@ class Supervisor:
             self._move(Started())
             self._settle(done.ready)
         elif isinstance(done, Exception):
-            self._move(StartFailed(str(done), fatal=isinstance(done, LoadError) and done.kind not in TRANSIENT))
+            self._move(StartFailed(str(done), fatal=isinstance(done, LoadError) and done.kind in FATAL))
             self._settle(done)
 
     async def _serve(self) -> None:
