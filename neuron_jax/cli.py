@@ -1,15 +1,17 @@
-"""The command line of one host: serve, discover, plan, bench, quality; knows flags, must not know HTTP or JAX.
+"""The command line of one host: serving, measuring, and what its ranks need; knows flags, must not know HTTP or JAX.
 
 Everything a command needs is imported inside it, so that `--help` is quick and a bare install can say what is missing.
 Exit codes: 0 done, 1 it did not work out (the message says why), 2 a wrong flag or configuration.
 """
 
+import asyncio
 import json
+import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import attrs
 from cyclopts import App, CycloptsError, Parameter, Token
@@ -20,8 +22,9 @@ from neuron_jax.build_info import build_info
 from neuron_jax.config import NeuronConfig, load_config
 from neuron_jax.errors import ConfigError, NeuronError
 from neuron_jax.hardware.records import DeviceLoad, Hardware
-from neuron_jax.tables import print_bench, print_hardware, print_plan, program_line
+from neuron_jax.tables import print_bench, print_hardware, print_plan, print_smoke, program_line
 from neuron_jax.terminal import console, show_progress
+from neuron_jax.workers.frames import Group
 
 Environ = Annotated[Mapping[str, str], Parameter(parse=False)]
 ConfigFile = Annotated[Path | None, Parameter(name=["--config", "-c"])]
@@ -103,6 +106,96 @@ def serve(
         port=loaded.server.port if port is None else port,
     )
     serve_forever(attrs.evolve(loaded, server=server))
+
+
+@app.command(name="tp-smoke")
+def tp_smoke(
+    *,
+    world: Annotated[int, Parameter(validator=Number(gte=1, lte=64))],
+    platform: Literal["cpu", "cuda"] | None = None,
+    deadline: Annotated[float, Parameter(validator=Number(gt=0))] = 60.0,
+    as_json: Json = False,
+    environ: Environ,
+) -> int:
+    """Prove that processes on this host can compute together: they meet, join, and add up one number each.
+
+    Parameters
+    ----------
+    world:
+        How many ranks to start, one process and device each.
+    platform:
+        What they run on; by default what this host has.
+    deadline:
+        Seconds for all of them to meet.
+    as_json:
+        Print JSON.
+    """
+    from neuron_jax.workers.smoke import groups
+
+    ranks = groups(world, deadline, secrets.token_hex(16))
+    return _smoke(ranks, platform or _platform(environ), as_json, environ)
+
+
+@app.command
+def worker(
+    *,
+    rank: Annotated[int, Parameter(validator=Number(gte=0))],
+    world: Annotated[int, Parameter(validator=Number(gte=1, lte=64))],
+    coordinator: str,
+    host: str = "127.0.0.1",
+    secret: str = "",
+    platform: Literal["cpu", "cuda"] | None = None,
+    deadline: Annotated[float, Parameter(validator=Number(gt=0))] = 60.0,
+    as_json: Json = False,
+    fd: int | None = None,
+    environ: Environ,
+) -> int:
+    """Be one rank of several: of a model where a daemon started it, else of a smoke test over hosts.
+
+    Parameters
+    ----------
+    rank:
+        Which of the ranks this is; rank 0 is the leader, whom the others come to.
+    world:
+        How many there are.
+    coordinator:
+        HOST:PORT where rank 0 listens.
+    host:
+        This host as the other ranks reach it.
+    secret:
+        The same word for all ranks.
+    platform:
+        What it runs on; by default what this host has.
+    deadline:
+        Seconds for all of them to meet.
+    as_json:
+        Print JSON.
+    fd:
+        The socket to the daemon that started it. By hand: leave it out.
+    """
+    if fd is not None:
+        from neuron_jax.workers.engine_process import run as serve_rank
+
+        serve_rank(fd)
+    if rank >= world:
+        return _fail(f"--rank is {rank}, and of {world} ranks the last is {world - 1}", 2)
+    group = Group(rank, world, host, coordinator, secret, deadline)
+    return _smoke([group], platform or _platform(environ), as_json, environ)
+
+
+def _smoke(ranks: Sequence[Group], platform: Literal["cpu", "cuda"], as_json: bool, environ: Mapping[str, str]) -> int:
+    from neuron_jax.workers.smoke import smoke
+
+    report = asyncio.run(smoke(ranks, platform, environ)).json()
+    _print_json(report) if as_json else print_smoke(report, console())
+    return 0 if report["ok"] else 1
+
+
+def _platform(environ: Mapping[str, str]) -> Literal["cpu", "cuda"]:
+    from neuron_jax.hardware.discover import discover as look
+
+    devices = look(visible=environ.get("CUDA_VISIBLE_DEVICES")).devices
+    return "cuda" if any(device.kind == "cuda" for device in devices) else "cpu"
 
 
 @app.command

@@ -24,9 +24,9 @@ from neuron_jax.weights import sources
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.describe import ModelDescription, describe
 from neuron_jax.weights.errors import WeightsError
-from neuron_jax.workers.engine_client import CUDA_SHARE
 from neuron_jax.workers.errand import run_errand
 from neuron_jax.workers.frames import EngineSpec, MemoryRow
+from neuron_jax.workers.process import CUDA_SHARE
 
 
 class NotLocalError(NeuronError):

@@ -26,6 +26,22 @@ def print_hardware(found: Mapping[str, Any], console: Console) -> None:
         console.print(f"no CUDA: {found['cuda_unavailable_reason']}", markup=False, soft_wrap=True)
 
 
+def print_smoke(report: Mapping[str, Any], console: Console) -> None:
+    """The answer of `neuron tp-smoke`."""
+    table = Table("rank", "state", "observed", "failed of")
+    for row in report["ranks"]:
+        observed = "" if row["value"] is None else str(row["value"])
+        table.add_row(str(row["rank"]), row["phase"], observed, row["kind"] or "")
+    console.print(table)
+    for row in report["ranks"]:
+        if row["message"]:
+            console.print(f"rank {row['rank']}: {row['message']}", markup=False, highlight=False, soft_wrap=True)
+    world, how = report["world"], f"on {report['platform']}, {report['seconds']:.1f} s"
+    console.print(
+        f"{'ok' if report['ok'] else 'failed'}: {world} ranks, whose sum must be {world} ({how})", markup=False
+    )
+
+
 def print_plan(report: Mapping[str, Any], console: Console) -> None:
     """The answer of `neuron plan`."""
     places = ", ".join(str(index) for index in report["devices"])

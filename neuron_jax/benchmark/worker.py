@@ -57,13 +57,15 @@ def work(spec: EngineSpec, given: Mapping[str, Any], tell: Tell) -> None:
     wrong = misfits(listed, max_context=started.made.plan.max_context, max_slots=started.made.shapes.max_slots)
     if wrong:
         raise LoadError("bench", "; ".join(wrong))
-    _compile_all(started, tell)
+    engine = started.lead()
+    _compile_all(engine, len(started.made.buckets.keys()), tell)
     compiled = time.monotonic() - began
-    seen = _measure(started, listed, options.rounds, tell)
+    seen = _measure(engine, listed, options.rounds, tell)
     memory = {"resident": read_resident().now, "peak": peak, **_planned(started)}
     model = _model(spec, started)
     # Its pages may fill a GPU: without the engine there is room for measuring what the machine can do.
-    started = attrs.evolve(started, engine=None)
+    del engine
+    started = attrs.evolve(started, runner=None)
     gc.collect()
     limits = _limits(spec, started, memory["kv_token"])
     tell(
@@ -88,9 +90,8 @@ def work(spec: EngineSpec, given: Mapping[str, Any], tell: Tell) -> None:
     )
 
 
-def _compile_all(started: Started, tell: Tell) -> None:
+def _compile_all(engine: Any, total: int, tell: Tell) -> None:
     """Wait for the programs that are compiled behind the first requests: what is measured is the steady state."""
-    engine, total = started.engine, len(started.made.buckets.keys())
     while (done := len(engine.runner.compiler.ready)) < total:
         tell({"phase": "compile", "done": done, "total": total, "unit": "programs"})
         time.sleep(0.1)
@@ -99,18 +100,18 @@ def _compile_all(started: Started, tell: Tell) -> None:
     tell({"phase": "compile", "done": total, "total": total, "unit": "programs"})
 
 
-def _measure(started: Started, listed: Sequence[Case], rounds: int, tell: Tell) -> dict[Case, Seen]:
+def _measure(engine: Any, listed: Sequence[Case], rounds: int, tell: Tell) -> dict[Case, Seen]:
     """All cases in rounds, so that a drift of the machine hits all alike. Round 0 warms up and is not counted."""
-    drive = Drive(started.engine, time.perf_counter, started.made.model.vocab_size)
+    drive = Drive(engine, time.perf_counter, engine.runner.program.model.vocab_size)
     seen = {case: Seen() for case in listed}
     total = (rounds + 1) * len(listed)
     for done, (attempt, case) in enumerate((attempt, case) for attempt in range(rounds + 1) for case in listed):
         tell({"phase": "measure", "done": done, "total": total, "unit": "cases"})
-        before = _engine_seconds(started)
+        before = _engine_seconds(engine)
         found = _attempt(drive, case, attempt)
         if attempt:
             seen[case].rounds.append(found)
-            for name, seconds in _engine_seconds(started).items():
+            for name, seconds in _engine_seconds(engine).items():
                 seen[case].seconds[name] += seconds - before[name]
     tell({"phase": "measure", "done": total, "total": total, "unit": "cases"})
     return seen
@@ -147,8 +148,8 @@ def _parts(seen: Seen) -> dict[str, float]:
     return {"host": sum(parts.values()) - parts["wait"], **parts, "steps": steps}
 
 
-def _engine_seconds(started: Started) -> dict[str, float]:
-    times = started.engine.times
+def _engine_seconds(engine: Any) -> dict[str, float]:
+    times = engine.times
     return {name: float(getattr(times, name)) for name in (*PARTS, "steps")}
 
 
@@ -175,7 +176,7 @@ def _planned(started: Started) -> dict[str, int]:
 
 
 def _model(spec: EngineSpec, started: Started) -> Record:
-    made, attention = started.made, started.engine.runner.program.attention
+    made, attention = started.made, started.runner.program.attention
     return {
         "id": spec.model_id,
         "quant": {"chosen": made.quant, "reason": made.quant_reason},

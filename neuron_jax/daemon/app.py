@@ -31,7 +31,7 @@ from neuron_jax.daemon.routes import ROUTES
 from neuron_jax.daemon.service import Neuron
 from neuron_jax.errors import ListenError
 from neuron_jax.hardware.discover import Sampler, discover
-from neuron_jax.workers.engine_client import DEFAULT_COMMAND
+from neuron_jax.workers.process import DEFAULT_COMMAND
 from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
 
 TEXT_THREADS = 2

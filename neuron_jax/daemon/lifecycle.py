@@ -26,8 +26,9 @@ from neuron_jax.errors import LoadError
 from neuron_jax.text.errors import TextError
 from neuron_jax.weights.describe import ModelDescription
 from neuron_jax.weights.errors import WeightsError
-from neuron_jax.workers.engine_client import DEFAULT_COMMAND, EngineClient
+from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineSpec
+from neuron_jax.workers.process import DEFAULT_COMMAND
 from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
 
 TEXTS_KEPT = 8

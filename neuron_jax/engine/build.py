@@ -3,6 +3,7 @@
 Compiling and reading weights overlap: the programs are built from shapes alone.
 """
 
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -156,14 +157,14 @@ def program_for(made: Design, devices: list[Any]) -> Program:
     return Program(made.model, mesh, made.shapes, choose(case))
 
 
-def assemble(
+def load_runner(
     made: Design,
     *,
     devices: list[Any],
     load: Callable[[Model, jax.sharding.Mesh], Any],
     report: Report,
     compile_workers: int = 2,
-) -> Engine:
+) -> Runner:
     """Compile what is essential while `load` reads the parameters; the other programs follow behind the first requests."""
     program = program_for(made, devices)
     compiler = Compiler(program.lower, workers=compile_workers)
@@ -180,8 +181,13 @@ def assemble(
         raise
     compiler.start_behind(made.buckets.keys())
     compiler.watch()
+    return runner
+
+
+def lead(made: Design, runner: Runner) -> Engine:
+    """The engine over a runner whose essential programs are usable."""
     menu = Menu()
-    menu.add(compiler.ready)
+    menu.add(runner.usable)
     naming = Naming(made.shapes.page_size, secrets.token_bytes(NAME_BYTES)) if made.prefix_cache else None
     scheduler = Scheduler(
         Pages(made.plan.pages),
@@ -193,3 +199,22 @@ def assemble(
         guessing=made.buckets.guesses > 0,
     )
     return Engine(scheduler, runner, made.plan.max_context, time.perf_counter)
+
+
+def digest(made: Design, runner: Runner, tensors: Mapping[str, Any]) -> str:
+    """What an engine would serve and how, in a few characters: ranks whose digests differ must not serve together.
+
+    `tensors` are the checkpoint's, by name; their values are not read.
+    """
+    shown = [
+        jax.__version__,
+        made.quant,
+        made.kv.name,
+        made.plan.pages,
+        made.plan.max_context,
+        made.shapes,
+        runner.program.attention.name,
+        list(map(str, made.buckets.keys())),
+        sorted((name, str(info)) for name, info in tensors.items()),
+    ]
+    return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]

@@ -8,6 +8,7 @@ computes. Plain, each step is fetched at once; both give the same tokens.
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from attrs import define, field
 from msgspec.structs import replace
@@ -20,6 +21,10 @@ from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.sampler import MAX_BIAS
 from neuron_jax.engine.scheduler import Scheduler
 from neuron_jax.workers.frames import EngineLoad, Output, Submit
+
+Watch = Callable[[str, float], AbstractContextManager[None]]
+"""Entered around every call that may hang with the device: what it is for, and the seconds such a step usually takes, 0
+where it has not run yet."""
 
 SMOOTHING = 0.1
 """Weight of the newest step in the moving averages."""
@@ -58,6 +63,7 @@ class Engine:
     max_context: int
     clock: Callable[[], float]
     overlap: bool = True
+    watch: Watch = lambda what, seconds: nullcontext()  # noqa: ARG005
     load: EngineLoad = field(init=False)
     times: Times = field(factory=Times, init=False)
     _arrivals: int = field(default=0, init=False)
@@ -106,8 +112,8 @@ class Engine:
         return outputs + self._land(flight) if flight is not None else outputs
 
     def collect(self) -> None:
-        """Take over the programs that were compiled meanwhile."""
-        compiled = self.runner.compiler.collect()
+        """Take over the programs that became usable meanwhile."""
+        compiled = self.runner.collect()
         if compiled:
             self.scheduler.menu.add(compiled)
             self._note_load(compiles=self.load.compiles + len(compiled))
@@ -141,7 +147,8 @@ class Engine:
             return None
         packed = self.runner.pack(step)
         ready = clock()
-        result = self.runner.dispatch(step, packed)
+        with self._watched(step):
+            result = self.runner.dispatch(step, packed)
         since = clock()
         times.pack += ready - planned
         times.dispatch += since - ready
@@ -151,7 +158,8 @@ class Engine:
         """Wait for a step, and book what it brought."""
         clock, times, step = self.clock, self.times, flight.step
         asked = clock()
-        drawn = self.runner.fetch(step, flight.result)
+        with self._watched(step):
+            drawn = self.runner.fetch(step, flight.result)
         came = clock()
         outputs = self.scheduler.absorb(step, drawn)
         times.wait += came - asked
@@ -163,6 +171,9 @@ class Engine:
         self._note_step(step, seconds, host=asked - self._landed, wait=came - asked)
         self._landed = came
         return outputs
+
+    def _watched(self, step: Step) -> AbstractContextManager[None]:
+        return self.watch(str(step.key), self.scheduler.pace.usual(step.key, at=step.rows[0].start))
 
     def _note_step(self, step: Step, seconds: float, *, host: float, wait: float) -> None:
         load, tokens = self.load, step.tokens
@@ -192,7 +203,7 @@ class Engine:
             prefix_hit_tokens=scheduler.hit_tokens,
             guessed_tokens=scheduler.guessed_tokens,
             right_guesses=scheduler.right_guesses,
-            programs=len(compiler.ready),
+            programs=len(self.runner.usable),
             programs_planned=compiler.planned,
             steady_compiles=compiler.unplanned,
             **numbers,

@@ -89,6 +89,15 @@ class Pace:
         measured = extends if len(extends) > 1 else self._decode | extends
         return _along(sorted(measured.items()), chunk)
 
+    def usual(self, key: StepKey, *, at: int = 0) -> float:
+        """Seconds that a step of `key` has taken so far; 0 where it has not run."""
+        match key:
+            case ExtendKey(chunk):
+                return self.extend(chunk, at=at) if chunk in self._extend else 0.0
+            case DecodeKey(rows, steps):
+                return self._decode.get(rows, 0.0) * steps
+        return self.verify(key)
+
     def cut(self, tokens: int, chunks: Sequence[int], *, at: int = 0) -> int:
         """The chunk, of `chunks` (ascending), with which to begin a prompt of `tokens`: the largest as long as it is full,
         then whatever is cheaper, padding or another step."""

@@ -4,7 +4,7 @@ Steps run in the order in which they were dispatched, each on the state that the
 host while a step is under way may be given away at once: its new owner's step can only run after that one.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +13,53 @@ from attrs import define, field
 
 from neuron_jax.engine import packing
 from neuron_jax.engine.batch import Drawn, Step
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey, SeatKey, VerifyKey
+from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key, SeatKey, StepKey, VerifyKey
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.programs import Program, Result, State
 
 
+class Others(Protocol):
+    """The other processes of a model that is served by several: they run the same programs in the same order."""
+
+    def announce(self, key: Key, packed: packing.Words) -> None:
+        """Tell them to run the program of `key` with `packed`."""
+
+    def able(self) -> set[Key]:
+        """The programs that all of them have compiled."""
+
+
 @define(eq=False)
 class Runner:
-    """The device's side of an engine. One thread calls it, and only with keys that are compiled."""
+    """The device's side of an engine. One thread calls it, and only with keys that are usable."""
 
     program: Program
     compiler: Compiler
     params: Any
+    usable: set[Key] = field(factory=set, init=False)  # compiled, here and by all others
+    _others: Others | None = field(default=None, init=False)
     _state: State = field(init=False)
     _mirror: packing.Mirror = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.usable.update(self.compiler.ready)
         self._state = _zeros(self.program.abstract_state())
         shapes = self.program.shapes
         self._mirror = packing.Mirror(shapes.max_slots, shapes.table)
+
+    def lead(self, others: Others) -> None:
+        """From now on `others` run every program as well; what they have not compiled is not usable."""
+        self._others = others
+        self.usable.clear()
+
+    def collect(self) -> list[Key]:
+        """The programs that became usable since. Raises what compiling raised."""
+        self.compiler.collect()
+        if len(self.usable) == len(self.compiler.ready):
+            return []
+        able = self.compiler.ready.keys() & (self._others.able() if self._others else self.compiler.ready.keys())
+        new = [key for key in self.compiler.ready if key in able - self.usable]
+        self.usable.update(new)
+        return new
 
     def pack(self, step: Step) -> packing.Words:
         """What the device must be told to compute `step`."""
@@ -47,10 +75,21 @@ class Runner:
 
     def dispatch(self, step: Step, packed: packing.Words) -> Result:
         """Start computing `step`; returns before it is done."""
-        result: Result
-        self._state, result = self.compiler.ready[step.key](self.params, self._state, packed)
+        if self._others is not None:
+            self._others.announce(step.key, packed)
+        result = self.run(step.key, packed)
         result.tokens.copy_to_host_async()
         return result
+
+    def run(self, key: StepKey, packed: packing.Words) -> Result:
+        """Start one step's program; what it draws stays on the device."""
+        result: Result
+        self._state, result = self.compiler.ready[key](self.params, self._state, packed)
+        return result
+
+    def seat(self, packed: packing.Words) -> None:
+        """Start the program that tells the device of a request."""
+        self._state = self.compiler.ready[SeatKey()](self._state, packed)
 
     def fetch(self, step: Step, result: Result) -> Drawn:
         """Wait for `step`, and take what it brought."""
@@ -61,7 +100,9 @@ class Runner:
         request = step.rows[0].request
         if self._mirror.seat(request) and packing.needs_seat(request):
             packed = packing.pack_seat(request, self.program.model.vocab_size)
-            self._state = self.compiler.ready[SeatKey()](self._state, packed)
+            if self._others is not None:
+                self._others.announce(SeatKey(), packed)
+            self.seat(packed)
 
 
 def _zeros(abstract: Any) -> Any:

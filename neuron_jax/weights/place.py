@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from models import mapping
 from models.errors import ModelError
@@ -33,12 +33,23 @@ def load_params(model: Model, checkpoint: Checkpoint, mesh: Mesh, report: Report
     for rule, size in zip(rules, sizes, strict=True):
         specs = _subtree(model.param_specs, rule.keys)
         leaves = rule.assemble(checkpoint.stored, rule.storage(checkpoint.storage))
-        placed = {name: jax.device_put(leaf, named_sharding(mesh, specs[name].axes)) for name, leaf in leaves.items()}
+        placed = {name: put(leaf, named_sharding(mesh, specs[name].axes)) for name, leaf in leaves.items()}
         # Without waiting, host copies of many parameters would be alive at once.
         mapping.place(params, rule.keys, jax.block_until_ready(placed))
         done += size
         report("weights", done, total, "bytes")
     return params
+
+
+def put(array: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has whole, on its devices of the sharding."""
+    # Over several processes `device_put` would compare the array among them: every weight over the wire, to each.
+    placed: jax.Array = (
+        jax.device_put(array, sharding)
+        if sharding.is_fully_addressable
+        else jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    )
+    return placed
 
 
 def _subtree(specs: Any, keys: tuple[str | int, ...]) -> Any:

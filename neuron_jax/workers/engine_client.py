@@ -1,38 +1,54 @@
-"""One engine process as asyncio sees it: start, submit, cancel, death; must not know HTTP, text or restarts.
+"""The engine of one model as asyncio sees it: start, submit, cancel, death; must not know HTTP, text or restarts.
 
-The process gets one end of a socket pair as `--fd N`, a session of its own (a terminal's Ctrl-C stops the daemon, and
-the daemon ends its engines), and an environment that shows it only its devices. Everything it prints goes to the log.
+An engine is one process, or a group of ranks: the leader, which is spoken to, and those that follow it, here or on other
+hosts. A group is ready when all of its ranks are, and ends as one: with the first of them.
 """
 
 import asyncio
-import contextlib
-import logging
-import os
-import signal
-import socket
-import sys
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self
 
-from attrs import field, frozen
+import msgspec
+from attrs import frozen
 
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers import frames
-from neuron_jax.workers.frames import EngineLoad, EngineSpec, Output, Progress, Ready, Sampling
-
-DEFAULT_COMMAND = (sys.executable, "-m", "neuron_jax.workers.engine_process")
-LAST_WORDS_LINES = 30
-LAST_WORDS_CHARS = 2_000
-READ_BYTES = 256 * 1024
-EXIT_SECONDS = 2.0
-"""How long a process may take to end after its socket closed, and after it was told to shut down."""
-
-CUDA_SHARE = 0.97
-"""How much of a GPU's free memory the engine's allocator takes."""
+from neuron_jax.workers.frames import EngineLoad, EngineSpec, Output, Progress, Ready, Sampling, Sane
+from neuron_jax.workers.process import DEFAULT_COMMAND, EngineProcess, engine_environment
+from neuron_jax.workers.watchdog import Verdict
 
 Report = Callable[[Progress], None]
+HEARSAY_SECONDS = 1.0
+"""How long the group waits for a rank's own last words once another rank says that it is gone."""
+
+
+class Rank(Protocol):
+    """A process of a group that is not its leader, wherever it runs. `phase` is as `EngineProcess` has it."""
+
+    @property
+    def died(self) -> "asyncio.Future[EngineDied]": ...
+
+    @property
+    def sane(self) -> "asyncio.Future[Sane]": ...
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def devices(self) -> tuple[int, ...]: ...
+
+    @property
+    def phase(self) -> str: ...
+
+    async def close(self) -> None: ...
+
+
+StartRank = Callable[[EngineSpec], Awaitable[Rank]]
+"""Starts a rank of the leader's spec, whose group says which it is and where its leader waits for it."""
 
 
 @frozen
@@ -45,23 +61,6 @@ class Prompt:
     min_tokens: int = 0
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-
-
-def engine_environment(spec: EngineSpec, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The engine's environment: `inherited`, and what makes JAX see exactly the devices of `spec`."""
-    env = {**inherited, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": spec.platform}
-    if spec.platform == "cuda":
-        env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in spec.devices)
-        # The engine sizes its own pool from a plan; a preallocated arena would hide what is free from it.
-        env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-        env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(CUDA_SHARE)
-        return env
-    env["CUDA_VISIBLE_DEVICES"] = ""
-    if spec.tensor_parallel > 1:
-        flag = f"--xla_force_host_platform_device_count={spec.tensor_parallel}"
-        env["XLA_FLAGS"] = f"{inherited.get('XLA_FLAGS', '')} {flag}".strip()
-    return env
 
 
 class Outputs:
@@ -135,62 +134,22 @@ class Outputs:
         return item
 
 
-class _LastWords:
-    """The tail of what a process printed, whole lines; also sends every line to the log."""
-
-    def __init__(self, name: str) -> None:
-        self._log = logging.getLogger(f"neuron.engine.{name}")
-        self._lines: deque[str] = deque(maxlen=LAST_WORDS_LINES)
-        self._rest = b""
-
-    def feed(self, chunk: bytes) -> None:
-        *lines, self._rest = (self._rest + chunk)[-65536:].split(b"\n")
-        for line in lines:
-            self._add(line)
-
-    def close(self) -> None:
-        self._add(self._rest)
-        self._rest = b""
-
-    def _add(self, line: bytes) -> None:
-        text = line.decode("utf-8", "replace").rstrip()
-        if text:
-            self._lines.append(text)
-            self._log.info("%s", text)
-
-    def __str__(self) -> str:
-        return "\n".join(self._lines)[-LAST_WORDS_CHARS:]
-
-
-@frozen(eq=False)
-class _Pipes:
-    """What belongs to one running process."""
-
-    process: asyncio.subprocess.Process
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    words: _LastWords
-    tasks: list["asyncio.Task[None]"] = field(factory=list)
-
-
 class EngineClient:
-    """One engine process. `await EngineClient.start(...)`, `submit`, `await close()`; use it from one event loop."""
+    """One engine. `await EngineClient.start(...)`, `submit`, `await close()`; use it from one event loop."""
 
-    def __init__(self, spec: EngineSpec, pipes: _Pipes, report: Report) -> None:
+    def __init__(self, spec: EngineSpec, report: Report) -> None:
         loop = asyncio.get_running_loop()
         self.spec = spec
         self.load = EngineLoad()
         self.died: asyncio.Future[EngineDied] = loop.create_future()
-        self._ready: asyncio.Future[Ready] = loop.create_future()
-        self._pipes = pipes
+        self.others: Sequence[Rank] = ()
+        self._leader: EngineProcess
         self._report = report
         self._streams: dict[int, Outputs] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._next = 1
-        self._closing = False
-        self._fault = "exited"
-        self._watch = asyncio.create_task(self._run(), name=f"engine {spec.model_id}")
+        self._watch: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(
@@ -200,27 +159,39 @@ class EngineClient:
         inherited: Mapping[str, str],
         command: Sequence[str] = DEFAULT_COMMAND,
         report: Report = lambda _: None,
+        others: Sequence[StartRank] = (),
     ) -> Self:
-        """A client whose engine is ready. Raises LoadError with the frame's kind, or EngineDied; leaves no process."""
-        pipes = await _spawn(spec, command, engine_environment(spec, inherited))
-        client = cls(spec, pipes, report)
+        """A client whose engine is ready. `others` start the ranks after the first; then `spec` has a group of that size.
+
+        Raises LoadError with the frame's kind, or EngineDied; leaves no process.
+        """
+        client = cls(spec, report)
+        env = engine_environment(spec, inherited)
+        client._leader = await EngineProcess.spawn(spec, command, env, client._hear)
         try:
-            client._send(frames.Load(spec))
-            await asyncio.shield(client._ready)
+            if others:
+                await client._gather(others)
+            await client._unless_dead(client._leader.ready)
         except BaseException:
             await client.close()
             raise
+        client._watch = asyncio.create_task(client._run(), name=f"engine of {spec.model_id}")
         return client
 
     @property
     def ready(self) -> Ready:
         """What the engine said when it was ready."""
-        return self._ready.result()
+        return self._leader.ready.result()
 
     @property
     def pid(self) -> int:
-        """The process id of the engine."""
-        return self._pipes.process.pid
+        """The process id of the engine, the leader's of a group."""
+        return self._leader.pid
+
+    @property
+    def ranks(self) -> Sequence[Rank]:
+        """All processes, the leader first."""
+        return (self._leader, *self.others)
 
     @property
     def open(self) -> int:
@@ -228,7 +199,7 @@ class EngineClient:
         return len(self._streams)
 
     def submit(self, *prompts: Prompt) -> Outputs:
-        """Starts `prompts` side by side. Raises EngineDied when the process is gone already."""
+        """Starts `prompts` side by side. Raises EngineDied when the engine is gone already."""
         if self.died.done():
             raise _again(self.died.result())
         requests = range(self._next, self._next + len(prompts))
@@ -237,67 +208,72 @@ class EngineClient:
         for request, prompt in zip(requests, prompts, strict=True):
             self._streams[request] = outputs
             self._idle.clear()
-            self._send(_submission(request, prompt))
+            self._leader.send(_submission(request, prompt))
         return outputs
 
     def forget(self, request: int) -> None:
         """Cancels a submission; called by `Outputs`."""
         if self._remove(request):
-            self._send(frames.Cancel(request))
+            self._leader.send(frames.Cancel(request))
 
     async def idle(self) -> None:
         """Returns when no submission is in flight."""
         await self._idle.wait()
 
     async def close(self) -> None:
-        """Ends the process: Shutdown, then SIGKILL to its group after a moment. Returns when it is reaped."""
-        self._closing = True
-        self._send(frames.Shutdown())
-        try:
-            await asyncio.wait([self._watch], timeout=EXIT_SECONDS)
-        finally:
-            self._kill()
-        await self._watch
+        """Ends all processes. Returns when they are reaped."""
+        await asyncio.gather(*(rank.close() for rank in self.ranks))
+        if self._watch is None:
+            self._die(self._leader.died.result())
+        else:
+            await self._watch
 
-    def _send(self, command: frames.Command) -> None:
-        if not self._pipes.writer.is_closing():
-            self._pipes.writer.write(frames.encode(command))
+    async def _gather(self, others: Sequence[StartRank]) -> None:
+        """Start the other ranks where the leader waits for them, and hold what all observed in the sanity all-reduce
+        against their number. Raises LoadError or EngineDied."""
+        group = self.spec.group
+        assert group is not None, "a group has ranks"
+        assert group.world == 1 + len(others), f"{group.world} ranks, and {len(others)} to start beside the first"
+        where = (await self._unless_dead(self._leader.listening)).coordinator
+        for rank, start in enumerate(others, start=1):
+            place = msgspec.structs.replace(group, rank=rank, coordinator=where)
+            self.others = (*self.others, await start(msgspec.structs.replace(self.spec, group=place)))
+        values = [(await self._unless_dead(rank.sane)).value for rank in self.ranks]
+        if any(value != group.world for value in values):
+            raise LoadError("sanity_mismatch", _told(values), {"ranks": values})
 
-    def _kill(self) -> None:
-        if self._pipes.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._pipes.process.pid, signal.SIGKILL)
+    async def _unless_dead(self, wanted: "asyncio.Future[frames.T]") -> "frames.T":
+        """What `wanted` gives. Raises as it does, or what the first rank died of."""
+        awaited: set[asyncio.Future[Any]] = {wanted, *self._deaths()}
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+        if wanted.done():
+            return wanted.result()
+        error = await self._first_death()
+        raise error if error.kind == "exited" else LoadError(error.kind, str(error))
 
     async def _run(self) -> None:
-        """The process's whole life: reads until it ends, then tells everybody who still waits."""
-        reading = asyncio.create_task(self._read())
-        printing = asyncio.create_task(self._print())
-        exiting = asyncio.create_task(self._pipes.process.wait())
-        await asyncio.wait({reading, exiting}, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait({reading, exiting}, timeout=EXIT_SECONDS)
-        self._kill()
-        code = await exiting
-        await asyncio.wait({reading, printing}, timeout=EXIT_SECONDS)
-        for task in (reading, printing):
-            task.cancel()
-        broken = (await asyncio.gather(reading, printing, return_exceptions=True))[0]
-        self._pipes.writer.close()
-        self._end(code, broken if isinstance(broken, frames.FrameError) else None)
+        """Waits for the first death, ends the others, and tells everybody who still waits."""
+        await asyncio.wait(self._deaths(), return_when=asyncio.FIRST_COMPLETED)
+        error = await self._first_death()
+        self._leader.end(Verdict(error.kind, f"was ended with its group: {error}"))
+        await asyncio.gather(*(rank.close() for rank in self.ranks))
+        self._die(error)
 
-    async def _read(self) -> None:
-        events = frames.EventReader()
-        with contextlib.suppress(ConnectionError):
-            while chunk := await self._pipes.reader.read(READ_BYTES):
-                for event in events.feed(chunk):
-                    self._absorb(event)
+    def _deaths(self) -> "list[asyncio.Future[EngineDied]]":
+        return [rank.died for rank in self.ranks]
 
-    async def _print(self) -> None:
-        assert self._pipes.process.stdout is not None
-        while chunk := await self._pipes.process.stdout.read(READ_BYTES):
-            self._pipes.words.feed(chunk)
-        self._pipes.words.close()
+    async def _first_death(self) -> EngineDied:
+        """Of what the group died. Who only says that another rank is gone is not the first: that one is about to be heard."""
+        dead = [rank.died.result() for rank in self.ranks if rank.died.done()]
+        if self.others and all(error.kind == "rank_exited" for error in dead):
+            await asyncio.wait([death for death in self._deaths() if not death.done()], timeout=HEARSAY_SECONDS)
+            dead += [rank.died.result() for rank in self.ranks if rank.died.done()]
+        first = next((error for error in dead if error.kind != "rank_exited"), dead[0])
+        if not self.others or first.kind != "exited":
+            return first
+        return EngineDied(str(first), "rank_exited")
 
-    def _absorb(self, event: frames.Event) -> None:
+    def _hear(self, event: frames.Event) -> None:
         match event:
             case frames.Step(outputs, load):
                 self.load = load
@@ -305,18 +281,8 @@ class EngineClient:
                     self._deliver(output)
             case frames.Report(load):
                 self.load = load
-            case frames.Progress():
+            case Progress():
                 self._report(event)
-            case frames.Ready() if not self._ready.done():
-                self._ready.set_result(event)
-            case frames.Failed(kind, message, plan) if not self._ready.done():
-                rows = [{"what": row.what, "bytes": row.bytes} for row in plan]
-                self._ready.set_exception(LoadError(kind, message, {"plan": rows} if rows else {}))
-            case frames.Failed(kind, message):
-                self._fault = kind
-                self._pipes.words.feed(f"{kind}: {message}\n".encode())
-            case frames.Ready():
-                raise frames.FrameError("a second ready frame")
 
     def _deliver(self, output: Output) -> None:
         stream = self._streams.get(output.request)
@@ -332,17 +298,31 @@ class EngineClient:
             self._idle.set()
         return known
 
-    def _end(self, code: int, broken: frames.FrameError | None) -> None:
-        words = _obituary(self.spec.model_id, code, self._pipes.words, broken, asked=self._closing)
-        error = EngineDied(words, self._fault)
+    def _die(self, error: EngineDied) -> None:
+        if self.died.done():
+            return
         self.died.set_result(error)
-        if not self._ready.done():
-            self._ready.set_exception(error)
-            self._ready.exception()  # nobody waits for it when the start was cancelled
         for stream in set(self._streams.values()):
             stream.put(error)
         self._streams.clear()
         self._idle.set()
+
+
+def start_here(
+    devices: tuple[int, ...], inherited: Mapping[str, str], command: Sequence[str] = DEFAULT_COMMAND
+) -> StartRank:
+    """Starts a rank on `devices` of this host."""
+
+    async def start(spec: EngineSpec) -> Rank:
+        mine = msgspec.structs.replace(spec, devices=devices)
+        return await EngineProcess.spawn(mine, command, engine_environment(mine, inherited), lambda _: None)
+
+    return start
+
+
+def _told(values: Sequence[int]) -> str:
+    seen = ", ".join(f"rank {rank} observed {value}" for rank, value in enumerate(values))
+    return f"the sanity all-reduce of {len(values)} ranks, which contribute 1 each, failed: {seen}"
 
 
 def _again(error: EngineDied) -> EngineDied:
@@ -360,35 +340,3 @@ def _submission(request: int, prompt: Prompt) -> frames.Submit:
         stop_ids=prompt.stop_ids,
         ignore_eos=prompt.ignore_eos,
     )
-
-
-def _obituary(model: str, code: int, words: _LastWords, broken: frames.FrameError | None, *, asked: bool) -> str:
-    if asked:
-        return f"the engine of {model} was shut down"
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    garbled = f" after an impossible frame ({broken})" if broken else ""
-    last = str(words)
-    return f"the engine process of {model} {how}{garbled}" + (f"; its last words: {last}" if last else "")
-
-
-async def _spawn(spec: EngineSpec, command: Sequence[str], env: Mapping[str, str]) -> _Pipes:
-    ours, theirs = socket.socketpair()
-    try:
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                "--fd",
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env=env,
-                start_new_session=True,
-            )
-    except BaseException:
-        ours.close()
-        raise
-    ours.setblocking(False)
-    reader, writer = await asyncio.open_unix_connection(sock=ours)
-    return _Pipes(process, reader, writer, _LastWords(spec.model_id))

@@ -1,7 +1,9 @@
-"""The engine process: frames on one side, the engine on the other. The only module that joins JAX to a socket.
+"""One process of a model: frames on one side, the engine on the other. The only module that joins JAX to a socket.
 
-Started by the daemon as `python -m neuron_jax.workers.engine_process --fd N` with one end of a socket pair. The main
-thread owns every JAX call; one other thread reads commands. When the daemon goes away the process ends, whatever it does.
+Started by the daemon with one end of a socket pair as `--fd N`: `python -m neuron_jax.workers.engine_process` serves a
+model by itself or leads the ranks of its group, `neuron worker` is one of the others. The main thread owns every JAX call;
+other threads read commands, and tell that the process lives. When the daemon or the leader goes away the process ends,
+whatever it does.
 """
 
 import argparse
@@ -13,25 +15,37 @@ import signal
 import socket
 import sys
 import threading
+import time
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
+from attrs import define, field
 
+from neuron_jax.errors import LoadError
+from neuron_jax.workers import watchdog
+from neuron_jax.workers.follow import Others, follow
 from neuron_jax.workers.frames import (
     Cancel,
     Command,
     CommandReader,
     EngineSpec,
     Event,
+    Failed,
+    Joined,
+    Listening,
     Load,
     Ready,
     Report,
+    Sane,
     Shutdown,
     Step,
     Submit,
     encode,
 )
-from neuron_jax.workers.start import failure, forget_tracing, start
+from neuron_jax.workers.heart import Heart
+from neuron_jax.workers.meeting import Company, Leader, Member
+from neuron_jax.workers.start import Started, configure, failure, forget_tracing, require, start
 
 log = logging.getLogger("neuron.engine")
 
@@ -42,33 +56,77 @@ SWITCH_SECONDS = 0.0005
 back from the device while another thread traces a program."""
 LOOK_SECONDS = 0.5
 """How often an idle engine looks for programs that were compiled in the background."""
+POLL_SECONDS = 0.02
+"""How often a leader looks whether the other ranks have compiled what is essential, too."""
+GRACE_SECONDS = 0.5
+"""How long a rank's own daemon has to say first, and with its last words, that it is gone."""
 
 
-def main() -> None:
+@define(eq=False)
+class Door:
+    """The way to the daemon, for several threads."""
+
+    link: socket.socket
+    inbox: "queue.SimpleQueue[Command]" = field(factory=queue.SimpleQueue)
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    def tell(self, event: Event) -> None:
+        frame = encode(event)
+        with self._lock:
+            self.link.sendall(frame)
+
+    def read(self) -> None:
+        """Commands into the inbox, until the daemon closes its end: then nobody is left to work for."""
+        try:
+            self._read_all()
+        except ConnectionError:
+            log.info("the daemon went away with words of ours unread")
+        except Exception:
+            log.exception("what the daemon sent could not be understood")
+            _end(1)
+        _end(0)
+
+    def _read_all(self) -> None:
+        reader = CommandReader()
+        while chunk := self.link.recv(1 << 20):
+            for command in reader.feed(chunk):
+                self.inbox.put(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Serve the model that the first frame names, until told to stop or left alone."""
     parser = argparse.ArgumentParser(prog="neuron-engine")
     parser.add_argument("--fd", type=int, required=True, help="the connected socket to the daemon")
-    arguments = parser.parse_args()
+    run(parser.parse_args(arguments).fd)
+
+
+def run(fd: int) -> None:
+    """The whole life of an engine or rank process whose daemon is at the other end of the socket `fd`."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     _die_with_parent()
     sys.setswitchinterval(SWITCH_SECONDS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the daemon's to handle
-    link = socket.socket(fileno=arguments.fd)
-    inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(link, inbox), name="commands", daemon=True).start()
-    first = inbox.get()
+    door = Door(socket.socket(fileno=fd))
+    heart = Heart(door.tell)
+    threading.Thread(target=door.read, name="commands", daemon=True).start()
+    first = door.inbox.get()
     assert isinstance(first, Load), first
+    spec = first.spec
     try:
-        engine = _build(first.spec, link)
+        require(spec.platform)
+        company = _company(spec, door)
+        if not spec.path:
+            _smoke(spec, company, door, heart)
+        started = _start(spec, door, heart, company)
+        if isinstance(company, Member):
+            door.tell(_ready(started))
+            follow(company, started.runner, started.made.buckets.keys(), heart)
+        engine = _lead(started, spec, heart, company)
+        door.tell(_ready(started))
+        _serve(engine, door)
     except Exception as error:
-        log.exception("%s could not be loaded", first.spec.model_id)
-        _send(link, failure(error))
-        _end(1)
-    try:
-        _serve(engine, link, inbox)
-    except Exception as error:
-        log.exception("%s cannot go on", first.spec.model_id)
-        _send(link, failure(error))
+        log.exception("%s cannot be served", spec.model_id)
+        door.tell(failure(error))
         _end(1)
     _end(0)
 
@@ -79,27 +137,113 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _serve(engine: Any, link: socket.socket, inbox: "queue.SimpleQueue[Command]") -> None:
+def _company(spec: EngineSpec, door: Door) -> Company | None:
+    """The other ranks, all of them here; None where there are none to be."""
+    if spec.group is None:
+        return None
+    if spec.group.rank:
+        return Member.attend(spec.group)
+    leader = Leader.listen(spec.group)
+    door.tell(Listening(leader.address))
+    leader.gather()
+    return leader
+
+
+def _start(spec: EngineSpec, door: Door, heart: Heart, company: Company | None) -> Started:
+    """The model, loaded; of a group by every rank alike."""
+
+    def join() -> None:
+        if company is not None:
+            _shake_hands(spec, company, door, heart)
+
+    started = start(spec, door.tell, join)
+    rows = "; ".join(f"{row.what} {row.bytes / 2**20:,.0f} MiB" for row in started.made.plan.rows)
+    spent = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in started.seconds.items())
+    log.info("%s: %s; ready in %.1f s: %s", spec.model_id, rows, sum(started.seconds.values()), spent)
+    if company is not None:
+        company.agree(started.digest)
+        company.watch(partial(_lost, spec, door))
+    return started
+
+
+def _smoke(spec: EngineSpec, company: Company | None, door: Door, heart: Heart) -> NoReturn:
+    """Without a model there is only the handshake to be tried."""
+    assert company is not None, "a process by itself has nobody to shake hands with"
+    configure(spec)
+    _shake_hands(spec, company, door, heart)
+    company.agree("")
+    # Who leaves while others still reduce takes them along.
+    company.watch(lambda _: _end(0))
+    while True:
+        if door.inbox.get() == Shutdown():
+            _end(0)
+
+
+def _shake_hands(spec: EngineSpec, company: Company, door: Door, heart: Heart) -> None:
+    """Become one JAX with the other ranks, and see that collectives work. Raises LoadError sanity_mismatch."""
+    from neuron_jax.workers.handshake import join, sanity
+
+    group = company.group
+    address = company.meet()
+    with heart.work("joining the other ranks", 2 * group.deadline):
+        devices = join(group, address, spec.platform)
+    door.tell(Joined(group.rank, tuple(str(device) for device in devices)))
+    with heart.work("the sanity all-reduce", group.deadline):
+        value = sanity(group)
+    door.tell(Sane(group.rank, value))
+    if value != group.world:
+        raise LoadError(
+            "sanity_mismatch",
+            f"rank {group.rank} observed a sum of {value} where {group.world} ranks contribute 1 each: their collectives "
+            "do not work",
+        )
+
+
+def _lost(spec: EngineSpec, door: Door, rank: int) -> None:
+    """Another rank is gone. Its own daemon knows its last words, and ends the group; where it cannot, we do."""
+    if rank == 0:
+        _end(0)
+    time.sleep(GRACE_SECONDS)
+    assert spec.group is not None
+    door.tell(Failed("rank_exited", f"rank {rank} of {spec.group.world} has left"))
+    _end(1)
+
+
+def _lead(started: Started, spec: EngineSpec, heart: Heart, company: Company | None) -> Any:
+    """The engine, once every rank can run its essential programs."""
+    if isinstance(company, Leader):
+        started.runner.lead(Others(company, started.made.buckets.keys()))
+        essential = set(started.made.buckets.essential())
+        while not essential <= started.runner.usable:
+            started.runner.collect()
+            time.sleep(POLL_SECONDS)
+
+    engine = started.lead()
+    engine.watch = lambda what, usual: heart.work(what, watchdog.allowed(spec, usual))
+    return engine
+
+
+def _serve(engine: Any, door: Door) -> None:
     """The loop: take what came in, make a step, send what came out. Sleeps only when there is nothing to do."""
     settled = False
     while True:
         if engine.idle:
             engine.check_integrity()
-            _send(link, Report(engine.load))
+            door.tell(Report(engine.load))
             if not (settled or engine.compiling):
                 forget_tracing()
                 settled = True
-            command = _wait(engine, inbox)
+            command = _wait(engine, door.inbox)
             if command is None:
                 continue
             if not _apply(engine, command):
                 return
-        while not inbox.empty():
-            if not _apply(engine, inbox.get()):
+        while not door.inbox.empty():
+            if not _apply(engine, door.inbox.get()):
                 return
         outputs = engine.step()
         if outputs:
-            _send(link, Step(outputs, engine.load))
+            door.tell(Step(outputs, engine.load))
 
 
 def _wait(engine: Any, inbox: "queue.SimpleQueue[Command]") -> Command | None:
@@ -127,56 +271,24 @@ def _apply(engine: Any, command: Command) -> bool:
     return True
 
 
-def _build(spec: EngineSpec, link: socket.socket) -> Any:
-    """Load the model, reporting progress, and say that it is ready."""
-    started = start(spec, lambda progress: _send(link, progress))
-    made = started.made
-    rows = "; ".join(f"{row.what} {row.bytes / 2**20:,.0f} MiB" for row in made.plan.rows)
-    spent = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in started.seconds.items())
-    log.info("%s: %s; ready in %.1f s: %s", spec.model_id, rows, sum(started.seconds.values()), spent)
-    _send(
-        link,
-        Ready(
-            max_context=made.plan.max_context,
-            max_slots=made.shapes.max_slots,
-            page_size=made.shapes.page_size,
-            pages=made.plan.pages,
-            quant=made.quant,
-            quant_reason=made.quant_reason,
-            kv_dtype=made.kv.name,
-            kv_reason=made.kv_reason,
-            attention=started.engine.runner.program.attention.name,
-            attention_reason=started.engine.runner.program.attention.reason,
-            compute_dtype=np.dtype(made.dtype).name,
-            devices=tuple(str(device) for device in started.devices),
-            plan=made.plan.rows,
-            load_seconds=sum(started.seconds.values()),
-        ),
+def _ready(started: Started) -> Ready:
+    made, attention = started.made, started.runner.program.attention
+    return Ready(
+        max_context=made.plan.max_context,
+        max_slots=made.shapes.max_slots,
+        page_size=made.shapes.page_size,
+        pages=made.plan.pages,
+        quant=made.quant,
+        quant_reason=made.quant_reason,
+        kv_dtype=made.kv.name,
+        kv_reason=made.kv_reason,
+        attention=attention.name,
+        attention_reason=attention.reason,
+        compute_dtype=np.dtype(made.dtype).name,
+        devices=tuple(str(device) for device in started.devices),
+        plan=made.plan.rows,
+        load_seconds=sum(started.seconds.values()),
     )
-    return started.engine
-
-
-def _read(link: socket.socket, inbox: "queue.SimpleQueue[Command]") -> None:
-    """Commands into the inbox, until the daemon closes its end: then nobody is left to work for."""
-    try:
-        _read_all(link, inbox)
-    except ConnectionError:
-        log.info("the daemon went away with words of ours unread")
-    except Exception:
-        log.exception("what the daemon sent could not be understood")
-        _end(1)
-    _end(0)
-
-
-def _read_all(link: socket.socket, inbox: "queue.SimpleQueue[Command]") -> None:
-    reader = CommandReader()
-    while chunk := link.recv(1 << 20):
-        for command in reader.feed(chunk):
-            inbox.put(command)
-
-
-def _send(link: socket.socket, event: Event) -> None:
-    link.sendall(encode(event))
 
 
 def _die_with_parent() -> None:

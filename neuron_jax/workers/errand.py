@@ -18,8 +18,8 @@ from typing import IO, Any
 import msgspec
 
 from neuron_jax.errors import LoadError, NeuronError
-from neuron_jax.workers.engine_client import engine_environment
 from neuron_jax.workers.frames import EngineSpec
+from neuron_jax.workers.process import engine_environment
 
 Record = dict[str, Any]
 Tell = Callable[[Record], None]

@@ -15,7 +15,8 @@ Ids, ints, floats and strings cross; arrays never do. When either side closes th
 """
 
 import struct
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -45,15 +46,14 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
 class Group(Struct, frozen=True, omit_defaults=True):
     """One rank's place among the `world` processes that serve a model together.
 
-    Rank 0 leads: it holds the meeting (`coordinator`, of jax.distributed) and hands out the steps (`steps`); it chooses
-    both ports and tells them in `Listening`, the others are started with them. Addresses are HOST:PORT.
+    Rank 0 leads: the others come to it at `coordinator`, HOST:PORT, and are handed the steps there (`workers.meeting`).
+    Where its port is 0 it chooses one, and tells in `Listening` what the others are started with.
     """
 
     rank: int
     world: int
     host: str = "127.0.0.1"  # this rank's host, as the other ranks reach it
-    coordinator: str = ""
-    steps: str = ""
+    coordinator: str = "127.0.0.1:0"
     secret: str = ""  # who does not know it is handed no steps
     deadline: float = 60.0  # seconds for all ranks to meet
 
@@ -79,6 +79,9 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     speculate: int = -1  # tokens guessed ahead in a text that repeats itself; 0 = none, -1 = where it helps
     prefix_cache: bool = True  # off: how soon an answer begins tells nobody what others have asked
     compile_cache: str = ""  # folder of JAX's persistent cache; "" = off
+    step_seconds: float = 30.0  # a step that takes longer, and many times as long as usual, hangs
+    first_seconds: float = 300.0  # the same for a program's first run, which nothing is known of
+    silent_seconds: float = 10.0  # a process that says nothing for so long does not run any more
 
 
 class Load(Struct, tag="load", frozen=True):
@@ -117,10 +120,9 @@ class Progress(Struct, tag="progress", frozen=True):
 
 
 class Listening(Struct, tag="listening", frozen=True):
-    """Rank 0 awaits the others: where they meet, and where they are handed steps."""
+    """Rank 0 awaits the others here."""
 
     coordinator: str
-    steps: str
 
 
 class Joined(Struct, tag="joined", frozen=True):
@@ -238,64 +240,57 @@ Event = Progress | Listening | Joined | Sane | Pulse | Ready | Failed | Step | R
 
 _HEADER = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()
-_commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
-_events: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+T = TypeVar("T")
 
 
 class FrameError(ValueError):
     """The peer sent bytes that are not a frame of this protocol."""
 
 
-def encode(message: Command | Event) -> bytes:
+def encode(message: Struct) -> bytes:
     """One frame, header included."""
     body = _encoder.encode(message)
     assert len(body) <= MAX_FRAME, f"frame of {len(body)} bytes"
     return _HEADER.pack(len(body)) + body
 
 
-class _Splitter:
-    """Cuts a byte stream into frame bodies; any chunking gives the same frames."""
+class FrameReader(Generic[T]):
+    """Cuts a byte stream into frames of one kind of record; any chunking gives the same frames."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Any) -> None:
         self._buffer = bytearray()
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
 
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """The bodies completed by `chunk`. Raises FrameError on an impossible length."""
+    def feed(self, chunk: bytes) -> list[T]:
+        """The records completed by `chunk`. Raises FrameError on anything that is none."""
         self._buffer += chunk
-        bodies = []
+        try:
+            return [self._decoder.decode(body) for body in self._bodies()]
+        except msgspec.MsgspecError as error:
+            raise FrameError(str(error)) from error
+
+    def _bodies(self) -> Iterator[bytes]:
         while len(self._buffer) >= _HEADER.size:
             (length,) = _HEADER.unpack_from(self._buffer)
             if length > MAX_FRAME:
                 raise FrameError(f"a frame of {length} bytes; at most {MAX_FRAME} are allowed")
             end = _HEADER.size + length
             if len(self._buffer) < end:
-                break
-            bodies.append(bytes(self._buffer[_HEADER.size : end]))
+                return
+            body = bytes(self._buffer[_HEADER.size : end])
             del self._buffer[:end]
-        return bodies
+            yield body
 
 
-class CommandReader:
-    """Bytes from the daemon -> commands; raises FrameError on anything else."""
-
-    def __init__(self) -> None:
-        self._split = _Splitter()
-
-    def feed(self, chunk: bytes) -> list[Command]:
-        try:
-            return [_commands.decode(body) for body in self._split.feed(chunk)]
-        except msgspec.MsgspecError as error:
-            raise FrameError(str(error)) from error
-
-
-class EventReader:
-    """Bytes from an engine process -> events; raises FrameError on anything else."""
+class CommandReader(FrameReader[Command]):
+    """Bytes from the daemon -> commands."""
 
     def __init__(self) -> None:
-        self._split = _Splitter()
+        super().__init__(Command)
 
-    def feed(self, chunk: bytes) -> list[Event]:
-        try:
-            return [_events.decode(body) for body in self._split.feed(chunk)]
-        except msgspec.MsgspecError as error:
-            raise FrameError(str(error)) from error
+
+class EventReader(FrameReader[Event]):
+    """Bytes from an engine process -> events."""
+
+    def __init__(self) -> None:
+        super().__init__(Event)

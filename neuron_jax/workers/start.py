@@ -1,4 +1,4 @@
-"""From a spec to an engine in this process: JAX's settings, devices, plan, weights; must not know sockets or the daemon.
+"""From a spec to a runner in this process: JAX's settings, devices, plan, weights; must not know sockets or the daemon.
 
 Whoever imports jax before `configure` has run gets JAX's own settings instead of the spec's.
 """
@@ -15,12 +15,15 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from neuron_jax.errors import LoadError
 from neuron_jax.workers.faults import classify
 from neuron_jax.workers.frames import EngineSpec, Failed, MemoryRow, Progress
 
 log = logging.getLogger("neuron.engine")
 
 Report = Callable[[Progress], None]
+Join = Callable[[], None]
+"""Makes this process a rank of its group, once JAX is configured and before it is used."""
 
 
 @frozen
@@ -35,20 +38,35 @@ class Prepared:
 
 @frozen
 class Started:
-    """An engine that serves. `seconds` tells what each phase of the start took, in order; `config` is the checkpoint's."""
+    """A runner that can serve. `seconds` tells what each phase of the start took, in order; `config` is the checkpoint's.
 
-    engine: Any
+    `digest` is the same on all ranks that may serve together.
+    """
+
+    runner: Any
     made: Any
     devices: list[Any]
     config: Mapping[str, Any]
+    digest: str
     seconds: Mapping[str, float]
+
+    def lead(self) -> Any:
+        """The engine over the runner, whose essential programs must be usable."""
+        from neuron_jax.engine.build import lead
+
+        return lead(self.made, self.runner)
 
 
 @contextmanager
-def prepare(spec: EngineSpec) -> Iterator[Prepared]:
-    """Import and configure JAX, find the devices, open the checkpoint and plan; the checkpoint is closed at the end."""
+def prepare(spec: EngineSpec, join: Join = lambda: None) -> Iterator[Prepared]:
+    """Import and configure JAX, find the devices, open the checkpoint and plan; the checkpoint is closed at the end.
+
+    Raises LoadError where the platform is not there.
+    """
     began = time.monotonic()
+    require(spec.platform)
     configure(spec)
+    join()
     from neuron_jax.engine.build import design
     from neuron_jax.weights.checkpoint import open_checkpoint
 
@@ -56,17 +74,17 @@ def prepare(spec: EngineSpec) -> Iterator[Prepared]:
     there = time.monotonic()
     checkpoint = open_checkpoint(Path(spec.path))
     try:
-        limit = _memory_limit(devices[0], spec)
+        limit = _memory_limit(spec)
         made = design(checkpoint.config, spec, limit=limit, storage=checkpoint.storage)
         yield Prepared(checkpoint, devices, made, {"jax": there - began, "plan": time.monotonic() - there})
     finally:
         checkpoint.close()
 
 
-def start(spec: EngineSpec, report: Report) -> Started:
+def start(spec: EngineSpec, report: Report, join: Join = lambda: None) -> Started:
     """Load the model of `spec` and compile what is essential."""
-    with prepare(spec) as ready:
-        from neuron_jax.engine.build import assemble
+    with prepare(spec, join) as ready:
+        from neuron_jax.engine.build import digest, load_runner
         from neuron_jax.weights.place import load_params
 
         began, reading = time.monotonic(), 0.0
@@ -77,13 +95,14 @@ def start(spec: EngineSpec, report: Report) -> Started:
             reading = time.monotonic() - began
             return params
 
-        engine = assemble(ready.made, devices=ready.devices, load=load, report=report)
+        runner = load_runner(ready.made, devices=ready.devices, load=load, report=report)
         give_back()
-        made = _settled(ready.made, engine.runner.program, engine.runner.compiler.ready)
+        made = _settled(ready.made, runner.program, runner.compiler.ready)
         # Compiling runs beside reading: what is booked to it is what was left of it afterwards.
         left = time.monotonic() - began - reading
         seconds = {**ready.seconds, "weights": reading, "compile": left}
-        return Started(engine, made, ready.devices, ready.checkpoint.config, seconds)
+        told = digest(ready.made, runner, ready.checkpoint.tensors)
+        return Started(runner, made, ready.devices, ready.checkpoint.config, told, seconds)
 
 
 def configure(spec: EngineSpec) -> None:
@@ -91,12 +110,28 @@ def configure(spec: EngineSpec) -> None:
     import jax
 
     jax.config.update("jax_platforms", spec.platform)
-    if spec.platform == "cpu" and len(spec.devices) > 1:
+    if spec.platform == "cpu" and spec.group is not None:
+        jax.config.update("jax_num_cpu_devices", len(spec.devices))
+    elif spec.platform == "cpu" and len(spec.devices) > 1:
         jax.config.update("jax_num_cpu_devices", max(spec.devices) + 1)
     if spec.compile_cache:
         jax.config.update("jax_compilation_cache_dir", spec.compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def require(platform: str) -> None:
+    """A platform that JAX cannot use must be obvious: it would fall back, or fail with words about something else.
+
+    Raises LoadError cuda_feature_not_enabled.
+    """
+    from neuron_jax.hardware.discover import has_cuda_plugin
+
+    if platform == "cuda" and not has_cuda_plugin():
+        raise LoadError(
+            "cuda_feature_not_enabled",
+            "CUDA was asked for, and JAX's CUDA plugin is not installed: pip install 'cortex-jax[cuda12]'",
+        )
 
 
 def give_back() -> None:
@@ -121,6 +156,8 @@ def failure(error: Exception) -> Failed:
     from neuron_jax.weights.errors import WeightsError
 
     match error:
+        case LoadError():
+            return Failed(error.kind, error.message)
         case DoesNotFitError():
             return Failed("does_not_fit", str(error), tuple(MemoryRow(r.what, r.bytes) for r in error.rows))
         case ModelError() | WeightsError():
@@ -141,23 +178,42 @@ def _settled(made: Any, program: Any, compiled: Mapping[Any, Any]) -> Any:
 
 
 def _devices(spec: EngineSpec) -> list[Any]:
-    """The devices of the spec, by index. On CUDA the environment makes only these visible, in this order."""
+    """The devices of the spec, by index. On CUDA the environment makes only these visible, in this order.
+
+    Of a group: all devices of all ranks, rank 0's first.
+    """
     import jax
 
     found = jax.devices(spec.platform)
-    wanted = spec.devices if spec.platform == "cpu" else tuple(range(len(spec.devices)))
-    chosen = [found[index] for index in wanted]
+    if spec.group is not None:
+        chosen = sorted(found, key=lambda device: (device.process_index, device.id))
+    else:
+        wanted = spec.devices if spec.platform == "cpu" else tuple(range(len(spec.devices)))
+        chosen = [found[index] for index in wanted]
     assert len(chosen) == spec.tensor_parallel, f"{len(chosen)} devices for tensor_parallel {spec.tensor_parallel}"
     return chosen
 
 
-def _memory_limit(device: Any, spec: EngineSpec) -> int:
-    """Bytes that the engine may use on each device."""
+def _memory_limit(spec: EngineSpec) -> int:
+    """Bytes that the engine may use on each device: of a group, on the one that has the least."""
+    limit = _local_limit(spec)
+    if spec.group is None:
+        return limit
+    from neuron_jax.workers.handshake import least
+
+    return least(spec.group, limit // 2**20) * 2**20
+
+
+def _local_limit(spec: EngineSpec) -> int:
+    """Bytes on each device of this process."""
+    import jax
+
     if spec.memory_mb:
         return spec.memory_mb * 2**20
-    stats = device.memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     from neuron_jax.hardware.cpu import read_memory
 
+    # Ranks on one host share its memory; on several each has its own, and this is careful.
     return read_memory().available // spec.tensor_parallel

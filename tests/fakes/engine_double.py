@@ -19,6 +19,7 @@ import re
 import selectors
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from attrs import define, frozen
 
 from neuron_jax.workers import frames
 from neuron_jax.workers.frames import Alternative, EngineLoad, EngineSpec, MemoryRow, Output, Submit
+from neuron_jax.workers.heart import Heart
 
 COMMAND = (sys.executable, "-m", "tests.fakes.engine_double")
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,6 +120,7 @@ class Double:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.lock = threading.Lock()
         self.reader = frames.CommandReader()
         self.running: dict[int, Running] = {}
         self.steps = 0
@@ -207,7 +210,8 @@ class Double:
         return EngineLoad(running=len(self.running), free_pages=free, pages=1024, decode_rate=100.0, steps=self.steps)
 
     def send(self, event: frames.Event) -> None:
-        self.sock.sendall(frames.encode(event))
+        with self.lock:
+            self.sock.sendall(frames.encode(event))
 
 
 def main() -> None:
@@ -215,7 +219,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     with socket.socket(fileno=parser.parse_args().fd) as sock:
-        Double(sock).serve()
+        double = Double(sock)
+        Heart(double.send)
+        double.serve()
 
 
 if __name__ == "__main__":

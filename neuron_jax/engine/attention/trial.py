@@ -86,7 +86,8 @@ def tolerance(dtype: Any) -> float:
 def disagreement(make: Make, reference: Make, case: Case, layer: Layer, *, chunked: bool) -> float:
     """The largest difference of the mixed values to the reference's, over their largest value. NaN where one is NaN."""
     chunk = CHUNK if chunked else 1
-    got, wanted = (jax.jit(partial(_step, case, layer, way)) for way in (make, reference))
+    whole = named_sharding(case.mesh, ())  # so that every process of several can read it
+    got, wanted = (jax.jit(partial(_step, case, layer, way), out_shardings=whole) for way in (make, reference))
     off = []
     for lengths in PROMPTS if chunked else ROWS:
         given, real = _inputs(case, layer, chunk, lengths)

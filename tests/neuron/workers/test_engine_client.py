@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from neuron_jax.errors import EngineDied, LoadError
-from neuron_jax.workers.engine_client import EngineClient, Prompt, engine_environment
+from neuron_jax.workers.engine_client import EngineClient, Prompt
 from neuron_jax.workers.frames import EngineSpec, Output, Progress, Sampling
+from neuron_jax.workers.process import engine_environment
 from tests.fakes.engine_double import COMMAND, environment
 from tests.fakes.tiny_model import END, write_tiny_model
 from tests.fakes.waiting import until

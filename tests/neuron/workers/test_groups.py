@@ -1,0 +1,189 @@
+"""Groups of real processes, joined by Gloo on loopback: the same tokens as one process, one end for all, honest words."""
+
+import asyncio
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from neuron_jax.errors import EngineDied, LoadError
+from neuron_jax.workers.engine_client import EngineClient, Prompt, start_here
+from neuron_jax.workers.frames import EngineSpec, Group, Sampling
+from neuron_jax.workers.process import DEFAULT_COMMAND
+from tests.fakes.tiny_llama import write_checkpoint
+from tests.fakes.waiting import until
+
+Use = Callable[[EngineClient], Awaitable[Any]]
+GREEDY = Sampling(temperature=0.0)
+WARM = Sampling(temperature=0.8, seed=7, top_p=0.9, presence_penalty=0.5)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"), num_attention_heads=4, num_key_value_heads=2)
+
+
+def spec(path: pathlib.Path, **changes: Any) -> EngineSpec:
+    return EngineSpec("tiny", str(path), quant="none", max_slots=4, chunk_tokens=32, **changes)
+
+
+def grouped(path: pathlib.Path, world: int, **changes: Any) -> EngineSpec:
+    group = Group(rank=0, world=world, secret="s", deadline=30.0)
+    return spec(path, tensor_parallel=world, group=group, **changes)
+
+
+async def with_group(told: EngineSpec, use: Use, command: tuple[str, ...] = DEFAULT_COMMAND) -> Any:
+    """What `use` gives on an engine of the spec; sees that no process is left."""
+    world = told.group.world if told.group is not None else 1
+    others = [start_here((0,), os.environ, command) for _ in range(world - 1)]
+    client = await EngineClient.start(told, inherited=os.environ, command=command, others=others)
+    pids = [rank.pid for rank in client.ranks]
+    try:
+        return await use(client)
+    finally:
+        await client.close()
+        assert not [pid for pid in pids if alive(pid)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def tokens(client: EngineClient, prompt: list[int], sampling: Sampling, most: int = 24) -> list[int]:
+    with client.submit(Prompt(prompt, sampling, most)) as outputs:
+        return [token async for output in outputs for token in output.tokens]
+
+
+async def conversation(client: EngineClient) -> list[list[int]]:
+    """Some requests at once, some after another, with and without penalties."""
+    prompts = [list(range(1, 60)), [5, 6, 7], list(range(100, 140))]
+    first = await asyncio.gather(*(tokens(client, prompt, GREEDY) for prompt in prompts))
+    return [*first, await tokens(client, prompts[0], WARM), await tokens(client, prompts[1], WARM)]
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint: pathlib.Path) -> list[list[int]]:
+    """What one process with one device says."""
+    told: list[list[int]] = asyncio.run(with_group(spec(checkpoint), conversation))
+    return told
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_say_what_one_process_says(world: int, checkpoint: pathlib.Path, alone: list[list[int]]) -> None:
+    """Two kv heads: with four ranks each head is on two of them."""
+
+    async def use(client: EngineClient) -> list[list[int]]:
+        assert [rank.phase for rank in client.ranks] == ["ready"] * world
+        assert [rank.sane.result().value for rank in client.ranks] == [world] * world
+        return await conversation(client)
+
+    assert asyncio.run(with_group(grouped(checkpoint, world), use)) == alone
+
+
+def test_a_rank_may_have_several_devices(checkpoint: pathlib.Path, alone: list[list[int]]) -> None:
+    told = EngineSpec(
+        "tiny",
+        str(checkpoint),
+        quant="none",
+        max_slots=4,
+        chunk_tokens=32,
+        devices=(0, 1),
+        tensor_parallel=3,
+        group=Group(rank=0, world=2, secret="s"),
+    )
+
+    assert asyncio.run(with_group(told, conversation)) == alone
+
+
+def test_the_death_of_a_rank_is_the_groups(checkpoint: pathlib.Path) -> None:
+    """Noticed within a second, told with its name, and nobody else is left."""
+
+    async def use(client: EngineClient) -> None:
+        with client.submit(Prompt([1, 2, 3], GREEDY, 400)) as outputs:
+            await anext(outputs)
+            os.kill(client.ranks[1].pid, signal.SIGKILL)
+            began = asyncio.get_running_loop().time()
+            with pytest.raises(EngineDied, match=r"rank 1 of 2 of tiny was killed by SIGKILL") as died:
+                async for _ in outputs:
+                    pass
+        assert died.value.kind == "rank_exited"
+        assert asyncio.get_running_loop().time() - began < 5
+
+    asyncio.run(with_group(grouped(checkpoint, 2), use))
+
+
+def test_the_death_of_the_leader_is_the_groups(checkpoint: pathlib.Path) -> None:
+    async def use(client: EngineClient) -> None:
+        os.kill(client.pid, signal.SIGKILL)
+        died = await client.died
+        assert "rank 0 of 2 of tiny was killed by SIGKILL" in str(died)
+        await until(lambda: not alive(client.ranks[1].pid))
+
+    asyncio.run(with_group(grouped(checkpoint, 2), use))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_rank_is_found_by_its_silence(rank: int, checkpoint: pathlib.Path) -> None:
+    async def use(client: EngineClient) -> None:
+        await tokens(client, [1, 2, 3], GREEDY)
+        os.kill(client.ranks[rank].pid, signal.SIGSTOP)
+        died = await asyncio.wait_for(client.died, 20)
+        assert died.kind == "rank_silent"
+        assert f"rank {rank} of 2 of tiny said nothing for 2 s" in str(died)
+
+    asyncio.run(with_group(grouped(checkpoint, 2, silent_seconds=2.0), use))
+
+
+def test_a_rank_that_lies_is_found_out_before_anything_is_loaded(checkpoint: pathlib.Path) -> None:
+    """The double adds 2 to the sum as rank 1, and is the real thing otherwise."""
+    liar = (sys.executable, "-m", "tests.fakes.lying_rank")
+
+    with pytest.raises(
+        LoadError, match="3 where 2 ranks contribute 1 each|rank 0 observed 3, rank 1 observed 3"
+    ) as failed:
+        asyncio.run(with_group(grouped(checkpoint, 2), conversation, liar))
+
+    assert failed.value.kind == "sanity_mismatch"
+
+
+def test_who_does_not_come_is_named(checkpoint: pathlib.Path) -> None:
+    """The other rank does not know the secret, which is as good as not coming."""
+    told = EngineSpec(
+        "tiny", str(checkpoint), tensor_parallel=2, group=Group(rank=0, world=2, secret="s", deadline=3.0)
+    )
+
+    async def stranger(spec: EngineSpec) -> Any:
+        assert spec.group is not None
+        group = Group(1, 2, coordinator=spec.group.coordinator, secret="another", deadline=3.0)
+        return await start_here((0,), os.environ)(EngineSpec("tiny", str(checkpoint), tensor_parallel=2, group=group))
+
+    async def run() -> None:
+        await EngineClient.start(told, inherited=os.environ, others=[stranger])
+
+    with pytest.raises(LoadError) as failed:
+        asyncio.run(run())
+
+    assert failed.value.kind == "rendezvous_timeout"
+
+
+def test_ranks_that_would_serve_different_things_are_refused(checkpoint: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    other = write_checkpoint(tmp_path, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=3)
+
+    async def elsewhere(spec: EngineSpec) -> Any:
+        return await start_here((0,), os.environ)(EngineSpec("tiny", str(other), tensor_parallel=2, group=spec.group))
+
+    async def run() -> None:
+        await EngineClient.start(grouped(checkpoint, 2), inherited=os.environ, others=[elsewhere])
+
+    with pytest.raises(LoadError, match="rank 1 would serve something else") as failed:
+        asyncio.run(run())
+
+    assert failed.value.kind == "rank_mismatch"
