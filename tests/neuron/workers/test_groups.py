@@ -147,7 +147,7 @@ def test_a_rank_that_lies_is_found_out_before_anything_is_loaded(checkpoint: pat
     liar = (sys.executable, "-m", "tests.fakes.lying_rank")
 
     with pytest.raises(
-        LoadError, match="3 where 2 ranks contribute 1 each|rank 0 observed 3, rank 1 observed 3"
+        LoadError, match=r"3 where 2 ranks contribute 1 each|rank 0 observed 3, rank 1 observed 3"
     ) as failed:
         asyncio.run(with_group(grouped(checkpoint, 2), conversation, liar))
 
