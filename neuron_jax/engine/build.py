@@ -159,14 +159,13 @@ def program_for(made: Design, devices: list[Any]) -> Program:
 
 def load_runner(
     made: Design,
+    program: Program,
     *,
-    devices: list[Any],
     load: Callable[[Model, jax.sharding.Mesh], Any],
     report: Report,
     compile_workers: int = 2,
 ) -> Runner:
     """Compile what is essential while `load` reads the parameters; the other programs follow behind the first requests."""
-    program = program_for(made, devices)
     compiler = Compiler(program.lower, workers=compile_workers)
     try:
         compiler.start(made.buckets.essential())
@@ -201,7 +200,7 @@ def lead(made: Design, runner: Runner) -> Engine:
     return Engine(scheduler, runner, made.plan.max_context, time.perf_counter)
 
 
-def digest(made: Design, runner: Runner, tensors: Mapping[str, Any]) -> str:
+def digest(made: Design, program: Program, tensors: Mapping[str, Any]) -> str:
     """What an engine would serve and how, in a few characters: ranks whose digests differ must not serve together.
 
     `tensors` are the checkpoint's, by name; their values are not read.
@@ -213,7 +212,7 @@ def digest(made: Design, runner: Runner, tensors: Mapping[str, Any]) -> str:
         made.plan.pages,
         made.plan.max_context,
         made.shapes,
-        runner.program.attention.name,
+        program.attention.name,
         list(map(str, made.buckets.keys())),
         sorted((name, str(info)) for name, info in tensors.items()),
     ]

@@ -156,13 +156,15 @@ def _start(spec: EngineSpec, door: Door, heart: Heart, company: Company | None) 
         if company is not None:
             _shake_hands(spec, company, door, heart)
 
-    started = start(spec, door.tell, join)
+    def agree(digest: str) -> None:
+        if company is not None:
+            company.agree(digest)
+            company.watch(partial(_lost, spec, door))
+
+    started = start(spec, door.tell, join, agree)
     rows = "; ".join(f"{row.what} {row.bytes / 2**20:,.0f} MiB" for row in started.made.plan.rows)
     spent = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in started.seconds.items())
     log.info("%s: %s; ready in %.1f s: %s", spec.model_id, rows, sum(started.seconds.values()), spent)
-    if company is not None:
-        company.agree(started.digest)
-        company.watch(partial(_lost, spec, door))
     return started
 
 

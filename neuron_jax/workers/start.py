@@ -24,6 +24,8 @@ log = logging.getLogger("neuron.engine")
 Report = Callable[[Progress], None]
 Join = Callable[[], None]
 """Makes this process a rank of its group, once JAX is configured and before it is used."""
+Agree = Callable[[str], None]
+"""Told a digest of what will be served, before weights are read. Ranks of a group must have the same."""
 
 
 @frozen
@@ -38,16 +40,12 @@ class Prepared:
 
 @frozen
 class Started:
-    """A runner that can serve. `seconds` tells what each phase of the start took, in order; `config` is the checkpoint's.
-
-    `digest` is the same on all ranks that may serve together.
-    """
+    """A runner that can serve. `seconds` tells what each phase of the start took, in order; `config` is the checkpoint's."""
 
     runner: Any
     made: Any
     devices: list[Any]
     config: Mapping[str, Any]
-    digest: str
     seconds: Mapping[str, float]
 
     def lead(self) -> Any:
@@ -81,12 +79,14 @@ def prepare(spec: EngineSpec, join: Join = lambda: None) -> Iterator[Prepared]:
         checkpoint.close()
 
 
-def start(spec: EngineSpec, report: Report, join: Join = lambda: None) -> Started:
+def start(spec: EngineSpec, report: Report, join: Join = lambda: None, agree: Agree = lambda _: None) -> Started:
     """Load the model of `spec` and compile what is essential."""
     with prepare(spec, join) as ready:
-        from neuron_jax.engine.build import digest, load_runner
+        from neuron_jax.engine.build import digest, load_runner, program_for
         from neuron_jax.weights.place import load_params
 
+        program = program_for(ready.made, ready.devices)
+        agree(digest(ready.made, program, ready.checkpoint.tensors))
         began, reading = time.monotonic(), 0.0
 
         def load(model: Any, mesh: Any) -> Any:
@@ -95,14 +95,13 @@ def start(spec: EngineSpec, report: Report, join: Join = lambda: None) -> Starte
             reading = time.monotonic() - began
             return params
 
-        runner = load_runner(ready.made, devices=ready.devices, load=load, report=report)
+        runner = load_runner(ready.made, program, load=load, report=report)
         give_back()
-        made = _settled(ready.made, runner.program, runner.compiler.ready)
+        made = _settled(ready.made, program, runner.compiler.ready)
         # Compiling runs beside reading: what is booked to it is what was left of it afterwards.
         left = time.monotonic() - began - reading
         seconds = {**ready.seconds, "weights": reading, "compile": left}
-        told = digest(ready.made, runner, ready.checkpoint.tensors)
-        return Started(runner, made, ready.devices, ready.checkpoint.config, told, seconds)
+        return Started(runner, made, ready.devices, ready.checkpoint.config, seconds)
 
 
 def configure(spec: EngineSpec) -> None:

@@ -28,7 +28,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def spec(path: pathlib.Path, **changes: Any) -> EngineSpec:
-    return EngineSpec("tiny", str(path), quant="none", max_slots=4, chunk_tokens=32, **changes)
+    """As few programs as can serve: every rank compiles them for itself, on the same two cores."""
+    told = {"max_slots": 2, "chunk_tokens": 8, "decode_steps": 1} | changes
+    return EngineSpec("tiny", str(path), quant="none", **told)
+
+
+def one_at_a_time(path: pathlib.Path, **changes: Any) -> EngineSpec:
+    """Two ranks that serve one request, for tests that only end them."""
+    return grouped(path, 2, max_slots=1, **changes)
 
 
 def grouped(path: pathlib.Path, world: int, **changes: Any) -> EngineSpec:
@@ -89,16 +96,8 @@ def test_ranks_say_what_one_process_says(world: int, checkpoint: pathlib.Path, a
 
 
 def test_a_rank_may_have_several_devices(checkpoint: pathlib.Path, alone: list[list[int]]) -> None:
-    told = EngineSpec(
-        "tiny",
-        str(checkpoint),
-        quant="none",
-        max_slots=4,
-        chunk_tokens=32,
-        devices=(0, 1),
-        tensor_parallel=3,
-        group=Group(rank=0, world=2, secret="s"),
-    )
+    group = Group(rank=0, world=2, secret="s")
+    told = spec(checkpoint, devices=(0, 1), tensor_parallel=3, group=group)
 
     assert asyncio.run(with_group(told, conversation)) == alone
 
@@ -117,7 +116,7 @@ def test_the_death_of_a_rank_is_the_groups(checkpoint: pathlib.Path) -> None:
         assert died.value.kind == "rank_exited"
         assert asyncio.get_running_loop().time() - began < 5
 
-    asyncio.run(with_group(grouped(checkpoint, 2), use))
+    asyncio.run(with_group(one_at_a_time(checkpoint), use))
 
 
 def test_the_death_of_the_leader_is_the_groups(checkpoint: pathlib.Path) -> None:
@@ -127,7 +126,7 @@ def test_the_death_of_the_leader_is_the_groups(checkpoint: pathlib.Path) -> None
         assert "rank 0 of 2 of tiny was killed by SIGKILL" in str(died)
         await until(lambda: not alive(client.ranks[1].pid))
 
-    asyncio.run(with_group(grouped(checkpoint, 2), use))
+    asyncio.run(with_group(one_at_a_time(checkpoint), use))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -139,7 +138,7 @@ def test_a_stopped_rank_is_found_by_its_silence(rank: int, checkpoint: pathlib.P
         assert died.kind == "rank_silent"
         assert f"rank {rank} of 2 of tiny said nothing for 2 s" in str(died)
 
-    asyncio.run(with_group(grouped(checkpoint, 2, silent_seconds=2.0), use))
+    asyncio.run(with_group(one_at_a_time(checkpoint, silent_seconds=2.0), use))
 
 
 def test_a_rank_that_lies_is_found_out_before_anything_is_loaded(checkpoint: pathlib.Path) -> None:
@@ -149,7 +148,7 @@ def test_a_rank_that_lies_is_found_out_before_anything_is_loaded(checkpoint: pat
     with pytest.raises(
         LoadError, match=r"3 where 2 ranks contribute 1 each|rank 0 observed 3, rank 1 observed 3"
     ) as failed:
-        asyncio.run(with_group(grouped(checkpoint, 2), conversation, liar))
+        asyncio.run(with_group(one_at_a_time(checkpoint), conversation, liar))
 
     assert failed.value.kind == "sanity_mismatch"
 
@@ -181,7 +180,7 @@ def test_ranks_that_would_serve_different_things_are_refused(checkpoint: pathlib
         return await start_here((0,), os.environ)(EngineSpec("tiny", str(other), tensor_parallel=2, group=spec.group))
 
     async def run() -> None:
-        await EngineClient.start(grouped(checkpoint, 2), inherited=os.environ, others=[elsewhere])
+        await EngineClient.start(one_at_a_time(checkpoint), inherited=os.environ, others=[elsewhere])
 
     with pytest.raises(LoadError, match="rank 1 would serve something else") as failed:
         asyncio.run(run())
