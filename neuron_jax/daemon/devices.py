@@ -48,15 +48,18 @@ class Devices:
 def assign(
     spec: ModelSpec, hardware: Hardware, loads: Sequence[DeviceLoad], residents: Mapping[int, int]
 ) -> tuple[int, ...]:
-    """The devices for `spec`: those it names, else the emptiest. `residents`: models per device. Raises LoadError."""
+    """This host's devices for `spec`: those it names, else the emptiest. `residents`: models per device. Raises LoadError.
+
+    Fewer than it is spread over where other hosts may lend the rest.
+    """
     known = [device.index for device in hardware.devices]
     if spec.devices is not None:
         return _named(spec, spec.devices, known)
-    if spec.tensor_parallel > len(known):
+    if spec.tensor_parallel > len(known) and not spec.hosts:
         raise LoadError(
             "bad_devices",
             f"tensor_parallel is {spec.tensor_parallel}, and this host has {len(known)} device(s): {known}. On a CPU, "
-            "engine.cpu_devices in the neuron's config splits it for trying.",
+            "engine.cpu_devices in the neuron's config splits it for trying; hosts names peers that may lend some.",
         )
     free = {load.index: load.vram_free_mb for load in loads}
     # Models that are still loading have not taken their memory yet, so the fewest models come first.
@@ -68,7 +71,7 @@ def _named(spec: ModelSpec, devices: tuple[int, ...], known: Sequence[int]) -> t
     missing = [index for index in devices if index not in known]
     if missing:
         raise LoadError("bad_devices", f"devices {list(devices)}: {missing} are not here; this host has {list(known)}.")
-    if spec.tensor_parallel not in (1, len(devices)):
+    if spec.tensor_parallel not in (1, len(devices)) and not (spec.hosts and spec.tensor_parallel > len(devices)):
         raise LoadError(
             "bad_devices", f"tensor_parallel is {spec.tensor_parallel}, and {len(devices)} devices are named; give one."
         )

@@ -17,7 +17,7 @@ def engine_spec(
         path=str(path),
         platform=platform,
         devices=devices,
-        tensor_parallel=len(devices),
+        tensor_parallel=max(spec.tensor_parallel, len(devices)),
         quant=spec.quant,
         kv_dtype=spec.kv_dtype,
         memory_mb=engine.memory_mb,
@@ -30,4 +30,7 @@ def engine_spec(
         decode_steps=engine.decode_steps,
         speculate=engine.speculate,
         compile_cache=str(config.cache.compile_dir),
+        step_seconds=config.watchdog.step_secs,
+        first_seconds=config.watchdog.first_step_secs,
+        silent_seconds=config.watchdog.silent_secs,
     )

@@ -17,7 +17,9 @@ from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.daemon.catalogue import Catalogue
 from neuron_jax.daemon.devices import Devices, assign
 from neuron_jax.daemon.estimate import least_bytes
+from neuron_jax.daemon.groups import Groups
 from neuron_jax.daemon.launch import engine_spec
+from neuron_jax.daemon.lending import Lender
 from neuron_jax.daemon.metrics import DeviceGauges, Metrics, ModelGauges
 from neuron_jax.daemon.model_text import ModelFacts, ModelText, read_facts, read_text
 from neuron_jax.daemon.problems import Problem, model_not_found, shutting_down
@@ -26,8 +28,6 @@ from neuron_jax.errors import LoadError
 from neuron_jax.text.errors import TextError
 from neuron_jax.weights.describe import ModelDescription
 from neuron_jax.weights.errors import WeightsError
-from neuron_jax.workers.engine_client import EngineClient
-from neuron_jax.workers.frames import EngineSpec
 from neuron_jax.workers.process import DEFAULT_COMMAND
 from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
 
@@ -72,8 +72,16 @@ class Lifecycle:
         self.catalogue = Catalogue(config)
         self.activation = Activation(pending=[spec.model_id for spec in config.default_models])
         self.closing = False
+        self.lender = Lender(
+            config,
+            devices.platform,
+            command=command,
+            read_model=self.catalogue.spec,
+            locate=self._locate,
+            choose=self._lend,
+        )
+        self._groups = Groups(config, command)
         self._metrics = metrics
-        self._command = tuple(command)
         self._restarts = restarts
         self._residents: dict[str, Resident] = {}
         self._facts: dict[tuple[Path, int], ModelFacts | None] = {}
@@ -90,12 +98,14 @@ class Lifecycle:
         if self._activating is not None:
             self._activating.cancel()
             await asyncio.gather(self._activating, return_exceptions=True)
+        await self.lender.close()
         unloads = [self._remove(resident, drain_secs) for resident in tuple(self._residents.values())]
         await asyncio.gather(*unloads, return_exceptions=True)
 
     async def refuse_new_work(self) -> None:
         """The neuron is about to end: models that still load are given up, requests in flight go on."""
         self.closing = True
+        await self.lender.close()
         loading = [resident for resident in self._residents.values() if resident.status == "loading"]
         await asyncio.gather(*(self._remove(resident, 0.0) for resident in loading), return_exceptions=True)
 
@@ -209,12 +219,11 @@ class Lifecycle:
         loads = await self.devices.look()
         if spec.model_id in self._residents:  # somebody else began while we looked
             return self._residents[spec.model_id]
-        crowd = Counter(index for resident in self.residents for index in resident.devices)
-        devices = assign(spec, self.devices.hardware, loads, crowd)
+        devices = assign(spec, self.devices.hardware, loads, self._crowd())
         plan = Plan(
             fetch=partial(self.catalogue.fetch, source),
             engine_spec=partial(engine_spec, self.config, spec, self.devices.platform, devices),
-            start=self._start_engine,
+            start=partial(self._groups.start, spec),
             admission=self.config.admission,
             restarts=self._restarts,
         )
@@ -230,8 +239,22 @@ class Lifecycle:
             self._metrics.forget(resident.id)
             _log.info("unloaded %s", resident.id)
 
-    async def _start_engine(self, spec: EngineSpec, report: Listener) -> EngineClient:
-        return await EngineClient.start(spec, inherited=self.config.environ, command=self._command, report=report)
+    def _crowd(self) -> Counter[int]:
+        """How many engines and ranks are on each device."""
+        owners = [resident.devices for resident in self.residents] + [rank.devices for rank in self.lender.lent]
+        return Counter(index for devices in owners for index in devices)
+
+    async def _lend(self, count: int) -> tuple[int, ...]:
+        loads = await self.devices.look()
+        some = ModelSpec(model_id="of another neuron", tensor_parallel=min(count, len(loads)))
+        return assign(some, self.devices.hardware, loads, self._crowd())
+
+    async def _locate(self, spec: ModelSpec) -> Path:
+        source = self.catalogue.source(spec)
+        try:
+            return await asyncio.to_thread(self.catalogue.fetch, source, _ignore)
+        except WeightsError as error:
+            raise LoadError(error.kind, error.message, error.extras) from error
 
     async def _activate(self) -> None:
         """One default model after the other, so that each finds the memory the one before has left."""
@@ -251,6 +274,10 @@ class Lifecycle:
         except AlreadyLoadedError:
             _log.info("%s was loaded before its turn", spec.model_id)
         self.activation.completed.append(spec.model_id)
+
+
+def _ignore(phase: str, done: int, total: int, unit: str) -> None:
+    """Nobody asks how far a peer is."""
 
 
 def _facts(path: Path) -> ModelFacts | None:

@@ -180,7 +180,7 @@ class Resident:
         except TextError as error:
             self.error = LoadError("bad_checkpoint", str(error))
         except EngineDied as error:
-            self.error = LoadError("engine_failed", str(error))
+            self.error = LoadError("engine_failed" if error.kind == "exited" else error.kind, str(error))
         except OSError as error:
             self.error = LoadError("repo_fetch_failed", f"{type(error).__name__}: {error}")
         finally:

@@ -14,7 +14,9 @@ from neuron_jax.daemon.model_text import Abilities, ModelFacts
 from neuron_jax.daemon.resident import Resident
 from neuron_jax.daemon.responses import json_response
 from neuron_jax.daemon.service import Neuron
-from neuron_jax.workers.frames import MemoryRow, Progress
+from neuron_jax.workers.engine_client import Rank
+from neuron_jax.workers.frames import EngineSpec, MemoryRow, Progress
+from neuron_jax.workers.process import EngineProcess
 
 MIB = 1 << 20
 CAPABILITIES = ["text"]
@@ -33,7 +35,45 @@ def discovery(neuron: Neuron) -> Json:
     found = attrs.asdict(hardware)
     if found.get("cuda_unavailable_reason") is None:
         found.pop("cuda_unavailable_reason", None)
-    return {**found, "harnesses": ["jax"], "max_prompt_tokens": max(limits, default=0)}
+    return {
+        **found,
+        "harnesses": ["jax"],
+        "max_prompt_tokens": max(limits, default=0),
+        "groups": groups(neuron.lifecycle, hardware.hostname),
+    }
+
+
+def groups(lifecycle: Lifecycle, hostname: str) -> list[Json]:
+    """The models here that several processes serve: those led from here, and other neurons' ranks that run here."""
+    led = [
+        _group(resident.client.spec, "leader", hostname, resident.client.ranks)
+        for resident in lifecycle.residents
+        if resident.client is not None and resident.client.spec.group is not None
+    ]
+    lent: dict[str, list[EngineProcess]] = {}
+    for process in lifecycle.lender.lent:
+        lent.setdefault(process.spec.model_id, []).append(process)
+    return led + [_group(several[0].spec, "member", _leader(several[0].spec), several) for several in lent.values()]
+
+
+def _leader(spec: EngineSpec) -> str:
+    assert spec.group is not None
+    return spec.group.coordinator.rpartition(":")[0].strip("[]")
+
+
+def _group(spec: EngineSpec, role: str, leader: str, ranks: Sequence[Rank]) -> Json:
+    assert spec.group is not None
+    return {
+        "model_id": spec.model_id,
+        "role": role,
+        "leader": leader,
+        "world": spec.group.world,
+        "tensor_parallel": spec.tensor_parallel,
+        "ranks": [
+            {"rank": rank.rank, "host": rank.host, "devices": list(rank.devices), "pid": rank.pid, "phase": rank.phase}
+            for rank in ranks
+        ],
+    }
 
 
 async def health(neuron: Neuron) -> Json:

@@ -33,6 +33,9 @@ class Rank(Protocol):
     def sane(self) -> "asyncio.Future[Sane]": ...
 
     @property
+    def rank(self) -> int: ...
+
+    @property
     def host(self) -> str: ...
 
     @property

@@ -33,6 +33,10 @@ RETRY_SECONDS = 0.1
 HELLO_SECONDS = 5.0
 """A guest who does not say who he is for so long is no rank."""
 
+KEEPALIVE = {"TCP_KEEPIDLE": 2, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 8_000}
+"""Seconds, a count, and milliseconds: after these the system itself takes a host for gone that does not answer, as when the
+cable is cut. Without them that takes hours on a link where nobody speaks, and a quarter of an hour where somebody does."""
+
 Words = npt.NDArray[np.int32]
 log = logging.getLogger("neuron.ranks")
 
@@ -172,8 +176,8 @@ class Leader:
         return set.intersection(*(set(able) for able in self._able.values()))
 
     def _welcome(self, sock: socket.socket, whence: Any) -> None:
+        _keep_alive(sock)
         sock.settimeout(HELLO_SECONDS)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link = _Link(sock, FrameReader(ToLeader))
         try:
             hello = link.next()
@@ -222,7 +226,7 @@ class Member:
                 if time.monotonic() >= until:
                     raise _unreachable(group, error.strerror or str(error)) from error
                 time.sleep(RETRY_SECONDS)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _keep_alive(sock)
         link = _Link(sock, FrameReader(FromLeader))
         link.send(Hello(group.rank, group.secret))
         return cls(group, link)
@@ -274,6 +278,15 @@ def split_address(address: str) -> tuple[str, int]:
     if not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{address!r} is no HOST:PORT")
     return host.strip("[]"), int(port)
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """Notice within seconds when the other host is gone without a word; and send words at once, however short."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # Linux's names
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _name(sock: socket.socket) -> str:

@@ -135,6 +135,10 @@ class EngineProcess:
         return self._pipes.process.pid
 
     @property
+    def rank(self) -> int:
+        return self.spec.group.rank if self.spec.group is not None else 0
+
+    @property
     def host(self) -> str:
         """Where it runs, as the other ranks know it; "" without a group."""
         return self.spec.group.host if self.spec.group is not None else ""
