@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from attrs import frozen
@@ -64,6 +64,7 @@ class Resident:
         self._text: ModelText | None = None
         self._admission: Admission | None = None
         self._supervisor: Supervisor | None = None
+        self._news = asyncio.Event()
         self._loading = asyncio.create_task(self._load(), name=f"load {model_id}")
 
     @property
@@ -109,8 +110,8 @@ class Resident:
 
     @property
     def client(self) -> EngineClient | None:
-        """The running engine, if there is one."""
-        return self._supervisor.engine if self._supervisor else None
+        """The engine that serves, if there is one."""
+        return self._supervisor.serving if self._supervisor else None
 
     @property
     def load(self) -> EngineLoad:
@@ -119,19 +120,31 @@ class Resident:
 
     def check(self) -> None:
         """Raises Problem unless requests can be taken now."""
-        phase = self.state.phase
-        if self._ending is not None:
-            raise unavailable(f"The model {self.id!r} is being unloaded.")
-        if self.error is not None or phase is Phase.FAILED:
-            raise unavailable(f"The model {self.id!r} failed: {self.last_error}")
+        self._check_alive()
         if not self.serving:
             raise unavailable(f"The model {self.id!r} is still loading.")
-        if phase is not Phase.READY:
+        if self.client is None:
             raise recovering(self.id, self.last_error)
 
+    def _check_alive(self) -> None:
+        """Raises Problem when requests will never be taken again."""
+        if self._ending is not None:
+            raise unavailable(f"The model {self.id!r} is being unloaded.")
+        if self.error is not None or self.state.phase is Phase.FAILED:
+            raise unavailable(f"The model {self.id!r} failed: {self.last_error}")
+
+    async def ready(self, seconds: float) -> bool:
+        """True when there is an engine within `seconds`. Raises Problem when there will be none."""
+        self._check_alive()
+        if self.client is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._news.wait()
+            self._check_alive()
+        return self.client is not None
+
     def engine(self) -> EngineClient:
-        """The engine to submit to. Raises Problem when there is none."""
-        self.check()
+        """The engine to submit to; only right after `ready` has said that there is one."""
         assert self.client is not None
         return self.client
 
@@ -159,6 +172,7 @@ class Resident:
         """Refuses new work, waits for what is in flight, ends the process. Whoever asks again waits for the same end."""
         if self._ending is None:
             self._ending = asyncio.create_task(self._end(drain_secs), name=f"unload {self.id}")
+            self._tell()
         await asyncio.shield(self._ending)
 
     async def _end(self, drain_secs: float) -> None:
@@ -227,7 +241,13 @@ class Resident:
         for listener in tuple(self._listeners):
             listener(progress)
 
+    def _tell(self) -> None:
+        """Wakes up everybody who waits for an engine."""
+        self._news.set()
+        self._news = asyncio.Event()
+
     def _changed(self, state: State) -> None:
+        self._tell()
         if state.phase in (Phase.READY, Phase.FAILED):
             self.progress = None
         if state.phase is Phase.FAILED and self._admission is not None:

@@ -157,6 +157,11 @@ class Supervisor:
         self._first: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(), name=f"supervisor of {name}")
 
+    @property
+    def serving(self) -> EngineClient | None:
+        """The engine, while it can be submitted to: one that died is none, also before anybody has noticed."""
+        return None if self.engine is None or self.engine.died.done() else self.engine
+
     async def started(self) -> Ready:
         """What the engine said when it served for the first time; it may have died since.
 

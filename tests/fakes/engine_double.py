@@ -5,6 +5,7 @@ prompt's bytes, one token per request and step, and then ends with the first sto
 
     [[say TEXT]]    answers TEXT instead          [[count N]]   answers N letters: abc…zabc…
     [[die N]]       the process ends after N tokens of that request
+    [[die once N]]  the same, but only in the first process that serves this folder
     [[stall N]]     gives no more tokens after N, until cancelled
     [[fail N]]      the request ends with finish "error" after N tokens
     [[cached N]]    its first output says that N tokens of the prompt were cached
@@ -31,7 +32,7 @@ from neuron_jax.workers.frames import Alternative, EngineLoad, EngineSpec, Memor
 
 COMMAND = (sys.executable, "-m", "tests.fakes.engine_double")
 ROOT = Path(__file__).resolve().parents[2]
-DIRECTIVE = re.compile(r"\[\[(say|count|cached|die|stall|fail) (.*?)\]\]", re.DOTALL)
+DIRECTIVE = re.compile(r"\[\[(say|count|cached|die once|die|stall|fail) (.*?)\]\]", re.DOTALL)
 
 
 def environment() -> dict[str, str]:
@@ -122,6 +123,7 @@ class Double:
         self.running: dict[int, Running] = {}
         self.steps = 0
         self.script = Script()
+        self.starts = 0  # of this folder, with this one
 
     def serve(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -145,7 +147,9 @@ class Double:
             case frames.Load(spec):
                 self.load(spec)
             case frames.Submit():
-                self.running[command.request] = reply_of(command)
+                self.running[command.request] = run = reply_of(command)
+                if run.verb == "die once":
+                    run.verb = "die" if self.starts == 1 else ""
             case frames.Cancel(request):
                 self.running.pop(request, None)
                 self.send(frames.Report(self.busy()))
@@ -172,6 +176,7 @@ class Double:
         starts = path.with_name("starts")
         count = int(starts.read_text()) + 1 if starts.exists() else 1
         starts.write_text(str(count))
+        self.starts = count
         if self.script.die_loading is not None and count > self.script.die_loading_after:
             print("the double was told to die while loading", flush=True)
             os._exit(self.script.die_loading)

@@ -1,7 +1,7 @@
 """A neuron daemon on a real port with the engine double behind it, for one test; knows the tiny model."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -91,9 +91,14 @@ async def live_neuron(
 
 
 @asynccontextmanager
-async def running(config: NeuronConfig, restarts: RestartPolicy = RESTARTS) -> AsyncIterator[tuple[str, Lifecycle]]:
+async def running(
+    config: NeuronConfig,
+    restarts: RestartPolicy = RESTARTS,
+    command: Sequence[str] = COMMAND,
+    devices: Devices | None = None,
+) -> AsyncIterator[tuple[str, Lifecycle]]:
     """The daemon of `config` on a free port; afterwards none of its processes or tasks is left."""
-    app = build_app(config, still_devices(), command=COMMAND, restarts=restarts)
+    app = build_app(config, devices or still_devices(), command=command, restarts=restarts)
     settings = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=1
     )
