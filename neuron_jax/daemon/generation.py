@@ -106,7 +106,7 @@ class Host(Protocol):
     """The loaded model that answers.
 
     `ready` is True when there is an engine within so many seconds, and raises Problem when there will be none; right after
-    it `engine` gives that engine.
+    it `engine` gives the one for this `prompt`.
     """
 
     @property
@@ -114,7 +114,7 @@ class Host(Protocol):
 
     async def ready(self, seconds: float) -> bool: ...
 
-    def engine(self) -> EngineClient: ...
+    def engine(self, prompt: Sequence[int]) -> EngineClient: ...
 
 
 class Choice:
@@ -223,7 +223,7 @@ async def _run(host: Host, job: Job) -> AsyncGenerator[Event, None]:
     async with aclosing(_until_ready(host)) as silence:
         async for quiet in silence:
             yield quiet
-    with host.engine().submit(*job.prompts) as outputs:
+    with host.engine(job.prompts[0].ids).submit(*job.prompts) as outputs:
         yield Admitted()
         choices = [Choice(job, index) for index in range(len(job.prompts))]
         while outputs.open:

@@ -30,7 +30,7 @@ EXIT_SECONDS = 2.0
 """How long a process may take to end after its socket closed, and after it was told to shut down."""
 
 CUDA_SHARE = 0.97
-"""How much of a GPU's free memory the engine's allocator takes."""
+"""How much of a GPU's free memory an allocator can make use of."""
 
 Report = Callable[[Progress], None]
 
@@ -47,15 +47,15 @@ class Prompt:
     ignore_eos: bool = False
 
 
-def engine_environment(spec: EngineSpec, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The engine's environment: `inherited`, and what makes JAX see exactly the devices of `spec`."""
+def engine_environment(spec: EngineSpec, inherited: Mapping[str, str], fraction: float = CUDA_SHARE) -> dict[str, str]:
+    """The engine's environment: `inherited`, and what makes JAX see exactly the devices of `spec`, `fraction` of each."""
     env = {**inherited, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": spec.platform}
     if spec.platform == "cuda":
         env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         env["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in spec.devices)
         # The engine sizes its own pool from a plan; a preallocated arena would hide what is free from it.
         env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-        env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(CUDA_SHARE)
+        env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{fraction:.4f}"
         return env
     env["CUDA_VISIBLE_DEVICES"] = ""
     if spec.tensor_parallel > 1:
@@ -200,9 +200,10 @@ class EngineClient:
         inherited: Mapping[str, str],
         command: Sequence[str] = DEFAULT_COMMAND,
         report: Report = lambda _: None,
+        fraction: float = CUDA_SHARE,
     ) -> Self:
         """A client whose engine is ready. Raises LoadError with the frame's kind, or EngineDied; leaves no process."""
-        pipes = await _spawn(spec, command, engine_environment(spec, inherited))
+        pipes = await _spawn(spec, command, engine_environment(spec, inherited, fraction))
         client = cls(spec, pipes, report)
         try:
             client._send(frames.Load(spec))

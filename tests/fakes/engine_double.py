@@ -10,7 +10,8 @@ prompt's bytes, one token per request and step, and then ends with the first sto
     [[fail N]]      the request ends with finish "error" after N tokens
     [[cached N]]    its first output says that N tokens of the prompt were cached
 
-`double.json` in the model folder changes the process: see `Script`.
+`double.json` in the model folder changes the process: see `Script`. Each start adds to `starts` in that folder, and a
+line to `specs`.
 """
 
 import argparse
@@ -48,6 +49,8 @@ class Script:
     max_context: int = 4096
     max_slots: int = 8
     fail: Sequence[str] = ()
+    fail_starts: Sequence[int] = ()  # of the folder: only these, from 1 on; () = every start
+    last_words: Sequence[str] = ()  # [kind, message] said when a request makes it die
     die_loading: int | None = None
     die_loading_after: int = 0  # starts that work before `die_loading` begins
     die_ready: int | None = None  # exit code right after ready
@@ -163,7 +166,11 @@ class Double:
             self.send(frames.Progress("weights", done * 50, 100, "bytes"))
             time.sleep(self.script.load_seconds / 3)
         self.count_start(path)
-        if self.script.fail:
+        told = {"memory_mb": spec.memory_mb, "kv_mb": spec.kv_mb, "devices": spec.devices}
+        told["fraction"] = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+        with path.with_name("specs").open("a") as file:
+            print(json.dumps(told), file=file)
+        if self.script.fail and (not self.script.fail_starts or self.starts in self.script.fail_starts):
             kind, message = self.script.fail
             self.send(frames.Failed(kind, message, (MemoryRow("weights", 1000),)))
             sys.exit(1)
@@ -201,6 +208,8 @@ class Double:
 
     def step(self) -> None:
         self.steps += 1
+        if self.script.last_words and any(run.verb == "die" and run.sent >= run.at for run in self.running.values()):
+            self.send(frames.Failed(*self.script.last_words))
         outputs = [output for run in tuple(self.running.values()) if (output := next_output(run))]
         for output in outputs:
             if output.finish:

@@ -54,8 +54,8 @@ class LiveNeuron:
         body = {"model": MODEL, "messages": [{"role": "user", "content": text}], **more}
         return await self.http.post("/v1/chat/completions", json=body)
 
-    async def load(self) -> None:
-        answer = await self.http.post("/models/load", json={"model_id": MODEL})
+    async def load(self, **spec: Any) -> None:
+        answer = await self.http.post("/models/load", json={"model_id": MODEL, **spec})
         assert answer.status_code == 200, answer.text
 
     def pid(self) -> int:
@@ -79,11 +79,15 @@ async def live_neuron(
     load: bool = True,
     queue: AdmissionConfig | None = None,
     restarts: RestartPolicy = RESTARTS,
+    devices: Devices | None = None,
     **script: Any,
 ) -> AsyncIterator[LiveNeuron]:
     folder = write_tiny_model(tmp_path / "tiny", **script)
     config = config_for(folder, tmp_path / "cache", admission=queue or AdmissionConfig())
-    async with running(config, restarts) as (url, lifecycle), httpx.AsyncClient(base_url=url, timeout=20) as http:
+    async with (
+        running(config, restarts, devices=devices) as (url, lifecycle),
+        httpx.AsyncClient(base_url=url, timeout=20) as http,
+    ):
         neuron = LiveNeuron(http, lifecycle, folder)
         if load:
             await neuron.load()
