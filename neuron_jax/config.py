@@ -150,6 +150,7 @@ class EngineConfig:
     speculate: int = _setting(_integer(-1, 64), -1)
     page_size: int = _setting(_power(1, 128), 16)
     prefix_cache: bool = _setting(FLAG, True)
+    min_free_mb: int = _setting(_integer(-1, 2**31), -1)
     cpu_devices: int = _setting(_integer(1, 64), 1)
 
 
@@ -206,6 +207,8 @@ class ModelSpec:
     devices: tuple[int, ...] | None = _setting(INDICES, None)
     max_context: int | None = _setting(_integer(1, 2**31), None)
     kv_mb: int | None = _setting(_integer(1, 2**31), None)
+    memory_mb: int | None = _setting(_integer(1, 2**31), None)
+    replicas: int = _setting(_integer(1, 64), 1)
     aliases: tuple[str, ...] = _setting(TEXTS, ())
 
 

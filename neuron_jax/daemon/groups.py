@@ -11,6 +11,7 @@ import msgspec
 from attrs import frozen
 
 from neuron_jax.config import ModelSpec, NeuronConfig
+from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.peers import Offer, Peer, PeerError, peers_of
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.engine_client import EngineClient, Rank, Report, StartRank, start_here
@@ -30,8 +31,9 @@ class Loan:
 class Groups:
     """Starts the engines of one neuron. `command` runs an engine process, `config.environ` is what it inherits."""
 
-    def __init__(self, config: NeuronConfig, command: Sequence[str]) -> None:
+    def __init__(self, config: NeuronConfig, devices: Devices, command: Sequence[str]) -> None:
         self._config = config
+        self._devices = devices
         self._command = tuple(command)
         self._peers: Mapping[str, Peer] = peers_of(config.peers, config.ranks.secret)
 
@@ -39,7 +41,8 @@ class Groups:
         """The engine of `spec`, whose devices are this host's part of it. Raises LoadError or EngineDied."""
         loans = await self._borrow(model, spec.tensor_parallel - len(spec.devices))
         here = split(spec.devices, model.ranks)
-        others = [start_here(devices, self._config.environ, self._command) for devices in here[1:]]
+        environ, fraction = self._config.environ, self._devices.fraction(spec.devices, spec.memory_mb)
+        others = [start_here(devices, environ, self._command, fraction) for devices in here[1:]]
         for loan in loans:
             others += [self._starter(loan, model, devices) for devices in split(loan.offer.devices, model.ranks)]
         if others:
@@ -47,7 +50,7 @@ class Groups:
             host = self._config.ranks.address if loans else LOOPBACK
             spec = msgspec.structs.replace(spec, devices=here[0], group=self._group(host, 1 + len(others)))
         return await EngineClient.start(
-            spec, inherited=self._config.environ, command=self._command, report=report, others=others
+            spec, inherited=environ, command=self._command, report=report, others=others, fraction=fraction
         )
 
     async def _borrow(self, model: ModelSpec, missing: int) -> list[Loan]:

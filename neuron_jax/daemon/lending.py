@@ -8,14 +8,18 @@ import asyncio
 import hmac
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from neuron_jax.config import ModelSpec, NeuronConfig
+from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.fields import decode_object
+from neuron_jax.daemon.launch import TOTAL_ROW, row_mb
 from neuron_jax.daemon.problems import Problem, invalid_body, shutting_down
+from neuron_jax.daemon.shares import Wish
 from neuron_jax.daemon.wire_common import HEARTBEAT_LINE, sse
 from neuron_jax.errors import ConfigError, LoadError
 from neuron_jax.workers.frames import EngineSpec
@@ -34,12 +38,12 @@ _log = logging.getLogger("neuron.ranks")
 
 
 class Lender:
-    """The one owner of the ranks that were lent. `platform` is what this host's devices are."""
+    """The one owner of the ranks that were lent. `devices` grants them their share, like any engine's."""
 
     def __init__(
         self,
         config: NeuronConfig,
-        platform: str,
+        devices: Devices,
         *,
         command: Sequence[str],
         read_model: ReadModel,
@@ -47,7 +51,7 @@ class Lender:
         choose: Choose,
     ) -> None:
         self._config = config
-        self._platform = platform
+        self._devices = devices
         self._command = tuple(command)
         self._read_model = read_model
         self._locate = locate
@@ -90,25 +94,38 @@ class Lender:
             path = await self._locate(self._model(told))
         except LoadError as error:
             raise Problem(422, error.kind, error.message) from error
-        spec = self._spec(told, path)
-        process = await EngineProcess.spawn(
-            spec, self._command, engine_environment(spec, self._config.environ), lambda _: None
-        )
-        self._lent.add(process)
-        _log.info("%s runs here on devices %s", process, list(spec.devices))
-        try:
+        async with self._running(self._spec(told, path)) as process:
             yield sse({"event": "started", "pid": process.pid})
             async for line in self._news(process):
                 yield line
-        finally:
-            await process.close()
-            self._lent.discard(process)
-            _log.info("%s has ended: %s", process, process.died.result())
 
     async def close(self) -> None:
         """Ends all loans; who borrowed is told why."""
         self._closing.set()
         await asyncio.gather(*(process.close() for process in self._lent))
+
+    @asynccontextmanager
+    async def _running(self, spec: EngineSpec) -> AsyncGenerator[EngineProcess, None]:
+        """The rank's process, in a share of its own. Raises Problem where there is none."""
+        holder = _holder(spec)
+        try:
+            given = await self._devices.place(Wish(holder, spec.model_id, spec.devices, spec.memory_mb))
+        except LoadError as error:
+            raise Problem(422, error.kind, error.message) from error
+        try:
+            mine = msgspec.structs.replace(spec, memory_mb=given.mb)
+            env = engine_environment(mine, self._config.environ, self._devices.fraction(mine.devices, given.mb))
+            process = await EngineProcess.spawn(mine, self._command, env, lambda _: None)
+            self._lent.add(process)
+            _log.info("%s runs here on devices %s", process, list(mine.devices))
+            try:
+                yield process
+            finally:
+                await process.close()
+                self._lent.discard(process)
+                _log.info("%s has ended: %s", process, process.died.result())
+        finally:
+            self._devices.release(holder)
 
     async def _news(self, process: EngineProcess) -> AsyncGenerator[bytes, None]:
         told: set[str] = set()
@@ -116,6 +133,8 @@ class Lender:
         try:
             while not process.died.done() and not closing.done():
                 for event in _since(process, told):
+                    if event["event"] == "ready":
+                        self._settle(process)
                     yield sse(event)
                 awaited: set[asyncio.Future[Any]] = {process.died, closing}
                 awaited |= {future for future in (process.sane, process.ready) if not future.done()}
@@ -127,6 +146,10 @@ class Lender:
         for event in _since(process, told):
             yield sse(event)
         yield sse(_end(process))
+
+    def _settle(self, process: EngineProcess) -> None:
+        planned = row_mb(process.ready.result().plan, TOTAL_ROW)
+        self._devices.settle(_holder(process.spec), process.pid, planned)
 
     def _model(self, told: Mapping[str, Any]) -> ModelSpec:
         model = told.get("model")
@@ -145,9 +168,17 @@ class Lender:
             raise invalid_body("spec", f"spec is not one of an engine: {error}") from error
         if spec.group is None or not 0 < spec.group.rank < spec.group.world:
             raise invalid_body("spec", "spec must have a group, and a rank that is not the leader's.")
-        if spec.platform != self._platform:
-            raise Problem(422, "bad_devices", f"devices of kind {spec.platform} are wanted; here are {self._platform}.")
+        if spec.platform != self._devices.platform:
+            raise Problem(
+                422, "bad_devices", f"devices of kind {spec.platform} are wanted; here are {self._devices.platform}."
+            )
         return msgspec.structs.replace(spec, path=str(path), compile_cache=str(self._config.cache.compile_dir))
+
+
+def _holder(spec: EngineSpec) -> str:
+    """Who holds the share, in the table that others are shown."""
+    assert spec.group is not None
+    return f"rank {spec.group.rank} of {spec.model_id}, lent"
 
 
 def _since(process: EngineProcess, told: set[str]) -> Sequence[dict[str, Any]]:

@@ -36,18 +36,18 @@ WATCH_SECONDS = 0.25
 """How often the signs of life are looked at."""
 
 CUDA_SHARE = 0.97
-"""How much of a GPU's free memory the engine's allocator takes."""
+"""How much of a GPU's free memory an allocator can make use of."""
 
 
-def engine_environment(spec: EngineSpec, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The engine's environment: `inherited`, and what makes JAX see exactly the devices of `spec`."""
+def engine_environment(spec: EngineSpec, inherited: Mapping[str, str], fraction: float = CUDA_SHARE) -> dict[str, str]:
+    """The engine's environment: `inherited`, and what makes JAX see exactly the devices of `spec`, `fraction` of each."""
     env = {**inherited, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": spec.platform}
     if spec.platform == "cuda":
         env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         env["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in spec.devices)
         # The engine sizes its own pool from a plan; a preallocated arena would hide what is free from it.
         env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-        env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(CUDA_SHARE)
+        env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{fraction:.4f}"
         if spec.group is not None:
             # Ranks would wait for each other's part of the tuning of programs that they compile at different times.
             env["XLA_FLAGS"] = f"{inherited.get('XLA_FLAGS', '')} --xla_gpu_shard_autotuning=false".strip()
@@ -238,9 +238,9 @@ class EngineProcess:
                 rows = [{"what": row.what, "bytes": row.bytes} for row in plan]
                 self.ready.set_exception(LoadError(kind, message, {"plan": rows} if rows else {}))
                 self.ready.exception()  # a rank's is told by `died` as well
-                self._fault = (kind, f"gave up: {message}")
+                self._fault = (kind, f"gave up: {kind}: {message}")
             case frames.Failed(kind, message):
-                self._fault = (kind, f"gave up: {message}")
+                self._fault = (kind, f"gave up: {kind}: {message}")
             case _:
                 self._hear(event)
 
