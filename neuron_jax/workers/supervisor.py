@@ -43,6 +43,9 @@ class Remedy(StrEnum):
     SHRINK = "shrink"  # a new process with less memory for pages, once
     ELSEWHERE = "elsewhere"  # a new process on other devices
     WAIT = "wait"  # a new process later, also when the first start failed: somebody is about to leave
+    AWAIT = (
+        "await"  # a new process later: another host may come back; a first start that fails is the caller's to repeat
+    )
     RESTART = "restart"  # a new process; a first start that fails is the caller's to repeat
 
 
@@ -54,6 +57,7 @@ REMEDIES: Mapping[str, Remedy] = {
     "out_of_memory": Remedy.SHRINK,
     "device_lost": Remedy.ELSEWHERE,
     "device_busy": Remedy.WAIT,
+    "rendezvous_timeout": Remedy.AWAIT,
 }
 """By kind, as in `workers.faults` and in the refusals of a load; for every other kind it is RESTART."""
 
@@ -64,9 +68,11 @@ class RestartPolicy:
 
     More than `max_failures` deaths in a row, failed restarts among them, and the model is given up. Waits before a restart
     double from `first_delay` to `max_delay`. An engine that served for `stable` before it died starts a new count.
+    Hosts that are away may be away for longer: then it is `max_waits`, which is some minutes.
     """
 
     max_failures: int = 5
+    max_waits: int = 20
     first_delay: float = 0.25
     max_delay: float = 30.0
     stable: float = 60.0
@@ -80,6 +86,7 @@ class State:
     """A model's engine: its phase, deaths in a row, restarts in all, and the last error anybody should read.
 
     `kind` is that of the last death in this row. `shrinks`: how often the engine ran out of memory, and begins with less.
+    `waits`: starts in a row for which another host was away.
     """
 
     phase: Phase = Phase.STARTING
@@ -88,6 +95,7 @@ class State:
     last_error: str | None = None
     kind: str = ""
     shrinks: int = 0
+    waits: int = 0
 
     @property
     def ended(self) -> bool:
@@ -138,7 +146,7 @@ def after(state: State, happening: Happening, policy: RestartPolicy = RESTARTS) 
         case Phase.DRAINING, Stopped():
             return attrs.evolve(state, phase=Phase.STOPPED)
         case ((Phase.STARTING | Phase.RECOVERING), Started()):
-            return attrs.evolve(state, phase=Phase.READY)
+            return attrs.evolve(state, phase=Phase.READY, waits=0)
         case ((Phase.STARTING | Phase.RECOVERING), StartFailed(error, kind)):
             return _fallen(state, error, kind, policy)
         case Phase.READY, Died(error, served, kind) if served >= policy.stable:
@@ -151,7 +159,9 @@ def after(state: State, happening: Happening, policy: RestartPolicy = RESTARTS) 
 def _fallen(state: State, error: str, kind: str, policy: RestartPolicy) -> State:
     remedy = REMEDIES.get(kind, Remedy.RESTART)
     told = attrs.evolve(state, failures=state.failures + 1, last_error=error, kind=kind)
-    if told.failures > policy.max_failures or _gives_up(state, remedy, kind):
+    if remedy is Remedy.AWAIT:  # nothing of ours failed
+        told = attrs.evolve(told, failures=state.failures, waits=state.waits + 1)
+    if told.failures > policy.max_failures or told.waits > policy.max_waits or _gives_up(state, remedy, kind):
         return attrs.evolve(told, phase=Phase.FAILED)
     return attrs.evolve(
         told,
@@ -167,14 +177,14 @@ def _gives_up(state: State, remedy: Remedy, kind: str) -> bool:
             return True
         case Remedy.SHRINK:
             return state.kind == kind  # with less memory it ran out of it again
-        case Remedy.RESTART:
+        case Remedy.RESTART | Remedy.AWAIT:
             return state.phase is Phase.STARTING
     return False
 
 
 def delay(state: State, policy: RestartPolicy = RESTARTS) -> float:
-    """Seconds to wait before the next start: exponential in the deaths in a row."""
-    return min(policy.first_delay * 2.0 ** max(0, state.failures - 1), policy.max_delay)
+    """Seconds to wait before the next start: exponential in the deaths and waits in a row."""
+    return min(policy.first_delay * 2.0 ** max(0, state.failures + state.waits - 1), policy.max_delay)
 
 
 class Supervisor:
@@ -239,7 +249,9 @@ class Supervisor:
                 await self._stopping.wait()
 
     async def _try_start(self) -> None:
-        if self.state.failures and await _within(self._stopping.wait(), delay(self.state, self._policy)):
+        if (self.state.failures or self.state.waits) and await _within(
+            self._stopping.wait(), delay(self.state, self._policy)
+        ):
             return
         starting = asyncio.ensure_future(self._start())
         try:

@@ -73,6 +73,26 @@ TABLE = [
         Died("again", 1.0),
         State(Phase.FAILED, RESTARTS.max_failures + 1, RESTARTS.max_failures, "again", "exited"),
     ),
+    (
+        State(Phase.RECOVERING, 1, 1, "gone", "rank_exited"),
+        StartFailed("away", "rendezvous_timeout"),
+        State(Phase.RECOVERING, 1, 2, "away", "rendezvous_timeout", waits=1),
+    ),
+    (
+        State(Phase.RECOVERING, 1, 2, "away", "rendezvous_timeout", waits=RESTARTS.max_waits),
+        StartFailed("away", "rendezvous_timeout"),
+        State(Phase.FAILED, 1, 2, "away", "rendezvous_timeout", waits=RESTARTS.max_waits + 1),
+    ),
+    (
+        State(Phase.RECOVERING, 1, 9, "away", "rendezvous_timeout", waits=8),
+        Started(),
+        State(Phase.READY, 1, 9, "away", "rendezvous_timeout"),
+    ),
+    (
+        State(),
+        StartFailed("away", "rendezvous_timeout"),
+        State(Phase.FAILED, 0, 0, "away", "rendezvous_timeout", waits=1),
+    ),
     (WORN, Died("late", RESTARTS.stable), State(Phase.RECOVERING, 1, RESTARTS.max_failures + 1, "late", "exited")),
     (State(Phase.FAILED, last_error="no"), StopAsked(), State(Phase.DRAINING, last_error="no")),
     (State(Phase.DRAINING), Stopped(), State(Phase.STOPPED)),
