@@ -204,7 +204,10 @@ def _threshold(values: jax.Array, lse: jax.Array, row: RowParams, *, vocab: int)
     floor_inside = (floor > values[:, -1]) & ((row.top_p >= 1) | whole_known)
     nothing = jnp.float32(-jnp.inf)
     threshold = jnp.maximum(jnp.where(k_inside, last_k, nothing), jnp.where(nucleus_inside, nucleus, nothing))
-    return jnp.maximum(threshold, floor), k_inside | nucleus_inside | floor_inside
+    threshold = jnp.maximum(threshold, floor)
+    # Where the last candidate ties with the last token kept, there may be more of them.
+    complete = (threshold > values[:, -1]) | (width == vocab)
+    return threshold, (k_inside | nucleus_inside | floor_inside) & complete
 
 
 def _gumbel_max(values: jax.Array, ids: jax.Array, threshold: jax.Array, row: RowParams) -> jax.Array:
@@ -240,7 +243,8 @@ def _bisected(scaled: jax.Array, lse: jax.Array, row: RowParams) -> jax.Array:
     """
     order = _ordered(scaled)
     top = order.max(axis=-1)
-    k = jnp.where(row.top_k > 0, row.top_k, scaled.shape[-1])
+    vocab = scaled.shape[-1]
+    k = jnp.where(row.top_k > 0, jnp.minimum(row.top_k, vocab), vocab)
     counted = lambda cut: jnp.sum(order >= cut[:, None], axis=-1, dtype=jnp.int32) >= k  # noqa: E731
     by_k = _largest(counted, jnp.full_like(top, -(2**31)), top)
     mass = jnp.where(order >= by_k[:, None], jnp.exp(scaled - lse[:, None]), jnp.float32(0))
