@@ -17,6 +17,7 @@ from models.native.library import unavailable
 from models.registry import build
 from models.sharding import make_mesh
 from models.spec import Model
+from neuron_jax.engine import native_sampler, sampler
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat, choose_kv
 from neuron_jax.engine.attention.trial import Case, kinds
@@ -153,7 +154,8 @@ def program_for(made: Design, devices: list[Any]) -> Program:
     """The programs of a design on these devices; attention is tried on them where there is a choice."""
     mesh = make_mesh(devices)
     case = Case(mesh, made.dtype, made.kv, made.plan.pages, made.shapes.page_size, kinds(made.model))
-    return Program(made.model, mesh, made.shapes, choose(case))
+    sample = sampler.sample if native_sampler.refuses(mesh) else native_sampler.sample
+    return Program(made.model, mesh, made.shapes, choose(case), sample)
 
 
 def assemble(

@@ -4,6 +4,7 @@ A step is one program: forward pass, sampling and bookkeeping of the device stat
 rows want of the sampler is data, so that it is no axis of the list of programs.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -64,6 +65,7 @@ class Program:
     mesh: jax.sharding.Mesh
     shapes: Shapes
     attention: Choice
+    sample: Callable[[jax.Array, sampler.RowParams, sampler.Past], sampler.Drawn] = sampler.sample
 
     def abstract_params(self) -> Any:
         return jax.tree.map(
@@ -132,7 +134,7 @@ def _decode(program: Program, steps: int, params: Any, state: State, packed: jax
         now = rows._replace(start=start, count=live.astype(jnp.int32))
         hidden, pool = _forward(program, params, state.pool, tokens, now)
         logits = program.model.logits(params, hidden)
-        drawn = sampler.sample(logits, _at(rows, start + 1), state.past)
+        drawn = program.sample(logits, _at(now, start + 1, live), state.past)
         return _advance(state._replace(pool=pool), slot, drawn.token), _result(drawn)
 
     if steps == 1:
@@ -148,11 +150,11 @@ def _extend(program: Program, chunk: int, params: Any, state: State, packed: jax
     tokens = packed[packed.shape[0] - chunk :]
     hidden, pool = _forward(program, params, state.pool, tokens, rows)
     last = lax.dynamic_slice_in_dim(hidden, jnp.maximum(rows.count[0] - 1, 0), 1)
-    params_row = _at(rows, rows.start + rows.count)
     draws = rows.draws[0] > 0
+    params_row = _at(rows, rows.start + rows.count, rows.draws > 0)
     drawn: sampler.Drawn = lax.cond(
         draws,
-        lambda: sampler.sample(program.model.logits(params, last), params_row, state.past),
+        lambda: program.sample(program.model.logits(params, last), params_row, state.past),
         lambda: sampler.nothing(1),
     )
     slot = jnp.where(draws, rows.params.slot, program.shapes.max_slots)
@@ -171,10 +173,11 @@ def _verify(program: Program, width: int, params: Any, state: State, packed: jax
     hidden, pool = _forward(program, params, state.pool, tokens.reshape(-1), rows)
     place = jnp.arange(1 + width, dtype=jnp.int32)[None, :]
     each = rows._replace(params=jax.tree.map(lambda part: jnp.repeat(part, 1 + width, axis=0), rows.params))
-    wanted = _at(each, (rows.start[:, None] + 1 + place).reshape(-1))
-    drawn = sampler.sample(program.model.logits(params, hidden), wanted, state.past)
+    real = place < rows.count[:, None]
+    wanted = _at(each, (rows.start[:, None] + 1 + place).reshape(-1), real.reshape(-1))
+    drawn = program.sample(program.model.logits(params, hidden), wanted, state.past)
     token = drawn.token.reshape(tokens.shape)
-    right = (token[:, :-1] == guesses) & (place[:, 1:] < rows.count[:, None])
+    right = (token[:, :-1] == guesses) & real[:, 1:]
     last = jnp.cumprod(right.astype(jnp.int32), axis=1).sum(axis=1, dtype=jnp.int32)[:, None]
     slot = jnp.where(rows.count > 0, rows.params.slot, program.shapes.max_slots)
     # Rows that were guessed for have no penalties: what they count does not matter.
@@ -200,8 +203,13 @@ def _forward(
     return hidden, tuple(pool)
 
 
-def _at(rows: packing.Rows, position: jax.Array) -> sampler.RowParams:
-    return rows.params._replace(position=lax.bitcast_convert_type(position, jnp.uint32))
+def _at(rows: packing.Rows, position: jax.Array, wanted: jax.Array) -> sampler.RowParams:
+    """What to draw by at `position`, and nothing where it is not `wanted`."""
+    need = jnp.where(wanted, rows.params.need, sampler.NOTHING)
+    full_until = jnp.where(wanted, rows.params.full_until, jnp.uint32(0))
+    return rows.params._replace(
+        position=lax.bitcast_convert_type(position, jnp.uint32), need=need, full_until=full_until
+    )
 
 
 def _advance(state: State, slot: jax.Array, token: jax.Array) -> State:

@@ -25,9 +25,9 @@ own ends."""
 MAX_ALTERNATIVES = 20
 """top_logprobs, as the OpenAI API bounds it."""
 
-GREEDY, DRAW, FULL = 0, 1, 2
-"""How much of the pipeline a row needs: arg max; temperature and the cuts; and penalties, bias, bans, log-probabilities.
-A step does what the most demanding of its rows needs, which changes nothing for the others."""
+NOTHING, GREEDY, DRAW, FULL = -1, 0, 1, 2
+"""How much of the pipeline a row needs: no token at all; arg max; temperature and the cuts; and penalties, bias, bans,
+log-probabilities. A step does what the most demanding of its rows needs, which changes nothing for the others."""
 
 
 class RowParams(NamedTuple):
@@ -45,7 +45,7 @@ class RowParams(NamedTuple):
     frequency: Any  # float32
     repetition: Any  # float32
     biased: Any  # int32, whether the biases of the slot are this request's
-    need: Any  # int32, GREEDY, DRAW or FULL
+    need: Any  # int32, NOTHING, GREEDY, DRAW or FULL
     full_until: Any  # uint32, up to which position it is FULL, whatever `need` says
 
 
@@ -75,7 +75,7 @@ class Drawn(NamedTuple):
 def sample(logits: jax.Array, row: RowParams, past: Past) -> Drawn:
     """float32 [R, V] -> the next token of every row. What the step's rows do not need is not computed."""
     need = jnp.max(jnp.where(row.position < row.full_until, FULL, row.need))
-    drawn: Drawn = lax.cond(need == GREEDY, lambda: _bare(greedy(logits)), lambda: _draw(logits, row, past, need))
+    drawn: Drawn = lax.cond(need <= GREEDY, lambda: _bare(greedy(logits)), lambda: _draw(logits, row, past, need))
     return drawn
 
 

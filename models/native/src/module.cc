@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "matmul.h"
+#include "sampler.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace cortex {
@@ -132,6 +133,41 @@ ffi::Error attention(Floats qkv, Floats cos, Floats sin, Ints table, Ints start,
   return ffi::Error::Success();
 }
 
+ffi::Error sampled(Floats logits, Ints ints, Floats floats, ffi::Buffer<ffi::S16> generated,
+                  ffi::Buffer<ffi::PRED> in_prompt, Ints bias_ids, Floats bias, ffi::Buffer<ffi::U32> bias_until,
+                  ffi::Result<Ints> token, ffi::Result<Floats> logprob, ffi::Result<Ints> top_ids,
+                  ffi::Result<Floats> top_logprobs) {
+  const auto shape = logits.dimensions(), past = generated.dimensions(), top = top_ids->dimensions();
+  if (shape.size() != 2 || past.size() != 2 || past[1] != shape[1] || in_prompt.element_count() != generated.element_count())
+    return ffi::Error::InvalidArgument("logits and past are over one vocabulary");
+  const int64_t rows = shape[0], slots = past[0];
+  if (static_cast<int64_t>(ints.element_count()) != rows * INTS ||
+      static_cast<int64_t>(floats.element_count()) != rows * FLOATS || bias_ids.dimensions()[0] != slots)
+    return ffi::Error::InvalidArgument("parameters of other rows or slots");
+  Sampling s{};
+  s.logits = logits.typed_data();
+  s.ints = ints.typed_data();
+  s.floats = floats.typed_data();
+  s.generated = generated.typed_data();
+  s.in_prompt = reinterpret_cast<const uint8_t*>(in_prompt.typed_data());
+  s.bias_ids = bias_ids.typed_data();
+  s.bias = bias.typed_data();
+  s.bias_until = bias_until.typed_data();
+  s.token = token->typed_data();
+  s.logprob = logprob->typed_data();
+  s.top_ids = top_ids->typed_data();
+  s.top_logprobs = top_logprobs->typed_data();
+  s.rows = rows;
+  s.vocab = shape[1];
+  s.biases = bias_ids.dimensions()[1];
+  s.alternatives = top[1];
+  if (s.vocab < 1 || s.alternatives < 1) return ffi::Error::InvalidArgument("nothing to choose from");
+  for (int64_t row = 0; row < rows; ++row)
+    if (s.integer(row, SLOT) < 0 || s.integer(row, SLOT) >= slots) return ffi::Error::InvalidArgument("no such slot");
+  sample(s);
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace cortex
 
@@ -179,3 +215,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_attention, cortex::attention,
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Attr<int64_t>("window")
                                   .Attr<float>("scale"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_sample, cortex::sampled,
+                              xla::ffi::Ffi::Bind()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S16>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::PRED>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::U32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>());
