@@ -20,6 +20,7 @@ from models.spec import Model
 from neuron_jax.engine import native_sampler, sampler
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat, choose_kv
+from neuron_jax.engine.attention.native import misfit
 from neuron_jax.engine.attention.trial import Case, kinds
 from neuron_jax.engine.buckets import Buckets, Menu, declare
 from neuron_jax.engine.compiler import Compiler
@@ -99,6 +100,7 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
         least_chunk=LEAST_CHUNK[spec.platform],
         decode_steps=spec.decode_steps or DEFAULT_STEPS,
         guesses=_guesses(spec, not_native),
+        exact=_exact(model, kv, dtype, spec, not_native),
     )
     # A GPU is there for its engine: without a word on it, the pages get what is left. A CPU's memory is everybody's.
     pool = spec.kv_mb * MIB // spec.tensor_parallel or (limit if spec.platform == "cuda" else 0)
@@ -139,6 +141,11 @@ def _guesses(spec: EngineSpec, not_native: str | None) -> int:
     return DEFAULT_GUESSES if not_native is None else 0
 
 
+def _exact(model: Model, kv: KVFormat, dtype: Any, spec: EngineSpec, not_native: str | None) -> bool:
+    """Whether programs skip what is padding: where nothing but the native kernels computes tokens."""
+    return not_native is None and misfit(kv, dtype, spec.page_size, [model.cache_spec.head_dim]) is None
+
+
 def choose_quant(spec: EngineSpec, not_native: str | None) -> tuple[str, str]:
     """The weights' format, and why. `auto` is what measured fastest without changing the text (docs/benchmarks.md)."""
     if spec.quant != "auto":
@@ -176,21 +183,21 @@ def assemble(
             made.buckets.essential(),
             lambda done, total: report(Progress("compile", done, total, "programs")),
         )
-        runner = Runner(program, compiler, params)
+        runner = Runner(program, compiler, params, made.buckets)
     except BaseException:
         compiler.close()
         raise
     compiler.start_behind(made.buckets.keys())
     compiler.watch()
     menu = Menu()
-    menu.add(compiler.ready)
+    menu.add(runner.sizes(compiler.ready))
     naming = Naming(made.shapes.page_size, secrets.token_bytes(NAME_BYTES)) if made.prefix_cache else None
     scheduler = Scheduler(
         Pages(made.plan.pages),
         page_size=made.shapes.page_size,
         max_slots=made.shapes.max_slots,
         menu=menu,
-        pace=Pace(),
+        pace=Pace(padded=not made.buckets.exact),
         naming=naming,
         guessing=made.buckets.guesses > 0,
     )

@@ -109,7 +109,7 @@ class Engine:
         """Take over the programs that were compiled meanwhile."""
         compiled = self.runner.compiler.collect()
         if compiled:
-            self.scheduler.menu.add(compiled)
+            self.scheduler.menu.add(self.runner.sizes(compiled))
             self._note_load(compiles=self.load.compiles + len(compiled))
 
     def check_integrity(self) -> None:

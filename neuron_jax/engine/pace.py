@@ -52,8 +52,12 @@ class Prompts:
 
 @define(eq=False)
 class Pace:
-    """Seconds per program: measured where it ran, else drawn through those that did."""
+    """Seconds per size of a step: measured where it ran, else drawn through those that did.
 
+    `padded`: whether a chunk costs the same however much of it is padding.
+    """
+
+    padded: bool = True
     _decode: dict[int, float] = field(factory=dict, init=False)  # rows -> seconds for one token of each
     _extend: dict[int, Prompts] = field(factory=dict, init=False)  # by chunk
     _verify: dict[VerifyKey, float] = field(factory=dict, init=False)
@@ -95,8 +99,8 @@ class Pace:
         if tokens >= chunks[-1]:
             return chunks[-1]
         above = bisect_left(chunks, tokens)
-        if above == 0:
-            return chunks[0]
+        if above == 0 or not self.padded:
+            return chunks[above]
         pieces = self._pieces(tokens, chunks[:above], at)
         return chunks[above] if self.extend(chunks[above], at=at) <= pieces else chunks[above - 1]
 

@@ -14,7 +14,7 @@ from attrs import frozen
 from jax import lax
 
 from models.sharding import named_sharding
-from models.spec import Model, ParamSpec
+from models.spec import Model, ParamSpec, live_of
 from neuron_jax.engine import packing, sampler
 from neuron_jax.engine.attention.choose import Choice
 from neuron_jax.engine.attention.kv import LayerCache
@@ -132,8 +132,8 @@ def _decode(program: Program, steps: int, params: Any, state: State, packed: jax
         slot = jnp.where(live, rows.params.slot, program.shapes.max_slots)
         tokens = state.last_token[rows.params.slot]
         now = rows._replace(start=start, count=live.astype(jnp.int32))
-        hidden, pool = _forward(program, params, state.pool, tokens, now)
-        logits = program.model.logits(params, hidden)
+        hidden, pool, real = _forward(program, params, state.pool, tokens, now)
+        logits = program.model.logits(params, hidden, real)
         drawn = program.sample(logits, _at(now, start + 1, live), state.past)
         return _advance(state._replace(pool=pool), slot, drawn.token), _result(drawn)
 
@@ -148,7 +148,7 @@ def _extend(program: Program, chunk: int, params: Any, state: State, packed: jax
     """Up to `chunk` tokens of one prompt, and the token after them where the prompt ends here: tokens [1, 1]."""
     rows = packing.unpack_rows(packed[None, : packed.shape[0] - chunk])
     tokens = packed[packed.shape[0] - chunk :]
-    hidden, pool = _forward(program, params, state.pool, tokens, rows)
+    hidden, pool, _ = _forward(program, params, state.pool, tokens, rows)
     last = lax.dynamic_slice_in_dim(hidden, jnp.maximum(rows.count[0] - 1, 0), 1)
     draws = rows.draws[0] > 0
     params_row = _at(rows, rows.start + rows.count, rows.draws > 0)
@@ -170,12 +170,12 @@ def _verify(program: Program, width: int, params: Any, state: State, packed: jax
     """
     rows, guesses = packing.unpack_rows(packed[:, :-width]), packed[:, -width:]
     tokens = jnp.concatenate([state.last_token[rows.params.slot][:, None], guesses], axis=1)
-    hidden, pool = _forward(program, params, state.pool, tokens.reshape(-1), rows)
+    hidden, pool, live = _forward(program, params, state.pool, tokens.reshape(-1), rows)
     place = jnp.arange(1 + width, dtype=jnp.int32)[None, :]
     each = rows._replace(params=jax.tree.map(lambda part: jnp.repeat(part, 1 + width, axis=0), rows.params))
     real = place < rows.count[:, None]
     wanted = _at(each, (rows.start[:, None] + 1 + place).reshape(-1), real.reshape(-1))
-    drawn = program.sample(program.model.logits(params, hidden), wanted, state.past)
+    drawn = program.sample(program.model.logits(params, hidden, live), wanted, state.past)
     token = drawn.token.reshape(tokens.shape)
     right = (token[:, :-1] == guesses) & real[:, 1:]
     last = jnp.cumprod(right.astype(jnp.int32), axis=1).sum(axis=1, dtype=jnp.int32)[:, None]
@@ -192,15 +192,17 @@ def _seat(state: State, packed: jax.Array) -> State:
 
 def _forward(
     program: Program, params: Any, pool: Pool, tokens: jax.Array, rows: packing.Rows
-) -> tuple[jax.Array, Pool]:
-    """tokens [R*C], the first `rows.count` of each row real -> hidden [R*C, D], the new pool."""
+) -> tuple[jax.Array, Pool, jax.Array | None]:
+    """tokens [R*C], the first `rows.count` of each row real -> hidden [R*C, D], the new pool, and of how many tokens, the
+    first ones, something was computed, [1]; None for all.
+    """
     chunk = tokens.shape[0] // rows.table.shape[0]
     attend = program.attention.make(rows.table, rows.start, rows.count, chunk)
     positions = rows.start[:, None] + jnp.arange(chunk, dtype=jnp.int32)[None, :]
     # Padding may reach past the last position that the rotary table of a model knows.
     positions = jnp.minimum(positions, program.model.max_positions - 1).reshape(-1)
     hidden, pool = program.model.forward(params, tokens, positions, attend, pool)
-    return hidden, tuple(pool)
+    return hidden, tuple(pool), live_of(attend)
 
 
 def _at(rows: packing.Rows, position: jax.Array, wanted: jax.Array) -> sampler.RowParams:

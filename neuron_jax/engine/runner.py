@@ -4,6 +4,7 @@ Steps run in the order in which they were dispatched, each on the state that the
 host while a step is under way may be given away at once: its new owner's step can only run after that one.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from attrs import define, field
 
 from neuron_jax.engine import packing
 from neuron_jax.engine.batch import Drawn, Step
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey, SeatKey, VerifyKey
+from neuron_jax.engine.buckets import Buckets, DecodeKey, ExtendKey, Key, SeatKey, VerifyKey
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.programs import Program, Result, State
 
@@ -25,6 +26,7 @@ class Runner:
     program: Program
     compiler: Compiler
     params: Any
+    buckets: Buckets | None = None  # where one program may serve several sizes of a step
     _state: State = field(init=False)
     _mirror: packing.Mirror = field(init=False)
 
@@ -33,9 +35,13 @@ class Runner:
         shapes = self.program.shapes
         self._mirror = packing.Mirror(shapes.max_slots, shapes.table)
 
+    def sizes(self, compiled: Collection[Key]) -> Collection[Key]:
+        """The steps that can be computed with these programs."""
+        return compiled if self.buckets is None else self.buckets.sizes(compiled)
+
     def pack(self, step: Step) -> packing.Words:
         """What the device must be told to compute `step`."""
-        match step.key:
+        match self._program(step.key):
             case DecodeKey(bucket, _):
                 return self._mirror.decode(step.rows, bucket)
             case VerifyKey(bucket, width):
@@ -44,11 +50,12 @@ class Runner:
                 # Decoding follows upon a prompt, so only here can a slot have a new owner.
                 self._seat(step)
                 return self._mirror.extend(step.rows[0], chunk)
+        raise AssertionError(f"{step.key} is no step")
 
     def dispatch(self, step: Step, packed: packing.Words) -> Result:
         """Start computing `step`; returns before it is done."""
         result: Result
-        self._state, result = self.compiler.ready[step.key](self.params, self._state, packed)
+        self._state, result = self.compiler.ready[self._program(step.key)](self.params, self._state, packed)
         result.tokens.copy_to_host_async()
         return result
 
@@ -56,6 +63,9 @@ class Runner:
         """Wait for `step`, and take what it brought."""
         tokens = np.asarray(result.tokens).tolist()
         return Drawn(tokens, np.asarray(result.logprobs) if step.wants_logprobs else None)
+
+    def _program(self, size: Key) -> Key:
+        return size if self.buckets is None else self.buckets.program(size)
 
     def _seat(self, step: Step) -> None:
         request = step.rows[0].request

@@ -32,8 +32,8 @@ from tests.fakes.tiny_llama import write_checkpoint
 pytestmark = pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
 
 SLOTS, CONTEXT, PAGES = 33, 512, 96
-ROWS = {16: (1, 4, 33), 32: (1, 33)}
-"""Rows of the programs compiled, by page size: few, for the time it takes."""
+EXACT = {16: True, 32: False}
+"""By page size, whether one program computes steps of all sizes, or there are some that pad."""
 
 Answer = tuple[list[int], list[float]]
 
@@ -55,11 +55,12 @@ def runners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Runn
             assert program.attention.name == "native"
             compiler = Compiler(program.lower, workers=2)
             stack.callback(compiler.close)
-            declared = declare(max_slots=SLOTS, chunk_tokens=64, decode_steps=4, guesses=5).keys()
-            keys = [key for key in declared if getattr(key, "rows", 1) in ROWS[page]]
+            buckets = declare(max_slots=SLOTS, chunk_tokens=64, decode_steps=4, guesses=5, exact=EXACT[page])
+            declared = buckets.keys()
+            keys = [key for key in declared if EXACT[page] or getattr(key, "rows", 1) in {1, SLOTS}]
             compiler.start(keys)
             compiler.wait(keys, lambda done, total: None)
-            made[page] = Runner(program, compiler, params)
+            made[page] = Runner(program, compiler, params, buckets)
         yield made
 
 
@@ -67,7 +68,7 @@ def engine(
     runner: Runner, *, pages: int = PAGES, overlap: bool = True, prefix: bool = True, guess: bool = False
 ) -> Engine:
     menu = Menu()
-    menu.add(runner.compiler.ready)
+    menu.add(runner.sizes(runner.compiler.ready))
     size = runner.program.shapes.page_size
     naming = Naming(size, b"tests") if prefix else None
     scheduler = Scheduler(
