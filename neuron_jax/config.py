@@ -159,6 +159,7 @@ class ModelSpec:
     harness: str = _setting(_one_of(*HARNESSES), "jax")
     quant: str = _setting(_one_of("auto", "none", "stored", "int8", "int4", "fp8"), "auto")
     kv_dtype: str = _setting(_one_of("auto", "float32", "bfloat16", "int8", "fp8"), "auto")
+    deterministic: bool = _setting(FLAG, False)
     tensor_parallel: int = _setting(_integer(1, 64), 1)
     devices: tuple[int, ...] | None = _setting(INDICES, None)
     max_context: int | None = _setting(_integer(1, 2**31), None)

@@ -20,6 +20,7 @@ def engine_spec(
         tensor_parallel=len(devices),
         quant=spec.quant,
         kv_dtype=spec.kv_dtype,
+        deterministic=spec.deterministic,
         memory_mb=engine.memory_mb,
         kv_mb=spec.kv_mb or engine.kv_mb,
         max_context=spec.max_context or engine.max_context,

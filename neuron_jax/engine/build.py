@@ -30,6 +30,7 @@ from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.prefix import NAME_BYTES, Naming
 from neuron_jax.engine.programs import Program, Shapes
+from neuron_jax.engine.proof import prove
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.scheduler import Scheduler
 from neuron_jax.workers.frames import EngineSpec, Progress
@@ -73,6 +74,8 @@ class Design:
     shapes: Shapes
     buckets: Buckets
     prefix_cache: bool
+    deterministic: bool
+    deterministic_reason: str
 
 
 def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, Storage] | None = None) -> Design:
@@ -94,13 +97,16 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
         storage=storage,
     )
     slots = spec.max_slots or DEFAULT_SLOTS[spec.platform]
+    exact = _exact(model, kv, dtype, spec, not_native)
+    kept, kept_reason = keeps_promise(spec, slots, exact=exact)
     buckets = declare(
         max_slots=slots,
         chunk_tokens=spec.chunk_tokens or DEFAULT_CHUNK[spec.platform],
         least_chunk=LEAST_CHUNK[spec.platform],
         decode_steps=spec.decode_steps or DEFAULT_STEPS,
         guesses=_guesses(spec, not_native),
-        exact=_exact(model, kv, dtype, spec, not_native),
+        exact=exact,
+        together=slots if kept and not exact else 0,
     )
     # A GPU is there for its engine: without a word on it, the pages get what is left. A CPU's memory is everybody's.
     pool = spec.kv_mb * MIB // spec.tensor_parallel or (limit if spec.platform == "cuda" else 0)
@@ -120,7 +126,19 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
     plan = plan_memory(request)
     shapes = Shapes(spec.page_size, plan.pages, slots, plan.max_context)
     return Design(
-        model, quant, reason, kv, kv_reason, dtype, spec.tensor_parallel, plan, shapes, buckets, spec.prefix_cache
+        model,
+        quant,
+        reason,
+        kv,
+        kv_reason,
+        dtype,
+        spec.tensor_parallel,
+        plan,
+        shapes,
+        buckets,
+        spec.prefix_cache,
+        kept,
+        kept_reason,
     )
 
 
@@ -146,6 +164,15 @@ def _exact(model: Model, kv: KVFormat, dtype: Any, spec: EngineSpec, not_native:
     return not_native is None and misfit(kv, dtype, spec.page_size, [model.cache_spec.head_dim]) is None
 
 
+def keeps_promise(spec: EngineSpec, slots: int, *, exact: bool) -> tuple[bool, str]:
+    """Whether a request gets the same bits however it is served, and why (docs/architecture.md)."""
+    if exact:
+        return True, "the native kernels do so in any case"
+    if not spec.deterministic:
+        return False, "not asked for: XLA's sums depend on the size of a step"
+    return True, f"as asked: every token in a step of {slots} rows, checked at the start"
+
+
 def choose_quant(spec: EngineSpec, not_native: str | None) -> tuple[str, str]:
     """The weights' format, and why. `auto` is what measured fastest without changing the text (docs/benchmarks.md)."""
     if spec.quant != "auto":
@@ -161,7 +188,10 @@ def program_for(made: Design, devices: list[Any]) -> Program:
     """The programs of a design on these devices; attention is tried on them where there is a choice."""
     mesh = make_mesh(devices)
     case = Case(mesh, made.dtype, made.kv, made.plan.pages, made.shapes.page_size, kinds(made.model))
-    sample = sampler.sample if native_sampler.refuses(mesh) else native_sampler.sample
+    alike = made.buckets.together > 0
+    sample = (
+        native_sampler.sample if not native_sampler.refuses(mesh) else sampler.sample_alike if alike else sampler.sample
+    )
     return Program(made.model, mesh, made.shapes, choose(case), sample)
 
 
@@ -184,6 +214,8 @@ def assemble(
             lambda done, total: report(Progress("compile", done, total, "programs")),
         )
         runner = Runner(program, compiler, params, made.buckets)
+        if made.buckets.together:
+            prove(runner, made.buckets.together)
     except BaseException:
         compiler.close()
         raise
@@ -199,6 +231,7 @@ def assemble(
         menu=menu,
         pace=Pace(padded=not made.buckets.exact),
         naming=naming,
-        guessing=made.buckets.guesses > 0,
+        guessing=made.buckets.guesses > 0 and not made.buckets.together,
+        together=made.buckets.together,
     )
     return Engine(scheduler, runner, made.plan.max_context, time.perf_counter)

@@ -13,7 +13,7 @@ from attrs import define, field
 from msgspec.structs import replace
 
 from neuron_jax.engine.batch import Step
-from neuron_jax.engine.buckets import ExtendKey
+from neuron_jax.engine.buckets import ExtendKey, TogetherKey
 from neuron_jax.engine.programs import Result
 from neuron_jax.engine.requests import from_submit
 from neuron_jax.engine.runner import Runner
@@ -166,8 +166,10 @@ class Engine:
 
     def _note_step(self, step: Step, seconds: float, *, host: float, wait: float) -> None:
         load, tokens = self.load, step.tokens
-        # A prompt's remainder says nothing on what a full chunk takes, whether or not padding costs something.
-        if seconds > 0 and (not isinstance(step.key, ExtendKey) or 4 * tokens >= 3 * step.key.chunk):
+        # A prompt's remainder says nothing on what a full chunk takes, whether or not padding costs something; and where all
+        # steps are of one kind there is nothing to choose.
+        timed = seconds > 0 and not isinstance(step.key, TogetherKey)
+        if timed and (not isinstance(step.key, ExtendKey) or 4 * tokens >= 3 * step.key.chunk):
             self.scheduler.pace.saw(step.key, seconds, at=step.rows[0].start)
         rate = tokens / max(seconds, 1e-9)
         prompt = isinstance(step.key, ExtendKey)

@@ -72,7 +72,7 @@ class Pace:
         last.append(seconds)
         if isinstance(key, DecodeKey):
             self._decode[key.rows] = _median(last) / key.steps
-        else:
+        elif isinstance(key, VerifyKey):
             self._verify[key] = _median(last)
 
     def decode(self, rows: int) -> float:

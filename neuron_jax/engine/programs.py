@@ -19,7 +19,7 @@ from neuron_jax.engine import packing, sampler
 from neuron_jax.engine.attention.choose import Choice
 from neuron_jax.engine.attention.kv import LayerCache
 from neuron_jax.engine.attention.reference import BLOCK
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key, VerifyKey
+from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key, TogetherKey, VerifyKey
 
 Pool = tuple[LayerCache, ...]
 
@@ -96,6 +96,8 @@ class Program:
                 return self._lower_step(partial(_verify, self, width), (rows, packing.verify_width(table, width)))
             case ExtendKey(chunk):
                 return self._lower_step(partial(_extend, self, chunk), (packing.extend_width(table, chunk),))
+            case TogetherKey(rows):
+                return self._lower_step(partial(_together, self), (rows, packing.together_width(table)))
         state = self.abstract_state()
         seat = jax.jit(_seat, donate_argnums=0, out_shardings=_shardings(state))
         return seat.lower(state, self._whole((packing.seat_width(self.model.vocab_size),), jnp.int32))
@@ -184,6 +186,22 @@ def _verify(program: Program, width: int, params: Any, state: State, packed: jax
     state = _advance(state._replace(pool=pool), slot, jnp.take_along_axis(token, last, axis=1)[:, 0])
     logprobs = packing.pack_logprobs(drawn).reshape(*tokens.shape, packing.LOGPROBS)
     return state, Result(jnp.where(place <= last, token, -1), logprobs)
+
+
+def _together(program: Program, params: Any, state: State, packed: jax.Array) -> tuple[State, Result]:
+    """One token a row, whosever it is and whether of a prompt or the newest: tokens [R, 1], of the rows that draw.
+
+    A token goes through the same operations of the same sizes in every step, so what it gets depends on its own past alone
+    wherever a row of a product does not depend on the other rows and its place among them.
+    """
+    rows, given = packing.unpack_rows(packed[:, :-1]), packed[:, -1]
+    tokens = jnp.where(given >= 0, given, state.last_token[rows.params.slot])
+    hidden, pool, real = _forward(program, params, state.pool, tokens, rows)
+    draws = rows.draws > 0
+    drawn = program.sample(program.model.logits(params, hidden, real), _at(rows, rows.start + 1, draws), state.past)
+    slot = jnp.where(draws, rows.params.slot, program.shapes.max_slots)
+    state = _advance(state._replace(pool=pool), slot, drawn.token)
+    return state, jax.tree.map(lambda part: part[:, None], _result(drawn))
 
 
 def _seat(state: State, packed: jax.Array) -> State:

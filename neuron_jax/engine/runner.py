@@ -14,9 +14,10 @@ from attrs import define, field
 
 from neuron_jax.engine import packing
 from neuron_jax.engine.batch import Drawn, Step
-from neuron_jax.engine.buckets import Buckets, DecodeKey, ExtendKey, Key, SeatKey, VerifyKey
+from neuron_jax.engine.buckets import Buckets, DecodeKey, ExtendKey, Key, SeatKey, TogetherKey, VerifyKey
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.programs import Program, Result, State
+from neuron_jax.engine.requests import Request
 
 
 @define(eq=False)
@@ -48,8 +49,12 @@ class Runner:
                 return self._mirror.verify(step.rows, bucket, width)
             case ExtendKey(chunk):
                 # Decoding follows upon a prompt, so only here can a slot have a new owner.
-                self._seat(step)
+                self._seat(step.rows[0].request)
                 return self._mirror.extend(step.rows[0], chunk)
+            case TogetherKey(bucket):
+                for row in step.rows:
+                    self._seat(row.request)
+                return self._mirror.together(step.rows, bucket)
         raise AssertionError(f"{step.key} is no step")
 
     def dispatch(self, step: Step, packed: packing.Words) -> Result:
@@ -61,14 +66,15 @@ class Runner:
 
     def fetch(self, step: Step, result: Result) -> Drawn:
         """Wait for `step`, and take what it brought."""
-        tokens = np.asarray(result.tokens).tolist()
-        return Drawn(tokens, np.asarray(result.logprobs) if step.wants_logprobs else None)
+        # Of a row of several tokens the last one draws; elsewhere a row is a line of the result.
+        lines = np.cumsum([row.count for row in step.rows]) - 1 if isinstance(step.key, TogetherKey) else slice(None)
+        tokens = np.asarray(result.tokens)[lines].tolist()
+        return Drawn(tokens, np.asarray(result.logprobs)[lines] if step.wants_logprobs else None)
 
     def _program(self, size: Key) -> Key:
         return size if self.buckets is None else self.buckets.program(size)
 
-    def _seat(self, step: Step) -> None:
-        request = step.rows[0].request
+    def _seat(self, request: Request) -> None:
         if self._mirror.seat(request) and packing.needs_seat(request):
             packed = packing.pack_seat(request, self.program.model.vocab_size)
             self._state = self.compiler.ready[SeatKey()](self._state, packed)

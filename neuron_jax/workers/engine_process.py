@@ -146,6 +146,8 @@ def _build(spec: EngineSpec, link: socket.socket) -> Any:
             devices=tuple(str(device) for device in started.devices),
             plan=made.plan.rows,
             load_seconds=sum(started.seconds.values()),
+            deterministic=made.deterministic,
+            deterministic_reason=made.deterministic_reason,
         ),
     )
     return started.engine
