@@ -6,7 +6,7 @@ Compiling and reading weights overlap: the programs are built from shapes alone.
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +37,12 @@ from neuron_jax.workers.frames import EngineSpec, Progress
 
 Report = Callable[[Progress], None]
 
-RUNTIME_BYTES = {"cpu": 350 * MIB, "cuda": 1200 * MIB}
-"""What a process with JAX in it takes besides arrays: measured resident on a CPU; on a GPU the contexts of CUDA, cuBLAS,
-cuDNN and NCCL."""
+RUNTIME_BYTES = {"cpu": 290 * MIB, "cuda": 1200 * MIB}
+"""What a process with JAX in it takes besides arrays and programs: measured resident on a CPU after mixed traffic; on a GPU the
+contexts of CUDA, cuBLAS, cuDNN and NCCL."""
+
+LAYER_BYTES = {"native": MIB // 2, "cpu": 2 * MIB, "cuda": 0}
+"""What one layer takes in one program, measured alike: calls of the native kernels, or what XLA makes of them."""
 
 DEFAULT_SLOTS = {"cpu": 32, "cuda": 128}
 DEFAULT_CHUNK = {"cpu": 512, "cuda": 1024}
@@ -115,7 +118,7 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
         tensor_parallel=spec.tensor_parallel,
         limit=limit,
         kv_token=kv.token_bytes(model.cache_spec.kv_heads, model.cache_spec.head_dim),
-        runtime=RUNTIME_BYTES[spec.platform],
+        runtime=_runtime(model, spec.platform, buckets),
         rows=slots,
         chunk=buckets.chunks[-1],
         page_size=spec.page_size,
@@ -151,6 +154,12 @@ def refuses_native(config: Any, spec: EngineSpec) -> str | None:
     if config.get("mlp_bias"):
         return "they know no mlp_bias"
     return unavailable()
+
+
+def _runtime(model: Model, platform: Literal["cpu", "cuda"], buckets: Buckets) -> int:
+    """Bytes of the process itself and of its programs."""
+    layer = LAYER_BYTES["native" if buckets.exact else platform]
+    return RUNTIME_BYTES[platform] + len(buckets.keys()) * model.cache_spec.layers * layer
 
 
 def _guesses(spec: EngineSpec, not_native: str | None) -> int:
