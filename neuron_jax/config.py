@@ -201,6 +201,7 @@ class ModelSpec:
     harness: str = _setting(_one_of(*HARNESSES), "jax")
     quant: str = _setting(_one_of("auto", "none", "stored", "int8", "int4", "fp8"), "auto")
     kv_dtype: str = _setting(_one_of("auto", "float32", "bfloat16", "int8", "fp8"), "auto")
+    deterministic: bool = _setting(FLAG, False)
     tensor_parallel: int = _setting(_integer(1, 64), 1)
     ranks: str = _setting(_one_of("host", "device"), "host")
     hosts: tuple[str, ...] = _setting(TEXTS, ())

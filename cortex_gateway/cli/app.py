@@ -115,6 +115,10 @@ def load(
     node: Annotated[str | None, Parameter(help="Load it on this node; else where it fits best.")] = None,
     quant: Annotated[str | None, Parameter(help="auto, none, or a scheme that the neuron knows.")] = None,
     kv_dtype: Annotated[str | None, Parameter(help="How keys and values are kept: auto, int8, fp8, ...")] = None,
+    deterministic: Annotated[
+        bool | None,
+        Parameter(negative="", help="The same bits however a request is served, at a cost where XLA computes."),
+    ] = None,
     tensor_parallel: Annotated[int | None, Parameter(help="Devices to spread it over.")] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     json: Json = False,
@@ -125,6 +129,7 @@ def load(
         "node": node,
         "quant": quant,
         "kv_dtype": kv_dtype,
+        "deterministic": deterministic,
         "tensor_parallel": tensor_parallel,
     }
     body = {name: value for name, value in asked.items() if value is not None}

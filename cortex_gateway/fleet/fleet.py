@@ -151,6 +151,7 @@ class Fleet:
         node: str | None = None,
         quant: str | None = None,
         kv_dtype: str | None = None,
+        deterministic: bool | None = None,
         tensor_parallel: int | None = None,
         report: Reporter | None = None,
     ) -> None:
@@ -161,6 +162,7 @@ class Fleet:
             node=node,
             quant=quant,
             kv_dtype=kv_dtype,
+            deterministic=deterministic,
             tensor_parallel=tensor_parallel,
         )
         await self._wait(asked, report)

@@ -108,6 +108,7 @@ class Residency:
             node=event.node,
             quant=event.quant,
             kv_dtype=event.kv_dtype,
+            deterministic=event.deterministic,
             tensor_parallel=event.tensor_parallel,
         )
         if self._names_a_node(ticket):
@@ -243,7 +244,7 @@ class Residency:
         ticket.cold = True
         host = self.hosts[place.node]
         log.info("loading %s on %s for %s", model.id, host.name, ticket.request_id or "an operator")
-        host.job = _job(model, spec_for(model, place, ticket.quant, ticket.kv_dtype), place)
+        host.job = _job(model, spec_for(model, place, ticket.quant, ticket.kv_dtype, ticket.deterministic), place)
         self._advance(host)
 
     def _try_unload(self, ticket: Ticket) -> None:

@@ -90,11 +90,12 @@ class Lender:
     async def run(self, body: bytes) -> AsyncGenerator[bytes, None]:
         """POST /ranks: one rank from its start to its end, as events. Whoever stops listening ends it."""
         told = decode_object(body)
+        model = self._model(told)
         try:
-            path = await self._locate(self._model(told))
+            path = await self._locate(model)
         except LoadError as error:
             raise Problem(422, error.kind, error.message) from error
-        async with self._running(self._spec(told, path)) as process:
+        async with self._running(self._spec(told, path), model.memory_mb or self._config.engine.memory_mb) as process:
             yield sse({"event": "started", "pid": process.pid})
             async for line in self._news(process):
                 yield line
@@ -105,11 +106,11 @@ class Lender:
         await asyncio.gather(*(process.close() for process in self._lent))
 
     @asynccontextmanager
-    async def _running(self, spec: EngineSpec) -> AsyncGenerator[EngineProcess, None]:
-        """The rank's process, in a share of its own. Raises Problem where there is none."""
+    async def _running(self, spec: EngineSpec, memory_mb: int) -> AsyncGenerator[EngineProcess, None]:
+        """The rank's process, in a share of its own: `memory_mb` on each device, or what is left. Raises Problem."""
         holder = _holder(spec)
         try:
-            given = await self._devices.place(Wish(holder, spec.model_id, spec.devices, spec.memory_mb))
+            given = await self._devices.place(Wish(holder, spec.model_id, spec.devices, memory_mb))
         except LoadError as error:
             raise Problem(422, error.kind, error.message) from error
         try:

@@ -158,8 +158,8 @@ async def _events(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
 
 
 def _told(model: ModelSpec) -> dict[str, Any]:
-    """What a peer needs to find the files: it knows them by the same names, or fetches them from the same source."""
-    told = {"model_id": model.model_id, "source": model.source}
+    """What a peer needs to find the files, which it has by the same name or source; and what may be used of its devices."""
+    told = {"model_id": model.model_id, "source": model.source, "memory_mb": model.memory_mb}
     return {key: value for key, value in told.items() if value is not None}
 
 

@@ -191,6 +191,7 @@ def resident_info(lifecycle: Lifecycle, resident: Resident) -> Json:
     if ready is not None:
         info["quant"] = {"chosen": ready.quant, "reason": ready.quant_reason}
         info["kv_dtype"] = {"chosen": ready.kv_dtype, "reason": ready.kv_reason}
+        info["deterministic"] = {"chosen": ready.deterministic, "reason": ready.deterministic_reason}
         info["attention"] = {"chosen": ready.attention, "reason": ready.attention_reason}
         info["plan"] = [{"what": row.what, "bytes": row.bytes} for row in plan]
     return info

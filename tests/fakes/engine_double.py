@@ -201,6 +201,8 @@ class Double:
             quant_reason="a double has no weights",
             kv_dtype="float32",
             kv_reason="a double has no cache",
+            deterministic=False,
+            deterministic_reason="a double invents its tokens",
             attention="none",
             attention_reason="a double attends to nothing",
             compute_dtype="float32",

@@ -88,8 +88,8 @@ def test_a_load_is_asked_for_and_awaited() -> None:
         response = await rig.client.post("/admin/load", json={"model": "demo", "node": "one", "tensor_parallel": 2})
 
         assert (response.status_code, response.json()) == (200, {"status": "loaded"})
-        asked = {"model": "demo", "node": "one", "quant": None, "kv_dtype": None, "tensor_parallel": 2}
-        assert rig.fleet.calls == [("load", asked)]
+        open_ = dict.fromkeys(("quant", "kv_dtype", "deterministic"))
+        assert rig.fleet.calls == [("load", {"model": "demo", "node": "one", "tensor_parallel": 2, **open_})]
         assert rig.metrics.records == []
 
     run(scenario)
