@@ -10,6 +10,7 @@ because a collective would need to know its size beforehand, and the ranks would
 Frames are those of `workers.frames`. Whoever does not know the group's secret is sent away; nothing is encrypted.
 """
 
+import contextlib
 import hmac
 import logging
 import queue
@@ -99,6 +100,12 @@ class _Link:
             self._came += self.reader.feed(chunk)
         return self._came.pop(0)
 
+    def close(self) -> None:
+        """Wakes up whoever waits for a record: there will be none."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
     def rest(self) -> Iterator[Any]:
         """Every record until the other side is gone."""
         self.sock.settimeout(None)
@@ -127,6 +134,12 @@ class Leader:
             return cls(group, socket.create_server((host, port), family=_family(host), backlog=group.world))
         except OSError as error:
             raise LoadError("port_taken", f"rank 0 cannot listen on {group.coordinator}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Leaves the meeting, and with that ends it."""
+        self._listener.close()
+        for link in self._links.values():
+            link.close()
 
     def gather(self) -> None:
         """Returns when all other ranks are here. Raises LoadError rendezvous_timeout naming those who are not."""
@@ -230,6 +243,9 @@ class Member:
         link = _Link(sock, FrameReader(FromLeader))
         link.send(Hello(group.rank, group.secret))
         return cls(group, link)
+
+    def close(self) -> None:
+        self._link.close()
 
     def meet(self) -> str:
         """Waits until all are here: where to join jax.distributed. Raises LoadError rendezvous_timeout."""
