@@ -11,7 +11,7 @@ from attrs import frozen
 from neuron_jax.config import AdmissionConfig, ModelSpec
 from neuron_jax.daemon import tally
 from neuron_jax.daemon.admission import Admission
-from neuron_jax.daemon.balance import choose
+from neuron_jax.daemon.balance import Busy, choose
 from neuron_jax.daemon.model_text import ModelText, read_text
 from neuron_jax.daemon.news import News
 from neuron_jax.daemon.problems import insufficient_vram, recovering, unavailable
@@ -166,7 +166,8 @@ class Resident:
         """The engine to submit `prompt` to; only right after `ready` has said that there is one."""
         clients = self._clients()
         roomy = {index: one for index, one in clients.items() if self.replicas[index].shortage is None} or clients
-        return roomy[choose({index: one.open for index, one in roomy.items()}, prompt)]
+        busy = {index: Busy(one.open, one.ready.max_slots) for index, one in roomy.items()}
+        return roomy[choose(busy, prompt)]
 
     def _clients(self) -> dict[int, EngineClient]:
         found = {index: replica.client for index, replica in enumerate(self.replicas)}
