@@ -240,15 +240,14 @@ class Resident:
         )
         # All of them, or none: what was asked for is told apart from what could be had only when it is refused.
         found = await asyncio.gather(*(replica.started() for replica in self.replicas))
-        self.max_context = min(ready.max_context for ready in found)
-        slots = sum(ready.max_slots for ready in found)
-        _log.info("%s serves: %d tokens of context, %d slots", self.id, self.max_context, slots)
         self._admission = Admission(
-            seats=slots,
+            seats=sum(ready.max_slots for ready in found),
             max_queue_depth=self._plan.admission.max_queue_depth,
             max_wait_secs=self._plan.admission.max_wait_secs,
         )
-        self._count_seats()
+        self.max_context = min(ready.max_context for ready in found)
+        self._take_stock()
+        _log.info("%s serves: %d tokens of context, %d slots", self.id, self.max_context, self._admission.seats)
 
     async def _fetch(self) -> Path:
         loop = asyncio.get_running_loop()
@@ -280,13 +279,17 @@ class Resident:
             return
         if phase is Phase.FAILED:
             self._admission.fail(unavailable(f"The model {self.id!r} failed: {self.last_error}"))
-        self._count_seats()
+        self._take_stock()
 
-    def _count_seats(self) -> None:
-        """As many as the engines that serve have slots; while none does, those of the last stay for the next."""
-        slots = sum(client.ready.max_slots for client in self._clients().values())
-        if slots:
-            self.admission.resize(slots)
+    def _take_stock(self) -> None:
+        """Seats and context of the engines that serve; while none does, those of the last stay for the next.
+
+        An engine that was started again with less memory may have less of both.
+        """
+        serving = [client.ready for client in self._clients().values()]
+        if serving:
+            self.max_context = min(ready.max_context for ready in serving)
+            self.admission.resize(sum(ready.max_slots for ready in serving))
 
 
 def _deaf(_: Progress) -> None:
