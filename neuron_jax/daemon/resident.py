@@ -11,7 +11,7 @@ from attrs import frozen
 from neuron_jax.config import AdmissionConfig, ModelSpec
 from neuron_jax.daemon import tally
 from neuron_jax.daemon.admission import Admission
-from neuron_jax.daemon.balance import choose
+from neuron_jax.daemon.balance import Busy, choose
 from neuron_jax.daemon.model_text import ModelText, read_text
 from neuron_jax.daemon.news import News
 from neuron_jax.daemon.problems import insufficient_vram, recovering, unavailable
@@ -166,7 +166,8 @@ class Resident:
         """The engine to submit `prompt` to; only right after `ready` has said that there is one."""
         clients = self._clients()
         roomy = {index: one for index, one in clients.items() if self.replicas[index].shortage is None} or clients
-        return roomy[choose({index: one.open for index, one in roomy.items()}, prompt)]
+        busy = {index: Busy(one.open, one.ready.max_slots) for index, one in roomy.items()}
+        return roomy[choose(busy, prompt)]
 
     def _clients(self) -> dict[int, EngineClient]:
         found = {index: replica.client for index, replica in enumerate(self.replicas)}
@@ -239,15 +240,14 @@ class Resident:
         )
         # All of them, or none: what was asked for is told apart from what could be had only when it is refused.
         found = await asyncio.gather(*(replica.started() for replica in self.replicas))
-        self.max_context = min(ready.max_context for ready in found)
-        slots = sum(ready.max_slots for ready in found)
-        _log.info("%s serves: %d tokens of context, %d slots", self.id, self.max_context, slots)
         self._admission = Admission(
-            seats=slots,
+            seats=sum(ready.max_slots for ready in found),
             max_queue_depth=self._plan.admission.max_queue_depth,
             max_wait_secs=self._plan.admission.max_wait_secs,
         )
-        self._count_seats()
+        self.max_context = min(ready.max_context for ready in found)
+        self._take_stock()
+        _log.info("%s serves: %d tokens of context, %d slots", self.id, self.max_context, self._admission.seats)
 
     async def _fetch(self) -> Path:
         loop = asyncio.get_running_loop()
@@ -279,13 +279,17 @@ class Resident:
             return
         if phase is Phase.FAILED:
             self._admission.fail(unavailable(f"The model {self.id!r} failed: {self.last_error}"))
-        self._count_seats()
+        self._take_stock()
 
-    def _count_seats(self) -> None:
-        """As many as the engines that serve have slots; while none does, those of the last stay for the next."""
-        slots = sum(client.ready.max_slots for client in self._clients().values())
-        if slots:
-            self.admission.resize(slots)
+    def _take_stock(self) -> None:
+        """Seats and context of the engines that serve; while none does, those of the last stay for the next.
+
+        An engine that was started again with less memory may have less of both.
+        """
+        serving = [client.ready for client in self._clients().values()]
+        if serving:
+            self.max_context = min(ready.max_context for ready in serving)
+            self.admission.resize(sum(ready.max_slots for ready in serving))
 
 
 def _deaf(_: Progress) -> None:

@@ -57,6 +57,7 @@ def test_an_answer_survives_its_engine(tmp_path: Path) -> None:
         async with real_neuron(tmp_path) as neuron:
             wanted = [await tell(neuron, seed) for seed in range(4)]
             first = neuron.pid()
+            os.kill(first, signal.SIGSTOP)  # so that none of them ends before it dies
             asking = [asyncio.create_task(tell(neuron, seed)) for seed in range(4)]
             await until(lambda: (client := neuron.lifecycle.residents[0].client) and client.open == 4)
             os.kill(first, signal.SIGKILL)
@@ -66,5 +67,34 @@ def test_an_answer_survives_its_engine(tmp_path: Path) -> None:
             assert neuron.pid() != first
             metrics = (await neuron.http.get("/metrics")).text
             assert f'neuron_requests_run_again_total{{model="{MODEL}"}} 4.0' in metrics
+
+    asyncio.run(run())
+
+
+def test_two_engines_on_one_cpu(tmp_path: Path) -> None:
+    """They share its memory and say the same; one is killed, the other answers what it was asked, and the first comes back."""
+
+    async def run() -> None:
+        async with real_neuron(tmp_path, replicas=2) as neuron:
+            resident = neuron.lifecycle.residents[0]
+            wanted = await asyncio.gather(*(tell(neuron, seed) for seed in range(6)))
+            victim, other = (one.client.pid for one in resident.replicas if one.client)
+            for pid in (victim, other):
+                os.kill(pid, signal.SIGSTOP)
+            asking = [asyncio.create_task(tell(neuron, seed)) for seed in range(6)]
+            await until(lambda: sum(one.client.open for one in resident.replicas if one.client) == 6)
+            opened = [one.client.open for one in resident.replicas if one.client]
+            os.kill(victim, signal.SIGKILL)
+            os.kill(other, signal.SIGCONT)
+
+            assert min(opened) >= 2
+            assert await asyncio.gather(*asking) == wanted
+            await until(lambda: resident.admission.seats == 8, 120)
+            await neuron.lifecycle.devices.look(fresh=True)
+            health = (await neuron.http.get("/health")).json()["devices"][0]["processes"]
+            assert sorted(one["pid"] for one in health) == sorted(
+                one.client.pid for one in resident.replicas if one.client
+            )
+            assert all(one["model"] == MODEL and one["used_mb"] > 20 for one in health)
 
     asyncio.run(run())

@@ -13,6 +13,7 @@ import pytest
 from neuron_jax.config import AdmissionConfig
 from neuron_jax.workers.supervisor import RestartPolicy
 from tests.fakes.live_neuron import MODEL, LiveNeuron, sse_events, with_neuron
+from tests.fakes.tiny_model import write_tiny_model
 from tests.fakes.waiting import until
 
 QUICK = RestartPolicy(first_delay=0.01, max_delay=0.02)
@@ -166,3 +167,16 @@ def test_a_client_that_leaves_while_it_waits_is_gone(tmp_path: Path) -> None:
         assert f'neuron_requests_total{{model="{MODEL}",outcome="cancelled"}} 1.0' in metrics
 
     with_neuron(tmp_path, use, restarts=SLOW)
+
+
+def test_the_next_engine_may_have_less_room(tmp_path: Path) -> None:
+    """Its context and its seats are the model's from then on."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        write_tiny_model(neuron.folder, max_context=100, max_slots=3)
+        assert said(await neuron.chat("[[die once 0]][[say hi]]")) == "hi"
+        assert (resident(neuron).max_context, resident(neuron).admission.seats) == (100, 3)
+        refused = await neuron.chat("x" * 200)
+        assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+    with_neuron(tmp_path, use, restarts=QUICK)
