@@ -3,6 +3,7 @@
 Placed anew at every start: a peer that went away is not asked for again what it cannot give, and one that came back is.
 """
 
+import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,6 +19,8 @@ from neuron_jax.workers.engine_client import EngineClient, Rank, Report, StartRa
 from neuron_jax.workers.frames import EngineSpec, Group
 
 LOOPBACK = "127.0.0.1"
+MEETINGS = 3
+log = logging.getLogger("neuron.ranks")
 
 
 @frozen
@@ -38,7 +41,20 @@ class Groups:
         self._peers: Mapping[str, Peer] = peers_of(config.peers, config.ranks.secret)
 
     async def start(self, model: ModelSpec, spec: EngineSpec, report: Report) -> EngineClient:
-        """The engine of `spec`, whose devices are this host's part of it. Raises LoadError or EngineDied."""
+        """The engine of `spec`, whose devices are this host's part of it. Raises LoadError or EngineDied.
+
+        The ports of a meeting are free when they are chosen; if another program was quicker, others are.
+        """
+        for _ in range(MEETINGS - 1):
+            try:
+                return await self._start(model, spec, report)
+            except LoadError as error:
+                if error.kind != "port_taken":
+                    raise
+                log.warning("%s meets again: %s", model.model_id, error.message)
+        return await self._start(model, spec, report)
+
+    async def _start(self, model: ModelSpec, spec: EngineSpec, report: Report) -> EngineClient:
         loans = await self._borrow(model, spec.tensor_parallel - len(spec.devices))
         here = split(spec.devices, model.ranks)
         environ, fraction = self._config.environ, self._devices.fraction(spec.devices, spec.memory_mb)

@@ -35,6 +35,9 @@ EXIT_SECONDS = 2.0
 WATCH_SECONDS = 0.25
 """How often the signs of life are looked at."""
 
+CHECKS = (-signal.SIGABRT, -signal.SIGSEGV)
+"""How a process ends when a library gives up: then only its last words say of what."""
+
 CUDA_SHARE = 0.97
 """How much of a GPU's free memory an allocator can make use of."""
 
@@ -247,7 +250,7 @@ class EngineProcess:
     def _end(self, code: int, broken: frames.FrameError | None) -> None:
         kind, why = self._fault
         words = self._obituary(code, broken, why)
-        if kind == "exited" and code == -signal.SIGABRT:  # a library's own check; only its last words say of what
+        if kind == "exited" and code in CHECKS:
             known = classify(RuntimeError(str(self._pipes.words)))
             kind = kind if known == "internal" else known
         error = EngineDied(words, kind)

@@ -91,16 +91,17 @@ class Rig:
         """Processes there besides the neuron."""
         return len(host.processes()) - (host.neuron is not None)
 
-    def stream_until_it_ends(self) -> "Ending":
+    def stream_until_it_ends(self, tokens: int = 450) -> "Ending":
         """A long answer that is being written; `Ending` tells how it ends."""
-        ending = Ending()
+        ending = Ending(tokens)
         threading.Thread(target=ending.read, args=(self.hosts.one.url,), daemon=True).start()
         assert ending.begun.wait(30)
         return ending
 
 
 class Ending:
-    def __init__(self) -> None:
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
         self.begun = threading.Event()
         self.ended = threading.Event()
         self.events: list[dict[str, Any]] = []
@@ -109,7 +110,7 @@ class Ending:
         body = {
             "model": MODEL,
             "messages": [{"role": "user", "content": "a long story"}],
-            "max_tokens": 450,
+            "max_tokens": self.tokens,
             "ignore_eos": True,
             "stream": True,
         }
@@ -215,3 +216,14 @@ def test_what_cannot_be_borrowed_is_told(rig: Rig) -> None:
     assert refused.json()["error"]["kind"] == "rendezvous_timeout"
     assert "other lends 1" in refused.json()["error"]["message"]
     assert rig.load(tensor_parallel=2, hosts=["nobody"]).json()["error"]["kind"] == "bad_devices"
+
+
+def test_a_leader_that_is_told_to_end_finishes_what_it_has_begun(rig: Rig) -> None:
+    """As systemd ends a service: the answer is whole, the exit code 0, and nothing is left on either host."""
+    rig.load_over_both()
+    story = rig.stream_until_it_ends(tokens=100)
+
+    assert rig.hosts.one.end(signal.SIGTERM) == 0
+    assert story.ended.wait(5)
+    assert story.events[-1]["choices"][0]["finish_reason"] == "length"
+    until_sync(lambda: rig.ranks_on(rig.hosts.one) == rig.ranks_on(rig.hosts.other) == 0, 10)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,21 @@ def test_why_nothing_can_be_borrowed(
         asyncio.run(run())
 
     assert refused.value.kind == kind
+
+
+def test_a_taken_port_is_met_by_another_meeting(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "tiny")
+    config = config_for(folder, tmp_path / "cache")
+    unlucky = (sys.executable, "-m", "tests.fakes.unlucky_engine")
+
+    async def run() -> None:
+        groups = Groups(config, still_devices(1), unlucky)
+        client = await groups.start(ModelSpec(**TINY), EngineSpec(MODEL, str(folder)), lambda _: None)
+        await client.close()
+
+    asyncio.run(run())
+
+    assert (folder / "tries").read_text() == "xxx"
 
 
 def test_secrets_are_not_shown() -> None:
