@@ -19,6 +19,8 @@ from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers.frames import EngineSpec, Sane
 
 CONNECT_SECONDS = 5.0
+START_SECONDS = 60.0
+"""Until a peer has found a share of its devices for a rank, and started it."""
 OFFER_SECONDS = 1800.0
 """A peer that has not got the model's files fetches them before it offers anything."""
 
@@ -62,7 +64,7 @@ class Peer:
     async def start(self, spec: EngineSpec, model: ModelSpec, devices: tuple[int, ...]) -> "BorrowedRank":
         """A rank of `spec` there, on `devices`. Raises LoadError."""
         body = {"model": _told(model), "devices": list(devices), "spec": msgspec.to_builtins(spec)}
-        return await BorrowedRank.start(self, spec, self._client(spec.silent_seconds), body)
+        return await BorrowedRank.start(self, spec, self._client(START_SECONDS), body)
 
     def _client(self, patience: float) -> httpx.AsyncClient:
         timeout = httpx.Timeout(patience, connect=CONNECT_SECONDS)
@@ -86,6 +88,7 @@ class BorrowedRank:
         self._begun: asyncio.Future[None] = loop.create_future()
         self._name = f"rank {group.rank} of {group.world} of {spec.model_id} on {peer.name}"
         self.rank = group.rank
+        self._patience = spec.silent_seconds
         self._task: asyncio.Task[None]
 
     @classmethod
@@ -117,10 +120,10 @@ class BorrowedRank:
                     await answer.aread()
                     self._end(EngineDied(f"{self._name} was refused: {_reason(answer.content)}", "rank_exited"))
                     return
-                async for event in _events(answer):
+                async for event in _events(answer, self._patience):
                     self._hear(event)
             self._end(EngineDied(f"{self._name} ended, and its neuron did not say of what", "rank_exited"))
-        except httpx.ReadTimeout:
+        except (httpx.ReadTimeout, TimeoutError):
             self._end(EngineDied(f"{self._name} is out of reach: its neuron says nothing any more", "rank_silent"))
         except httpx.HTTPError as error:
             self._end(EngineDied(f"{self._name} is out of reach: {_named(error)}", "rank_exited"))
@@ -150,9 +153,15 @@ class BorrowedRank:
             self.sane.exception()  # who waits for it waits for `died` as well
 
 
-async def _events(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The JSON of `data:` lines; comments only keep the connection from being silent."""
-    async for line in answer.aiter_lines():
+async def _events(answer: httpx.Response, patience: float) -> AsyncIterator[dict[str, Any]]:
+    """The JSON of `data:` lines; comments only break the silence. Raises TimeoutError after `patience` seconds of it."""
+    lines = answer.aiter_lines()
+    while True:
+        try:
+            async with asyncio.timeout(patience):
+                line = await anext(lines)
+        except StopAsyncIteration:
+            return
         if line.startswith("data: "):
             yield json.loads(line.removeprefix("data: "))
 
