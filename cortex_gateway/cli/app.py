@@ -116,6 +116,10 @@ def load(
     quant: Annotated[str | None, Parameter(help="auto, none, or a scheme that the neuron knows.")] = None,
     kv_dtype: Annotated[str | None, Parameter(help="How keys and values are kept: auto, int8, fp8, ...")] = None,
     tensor_parallel: Annotated[int | None, Parameter(help="Devices to spread it over.")] = None,
+    hosts: Annotated[str | None, Parameter(help="Nodes that may serve it together, the preferred first: a,b.")] = None,
+    ranks: Annotated[
+        Literal["host", "device"] | None, Parameter(help="One process per host or per device of a group.")
+    ] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     json: Json = False,
 ) -> int:
@@ -126,6 +130,8 @@ def load(
         "quant": quant,
         "kv_dtype": kv_dtype,
         "tensor_parallel": tensor_parallel,
+        "hosts": [name.strip() for name in hosts.split(",")] if hosts else None,
+        "ranks": ranks,
     }
     body = {name: value for name, value in asked.items() if value is not None}
     if json:

@@ -12,7 +12,16 @@ from msgspec import Struct
 
 from cortex_gateway import errors
 from cortex_gateway.fleet.messages import LoadSpec, Observation
-from cortex_gateway.placement.snapshot import Device, Limit, LoadStatus, ModelLoad, Replica, Status
+from cortex_gateway.placement.snapshot import (
+    Device,
+    Group,
+    Limit,
+    LoadStatus,
+    ModelLoad,
+    Rank,
+    Replica,
+    Status,
+)
 
 T = TypeVar("T")
 CONNECT_SECS = 5.0
@@ -35,10 +44,28 @@ class DeviceWire(Struct):
     vram_total_mb: int = 0
 
 
+class RankWire(Struct):
+    rank: int
+    host: str = ""
+    devices: list[int] = []
+    pid: int | None = None
+    phase: str = ""
+
+
+class GroupWire(Struct):
+    model_id: str
+    role: str
+    leader: str = ""
+    world: int = 0
+    tensor_parallel: int = 0
+    ranks: list[RankWire] = []
+
+
 class Discovery(Struct):
     hostname: str | None = None
     devices: list[DeviceWire] = []
     harnesses: list[str] = []
+    groups: list[GroupWire] | None = None
 
 
 class DeviceLoad(Struct):
@@ -208,11 +235,14 @@ def observation(discovery: Discovery, health: Health, models: list[ModelInfo]) -
     """What three answers of a neuron say together."""
     loads = {load.index: load for load in health.devices}
     traffic = {one.id: one for one in health.models}
+    groups = tuple(_group(one) for one in discovery.groups or ())
+    led = {one.model: one for one in groups if one.role == "leader"}
     return Observation(
         hostname=discovery.hostname,
         harnesses=tuple(discovery.harnesses),
         devices=tuple(_device(device, loads.get(device.index)) for device in discovery.devices),
-        replicas=tuple(_replica(model, traffic.get(model.id)) for model in models),
+        replicas=tuple(_replica(model, traffic.get(model.id), led.get(model.id)) for model in models),
+        groups=groups,
         uptime_secs=health.uptime_secs,
     )
 
@@ -237,6 +267,8 @@ def _spec_body(spec: LoadSpec) -> dict[str, Any]:
         "tensor_parallel": spec.tensor_parallel,
         "devices": list(spec.devices) or None,
         "max_context": spec.max_context,
+        "hosts": list(spec.hosts) or None,
+        "ranks": spec.ranks,
     }
 
 
@@ -257,7 +289,22 @@ def _device(device: DeviceWire, load: DeviceLoad | None) -> Device:
     )
 
 
-def _replica(info: ModelInfo, load: ModelLoadWire | None) -> Replica:
+def _group(wire: GroupWire) -> Group:
+    """Whatever is no leader has only lent something."""
+    return Group(
+        model=wire.model_id,
+        role="leader" if wire.role == "leader" else "member",
+        leader=wire.leader,
+        world=wire.world,
+        tensor_parallel=wire.tensor_parallel,
+        ranks=tuple(
+            Rank(rank=one.rank, host=one.host, devices=tuple(one.devices), pid=one.pid, phase=one.phase)
+            for one in wire.ranks
+        ),
+    )
+
+
+def _replica(info: ModelInfo, load: ModelLoadWire | None, group: Group | None) -> Replica:
     servable = info.servable or Servable()
     return Replica(
         model=info.id,
@@ -277,6 +324,7 @@ def _replica(info: ModelInfo, load: ModelLoadWire | None) -> Replica:
         last_error=None if info.last_error is None else str(info.last_error),
         quant=info.quant,
         kv_dtype=info.kv_dtype,
+        group=group,
         load=ModelLoad(**{name: value for name, value in msgspec.structs.asdict(load).items() if name != "id"})
         if load
         else ModelLoad(),

@@ -101,9 +101,11 @@ def test_load_tells_its_phases_and_unload_ends_it(
     gateway: LiveGateway, host: HostDouble, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line per phase when piped."""
-    assert run(gateway, "load", "small", "--quant", "none", "--kv-dtype", "int8", "--node", "beast") == 0
+    flags = ("--quant", "none", "--kv-dtype", "int8", "--node", "beast", "--hosts", "beast", "--ranks", "device")
+    assert run(gateway, "load", "small", *flags) == 0
     assert capsys.readouterr().out.splitlines() == ["  Starting", "  Loading weights 0.0/0.0 MB", "small is loaded"]
-    assert (host.specs[0]["quant"], host.specs[0]["kv_dtype"]) == ("none", "int8")
+    assert [host.specs[0][name] for name in ("quant", "kv_dtype", "ranks")] == ["none", "int8", "device"]
+    assert "hosts" not in host.specs[0]
 
     assert run(gateway, "unload", "small") == 0
     assert capsys.readouterr().out == "small is unloaded\n"

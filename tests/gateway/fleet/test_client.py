@@ -10,7 +10,7 @@ import pytest
 from cortex_gateway import errors
 from cortex_gateway.fleet.client import NeuronClient
 from cortex_gateway.fleet.messages import LoadSpec, Observation
-from cortex_gateway.placement.snapshot import Device, Limit, LoadStatus, ModelLoad, Replica
+from cortex_gateway.placement.snapshot import Device, Group, Limit, LoadStatus, ModelLoad, Rank, Replica
 
 Handler = Callable[[httpx.Request], httpx.Response]
 EVENTS = {"content-type": "text/event-stream"}
@@ -94,6 +94,26 @@ def test_everything_a_neuron_says_is_taken() -> None:
         load=ModelLoad(in_flight=1, queue_depth=2, tok_s_decode=9.5),
     )
     assert seen == Observation(hostname="h", harnesses=("jax",), devices=(device,), replicas=(replica,), uptime_secs=7)
+
+
+def test_groups_are_taken_and_the_leaders_belongs_to_its_replica() -> None:
+    """A role that nobody knows lends; no groups at all are none."""
+    rank = {"rank": 1, "host": "b", "devices": [0, 1], "pid": 7, "phase": "ready"}
+    group = {"model_id": "m", "leader": "a", "world": 2, "tensor_parallel": 4, "ranks": [rank]}
+    told = {"groups": [group | {"role": "leader"}, {"model_id": "n", "role": "observer"}]}
+    seen = observe(answering(discovery=told, health={}, models=[{"id": "m"}, {"id": "n"}]))
+    led = Group(
+        model="m",
+        role="leader",
+        leader="a",
+        world=2,
+        tensor_parallel=4,
+        ranks=(Rank(rank=1, host="b", devices=(0, 1), pid=7, phase="ready"),),
+    )
+
+    assert seen.groups == (led, Group(model="n", role="member", leader=""))
+    assert [replica.group for replica in seen.replicas] == [led, None]
+    assert observe(answering(discovery={"groups": None}, health={}, models=[])).groups == ()
 
 
 def test_the_predecessors_words_are_understood() -> None:

@@ -85,10 +85,12 @@ def test_a_load_is_asked_for_and_awaited() -> None:
     """With what was said about it."""
 
     async def scenario(rig: Rig) -> None:
-        response = await rig.client.post("/admin/load", json={"model": "demo", "node": "one", "tensor_parallel": 2})
+        body = {"model": "demo", "node": "one", "tensor_parallel": 2, "hosts": ["one"], "ranks": "device"}
+        response = await rig.client.post("/admin/load", json=body)
 
         assert (response.status_code, response.json()) == (200, {"status": "loaded"})
         asked = {"model": "demo", "node": "one", "quant": None, "kv_dtype": None, "tensor_parallel": 2}
+        asked |= {"hosts": ["one"], "ranks": "device"}
         assert rig.fleet.calls == [("load", asked)]
         assert rig.metrics.records == []
 
