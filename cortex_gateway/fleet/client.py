@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import httpx
 import msgspec
-from attrs import frozen
+from attrs import evolve, frozen
 from msgspec import Struct
 
 from cortex_gateway import errors
@@ -236,7 +236,10 @@ def observation(discovery: Discovery, health: Health, models: list[ModelInfo]) -
     loads = {load.index: load for load in health.devices}
     traffic = {one.id: one for one in health.models}
     groups = tuple(_group(one) for one in discovery.groups or ())
-    led = {one.model: one for one in groups if one.role == "leader"}
+    led: dict[str, Group] = {}
+    for one in groups:
+        if one.role == "leader":
+            led[one.model] = _joined(led[one.model], one) if one.model in led else one
     return Observation(
         hostname=discovery.hostname,
         harnesses=tuple(discovery.harnesses),
@@ -301,6 +304,16 @@ def _group(wire: GroupWire) -> Group:
             Rank(rank=one.rank, host=one.host, devices=tuple(one.devices), pid=one.pid, phase=one.phase)
             for one in wire.ranks
         ),
+    )
+
+
+def _joined(first: Group, second: Group) -> Group:
+    """Two replicas of one model, as far as memory and devices go."""
+    return evolve(
+        first,
+        world=first.world + second.world,
+        tensor_parallel=first.tensor_parallel + second.tensor_parallel,
+        ranks=first.ranks + second.ranks,
     )
 
 

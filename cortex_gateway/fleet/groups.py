@@ -1,5 +1,6 @@
 """Who leads what a node lends, and who is to blame when a group fails. Knows hosts, decides no placement. No I/O."""
 
+import urllib.parse
 from collections.abc import Iterable
 
 from cortex_gateway.errors import CortexError
@@ -27,9 +28,19 @@ def company(error: CortexError, hosts: Iterable[str]) -> frozenset[str] | None:
 
 
 def leader(group: Group, hosts: Iterable[Host]) -> Host | None:
-    """The node of ours that leads it, by its own host name or by the name that we call it."""
-    named = [host for host in hosts if group.leader in (host.seen.hostname, host.name)]
-    return next((host for host in named if group.model in host.replicas), next(iter(named), None))
+    """The node of ours that leads it: by its host name, the name that we call it, or its address.
+
+    A member knows but the address at which it meets its leader, which need not be the one that we know: then it is the
+    only node that leads that model.
+    """
+    known = list(hosts)
+    for host in known:
+        if group.leader in (host.seen.hostname, host.name, urllib.parse.urlsplit(host.endpoint).hostname):
+            return host
+    leading = [
+        host for host in known if any(one.role == "leader" and one.model == group.model for one in host.seen.groups)
+    ]
+    return leading[0] if len(leading) == 1 else None
 
 
 def memberships(host: Host, hosts: Iterable[Host]) -> tuple[Membership, ...]:
@@ -49,7 +60,7 @@ def _membership(group: Group, host: Host | None) -> Membership:
         leader=host.name,
         devices=devices,
         leads="yes" if host.healthy and said and said.resident else "no",
-        device_mb=whole // group.tensor_parallel if whole and group.tensor_parallel else None,
+        device_mb=whole // said.spread if said and whole and said.spread else None,
         pending=host.pending(group.model),
         last_used=host.last_used.get(group.model, 0.0),
     )

@@ -11,7 +11,8 @@ def due(node: Node, *, after_cycles: int) -> tuple[str, ...] | None:
     if not after_cycles or node.cycles < after_cycles or not node.healthy or node.busy:
         return None
     held = [replica for replica in node.replicas if replica.resident]
-    if node.members or any(replica.group for replica in held):  # it is not for one node to restart
+    groups = [replica.group for replica in held if replica.group]
+    if node.members or any(len(group.hosts) > 1 for group in groups):  # it is not for one node to restart
         return None
     if any(replica.pending or replica.status != "loaded" for replica in held):
         return None

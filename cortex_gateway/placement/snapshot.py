@@ -126,10 +126,15 @@ class Group:
 
     model: str
     role: Literal["leader", "member"]
-    leader: str  # the leader's host name
+    leader: str  # the leader's host name, or its address as a member knows it
     world: int = 0
     tensor_parallel: int = 0  # devices of all hosts
     ranks: tuple[Rank, ...] = ()
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Those of its ranks, each once; the leader's first."""
+        return tuple(dict.fromkeys(rank.host for rank in self.ranks))
 
 
 @frozen(kw_only=True)
@@ -166,7 +171,7 @@ class Replica:
     last_error: str | None = None
     quant: Mapping[str, Any] | None = None  # {chosen, reason}
     kv_dtype: Mapping[str, Any] | None = None  # {chosen, reason}
-    group: Group | None = None  # led from here
+    group: Group | None = None  # led from here; of several replicas the sum
     load: ModelLoad = ModelLoad()
     in_flight: int = 0  # our own requests on it now
     others: int = 0  # requests the node reported that were not ours

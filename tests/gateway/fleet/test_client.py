@@ -97,11 +97,12 @@ def test_everything_a_neuron_says_is_taken() -> None:
 
 
 def test_groups_are_taken_and_the_leaders_belongs_to_its_replica() -> None:
-    """A role that nobody knows lends; no groups at all are none."""
+    """Those of two replicas of one model add up. A role that nobody knows lends; no groups at all are none."""
     rank = {"rank": 1, "host": "b", "devices": [0, 1], "pid": 7, "phase": "ready"}
     group = {"model_id": "m", "leader": "a", "world": 2, "tensor_parallel": 4, "ranks": [rank]}
-    told = {"groups": [group | {"role": "leader"}, {"model_id": "n", "role": "observer"}]}
-    seen = observe(answering(discovery=told, health={}, models=[{"id": "m"}, {"id": "n"}]))
+    twin = {"model_id": "n", "role": "leader", "world": 2, "tensor_parallel": 2, "ranks": [rank]}
+    told = {"groups": [group | {"role": "leader"}, {"model_id": "o", "role": "observer"}, twin, twin]}
+    seen = observe(answering(discovery=told, health={}, models=[{"id": "m"}, {"id": "n"}, {"id": "o"}]))
     led = Group(
         model="m",
         role="leader",
@@ -111,8 +112,9 @@ def test_groups_are_taken_and_the_leaders_belongs_to_its_replica() -> None:
         ranks=(Rank(rank=1, host="b", devices=(0, 1), pid=7, phase="ready"),),
     )
 
-    assert seen.groups == (led, Group(model="n", role="member", leader=""))
-    assert [replica.group for replica in seen.replicas] == [led, None]
+    assert seen.groups[:2] == (led, Group(model="o", role="member", leader=""))
+    assert [replica.group for replica in seen.replicas][::2] == [led, None]
+    assert [replica.spread for replica in seen.replicas] == [4, 4, 0]
     assert observe(answering(discovery={"groups": None}, health={}, models=[])).groups == ()
 
 

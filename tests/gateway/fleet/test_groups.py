@@ -1,6 +1,7 @@
 """Models over several hosts: who is asked to do what and in which order, and what happens when one of them is lost."""
 
 import pytest
+from attrs import evolve
 
 from cortex_gateway import errors
 from cortex_gateway.fleet import messages as m
@@ -82,6 +83,33 @@ def test_a_request_makes_a_group_and_goes_to_its_leader() -> None:
 
     model = ModelConfig(id="m", vram_mb=16_000, tensor_parallel=4, hosts=("a", "b"), ranks="device")
     run(hosts, use, models=(model,))
+
+
+@pytest.mark.parametrize(
+    ("told", "leader", "leads"),
+    [
+        pytest.param("a", "a", "yes", id="its host name"),
+        pytest.param("10.9.9.9", "a", "yes", id="an address that we do not know: the only one that leads the model"),
+        pytest.param("c", "c", "no", id="one that does not lead it any more"),
+    ],
+)
+def test_a_member_is_joined_with_its_leader(told: str, leader: str, leads: str) -> None:
+    """By whatever a member knows of it."""
+    it = big("abc")
+    serving(it)
+    it.see("b", cards=2, free=2000, groups=(evolve(group("m", "a", "b", role="member"), leader=told),))
+    (lent,) = it.residency.snapshot().nodes[1].members
+
+    assert (lent.leader, lent.leads) == (leader, leads)
+
+
+def test_a_group_that_others_lead_is_named_by_what_its_member_knows() -> None:
+    """Another gateway's, perhaps: nobody here can end it."""
+    it = big()
+    it.see("b", cards=2, free=2000, groups=(group("z", "10.9.9.9", "b", role="member"),))
+    (lent,) = it.residency.snapshot().nodes[1].members
+
+    assert (lent.leader, lent.leads, lent.device_mb) == ("10.9.9.9", "unknown", None)
 
 
 def test_a_group_leaves_a_lender_through_its_leader() -> None:

@@ -8,7 +8,16 @@ from cortex_gateway.placement import defrag, fit
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
 from cortex_gateway.placement.route import Hold, Lender, Place, Policy, Reject
-from cortex_gateway.placement.snapshot import Device, FleetSnapshot, Group, Membership, ModelConfig, Node, Replica
+from cortex_gateway.placement.snapshot import (
+    Device,
+    FleetSnapshot,
+    Group,
+    Membership,
+    ModelConfig,
+    Node,
+    Rank,
+    Replica,
+)
 
 M = ModelConfig(id="m", vram_mb=16_000, tensor_parallel=4, hosts=("a", "b", "c"))
 """4000 MiB on each of four devices."""
@@ -232,8 +241,11 @@ def test_every_host_that_could_lead_is_feasible() -> None:
 
 
 def test_a_node_with_part_of_a_group_is_not_restarted() -> None:
-    """Neither the one that leads nor one that lends."""
-    group = Group(model="m", role="leader", leader="a", world=2, tensor_parallel=2)
+    """Neither the one that leads nor one that lends. Ranks on one host are that host's own affair."""
+    ranks = (Rank(rank=0, host="a"), Rank(rank=1, host="b"))
+    group = Group(model="m", role="leader", leader="a", world=2, tensor_parallel=2, ranks=ranks)
+    alone = Group(model="m", role="leader", leader="a", world=2, tensor_parallel=2, ranks=(ranks[0], ranks[0]))
 
+    assert defrag.due(node("a", 1, replicas=(idle("m", 0, group=alone),), cycles=9), after_cycles=1) == ("m",)
     assert defrag.due(node("a", 1, replicas=(idle("m", 0, group=group),), cycles=9), after_cycles=1) is None
     assert defrag.due(node("b", 1, members=(member(),), cycles=9), after_cycles=1) is None
