@@ -161,9 +161,19 @@ def _read_models(top: CortexToml, path: pathlib.Path | None, reader: Reader) -> 
     for alias, target in read.aliases.items():
         _check_alias(reader, at.key("aliases").key(alias), alias in ids, target if target in read.aliases else None)
     for index, model in enumerate(read.models):
+        here = at.key("models").item(index)
         for pin in set(model.pinned_on) - set(nodes):
-            reader.unknown(at.key("models").item(index).key("pinned_on"), pin, nodes)
+            reader.unknown(here.key("pinned_on"), pin, nodes)
+        _check_hosts(reader, here, model, nodes)
     return read
+
+
+def _check_hosts(reader: Reader, at: At, model: ModelConfig, nodes: list[str]) -> None:
+    reader.unique(at.key("hosts"), list(model.hosts))
+    for host in sorted(set(model.hosts) - set(nodes)):
+        reader.unknown(at.key("hosts"), host, nodes)
+    for pin in sorted(set(model.pinned_on) & set(nodes) - set(model.hosts)) if model.hosts else ():
+        reader.unknown(at.key("pinned_on"), pin, model.hosts)
 
 
 def _check_alias(reader: Reader, at: At, shadows: bool, chained: str | None) -> None:

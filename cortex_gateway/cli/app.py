@@ -120,6 +120,10 @@ def load(
         Parameter(negative="", help="The same bits however a request is served, at a cost where XLA computes."),
     ] = None,
     tensor_parallel: Annotated[int | None, Parameter(help="Devices to spread it over.")] = None,
+    hosts: Annotated[str | None, Parameter(help="Nodes that may serve it together, the preferred first: a,b.")] = None,
+    ranks: Annotated[
+        Literal["host", "device"] | None, Parameter(help="One process per host or per device of a group.")
+    ] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     json: Json = False,
 ) -> int:
@@ -131,6 +135,8 @@ def load(
         "kv_dtype": kv_dtype,
         "deterministic": deterministic,
         "tensor_parallel": tensor_parallel,
+        "hosts": [name.strip() for name in hosts.split(",")] if hosts else None,
+        "ranks": ranks,
     }
     body = {name: value for name, value in asked.items() if value is not None}
     if json:

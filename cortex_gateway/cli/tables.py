@@ -35,6 +35,8 @@ def show_fleet(out: Console, fleet: dict[str, Any]) -> None:
         idle = len(node["models"]) - len(held)
         if held:
             out.print(Padding.indent(_replicas(held, node["devices"]), 2))
+        for member in node.get("members", ()):
+            out.print(Padding.indent(_lent(member, node["devices"]), 2))
         for trouble in filter(None, map(_troubles, held)):
             out.print(Padding.indent(Text(trouble, "red"), 2))
         if idle:
@@ -82,15 +84,34 @@ def _devices(devices: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _lent(member: dict[str, Any], devices: list[dict[str, Any]]) -> Text:
+    names = _device_names(devices)
+    on = _names(names.get(index, str(index)) for index in member["devices"])
+    text = Text.assemble("member of ", (member["model"], "bold"), f", led by {member['leader']}: {on}")
+    return text.append(", which is ending", "yellow") if member["leads"] == "no" else text
+
+
+def _elsewhere(model: dict[str, Any]) -> list[str]:
+    """The hosts that lend to a group which this node leads. The leader's own ranks come first."""
+    ranks = (model.get("group") or {}).get("ranks", [])
+    return [
+        f"{rank['host']}:{index}" for rank in ranks if rank["host"] != ranks[0]["host"] for index in rank["devices"]
+    ]
+
+
+def _device_names(devices: list[dict[str, Any]]) -> dict[int, str]:
+    return {device["index"]: f"{device['kind']}:{device['index']}" for device in devices}
+
+
 def _replicas(models: list[dict[str, Any]], devices: list[dict[str, Any]]) -> Table:
-    names = {device["index"]: f"{device['kind']}:{device['index']}" for device in devices}
+    names = _device_names(devices)
     table = _table("model", "status", "devices", ">memory", ">running", ">waiting", ">tokens/s")
     for model in models:
         load = model["load"]
         table.add_row(
             model["id"],
             _status(model),
-            _names(names.get(index, str(index)) for index in model["devices"]),
+            _names([*(names.get(index, str(index)) for index in model["devices"]), *_elsewhere(model)]),
             _gib(model["vram_used_mb"]),
             f"{load['in_flight']}/{load['max_in_flight'] or UNKNOWN}",
             str(load["queue_depth"]),

@@ -7,12 +7,21 @@ from typing import Any, TypeVar
 
 import httpx
 import msgspec
-from attrs import frozen
+from attrs import evolve, frozen
 from msgspec import Struct
 
 from cortex_gateway import errors
 from cortex_gateway.fleet.messages import LoadSpec, Observation
-from cortex_gateway.placement.snapshot import Device, Limit, LoadStatus, ModelLoad, Replica, Status
+from cortex_gateway.placement.snapshot import (
+    Device,
+    Group,
+    Limit,
+    LoadStatus,
+    ModelLoad,
+    Rank,
+    Replica,
+    Status,
+)
 
 T = TypeVar("T")
 CONNECT_SECS = 5.0
@@ -35,10 +44,28 @@ class DeviceWire(Struct):
     vram_total_mb: int = 0
 
 
+class RankWire(Struct):
+    rank: int
+    host: str = ""
+    devices: list[int] = []
+    pid: int | None = None
+    phase: str = ""
+
+
+class GroupWire(Struct):
+    model_id: str
+    role: str
+    leader: str = ""
+    world: int = 0
+    tensor_parallel: int = 0
+    ranks: list[RankWire] = []
+
+
 class Discovery(Struct):
     hostname: str | None = None
     devices: list[DeviceWire] = []
     harnesses: list[str] = []
+    groups: list[GroupWire] | None = None
 
 
 class DeviceLoad(Struct):
@@ -209,11 +236,17 @@ def observation(discovery: Discovery, health: Health, models: list[ModelInfo]) -
     """What three answers of a neuron say together."""
     loads = {load.index: load for load in health.devices}
     traffic = {one.id: one for one in health.models}
+    groups = tuple(_group(one) for one in discovery.groups or ())
+    led: dict[str, Group] = {}
+    for one in groups:
+        if one.role == "leader":
+            led[one.model] = _joined(led[one.model], one) if one.model in led else one
     return Observation(
         hostname=discovery.hostname,
         harnesses=tuple(discovery.harnesses),
         devices=tuple(_device(device, loads.get(device.index)) for device in discovery.devices),
-        replicas=tuple(_replica(model, traffic.get(model.id)) for model in models),
+        replicas=tuple(_replica(model, traffic.get(model.id), led.get(model.id)) for model in models),
+        groups=groups,
         uptime_secs=health.uptime_secs,
     )
 
@@ -239,6 +272,8 @@ def _spec_body(spec: LoadSpec) -> dict[str, Any]:
         "tensor_parallel": spec.tensor_parallel,
         "devices": list(spec.devices) or None,
         "max_context": spec.max_context,
+        "hosts": list(spec.hosts) or None,
+        "ranks": spec.ranks,
     }
 
 
@@ -259,7 +294,32 @@ def _device(device: DeviceWire, load: DeviceLoad | None) -> Device:
     )
 
 
-def _replica(info: ModelInfo, load: ModelLoadWire | None) -> Replica:
+def _group(wire: GroupWire) -> Group:
+    """Whatever is no leader has only lent something."""
+    return Group(
+        model=wire.model_id,
+        role="leader" if wire.role == "leader" else "member",
+        leader=wire.leader,
+        world=wire.world,
+        tensor_parallel=wire.tensor_parallel,
+        ranks=tuple(
+            Rank(rank=one.rank, host=one.host, devices=tuple(one.devices), pid=one.pid, phase=one.phase)
+            for one in wire.ranks
+        ),
+    )
+
+
+def _joined(first: Group, second: Group) -> Group:
+    """Two replicas of one model, as far as memory and devices go."""
+    return evolve(
+        first,
+        world=first.world + second.world,
+        tensor_parallel=first.tensor_parallel + second.tensor_parallel,
+        ranks=first.ranks + second.ranks,
+    )
+
+
+def _replica(info: ModelInfo, load: ModelLoadWire | None, group: Group | None) -> Replica:
     servable = info.servable or Servable()
     return Replica(
         model=info.id,
@@ -280,6 +340,7 @@ def _replica(info: ModelInfo, load: ModelLoadWire | None) -> Replica:
         quant=info.quant,
         kv_dtype=info.kv_dtype,
         deterministic=info.deterministic,
+        group=group,
         load=ModelLoad(**{name: value for name, value in msgspec.structs.asdict(load).items() if name != "id"})
         if load
         else ModelLoad(),

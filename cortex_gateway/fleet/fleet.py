@@ -4,9 +4,9 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx
 from attrs import define, field
@@ -153,9 +153,14 @@ class Fleet:
         kv_dtype: str | None = None,
         deterministic: bool | None = None,
         tensor_parallel: int | None = None,
+        hosts: Sequence[str] | None = None,
+        ranks: Literal["host", "device"] | None = None,
         report: Reporter | None = None,
     ) -> None:
-        """Load it, on `node` or where it fits best, and wait until it serves. Raises as `acquire` does, and InvalidBody."""
+        """Load it, on `node` or where it fits best, and wait until it serves. Raises as `acquire` does, and InvalidBody.
+
+        `hosts` are the only nodes that it may be on, together where none has enough devices; `node` then leads.
+        """
         asked = m.LoadAsked(
             ticket=next(self._numbers),
             model=model,
@@ -164,6 +169,8 @@ class Fleet:
             kv_dtype=kv_dtype,
             deterministic=deterministic,
             tensor_parallel=tensor_parallel,
+            hosts=tuple(hosts or ()),
+            ranks=ranks,
         )
         await self._wait(asked, report)
 

@@ -7,7 +7,7 @@ from attrs import define, evolve, field
 
 from cortex_gateway.fleet.messages import LoadSpec, Observation
 from cortex_gateway.placement.route import Candidate
-from cortex_gateway.placement.snapshot import LoadStatus, Node, Replica
+from cortex_gateway.placement.snapshot import Group, LoadStatus, Membership, Node, Replica
 
 MISSES_UNTIL_UNHEALTHY = 3
 
@@ -24,12 +24,19 @@ class Load:
 
 
 @define(kw_only=True)
+class Lend:
+    """Keep what is free free, until the leader's load has ended."""
+
+    leader: str
+
+
+@define(kw_only=True)
 class Job:
     """Steps that one node takes one after another; the first may be running."""
 
     why: Literal["load", "unload", "defrag"]
     model: str  # what it is for; "" for defrag
-    steps: deque[Unload | Load]
+    steps: deque["Unload | Load | Lend"]
     running: bool = False
     retried: bool = False  # the node refused for want of memory once already
     progress: LoadStatus | None = None
@@ -45,6 +52,8 @@ class Job:
         step = self.steps[0]
         if isinstance(step, Load):
             return f"loading {step.spec.model_id}"
+        if isinstance(step, Lend):
+            return f"lending to {self.model}, led by {step.leader}"
         return f"unloading {step.model}" if self.running else f"waiting for {step.model} to drain"
 
     def status(self, model: str) -> LoadStatus:
@@ -116,7 +125,7 @@ class Host:
     def loaded(self, spec: LoadSpec, now: float) -> None:
         """The node has just said that the model serves; sizes follow with the next look."""
         before = self.replicas.get(spec.model_id) or Replica(model=spec.model_id, status="loaded", harness=spec.harness)
-        devices = spec.devices or before.devices or tuple(range(spec.tensor_parallel))
+        devices = spec.devices or before.devices or (() if spec.hosts else tuple(range(spec.tensor_parallel)))
         self.replicas[spec.model_id] = evolve(
             before, status="loaded", servable=True, devices=devices, progress=None, last_error=None
         )
@@ -165,12 +174,22 @@ class Host:
         """It holds memory there, by the node's own word."""
         return model in self.replicas and self.replicas[model].resident
 
+    def lent(self) -> list[Group]:
+        """The groups that others lead and this node has ranks of."""
+        return [group for group in self.seen.groups if group.role == "member"]
+
+    def lends(self, model: str, leader: str) -> bool:
+        """It is ready for a group that is about to be loaded: whoever had to leave has left."""
+        step = self.job.steps[0] if self.job and self.job.model == model else None
+        return isinstance(step, Lend) and step.leader == leader and self.healthy
+
     def pending(self, model: str) -> int:
         """Requests on it, ours and others'."""
         said = self.replicas.get(model)
         return self.ours[model] + (said.others if said else 0)
 
-    def node(self) -> Node:
+    def node(self, members: tuple[Membership, ...] = ()) -> Node:
+        """As placement sees it; `members` is what it lends, as far as its leaders tell."""
         models = dict.fromkeys([*self.replicas, *self._coming()])
         found = [replica for model in models if (replica := self.replica(model))]
         busy = self.job.words() if self.job else "changed a moment ago" if self.stale else None
@@ -183,6 +202,7 @@ class Host:
             harnesses=self.seen.harnesses,
             devices=self.seen.devices,
             replicas=tuple(found),
+            members=members,
             busy=busy,
             cycles=self.cycles,
             uptime_secs=self.seen.uptime_secs,

@@ -8,6 +8,7 @@ from attrs import define, evolve, field, frozen
 
 from cortex_gateway import errors
 from cortex_gateway.config import Config
+from cortex_gateway.fleet import groups
 from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.placement import fit
@@ -35,6 +36,8 @@ class Ticket:
     kv_dtype: str | None = None
     deterministic: bool | None = None
     tensor_parallel: int | None = None
+    hosts: tuple[str, ...] = ()
+    ranks: Literal["host", "device"] | None = None
     request_id: str = ""
     cold: bool = False
     reported: LoadStatus | None = None
@@ -42,10 +45,12 @@ class Ticket:
 
 @frozen(kw_only=True)
 class Failure:
-    """A load or unload that ended badly, and when."""
+    """A load or unload that ended badly, and when. `alone`: the node is to blame; `apart`: what failed together with it."""
 
     at: float
     error: errors.CortexError
+    alone: bool = True
+    apart: frozenset[frozenset[str]] = frozenset()
 
 
 @define
@@ -71,6 +76,13 @@ class Memory:
         self._specs[spec.model_id, host.name] = spec
         self.failures.pop((spec.model_id, host.name), None)
 
+    def fail(self, model: str, hosts: tuple[str, ...], error: errors.CortexError, now: float) -> None:
+        """A job for `model` has ended badly. The first of `hosts` led."""
+        together = groups.company(error, hosts)
+        before = self.failures.get((model, hosts[0]))
+        apart = (before.apart if before else frozenset()) | ({together} if together else set())
+        self.failures[model, hosts[0]] = Failure(at=now, error=error, alone=together is None, apart=apart)
+
     def cooling(self, ticket: Ticket, now: float) -> dict[str, Failure]:
         """Nodes where the model has failed: since the operator asked, or too short a while ago for a request."""
         floor = ticket.since if ticket.kind == "load" else min(ticket.since, now - COOLING_SECS)
@@ -79,11 +91,13 @@ class Memory:
 
     def policy(self, ticket: Ticket, now: float) -> Policy:
         """What placement is asked with for this ticket."""
+        cooling = self.cooling(ticket, now)
         return Policy(
             catalogue=self.catalogue,
             strategy=self.config.eviction.strategy,
             knowledge=fit.Knowledge(measured=self._measured),
-            excluded=frozenset(self.cooling(ticket, now)),
+            excluded=frozenset(node for node, failure in cooling.items() if failure.alone),
+            apart=frozenset(company for failure in cooling.values() for company in failure.apart),
             only=ticket.node,
             drain=ticket.kind == "load" or now >= ticket.since + PATIENCE_SECS,
         )
@@ -93,11 +107,16 @@ class Memory:
         knowledge = fit.Knowledge(measured=self._measured, demanded={(model, node): demanded_mb})
         return Policy(catalogue=self.catalogue, strategy=self.config.eviction.strategy, knowledge=knowledge, drain=True)
 
-    def refusal(self, ticket: Ticket, reject: Reject, now: float) -> errors.CortexError:
-        """The error that a rejected ticket ends with: the last failure where there was one, for it says most."""
+    def refusal(self, ticket: Ticket, reject: Reject, now: float, *, grouped: bool = False) -> errors.CortexError:
+        """The error that a rejected ticket ends with: the last failure where there was one, for it says most.
+
+        `grouped`: for a model of several hosts, of which it is then told as well what each lacks.
+        """
         failures = self.cooling(ticket, now)
         if failures:
-            return max(failures.values(), key=lambda failure: failure.at).error
+            error = max(failures.values(), key=lambda failure: failure.at).error
+            # The group had enough once: what it lacks now is not in the words of the node that is gone.
+            return errors.LoadFailed(f"{error.message} {reject.reason}", **error.extras) if grouped else error
         if reject.why in {"full", "never"}:
             return errors.InsufficientVram(reject.reason)
         return errors.NoHealthyNode(reject.reason)
@@ -106,6 +125,12 @@ class Memory:
         """What is known of a model before it is loaded."""
         config = self.catalogue.config(name, [one for host in hosts if (one := host.replica(name))])
         return evolve(config, tensor_parallel=tensor_parallel) if tensor_parallel else config
+
+    def asked(self, ticket: Ticket, hosts: Iterable[Host]) -> ModelConfig:
+        """The model with what the operator who asks for it wants otherwise. A node that is named is one of its hosts."""
+        config = self.model(ticket.model, hosts, ticket.tensor_parallel)
+        named = tuple(dict.fromkeys((*((ticket.node,) if ticket.node else ()), *ticket.hosts)))
+        return evolve(config, hosts=named if ticket.hosts else config.hosts, ranks=ticket.ranks or config.ranks)
 
     def spec_again(self, host: Host, model: str) -> LoadSpec:
         """How to load what is loaded there: as we loaded it, else on the same devices in the same formats."""
@@ -136,6 +161,8 @@ def spec_for(
         tensor_parallel=model.shards,
         devices=place.devices,
         max_context=model.limit.context if model.limit else None,
+        hosts=tuple(lender.node for lender in place.lenders),
+        ranks=model.ranks,
     )
 
 

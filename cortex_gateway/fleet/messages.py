@@ -1,9 +1,11 @@
 """What the owner of residency is told, and what it has done: events in, effects out. Records only."""
 
+from typing import Literal
+
 from attrs import frozen
 
 from cortex_gateway.errors import CortexError
-from cortex_gateway.placement.snapshot import Device, LoadStatus, Replica
+from cortex_gateway.placement.snapshot import Device, Group, LoadStatus, Replica
 
 
 @frozen(kw_only=True)
@@ -14,6 +16,7 @@ class Observation:
     harnesses: tuple[str, ...] = ()
     devices: tuple[Device, ...] = ()
     replicas: tuple[Replica, ...] = ()
+    groups: tuple[Group, ...] = ()
     uptime_secs: float = 0.0
 
 
@@ -30,6 +33,8 @@ class LoadSpec:
     tensor_parallel: int = 1
     devices: tuple[int, ...] = ()  # empty = the node chooses
     max_context: int | None = None
+    hosts: tuple[str, ...] = ()  # nodes that may lend devices, the preferred first; names as in the node's [[peers]]
+    ranks: str | None = None
 
 
 @frozen(kw_only=True)
@@ -83,6 +88,8 @@ class LoadAsked:
     kv_dtype: str | None = None
     deterministic: bool | None = None
     tensor_parallel: int | None = None
+    hosts: tuple[str, ...] = ()
+    ranks: Literal["host", "device"] | None = None
 
 
 @frozen(kw_only=True)

@@ -15,13 +15,14 @@ from attrs import define, evolve, field
 
 from cortex_gateway import errors
 from cortex_gateway.config import Config
+from cortex_gateway.fleet import groups
 from cortex_gateway.fleet import messages as m
-from cortex_gateway.fleet.host import Host, Job, Load, Unload
+from cortex_gateway.fleet.host import Host, Job, Lend, Load, Unload
 from cortex_gateway.fleet.memory import PATIENCE_SECS, Failure, Memory, Ticket, demand, not_loaded, spec_for
 from cortex_gateway.placement import catalogue, defrag
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
-from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus, ModelConfig
+from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus, ModelConfig, Node
 
 log = logging.getLogger(__name__)
 NO_ROOM = ("does_not_fit", "insufficient_vram")
@@ -59,7 +60,7 @@ class Residency:
         for ticket in self.tickets.values():
             if ticket.kind == "serve":
                 waiting[ticket.model] = waiting.get(ticket.model, 0) + 1
-        return FleetSnapshot(nodes=tuple(host.node() for host in self.hosts.values()), waiting=waiting)
+        return FleetSnapshot(nodes=tuple(map(self._node, self.hosts.values())), waiting=waiting)
 
     def resolve(self, name: str) -> str | None:
         return catalogue.resolve(self.catalogue, name, self._listed)
@@ -110,15 +111,17 @@ class Residency:
             kv_dtype=event.kv_dtype,
             deterministic=event.deterministic,
             tensor_parallel=event.tensor_parallel,
+            hosts=event.hosts,
+            ranks=event.ranks,
         )
-        if self._names_a_node(ticket):
+        if self._names_nodes(ticket):
             self._try(ticket)
 
     def _on_unloadasked(self, event: m.UnloadAsked) -> None:
         model = self.catalogue.aliases.get(event.model, event.model)
         ticket = Ticket(number=event.ticket, kind="unload", model=model, since=self._now, node=event.node)
         self.tickets[event.ticket] = ticket
-        if not self._names_a_node(ticket):
+        if not self._names_nodes(ticket):
             return
         if not self._holders(ticket):
             self._refuse(ticket, not_loaded(model, event.node))
@@ -176,13 +179,14 @@ class Residency:
         assert host.job is not None, "only a running job ends"
         host.job.running = False
         step = host.job.steps.popleft()
+        assert not isinstance(step, Lend), "a lender works as long as its leader does"
         if isinstance(step, Unload):
             self._unload_ended(host, host.job, step, event.error)
         else:
             self._load_ended(host, host.job, step, event.error)
         self._out.append(m.Look(node=host.name))
         if not host.healthy:
-            host.job = None
+            self._drop(host)
         self._advance(host)
         self._settle()
 
@@ -216,7 +220,7 @@ class Residency:
         self._decide(ticket)
 
     def _decide(self, ticket: Ticket) -> None:
-        model = self._memory.model(ticket.model, self.hosts.values(), ticket.tensor_parallel)
+        model = self._memory.asked(ticket, self.hosts.values())
         decision = routing.route(model, self.snapshot(), self._memory.policy(ticket, self._now))
         match decision:
             case routing.Serve():
@@ -227,7 +231,8 @@ class Residency:
             case routing.Place():
                 self._start(ticket, model, decision)
             case routing.Reject():
-                self._refuse(ticket, self._memory.refusal(ticket, decision, self._now))
+                grouped = len(model.hosts) > 1
+                self._refuse(ticket, self._memory.refusal(ticket, decision, self._now, grouped=grouped))
             case _:
                 ticket.cold = True
         self._report(ticket)
@@ -243,9 +248,15 @@ class Residency:
     def _start(self, ticket: Ticket, model: ModelConfig, place: routing.Place) -> None:
         ticket.cold = True
         host = self.hosts[place.node]
-        log.info("loading %s on %s for %s", model.id, host.name, ticket.request_id or "an operator")
-        host.job = _job(model, spec_for(model, place, ticket.quant, ticket.kv_dtype, ticket.deterministic), place)
-        self._advance(host)
+        spec = spec_for(model, place, ticket.quant, ticket.kv_dtype, ticket.deterministic)
+        with_whom = f" together with {', '.join(spec.hosts)}" if spec.hosts else ""
+        log.info("loading %s on %s%s for %s", model.id, host.name, with_whom, ticket.request_id or "an operator")
+        host.job = _job(model, spec, place)
+        for lender in place.lenders:
+            steps: deque[Unload | Load | Lend] = deque([*_unloads(model, lender.victims), Lend(leader=host.name)])
+            self.hosts[lender.node].job = Job(why="load", model=model.id, steps=steps)
+        for name in (host.name, *spec.hosts):
+            self._advance(self.hosts[name])
 
     def _try_unload(self, ticket: Ticket) -> None:
         failed = [failure for (name, _), failure in self._memory.failures.items() if name == ticket.model]
@@ -276,12 +287,15 @@ class Residency:
             ticket.reported = status
             self._out.append(m.Report(ticket=ticket.number, status=status))
 
-    def _names_a_node(self, ticket: Ticket) -> bool:
-        if ticket.node is None or ticket.node in self.hosts:
-            return True
-        known = ", ".join(self.hosts)
-        self._refuse(ticket, errors.InvalidBody(f"There is no node {ticket.node!r}; there are {known}.", param="node"))
-        return False
+    def _names_nodes(self, ticket: Ticket) -> bool:
+        """Whether every node that the operator named is one of ours; else the ticket is refused."""
+        for param, names in (("node", [ticket.node] if ticket.node else []), ("hosts", ticket.hosts)):
+            for name in names:
+                if name not in self.hosts:
+                    message = f"There is no node {name!r}; there are {', '.join(self.hosts)}."
+                    self._refuse(ticket, errors.InvalidBody(message, param=param))
+                    return False
+        return True
 
     def _abandon(self) -> None:
         """Drop jobs that nobody waits for and that have not begun their next step: their victims may stay."""
@@ -289,7 +303,7 @@ class Residency:
         for host in self.hosts.values():
             job = host.job
             if job and not job.running and job.why != "defrag" and (job.why == "unload", job.model) not in wanted:
-                host.job = None
+                self._drop(host)
         self._settle()
 
     # -- jobs -----------------------------------------------------------------------------------------------------
@@ -299,23 +313,85 @@ class Residency:
         job = host.job
         if job is None or job.running:
             return
-        while job.steps and isinstance(step := job.steps[0], Unload) and not host.present(step.model):
+        while job.steps and isinstance(step := job.steps[0], Unload) and not self._holds(host, step.model):
             job.steps.popleft()
         if not job.steps:
             host.job = None
             return
         step = job.steps[0]
         if isinstance(step, Load):
-            job.running = True
-            self._out.append(m.StartLoad(node=host.name, spec=step.spec))
+            self._begin_load(host, step.spec)
+        elif isinstance(step, Lend):
+            self._advance(self.hosts[step.leader])
+        elif not host.present(step.model):
+            self._end_group(host, job, step)
         elif host.pending(step.model) == 0:
             job.running = True
             self._out.append(m.StartUnload(node=host.name, model=step.model))
+
+    def _begin_load(self, host: Host, spec: m.LoadSpec) -> None:
+        """Once every lender has made room; from then on they, too, are at work. Without one of them there is no load."""
+        lenders = [self.hosts[name] for name in spec.hosts]
+        if len(self._company(host, spec.model_id)) < len(lenders):
+            self._drop(host)
+        elif all(one.lends(spec.model_id, host.name) for one in lenders):
+            for one in (host, *lenders):
+                assert one.job is not None, "whoever lends has a job"
+                one.job.running = True
+            self._out.append(m.StartLoad(node=host.name, spec=spec))
+
+    def _end_group(self, host: Host, job: Job, step: Unload) -> None:
+        """The node only lends to the model that has to leave: have its leader unload it, and wait until it is gone."""
+        group = next(group for group in host.lent() if group.model == step.model)
+        leader = groups.leader(group, [one for one in self.hosts.values() if one is not host])
+        if leader is None or not leader.present(step.model):
+            return
+        if leader.job is None:
+            leader.job = Job(why="load", model=job.model, steps=deque([evolve(step)]))
+        elif leader.job.model == job.model and not leader.job.running and not leader.job.unloads(step.model):
+            leader.job.steps.appendleft(evolve(step))  # it is part of what it makes room for
+        self._advance(leader)
+
+    def _holds(self, host: Host, model: str) -> bool:
+        """It has memory there, as a model of its own or lent to a group."""
+        return host.present(model) or any(group.model == model for group in host.lent())
+
+    def _node(self, host: Host) -> Node:
+        return host.node(groups.memberships(host, self.hosts.values()))
+
+    def _company(self, host: Host, model: str) -> list[Host]:
+        """The other nodes that are or will be part of a load of `model` that this one leads."""
+        others = [one for one in self.hosts.values() if one is not host and one.job and one.job.model == model]
+        return [one for one in others if one.job and any(_lends_to(step, host.name) for step in one.job.steps)]
+
+    def _drop(self, host: Host) -> None:
+        """Forget the node's job, and with a leader's those of its lenders, with a lender's that of its leader."""
+        job, host.job = host.job, None
+        if job is None:
+            return
+        for one in self._company(host, job.model):
+            self._let_go(one)
+        for step in job.steps:
+            leader = self.hosts[step.leader] if isinstance(step, Lend) else None
+            if leader and leader.job and leader.job.loads(job.model) and not leader.job.running:
+                self._drop(leader)
+
+    def _let_go(self, lender: Host) -> None:
+        """Its leader will not load, or has loaded: an unload that runs is still to end."""
+        job = lender.job
+        if job and job.running and not isinstance(job.steps[0], Lend):
+            job.steps = deque([job.steps[0]])
+        else:
+            lender.job = None
 
     def _unload_ended(self, host: Host, job: Job, step: Unload, error: errors.CortexError | None) -> None:
         if error is None:
             host.unloaded(step.model)
             host.cycles += job.why != "defrag"
+            for one in self.hosts.values():
+                if one is not host and any(group.model == step.model for group in one.lent()):
+                    one.changed()
+                    self._out.append(m.Look(node=one.name))
             if step.incoming:
                 log.info("evicted %s from %s for %s", step.model, host.name, step.incoming)
                 self._out.append(m.Evicted(node=host.name, model=step.model, incoming=step.incoming))
@@ -330,6 +406,11 @@ class Residency:
 
     def _load_ended(self, host: Host, job: Job, step: Load, error: errors.CortexError | None) -> None:
         job.progress = None
+        for one in self._company(host, step.spec.model_id):
+            self._let_go(one)
+        for name in step.spec.hosts:
+            self.hosts[name].changed()
+            self._out.append(m.Look(node=name))
         if error is None:
             self._memory.loaded(step.spec, host)
             host.loaded(step.spec, self._now)
@@ -341,12 +422,14 @@ class Residency:
             return
         if error.extras.get("kind", error.code) in NO_ROOM and not job.retried and self._retry(host, step, error):
             return
-        self._fail(host, job, error)
+        self._fail(host, job, error, step.spec.hosts)
 
     def _retry(self, host: Host, step: Load, error: errors.CortexError) -> bool:
         """Once, after evicting what the node's own numbers call for; at least one model, for ours said it fitted."""
+        if step.spec.hosts:  # what lacks room may be any of them
+            return False
         host.job = None
-        node = evolve(host.node(), busy=None)
+        node = evolve(self._node(host), busy=None)
         model = self._memory.model(step.spec.model_id, [host], step.spec.tensor_parallel)
         freest = sorted((device.vram_free_mb for device in node.devices), reverse=True)[: model.shards]
         demanded = max(demand(error), (min(freest, default=0) + 1) * model.shards)
@@ -356,26 +439,26 @@ class Residency:
         host.job = evolve(_job(model, evolve(step.spec, devices=found.devices), found), retried=True)
         return True
 
-    def _fail(self, host: Host, job: Job, error: errors.CortexError) -> None:
-        self._memory.failures[job.model, host.name] = Failure(at=self._now, error=error)
-        host.job = None
+    def _fail(self, host: Host, job: Job, error: errors.CortexError, lenders: tuple[str, ...] = ()) -> None:
+        self._memory.fail(job.model, (host.name, *lenders), error, self._now)
+        self._drop(host)
 
     def _lose_job(self, host: Host) -> None:
-        if host.job and host.job.running:
+        if host.job and host.job.running and not isinstance(host.job.steps[0], Lend):
             self._out.append(m.Abort(node=host.name))
         else:
-            host.job = None
+            self._drop(host)
 
     def _defrag(self, host: Host) -> None:
         after = self.config.eviction.defrag_after_cycles
         if self.tickets or not after or host.cycles < after:  # every request ends here: no node is built for nothing
             return
-        models = defrag.due(host.node(), after_cycles=after)
+        models = defrag.due(self._node(host), after_cycles=after)
         if models is None:
             return
         host.cycles = 0
         log.info("restarting the engines of %s: %s", host.name, ", ".join(models) or "none is loaded")
-        steps: list[Unload | Load] = [Unload(model=model) for model in models]
+        steps: list[Unload | Load | Lend] = [Unload(model=model) for model in models]
         steps += [Load(spec=self._memory.spec_again(host, model)) for model in models]
         host.job = Job(why="defrag", model="", steps=deque(steps))
         self._advance(host)
@@ -402,5 +485,12 @@ class Residency:
 
 
 def _job(model: ModelConfig, spec: m.LoadSpec, place: routing.Place) -> Job:
-    unloads = [Unload(model=victim, incoming=model.id) for victim in place.victims]
-    return Job(why="load", model=model.id, steps=deque([*unloads, Load(spec=spec)]))
+    return Job(why="load", model=model.id, steps=deque([*_unloads(model, place.victims), Load(spec=spec)]))
+
+
+def _unloads(model: ModelConfig, victims: tuple[str, ...]) -> list[Unload]:
+    return [Unload(model=victim, incoming=model.id) for victim in victims]
+
+
+def _lends_to(step: Unload | Load | Lend, leader: str) -> bool:
+    return isinstance(step, Lend) and step.leader == leader

@@ -100,7 +100,7 @@ def _entry(catalogue: Catalogue, snapshot: FleetSnapshot, name: str) -> ModelEnt
         id=name,
         alias_of=model if model != name else None,
         loaded=any(node.healthy and replica.serving for node, replica in found),
-        feasible_on=tuple(node.name for node in snapshot.nodes if _could_hold(config, node)),
+        feasible_on=tuple(node.name for node in snapshot.nodes if fit.could_lead(config, node, snapshot.nodes)),
         locations=tuple(_location(node, replica, config) for node, replica in found),
         capabilities=_union([*(replica.capabilities for replica in replicas), config.capabilities]) or ("text",),
         limit=tightest([*(replica.limit for replica in replicas), config.limit]),
@@ -108,10 +108,6 @@ def _entry(catalogue: Catalogue, snapshot: FleetSnapshot, name: str) -> ModelEnt
         tool_call=any(replica.tool_call for replica in replicas),
         reasoning=any(replica.reasoning for replica in replicas),
     )
-
-
-def _could_hold(config: ModelConfig, node: Node) -> bool:
-    return fit.why_never(config, node, fit.need(config, node)) is None
 
 
 def _location(node: Node, replica: Replica, config: ModelConfig) -> Location:

@@ -11,6 +11,9 @@ def due(node: Node, *, after_cycles: int) -> tuple[str, ...] | None:
     if not after_cycles or node.cycles < after_cycles or not node.healthy or node.busy:
         return None
     held = [replica for replica in node.replicas if replica.resident]
+    groups = [replica.group for replica in held if replica.group]
+    if node.members or any(len(group.hosts) > 1 for group in groups):  # it is not for one node to restart
+        return None
     if any(replica.pending or replica.status != "loaded" for replica in held):
         return None
     by_size = sorted(held, key=lambda replica: (-(replica.vram_used_mb or 0), replica.model))

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 
 from attrs import field, frozen
 
-from cortex_gateway.placement.snapshot import Device, ModelConfig, Node, Replica
+from cortex_gateway.placement.snapshot import Device, Membership, ModelConfig, Node, Replica
 
 Sizes = Mapping[tuple[str, str], int]
 """(model, node) -> MiB of the whole model."""
@@ -45,8 +45,9 @@ def need(model: ModelConfig, node: Node, knowledge: Knowledge = Knowledge()) -> 
 
 def why_never(model: ModelConfig, node: Node, needed: Need) -> str | None:
     """Why this node could not hold the model even if it were empty; None if it could. An unseen node has no devices."""
-    if model.pinned_on and node.name not in model.pinned_on:
-        return f"is not one of the nodes it is pinned on ({', '.join(model.pinned_on)})"
+    for names, what in ((model.pinned_on, "the nodes it is pinned on"), (model.hosts, "its hosts")):
+        if names and node.name not in names:
+            return f"is not one of {what} ({', '.join(names)})"
     if model.harness not in node.harnesses:
         return f"does not offer the harness {model.harness!r} (it offers {', '.join(node.harnesses) or 'none'})"
     wanted = max(model.min_devices, needed.shards)
@@ -61,6 +62,24 @@ def why_never(model: ModelConfig, node: Node, needed: Need) -> str | None:
         largest = max(device.vram_total_mb for device in suited)
         return f"needs {needed.per_device_mb} MiB on each of {needed.shards}, its largest device has {largest}"
     return None
+
+
+def could_lead(model: ModelConfig, node: Node, nodes: Collection[Node]) -> bool:
+    """Whether the model could ever run there, alone or with what the other hosts of the model lend."""
+    needed = need(model, node)
+    if why_never(model, node, needed) is None:
+        return True
+    if node.name not in model.hosts or (model.pinned_on and node.name not in model.pinned_on):
+        return False
+    hosts = [one for one in nodes if one.name in model.hosts and model.harness in one.harnesses]
+    fitting = sum(len(roomy(model, one, needed)) for one in hosts)
+    return fitting >= max(model.min_devices, needed.shards) and bool(roomy(model, node, needed))
+
+
+def roomy(model: ModelConfig, node: Node, needed: Need) -> tuple[Device, ...]:
+    """The devices that are large enough for one part of the model."""
+    least = 0 if needed.proven else needed.per_device_mb or 0
+    return tuple(device for device in eligible(model, node) if device.vram_total_mb >= least)
 
 
 def eligible(model: ModelConfig, node: Node) -> tuple[Device, ...]:
@@ -99,16 +118,26 @@ def size(replica: Replica, node: Node, knowledge: Knowledge, config: ModelConfig
     return known or sum(device.vram_used_mb for device in node.devices if device.index in replica.devices)
 
 
+def lent_size(member: Membership, node: Node) -> int:
+    """MiB that come back on this node when the group that it lends to ends."""
+    if member.device_mb is not None:
+        return member.device_mb * len(member.devices)
+    return sum(device.vram_used_mb for device in node.devices if device.index in member.devices)
+
+
 def free_mb(node: Node) -> int:
     return sum(device.vram_free_mb for device in node.devices)
 
 
 def _freed(node: Node, index: int, without: Collection[str], sizes: Mapping[str, int]) -> int:
     leaving = [replica for replica in node.replicas if replica.model in without and index in replica.devices]
-    return sum(sizes.get(replica.model, 0) // len(replica.devices) for replica in leaving)
+    back = sum(sizes.get(replica.model, 0) // replica.spread for replica in leaving)
+    lent = [member for member in node.members if member.model in without and index in member.devices]
+    return back + sum(sizes.get(member.model, 0) // len(member.devices) for member in lent)
 
 
 def _left(node: Node, chosen: tuple[int, ...], without: Collection[str]) -> bool:
     """Somebody else would still hold memory on the chosen devices."""
-    staying = [replica for replica in node.replicas if replica.resident and replica.model not in without]
-    return any(set(replica.devices) & set(chosen) for replica in staying)
+    staying = [replica.devices for replica in node.replicas if replica.resident and replica.model not in without]
+    staying += [member.devices for member in node.members if member.model not in without]
+    return any(set(devices) & set(chosen) for devices in staying)

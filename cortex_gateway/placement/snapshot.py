@@ -44,7 +44,9 @@ class ModelConfig:
     vram_mb: int | None = field(default=None, validator=optional(ge(1)))  # whole model; a guess until a node measures
     min_devices: int = field(default=1, validator=ge(1))
     min_device_vram_mb: int = field(default=0, validator=ge(0))
-    pinned_on: tuple[str, ...] = ()  # only these nodes, and never evicted there
+    hosts: tuple[str, ...] = ()  # only these nodes; one leads, and the others lend devices where it has too few
+    ranks: Literal["host", "device"] | None = None  # processes of a group: one per host or per device
+    pinned_on: tuple[str, ...] = ()  # only these nodes lead it, and it is never evicted there
     residency_priority: int | None = None  # absent = 100, or 1000 when pinned
     capabilities: tuple[str, ...] = ()
     limit: Limit | None = None  # its context is what a node is asked to load with
@@ -109,6 +111,47 @@ class ModelLoad:
 
 
 @frozen(kw_only=True)
+class Rank:
+    """One process of a group. `devices` are indices on its own host."""
+
+    rank: int
+    host: str
+    devices: tuple[int, ...] = ()
+    pid: int | None = None
+    phase: str = ""
+
+
+@frozen(kw_only=True)
+class Group:
+    """Processes that serve one model together, as one node tells of it: the leader of all ranks, a member of its own."""
+
+    model: str
+    role: Literal["leader", "member"]
+    leader: str  # the leader's host name, or its address as a member knows it
+    world: int = 0
+    tensor_parallel: int = 0  # devices of all hosts
+    ranks: tuple[Rank, ...] = ()
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Those of its ranks, each once; the leader's first."""
+        return tuple(dict.fromkeys(rank.host for rank in self.ranks))
+
+
+@frozen(kw_only=True)
+class Membership:
+    """Devices of a node that serve a model which another node leads. They come back when the leader lets go of it."""
+
+    model: str
+    leader: str  # the node that leads; its host name where it is none of ours
+    devices: tuple[int, ...] = ()
+    leads: Literal["yes", "no", "unknown"] = "unknown"  # "no": that node is lost or has let go, so this will pass
+    device_mb: int | None = None  # MiB on each device, as far as the leader has told
+    pending: int = 0  # requests on the leader
+    last_used: float = 0.0
+
+
+@frozen(kw_only=True)
 class Replica:
     """One model on one node, as that node lists it, plus what this gateway knows of its own traffic."""
 
@@ -130,6 +173,7 @@ class Replica:
     quant: Mapping[str, Any] | None = None  # {chosen, reason}
     kv_dtype: Mapping[str, Any] | None = None  # {chosen, reason}
     deterministic: Mapping[str, Any] | None = None  # {chosen, reason}
+    group: Group | None = None  # led from here; of several replicas the sum
     load: ModelLoad = ModelLoad()
     in_flight: int = 0  # our own requests on it now
     others: int = 0  # requests the node reported that were not ours
@@ -140,6 +184,11 @@ class Replica:
     def pending(self) -> int:
         """Requests that run or wait on it, ours counted now and the others as last reported."""
         return self.in_flight + self.others
+
+    @property
+    def spread(self) -> int:
+        """Devices that it is on, over all hosts of its group."""
+        return (self.group.tensor_parallel if self.group else 0) or len(self.devices)
 
     @property
     def resident(self) -> bool:
@@ -164,6 +213,7 @@ class Node:
     harnesses: tuple[str, ...] = ("jax",)
     devices: tuple[Device, ...] = ()
     replicas: tuple[Replica, ...] = ()
+    members: tuple[Membership, ...] = ()  # what it lends to models that others lead
     busy: str | None = None  # the load, unload or defrag under way, in words
     cycles: int = 0  # unloads since its engines were last started afresh
     uptime_secs: float = 0.0

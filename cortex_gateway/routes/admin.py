@@ -1,7 +1,7 @@
 """/admin/fleet, /admin/load and /admin/unload: what an operator sees and does; knows the fleet's border, no dialect."""
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import msgspec
@@ -28,6 +28,8 @@ class LoadBody(UnloadBody):
     kv_dtype: str | None = None
     deterministic: bool | None = None
     tensor_parallel: int | None = None
+    hosts: list[str] | None = None
+    ranks: Literal["host", "device"] | None = None
 
 
 @get("/admin/fleet")

@@ -1,7 +1,7 @@
 """Stands in for a neuron host with memory: loads, refuses, unloads and serves by the wire, holding loads back on demand."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +16,10 @@ MIB = 1024 * 1024
 class HostDouble(NeuronDouble):
     """`sizes` is what it could load, in MiB; `loaded` what it has. Generation is NeuronDouble's.
 
+    A load that names `hosts` makes a group of it and its `peers`, each with all its devices; MiB are those of each device.
+
     Attributes:
+        peers: name -> the other hosts that may lend it devices.
         gates: model -> an event that its load waits for, after it has told one progress line.
         failures: model -> error body that its load ends with.
         pending: model -> requests in flight that it reports.
@@ -26,6 +29,9 @@ class HostDouble(NeuronDouble):
 
     sizes: dict[str, int] = field(factory=dict)
     loaded: list[str] = field(factory=list)
+    hostname: str = "double"
+    cards: int = 1
+    peers: dict[str, "HostDouble"] = field(factory=dict)
     total_mb: int = 10_000
     gates: dict[str, asyncio.Event] = field(factory=dict)
     failures: dict[str, Mapping[str, Any]] = field(factory=dict)
@@ -46,12 +52,14 @@ class HostDouble(NeuronDouble):
 
     @property
     def free_mb(self) -> int:
-        return self.total_mb - sum(self.sizes[name] for name in self.loaded)
+        lent = (group["model_id"] for group in self.groups if group["role"] == "member")
+        return self.total_mb - sum(self.sizes[name] for name in (*self.loaded, *lent))
 
     def _control(self, request: Seen) -> tuple[int, Any]:
-        device = {"index": 0, "name": "double", "kind": "cuda", "vram_total_mb": self.total_mb}
         if request.path == "/discovery":
-            return 200, {"hostname": "double", "devices": [device], "harnesses": ["jax"]}
+            card = {"name": "double", "kind": "cuda", "vram_total_mb": self.total_mb}
+            devices = [{"index": index, **card} for index in range(self.cards)]
+            return 200, {"hostname": self.hostname, "devices": devices, "harnesses": ["jax"], "groups": self.groups}
         if request.path == "/health":
             return 200, self._health()
         if request.path == "/models":
@@ -61,20 +69,25 @@ class HostDouble(NeuronDouble):
         return NeuronDouble._control(self, request)
 
     def _health(self) -> dict[str, Any]:
-        memory = {"index": 0, "vram_used_mb": self.total_mb - self.free_mb, "vram_free_mb": self.free_mb}
+        memory = {"vram_used_mb": self.total_mb - self.free_mb, "vram_free_mb": self.free_mb}
         loads = [{"id": name, "in_flight": self.pending.get(name, 0), "max_in_flight": 4} for name in self.loaded]
-        return {"uptime_secs": 5, "devices": [{**memory, "utilization_pct": 50, "temp_c": 40}], "models": loads}
+        devices = [{"index": index, **memory, "utilization_pct": 50, "temp_c": 40} for index in range(self.cards)]
+        return {"uptime_secs": 5, "devices": devices, "models": loads}
 
     def _model(self, name: str) -> dict[str, Any]:
         if name not in self.loaded:
             return {"id": name, "status": "unloaded", "devices": []}
-        return {"id": name, "status": "loaded", "devices": [0], "vram_used_mb": self.sizes[name]}
+        spread = next((group["tensor_parallel"] for group in self.groups if group["model_id"] == name), self.cards)
+        used = self.sizes[name] * spread
+        return {"id": name, "status": "loaded", "devices": list(range(self.cards)), "vram_used_mb": used}
 
     def _unload(self, name: str) -> tuple[int, Any]:
         if name not in self.loaded:
             return 404, {"error": "not loaded"}
         self.done.append(f"unload {name}")
         self.loaded.remove(name)
+        for host in (self, *self.peers.values()):
+            host.groups = [group for group in host.groups if group["model_id"] != name]
         return 200, {"status": "unloaded"}
 
     async def _load(self, request: Seen, receive: Receive, send: Send) -> None:
@@ -82,16 +95,16 @@ class HostDouble(NeuronDouble):
         self.done.append(f"load {name}")
         self.specs.append(request.body)
         if self.plain:
-            status, answer = self._loaded(name)
+            status, answer = self._loaded(name, request.body.get("hosts", ()))
             await _json(send, status, msgspec.json.encode(answer))
             return
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
         await _say(send, {"phase": "weights", "done": 1, "total": 4, "unit": "bytes"}, more=True)
         if name in self.gates and await _until_gone(receive, self.gates[name]):
             return
-        await _say(send, self._loaded(name)[1], more=False)
+        await _say(send, self._loaded(name, request.body.get("hosts", ()))[1], more=False)
 
-    def _loaded(self, name: str) -> tuple[int, Mapping[str, Any]]:
+    def _loaded(self, name: str, lenders: Sequence[str]) -> tuple[int, Mapping[str, Any]]:
         if name in self.failures:
             return 422, self.failures[name]
         if name in self.loaded:
@@ -101,7 +114,32 @@ class HostDouble(NeuronDouble):
             return 422, {"error": {"kind": "does_not_fit", "message": f"{name} does not fit", "plan": plan}}
         self.sizes.setdefault(name, 0)
         self.loaded.append(name)
+        if lenders:
+            self._lead(name, [self, *(self.peers[lender] for lender in lenders)])
         return 200, {"status": "loaded"}
+
+    def _lead(self, name: str, hosts: list["HostDouble"]) -> None:
+        """The leader tells of all ranks, a member of its own."""
+        ranks = [
+            {
+                "rank": rank,
+                "host": host.hostname,
+                "devices": list(range(host.cards)),
+                "pid": 100 + rank,
+                "phase": "ready",
+            }
+            for rank, host in enumerate(hosts)
+        ]
+        cards = sum(host.cards for host in hosts)
+        for host in hosts:
+            host.sizes.setdefault(name, self.sizes[name])
+            group = {"model_id": name, "leader": self.hostname, "world": len(hosts), "tensor_parallel": cards}
+            mine = (
+                {"role": "leader", "ranks": ranks}
+                if host is self
+                else {"role": "member", "ranks": [ranks[hosts.index(host)]]}
+            )
+            host.groups.append(group | mine)
 
 
 async def _until_gone(receive: Receive, gate: asyncio.Event) -> bool:

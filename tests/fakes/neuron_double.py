@@ -83,6 +83,7 @@ class NeuronDouble:
     models: Sequence[str] = ("demo",)
     answers: list[Answer] = field(factory=lambda: [Answer()])
     tokenizers: Sequence[str] | None = None  # models it can tokenize for; None = all of them
+    groups: list[dict[str, Any]] = field(factory=list)  # as in GET /discovery
     seen: list[Seen] = field(factory=list)
     begun: int = 0  # generation requests that arrived
     left: int = 0  # generation requests whose client went away before the end
@@ -112,7 +113,13 @@ class NeuronDouble:
             return self._tokenize(request.body)
         routes: dict[str, Any] = {
             "/version": {"package_version": "0", "features": []},
-            "/discovery": {"hostname": "double", "devices": [_DEVICE], "harnesses": ["jax"], "max_prompt_tokens": 8192},
+            "/discovery": {
+                "hostname": "double",
+                "devices": [_DEVICE],
+                "harnesses": ["jax"],
+                "max_prompt_tokens": 8192,
+                "groups": self.groups,
+            },
             "/health": {
                 "uptime_secs": 1,
                 "devices": [{"index": 0, "vram_used_mb": 0, "vram_free_mb": 8192}],

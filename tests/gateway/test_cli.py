@@ -102,9 +102,11 @@ def test_load_tells_its_phases_and_unload_ends_it(
 ) -> None:
     """One line per phase when piped."""
     how = ("--quant", "none", "--kv-dtype", "int8", "--deterministic", "--node", "beast")
-    assert run(gateway, "load", "small", *how) == 0
+    assert run(gateway, "load", "small", *how, "--hosts", "beast", "--ranks", "device") == 0
     assert capsys.readouterr().out.splitlines() == ["  Starting", "  Loading weights 0.0/0.0 MB", "small is loaded"]
-    assert [host.specs[0][name] for name in ("quant", "kv_dtype", "deterministic")] == ["none", "int8", True]
+    said = [host.specs[0][name] for name in ("quant", "kv_dtype", "deterministic", "ranks")]
+    assert said == ["none", "int8", True, "device"]
+    assert "hosts" not in host.specs[0]
 
     assert run(gateway, "unload", "small") == 0
     assert capsys.readouterr().out == "small is unloaded\n"

@@ -8,16 +8,17 @@ import pytest
 from rich.console import Console
 
 from cortex_gateway.cli.tables import show_fleet
-from cortex_gateway.placement.snapshot import Device, LoadStatus, Replica
+from cortex_gateway.placement.snapshot import Device, Group, LoadStatus, Membership, Rank, Replica
 
 WRONG = "org/m: the file is cut short"
 
 
-def shown(*replicas: Replica) -> list[str]:
+def shown(*replicas: Replica, members: tuple[Membership, ...] = ()) -> list[str]:
     """The lines on a terminal of 100 columns."""
     device = Device(index=0, kind="cuda", name="card", vram_total_mb=2048)
     models = [{"id": one.model, **attrs.asdict(one)} for one in replicas]
     node: dict[str, Any] = {"name": "beast", "endpoint": "http://beast", "healthy": True, "reason": None, "busy": None}
+    node["members"] = [attrs.asdict(one) for one in members]
     out = Console(file=io.StringIO(), width=100)
     show_fleet(out, {"nodes": [{**node, "devices": [attrs.asdict(device)], "models": models}], "waiting": {}})
     assert isinstance(out.file, io.StringIO)
@@ -59,3 +60,26 @@ def test_trouble_is_told_once_below_the_table(replica: Replica, status: list[str
 
     assert lines[place].split()[1 : 1 + len(status)] == status
     assert lines[place + 1 :] == below
+
+
+@pytest.mark.parametrize(
+    ("leads", "line"),
+    [
+        ("yes", "member of m, led by attic: cuda:0"),
+        ("unknown", "member of m, led by attic: cuda:0"),
+        ("no", "member of m, led by attic: cuda:0, which is ending"),
+    ],
+)
+def test_what_a_node_lends_is_told(leads: Any, line: str) -> None:
+    """With the node to ask about it."""
+    assert shown(members=(Membership(model="m", leader="attic", devices=(0,), leads=leads),))[-1] == line
+
+
+def test_a_leader_shows_the_devices_of_its_whole_group() -> None:
+    ranks = (Rank(rank=0, host="beast", devices=(0,)), Rank(rank=1, host="attic", devices=(0, 1)))
+    group = Group(model="m", role="leader", leader="beast", tensor_parallel=3, ranks=ranks)
+    (line,) = (
+        line for line in shown(Replica(model="m", status="loaded", devices=(0,), group=group)) if line.startswith("m ")
+    )
+
+    assert "cuda:0, attic:0, attic:1" in line

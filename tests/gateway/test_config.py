@@ -188,6 +188,24 @@ def test_the_first_default_place_that_exists_is_read(tmp_path: pathlib.Path) -> 
     assert find_config(here, (there,)) == here
 
 
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ('hosts = ["a", "zed"]', r'models\[0\].hosts: found "zed"; allowed: "a", "b"'),
+        ('hosts = ["a", "a"]', r'models\[0\].hosts: found "a" 2 times'),
+        ('hosts = ["a"]\npinned_on = ["b"]', r'models\[0\].pinned_on: found "b"; allowed: "a"'),
+        ('ranks = "core"', r'models\[0\].ranks: found "core"; allowed: "host", "device"'),
+    ],
+)
+def test_the_hosts_of_a_model_are_checked(tmp_path: pathlib.Path, model: str, told: str) -> None:
+    """They are nodes, each once, and the leader is one of them."""
+    nodes = "".join(f'[[neurons]]\nname = "{name}"\nendpoint = "http://{name}"\n' for name in "ab")
+    path = written(tmp_path, nodes, f'[[models]]\nid = "m"\n{model}\n')
+
+    with pytest.raises(ConfigError, match=told):
+        load_config(path, {})
+
+
 def test_the_examples_load() -> None:
     """As they stand."""
     found = load_config(ROOT / "examples/cortex.example.toml", {})

@@ -10,7 +10,7 @@ import pytest
 from cortex_gateway import errors
 from cortex_gateway.fleet.client import NeuronClient
 from cortex_gateway.fleet.messages import LoadSpec, Observation
-from cortex_gateway.placement.snapshot import Device, Limit, LoadStatus, ModelLoad, Replica
+from cortex_gateway.placement.snapshot import Device, Group, Limit, LoadStatus, ModelLoad, Rank, Replica
 
 Handler = Callable[[httpx.Request], httpx.Response]
 EVENTS = {"content-type": "text/event-stream"}
@@ -96,6 +96,28 @@ def test_everything_a_neuron_says_is_taken() -> None:
         load=ModelLoad(in_flight=1, queue_depth=2, tok_s_decode=9.5),
     )
     assert seen == Observation(hostname="h", harnesses=("jax",), devices=(device,), replicas=(replica,), uptime_secs=7)
+
+
+def test_groups_are_taken_and_the_leaders_belongs_to_its_replica() -> None:
+    """Those of two replicas of one model add up. A role that nobody knows lends; no groups at all are none."""
+    rank = {"rank": 1, "host": "b", "devices": [0, 1], "pid": 7, "phase": "ready"}
+    group = {"model_id": "m", "leader": "a", "world": 2, "tensor_parallel": 4, "ranks": [rank]}
+    twin = {"model_id": "n", "role": "leader", "world": 2, "tensor_parallel": 2, "ranks": [rank]}
+    told = {"groups": [group | {"role": "leader"}, {"model_id": "o", "role": "observer"}, twin, twin]}
+    seen = observe(answering(discovery=told, health={}, models=[{"id": "m"}, {"id": "n"}, {"id": "o"}]))
+    led = Group(
+        model="m",
+        role="leader",
+        leader="a",
+        world=2,
+        tensor_parallel=4,
+        ranks=(Rank(rank=1, host="b", devices=(0, 1), pid=7, phase="ready"),),
+    )
+
+    assert seen.groups[:2] == (led, Group(model="o", role="member", leader=""))
+    assert [replica.group for replica in seen.replicas][::2] == [led, None]
+    assert [replica.spread for replica in seen.replicas] == [4, 4, 0]
+    assert observe(answering(discovery={"groups": None}, health={}, models=[])).groups == ()
 
 
 def test_the_predecessors_words_are_understood() -> None:

@@ -85,11 +85,13 @@ def test_a_load_is_asked_for_and_awaited() -> None:
     """With what was said about it."""
 
     async def scenario(rig: Rig) -> None:
-        response = await rig.client.post("/admin/load", json={"model": "demo", "node": "one", "tensor_parallel": 2})
+        body = {"model": "demo", "node": "one", "tensor_parallel": 2, "hosts": ["one"], "ranks": "device"}
+        response = await rig.client.post("/admin/load", json=body)
 
         assert (response.status_code, response.json()) == (200, {"status": "loaded"})
         open_ = dict.fromkeys(("quant", "kv_dtype", "deterministic"))
-        assert rig.fleet.calls == [("load", {"model": "demo", "node": "one", "tensor_parallel": 2, **open_})]
+        asked = {"model": "demo", "node": "one", "tensor_parallel": 2, "hosts": ["one"], "ranks": "device", **open_}
+        assert rig.fleet.calls == [("load", asked)]
         assert rig.metrics.records == []
 
     run(scenario)

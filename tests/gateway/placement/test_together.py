@@ -1,0 +1,251 @@
+"""Models that are spread over several hosts, case by case: who leads, who lends, who leaves, and what is missing."""
+
+from typing import Any
+
+import pytest
+
+from cortex_gateway.placement import defrag, fit
+from cortex_gateway.placement import route as routing
+from cortex_gateway.placement.catalogue import Catalogue
+from cortex_gateway.placement.route import Hold, Lender, Place, Policy, Reject
+from cortex_gateway.placement.snapshot import (
+    Device,
+    FleetSnapshot,
+    Group,
+    Membership,
+    ModelConfig,
+    Node,
+    Rank,
+    Replica,
+)
+
+M = ModelConfig(id="m", vram_mb=16_000, tensor_parallel=4, hosts=("a", "b", "c"))
+"""4000 MiB on each of four devices."""
+
+
+def node(name: str, *free: int, healthy: bool = True, **more: Any) -> Node:
+    """A node of devices with so many MiB free of 10 000."""
+    devices = tuple(
+        Device(index=index, vram_total_mb=10_000, vram_free_mb=mb, vram_used_mb=10_000 - mb)
+        for index, mb in enumerate(free)
+    )
+    return Node(name=name, endpoint=f"http://{name}", healthy=healthy, devices=devices, **more)
+
+
+def idle(model: str = "x", *devices: int, mb: int = 8000, **more: Any) -> Replica:
+    """A resident that takes `mb` of each of its devices."""
+    return Replica(model=model, status="loaded", devices=devices, vram_used_mb=mb * len(devices), **more)
+
+
+def member(model: str = "g", leader: str = "z", *devices: int, leads: Any = "yes", **more: Any) -> Membership:
+    return Membership(model=model, leader=leader, devices=devices, leads=leads, device_mb=8000, **more)
+
+
+def decide(*nodes: Node, model: ModelConfig = M, **policy: Any) -> routing.Decision:
+    return routing.route(model, FleetSnapshot(nodes=nodes), Policy(**policy))
+
+
+def led(
+    leader: str, *lenders: str, victims: tuple[str, ...] = (), leave: dict[str, tuple[str, ...]] | None = None
+) -> Place:
+    lent = tuple(Lender(node=name, victims=(leave or {}).get(name, ())) for name in lenders)
+    return Place(node=leader, devices=(), victims=victims, lenders=lent)
+
+
+TWO = (9000, 9000)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "decision"),
+    [
+        pytest.param([node("a", *TWO), node("b", *TWO)], led("a", "b"), id="of equals the first by name leads"),
+        pytest.param([node("a", 9000, 5000), node("b", *TWO)], led("b", "a"), id="the most free memory leads"),
+        pytest.param(
+            [node("a", *TWO), node("b", *TWO, 9000, 9000)], Place(node="b", devices=()), id="one that has it alone"
+        ),
+        pytest.param(
+            [node("a", *TWO), node("b", 1, 1, 1, 1, replicas=(idle("x", 0, 1, 2, 3),))],
+            Place(node="b", devices=(), victims=("x",)),
+            id="alone after an eviction is still better than together",
+        ),
+        pytest.param(
+            [node("a", *TWO, 9000), node("b", 9000, 1), node("c", *TWO)], led("a", "b"), id="lenders as preferred"
+        ),
+        pytest.param(
+            [node("a", *TWO, 9000), node("c", *TWO), node("b", 1, 1)], led("a", "c"), id="a full one is passed over"
+        ),
+        pytest.param(
+            [node("a", 9000), node("b", 9000), node("c", *TWO)], led("c", "a", "b"), id="as many hosts as it takes"
+        ),
+        pytest.param(
+            [node("a", *TWO), node("b", *TWO, healthy=False), node("c", *TWO)], led("a", "c"), id="not a lost one"
+        ),
+        pytest.param(
+            [node("a", *TWO), node("d", *TWO), node("c", *TWO)], led("a", "c"), id="not one that is not named"
+        ),
+        pytest.param(
+            [node("a", *TWO), node("b", 1, 1, replicas=(idle("x", 0, 1),))],
+            led("a", "b", leave={"b": ("x",)}),
+            id="a lender makes room",
+        ),
+        pytest.param(
+            [node("a", *TWO), node("b", 1, 1, members=(member("g", "c", 0, 1),)), node("c")],
+            led("a", "b", leave={"b": ("g",)}),
+            id="a group that it lends to may have to end",
+        ),
+        pytest.param(
+            [node("a", *TWO), node("b", 1, 1, replicas=(idle("x", 0, 1),)), node("c", *TWO)],
+            led("a", "c"),
+            id="room beats eviction",
+        ),
+    ],
+)
+def test_spread(nodes: list[Node], decision: routing.Decision) -> None:
+    """One case of a model that needs four devices."""
+    assert decide(*nodes) == decision
+
+
+@pytest.mark.parametrize(
+    ("nodes", "policy", "kind", "words"),
+    [
+        pytest.param(
+            [node("a", *TWO), node("b", *TWO, healthy=False, reason="refused")],
+            {},
+            "down",
+            ["a has 2 of the 4 devices", "b is not healthy (refused)"],
+            id="a host is lost",
+        ),
+        pytest.param(
+            [node("a", *TWO), node("b", 9000)], {}, "never", ["a has 2 of the 4", "b has 1 of the 4"], id="few"
+        ),
+        pytest.param(
+            [node("a", *TWO), node("b", *TWO, harnesses=("candle",))], {}, "never", ["b does not offer"], id="harness"
+        ),
+        pytest.param(
+            [node("a", *TWO), node("b", 1, 9000)],
+            {},
+            "full",
+            ["a has room on 2 of the 4 devices with 4000 MiB each", "b has room on 1 of the 4"],
+            id="no room",
+        ),
+        pytest.param(
+            [node("a", *TWO), node("b", 1, 1, members=(member(leads="unknown"),))],
+            {},
+            "full",
+            ["b has room on 0"],
+            id="foreign",
+        ),
+        pytest.param(
+            [node("a", *TWO), node("b", *TWO)],
+            {"apart": {frozenset("ab")}},
+            "failed",
+            ["just failed"],
+            id="just failed",
+        ),
+    ],
+)
+def test_what_is_missing_is_told(nodes: list[Node], policy: dict[str, Any], kind: str, words: list[str]) -> None:
+    """Host by host."""
+    found = decide(*nodes, **policy)
+
+    assert isinstance(found, Reject)
+    assert found.why == kind
+    assert all(part in found.reason for part in words), found.reason
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        pytest.param(node("b", *TWO, busy="loading x"), "occupied (loading x)", id="occupied"),
+        pytest.param(node("b", 1, 1, replicas=(idle("x", 0, 1, in_flight=1),)), "models are in use", id="in use"),
+        pytest.param(
+            node("b", 1, 1, members=(member("g", "c", 0, 1, pending=1),)), "models are in use", id="group in use"
+        ),
+        pytest.param(
+            node("b", 1, 1, members=(member("m", "c", 0, 1, leads="no"),)),
+            "getting back what it lent to m",
+            id="ending",
+        ),
+    ],
+)
+def test_what_will_pass_is_waited_for(other: Node, words: str) -> None:
+    """Work that ends, and a group whose leader is gone: its neuron ends it by itself."""
+    found = decide(node("a", *TWO), other)
+
+    assert isinstance(found, Hold)
+    assert words in found.reason
+
+
+def test_a_long_wait_drains_what_is_in_use_on_a_lender() -> None:
+    other = node("b", 1, 1, replicas=(idle("x", 0, 1, in_flight=1),))
+
+    assert decide(node("a", *TWO), other, drain=True) == led("a", "b", leave={"b": ("x",)})
+
+
+def test_a_company_that_failed_is_not_tried_again_but_others_are() -> None:
+    """a and b did not get on: c takes the place of b, whoever leads."""
+    nodes = [node("a", *TWO), node("b", *TWO), node("c", *TWO)]
+
+    assert decide(*nodes, apart={frozenset("ab")}) == led("a", "c")
+    assert decide(*nodes, apart={frozenset("ab"), frozenset("ac")}) == led("b", "c")
+
+
+def test_a_leader_that_failed_by_itself_may_lend() -> None:
+    """Its port was taken: the other one leads."""
+    assert decide(node("a", *TWO), node("b", *TWO), excluded={"a"}) == led("b", "a")
+
+
+@pytest.mark.parametrize(
+    "how", [{"only": "b"}, {"model": ModelConfig(id="m", tensor_parallel=4, hosts=("a", "b"), pinned_on=("b",))}]
+)
+def test_the_named_node_and_the_pinned_one_lead(how: dict[str, Any]) -> None:
+    """The others of its hosts still lend."""
+    assert decide(node("a", *TWO), node("b", *TWO), **how) == led("b", "a")
+
+
+@pytest.mark.parametrize("leads", ["no", "unknown"])
+def test_only_a_leader_that_leads_can_be_asked_to_end_a_group(leads: str) -> None:
+    lending = node("b", 1, members=(member("g", "a", 0, leads=leads),))
+
+    assert routing.residents(lending, Policy()) == []
+
+
+def test_a_group_that_is_pinned_on_its_leader_stays() -> None:
+    lending = node("b", 1, members=(member("g", "a", 0), member("h", "a", 0)))
+    catalogue = Catalogue({"g": ModelConfig(id="g", pinned_on=("a",))})
+
+    assert [one.model for one in routing.residents(lending, Policy(catalogue=catalogue))] == ["h"]
+
+
+def test_a_group_frees_its_share_on_each_of_its_hosts() -> None:
+    """8000 MiB over two devices here and two elsewhere are 2000 on each."""
+    group = Group(model="g", role="leader", leader="a", world=2, tensor_parallel=4)
+    leader = node(
+        "a", 1000, 1000, replicas=(Replica(model="g", status="loaded", devices=(0, 1), vram_used_mb=8000, group=group),)
+    )
+
+    def fits(mb: int) -> bool:
+        needed = fit.Need(shards=2, per_device_mb=mb)
+        return fit.devices_for(ModelConfig(id="x"), leader, needed, without={"g"}, sizes={"g": 8000}) is not None
+
+    assert fits(3000)
+    assert not fits(3001)
+
+
+def test_every_host_that_could_lead_is_feasible() -> None:
+    """As /v1/models lists them: with the others it has enough devices; without, it has none."""
+    nodes = (node("a", *TWO), node("b", *TWO), node("d", *TWO))
+
+    assert [one.name for one in nodes if fit.could_lead(M, one, nodes)] == ["a", "b"]
+    assert not fit.could_lead(M, nodes[0], nodes[:1])
+
+
+def test_a_node_with_part_of_a_group_is_not_restarted() -> None:
+    """Neither the one that leads nor one that lends. Ranks on one host are that host's own affair."""
+    ranks = (Rank(rank=0, host="a"), Rank(rank=1, host="b"))
+    group = Group(model="m", role="leader", leader="a", world=2, tensor_parallel=2, ranks=ranks)
+    alone = Group(model="m", role="leader", leader="a", world=2, tensor_parallel=2, ranks=(ranks[0], ranks[0]))
+
+    assert defrag.due(node("a", 1, replicas=(idle("m", 0, group=alone),), cycles=9), after_cycles=1) == ("m",)
+    assert defrag.due(node("a", 1, replicas=(idle("m", 0, group=group),), cycles=9), after_cycles=1) is None
+    assert defrag.due(node("b", 1, members=(member(),), cycles=9), after_cycles=1) is None
