@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from attrs import frozen
 from jax import lax
 
-from models.sharding import named_sharding
+from models.sharding import named_sharding, replicated
 from models.spec import Model, ParamSpec
 from neuron_jax.engine import packing, sampler
 from neuron_jax.engine.attention.choose import Choice
@@ -99,9 +99,9 @@ class Program:
         return seat.lower(state, self._whole((packing.seat_width(self.model.vocab_size),), jnp.int32))
 
     def _lower_step(self, function: Any, packed: tuple[int, ...]) -> jax.stages.Lowered:
-        state, replicated = self.abstract_state(), named_sharding(self.mesh, ())
+        state, whole = self.abstract_state(), replicated(self.mesh)
         # Named outright: left to itself, a mesh of one device would lose the pool's sharding and copy it every step.
-        out = (_shardings(state), Result(replicated, replicated))
+        out = (_shardings(state), Result(whole, whole))
         step = jax.jit(function, donate_argnums=1, out_shardings=out)
         return step.lower(self.abstract_params(), state, self._whole(packed, jnp.int32))
 
@@ -131,8 +131,7 @@ def _decode(program: Program, steps: int, params: Any, state: State, packed: jax
         tokens = state.last_token[rows.params.slot]
         now = rows._replace(start=start, count=live.astype(jnp.int32))
         hidden, pool = _forward(program, params, state.pool, tokens, now)
-        logits = program.model.logits(params, hidden)
-        drawn = sampler.sample(logits, _at(rows, start + 1), state.past)
+        drawn = sampler.sample(_logits(program, params, hidden), _at(rows, start + 1), state.past)
         return _advance(state._replace(pool=pool), slot, drawn.token), _result(drawn)
 
     if steps == 1:
@@ -152,7 +151,7 @@ def _extend(program: Program, chunk: int, params: Any, state: State, packed: jax
     draws = rows.draws[0] > 0
     drawn: sampler.Drawn = lax.cond(
         draws,
-        lambda: sampler.sample(program.model.logits(params, last), params_row, state.past),
+        lambda: sampler.sample(_logits(program, params, last), params_row, state.past),
         lambda: sampler.nothing(1),
     )
     slot = jnp.where(draws, rows.params.slot, program.shapes.max_slots)
@@ -172,7 +171,7 @@ def _verify(program: Program, width: int, params: Any, state: State, packed: jax
     place = jnp.arange(1 + width, dtype=jnp.int32)[None, :]
     each = rows._replace(params=jax.tree.map(lambda part: jnp.repeat(part, 1 + width, axis=0), rows.params))
     wanted = _at(each, (rows.start[:, None] + 1 + place).reshape(-1))
-    drawn = sampler.sample(program.model.logits(params, hidden), wanted, state.past)
+    drawn = sampler.sample(_logits(program, params, hidden), wanted, state.past)
     token = drawn.token.reshape(tokens.shape)
     right = (token[:, :-1] == guesses) & (place[:, 1:] < rows.count[:, None])
     last = jnp.cumprod(right.astype(jnp.int32), axis=1).sum(axis=1, dtype=jnp.int32)[:, None]
@@ -198,6 +197,21 @@ def _forward(
     positions = jnp.minimum(positions, program.model.max_positions - 1).reshape(-1)
     hidden, pool = program.model.forward(params, tokens, positions, attend, pool)
     return hidden, tuple(pool)
+
+
+def _logits(program: Program, params: Any, hidden: jax.Array) -> jax.Array:
+    """hidden [R, D] -> float32 [R, V], whole on every device.
+
+    One gather, and each device draws by itself. From a sharded vocabulary the sampler would take up to twenty small sums
+    over the devices, those of the bisection once per round, and shard its counts, which then are gathered at the end.
+    """
+    logits = program.model.logits(params, hidden)
+    # First as the product leaves them: asked for whole logits alone, XLA gathers the table and not what it makes of it. One
+    # that does not divide was padded and is cut, which it keeps apart by itself; and JAX cannot name such a sharding.
+    if logits.shape[-1] % program.mesh.size == 0:
+        logits = lax.with_sharding_constraint(logits, named_sharding(program.mesh, (None, "vocab")))
+    whole: jax.Array = lax.with_sharding_constraint(logits, replicated(program.mesh))
+    return whole
 
 
 def _at(rows: packing.Rows, position: jax.Array) -> sampler.RowParams:
