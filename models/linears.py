@@ -33,10 +33,11 @@ def check(quant: str, *, native: bool) -> None:
 
 @frozen
 class Linears:
-    """Makes a model's linear maps. `tiles` by parameter path for the native kernels; empty for XLA."""
+    """Makes a model's linear maps for `devices`. `tiles` by parameter path for the native kernels; empty for XLA."""
 
     quant: str
     dtype: Any
+    devices: int = 1
     tiles: Mapping[str, Tiles] = field(factory=dict)
     prefix: str = ""
 
@@ -51,8 +52,8 @@ class Linears:
         if tiles is not None:
             return TiledLinear(outputs, tiles, bias=bias)
         if self.quant in NARROW:
-            return NarrowLinear(inputs, outputs, quant=self.quant, dtype=self.dtype, bias=bias)
-        return Linear(inputs, outputs, quant=self.quant, dtype=self.dtype, bias=bias, fine=fine)
+            return NarrowLinear(inputs, outputs, quant=self.quant, dtype=self.dtype, bias=bias, devices=self.devices)
+        return Linear(inputs, outputs, quant=self.quant, dtype=self.dtype, bias=bias, fine=fine, devices=self.devices)
 
     def table(self, name: str, vocab: int, width: int) -> VocabTable | TiledTable | Fp8Table:
         """The matrix that tokens are looked up in, and that logits are computed with."""

@@ -404,7 +404,7 @@ def build(
         if c.mlp_bias:
             raise ModelError("native kernels", ["mlp_bias has no kernel; without them it is served"])
         rules, tiles = tile(rules, storage, quant, gated=("gate_up",), tables=("embed", "head"))
-    make = Linears(quant, layout.dtype, tiles)
+    make = Linears(quant, layout.dtype, tensor_parallel, tiles)
     return LlamaModel(
         architecture=c.architecture,
         vocab_size=c.vocab_size,

@@ -4,6 +4,7 @@ The embedding of an int4 model stays int8, which is `models.nn.VocabTable`: ever
 """
 
 from collections.abc import Mapping
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -14,7 +15,8 @@ from flax import nnx
 
 from models.blocks import Array
 from models.formats_xla import fp8_matmul, int4_matmul, multiplies_fp8, pack_int4, quantize_fp8
-from models.nn import Dims, Live, RMSNorm, parameter
+from models.nn import Dims, Live, RMSNorm, parameter, parts
+from models.quant import by_parts
 from models.quantize import INT4, quantize_int4
 
 NARROW = ("int4", "fp8")
@@ -27,8 +29,11 @@ Leaves = Mapping[str, tuple[Dims, Any]]
 class NarrowLinear(nnx.Module):
     """[T, *in] -> [T, *out], as `models.nn.Linear`."""
 
-    def __init__(self, inputs: Dims, outputs: Dims, *, quant: str, dtype: Any, bias: bool = False) -> None:
+    def __init__(
+        self, inputs: Dims, outputs: Dims, *, quant: str, dtype: Any, bias: bool = False, devices: int = 1
+    ) -> None:
         self.quant = quant
+        self.parts = parts(inputs, devices)
         self.inputs, self.outputs = (tuple(size for size, _ in dims) for dims in (inputs, outputs))
         leaves = _leaves(quant, inputs, outputs)
         self.kernel, self.scale = parameter(*leaves["kernel"]), parameter(*leaves["scale"])
@@ -49,7 +54,8 @@ class NarrowLinear(nnx.Module):
 
     def _fp8(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].reshape(-1, x.shape[1])
-        return fp8_matmul(x, kernel, self.scale[...].reshape(-1), native=_native())
+        product = partial(fp8_matmul, scale=self.scale[...].reshape(-1), native=_native())
+        return by_parts(product, self.parts, x, kernel)
 
     def _int4(self, x: jax.Array) -> jax.Array:
         first, rest = _split(self.inputs)
@@ -58,7 +64,7 @@ class NarrowLinear(nnx.Module):
         outputs = prod(self.outputs)
         assert self.offset is not None, self.quant
         kernel, scale, offset = (leaf[...].reshape(outputs, -1) for leaf in (self.kernel, self.scale, self.offset))
-        return int4_matmul(padded.reshape(x.shape[0], -1), kernel, scale, offset)
+        return by_parts(int4_matmul, self.parts, padded.reshape(x.shape[0], -1), kernel, scale, offset)
 
 
 class Fp8Table(nnx.Module):

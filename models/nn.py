@@ -3,6 +3,7 @@
 Every parameter carries the logical names of its dimensions as `axes`; `models.sharding` says where they go.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ from jax import lax
 
 from models.native import ops
 from models.native.tiles import Tiles
-from models.quant import int8_matmul
+from models.quant import by_parts, int8_matmul
+from models.sharding import sharded
 
 Dims = tuple[tuple[int, str | None], ...]
 """(size, logical axis) per dimension."""
@@ -32,6 +34,11 @@ def parameter(dims: Dims, dtype: Any) -> nnx.Param[jax.Array]:
 
 def _sizes(dims: Dims) -> tuple[int, ...]:
     return tuple(size for size, _ in dims)
+
+
+def parts(inputs: Dims, devices: int) -> int:
+    """In how many parts, one per device, the in-dimensions of a map are: `devices`, or 1 where each has them whole."""
+    return devices if sharded(inputs[0][1]) else 1
 
 
 class RMSNorm(nnx.Module):
@@ -64,7 +71,15 @@ class Linear(nnx.Module):
     """
 
     def __init__(
-        self, inputs: Dims, outputs: Dims, *, quant: str, dtype: Any, bias: bool = False, fine: bool = False
+        self,
+        inputs: Dims,
+        outputs: Dims,
+        *,
+        quant: str,
+        dtype: Any,
+        bias: bool = False,
+        fine: bool = False,
+        devices: int = 1,
     ) -> None:
         assert not any(axis for _, axis in inputs[1:] + outputs[1:] if axis is not None), (
             "an inner dimension is sharded"
@@ -72,6 +87,7 @@ class Linear(nnx.Module):
         int8 = quant == "int8"
         self.outputs = _sizes(outputs)
         self.fine = fine
+        self.parts = parts(inputs, devices)
         self.kernel = parameter(outputs + inputs, jnp.int8) if int8 else parameter(inputs + outputs, dtype)
         self.scale = parameter(outputs, jnp.float32) if int8 else None
         self.bias = parameter(outputs, dtype) if bias else None
@@ -85,7 +101,8 @@ class Linear(nnx.Module):
             y = flat @ self.kernel[...].reshape(width, -1)
         else:
             kernel = self.kernel[...].reshape(-1, width)
-            y = int8_matmul(flat, kernel, self.scale[...].reshape(-1), fine=self.fine).astype(x.dtype)
+            product = partial(int8_matmul, scale=self.scale[...].reshape(-1), fine=self.fine)
+            y = by_parts(product, self.parts, flat, kernel).astype(x.dtype)
         y = y.reshape(x.shape[0], *self.outputs)
         return y if self.bias is None else y + self.bias[...][None]
 

@@ -1,5 +1,6 @@
 """int8 weights per output channel with dynamic int8 activations; knows arrays, must not know layers or files."""
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -55,3 +56,15 @@ def int8_matmul(x: jax.Array, kernel: jax.Array, scale: jax.Array, *, fine: bool
     product = product.astype(jnp.float32)
     total = product[:rows] + product[rows:] / _REST if fine else product[:rows]
     return total * step * scale[None]
+
+
+def by_parts(product: Callable[..., jax.Array], parts: int, x: jax.Array, *weights: jax.Array) -> jax.Array:
+    """x [T, I] and a kernel's arrays [O, I or fewer] -> float32 [T, O]: the sum over `parts` equal parts of I.
+
+    A device that has one part rounds x by the largest value of that part, so that the sum is all that the devices
+    exchange. Without this they would first agree on the largest value of all, or exchange what each has yet to add.
+    """
+    if parts == 1:
+        return product(x, *weights)
+    cut = [array.reshape(array.shape[0], parts, -1) for array in (x, *weights)]
+    return jax.vmap(product, in_axes=1)(*cut).sum(axis=0)

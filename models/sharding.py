@@ -7,22 +7,30 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-TENSOR = "tp"
-"""The mesh axis of tensor parallelism."""
+EXPERT, TENSOR = "ep", "tp"
+"""The mesh axes: of experts, which every mesh has with size 1 as long as no family has experts, and of tensors.
+
+There is none for data: replicas of a model are engines of their own, each with its own mesh, and share nothing.
+"""
 
 RULES: dict[str, str | None] = {
     "embed": None,
     "kv_heads": TENSOR,
     "mlp": TENSOR,
     "vocab": TENSOR,
-    "experts": TENSOR,
+    "experts": EXPERT,
 }
 """Logical axis -> mesh axis; None keeps the dimension whole on every device."""
 
 
 def make_mesh(devices: Sequence[Any]) -> Mesh:
-    """A mesh of one axis, `tp`, over `devices` in their order; `devices` are jax devices."""
-    return Mesh(np.array(list(devices), dtype=object), (TENSOR,))
+    """A mesh over `devices`, which are jax devices, in their order: all of them along `tp`."""
+    return Mesh(np.array(list(devices), dtype=object)[None], (EXPERT, TENSOR))
+
+
+def sharded(axis: str | None) -> bool:
+    """Whether a dimension of this logical name is spread over the devices of `tp`."""
+    return axis is not None and RULES[axis] == TENSOR
 
 
 def named_sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from attrs import frozen
 from jax import lax
 
-from models.sharding import named_sharding
+from models.sharding import named_sharding, replicated
 from models.spec import Model, ParamSpec, live_of
 from neuron_jax.engine import packing, sampler
 from neuron_jax.engine.attention.choose import Choice
@@ -103,9 +103,9 @@ class Program:
         return seat.lower(state, self._whole((packing.seat_width(self.model.vocab_size),), jnp.int32))
 
     def _lower_step(self, function: Any, packed: tuple[int, ...]) -> jax.stages.Lowered:
-        state, replicated = self.abstract_state(), named_sharding(self.mesh, ())
+        state, whole = self.abstract_state(), replicated(self.mesh)
         # Named outright: left to itself, a mesh of one device would lose the pool's sharding and copy it every step.
-        out = (_shardings(state), Result(replicated, replicated))
+        out = (_shardings(state), Result(whole, whole))
         step = jax.jit(function, donate_argnums=1, out_shardings=out)
         return step.lower(self.abstract_params(), state, self._whole(packed, jnp.int32))
 
@@ -135,7 +135,7 @@ def _decode(program: Program, steps: int, params: Any, state: State, packed: jax
         tokens = state.last_token[rows.params.slot]
         now = rows._replace(start=start, count=live.astype(jnp.int32))
         hidden, pool, real = _forward(program, params, state.pool, tokens, now)
-        logits = program.model.logits(params, hidden, real)
+        logits = _logits(program, params, hidden, real)
         drawn = program.sample(logits, _at(now, start + 1, live), state.past)
         return _advance(state._replace(pool=pool), slot, drawn.token), _result(drawn)
 
@@ -156,7 +156,7 @@ def _extend(program: Program, chunk: int, params: Any, state: State, packed: jax
     params_row = _at(rows, rows.start + rows.count, rows.draws > 0)
     drawn: sampler.Drawn = lax.cond(
         draws,
-        lambda: program.sample(program.model.logits(params, last), params_row, state.past),
+        lambda: program.sample(_logits(program, params, last), params_row, state.past),
         lambda: sampler.nothing(1),
     )
     slot = jnp.where(draws, rows.params.slot, program.shapes.max_slots)
@@ -177,7 +177,7 @@ def _verify(program: Program, width: int, params: Any, state: State, packed: jax
     each = rows._replace(params=jax.tree.map(lambda part: jnp.repeat(part, 1 + width, axis=0), rows.params))
     real = place < rows.count[:, None]
     wanted = _at(each, (rows.start[:, None] + 1 + place).reshape(-1), real.reshape(-1))
-    drawn = program.sample(program.model.logits(params, hidden, live), wanted, state.past)
+    drawn = program.sample(_logits(program, params, hidden, live), wanted, state.past)
     token = drawn.token.reshape(tokens.shape)
     right = (token[:, :-1] == guesses) & real[:, 1:]
     last = jnp.cumprod(right.astype(jnp.int32), axis=1).sum(axis=1, dtype=jnp.int32)[:, None]
@@ -198,7 +198,7 @@ def _together(program: Program, params: Any, state: State, packed: jax.Array) ->
     tokens = jnp.where(given >= 0, given, state.last_token[rows.params.slot])
     hidden, pool, real = _forward(program, params, state.pool, tokens, rows)
     draws = rows.draws > 0
-    drawn = program.sample(program.model.logits(params, hidden, real), _at(rows, rows.start + 1, draws), state.past)
+    drawn = program.sample(_logits(program, params, hidden, real), _at(rows, rows.start + 1, draws), state.past)
     slot = jnp.where(draws, rows.params.slot, program.shapes.max_slots)
     state = _advance(state._replace(pool=pool), slot, drawn.token)
     return state, jax.tree.map(lambda part: part[:, None], _result(drawn))
@@ -230,6 +230,23 @@ def _at(rows: packing.Rows, position: jax.Array, wanted: jax.Array) -> sampler.R
     return rows.params._replace(
         position=lax.bitcast_convert_type(position, jnp.uint32), need=need, full_until=full_until
     )
+
+
+def _logits(program: Program, params: Any, hidden: jax.Array, live: Any = None) -> jax.Array:
+    """hidden [R, D] -> float32 [R, V], whole on every device; `live` is as `Model.logits` takes it.
+
+    One gather, and each device draws by itself. From a sharded vocabulary the sampler would take up to twenty small sums
+    over the devices, those of the bisection once per round, and shard its counts, which then are gathered at the end.
+    """
+    logits = program.model.logits(params, hidden, live)
+    if program.mesh.size == 1:
+        return logits
+    # First as the product leaves them: asked for whole logits alone, XLA gathers the table and not what it makes of it. One
+    # that does not divide was padded and is cut, which it keeps apart by itself; and JAX cannot name such a sharding.
+    if logits.shape[-1] % program.mesh.size == 0:
+        logits = lax.with_sharding_constraint(logits, named_sharding(program.mesh, (None, "vocab")))
+    whole: jax.Array = lax.with_sharding_constraint(logits, replicated(program.mesh))
+    return whole
 
 
 def _advance(state: State, slot: jax.Array, token: jax.Array) -> State:

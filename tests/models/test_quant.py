@@ -1,10 +1,12 @@
 """int8 products against float ones: errors within what rounding allows, rows independent of each other."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.quant import int8_matmul, quantize
+from models.quant import by_parts, int8_matmul, quantize
 
 RNG = np.random.default_rng(3)
 WEIGHT = RNG.standard_normal((48, 64)).astype(np.float32)
@@ -71,3 +73,17 @@ def test_a_row_of_zeros_gives_zeros() -> None:
     values, scale = (jnp.asarray(part) for part in quantize(WEIGHT, 1))
 
     assert not np.asarray(int8_matmul(jnp.zeros((2, 64)), values, scale)).any()
+
+
+def test_parts_are_rounded_by_themselves_and_add_up() -> None:
+    """An input 500 times the others spoils the steps of its own part only."""
+    x = ROWS.copy()
+    x[:, 0] = 500
+    values, scale = quantize(WEIGHT, 1)
+    expected = x @ (values * scale[:, None]).T
+    product = partial(int8_matmul, scale=jnp.asarray(scale))
+    whole, halves, eighths = (by_parts(product, parts, jnp.asarray(x), jnp.asarray(values)) for parts in (1, 2, 8))
+    each = [product(jnp.asarray(x[:, part]), jnp.asarray(values[:, part])) for part in (slice(32), slice(32, 64))]
+
+    np.testing.assert_allclose(halves, each[0] + each[1], rtol=1e-6)
+    assert np.abs(eighths - expected).max() < np.abs(whole - expected).max() / 2

@@ -11,7 +11,7 @@ def test_axes_go_where_the_table_says() -> None:
     devices = jax.devices("cpu")[2:4]
     mesh = make_mesh(devices)
 
-    assert list(mesh.devices) == devices
+    assert mesh.devices.ravel().tolist() == devices
     assert tuple(named_sharding(mesh, ("embed", "kv_heads", None)).spec) == (None, "tp", None)
     assert replicated(mesh).is_fully_replicated
 
@@ -20,3 +20,11 @@ def test_two_dimensions_on_one_mesh_axis_are_our_bug() -> None:
     """Caught when the sharding is made, not inside the compiler."""
     with pytest.raises(AssertionError, match="two dimensions"):
         named_sharding(make_mesh(jax.devices("cpu")[:2]), ("vocab", "mlp"))
+
+
+def test_experts_have_an_axis_of_their_own() -> None:
+    """A family to come may split its experts and what is within each; until one does, that axis has one place."""
+    mesh = make_mesh(jax.devices("cpu")[:4])
+
+    assert dict(mesh.shape) == {"ep": 1, "tp": 4}
+    assert named_sharding(mesh, ("experts", "mlp", "embed")).shard_shape((6, 8, 3)) == (6, 2, 3)

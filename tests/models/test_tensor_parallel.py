@@ -1,0 +1,126 @@
+"""Every shape of every family on 2, 4 and 8 devices against one: the same logits, the same likeliest tokens."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import mapping
+from models.attend import causal
+from models.linears import XLA
+from models.registry import FAMILIES, build
+from models.sharding import RULES, make_mesh, named_sharding, shard_tree
+from models.spec import Model, ParamSpec
+from tests.fakes.weight_files import random_tensors
+
+DEGREES = (2, 4, 8)
+CLOSE = 1e-4
+TOKENS = np.arange(1, 13, dtype=np.int32) * 4 % 53
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+CASES: dict[str, dict[str, Any]] = {
+    # heads, kv heads, and what else is not the plain Llama 2. Neither 30 nor 53 divides by a number of devices.
+    "llama 2: as many kv heads as heads": {"heads": (8, 8)},
+    "llama 3: grouped, scaled rotary": {"heads": (8, 2), "rope_scaling": LLAMA3_ROPE, "rope_theta": 500000.0},
+    "llama 3.2: tied": {"heads": (8, 4), "rope_scaling": LLAMA3_ROPE, "tie_word_embeddings": True},
+    "smollm2: 3 kv heads, tied": {"heads": (9, 3), "tie_word_embeddings": True},
+    "tinyllama: 16 heads a device's worth": {"heads": (16, 8)},
+    "one kv head": {"heads": (6, 1)},
+    "one kv head for more heads than devices": {"heads": (12, 1)},
+    "5 heads, which divide by nothing": {"heads": (5, 5)},
+    "mistral: window, heads wider than the model": {
+        "heads": (4, 2),
+        "architectures": ["MistralForCausalLM"],
+        "head_dim": 10,
+        "sliding_window": 4,
+    },
+    "attention_bias": {"heads": (6, 3), "attention_bias": True},
+    "mlp_bias, linear rotary": {
+        "heads": (4, 1),
+        "mlp_bias": True,
+        "attention_bias": True,
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+    },
+}
+
+
+def config(case: str) -> dict[str, Any]:
+    """A small config.json."""
+    changes = dict(CASES[case])
+    heads, kv_heads = changes.pop("heads")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 24,
+        "intermediate_size": 30,
+        "num_hidden_layers": 2,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 6,
+        "vocab_size": 53,
+        "max_position_embeddings": 128,
+        "rope_theta": 10000.0,
+    } | changes
+
+
+def logits(model: Model, tensors: dict[str, np.ndarray], devices: int) -> np.ndarray:
+    """float32 [T, V] of one plain causal pass."""
+    mesh = make_mesh(jax.devices("cpu")[:devices])
+    params = shard_tree(mapping.load(model.rules, tensors), model.param_specs, mesh)
+
+    @jax.jit
+    def run(params: Any, tokens: jax.Array) -> jax.Array:
+        positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+        hidden, _ = model.forward(params, tokens, positions, causal(), [None] * model.cache_spec.layers)
+        return model.logits(params, hidden)
+
+    return np.asarray(run(params, jnp.asarray(TOKENS)))
+
+
+def leaves(model: Model) -> list[ParamSpec]:
+    return jax.tree.leaves(model.param_specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_more_devices_give_the_same_logits(case: str) -> None:
+    """Within 1e-4 in float32, and the same token is likeliest at each place; more devices than kv heads, too."""
+    one = build(config(case), dtype=jnp.float32)
+    tensors = random_tensors(one)
+    expected = logits(one, tensors, 1)
+
+    for devices in DEGREES:
+        found = logits(build(config(case), tensor_parallel=devices, dtype=jnp.float32), tensors, devices)
+
+        np.testing.assert_allclose(found, expected, rtol=0, atol=CLOSE, err_msg=f"{devices} devices")
+        assert np.array_equal(found.argmax(axis=-1), expected.argmax(axis=-1)), f"{devices} devices"
+
+
+@pytest.mark.parametrize("devices", [1, *DEGREES])
+@pytest.mark.parametrize("quant", XLA)
+def test_every_parameter_lies_on_the_mesh_as_the_table_says(quant: str, devices: int) -> None:
+    """Each logical axis is in the table, no two dimensions share a mesh axis, and each device has an equal part."""
+    mesh = make_mesh(jax.devices("cpu")[:devices])
+    for case in CASES:
+        model = build(config(case), tensor_parallel=devices, quant=quant, dtype=jnp.float32)
+        for spec in leaves(model):
+            assert {axis for axis in spec.axes if axis is not None} <= RULES.keys(), spec
+
+            # Both raise: the first where two dimensions clash, the second where a dimension does not divide.
+            named_sharding(mesh, spec.axes).shard_shape(spec.shape)
+        assert model.cache_spec.kv_heads % devices == 0
+
+
+def test_the_table_holds_no_axis_that_nobody_uses_but_that_of_experts() -> None:
+    """And every family is among the cases above."""
+    models = [build(config(case), dtype=jnp.float32) for case in CASES]
+
+    assert {model.architecture for model in models} == FAMILIES.keys()
+    assert {axis for model in models for spec in leaves(model) for axis in spec.axes if axis} == RULES.keys() - {
+        "experts"
+    }

@@ -1,0 +1,104 @@
+"""What the devices of an engine say to each other in one step, read from the compiled programs: sums, and one gather."""
+
+import re
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from models.registry import build
+from models.sharding import make_mesh
+from neuron_jax.engine.attention.choose import choose
+from neuron_jax.engine.attention.kv import KVFormat
+from neuron_jax.engine.attention.trial import Case, kinds
+from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key, SeatKey, VerifyKey
+from neuron_jax.engine.programs import Program, Shapes
+
+LAYERS, WIDTH, EVEN, ODD = 2, 40, 304, 301
+CONFIG: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "hidden_size": WIDTH,
+    "intermediate_size": 70,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 16,
+    "sliding_window": 40,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "max_position_embeddings": 512,
+}
+DECODE, PROMPT = DecodeKey(4, 1), ExtendKey(16)
+TOKENS: dict[Key, int] = {DECODE: 4, PROMPT: 16, DecodeKey(4, 4): 4, VerifyKey(2, 3): 8}
+"""Tokens that go through the layers at once; in the decode step of four tokens that is one turn of a loop."""
+
+COLLECTIVE = re.compile(
+    r"= (?P<shapes>\(?\w+\[.*?) "
+    r"(?P<name>all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute|collective-broadcast)"
+    r"(-start)?\("
+)
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}
+"""Of the machine code, which nobody runs here; what is exchanged is settled before."""
+
+
+def collectives(devices: int, key: Key, vocab: int = EVEN, *, quant: str = "none", kv: str = "float32") -> Counter[str]:
+    """How often each collective stands in the program, named with the shape of each array that it moves."""
+    model = build(CONFIG | {"vocab_size": vocab}, tensor_parallel=devices, quant=quant, dtype=jnp.float32)
+    mesh = make_mesh(jax.devices("cpu")[:devices])
+    attention = choose(Case(mesh, jnp.float32, KVFormat(kv), 16, 16, kinds(model)))
+    hlo = Program(model, mesh, Shapes(16, 16, 4, 128), attention).lower(key).compile(UNOPTIMIZED).as_text()
+    return Counter(
+        f"{found['name']} {shape}"
+        for found in COLLECTIVE.finditer(hlo)
+        for shape in re.findall(r"\w+\[[\d,]*\]", found["shapes"])
+    )
+
+
+def expected(devices: int, key: Key, vocab: int = EVEN) -> dict[str, int]:
+    """Two sums a layer, after attention and after the MLP, and what stands outside of the layers.
+
+    The table of tokens is split by tokens: each device looks up what it has, and one more sum puts the rows together. The
+    logits are gathered once, so that each device can draw by itself.
+    """
+    drawn = 1 if isinstance(key, ExtendKey) else TOKENS[key]
+    padded = -(-vocab // devices) * devices
+    return {f"all-reduce f32[{TOKENS[key]},{WIDTH}]": 2 * LAYERS + 1, f"all-gather f32[{drawn},{padded}]": 1}
+
+
+@pytest.mark.parametrize(
+    ("devices", "key", "vocab"),
+    [
+        (2, DECODE, EVEN),
+        (2, PROMPT, ODD),
+        (4, DECODE, ODD),
+        (4, PROMPT, EVEN),
+        (8, DECODE, EVEN),
+        (8, PROMPT, ODD),
+        (4, DecodeKey(4, 4), EVEN),
+        (8, VerifyKey(2, 3), EVEN),
+    ],
+    ids=str,
+)
+def test_a_layer_costs_two_sums(devices: int, key: Key, vocab: int) -> None:
+    """No weight, no page and no count of the sampler's moves, whatever divides or does not."""
+    assert collectives(devices, key, vocab) == expected(devices, key, vocab)
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_a_layer_of_narrow_weights_costs_two_sums(quant: str) -> None:
+    """A device rounds what it multiplies by itself. Coded tables have a scale per token, which is one more sum."""
+    found = collectives(4, DECODE, quant=quant)
+
+    assert found.pop(f"all-reduce s8[4,{WIDTH}]") == found.pop("all-reduce f32[4]") == 1
+    assert found == expected(4, DECODE) | {f"all-reduce f32[4,{WIDTH}]": 2 * LAYERS}
+
+
+def test_narrow_pages_add_nothing() -> None:
+    """Scales of keys and values lie with their heads."""
+    assert collectives(4, PROMPT, kv="int8") == expected(4, PROMPT)
+
+
+def test_to_seat_a_request_nothing_is_exchanged() -> None:
+    assert not collectives(4, SeatKey())
