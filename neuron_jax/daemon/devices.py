@@ -82,7 +82,7 @@ class Devices:
     async def look(self, *, fresh: bool = False) -> tuple[DeviceLoad, ...]:
         """A picture that is not stale, or is `fresh`; NVML may take some milliseconds, so a thread asks it."""
         if fresh or time.monotonic() - self._taken > STALE_SECONDS:
-            pids = [one.pid for one in self._grants.values() if one.pid is not None]
+            pids = [pid for one in self._grants.values() for pid in one.pids]
             self._loads = await asyncio.to_thread(self._sample, pids)
             self._taken = time.monotonic()
             self._lost = lost_after(self._lost, self._loads)
@@ -117,11 +117,11 @@ class Devices:
         totals = [one.vram_total_mb for one in self.hardware.devices if one.index in devices]
         return min(1.0, mb / min(totals)) if mb else CUDA_SHARE
 
-    def settle(self, holder: str, pid: int, planned_mb: int) -> Grant:
+    def settle(self, holder: str, pids: Sequence[int], planned_mb: int) -> Grant:
         """The engine serves. Of all there was it keeps what it planned on each device; a share it asked for it keeps whole."""
         given = self._grants[holder]
         mb = given.mb if given.settled or not planned_mb else min(given.mb, planned_mb)
-        settled = attrs.evolve(given, mb=mb, settled=True, pid=pid, planned=planned_mb)
+        settled = attrs.evolve(given, mb=mb, settled=True, pids=tuple(pids), planned=planned_mb)
         self._put(holder, settled)
         return settled
 
@@ -133,7 +133,7 @@ class Devices:
     def ended(self, holder: str) -> None:
         """The process is gone; its grant waits for the next one."""
         if holder in self._grants:
-            self._put(holder, attrs.evolve(self._grants[holder], pid=None))
+            self._put(holder, attrs.evolve(self._grants[holder], pids=()))
 
     def release(self, holder: str) -> None:
         """There will be no other process: the grant returns."""

@@ -150,7 +150,7 @@ class Lender:
 
     def _settle(self, process: EngineProcess) -> None:
         planned = row_mb(process.ready.result().plan, TOTAL_ROW)
-        self._devices.settle(_holder(process.spec), process.pid, planned)
+        self._devices.settle(_holder(process.spec), [process.pid], planned)
 
     def _model(self, told: Mapping[str, Any]) -> ModelSpec:
         model = told.get("model")

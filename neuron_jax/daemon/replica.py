@@ -4,7 +4,7 @@ A start asks for devices and a share anew each time, so that it finds what is th
 less when the last engine ran out of memory.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from attrs import frozen
@@ -25,7 +25,7 @@ class Shares(Protocol):
 
     async def place(self, wish: Wish) -> Grant: ...
 
-    def settle(self, holder: str, pid: int, planned_mb: int) -> Grant: ...
+    def settle(self, holder: str, pids: Sequence[int], planned_mb: int) -> Grant: ...
 
     def put_back(self, holder: str, before: Grant | None) -> None: ...
 
@@ -118,7 +118,7 @@ class Replica:
             raise
         rows = client.ready.plan
         self._pool_mb = self._pool_mb or row_mb(rows, KV_ROW) * len(self.devices)
-        self._held = shares.settle(place.holder, client.pid, row_mb(rows, TOTAL_ROW))
+        self._held = shares.settle(place.holder, client.pids, row_mb(rows, TOTAL_ROW))
         return client
 
     async def _granted(self, wish: Wish) -> Grant:

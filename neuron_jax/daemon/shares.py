@@ -22,8 +22,8 @@ WORTH_IT = 64
 class Grant:
     """What the engine `holder` may use on each of `devices`.
 
-    `pid` and `planned`, what its plan says it will use there, are known once it serves. Before that a grant of all there was
-    is not `settled`: others wait for what it leaves.
+    `pids` of its processes and `planned`, what its plan says it will use there, are known once it serves. Before that a grant
+    of all there was is not `settled`: others wait for what it leaves.
     """
 
     holder: str
@@ -31,7 +31,7 @@ class Grant:
     devices: tuple[int, ...]
     mb: int
     settled: bool
-    pid: int | None = None
+    pids: tuple[int, ...] = ()
     planned: int = 0
 
 
@@ -120,10 +120,10 @@ def foreign(device: int, picture: Picture, grants: Iterable[Grant]) -> int:
 
 def measured(grant: Grant, picture: Picture) -> int | None:
     """What the engine really uses over all its devices; None where nobody tells."""
-    if grant.pid is None:
+    if not grant.pids:
         return None
     devices = grant.devices[:1] if picture.shared else grant.devices
-    found = [picture.used.get((device, grant.pid)) for device in devices]
+    found = [_seen(grant, device, picture) for device in devices]
     return None if None in found else sum(mb for mb in found if mb is not None)
 
 
@@ -132,7 +132,7 @@ def shortage(grant: Grant, picture: Picture, before: Shortage | None) -> Shortag
 
     `before`: what was said last time. Who was short stays so until there is a quarter of the floor more than enough.
     """
-    if not picture.floor or grant.pid is None:
+    if not picture.floor or not grant.pids:
         return None
     slack = picture.floor // 4 if before else 0
     for device in grant.devices:
@@ -146,7 +146,7 @@ def shortage(grant: Grant, picture: Picture, before: Shortage | None) -> Shortag
 
 def _needs(grant: Grant, device: int, picture: Picture) -> int:
     """What the engine has planned and does not use yet; nothing where its use is not known."""
-    used = picture.used.get((device, grant.pid or 0))
+    used = _seen(grant, device, picture)
     planned = grant.planned * _copies(grant.devices, picture)
     return 0 if used is None else max(0, planned - used)
 
@@ -162,10 +162,17 @@ def _weight(grant: Grant, device: int, picture: Picture) -> int:
 
 
 def _used(grant: Grant, device: int, picture: Picture) -> int:
-    if grant.pid is None:
+    if not grant.pids:
         return 0
     planned = min(_weight(grant, device, picture), grant.planned * _copies(grant.devices, picture))
-    return picture.used.get((device, grant.pid), planned)
+    seen = _seen(grant, device, picture)
+    return planned if seen is None else seen
+
+
+def _seen(grant: Grant, device: int, picture: Picture) -> int | None:
+    """What the engine's processes use of `device`, of those that are told of; None where none is."""
+    found = [picture.used[device, pid] for pid in grant.pids if (device, pid) in picture.used]
+    return sum(found) if found else None
 
 
 def _same_memory(grant: Grant, wish: Wish, picture: Picture) -> bool:

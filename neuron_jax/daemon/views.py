@@ -98,7 +98,7 @@ async def health(neuron: Neuron) -> Json:
 
 def device_load(lifecycle: Lifecycle, load: DeviceLoad) -> Json:
     """How busy one device is, and which of the processes on it are ours; `model` is None for other programs'."""
-    holders = {given.pid: given.model for given in lifecycle.devices.grants.values()}
+    holders = {pid: given.model for given in lifecycle.devices.grants.values() for pid in given.pids}
     processes = [{"pid": one.pid, "used_mb": one.used_mb, "model": holders.get(one.pid)} for one in load.processes]
     return {**attrs.asdict(load), "processes": processes, "lost": None} | _lost(lifecycle, load.index)
 

@@ -194,6 +194,11 @@ class EngineClient:
         return self._leader.pid
 
     @property
+    def pids(self) -> Sequence[int]:
+        """Its processes on this host."""
+        return [rank.pid for rank in self.ranks if isinstance(rank, EngineProcess)]
+
+    @property
     def ranks(self) -> Sequence[Rank]:
         """All processes, the leader first."""
         return (self._leader, *self.others)

@@ -48,7 +48,7 @@ def test_an_engine_is_granted_what_is_left_and_keeps_what_it_plans(tmp_path: Pat
         grant = neuron.lifecycle.devices.grants[MODEL]
 
         assert first == {"memory_mb": 8481, "kv_mb": 0, "devices": [0], "fraction": "0.8481"}
-        assert (grant.mb, grant.settled, grant.pid) == (3, True, neuron.pid())
+        assert (grant.mb, grant.settled, grant.pids) == (3, True, (neuron.pid(),))
         await neuron.http.post("/models/unload", json={"model_id": MODEL})
         assert not neuron.lifecycle.devices.grants
 

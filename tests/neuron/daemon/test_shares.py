@@ -20,7 +20,7 @@ from neuron_jax.errors import LoadError
 
 GPU = Picture({0: Memory(10_000, 10_000), 1: Memory(10_000, 10_000)}, {}, floor=200)
 HOST = Picture({0: Memory(8_000, 8_000), 1: Memory(8_000, 8_000)}, {}, floor=100, shared=True)
-A = Grant("a", "a", (0,), 4_000, settled=True, pid=7, planned=3_000)
+A = Grant("a", "a", (0,), 4_000, settled=True, pids=(7,), planned=3_000)
 LOADING = Grant("b", "b", (0,), 5_800, settled=False)
 
 
@@ -126,4 +126,4 @@ def test_what_an_engine_really_uses_is_what_the_driver_says() -> None:
     assert measured(A, full(GPU, 1, a=123)) == 123
     assert measured(A, GPU) is None
     assert measured(attrs.evolve(A, devices=(0, 1)), full(GPU, 1, a=123)) is None
-    assert measured(attrs.evolve(A, pid=None), full(GPU, 1, a=123)) is None
+    assert measured(attrs.evolve(A, pids=()), full(GPU, 1, a=123)) is None

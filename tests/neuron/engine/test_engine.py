@@ -36,6 +36,13 @@ class Recorder:
     def program(self) -> Any:
         return self.real.program
 
+    @property
+    def usable(self) -> Any:
+        return self.real.usable
+
+    def collect(self) -> Any:
+        return self.real.collect()
+
     def pack(self, step: Step) -> Words:
         return self.real.pack(step)
 
