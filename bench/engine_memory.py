@@ -23,7 +23,6 @@ from attrs import define, field
 from neuron_jax.config import cache_root
 from neuron_jax.hardware.cpu import parse_status
 from neuron_jax.weights.builtin import BUILT_IN, fetch_built_in
-from neuron_jax.workers.engine_client import engine_environment
 from neuron_jax.workers.frames import (
     EngineLoad,
     EngineSpec,
@@ -39,6 +38,7 @@ from neuron_jax.workers.frames import (
     Submit,
     encode,
 )
+from neuron_jax.workers.process import engine_environment
 
 MIB = 2**20
 DEMO = BUILT_IN["smollm2-135m-instruct"]
