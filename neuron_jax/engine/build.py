@@ -251,6 +251,13 @@ def lead(made: Design, runner: Runner) -> Engine:
     return Engine(scheduler, runner, made.plan.max_context, time.perf_counter)
 
 
+def assemble(
+    made: Design, *, devices: list[Any], load: Callable[[Model, jax.sharding.Mesh], Any], report: Report
+) -> Engine:
+    """An engine that this process serves by itself."""
+    return lead(made, load_runner(made, program_for(made, devices), load=load, report=report))
+
+
 def digest(made: Design, program: Program, tensors: Mapping[str, Any]) -> str:
     """What an engine would serve and how, in a few characters: ranks whose digests differ must not serve together.
 

@@ -20,7 +20,7 @@ from neuron_jax.benchmark.ceilings import Ceilings, measure
 from neuron_jax.benchmark.costs import costs
 from neuron_jax.benchmark.drive import Drive
 from neuron_jax.benchmark.figures import decode_figures, prefill_rate
-from neuron_jax.engine.build import design, lead, load_runner, program_for
+from neuron_jax.engine.build import assemble, design
 from neuron_jax.workers.frames import EngineSpec, Progress
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
@@ -76,7 +76,7 @@ def shares(
 ) -> dict[Case, dict[str, float]]:
     """Tokens per second of each case, and the share of the ceiling that this is: copying, or multiplying matrices."""
     made = design(config, spec, limit=limit)
-    engine = lead(made, load_runner(made, program_for(made, [device]), load=random_weights, report=_silent))
+    engine = assemble(made, devices=[device], load=random_weights, report=_silent)
     while len(engine.runner.compiler.ready) < len(made.buckets.keys()):
         time.sleep(0.1)
         engine.collect()

@@ -10,7 +10,7 @@ import pytest
 from models.native import library
 from neuron_jax.engine import build, proof
 from neuron_jax.engine.attention.kv import choose_kv
-from neuron_jax.engine.build import design, lead, load_runner, program_for
+from neuron_jax.engine.build import assemble, design
 from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.proof import NotDeterministicError, prove
@@ -49,7 +49,7 @@ def served(folder: Path, **spec: Any) -> Engine:
         made = design(checkpoint.config, wanted, limit=2**30, storage=checkpoint.storage)
         devices = jax.devices("cpu")[: wanted.tensor_parallel]
         load = lambda model, mesh: load_params(model, checkpoint, mesh, lambda *_: None)
-        engine = lead(made, load_runner(made, program_for(made, devices), load=load, report=lambda _: None))
+        engine = assemble(made, devices=devices, load=load, report=lambda _: None)
     compiler = engine.runner.compiler
     compiler.wait(list(compiler._pending), lambda done, total: None)
     engine.scheduler.menu.add(engine.runner.sizes(compiler.ready))
