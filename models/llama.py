@@ -21,9 +21,9 @@ from models.heads import HeadLayout
 from models.linears import Linears, check, linear_store, table_store, tile, untiled
 from models.mapping import Ignore, Part, Rule, Store, store_as, unroll
 from models.native.tiles import Tiles
-from models.nn import RMSNorm, rotary_table, rotate
+from models.nn import Live, RMSNorm, rotary_table, rotate
 from models.registry import architecture
-from models.spec import Attend, CacheSpec, CacheT, Params, RotatingAttend
+from models.spec import Attend, CacheSpec, CacheT, Params, RotatingAttend, live_of
 
 _SIZES = (
     "vocab_size",
@@ -175,9 +175,10 @@ class Attention(nnx.Module):
         self, x: jax.Array, table: tuple[jax.Array, jax.Array], attend: Attend[CacheT], cache: CacheT
     ) -> tuple[jax.Array, CacheT]:
         """x [T, D] -> x with what its tokens gather from each other, [T, D]."""
-        qkv = self.qkv(x, self.norm)
+        live = live_of(attend)
+        qkv = self.qkv(x, self.norm, live)
         mixed, cache = self._mix(qkv, table, attend, cache)
-        return self.out.add(mixed, x), cache
+        return self.out.add(mixed, x, live), cache
 
     def _mix(
         self, qkv: jax.Array, table: tuple[jax.Array, jax.Array], attend: Attend[CacheT], cache: CacheT
@@ -199,11 +200,11 @@ class MLP(nnx.Module):
         self.gate_up = make("mlp.gate_up", (embed,), (devices, (2, None), width), bias=c.mlp_bias)
         self.down = make("mlp.down", (devices, width), (embed,), bias=c.mlp_bias, fine=True)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, live: Live = None) -> jax.Array:
         """x [T, D] -> x with what the MLP makes of it, [T, D]."""
-        both = self.gate_up(x, self.norm)
+        both = self.gate_up(x, self.norm, live)
         gated = both if both.ndim == 2 else jax.nn.silu(both[:, :, 0]) * both[:, :, 1]
-        return self.down.add(gated, x)
+        return self.down.add(gated, x, live)
 
 
 class Block(nnx.Module):
@@ -218,7 +219,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, CacheT]:
         """x [T, D] -> [T, D]."""
         x, cache = self.attention(x, table, attend, cache)
-        return self.mlp(x), cache
+        return self.mlp(x, live_of(attend)), cache
 
 
 class Llama(nnx.Module):
@@ -236,16 +237,17 @@ class Llama(nnx.Module):
     ) -> tuple[jax.Array, tuple[CacheT, ...]]:
         """tokens, positions [T] -> final normed hidden [T, D], one cache entry per layer."""
         table = rotary_table(positions, np.array(self.frequencies, np.float32))
-        x = self.embed.rows(tokens)
+        live = live_of(attend)
+        x = self.embed.rows(tokens, live)
         left = []
         for layer, entry in zip(self.layers, cache, strict=True):
             x, entry_left = layer(x, table, attend, entry)
             left.append(entry_left)
-        return self.norm(x), tuple(left)
+        return self.norm(x, live), tuple(left)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:
         """hidden [R, D] -> float32 [R, V as laid out]."""
-        return (self.embed if self.head is None else self.head).logits(hidden)
+        return (self.embed if self.head is None else self.head).logits(hidden, live)
 
 
 @frozen(eq=False)  # compared and hashed by identity: a model may be a static argument of jit
@@ -275,9 +277,9 @@ class LlamaModel:
         """See `models.spec.Model`."""
         return self._network.bind(params)(tokens, positions, attend, cache)
 
-    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+    def logits(self, params: Params, hidden: jax.Array, live: Live = None) -> jax.Array:
         """See `models.spec.Model`."""
-        logits = self._network.bind(params).logits(hidden)
+        logits = self._network.bind(params).logits(hidden, live)
         return logits[:, : self.vocab_size]
 
 

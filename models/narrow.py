@@ -15,7 +15,7 @@ from flax import nnx
 
 from models.blocks import Array
 from models.formats_xla import fp8_matmul, int4_matmul, multiplies_fp8, pack_int4, quantize_fp8
-from models.nn import Dims, RMSNorm, parameter, parts
+from models.nn import Dims, Live, RMSNorm, parameter, parts
 from models.quant import by_parts
 from models.quantize import INT4, quantize_int4
 
@@ -40,7 +40,7 @@ class NarrowLinear(nnx.Module):
         self.offset = parameter(*leaves["offset"]) if quant == "int4" else None
         self.bias = parameter(outputs, dtype) if bias else None
 
-    def __call__(self, x: jax.Array, norm: RMSNorm | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:  # noqa: ARG002
         """x [T, *in] -> [T, *out] in the dtype of x; the product with norm(x)."""
         x = x if norm is None else norm(x)
         flat = x.reshape(x.shape[0], -1)
@@ -48,7 +48,7 @@ class NarrowLinear(nnx.Module):
         y = product.astype(x.dtype).reshape(x.shape[0], *self.outputs)
         return y if self.bias is None else y + self.bias[...][None]
 
-    def add(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+    def add(self, x: jax.Array, residual: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
         """x [T, *in], residual [T, *out] -> their sum after the product, [T, *out]."""
         return residual + self(x)
 
@@ -75,12 +75,12 @@ class Fp8Table(nnx.Module):
         leaves = _leaves("fp8", ((width, "embed"),), ((vocab, "vocab"),))
         self.kernel, self.scale = parameter(*leaves["kernel"]), parameter(*leaves["scale"])
 
-    def rows(self, tokens: jax.Array) -> jax.Array:
+    def rows(self, tokens: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
         """tokens [T] int32 -> [T, D]."""
         rows, scale = (jnp.take(leaf[...], tokens, axis=0) for leaf in (self.kernel, self.scale))
         return (rows.astype(jnp.float32) * scale[:, None]).astype(self.dtype)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
         """hidden [R, D] -> float32 [R, V]."""
         return fp8_matmul(hidden, self.kernel[...], self.scale[...], native=_native())
 

@@ -21,6 +21,10 @@ from models.sharding import sharded
 Dims = tuple[tuple[int, str | None], ...]
 """(size, logical axis) per dimension."""
 
+Live = jax.Array | None
+"""int32 [1], how many of the first tokens of a call are real. The native kernels compute those alone and leave the others'
+places as they were; XLA computes them all. None: all are real."""
+
 
 def parameter(dims: Dims, dtype: Any) -> nnx.Param[jax.Array]:
     """A parameter without a value: families are built abstractly, values come from a checkpoint."""
@@ -45,10 +49,10 @@ class RMSNorm(nnx.Module):
         self.native = native
         self.weight = parameter(((width, "embed"),), jnp.float32)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, live: Live = None) -> jax.Array:
         """x [T, D] -> [T, D] in the dtype of x."""
         if self.native:
-            return ops.normalize(x, self.for_kernel)
+            return ops.normalize(x, self.for_kernel, live)
         wide = x.astype(jnp.float32)
         scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
         return (wide * scale * self.weight[...][None]).astype(x.dtype)
@@ -88,7 +92,7 @@ class Linear(nnx.Module):
         self.scale = parameter(outputs, jnp.float32) if int8 else None
         self.bias = parameter(outputs, dtype) if bias else None
 
-    def __call__(self, x: jax.Array, norm: RMSNorm | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:  # noqa: ARG002
         """x [T, *in] -> [T, *out] in the dtype of x; the product with norm(x)."""
         x = x if norm is None else norm(x)
         flat = x.reshape(x.shape[0], -1)
@@ -102,7 +106,7 @@ class Linear(nnx.Module):
         y = y.reshape(x.shape[0], *self.outputs)
         return y if self.bias is None else y + self.bias[...][None]
 
-    def add(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+    def add(self, x: jax.Array, residual: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
         """x [T, *in], residual [T, *out] -> their sum after the product, [T, *out]."""
         return residual + self(x)
 
@@ -116,7 +120,7 @@ class VocabTable(nnx.Module):
         self.kernel = parameter(((vocab, "vocab"), (width, "embed")), jnp.int8 if int8 else dtype)
         self.scale = parameter(((vocab, "vocab"),), jnp.float32) if int8 else None
 
-    def rows(self, tokens: jax.Array) -> jax.Array:
+    def rows(self, tokens: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
         """tokens [T] int32 -> [T, D]."""
         rows = jnp.take(self.kernel[...], tokens, axis=0)
         if self.scale is None:
@@ -124,7 +128,7 @@ class VocabTable(nnx.Module):
         scale = jnp.take(self.scale[...], tokens, axis=0)
         return (rows.astype(jnp.float32) * scale[:, None]).astype(self.dtype)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
         """hidden [R, D] -> float32 [R, V]."""
         if self.scale is not None:
             return int8_matmul(hidden, self.kernel[...], self.scale[...])
@@ -147,16 +151,16 @@ class TiledLinear(Tiled):
         self.outputs = _sizes(outputs)
         self.bias = parameter(outputs, jnp.float32) if bias else None
 
-    def __call__(self, x: jax.Array, norm: RMSNorm | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:
         """x [T, *in] -> [T, *out]: the product with norm(x); of a gated pair silu(gate) * up, [T, F]."""
         before = None if norm is None else norm.for_kernel
-        y = ops.linear(x.reshape(x.shape[0], -1), self.tiles, self.matrix[...], norm=before)
+        y = ops.linear(x.reshape(x.shape[0], -1), self.tiles, self.matrix[...], norm=before, live=live)
         return y if self.tiles.gated else self._biased(y.reshape(x.shape[0], *self.outputs))
 
-    def add(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+    def add(self, x: jax.Array, residual: jax.Array, live: Live = None) -> jax.Array:
         """x [T, *in], residual [T, *out] -> their sum after the product, [T, *out]."""
         flat = residual.reshape(x.shape[0], -1)
-        y = ops.linear(x.reshape(x.shape[0], -1), self.tiles, self.matrix[...], residual=flat)
+        y = ops.linear(x.reshape(x.shape[0], -1), self.tiles, self.matrix[...], residual=flat, live=live)
         return self._biased(y.reshape(residual.shape))
 
     def _biased(self, y: jax.Array) -> jax.Array:
@@ -166,13 +170,13 @@ class TiledLinear(Tiled):
 class TiledTable(Tiled):
     """A `VocabTable` read by the native kernels."""
 
-    def rows(self, tokens: jax.Array) -> jax.Array:
+    def rows(self, tokens: jax.Array, live: Live = None) -> jax.Array:
         """tokens [T] int32 -> [T, D]."""
-        return ops.rows(tokens, self.tiles, self.matrix[...])
+        return ops.rows(tokens, self.tiles, self.matrix[...], live)
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:
         """hidden [R, D] -> float32 [R, V]."""
-        return ops.linear(hidden, self.tiles, self.matrix[...])
+        return ops.linear(hidden, self.tiles, self.matrix[...], live=live)
 
 
 def rotary_table(positions: jax.Array, frequencies: npt.NDArray[np.float32]) -> tuple[jax.Array, jax.Array]:

@@ -38,7 +38,12 @@ class Attend(Protocol[CacheT]):
 
 @runtime_checkable
 class RotatingAttend(Protocol):
-    """An `Attend` that rotates and scales as well: for a kernel that does all of it in one call."""
+    """An `Attend` that rotates and scales as well: for a kernel that does all of it in one call.
+
+    `live` int32 [1]: the first so many tokens are real; nobody looks at what is computed of the others.
+    """
+
+    live: jax.Array
 
     def rotated(
         self,
@@ -51,6 +56,11 @@ class RotatingAttend(Protocol):
     ) -> tuple[jax.Array, Any]:
         """qkv [T, K, G + 2, H] not rotated, rotary cos and sin [T, H / 2] -> mixed [T, K, G, H], the layer's new cache."""
         ...
+
+
+def live_of(attend: Any) -> jax.Array | None:
+    """How many of the tokens that `attend` mixes are real; None: all, or it does not say."""
+    return attend.live if isinstance(attend, RotatingAttend) else None
 
 
 @frozen
@@ -106,8 +116,10 @@ class Model(Protocol):
         """tokens [T] int32, positions [T] int32, one cache entry per layer -> final normed hidden [T, D], new cache."""
         ...
 
-    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """hidden [R, D] -> float32 logits [R, V]; padding of a sharded vocabulary is cut off."""
+    def logits(self, params: Params, hidden: jax.Array, live: jax.Array | None = None) -> jax.Array:
+        """hidden [R, D], of which the first `live` [1] rows are wanted -> float32 logits [R, V]; padding of a sharded
+        vocabulary is cut off.
+        """
         ...
 
 

@@ -222,6 +222,7 @@ def plan(
     source: str | None = None,
     quant: str | None = None,
     kv_dtype: str | None = None,
+    deterministic: Annotated[bool | None, Parameter(negative="")] = None,
     tensor_parallel: Annotated[int | None, Parameter(validator=Number(gte=1, lte=64))] = None,
     max_context: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     kv_mb: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
@@ -242,6 +243,8 @@ def plan(
         How weights are kept.
     kv_dtype:
         How keys and values are kept.
+    deterministic:
+        A request gets the same bits however it is served, at a cost where XLA computes.
     tensor_parallel:
         Over how many devices the model is spread.
     max_context:
@@ -262,6 +265,7 @@ def plan(
         source=source,
         quant=quant,
         kv_dtype=kv_dtype,
+        deterministic=deterministic,
         tensor_parallel=tensor_parallel,
         max_context=max_context,
         kv_mb=kv_mb,
@@ -289,6 +293,7 @@ def bench(
     source: str | None = None,
     quant: str | None = None,
     kv_dtype: str | None = None,
+    deterministic: Annotated[bool | None, Parameter(negative="")] = None,
     tensor_parallel: Annotated[int | None, Parameter(validator=Number(gte=1, lte=64))] = None,
     max_context: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     kv_mb: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
@@ -321,6 +326,8 @@ def bench(
         How weights are kept.
     kv_dtype:
         How keys and values are kept.
+    deterministic:
+        A request gets the same bits however it is served, at a cost where XLA computes.
     tensor_parallel:
         Over how many devices the model is spread.
     max_context:
@@ -344,6 +351,7 @@ def bench(
         source=source,
         quant=quant,
         kv_dtype=kv_dtype,
+        deterministic=deterministic,
         tensor_parallel=tensor_parallel,
         max_context=max_context,
         kv_mb=kv_mb,

@@ -69,6 +69,17 @@ def _path(value: Any) -> Path:
     return Path(_text(value)).expanduser()
 
 
+def _endpoint() -> Rule:
+    def read(value: Any) -> str:
+        text = _text(value).rstrip("/")
+        scheme, _, rest = text.partition("://")
+        if scheme not in ("http", "https") or not rest or "/" in rest:
+            raise ValueError(value)
+        return text
+
+    return Rule("an address like http://host:13131", read)
+
+
 def _one_of(*names: str) -> Rule:
     def read(value: Any) -> str:
         if value not in names:
@@ -139,6 +150,7 @@ class EngineConfig:
     speculate: int = _setting(_integer(-1, 64), -1)
     page_size: int = _setting(_power(1, 128), 16)
     prefix_cache: bool = _setting(FLAG, True)
+    min_free_mb: int = _setting(_integer(-1, 2**31), -1)
     cpu_devices: int = _setting(_integer(1, 64), 1)
 
 
@@ -151,6 +163,36 @@ class AdmissionConfig:
 
 
 @frozen
+class RanksConfig:
+    """Devices lent to other neurons' models, and borrowed from them. `address` is this host as its peers reach it.
+
+    Without a `secret`, which all of them share, nothing is lent or borrowed. Ranks have `deadline_secs` to meet.
+    """
+
+    address: str = _setting(TEXT, "127.0.0.1")
+    secret: str = field(default="", metadata={"rule": TEXT}, kw_only=True, repr=False)
+    deadline_secs: float = _setting(_number(1, 3600), 60.0)
+
+
+@frozen
+class WatchdogConfig:
+    """What counts as hung, in seconds: a step, besides 20 times what it usually takes; the first run of a program; a
+    process that says nothing."""
+
+    step_secs: float = _setting(_number(0.1, 86_400), 30.0)
+    first_step_secs: float = _setting(_number(0.1, 86_400), 300.0)
+    silent_secs: float = _setting(_number(1, 86_400), 10.0)
+
+
+@frozen
+class PeerConfig:
+    """Another neuron that may lend devices to models which this one leads."""
+
+    name: str = _setting(TEXT)
+    endpoint: str = _setting(_endpoint())
+
+
+@frozen
 class ModelSpec:
     """One model as a load request, `[[models]]` or `[[default_models]]` names it (docs/wire.md section 1)."""
 
@@ -159,10 +201,15 @@ class ModelSpec:
     harness: str = _setting(_one_of(*HARNESSES), "jax")
     quant: str = _setting(_one_of("auto", "none", "stored", "int8", "int4", "fp8"), "auto")
     kv_dtype: str = _setting(_one_of("auto", "float32", "bfloat16", "int8", "fp8"), "auto")
+    deterministic: bool = _setting(FLAG, False)
     tensor_parallel: int = _setting(_integer(1, 64), 1)
+    ranks: str = _setting(_one_of("host", "device"), "host")
+    hosts: tuple[str, ...] = _setting(TEXTS, ())
     devices: tuple[int, ...] | None = _setting(INDICES, None)
     max_context: int | None = _setting(_integer(1, 2**31), None)
     kv_mb: int | None = _setting(_integer(1, 2**31), None)
+    memory_mb: int | None = _setting(_integer(1, 2**31), None)
+    replicas: int = _setting(_integer(1, 64), 1)
     aliases: tuple[str, ...] = _setting(TEXTS, ())
 
 
@@ -177,6 +224,9 @@ class NeuronConfig:
     server: ServerConfig = ServerConfig()
     engine: EngineConfig = EngineConfig()
     admission: AdmissionConfig = AdmissionConfig()
+    ranks: RanksConfig = RanksConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    peers: tuple[PeerConfig, ...] = ()
     models: tuple[ModelSpec, ...] = ()
     default_models: tuple[ModelSpec, ...] = ()
     environ: Mapping[str, str] = field(factory=dict, repr=False)
@@ -187,8 +237,10 @@ TABLES: Mapping[str, type] = {
     "cache": CacheConfig,
     "engine": EngineConfig,
     "admission": AdmissionConfig,
+    "ranks": RanksConfig,
+    "watchdog": WatchdogConfig,
 }
-LISTS = ("models", "default_models", "harnesses")
+LISTS = ("models", "default_models", "harnesses", "peers")
 
 
 @frozen
@@ -281,6 +333,12 @@ def _build_config(tree: Mapping[str, Any], origin: str, root: Path) -> NeuronCon
         server=read_record(ServerConfig, server, origin, "server."),
         engine=read_record(EngineConfig, _table(tree, "engine", origin), origin, "engine."),
         admission=read_record(AdmissionConfig, _table(tree, "admission", origin), origin, "admission."),
+        ranks=read_record(RanksConfig, _table(tree, "ranks", origin), origin, "ranks."),
+        watchdog=read_record(WatchdogConfig, _table(tree, "watchdog", origin), origin, "watchdog."),
+        peers=tuple(
+            read_record(PeerConfig, table, origin, f"peers[{index}].")
+            for index, table in enumerate(_tables(tree, "peers", origin))
+        ),
         models=_specs(tree, "models", origin),
         default_models=_specs(tree, "default_models", origin),
     )

@@ -115,6 +115,10 @@ def load(
     node: Annotated[str | None, Parameter(help="Load it on this node; else where it fits best.")] = None,
     quant: Annotated[str | None, Parameter(help="auto, none, or a scheme that the neuron knows.")] = None,
     kv_dtype: Annotated[str | None, Parameter(help="How keys and values are kept: auto, int8, fp8, ...")] = None,
+    deterministic: Annotated[
+        bool | None,
+        Parameter(negative="", help="The same bits however a request is served, at a cost where XLA computes."),
+    ] = None,
     tensor_parallel: Annotated[int | None, Parameter(help="Devices to spread it over.")] = None,
     hosts: Annotated[str | None, Parameter(help="Nodes that may serve it together, the preferred first: a,b.")] = None,
     ranks: Annotated[
@@ -129,6 +133,7 @@ def load(
         "node": node,
         "quant": quant,
         "kv_dtype": kv_dtype,
+        "deterministic": deterministic,
         "tensor_parallel": tensor_parallel,
         "hosts": [name.strip() for name in hosts.split(",")] if hosts else None,
         "ranks": ranks,

@@ -131,6 +131,7 @@ class ModelInfo(Struct):
     last_error: Any = None
     quant: dict[str, Any] | None = None
     kv_dtype: dict[str, Any] | None = None
+    deterministic: dict[str, Any] | None = None
 
 
 @frozen
@@ -267,6 +268,7 @@ def _spec_body(spec: LoadSpec) -> dict[str, Any]:
         "harness": spec.harness,
         "quant": spec.quant,
         "kv_dtype": spec.kv_dtype,
+        "deterministic": spec.deterministic,
         "tensor_parallel": spec.tensor_parallel,
         "devices": list(spec.devices) or None,
         "max_context": spec.max_context,
@@ -338,6 +340,7 @@ def _replica(info: ModelInfo, load: ModelLoadWire | None, group: Group | None) -
         quant=info.quant,
         kv_dtype=info.kv_dtype,
         group=group,
+        deterministic=info.deterministic,
         load=ModelLoad(**{name: value for name, value in msgspec.structs.asdict(load).items() if name != "id"})
         if load
         else ModelLoad(),

@@ -34,6 +34,7 @@ class Ticket:
     node: str | None = None
     quant: str | None = None
     kv_dtype: str | None = None
+    deterministic: bool | None = None
     tensor_parallel: int | None = None
     hosts: tuple[str, ...] = ()
     ranks: Literal["host", "device"] | None = None
@@ -138,11 +139,17 @@ class Memory:
         replica = host.replicas[model]
         config = self.model(model, [host], tensor_parallel=len(replica.devices) or None)
         place = Place(node=host.name, devices=replica.devices)
-        chosen = ((told or {}).get("chosen") for told in (replica.quant, replica.kv_dtype))
+        chosen = ((told or {}).get("chosen") for told in (replica.quant, replica.kv_dtype, replica.deterministic))
         return spec_for(config, place, *chosen)
 
 
-def spec_for(model: ModelConfig, place: Place, quant: str | None = None, kv_dtype: str | None = None) -> LoadSpec:
+def spec_for(
+    model: ModelConfig,
+    place: Place,
+    quant: str | None = None,
+    kv_dtype: str | None = None,
+    deterministic: bool | None = None,
+) -> LoadSpec:
     """What the node is asked for."""
     return LoadSpec(
         model_id=model.id,
@@ -150,6 +157,7 @@ def spec_for(model: ModelConfig, place: Place, quant: str | None = None, kv_dtyp
         harness=model.harness,
         quant=quant or model.quant,
         kv_dtype=kv_dtype or model.kv_dtype,
+        deterministic=model.deterministic if deterministic is None else deterministic,
         tensor_parallel=model.shards,
         devices=place.devices,
         max_context=model.limit.context if model.limit else None,

@@ -29,6 +29,7 @@ class LoadSpec:
     harness: str = "jax"
     quant: str = "auto"
     kv_dtype: str | None = None
+    deterministic: bool | None = None
     tensor_parallel: int = 1
     devices: tuple[int, ...] = ()  # empty = the node chooses
     max_context: int | None = None
@@ -85,6 +86,7 @@ class LoadAsked:
     node: str | None = None
     quant: str | None = None
     kv_dtype: str | None = None
+    deterministic: bool | None = None
     tensor_parallel: int | None = None
     hosts: tuple[str, ...] = ()
     ranks: Literal["host", "device"] | None = None

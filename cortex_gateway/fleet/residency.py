@@ -109,6 +109,7 @@ class Residency:
             node=event.node,
             quant=event.quant,
             kv_dtype=event.kv_dtype,
+            deterministic=event.deterministic,
             tensor_parallel=event.tensor_parallel,
             hosts=event.hosts,
             ranks=event.ranks,
@@ -247,7 +248,7 @@ class Residency:
     def _start(self, ticket: Ticket, model: ModelConfig, place: routing.Place) -> None:
         ticket.cold = True
         host = self.hosts[place.node]
-        spec = spec_for(model, place, ticket.quant, ticket.kv_dtype)
+        spec = spec_for(model, place, ticket.quant, ticket.kv_dtype, ticket.deterministic)
         with_whom = f" together with {', '.join(spec.hosts)}" if spec.hosts else ""
         log.info("loading %s on %s%s for %s", model.id, host.name, with_whom, ticket.request_id or "an operator")
         host.job = _job(model, spec, place)

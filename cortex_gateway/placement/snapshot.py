@@ -38,6 +38,7 @@ class ModelConfig:
     harness: str = field(default="jax", validator=min_len(1))  # a node must offer it to be asked
     quant: str = field(default="auto", validator=min_len(1))
     kv_dtype: str | None = field(default=None, validator=optional(min_len(1)))  # absent = the node decides
+    deterministic: bool | None = None  # absent = the node decides
     source: str | None = None  # folder, .gguf, hf:org/name[@revision][:file.gguf], or a built-in name
     tensor_parallel: int | None = field(default=None, validator=optional(ge(1)))  # absent = min_devices
     vram_mb: int | None = field(default=None, validator=optional(ge(1)))  # whole model; a guess until a node measures
@@ -172,6 +173,7 @@ class Replica:
     quant: Mapping[str, Any] | None = None  # {chosen, reason}
     kv_dtype: Mapping[str, Any] | None = None  # {chosen, reason}
     group: Group | None = None  # led from here; of several replicas the sum
+    deterministic: Mapping[str, Any] | None = None  # {chosen, reason}
     load: ModelLoad = ModelLoad()
     in_flight: int = 0  # our own requests on it now
     others: int = 0  # requests the node reported that were not ours

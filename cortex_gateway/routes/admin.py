@@ -26,6 +26,7 @@ class UnloadBody(msgspec.Struct, forbid_unknown_fields=True):
 class LoadBody(UnloadBody):
     quant: str | None = None
     kv_dtype: str | None = None
+    deterministic: bool | None = None
     tensor_parallel: int | None = None
     hosts: list[str] | None = None
     ranks: Literal["host", "device"] | None = None

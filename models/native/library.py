@@ -22,7 +22,7 @@ import jax
 log = logging.getLogger("neuron.native")
 
 SOURCES = Path(__file__).parent / "src"
-TARGETS = ("cortex_linear", "cortex_rows", "cortex_norm", "cortex_attention")
+TARGETS = ("cortex_linear", "cortex_rows", "cortex_norm", "cortex_attention", "cortex_sample")
 FLAGS = (
     "-std=c++17",
     "-O3",

@@ -30,9 +30,10 @@ def linear(
     *,
     norm: Norm | None = None,
     residual: jax.Array | None = None,
+    live: jax.Array | None = None,
 ) -> jax.Array:
     """x [T, K], matrix as `tiles` packs it -> [T, N]: norm(x) W^T, plus `residual` [T, N] if given; of gated tiles
-    silu(gate) * up.
+    silu(gate) * up. Here and below, with `live` int32 [1] only the first so many of the T rows are computed.
 
     A row's result is the same bits whatever T is. https://arxiv.org/abs/2002.05202 for gated units.
     """
@@ -43,6 +44,7 @@ def linear(
         call(
             x,
             matrix,
+            _count(live, x),
             *([] if norm is None else [norm.weight]),
             *([] if residual is None else [residual]),
             **_attributes(tiles),
@@ -53,16 +55,16 @@ def linear(
     )
 
 
-def rows(tokens: jax.Array, tiles: Tiles, matrix: jax.Array) -> jax.Array:
+def rows(tokens: jax.Array, tiles: Tiles, matrix: jax.Array, live: jax.Array | None = None) -> jax.Array:
     """tokens [T] int32, each below the number of rows -> those rows of the matrix, [T, K]."""
     call = jax.ffi.ffi_call("cortex_rows", jax.ShapeDtypeStruct((tokens.shape[0], tiles.columns), jnp.float32))
-    return _one(call(tokens, matrix, **_attributes(tiles), tiles=np.int64(tiles.count)))
+    return _one(call(tokens, matrix, _count(live, tokens), **_attributes(tiles), tiles=np.int64(tiles.count)))
 
 
-def normalize(x: jax.Array, norm: Norm) -> jax.Array:
+def normalize(x: jax.Array, norm: Norm, live: jax.Array | None = None) -> jax.Array:
     """x [T, K] -> [T, K]."""
     call = jax.ffi.ffi_call("cortex_norm", jax.ShapeDtypeStruct(x.shape, jnp.float32))
-    return _one(call(x, norm.weight, epsilon=np.float32(norm.epsilon)))
+    return _one(call(x, norm.weight, _count(live, x), epsilon=np.float32(norm.epsilon)))
 
 
 def attention(
@@ -77,7 +79,8 @@ def attention(
     window: int | None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """qkv [R*C, K, G+2, H], rotary cos and sin [R*C, H/2], keys [P, K, H, S], values [P, K, S, H], table [R, W] int32,
-    start and count [R] int32 -> mixed [R*C, K, G, H], and the pool with the new keys and values, written in place.
+    start and count [R] int32 -> mixed [R*C, K, G, H], and the pool with the new keys and values, written in place. What is
+    behind the last real token is left as it was.
     """
     tokens, kv_heads, members, width = qkv.shape
     keys, values = pool
@@ -88,6 +91,25 @@ def attention(
         qkv, *rotary, table, start, count, keys, values, window=np.int64(window or 0), scale=np.float32(scale)
     )
     return out[0], (out[1], out[2])
+
+
+def sample(
+    logits: jax.Array, ints: jax.Array, floats: jax.Array, past: tuple[jax.Array, ...], *, alternatives: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """logits float32 [R, V], ints int32 [R, 8] and floats float32 [R, 6] with the columns that src/sampler.h numbers, past
+    int16 and bool [S, V], int32, float32 and uint32 [S, B] -> token int32 [R], its log-probability float32 [R], ids int32
+    and log-probabilities float32 [R, alternatives] of the likeliest.
+    """
+    rows = logits.shape[0]
+    line, table = (rows,), (rows, alternatives)
+    dtypes = ((line, jnp.int32), (line, jnp.float32), (table, jnp.int32), (table, jnp.float32))
+    call = jax.ffi.ffi_call("cortex_sample", [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in dtypes])
+    out: Any = call(logits, ints, floats, *past)
+    return out[0], out[1], out[2], out[3]
+
+
+def _count(live: jax.Array | None, rows: jax.Array) -> jax.Array:
+    return jnp.full((1,), rows.shape[0], jnp.int32) if live is None else live
 
 
 def _attributes(tiles: Tiles) -> dict[str, Any]:

@@ -48,6 +48,12 @@ class Admission:
         self._line.append(ticket)
         return ticket
 
+    def resize(self, seats: int) -> None:
+        """There are more engines now, or fewer. Who has a seat keeps it."""
+        assert seats > 0
+        self.seats = seats
+        self._next()
+
     def fail(self, problem: Problem) -> None:
         """Sends everybody in line away."""
         while self._line:
@@ -60,7 +66,10 @@ class Admission:
         else:
             with contextlib.suppress(ValueError):
                 self._line.remove(ticket)
-        while self._line and self._line[0].seats <= self.seats - self.in_flight:
+        self._next()
+
+    def _next(self) -> None:
+        while self._line and min(self._line[0].seats, self.seats) <= self.seats - self.in_flight:
             self._grant(self._line.popleft())
 
     def time_out(self, ticket: "Ticket") -> Problem:

@@ -1,15 +1,31 @@
-"""This host's devices: what they are, how full, and which of them a model gets; must not know models' insides."""
+"""This host's devices: what they are, how full, which are lost, and who was granted what; must not know models' insides.
+
+The one owner of grants (`shares` is their arithmetic) and of what is known to be lost. Everything runs in the event loop.
+"""
 
 import asyncio
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
+import attrs
+from attrs import frozen
+
 from neuron_jax.config import ModelSpec
+from neuron_jax.daemon.news import News
+from neuron_jax.daemon.shares import Grant, Memory, Picture, Wish, grant, waits
 from neuron_jax.errors import LoadError
-from neuron_jax.hardware.records import DeviceLoad, Hardware
+from neuron_jax.hardware.cpu import MIB, read_private
+from neuron_jax.hardware.records import DeviceLoad, Hardware, Process
+from neuron_jax.workers.process import CUDA_SHARE
 
 STALE_SECONDS = 1.0
+FLOOR_MB = {"cuda": 256, "cpu": 128}
+"""Kept free on each device where the configuration does not say how much."""
+
+_log = logging.getLogger("neuron.devices")
 
 
 class Sampling(Protocol):
@@ -18,14 +34,26 @@ class Sampling(Protocol):
     def sample(self) -> Sequence[DeviceLoad]: ...
 
 
+@frozen
+class Lost:
+    """Why a device is not used any more. `seen`: the driver said so too, so that it can say that all is well again."""
+
+    reason: str
+    seen: bool
+
+
 class Devices:
     """The hardware as found at start, and a picture of its load that is at most a second old."""
 
     def __init__(self, hardware: Hardware, sampler: Sampling) -> None:
         self.hardware = hardware
+        self.floor_mb = 0
         self._sampler = sampler
         self._loads: tuple[DeviceLoad, ...] = ()
         self._taken = float("-inf")
+        self._lost: Mapping[int, Lost] = {}
+        self._grants: dict[str, Grant] = {}
+        self._news = News()
 
     @property
     def platform(self) -> Literal["cpu", "cuda"]:
@@ -37,26 +65,133 @@ class Devices:
         """The last picture."""
         return self._loads
 
-    async def look(self) -> tuple[DeviceLoad, ...]:
-        """A picture that is not stale; NVML may take some milliseconds, so a thread asks it."""
-        if time.monotonic() - self._taken > STALE_SECONDS:
-            self._loads = tuple(await asyncio.to_thread(self._sampler.sample))
+    @property
+    def lost(self) -> Mapping[int, str]:
+        """The devices that are not used any more, and why."""
+        return {index: lost.reason for index, lost in self._lost.items()}
+
+    @property
+    def grants(self) -> Mapping[str, Grant]:
+        """What engines were granted, by holder."""
+        return self._grants
+
+    def keep_free(self, min_free_mb: int) -> None:
+        """MiB that are granted to nobody; -1 = FLOOR_MB."""
+        self.floor_mb = FLOOR_MB[self.platform] if min_free_mb < 0 else min_free_mb
+
+    async def look(self, *, fresh: bool = False) -> tuple[DeviceLoad, ...]:
+        """A picture that is not stale, or is `fresh`; NVML may take some milliseconds, so a thread asks it."""
+        if fresh or time.monotonic() - self._taken > STALE_SECONDS:
+            pids = [one.pid for one in self._grants.values() if one.pid is not None]
+            self._loads = await asyncio.to_thread(self._sample, pids)
             self._taken = time.monotonic()
+            self._lost = lost_after(self._lost, self._loads)
         return self._loads
+
+    def picture(self) -> Picture:
+        """The last picture, in the words of `shares`."""
+        totals = {device.index: device.vram_total_mb for device in self.hardware.devices}
+        cuda = self.platform == "cuda"
+        return Picture(
+            {load.index: Memory(totals[load.index], load.vram_free_mb) for load in self._loads if load.lost is None},
+            {(load.index, one.pid): one.used_mb for load in self._loads for one in load.processes},
+            self.floor_mb,
+            shared=not cuda,
+            usable=CUDA_SHARE if cuda else 1.0,
+        )
+
+    async def place(self, wish: Wish) -> Grant:
+        """Grants an engine its share, after those that still decide what they leave. Raises LoadError."""
+        await self.look(fresh=True)
+        while waits(wish, self.picture(), self._grants.values()):
+            await self._news.wait()
+            await self.look(fresh=True)
+        missing = [index for index in wish.devices if index not in self.picture().memories]
+        if missing:
+            raise LoadError("device_lost", f"devices {missing} do not answer any more")
+        given = self._grants[wish.holder] = grant(wish, self.picture(), self._grants.values())
+        return given
+
+    def fraction(self, devices: Sequence[int], mb: int) -> float:
+        """Which part of the smallest of `devices` `mb` is, for an allocator that wants it so; all of it where `mb` is 0."""
+        totals = [one.vram_total_mb for one in self.hardware.devices if one.index in devices]
+        return min(1.0, mb / min(totals)) if mb else CUDA_SHARE
+
+    def settle(self, holder: str, pid: int, planned_mb: int) -> Grant:
+        """The engine serves. Of all there was it keeps what it planned on each device; a share it asked for it keeps whole."""
+        given = self._grants[holder]
+        mb = given.mb if given.settled or not planned_mb else min(given.mb, planned_mb)
+        settled = attrs.evolve(given, mb=mb, settled=True, pid=pid, planned=planned_mb)
+        self._put(holder, settled)
+        return settled
+
+    def put_back(self, holder: str, before: Grant | None) -> None:
+        """The start failed: what the engine was granted before it is its own again."""
+        self._put(holder, before)
+        self.ended(holder)
+
+    def ended(self, holder: str) -> None:
+        """The process is gone; its grant waits for the next one."""
+        if holder in self._grants:
+            self._put(holder, attrs.evolve(self._grants[holder], pid=None))
+
+    def release(self, holder: str) -> None:
+        """There will be no other process: the grant returns."""
+        self._put(holder, None)
+
+    def lose(self, devices: Sequence[int], reason: str) -> None:
+        """An engine said that a device is lost; where the driver knows which of several, the others are not."""
+        seen = {load.index for load in self._loads if load.lost is not None}
+        blamed = [index for index in devices if index in seen] or list(devices)
+        self._lost = {**self._lost, **{index: Lost(reason, index in seen) for index in blamed}}
+        _log.error("devices %s are lost: %s", blamed, reason)
+
+    def _put(self, holder: str, given: Grant | None) -> None:
+        self._grants.pop(holder, None)
+        if given is not None:
+            self._grants[holder] = given
+        self._news.tell()
+
+    def _sample(self, pids: Sequence[int]) -> tuple[DeviceLoad, ...]:
+        loads = tuple(self._sampler.sample())
+        if self.platform == "cuda":
+            return loads
+        ours = tuple(_private(pids))
+        return tuple(attrs.evolve(load, processes=ours) for load in loads)
+
+
+def lost_after(lost: Mapping[int, Lost], loads: Sequence[DeviceLoad]) -> Mapping[int, Lost]:
+    """What is lost after a look: what the driver calls so, less what it called so before and does not any more."""
+    now = {load.index: load.lost for load in loads}
+    kept = {index: one for index, one in lost.items() if now.get(index) is not None or not one.seen}
+    told = {
+        index: Lost(kept[index].reason if index in kept else words, seen=True) for index, words in now.items() if words
+    }
+    return {**kept, **told}
 
 
 def assign(
-    spec: ModelSpec, hardware: Hardware, loads: Sequence[DeviceLoad], residents: Mapping[int, int]
+    spec: ModelSpec,
+    hardware: Hardware,
+    loads: Sequence[DeviceLoad],
+    residents: Mapping[int, int],
+    lost: Mapping[int, str] | None = None,
 ) -> tuple[int, ...]:
-    """The devices for `spec`: those it names, else the emptiest. `residents`: models per device. Raises LoadError."""
-    known = [device.index for device in hardware.devices]
+    """This host's devices for one engine of `spec`: those it names, else the emptiest of those that are not `lost`.
+
+    Fewer than it is spread over where other hosts may lend the rest. `residents`: engines per device. Raises LoadError.
+    """
+    gone = lost or {}
+    known = [device.index for device in hardware.devices if device.index not in gone]
     if spec.devices is not None:
-        return _named(spec, spec.devices, known)
-    if spec.tensor_parallel > len(known):
+        return _named(spec, spec.devices, known, gone)
+    if spec.tensor_parallel > len(known) and not (spec.hosts and known):
         raise LoadError(
             "bad_devices",
-            f"tensor_parallel is {spec.tensor_parallel}, and this host has {len(known)} device(s): {known}. On a CPU, "
-            "engine.cpu_devices in the neuron's config splits it for trying.",
+            f"tensor_parallel is {spec.tensor_parallel}, and this host has {len(known)} device(s): {known}"
+            + ("" if not gone else f"; lost: {_words(gone)}")
+            + ". On a CPU, engine.cpu_devices in the neuron's config splits it for trying; hosts names peers that may "
+            "lend some.",
         )
     free = {load.index: load.vram_free_mb for load in loads}
     # Models that are still loading have not taken their memory yet, so the fewest models come first.
@@ -64,12 +199,68 @@ def assign(
     return tuple(sorted(ranked[: spec.tensor_parallel]))
 
 
-def _named(spec: ModelSpec, devices: tuple[int, ...], known: Sequence[int]) -> tuple[int, ...]:
+def assign_all(
+    spec: ModelSpec,
+    hardware: Hardware,
+    loads: Sequence[DeviceLoad],
+    residents: Mapping[int, int],
+    lost: Mapping[int, str] | None = None,
+) -> tuple[tuple[int, ...], ...]:
+    """The devices of each replica of `spec`: GPUs are for one replica only, CPU devices may be shared. Raises LoadError."""
+    if spec.replicas == 1:
+        return (assign(spec, hardware, loads, residents, lost),)
+    alone = any(device.kind == "cuda" for device in hardware.devices)
+    if spec.devices is not None:
+        return _dealt(spec, spec.devices, hardware, lost or {}, alone=alone)
+    wanted, found = spec.replicas * spec.tensor_parallel, len(hardware.devices) - len(lost or {})
+    if alone and wanted > found:
+        raise LoadError("bad_devices", f"{spec.replicas} replicas need {wanted} devices, and this host has {found}.")
+    crowd: Counter[int] = Counter(residents)
+    chosen: list[tuple[int, ...]] = []
+    for _ in range(spec.replicas):
+        taken = {index: "" for devices in chosen for index in devices} if alone else {}
+        chosen.append(assign(spec, hardware, loads, crowd, {**(lost or {}), **taken}))
+        crowd.update(chosen[-1])
+    return tuple(chosen)
+
+
+def _dealt(
+    spec: ModelSpec, devices: tuple[int, ...], hardware: Hardware, lost: Mapping[int, str], *, alone: bool
+) -> tuple[tuple[int, ...], ...]:
+    """The named devices in equal parts, or, where they may be shared, all of them to each."""
+    known = [device.index for device in hardware.devices if device.index not in lost]
+    size = spec.tensor_parallel
+    if len(devices) == size * spec.replicas:
+        parts = tuple(devices[at : at + size] for at in range(0, len(devices), size))
+    elif len(devices) == size and not alone:
+        parts = (devices,) * spec.replicas
+    else:
+        raise LoadError(
+            "bad_devices", f"{spec.replicas} replicas of {size} device(s) each, and {len(devices)} devices are named."
+        )
+    return tuple(_named(spec, part, known, lost) for part in parts)
+
+
+def _named(spec: ModelSpec, devices: tuple[int, ...], known: Sequence[int], lost: Mapping[int, str]) -> tuple[int, ...]:
+    gone = {index: lost[index] for index in devices if index in lost}
+    if gone:
+        raise LoadError("bad_devices", f"devices {list(devices)} were named, and of these are lost: {_words(gone)}.")
     missing = [index for index in devices if index not in known]
     if missing:
         raise LoadError("bad_devices", f"devices {list(devices)}: {missing} are not here; this host has {list(known)}.")
-    if spec.tensor_parallel not in (1, len(devices)):
+    if spec.tensor_parallel not in (1, len(devices)) and not (spec.hosts and spec.tensor_parallel > len(devices)):
         raise LoadError(
             "bad_devices", f"tensor_parallel is {spec.tensor_parallel}, and {len(devices)} devices are named; give one."
         )
     return devices
+
+
+def _words(lost: Mapping[int, str]) -> str:
+    return "; ".join(f"device {index} ({reason})" for index, reason in lost.items())
+
+
+def _private(pids: Sequence[int]) -> Iterator[Process]:
+    for pid in pids:
+        used = read_private(pid)
+        if used is not None:
+            yield Process(pid, used // MIB)

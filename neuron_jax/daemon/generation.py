@@ -1,16 +1,23 @@
 """One request's life from ids to neutral events: admission, engine, text, end; must not know JSON, SSE or HTTP.
 
 Quiet* → Admitted → (Grown | Quiet)* → one Ended per choice, among them → end of the iterator
+
+An engine may die under a request. Where nobody has seen anything of its answer yet, the request is run once more on the
+next engine, with the same seed; when that has it, `Again` says that whatever came before is void, and a second Admitted
+does not come.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Protocol
 
 from attrs import define, field, frozen
 
 from neuron_jax.daemon.admission import Admission
 from neuron_jax.daemon.model_text import Encoded, ModelText
-from neuron_jax.daemon.problems import Problem, internal
+from neuron_jax.daemon.problems import Problem, internal, unavailable
+from neuron_jax.errors import EngineDied
 from neuron_jax.text.output import Delta
 from neuron_jax.text.pieces import Piece
 from neuron_jax.workers.engine_client import EngineClient, Prompt
@@ -57,7 +64,12 @@ class Ended:
     stop: str | int | None
 
 
-Event = Admitted | Quiet | Grown | Ended
+@frozen
+class Again:
+    """The engine died, and the request is run anew: forget what has come so far."""
+
+
+Event = Admitted | Quiet | Grown | Ended | Again
 
 
 @define
@@ -67,6 +79,10 @@ class Usage:
     completion: int = 0
     reasoning: int = 0
     cached: int = 0
+
+    def reset(self) -> None:
+        """What was counted is of an answer that nobody gets."""
+        self.completion = self.reasoning = self.cached = 0
 
 
 @frozen(eq=False)
@@ -87,12 +103,18 @@ class Job:
 
 
 class Host(Protocol):
-    """The loaded model that answers. `engine` raises Problem while there is none."""
+    """The loaded model that answers.
+
+    `ready` is True when there is an engine within so many seconds, and raises Problem when there will be none; right after
+    it `engine` gives the one for this `prompt`.
+    """
 
     @property
     def admission(self) -> Admission: ...
 
-    def engine(self) -> EngineClient: ...
+    async def ready(self, seconds: float) -> bool: ...
+
+    def engine(self, prompt: Sequence[int]) -> EngineClient: ...
 
 
 class Choice:
@@ -144,23 +166,86 @@ class Choice:
         self._reasoning = self._text.reasoning_tokens
 
 
-async def generate(host: Host, job: Job) -> AsyncGenerator[Event, None]:
-    """Runs `job`. Raises Problem when it cannot be admitted or a choice fails, EngineDied when the engine does."""
+async def generate(host: Host, job: Job, *, whole: bool = False) -> AsyncGenerator[Event, None]:
+    """Runs `job`, and once more when its engine dies before anybody saw anything of the answer.
+
+    `whole`: nothing is passed on until all is there. Raises Problem when it cannot be admitted or a choice fails, EngineDied
+    when its engine does. It keeps its seat while it waits for the next engine: it was its turn, and the new engine has
+    as many seats as the old one, so nobody has to be sent away for it.
+    """
     with host.admission.enter(len(job.prompts)) as ticket:
         while not await ticket.wait(HEARTBEAT):
             yield Quiet()
-        with host.engine().submit(*job.prompts) as outputs:
-            yield Admitted()
-            choices = [Choice(job, index) for index in range(len(job.prompts))]
-            while outputs.open:
-                output = await outputs.next(HEARTBEAT)
-                if output is None:
-                    yield Quiet()
-                    continue
-                for event in _absorb(output, choices[outputs.index(output)]):
-                    if isinstance(event, Ended):
-                        outputs.cancel(output.request)
+        seen = _Seen(whole)
+        try:
+            async with aclosing(_run(host, job)) as events:
+                async for event in events:
+                    seen.add(event)
                     yield event
+        except EngineDied:
+            if not seen.nothing:
+                raise
+        else:
+            return
+        async with aclosing(_run(host, job)) as events:
+            async for event in events:
+                if isinstance(event, Admitted):
+                    job.usage.reset()
+                    yield Again()
+                if not (seen.admitted and isinstance(event, Admitted)):
+                    yield event
+
+
+class _Seen:
+    """What the client has seen of one request."""
+
+    def __init__(self, whole: bool) -> None:
+        self._whole = whole
+        self._answer = False
+        self.admitted = False
+
+    @property
+    def nothing(self) -> bool:
+        """True while another answer can take this one's place: heartbeats and a role are nothing of it."""
+        return self._whole or not self._answer
+
+    def add(self, event: Event) -> None:
+        self.admitted = self.admitted or isinstance(event, Admitted)
+        match event:
+            case Grown(_, pieces, chosen) if pieces or chosen:
+                self._answer = True
+            case Ended():
+                self._answer = True
+
+
+async def _run(host: Host, job: Job) -> AsyncGenerator[Event, None]:
+    """One run of `job`, on the engine that there is now or is next."""
+    async with aclosing(_until_ready(host)) as silence:
+        async for quiet in silence:
+            yield quiet
+    with host.engine(job.prompts[0].ids).submit(*job.prompts) as outputs:
+        yield Admitted()
+        choices = [Choice(job, index) for index in range(len(job.prompts))]
+        while outputs.open:
+            output = await outputs.next(HEARTBEAT)
+            if output is None:
+                yield Quiet()
+                continue
+            for event in _absorb(output, choices[outputs.index(output)]):
+                if isinstance(event, Ended):
+                    outputs.cancel(output.request)
+                yield event
+
+
+async def _until_ready(host: Host) -> AsyncGenerator[Quiet, None]:
+    """Ends when there is an engine to submit to. Raises Problem when there will be none, or not in the longest wait."""
+    loop = asyncio.get_running_loop()
+    limit = host.admission.max_wait_secs
+    deadline = loop.time() + limit
+    while not await host.ready(max(0.0, min(HEARTBEAT, deadline - loop.time()))):
+        if loop.time() >= deadline:
+            raise unavailable(f"Waited {limit:g} seconds for the engine to be started again.")
+        yield Quiet()
 
 
 def _absorb(output: Output, choice: Choice) -> Sequence[Grown | Ended]:

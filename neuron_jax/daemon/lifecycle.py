@@ -15,24 +15,30 @@ from attrs import define, field
 
 from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.daemon.catalogue import Catalogue
-from neuron_jax.daemon.devices import Devices, assign
+from neuron_jax.daemon.devices import Devices, assign, assign_all
 from neuron_jax.daemon.estimate import least_bytes
+from neuron_jax.daemon.groups import Groups
 from neuron_jax.daemon.launch import engine_spec
+from neuron_jax.daemon.lending import Lender
 from neuron_jax.daemon.metrics import DeviceGauges, Metrics, ModelGauges
 from neuron_jax.daemon.model_text import ModelFacts, ModelText, read_facts, read_text
 from neuron_jax.daemon.problems import Problem, model_not_found, shutting_down
-from neuron_jax.daemon.resident import Listener, Plan, Resident
+from neuron_jax.daemon.replica import Listener, Place
+from neuron_jax.daemon.resident import Plan, Resident
+from neuron_jax.daemon.shares import shortage
 from neuron_jax.errors import LoadError
 from neuron_jax.text.errors import TextError
 from neuron_jax.weights.describe import ModelDescription
 from neuron_jax.weights.errors import WeightsError
-from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineSpec
 from neuron_jax.workers.process import DEFAULT_COMMAND
 from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
 
 TEXTS_KEPT = 8
 """Tokenizers of models that are not loaded, kept for POST /tokenize."""
+WATCH_SECONDS = 1.0
+"""Between two looks at the devices."""
+
 _log = logging.getLogger("neuron.lifecycle")
 
 
@@ -72,30 +78,44 @@ class Lifecycle:
         self.catalogue = Catalogue(config)
         self.activation = Activation(pending=[spec.model_id for spec in config.default_models])
         self.closing = False
+        self.lender = Lender(
+            config,
+            devices,
+            command=command,
+            read_model=self.catalogue.spec,
+            locate=self._locate,
+            choose=self._lend,
+        )
+        self._groups = Groups(config, devices, command)
         self._metrics = metrics
-        self._command = tuple(command)
         self._restarts = restarts
         self._residents: dict[str, Resident] = {}
         self._facts: dict[tuple[Path, int], ModelFacts | None] = {}
         self._texts: OrderedDict[Path, ModelText] = OrderedDict()
-        self._activating: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        devices.keep_free(config.engine.min_free_mb)
 
     def start(self) -> None:
-        """Begins to load the default models."""
-        self._activating = asyncio.create_task(self._activate(), name="default models")
+        """Begins to load the default models, and to look at the devices."""
+        self._tasks = [
+            asyncio.create_task(self._activate(), name="default models"),
+            asyncio.create_task(self._watch(), name="devices"),
+        ]
 
     async def close(self, drain_secs: float = 0.0) -> None:
         """Ends every engine. Nothing can be loaded any more."""
         self.closing = True
-        if self._activating is not None:
-            self._activating.cancel()
-            await asyncio.gather(self._activating, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.lender.close()
         unloads = [self._remove(resident, drain_secs) for resident in tuple(self._residents.values())]
         await asyncio.gather(*unloads, return_exceptions=True)
 
     async def refuse_new_work(self) -> None:
         """The neuron is about to end: models that still load are given up, requests in flight go on."""
         self.closing = True
+        await self.lender.close()
         loading = [resident for resident in self._residents.values() if resident.status == "loading"]
         await asyncio.gather(*(self._remove(resident, 0.0) for resident in loading), return_exceptions=True)
 
@@ -209,19 +229,56 @@ class Lifecycle:
         loads = await self.devices.look()
         if spec.model_id in self._residents:  # somebody else began while we looked
             return self._residents[spec.model_id]
-        crowd = Counter(index for resident in self.residents for index in resident.devices)
-        devices = assign(spec, self.devices.hardware, loads, crowd)
+        parts = assign_all(spec, self.devices.hardware, loads, self._crowd(), self.devices.lost)
         plan = Plan(
             fetch=partial(self.catalogue.fetch, source),
-            engine_spec=partial(engine_spec, self.config, spec, self.devices.platform, devices),
-            start=self._start_engine,
+            places=partial(self._places, spec, parts),
             admission=self.config.admission,
-            restarts=self._restarts,
         )
+        devices = tuple(sorted({index for part in parts for index in part}))
         resident = self._residents[spec.model_id] = Resident(spec.model_id, spec, devices, plan)
         self._metrics.remember(spec.model_id)
-        _log.info("loading %s on devices %s", spec.model_id, list(devices))
+        _log.info("loading %s on devices %s", spec.model_id, [list(part) for part in parts])
         return resident
+
+    def _places(self, spec: ModelSpec, parts: Sequence[tuple[int, ...]], path: Path) -> Sequence[Place]:
+        """Where each engine of the model at `path` will be."""
+        platform = self.devices.platform
+        return [
+            Place(
+                holder=spec.model_id if len(parts) == 1 else f"{spec.model_id}#{number}",
+                model=spec.model_id,
+                devices=devices,
+                memory_mb=spec.memory_mb or self.config.engine.memory_mb,
+                sharers=len(parts) if platform == "cpu" else 1,
+                shares=self.devices,
+                elsewhere=partial(self._elsewhere, spec),
+                spec=partial(self._engine_spec, spec, path),
+                start=partial(self._groups.start, spec),
+                restarts=self._restarts,
+            )
+            for number, devices in enumerate(parts)
+        ]
+
+    def _engine_spec(self, spec: ModelSpec, path: Path, devices: tuple[int, ...], memory_mb: int) -> EngineSpec:
+        return engine_spec(self.config, spec, self.devices.platform, devices, path, memory_mb=memory_mb)
+
+    def _elsewhere(self, spec: ModelSpec, devices: tuple[int, ...]) -> tuple[int, ...]:
+        """`devices`, or others where one of them is lost. Raises LoadError where there are no others."""
+        lost = self.devices.lost
+        if not any(index in lost for index in devices):
+            return devices
+        crowd = self._crowd()
+        crowd.subtract(devices)
+        return assign(spec, self.devices.hardware, self.devices.loads, crowd, lost)
+
+    def _crowd(self) -> Counter[int]:
+        """How many engines and lent ranks are on each device, or will be. What failed to load is on none."""
+        alive = [one for one in self.residents if one.error is None]
+        loading = [one.devices for one in alive if not one.replicas]
+        placed = [replica.devices for one in alive for replica in one.replicas]
+        lent = [rank.devices for rank in self.lender.lent]
+        return Counter(index for devices in (*loading, *placed, *lent) for index in devices)
 
     async def _remove(self, resident: Resident, drain_secs: float) -> None:
         await resident.unload(drain_secs)
@@ -230,8 +287,43 @@ class Lifecycle:
             self._metrics.forget(resident.id)
             _log.info("unloaded %s", resident.id)
 
-    async def _start_engine(self, spec: EngineSpec, report: Listener) -> EngineClient:
-        return await EngineClient.start(spec, inherited=self.config.environ, command=self._command, report=report)
+    async def _lend(self, count: int) -> tuple[int, ...]:
+        loads = await self.devices.look()
+        able = len(loads) - len(self.devices.lost)
+        some = ModelSpec(model_id="of another neuron", tensor_parallel=min(count, able))
+        return assign(some, self.devices.hardware, loads, self._crowd(), self.devices.lost)
+
+    async def _locate(self, spec: ModelSpec) -> Path:
+        source = self.catalogue.source(spec)
+        try:
+            return await asyncio.to_thread(self.catalogue.fetch, source, _ignore)
+        except WeightsError as error:
+            raise LoadError(error.kind, error.message, error.extras) from error
+
+    async def _watch(self) -> None:
+        """Sees whether the engines still have the memory that they were granted, as long as the neuron runs."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if not self._residents:
+                continue
+            try:
+                await self.devices.look()
+            except OSError as error:  # of one look
+                _log.warning("the devices could not be looked at: %s", error)
+                continue
+            self.judge()
+
+    def judge(self) -> None:
+        """Says of every engine whether it can take new work, by the last picture of the devices."""
+        picture, grants = self.devices.picture(), self.devices.grants
+        for resident in self.residents:
+            for replica in resident.replicas:
+                given, before = grants.get(replica.holder), replica.shortage
+                replica.shortage = shortage(given, picture, before) if given is not None else None
+                if (before is None) != (replica.shortage is None):
+                    _log.warning(
+                        "%s %s", replica.holder, f"is short: {replica.shortage}" if before is None else "is well"
+                    )
 
     async def _activate(self) -> None:
         """One default model after the other, so that each finds the memory the one before has left."""
@@ -251,6 +343,10 @@ class Lifecycle:
         except AlreadyLoadedError:
             _log.info("%s was loaded before its turn", spec.model_id)
         self.activation.completed.append(spec.model_id)
+
+
+def _ignore(phase: str, done: int, total: int, unit: str) -> None:
+    """Nobody asks how far a peer is."""
 
 
 def _facts(path: Path) -> ModelFacts | None:

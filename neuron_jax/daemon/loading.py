@@ -21,7 +21,8 @@ HEARTBEAT = 1.0
 PACE = 0.1
 """Seconds between two progress events: a fast download reports thousands of times a second."""
 SPEC_KEYS = frozenset(item.name for item in attrs.fields(ModelSpec)) - {"aliases"}
-ENGINE_KINDS = {"bad_checkpoint", "does_not_fit", "repo_fetch_failed", "empty_repo", "quant_not_found", "bad_devices"}
+OUR_FAULT = {"internal", "exited"}
+"""Kinds that say nothing to a caller: for him the engine failed."""
 NO_DEVICE = ("cuda_feature_not_enabled", "device_busy", "device_lost")
 LOADED = {"status": "loaded"}
 
@@ -62,7 +63,7 @@ def load_error(model_id: str, error: LoadError, platform: str) -> tuple[int, dic
     """Status and body of a refused load (docs/wire.md section 1)."""
     if error.kind in NO_DEVICE and platform == "cuda":
         return 503, {"error": error.message, "code": "cuda_unavailable"}
-    kind = error.kind if error.kind in ENGINE_KINDS else "engine_failed"
+    kind = "engine_failed" if error.kind in OUR_FAULT else error.kind
     detail: dict[str, Any] = {"kind": kind, "model_id": model_id, "message": error.message, **error.extras}
     if kind == "does_not_fit":
         detail["suggestion"] = error.message.rpartition(". ")[2]

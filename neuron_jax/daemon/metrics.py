@@ -9,7 +9,7 @@ from attrs import frozen
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from neuron_jax.daemon.generation import Ended, Event, Grown, Job
+from neuron_jax.daemon.generation import Again, Ended, Event, Grown, Job
 from neuron_jax.workers.frames import EngineLoad
 
 OUTCOMES = ("ok", "cancelled", "rejected", "error")
@@ -79,7 +79,18 @@ class Metrics:
         self._whole = Histogram(
             "neuron_request_duration_seconds", "Until the last byte", model, buckets=SECONDS, registry=registry
         )
-        self._labelled = (self._prompt, self._completion, self._cached, self._first, self._between, self._whole)
+        self._again = Counter(
+            "neuron_requests_run_again", "Requests run anew after their engine died", model, registry=registry
+        )
+        self._labelled = (
+            self._prompt,
+            self._completion,
+            self._cached,
+            self._first,
+            self._between,
+            self._whole,
+            self._again,
+        )
         self._known: set[str] = set()
 
     def watch(self, gauges: Gauges) -> None:
@@ -120,8 +131,13 @@ class Metrics:
             self._completion.labels(model).inc(job.usage.completion)
             self._cached.labels(model).inc(job.usage.cached)
 
+    def ran_again(self, model: str) -> None:
+        """A request lost its engine and begins anew; called by `Observation`."""
+        if model in self._known:
+            self._again.labels(model).inc()
+
     def saw_first(self, model: str, seconds: float) -> None:
-        """The first text; called by `Observation`."""
+        """When the first text of an answer came; called by `Observation`."""
         if model in self._known:
             self._first.labels(model).observe(seconds)
 
@@ -139,24 +155,32 @@ class Observation:
         self._model = model
         self._began = began
         self._last: dict[int, float] = {}
-        self._first = False
+        self._first: float | None = None
 
     def see(self, event: Event) -> None:
         """Times one event."""
         match event:
             case Grown(index, pieces):
                 now = time.monotonic()
-                if pieces and not self._first:
-                    self._first = True
-                    self._metrics.saw_first(self._model, now - self._began)
+                if pieces and self._first is None:
+                    self._first = now - self._began
                 if index in self._last:
                     self._metrics.saw_next(self._model, now - self._last[index])
                 self._last[index] = now
             case Ended(index):
                 self._last.pop(index, None)
+            case Again():
+                self._first = None
+                self._last.clear()
+                self._metrics.ran_again(self._model)
 
     def end(self, outcome: str, job: Job | None) -> None:
-        """`outcome` is one of OUTCOMES; `job` carries the tokens of a request that was admitted."""
+        """`outcome` is one of OUTCOMES; `job` carries the tokens of a request that was admitted.
+
+        The first text counts here and not when it came: until now it could have been of an answer that was begun anew.
+        """
+        if self._first is not None:
+            self._metrics.saw_first(self._model, self._first)
         self._metrics.count(self._model, outcome, time.monotonic() - self._began, job)
 
 

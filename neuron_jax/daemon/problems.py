@@ -94,6 +94,19 @@ def unavailable(message: str, retry_after: int = 5) -> Problem:
     return Problem(503, "service_unavailable", message, kind=API, retry_after=retry_after)
 
 
+def insufficient_vram(model: str, device: int, free_mb: int, required_mb: int) -> Problem:
+    """503: other programs took the memory that an answer would need."""
+    return Problem(
+        503,
+        "insufficient_vram",
+        f"{model!r} takes no new requests: device {device} has {free_mb} MiB free, and needs {required_mb} MiB.",
+        kind=API,
+        retry_after=5,
+        free_mb=free_mb,
+        required_mb=required_mb,
+    )
+
+
 def shutting_down() -> Problem:
     """503: this neuron is about to end."""
     return Problem(503, "shutting_down", "This neuron is shutting down.", kind=API, retry_after=15)

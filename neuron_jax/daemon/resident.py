@@ -2,26 +2,29 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from attrs import frozen
 
 from neuron_jax.config import AdmissionConfig, ModelSpec
+from neuron_jax.daemon import tally
 from neuron_jax.daemon.admission import Admission
+from neuron_jax.daemon.balance import Busy, choose
 from neuron_jax.daemon.model_text import ModelText, read_text
-from neuron_jax.daemon.problems import recovering, unavailable
+from neuron_jax.daemon.news import News
+from neuron_jax.daemon.problems import insufficient_vram, recovering, unavailable
+from neuron_jax.daemon.replica import Listener, Place, Replica
+from neuron_jax.daemon.shares import Shortage
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.text.errors import TextError
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.engine_client import EngineClient
-from neuron_jax.workers.frames import EngineLoad, EngineSpec, Progress
-from neuron_jax.workers.supervisor import Phase, RestartPolicy, State, Supervisor
+from neuron_jax.workers.frames import EngineLoad, Progress
+from neuron_jax.workers.supervisor import Phase, State
 
-Listener = Callable[[Progress], None]
 Fetch = Callable[[Callable[[str, int, int, str], None]], Path]
-StartEngine = Callable[[EngineSpec, Listener], Awaitable[EngineClient]]
 STATUS = {
     Phase.STARTING: "loading",
     Phase.READY: "loaded",
@@ -39,31 +42,34 @@ class AbandonedError(Exception):
 
 @frozen(eq=False)
 class Plan:
-    """How one model is loaded. `fetch` blocks and gives a local path; `engine_spec` makes the engine's spec of it."""
+    """How one model is loaded. `fetch` blocks and gives a local path; `places` says of it where its engines will be."""
 
     fetch: Fetch
-    engine_spec: Callable[[Path], EngineSpec]
-    start: StartEngine
+    places: Callable[[Path], Sequence[Place]]
     admission: AdmissionConfig
-    restarts: RestartPolicy
 
 
 class Resident:
-    """Loads in a task of its own from the moment it is made; `loaded` waits for it, `unload` ends everything."""
+    """Loads in a task of its own from the moment it is made; `loaded` waits for it, `unload` ends everything.
+
+    A model has one engine or several alike. It serves while one of them does; which of them answers is a matter of the
+    moment, so nobody keeps an engine longer than a request.
+    """
 
     def __init__(self, model_id: str, spec: ModelSpec, devices: tuple[int, ...], plan: Plan) -> None:
         self.id = model_id
         self.spec = spec
-        self.devices = devices
         self.max_context = 0
         self.progress: Progress | None = None
         self.error: LoadError | None = None
+        self.replicas: tuple[Replica, ...] = ()
+        self._devices = devices
         self._plan = plan
         self._listeners: list[Listener] = []
         self._ending: asyncio.Task[None] | None = None
         self._text: ModelText | None = None
         self._admission: Admission | None = None
-        self._supervisor: Supervisor | None = None
+        self._news = News()
         self._loading = asyncio.create_task(self._load(), name=f"load {model_id}")
 
     @property
@@ -77,13 +83,21 @@ class Resident:
 
     @property
     def state(self) -> State:
-        """The engine's state; STARTING before there is a process."""
-        return self._supervisor.state if self._supervisor else State()
+        """Its engines' states as one; STARTING before there is a process."""
+        return tally.joined(replica.state for replica in self.replicas)
 
     @property
     def last_error(self) -> str | None:
-        """What went wrong last."""
-        return self.error.message if self.error is not None else self.state.last_error
+        """What went wrong last, of an engine in trouble first."""
+        if self.error is not None:
+            return self.error.message
+        told = [replica.last_error for replica in self.replicas if replica.state.last_error == self.state.last_error]
+        return told[0] if told else None
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """All devices of its engines, each once."""
+        return tuple(sorted({i for one in self.replicas for i in one.devices})) if self.replicas else self._devices
 
     @property
     def serving(self) -> bool:
@@ -109,31 +123,55 @@ class Resident:
 
     @property
     def client(self) -> EngineClient | None:
-        """The running engine, if there is one."""
-        return self._supervisor.engine if self._supervisor else None
+        """The first engine that serves, if there is one."""
+        return next(iter(self._clients().values()), None)
 
     @property
     def load(self) -> EngineLoad:
-        """How busy the engine is; zeros without one."""
-        return self.client.load if self.client is not None else EngineLoad()
+        """How busy its engines are together; zeros without one."""
+        return tally.total([replica.load for replica in self.replicas])
+
+    @property
+    def shortage(self) -> Shortage | None:
+        """Set when none of its engines has the memory to begin anything new."""
+        short = [one.shortage for one in self.replicas if one.client is not None]
+        return short[0] if short and all(short) else None
 
     def check(self) -> None:
         """Raises Problem unless requests can be taken now."""
-        phase = self.state.phase
-        if self._ending is not None:
-            raise unavailable(f"The model {self.id!r} is being unloaded.")
-        if self.error is not None or phase is Phase.FAILED:
-            raise unavailable(f"The model {self.id!r} failed: {self.last_error}")
+        self._check_alive()
         if not self.serving:
             raise unavailable(f"The model {self.id!r} is still loading.")
-        if phase is not Phase.READY:
+        if self.client is None:
             raise recovering(self.id, self.last_error)
+        if (short := self.shortage) is not None:
+            raise insufficient_vram(self.id, short.device, short.free, short.required)
 
-    def engine(self) -> EngineClient:
-        """The engine to submit to. Raises Problem when there is none."""
-        self.check()
-        assert self.client is not None
-        return self.client
+    def _check_alive(self) -> None:
+        """Raises Problem when requests will never be taken again."""
+        if self._ending is not None:
+            raise unavailable(f"The model {self.id!r} is being unloaded.")
+        if self.error is not None or self.state.phase is Phase.FAILED:
+            raise unavailable(f"The model {self.id!r} failed: {self.last_error}")
+
+    async def ready(self, seconds: float) -> bool:
+        """True when there is an engine within `seconds`. Raises Problem when there will be none."""
+        self._check_alive()
+        if self.client is None:
+            await self._news.wait(seconds)
+            self._check_alive()
+        return self.client is not None
+
+    def engine(self, prompt: Sequence[int]) -> EngineClient:
+        """The engine to submit `prompt` to; only right after `ready` has said that there is one."""
+        clients = self._clients()
+        roomy = {index: one for index, one in clients.items() if self.replicas[index].shortage is None} or clients
+        busy = {index: Busy(one.open, one.ready.max_slots) for index, one in roomy.items()}
+        return roomy[choose(busy, prompt)]
+
+    def _clients(self) -> dict[int, EngineClient]:
+        found = {index: replica.client for index, replica in enumerate(self.replicas)}
+        return {index: client for index, client in found.items() if client is not None}
 
     async def loaded(self) -> None:
         """Returns when it serves for the first time. Raises LoadError, or Problem when it was given up."""
@@ -156,9 +194,10 @@ class Resident:
             self._listeners.remove(listener)
 
     async def unload(self, drain_secs: float) -> None:
-        """Refuses new work, waits for what is in flight, ends the process. Whoever asks again waits for the same end."""
+        """Refuses new work, waits for what is in flight, ends the processes. Whoever asks again waits for the same end."""
         if self._ending is None:
             self._ending = asyncio.create_task(self._end(drain_secs), name=f"unload {self.id}")
+            self._news.tell()
         await asyncio.shield(self._ending)
 
     async def _end(self, drain_secs: float) -> None:
@@ -167,8 +206,10 @@ class Resident:
         if not self._loading.done():
             self._loading.cancel()
         await asyncio.wait([self._loading])
-        if self._supervisor is not None:
-            await self._supervisor.stop(drain_secs)
+        await self._stop_all(drain_secs)
+
+    async def _stop_all(self, drain_secs: float) -> None:
+        await asyncio.gather(*(replica.stop(drain_secs) for replica in self.replicas))
 
     async def _load(self) -> None:
         try:
@@ -180,32 +221,33 @@ class Resident:
         except TextError as error:
             self.error = LoadError("bad_checkpoint", str(error))
         except EngineDied as error:
-            self.error = LoadError("engine_failed", str(error))
+            self.error = LoadError("engine_failed" if error.kind == "exited" else error.kind, str(error))
         except OSError as error:
             self.error = LoadError("repo_fetch_failed", f"{type(error).__name__}: {error}")
         finally:
             self.progress = None
         if self.error is not None:
             _log.error("loading %s failed: %s: %s", self.id, self.error.kind, self.error.message)
+            await self._stop_all(0.0)
 
     async def _load_steps(self) -> None:
         path = await self._fetch()
         self._text = await asyncio.to_thread(read_text, path)
-        spec = self._plan.engine_spec(path)
-        self._supervisor = Supervisor(
-            self.id, lambda: self._start(spec), changed=self._changed, policy=self._plan.restarts
+        places = self._plan.places(path)
+        self.replicas = tuple(
+            Replica(place, hear=self._hear if index == 0 else _deaf, changed=self._changed)
+            for index, place in enumerate(places)
         )
-        ready = await self._supervisor.started()
-        _log.info("%s serves: %d tokens of context, %d slots", self.id, ready.max_context, ready.max_slots)
-        self.max_context = ready.max_context
+        # All of them, or none: what was asked for is told apart from what could be had only when it is refused.
+        found = await asyncio.gather(*(replica.started() for replica in self.replicas))
         self._admission = Admission(
-            seats=ready.max_slots,
+            seats=sum(ready.max_slots for ready in found),
             max_queue_depth=self._plan.admission.max_queue_depth,
             max_wait_secs=self._plan.admission.max_wait_secs,
         )
-
-    async def _start(self, spec: EngineSpec) -> EngineClient:
-        return await self._plan.start(spec, self._hear)
+        self.max_context = min(ready.max_context for ready in found)
+        self._take_stock()
+        _log.info("%s serves: %d tokens of context, %d slots", self.id, self.max_context, self._admission.seats)
 
     async def _fetch(self) -> Path:
         loop = asyncio.get_running_loop()
@@ -227,8 +269,28 @@ class Resident:
         for listener in tuple(self._listeners):
             listener(progress)
 
-    def _changed(self, state: State) -> None:
-        if state.phase in (Phase.READY, Phase.FAILED):
+    def _changed(self) -> None:
+        """A state of an engine has changed."""
+        self._news.tell()
+        phase = self.state.phase
+        if phase in (Phase.READY, Phase.FAILED):
             self.progress = None
-        if state.phase is Phase.FAILED and self._admission is not None:
-            self._admission.fail(unavailable(f"The model {self.id!r} failed: {state.last_error}"))
+        if self._admission is None:
+            return
+        if phase is Phase.FAILED:
+            self._admission.fail(unavailable(f"The model {self.id!r} failed: {self.last_error}"))
+        self._take_stock()
+
+    def _take_stock(self) -> None:
+        """Seats and context of the engines that serve; while none does, those of the last stay for the next.
+
+        An engine that was started again with less memory may have less of both.
+        """
+        serving = [client.ready for client in self._clients().values()]
+        if serving:
+            self.max_context = min(ready.max_context for ready in serving)
+            self.admission.resize(sum(ready.max_slots for ready in serving))
+
+
+def _deaf(_: Progress) -> None:
+    """Nobody counts the progress of a model's second engine: it reads the same files, just behind the first."""

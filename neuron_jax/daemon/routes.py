@@ -7,7 +7,7 @@ from litestar import MediaType, Request, Response, get, post
 
 from neuron_jax.daemon import loading, service, views
 from neuron_jax.daemon.problems import Problem
-from neuron_jax.daemon.responses import json_response
+from neuron_jax.daemon.responses import json_response, primed
 from neuron_jax.daemon.service import Neuron
 
 Ask = Request[Any, Any, Any]
@@ -57,6 +57,22 @@ async def unload(request: Ask) -> Response[Any]:
     return await loading.unload(of(request).lifecycle, await request.body())
 
 
+@post("/ranks/offer")
+async def offer(request: Ask) -> Response[Any]:
+    """What this host would lend to another neuron's model."""
+    lender = of(request).lifecycle.lender
+    lender.admit(request.headers.get("authorization", ""))
+    return json_response(await lender.offer(await request.body()))
+
+
+@post("/ranks")
+async def ranks(request: Ask) -> Response[Any]:
+    """One rank of another neuron's model: it lives as long as this answer."""
+    lender = of(request).lifecycle.lender
+    lender.admit(request.headers.get("authorization", ""))
+    return await primed(lender.run(await request.body()))
+
+
 @get("/models/{rest:path}")
 async def model_part(request: Ask) -> Response[Any]:
     """`/models/{id}/endpoint` and `/models/{id}/capabilities`; the id may hold slashes."""
@@ -102,6 +118,8 @@ ROUTES = (
     models,
     load,
     unload,
+    offer,
+    ranks,
     model_part,
     chat,
     completions,

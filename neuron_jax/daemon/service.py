@@ -16,7 +16,7 @@ from neuron_jax.build_info import BuildInfo
 from neuron_jax.daemon.chat_wire import ChatAnswer, ChatStream
 from neuron_jax.daemon.completion_wire import CompletionAnswer, CompletionStream
 from neuron_jax.daemon.fields import decode_object
-from neuron_jax.daemon.generation import HEARTBEAT, Admitted, Event, Job, Quiet, generate
+from neuron_jax.daemon.generation import HEARTBEAT, Admitted, Again, Event, Job, Quiet, generate
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics, Observation
 from neuron_jax.daemon.model_text import ModelText
@@ -96,7 +96,7 @@ async def complete(neuron: Neuron, request: Ask, route: Route) -> Response[Any]:
     watch = neuron.metrics.begin(resident.id, began)
     if wish.stream:
         return await primed(stream_chunks(resident, job, route.stream(job, wish), watch))
-    return await whole_answer(request, collected(resident, job, wish, route.answer(job), watch))
+    return await whole_answer(request, collected(resident, job, wish, route.answer, watch))
 
 
 async def tokenize(neuron: Neuron, body: bytes) -> dict[str, Any]:
@@ -135,14 +135,16 @@ async def stream_chunks(
 
 
 async def collected(
-    resident: Resident, job: Job, wish: Wish, answer: AnswerEncoder, watch: Observation
+    resident: Resident, job: Job, wish: Wish, begin: Callable[[Job], AnswerEncoder], watch: Observation
 ) -> dict[str, Any]:
     """The whole answer. Raises Problem."""
-    outcome = "cancelled"
+    outcome, answer = "cancelled", begin(job)
     try:
-        async with aclosing(generate(resident, job)) as events:
+        async with aclosing(generate(resident, job, whole=True)) as events:
             async for event in events:
                 watch.see(event)
+                if isinstance(event, Again):
+                    answer = begin(job)
                 answer.feed(event)
         outcome = "ok"
         return answer.body(wish)

@@ -9,12 +9,18 @@ import attrs
 from litestar import Response
 
 from neuron_jax.daemon.catalogue import Entry
+from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.model_text import Abilities, ModelFacts
-from neuron_jax.daemon.resident import Resident
+from neuron_jax.daemon.replica import Replica
+from neuron_jax.daemon.resident import STATUS, Resident
 from neuron_jax.daemon.responses import json_response
 from neuron_jax.daemon.service import Neuron
-from neuron_jax.workers.frames import MemoryRow, Progress
+from neuron_jax.daemon.shares import measured
+from neuron_jax.hardware.records import DeviceLoad
+from neuron_jax.workers.engine_client import Rank
+from neuron_jax.workers.frames import EngineSpec, MemoryRow, Progress
+from neuron_jax.workers.process import EngineProcess
 
 MIB = 1 << 20
 CAPABILITIES = ["text"]
@@ -31,9 +37,45 @@ def discovery(neuron: Neuron) -> Json:
     hardware = neuron.lifecycle.devices.hardware
     limits = [resident.max_context - 1 for resident in neuron.lifecycle.residents if resident.serving]
     found = attrs.asdict(hardware)
+    found["devices"] = [device | _lost(neuron.lifecycle, device["index"]) for device in found["devices"]]
     if found.get("cuda_unavailable_reason") is None:
         found.pop("cuda_unavailable_reason", None)
-    return {**found, "harnesses": ["jax"], "max_prompt_tokens": max(limits, default=0)}
+    return {
+        **found,
+        "harnesses": ["jax"],
+        "max_prompt_tokens": max(limits, default=0),
+        "groups": groups(neuron.lifecycle, hardware.hostname),
+    }
+
+
+def groups(lifecycle: Lifecycle, hostname: str) -> list[Json]:
+    """The models here that several processes serve: those led from here, and other neurons' ranks that run here."""
+    serving = [replica.client for resident in lifecycle.residents for replica in resident.replicas if replica.client]
+    led = [_group(one.spec, "leader", hostname, one.ranks) for one in serving if one.spec.group is not None]
+    lent: dict[str, list[EngineProcess]] = {}
+    for process in lifecycle.lender.lent:
+        lent.setdefault(process.spec.model_id, []).append(process)
+    return led + [_group(several[0].spec, "member", _leader(several[0].spec), several) for several in lent.values()]
+
+
+def _leader(spec: EngineSpec) -> str:
+    assert spec.group is not None
+    return spec.group.coordinator.rpartition(":")[0].strip("[]")
+
+
+def _group(spec: EngineSpec, role: str, leader: str, ranks: Sequence[Rank]) -> Json:
+    assert spec.group is not None
+    return {
+        "model_id": spec.model_id,
+        "role": role,
+        "leader": leader,
+        "world": spec.group.world,
+        "tensor_parallel": spec.tensor_parallel,
+        "ranks": [
+            {"rank": rank.rank, "host": rank.host, "devices": list(rank.devices), "pid": rank.pid, "phase": rank.phase}
+            for rank in ranks
+        ],
+    }
 
 
 async def health(neuron: Neuron) -> Json:
@@ -42,7 +84,7 @@ async def health(neuron: Neuron) -> Json:
     loads = await neuron.lifecycle.devices.look()
     return {
         "uptime_secs": int(time.monotonic() - neuron.started),
-        "devices": [attrs.asdict(load) for load in loads],
+        "devices": [device_load(neuron.lifecycle, load) for load in loads],
         "activation": {
             "state": activation.state,
             "pending": activation.pending,
@@ -54,10 +96,22 @@ async def health(neuron: Neuron) -> Json:
     }
 
 
+def device_load(lifecycle: Lifecycle, load: DeviceLoad) -> Json:
+    """How busy one device is, and which of the processes on it are ours; `model` is None for other programs'."""
+    holders = {given.pid: given.model for given in lifecycle.devices.grants.values()}
+    processes = [{"pid": one.pid, "used_mb": one.used_mb, "model": holders.get(one.pid)} for one in load.processes]
+    return {**attrs.asdict(load), "processes": processes, "lost": None} | _lost(lifecycle, load.index)
+
+
+def _lost(lifecycle: Lifecycle, index: int) -> Json:
+    reason = lifecycle.devices.lost.get(index)
+    return {} if reason is None else {"lost": reason}
+
+
 def model_load(resident: Resident) -> Json:
     """How busy one model is. KV memory is counted in pages of the plan's pool."""
     queue, load = resident.admission, resident.load
-    kv = sum(row.bytes for row in _plan(resident) if row.what.startswith("KV")) * len(resident.devices)
+    kv = _planned(resident, KV_ROW) or 0
     share = load.free_pages / load.pages if load.pages else 1.0
     return {
         "id": resident.id,
@@ -111,7 +165,16 @@ def resident_info(lifecycle: Lifecycle, resident: Resident) -> Json:
     ready = resident.client.ready if resident.client is not None else None
     abilities = resident.known_text.abilities if resident.known_text is not None else Abilities()
     info = _info(resident.id, lifecycle.catalogue.aliases(resident.id), resident.status, abilities)
-    info |= {"devices": list(resident.devices), "vram_used_mb": _used(plan, resident)}
+    planned = _planned(resident, TOTAL_ROW)
+    measured = _measured(lifecycle, resident)
+    info |= {
+        "devices": list(resident.devices),
+        "vram_used_mb": planned // MIB if measured is None and planned is not None else measured,
+        "vram_planned_mb": None if planned is None else planned // MIB,
+        "restarts": resident.state.restarts,
+    }
+    if resident.replicas:
+        info["replicas"] = [replica_info(replica) for replica in resident.replicas]
     if resident.serving:
         info["limit"] = limit(resident.max_context)
     if resident.progress is not None:
@@ -120,14 +183,39 @@ def resident_info(lifecycle: Lifecycle, resident: Resident) -> Json:
         info["last_error"] = resident.last_error
     if resident.status in ("failed", "recovering"):
         info["servable"] = {"ok": False, "reason": "unavailable", "detail": resident.last_error}
+    elif (short := resident.shortage) is not None:
+        detail = f"device {short.device} has {short.free} MiB free, and needs {short.required} MiB"
+        info["servable"] = {"ok": False, "reason": "insufficient_vram", "detail": detail}
     if resident.client is not None:
         info["pid"] = resident.client.pid
     if ready is not None:
         info["quant"] = {"chosen": ready.quant, "reason": ready.quant_reason}
         info["kv_dtype"] = {"chosen": ready.kv_dtype, "reason": ready.kv_reason}
+        info["deterministic"] = {"chosen": ready.deterministic, "reason": ready.deterministic_reason}
         info["attention"] = {"chosen": ready.attention, "reason": ready.attention_reason}
         info["plan"] = [{"what": row.what, "bytes": row.bytes} for row in plan]
     return info
+
+
+def replica_info(replica: Replica) -> Json:
+    """One engine of a model."""
+    load, client = replica.load, replica.client
+    return {
+        "status": STATUS[replica.state.phase],
+        "devices": list(replica.devices),
+        "pid": None if client is None else client.pid,
+        "restarts": replica.state.restarts,
+        "last_error": replica.last_error,
+        "load": {
+            "open": 0 if client is None else client.open,
+            "running": load.running,
+            "waiting": load.waiting,
+            "free_pages": load.free_pages,
+            "pages": load.pages,
+            "tok_s_prefill": load.prefill_rate,
+            "tok_s_decode": load.decode_rate,
+        },
+    }
 
 
 def unloaded_info(lifecycle: Lifecycle, entry: Entry, facts: ModelFacts | None) -> Json:
@@ -167,7 +255,23 @@ def _plan(resident: Resident) -> tuple[MemoryRow, ...]:
     return resident.client.ready.plan if resident.client is not None else ()
 
 
-def _used(plan: tuple[MemoryRow, ...], resident: Resident) -> int | None:
-    """MiB over all devices: the total of the memory plan, which the engine keeps to."""
-    total = next((row.bytes for row in plan if row.what == "total"), None)
-    return total * len(resident.devices) // MIB if total is not None else None
+def _planned(resident: Resident, what: str) -> int | None:
+    """Bytes over all devices of all engines: a row of their memory plans, which they keep to. None while none serves."""
+    found = [
+        row.bytes * len(replica.devices)
+        for replica in resident.replicas
+        if replica.client is not None
+        for row in replica.client.ready.plan
+        if row.what.startswith(what)
+    ]
+    return sum(found) if found else None
+
+
+def _measured(lifecycle: Lifecycle, resident: Resident) -> int | None:
+    """MiB that its engines really use, where NVML tells of all of them; a CPU's memory is taken by and by."""
+    if lifecycle.devices.platform == "cpu":
+        return None
+    picture, grants = lifecycle.devices.picture(), lifecycle.devices.grants
+    holders = [grants[replica.holder] for replica in resident.replicas if replica.holder in grants]
+    used = [measured(given, picture) for given in holders]
+    return None if not used or None in used else sum(mb for mb in used if mb is not None)

@@ -29,7 +29,7 @@ class Row:
 
 @define(eq=False)
 class Step:
-    """Rows computed together by the program `key`: one row with a chunk of its prompt, or many rows that decode."""
+    """Rows computed together by the program `key`: one row with a chunk of its prompt, many rows that decode, or both."""
 
     key: StepKey
     rows: Sequence[Row]

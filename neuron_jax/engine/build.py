@@ -7,7 +7,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,10 @@ from models.native.library import unavailable
 from models.registry import build
 from models.sharding import make_mesh
 from models.spec import Model
+from neuron_jax.engine import native_sampler, sampler
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat, choose_kv
+from neuron_jax.engine.attention.native import misfit
 from neuron_jax.engine.attention.trial import Case, kinds
 from neuron_jax.engine.buckets import Buckets, Menu, declare
 from neuron_jax.engine.compiler import Compiler
@@ -29,15 +31,19 @@ from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.prefix import NAME_BYTES, Naming
 from neuron_jax.engine.programs import Program, Shapes
+from neuron_jax.engine.proof import prove
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.scheduler import Scheduler
 from neuron_jax.workers.frames import EngineSpec, Progress
 
 Report = Callable[[Progress], None]
 
-RUNTIME_BYTES = {"cpu": 350 * MIB, "cuda": 1200 * MIB}
-"""What a process with JAX in it takes besides arrays: measured resident on a CPU; on a GPU the contexts of CUDA, cuBLAS,
-cuDNN and NCCL."""
+RUNTIME_BYTES = {"cpu": 290 * MIB, "cuda": 1200 * MIB}
+"""What a process with JAX in it takes besides arrays and programs: measured resident on a CPU after mixed traffic; on a GPU the
+contexts of CUDA, cuBLAS, cuDNN and NCCL."""
+
+LAYER_BYTES = {"native": MIB // 2, "cpu": 2 * MIB, "cuda": 0}
+"""What one layer takes in one program, measured alike: calls of the native kernels, or what XLA makes of them."""
 
 DEFAULT_SLOTS = {"cpu": 32, "cuda": 128}
 DEFAULT_CHUNK = {"cpu": 512, "cuda": 1024}
@@ -72,6 +78,8 @@ class Design:
     shapes: Shapes
     buckets: Buckets
     prefix_cache: bool
+    deterministic: bool
+    deterministic_reason: str
 
 
 def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, Storage] | None = None) -> Design:
@@ -93,12 +101,16 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
         storage=storage,
     )
     slots = spec.max_slots or DEFAULT_SLOTS[spec.platform]
+    exact = _exact(model, kv, dtype, spec, not_native)
+    kept, kept_reason = keeps_promise(spec, slots, exact=exact)
     buckets = declare(
         max_slots=slots,
         chunk_tokens=spec.chunk_tokens or DEFAULT_CHUNK[spec.platform],
         least_chunk=LEAST_CHUNK[spec.platform],
         decode_steps=spec.decode_steps or DEFAULT_STEPS,
         guesses=_guesses(spec, not_native),
+        exact=exact,
+        together=slots if kept and not exact else 0,
     )
     # A GPU is there for its engine: without a word on it, the pages get what is left. A CPU's memory is everybody's.
     pool = spec.kv_mb * MIB // spec.tensor_parallel or (limit if spec.platform == "cuda" else 0)
@@ -107,7 +119,7 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
         tensor_parallel=spec.tensor_parallel,
         limit=limit,
         kv_token=kv.token_bytes(model.cache_spec.kv_heads, model.cache_spec.head_dim),
-        runtime=RUNTIME_BYTES[spec.platform],
+        runtime=_runtime(model, spec.platform, buckets),
         rows=slots,
         chunk=buckets.chunks[-1],
         page_size=spec.page_size,
@@ -118,7 +130,19 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
     plan = plan_memory(request)
     shapes = Shapes(spec.page_size, plan.pages, slots, plan.max_context)
     return Design(
-        model, quant, reason, kv, kv_reason, dtype, spec.tensor_parallel, plan, shapes, buckets, spec.prefix_cache
+        model,
+        quant,
+        reason,
+        kv,
+        kv_reason,
+        dtype,
+        spec.tensor_parallel,
+        plan,
+        shapes,
+        buckets,
+        spec.prefix_cache,
+        kept,
+        kept_reason,
     )
 
 
@@ -133,10 +157,30 @@ def refuses_native(config: Any, spec: EngineSpec) -> str | None:
     return unavailable()
 
 
+def _runtime(model: Model, platform: Literal["cpu", "cuda"], buckets: Buckets) -> int:
+    """Bytes of the process itself and of its programs."""
+    layer = LAYER_BYTES["native" if buckets.exact else platform]
+    return RUNTIME_BYTES[platform] + len(buckets.keys()) * model.cache_spec.layers * layer
+
+
 def _guesses(spec: EngineSpec, not_native: str | None) -> int:
     if spec.speculate >= 0:
         return spec.speculate
     return DEFAULT_GUESSES if not_native is None else 0
+
+
+def _exact(model: Model, kv: KVFormat, dtype: Any, spec: EngineSpec, not_native: str | None) -> bool:
+    """Whether programs skip what is padding: where nothing but the native kernels computes tokens."""
+    return not_native is None and misfit(kv, dtype, spec.page_size, [model.cache_spec.head_dim]) is None
+
+
+def keeps_promise(spec: EngineSpec, slots: int, *, exact: bool) -> tuple[bool, str]:
+    """Whether a request gets the same bits however it is served, and why (docs/architecture.md)."""
+    if exact:
+        return True, "the native kernels do so in any case"
+    if not spec.deterministic:
+        return False, "not asked for: XLA's sums depend on the size of a step"
+    return True, f"as asked: every token in a step of {slots} rows, checked at the start"
 
 
 def choose_quant(spec: EngineSpec, not_native: str | None) -> tuple[str, str]:
@@ -154,7 +198,11 @@ def program_for(made: Design, devices: list[Any]) -> Program:
     """The programs of a design on these devices; attention is tried on them where there is a choice."""
     mesh = make_mesh(devices)
     case = Case(mesh, made.dtype, made.kv, made.plan.pages, made.shapes.page_size, kinds(made.model))
-    return Program(made.model, mesh, made.shapes, choose(case))
+    alike = made.buckets.together > 0
+    sample = (
+        native_sampler.sample if not native_sampler.refuses(mesh) else sampler.sample_alike if alike else sampler.sample
+    )
+    return Program(made.model, mesh, made.shapes, choose(case), sample)
 
 
 def load_runner(
@@ -174,7 +222,9 @@ def load_runner(
             made.buckets.essential(),
             lambda done, total: report(Progress("compile", done, total, "programs")),
         )
-        runner = Runner(program, compiler, params)
+        runner = Runner(program, compiler, params, made.buckets)
+        if made.buckets.together:
+            prove(runner, made.buckets.together)
     except BaseException:
         compiler.close()
         raise
@@ -186,16 +236,17 @@ def load_runner(
 def lead(made: Design, runner: Runner) -> Engine:
     """The engine over a runner whose essential programs are usable."""
     menu = Menu()
-    menu.add(runner.usable)
+    menu.add(runner.sizes(runner.usable))
     naming = Naming(made.shapes.page_size, secrets.token_bytes(NAME_BYTES)) if made.prefix_cache else None
     scheduler = Scheduler(
         Pages(made.plan.pages),
         page_size=made.shapes.page_size,
         max_slots=made.shapes.max_slots,
         menu=menu,
-        pace=Pace(),
+        pace=Pace(padded=not made.buckets.exact),
         naming=naming,
-        guessing=made.buckets.guesses > 0,
+        guessing=made.buckets.guesses > 0 and not made.buckets.together,
+        together=made.buckets.together,
     )
     return Engine(scheduler, runner, made.plan.max_context, time.perf_counter)
 

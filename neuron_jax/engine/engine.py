@@ -115,7 +115,7 @@ class Engine:
         """Take over the programs that became usable meanwhile."""
         compiled = self.runner.collect()
         if compiled:
-            self.scheduler.menu.add(compiled)
+            self.scheduler.menu.add(self.runner.sizes(compiled))
             self._note_load(compiles=self.load.compiles + len(compiled))
 
     def check_integrity(self) -> None:

@@ -33,8 +33,8 @@ def gumbel(seed: tuple[jax.Array, jax.Array], position: jax.Array, token: jax.Ar
     """
     key = (seed[0][:, None], seed[1][:, None])
     bits, _ = threefry2x32(key, (jnp.broadcast_to(position[:, None], token.shape), token))
-    # 24 bits, centred in their cells: never 0 and never 1, so that both logarithms are finite.
+    # 24 bits, centred in their cells and kept below 1, to which the last of them is rounded: both logarithms are finite.
     # By way of int32: without AVX-512 a CPU has no instruction that makes floats of unsigned integers.
     whole = (bits >> jnp.uint32(8)).astype(jnp.int32).astype(jnp.float32)
     uniform = (whole + jnp.float32(0.5)) * jnp.float32(2.0**-24)
-    return -jnp.log(-jnp.log(uniform))
+    return -jnp.log(-jnp.log(jnp.minimum(uniform, jnp.float32(1 - 2.0**-24))))

@@ -52,11 +52,15 @@ class Prompts:
 
 @define(eq=False)
 class Pace:
-    """Seconds per program: measured where it ran, else drawn through those that did."""
+    """Seconds per size of a step: measured where it ran, else drawn through those that did.
 
+    `padded`: whether a chunk costs the same however much of it is padding.
+    """
+
+    padded: bool = True
     _decode: dict[int, float] = field(factory=dict, init=False)  # rows -> seconds for one token of each
     _extend: dict[int, Prompts] = field(factory=dict, init=False)  # by chunk
-    _verify: dict[VerifyKey, float] = field(factory=dict, init=False)
+    _other: dict[StepKey, float] = field(factory=dict, init=False)  # of steps that there is nothing to choose of
     _last: dict[StepKey, deque[float]] = field(factory=dict, init=False)
 
     def saw(self, key: StepKey, seconds: float, *, at: int = 0) -> None:
@@ -68,8 +72,8 @@ class Pace:
         last.append(seconds)
         if isinstance(key, DecodeKey):
             self._decode[key.rows] = _median(last) / key.steps
-        else:
-            self._verify[key] = _median(last)
+        elif isinstance(key, VerifyKey):
+            self._other[key] = _median(last)
 
     def decode(self, rows: int) -> float:
         """Seconds until `rows` requests have one more token each; rather too few than too many; 0 = not known."""
@@ -77,7 +81,7 @@ class Pace:
 
     def verify(self, key: VerifyKey) -> float:
         """Seconds of a step that verifies guesses; 0 = not known."""
-        return self._verify.get(key, 0.0)
+        return self._other.get(key, 0.0)
 
     def extend(self, chunk: int, *, at: int = 0) -> float:
         """Seconds of a prompt step at position `at`; in unknown units as long as no step at all was measured."""
@@ -96,7 +100,7 @@ class Pace:
                 return self.extend(chunk, at=at) if chunk in self._extend else 0.0
             case DecodeKey(rows, steps):
                 return self._decode.get(rows, 0.0) * steps
-        return self.verify(key)
+        return self._other.get(key, 0.0)
 
     def cut(self, tokens: int, chunks: Sequence[int], *, at: int = 0) -> int:
         """The chunk, of `chunks` (ascending), with which to begin a prompt of `tokens`: the largest as long as it is full,
@@ -104,8 +108,8 @@ class Pace:
         if tokens >= chunks[-1]:
             return chunks[-1]
         above = bisect_left(chunks, tokens)
-        if above == 0:
-            return chunks[0]
+        if above == 0 or not self.padded:
+            return chunks[above]
         pieces = self._pieces(tokens, chunks[:above], at)
         return chunks[above] if self.extend(chunks[above], at=at) <= pieces else chunks[above - 1]
 

@@ -59,6 +59,10 @@ def verify_width(table: int, width: int) -> int:
     return _TABLE + table + width
 
 
+def together_width(table: int) -> int:
+    return _TABLE + table + 1
+
+
 def seat_width(vocab: int) -> int:
     return 1 + 3 * MAX_BIAS + vocab
 
@@ -121,6 +125,21 @@ class Mirror:
         packed[:end] = self._lines[_slot(request)]
         packed[:_FIRST_INT] = (row.start, row.count, row.draws)
         packed[end : end + row.count] = request.tokens[row.start : row.start + row.count]
+        return packed
+
+    def together(self, rows: Sequence[Row], bucket: int) -> Words:
+        """int32 [bucket, together_width]: a line for every token of `rows`, and the token, -1 where only the device knows."""
+        for row in rows:
+            self._note_pages(row.request)
+        slots = [_slot(row.request) for row in rows for _ in range(row.count)]
+        places = [(row, row.start + i) for row in rows for i in range(row.count)]
+        packed = np.zeros((bucket, together_width(self.table)), np.int32)
+        packed[:, :-1] = self._lines[slots + [self.slots] * (bucket - len(slots))]
+        for line, (row, position) in zip(packed, places, strict=False):
+            draws = row.draws and position == row.start + row.count - 1
+            tokens = row.request.tokens
+            line[:_FIRST_INT] = (position, 1, draws)
+            line[-1] = tokens[position] if position < len(tokens) else -1
         return packed
 
     def _note_pages(self, request: Request) -> None:

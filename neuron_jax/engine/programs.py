@@ -4,6 +4,7 @@ A step is one program: forward pass, sampling and bookkeeping of the device stat
 rows want of the sampler is data, so that it is no axis of the list of programs.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,12 +14,12 @@ from attrs import frozen
 from jax import lax
 
 from models.sharding import named_sharding, replicated
-from models.spec import Model, ParamSpec
+from models.spec import Model, ParamSpec, live_of
 from neuron_jax.engine import packing, sampler
 from neuron_jax.engine.attention.choose import Choice
 from neuron_jax.engine.attention.kv import LayerCache
 from neuron_jax.engine.attention.reference import BLOCK
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key, VerifyKey
+from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key, TogetherKey, VerifyKey
 
 Pool = tuple[LayerCache, ...]
 
@@ -64,6 +65,7 @@ class Program:
     mesh: jax.sharding.Mesh
     shapes: Shapes
     attention: Choice
+    sample: Callable[[jax.Array, sampler.RowParams, sampler.Past], sampler.Drawn] = sampler.sample
 
     def abstract_params(self) -> Any:
         return jax.tree.map(
@@ -94,6 +96,8 @@ class Program:
                 return self._lower_step(partial(_verify, self, width), (rows, packing.verify_width(table, width)))
             case ExtendKey(chunk):
                 return self._lower_step(partial(_extend, self, chunk), (packing.extend_width(table, chunk),))
+            case TogetherKey(rows):
+                return self._lower_step(partial(_together, self), (rows, packing.together_width(table)))
         state = self.abstract_state()
         seat = jax.jit(_seat, donate_argnums=0, out_shardings=_shardings(state))
         return seat.lower(state, self._whole((packing.seat_width(self.model.vocab_size),), jnp.int32))
@@ -130,8 +134,9 @@ def _decode(program: Program, steps: int, params: Any, state: State, packed: jax
         slot = jnp.where(live, rows.params.slot, program.shapes.max_slots)
         tokens = state.last_token[rows.params.slot]
         now = rows._replace(start=start, count=live.astype(jnp.int32))
-        hidden, pool = _forward(program, params, state.pool, tokens, now)
-        drawn = sampler.sample(_logits(program, params, hidden), _at(rows, start + 1), state.past)
+        hidden, pool, real = _forward(program, params, state.pool, tokens, now)
+        logits = _logits(program, params, hidden, real)
+        drawn = program.sample(logits, _at(now, start + 1, live), state.past)
         return _advance(state._replace(pool=pool), slot, drawn.token), _result(drawn)
 
     if steps == 1:
@@ -145,13 +150,13 @@ def _extend(program: Program, chunk: int, params: Any, state: State, packed: jax
     """Up to `chunk` tokens of one prompt, and the token after them where the prompt ends here: tokens [1, 1]."""
     rows = packing.unpack_rows(packed[None, : packed.shape[0] - chunk])
     tokens = packed[packed.shape[0] - chunk :]
-    hidden, pool = _forward(program, params, state.pool, tokens, rows)
+    hidden, pool, _ = _forward(program, params, state.pool, tokens, rows)
     last = lax.dynamic_slice_in_dim(hidden, jnp.maximum(rows.count[0] - 1, 0), 1)
-    params_row = _at(rows, rows.start + rows.count)
     draws = rows.draws[0] > 0
+    params_row = _at(rows, rows.start + rows.count, rows.draws > 0)
     drawn: sampler.Drawn = lax.cond(
         draws,
-        lambda: sampler.sample(_logits(program, params, last), params_row, state.past),
+        lambda: program.sample(_logits(program, params, last), params_row, state.past),
         lambda: sampler.nothing(1),
     )
     slot = jnp.where(draws, rows.params.slot, program.shapes.max_slots)
@@ -167,13 +172,14 @@ def _verify(program: Program, width: int, params: Any, state: State, packed: jax
     """
     rows, guesses = packing.unpack_rows(packed[:, :-width]), packed[:, -width:]
     tokens = jnp.concatenate([state.last_token[rows.params.slot][:, None], guesses], axis=1)
-    hidden, pool = _forward(program, params, state.pool, tokens.reshape(-1), rows)
+    hidden, pool, live = _forward(program, params, state.pool, tokens.reshape(-1), rows)
     place = jnp.arange(1 + width, dtype=jnp.int32)[None, :]
     each = rows._replace(params=jax.tree.map(lambda part: jnp.repeat(part, 1 + width, axis=0), rows.params))
-    wanted = _at(each, (rows.start[:, None] + 1 + place).reshape(-1))
-    drawn = sampler.sample(_logits(program, params, hidden), wanted, state.past)
+    real = place < rows.count[:, None]
+    wanted = _at(each, (rows.start[:, None] + 1 + place).reshape(-1), real.reshape(-1))
+    drawn = program.sample(_logits(program, params, hidden, live), wanted, state.past)
     token = drawn.token.reshape(tokens.shape)
-    right = (token[:, :-1] == guesses) & (place[:, 1:] < rows.count[:, None])
+    right = (token[:, :-1] == guesses) & real[:, 1:]
     last = jnp.cumprod(right.astype(jnp.int32), axis=1).sum(axis=1, dtype=jnp.int32)[:, None]
     slot = jnp.where(rows.count > 0, rows.params.slot, program.shapes.max_slots)
     # Rows that were guessed for have no penalties: what they count does not matter.
@@ -182,30 +188,48 @@ def _verify(program: Program, width: int, params: Any, state: State, packed: jax
     return state, Result(jnp.where(place <= last, token, -1), logprobs)
 
 
+def _together(program: Program, params: Any, state: State, packed: jax.Array) -> tuple[State, Result]:
+    """One token a row, whosever it is and whether of a prompt or the newest: tokens [R, 1], of the rows that draw.
+
+    A token goes through the same operations of the same sizes in every step, so what it gets depends on its own past alone
+    wherever a row of a product does not depend on the other rows and its place among them.
+    """
+    rows, given = packing.unpack_rows(packed[:, :-1]), packed[:, -1]
+    tokens = jnp.where(given >= 0, given, state.last_token[rows.params.slot])
+    hidden, pool, real = _forward(program, params, state.pool, tokens, rows)
+    draws = rows.draws > 0
+    drawn = program.sample(program.model.logits(params, hidden, real), _at(rows, rows.start + 1, draws), state.past)
+    slot = jnp.where(draws, rows.params.slot, program.shapes.max_slots)
+    state = _advance(state._replace(pool=pool), slot, drawn.token)
+    return state, jax.tree.map(lambda part: part[:, None], _result(drawn))
+
+
 def _seat(state: State, packed: jax.Array) -> State:
     return state._replace(past=packing.seated(state.past, packed))
 
 
 def _forward(
     program: Program, params: Any, pool: Pool, tokens: jax.Array, rows: packing.Rows
-) -> tuple[jax.Array, Pool]:
-    """tokens [R*C], the first `rows.count` of each row real -> hidden [R*C, D], the new pool."""
+) -> tuple[jax.Array, Pool, jax.Array | None]:
+    """tokens [R*C], the first `rows.count` of each row real -> hidden [R*C, D], the new pool, and of how many tokens, the
+    first ones, something was computed, [1]; None for all.
+    """
     chunk = tokens.shape[0] // rows.table.shape[0]
     attend = program.attention.make(rows.table, rows.start, rows.count, chunk)
     positions = rows.start[:, None] + jnp.arange(chunk, dtype=jnp.int32)[None, :]
     # Padding may reach past the last position that the rotary table of a model knows.
     positions = jnp.minimum(positions, program.model.max_positions - 1).reshape(-1)
     hidden, pool = program.model.forward(params, tokens, positions, attend, pool)
-    return hidden, tuple(pool)
+    return hidden, tuple(pool), live_of(attend)
 
 
-def _logits(program: Program, params: Any, hidden: jax.Array) -> jax.Array:
+def _logits(program: Program, params: Any, hidden: jax.Array, live: jax.Array | None = None) -> jax.Array:
     """hidden [R, D] -> float32 [R, V], whole on every device.
 
     One gather, and each device draws by itself. From a sharded vocabulary the sampler would take up to twenty small sums
     over the devices, those of the bisection once per round, and shard its counts, which then are gathered at the end.
     """
-    logits = program.model.logits(params, hidden)
+    logits = program.model.logits(params, hidden, live)
     # First as the product leaves them: asked for whole logits alone, XLA gathers the table and not what it makes of it. One
     # that does not divide was padded and is cut, which it keeps apart by itself; and JAX cannot name such a sharding.
     if logits.shape[-1] % program.mesh.size == 0:
@@ -214,8 +238,13 @@ def _logits(program: Program, params: Any, hidden: jax.Array) -> jax.Array:
     return whole
 
 
-def _at(rows: packing.Rows, position: jax.Array) -> sampler.RowParams:
-    return rows.params._replace(position=lax.bitcast_convert_type(position, jnp.uint32))
+def _at(rows: packing.Rows, position: jax.Array, wanted: jax.Array) -> sampler.RowParams:
+    """What to draw by at `position`, and nothing where it is not `wanted`."""
+    need = jnp.where(wanted, rows.params.need, sampler.NOTHING)
+    full_until = jnp.where(wanted, rows.params.full_until, jnp.uint32(0))
+    return rows.params._replace(
+        position=lax.bitcast_convert_type(position, jnp.uint32), need=need, full_until=full_until
+    )
 
 
 def _advance(state: State, slot: jax.Array, token: jax.Array) -> State:

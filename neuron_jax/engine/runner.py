@@ -4,6 +4,7 @@ Steps run in the order in which they were dispatched, each on the state that the
 host while a step is under way may be given away at once: its new owner's step can only run after that one.
 """
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import jax
@@ -13,9 +14,10 @@ from attrs import define, field
 
 from neuron_jax.engine import packing
 from neuron_jax.engine.batch import Drawn, Step
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key, SeatKey, StepKey, VerifyKey
+from neuron_jax.engine.buckets import Buckets, DecodeKey, ExtendKey, Key, SeatKey, TogetherKey, VerifyKey
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.programs import Program, Result, State
+from neuron_jax.engine.requests import Request
 
 
 class Others(Protocol):
@@ -35,6 +37,7 @@ class Runner:
     program: Program
     compiler: Compiler
     params: Any
+    buckets: Buckets | None = None  # where one program may serve several sizes of a step
     usable: set[Key] = field(factory=set, init=False)  # compiled, here and by all others
     _others: Others | None = field(default=None, init=False)
     _state: State = field(init=False)
@@ -61,28 +64,38 @@ class Runner:
         self.usable.update(new)
         return new
 
+    def sizes(self, compiled: Collection[Key]) -> Collection[Key]:
+        """The steps that can be computed with these programs."""
+        return compiled if self.buckets is None else self.buckets.sizes(compiled)
+
     def pack(self, step: Step) -> packing.Words:
         """What the device must be told to compute `step`."""
-        match step.key:
+        match self._program(step.key):
             case DecodeKey(bucket, _):
                 return self._mirror.decode(step.rows, bucket)
             case VerifyKey(bucket, width):
                 return self._mirror.verify(step.rows, bucket, width)
             case ExtendKey(chunk):
                 # Decoding follows upon a prompt, so only here can a slot have a new owner.
-                self._seat(step)
+                self._seat(step.rows[0].request)
                 return self._mirror.extend(step.rows[0], chunk)
+            case TogetherKey(bucket):
+                for row in step.rows:
+                    self._seat(row.request)
+                return self._mirror.together(step.rows, bucket)
+        raise AssertionError(f"{step.key} is no step")
 
     def dispatch(self, step: Step, packed: packing.Words) -> Result:
         """Start computing `step`; returns before it is done."""
+        key = self._program(step.key)
         if self._others is not None:
-            self._others.announce(step.key, packed)
-        result = self.run(step.key, packed)
+            self._others.announce(key, packed)
+        result = self.run(key, packed)
         result.tokens.copy_to_host_async()
         return result
 
-    def run(self, key: StepKey, packed: packing.Words) -> Result:
-        """Start one step's program; what it draws stays on the device."""
+    def run(self, key: Key, packed: packing.Words) -> Result:
+        """Start the program `key` of a step; what it draws stays on the device."""
         result: Result
         self._state, result = self.compiler.ready[key](self.params, self._state, packed)
         return result
@@ -93,11 +106,15 @@ class Runner:
 
     def fetch(self, step: Step, result: Result) -> Drawn:
         """Wait for `step`, and take what it brought."""
-        tokens = np.asarray(result.tokens).tolist()
-        return Drawn(tokens, np.asarray(result.logprobs) if step.wants_logprobs else None)
+        # Of a row of several tokens the last one draws; elsewhere a row is a line of the result.
+        lines = np.cumsum([row.count for row in step.rows]) - 1 if isinstance(step.key, TogetherKey) else slice(None)
+        tokens = np.asarray(result.tokens)[lines].tolist()
+        return Drawn(tokens, np.asarray(result.logprobs)[lines] if step.wants_logprobs else None)
 
-    def _seat(self, step: Step) -> None:
-        request = step.rows[0].request
+    def _program(self, size: Key) -> Key:
+        return size if self.buckets is None else self.buckets.program(size)
+
+    def _seat(self, request: Request) -> None:
         if self._mirror.seat(request) and packing.needs_seat(request):
             packed = packing.pack_seat(request, self.program.model.vocab_size)
             if self._others is not None:

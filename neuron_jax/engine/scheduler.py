@@ -7,7 +7,7 @@ from typing import Literal
 from attrs import define, field
 
 from neuron_jax.engine.batch import Drawn, Row, Step
-from neuron_jax.engine.buckets import ExtendKey, Menu, VerifyKey
+from neuron_jax.engine.buckets import ExtendKey, Menu, TogetherKey, VerifyKey
 from neuron_jax.engine.guesses import Guesser
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.packing import unpack_logprobs
@@ -44,6 +44,9 @@ class Scheduler:
 
     With `guessing`, a few requests that repeat themselves make several tokens a step: those guessed right, and one more.
 
+    With `together`, every step is of that one kind: the next token of all that decode, and as many tokens of prompts, in
+    order of arrival, as there are rows left.
+
     A step that was handed out counts as done, except for the tokens it draws: `absorb` brings those, in the same order.
     """
 
@@ -54,6 +57,7 @@ class Scheduler:
     pace: Pace
     naming: Naming | None = None
     guessing: bool = False
+    together: int = 0
     preemptions: int = field(default=0, init=False)
     lookup_tokens: int = field(default=0, init=False)  # of prompts whose beginnings were looked for
     hit_tokens: int = field(default=0, init=False)  # of these, found
@@ -96,6 +100,8 @@ class Scheduler:
         After a step that is `open_ended`, `absorb` must come first.
         """
         self._admit()
+        if self.together:
+            return self._everybody()
         decoding = [r for r in self._admitted if r.decoding]
         feeding = self._feeding()
         chunk = self._chunk(feeding, len(decoding)) if feeding is not None else 0
@@ -207,26 +213,34 @@ class Scheduler:
         return self.pace.cut(request.to_feed, affordable, at=at)
 
     def _extend(self, request: Request, chunk: int) -> Step:
-        count = min(request.to_feed, chunk)
+        return Step(ExtendKey(chunk), (self._fed(request, chunk),))
+
+    def _fed(self, request: Request, most: int) -> Row:
+        """The next tokens of its prompt."""
+        count = min(request.to_feed, most)
         draws = 1 if count == request.to_feed else 0
         row = Row(request, request.stay, request.computed, count, draws)
         request.computed += count
         request.ahead += draws
         self._publish(request, request.computed)
-        return Step(ExtendKey(chunk), (row,))
+        return row
+
+    def _everybody(self) -> Step | None:
+        decoding = [r for r in self._admitted if r.decoding]
+        for request in decoding:
+            self._grow(request, 1)
+        rows = [_next(request, 1) for request in decoding if request.slot is not None]
+        left = self.together - len(rows)
+        while left and (feeding := self._feeding()) is not None:
+            rows.append(self._fed(feeding, left))
+            left -= rows[-1].count
+        return Step(TogetherKey(self.together), rows) if rows else None
 
     def _decode(self, requests: Sequence[Request], *, alone: bool) -> Step | None:
         steps = self._steps(requests) if alone else 1
         for request in requests:
             self._grow(request, steps)
-        rows = []
-        for request in requests:
-            if request.slot is None:
-                continue
-            count = min(steps, request.limit - request.length)
-            rows.append(Row(request, request.stay, request.computed, count, count))
-            request.computed += count
-            request.ahead += count
+        rows = [_next(request, steps) for request in requests if request.slot is not None]
         return Step(self.menu.decode(len(rows), steps), rows) if rows else None
 
     def _verify(self, requests: Sequence[Request]) -> Step | None:
@@ -327,6 +341,15 @@ class Scheduler:
         chosen = [unpack_logprobs(words, wanted) for words in drawn.logprobs[line, : len(tokens)]]
         logprobs, alternatives = [c[0] for c in chosen], [c[1] for c in chosen]
         return Output(request.id, tokens, logprobs, alternatives, finish, cached_tokens=cached)
+
+
+def _next(request: Request, steps: int) -> Row:
+    """Its next `steps` tokens, or as many as it may still have."""
+    count = min(steps, request.limit - request.length)
+    row = Row(request, request.stay, request.computed, count, count)
+    request.computed += count
+    request.ahead += count
+    return row
 
 
 def _guess(request: Request, width: int) -> list[int]:

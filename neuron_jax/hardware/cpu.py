@@ -51,6 +51,15 @@ def read_resident(root: Path = Path("/")) -> Resident:
     return parse_status((root / "proc/self/status").read_text())
 
 
+def read_private(pid: int, root: Path = Path("/")) -> int | None:
+    """Bytes that a process has for itself alone, without files that it maps; None when it is gone."""
+    try:
+        rows = (root / f"proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return next((int(row.split()[1]) * 1024 for row in rows if row.startswith("RssAnon:")), None)
+
+
 def read_times(root: Path = Path("/")) -> CpuTimes:
     return parse_stat((root / "proc/stat").read_text())
 

@@ -7,7 +7,7 @@ import pynvml
 from attrs import frozen
 
 from neuron_jax.hardware.cpu import MIB, Memory
-from neuron_jax.hardware.records import Device, DeviceLoad
+from neuron_jax.hardware.records import Device, DeviceLoad, Process
 
 T = TypeVar("T")
 
@@ -59,6 +59,13 @@ class Nvml:
         return _text(self._api.nvmlDeviceGetUUID(self._handle(index)))
 
     def load(self, index: int) -> DeviceLoad:
+        """The device now; one that does not answer is lost, and says so."""
+        try:
+            return self._load(index)
+        except pynvml.NVMLError as error:
+            return DeviceLoad(index, 0, 0, None, None, lost=str(error))
+
+    def _load(self, index: int) -> DeviceLoad:
         handle = self._handle(index)
         memory = self._memory(handle)
         rates = self._if_supported(lambda: self._api.nvmlDeviceGetUtilizationRates(handle).gpu)
@@ -66,7 +73,14 @@ class Nvml:
             lambda: self._api.nvmlDeviceGetTemperature(handle, self._api.NVML_TEMPERATURE_GPU)
         )
         used = memory.total - memory.available
-        return DeviceLoad(index, used // MIB, memory.available // MIB, rates, temperature)
+        return DeviceLoad(
+            index, used // MIB, memory.available // MIB, rates, temperature, processes=self._processes(handle)
+        )
+
+    def _processes(self, handle: Any) -> tuple[Process, ...]:
+        """Those that compute and say what they use; in a container the driver may show none, or pids of the host."""
+        found = self._if_supported(lambda: self._api.nvmlDeviceGetComputeRunningProcesses(handle)) or []
+        return tuple(Process(one.pid, one.usedGpuMemory // MIB) for one in found if one.usedGpuMemory is not None)
 
     def _device(self, index: int) -> Device:
         handle = self._handle(index)

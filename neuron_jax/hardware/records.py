@@ -30,11 +30,25 @@ class Hardware:
 
 
 @frozen
+class Process:
+    """What one process has of a device's memory, in MiB."""
+
+    pid: int
+    used_mb: int
+
+
+@frozen
 class DeviceLoad:
-    """How busy one device is: MiB, percent, degrees Celsius; None where the device does not say."""
+    """How busy one device is: MiB, percent, degrees Celsius; None where the device does not say.
+
+    `processes` are those that the driver tells of, none where it does not. `lost`: what the driver says of a device that
+    does not answer any more; its numbers are 0 then.
+    """
 
     index: int
     vram_used_mb: int
     vram_free_mb: int
     utilization_pct: int | None
     temp_c: int | None
+    processes: tuple[Process, ...] = ()
+    lost: str | None = None

@@ -15,7 +15,7 @@ from attrs import frozen
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers import frames
 from neuron_jax.workers.frames import EngineLoad, EngineSpec, Output, Progress, Ready, Sampling, Sane
-from neuron_jax.workers.process import DEFAULT_COMMAND, EngineProcess, engine_environment
+from neuron_jax.workers.process import CUDA_SHARE, DEFAULT_COMMAND, EngineProcess, engine_environment
 from neuron_jax.workers.watchdog import Verdict
 
 Report = Callable[[Progress], None]
@@ -31,6 +31,9 @@ class Rank(Protocol):
 
     @property
     def sane(self) -> "asyncio.Future[Sane]": ...
+
+    @property
+    def rank(self) -> int: ...
 
     @property
     def host(self) -> str: ...
@@ -160,13 +163,15 @@ class EngineClient:
         command: Sequence[str] = DEFAULT_COMMAND,
         report: Report = lambda _: None,
         others: Sequence[StartRank] = (),
+        fraction: float = CUDA_SHARE,
     ) -> Self:
         """A client whose engine is ready. `others` start the ranks after the first; then `spec` has a group of that size.
+        `fraction` of each GPU is its own.
 
         Raises LoadError with the frame's kind, or EngineDied; leaves no process.
         """
         client = cls(spec, report)
-        env = engine_environment(spec, inherited)
+        env = engine_environment(spec, inherited, fraction)
         client._leader = await EngineProcess.spawn(spec, command, env, client._hear)
         try:
             if others:
@@ -309,13 +314,16 @@ class EngineClient:
 
 
 def start_here(
-    devices: tuple[int, ...], inherited: Mapping[str, str], command: Sequence[str] = DEFAULT_COMMAND
+    devices: tuple[int, ...],
+    inherited: Mapping[str, str],
+    command: Sequence[str] = DEFAULT_COMMAND,
+    fraction: float = CUDA_SHARE,
 ) -> StartRank:
-    """Starts a rank on `devices` of this host."""
+    """Starts a rank on `devices` of this host, `fraction` of each GPU being its own."""
 
     async def start(spec: EngineSpec) -> Rank:
         mine = msgspec.structs.replace(spec, devices=devices)
-        return await EngineProcess.spawn(mine, command, engine_environment(mine, inherited), lambda _: None)
+        return await EngineProcess.spawn(mine, command, engine_environment(mine, inherited, fraction), lambda _: None)
 
     return start
 

@@ -290,6 +290,8 @@ def _ready(started: Started) -> Ready:
         devices=tuple(str(device) for device in started.devices),
         plan=made.plan.rows,
         load_seconds=sum(started.seconds.values()),
+        deterministic=made.deterministic,
+        deterministic_reason=made.deterministic_reason,
     )
 
 

@@ -77,6 +77,7 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     chunk_tokens: int = 0  # most prompt tokens in one step
     decode_steps: int = 0  # most tokens of a request in one decode step
     speculate: int = -1  # tokens guessed ahead in a text that repeats itself; 0 = none, -1 = where it helps
+    deterministic: bool = False  # the same bits however a request is served, at a cost where XLA computes
     prefix_cache: bool = True  # off: how soon an answer begins tells nobody what others have asked
     compile_cache: str = ""  # folder of JAX's persistent cache; "" = off
     step_seconds: float = 30.0  # a step that takes longer, and many times as long as usual, hangs
@@ -171,6 +172,8 @@ class Ready(Struct, tag="ready", frozen=True):
     devices: tuple[str, ...]
     plan: tuple[MemoryRow, ...]
     load_seconds: float
+    deterministic: bool = False
+    deterministic_reason: str = ""
 
 
 class Failed(Struct, tag="failed", frozen=True):

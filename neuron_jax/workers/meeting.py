@@ -10,6 +10,7 @@ because a collective would need to know its size beforehand, and the ranks would
 Frames are those of `workers.frames`. Whoever does not know the group's secret is sent away; nothing is encrypted.
 """
 
+import contextlib
 import hmac
 import logging
 import queue
@@ -32,6 +33,10 @@ RETRY_SECONDS = 0.1
 """Between two attempts to reach a leader who is not there yet."""
 HELLO_SECONDS = 5.0
 """A guest who does not say who he is for so long is no rank."""
+
+KEEPALIVE = {"TCP_KEEPIDLE": 2, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 8_000}
+"""Seconds, a count, and milliseconds: after these the system itself takes a host for gone that does not answer, as when the
+cable is cut. Without them that takes hours on a link where nobody speaks, and a quarter of an hour where somebody does."""
 
 Words = npt.NDArray[np.int32]
 log = logging.getLogger("neuron.ranks")
@@ -95,6 +100,12 @@ class _Link:
             self._came += self.reader.feed(chunk)
         return self._came.pop(0)
 
+    def close(self) -> None:
+        """Wakes up whoever waits for a record: there will be none."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
     def rest(self) -> Iterator[Any]:
         """Every record until the other side is gone."""
         self.sock.settimeout(None)
@@ -123,6 +134,12 @@ class Leader:
             return cls(group, socket.create_server((host, port), family=_family(host), backlog=group.world))
         except OSError as error:
             raise LoadError("port_taken", f"rank 0 cannot listen on {group.coordinator}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Leaves the meeting, and with that ends it."""
+        self._listener.close()
+        for link in self._links.values():
+            link.close()
 
     def gather(self) -> None:
         """Returns when all other ranks are here. Raises LoadError rendezvous_timeout naming those who are not."""
@@ -172,8 +189,8 @@ class Leader:
         return set.intersection(*(set(able) for able in self._able.values()))
 
     def _welcome(self, sock: socket.socket, whence: Any) -> None:
+        _keep_alive(sock)
         sock.settimeout(HELLO_SECONDS)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link = _Link(sock, FrameReader(ToLeader))
         try:
             hello = link.next()
@@ -222,10 +239,13 @@ class Member:
                 if time.monotonic() >= until:
                     raise _unreachable(group, error.strerror or str(error)) from error
                 time.sleep(RETRY_SECONDS)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _keep_alive(sock)
         link = _Link(sock, FrameReader(FromLeader))
         link.send(Hello(group.rank, group.secret))
         return cls(group, link)
+
+    def close(self) -> None:
+        self._link.close()
 
     def meet(self) -> str:
         """Waits until all are here: where to join jax.distributed. Raises LoadError rendezvous_timeout."""
@@ -274,6 +294,15 @@ def split_address(address: str) -> tuple[str, int]:
     if not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{address!r} is no HOST:PORT")
     return host.strip("[]"), int(port)
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """Notice within seconds when the other host is gone without a word; and send words at once, however short."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # Linux's names
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _name(sock: socket.socket) -> str:

@@ -35,19 +35,22 @@ EXIT_SECONDS = 2.0
 WATCH_SECONDS = 0.25
 """How often the signs of life are looked at."""
 
+CHECKS = (-signal.SIGABRT, -signal.SIGSEGV)
+"""How a process ends when a library gives up: then only its last words say of what."""
+
 CUDA_SHARE = 0.97
-"""How much of a GPU's free memory the engine's allocator takes."""
+"""How much of a GPU's free memory an allocator can make use of."""
 
 
-def engine_environment(spec: EngineSpec, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The engine's environment: `inherited`, and what makes JAX see exactly the devices of `spec`."""
+def engine_environment(spec: EngineSpec, inherited: Mapping[str, str], fraction: float = CUDA_SHARE) -> dict[str, str]:
+    """The engine's environment: `inherited`, and what makes JAX see exactly the devices of `spec`, `fraction` of each."""
     env = {**inherited, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": spec.platform}
     if spec.platform == "cuda":
         env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         env["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in spec.devices)
         # The engine sizes its own pool from a plan; a preallocated arena would hide what is free from it.
         env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-        env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(CUDA_SHARE)
+        env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{fraction:.4f}"
         if spec.group is not None:
             # Ranks would wait for each other's part of the tuning of programs that they compile at different times.
             env["XLA_FLAGS"] = f"{inherited.get('XLA_FLAGS', '')} --xla_gpu_shard_autotuning=false".strip()
@@ -133,6 +136,10 @@ class EngineProcess:
     @property
     def pid(self) -> int:
         return self._pipes.process.pid
+
+    @property
+    def rank(self) -> int:
+        return self.spec.group.rank if self.spec.group is not None else 0
 
     @property
     def host(self) -> str:
@@ -234,16 +241,16 @@ class EngineProcess:
                 rows = [{"what": row.what, "bytes": row.bytes} for row in plan]
                 self.ready.set_exception(LoadError(kind, message, {"plan": rows} if rows else {}))
                 self.ready.exception()  # a rank's is told by `died` as well
-                self._fault = (kind, f"gave up: {message}")
+                self._fault = (kind, f"gave up: {kind}: {message}")
             case frames.Failed(kind, message):
-                self._fault = (kind, f"gave up: {message}")
+                self._fault = (kind, f"gave up: {kind}: {message}")
             case _:
                 self._hear(event)
 
     def _end(self, code: int, broken: frames.FrameError | None) -> None:
         kind, why = self._fault
         words = self._obituary(code, broken, why)
-        if kind == "exited" and code == -signal.SIGABRT:  # a library's own check; only its last words say of what
+        if kind == "exited" and code in CHECKS:
             known = classify(RuntimeError(str(self._pipes.words)))
             kind = kind if known == "internal" else known
         error = EngineDied(words, kind)

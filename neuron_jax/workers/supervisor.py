@@ -4,13 +4,14 @@
         └──error──▶ failed ◀──too many──────┘
     any ──stop──▶ draining ──▶ stopped
 
-`after` is the whole table as a pure function; `Supervisor` is the one task that carries it out.
+What an error wants is in REMEDIES. `after` is the whole table of states as a pure function; `Supervisor` is the one task
+that carries it out, and `start`, which it is given, does what the state asks for: less memory, other devices.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -20,9 +21,6 @@ from attrs import frozen
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import Ready
-
-FATAL = ("bad_checkpoint", "does_not_fit", "cuda_feature_not_enabled")
-"""Kinds of a failed start that another try cannot change; all others may pass: memory comes back late, a peer returns."""
 
 _log = logging.getLogger("neuron.supervisor")
 
@@ -38,15 +36,43 @@ class Phase(StrEnum):
     STOPPED = "stopped"
 
 
+class Remedy(StrEnum):
+    """What helps against an error."""
+
+    GIVE_UP = "give up"  # another try gives the same answer
+    SHRINK = "shrink"  # a new process with less memory for pages, once
+    ELSEWHERE = "elsewhere"  # a new process on other devices
+    WAIT = "wait"  # a new process later, also when the first start failed: somebody is about to leave
+    AWAIT = (
+        "await"  # a new process later: another host may come back; a first start that fails is the caller's to repeat
+    )
+    RESTART = "restart"  # a new process; a first start that fails is the caller's to repeat
+
+
+REMEDIES: Mapping[str, Remedy] = {
+    "bad_checkpoint": Remedy.GIVE_UP,
+    "does_not_fit": Remedy.GIVE_UP,
+    "bad_devices": Remedy.GIVE_UP,
+    "cuda_feature_not_enabled": Remedy.GIVE_UP,
+    "out_of_memory": Remedy.SHRINK,
+    "device_lost": Remedy.ELSEWHERE,
+    "device_busy": Remedy.WAIT,
+    "rendezvous_timeout": Remedy.AWAIT,
+}
+"""By kind, as in `workers.faults` and in the refusals of a load; for every other kind it is RESTART."""
+
+
 @frozen
 class RestartPolicy:
     """When an engine that died is started again. Times in seconds.
 
     More than `max_failures` deaths in a row, failed restarts among them, and the model is given up. Waits before a restart
     double from `first_delay` to `max_delay`. An engine that served for `stable` before it died starts a new count.
+    Hosts that are away may be away for longer: then it is `max_waits`, which is some minutes.
     """
 
     max_failures: int = 5
+    max_waits: int = 20
     first_delay: float = 0.25
     max_delay: float = 30.0
     stable: float = 60.0
@@ -57,12 +83,19 @@ RESTARTS = RestartPolicy()
 
 @frozen
 class State:
-    """A model's engine: its phase, deaths in a row, restarts in all, and the last error anybody should read."""
+    """A model's engine: its phase, deaths in a row, restarts in all, and the last error anybody should read.
+
+    `kind` is that of the last death in this row. `shrinks`: how often the engine ran out of memory, and begins with less.
+    `waits`: starts in a row for which another host was away.
+    """
 
     phase: Phase = Phase.STARTING
     failures: int = 0
     restarts: int = 0
     last_error: str | None = None
+    kind: str = ""
+    shrinks: int = 0
+    waits: int = 0
 
     @property
     def ended(self) -> bool:
@@ -77,10 +110,10 @@ class Started:
 
 @frozen
 class StartFailed:
-    """The engine did not become ready. `fatal`: trying again gives the same answer."""
+    """The engine did not become ready."""
 
     error: str
-    fatal: bool
+    kind: str = "internal"
 
 
 @frozen
@@ -89,6 +122,7 @@ class Died:
 
     error: str
     served: float
+    kind: str = "exited"
 
 
 @frozen
@@ -112,27 +146,45 @@ def after(state: State, happening: Happening, policy: RestartPolicy = RESTARTS) 
         case Phase.DRAINING, Stopped():
             return attrs.evolve(state, phase=Phase.STOPPED)
         case ((Phase.STARTING | Phase.RECOVERING), Started()):
-            return attrs.evolve(state, phase=Phase.READY)
-        case Phase.STARTING, StartFailed(error):
-            return attrs.evolve(state, phase=Phase.FAILED, last_error=error)
-        case Phase.RECOVERING, StartFailed(error, fatal):
-            return _fallen(state, state.failures + 1, error, give_up=fatal or state.failures >= policy.max_failures)
-        case Phase.READY, Died(error, served):
-            failures = 1 if served >= policy.stable else state.failures + 1
-            return _fallen(state, failures, error, give_up=failures > policy.max_failures)
+            return attrs.evolve(state, phase=Phase.READY, waits=0)
+        case ((Phase.STARTING | Phase.RECOVERING), StartFailed(error, kind)):
+            return _fallen(state, error, kind, policy)
+        case Phase.READY, Died(error, served, kind) if served >= policy.stable:
+            return _fallen(attrs.evolve(state, failures=0, kind=""), error, kind, policy)
+        case Phase.READY, Died(error, _, kind):
+            return _fallen(state, error, kind, policy)
     raise AssertionError(f"{happening} in {state}")
 
 
-def _fallen(state: State, failures: int, error: str, *, give_up: bool) -> State:
-    if give_up:
-        return attrs.evolve(state, phase=Phase.FAILED, failures=failures, last_error=error)
-    restarts = state.restarts + 1
-    return State(phase=Phase.RECOVERING, failures=failures, restarts=restarts, last_error=error)
+def _fallen(state: State, error: str, kind: str, policy: RestartPolicy) -> State:
+    remedy = REMEDIES.get(kind, Remedy.RESTART)
+    told = attrs.evolve(state, failures=state.failures + 1, last_error=error, kind=kind)
+    if remedy is Remedy.AWAIT:  # nothing of ours failed
+        told = attrs.evolve(told, failures=state.failures, waits=state.waits + 1)
+    if told.failures > policy.max_failures or told.waits > policy.max_waits or _gives_up(state, remedy, kind):
+        return attrs.evolve(told, phase=Phase.FAILED)
+    return attrs.evolve(
+        told,
+        phase=Phase.STARTING if state.phase is Phase.STARTING else Phase.RECOVERING,
+        restarts=state.restarts + 1,
+        shrinks=state.shrinks + (remedy is Remedy.SHRINK),
+    )
+
+
+def _gives_up(state: State, remedy: Remedy, kind: str) -> bool:
+    match remedy:
+        case Remedy.GIVE_UP:
+            return True
+        case Remedy.SHRINK:
+            return state.kind == kind  # with less memory it ran out of it again
+        case Remedy.RESTART | Remedy.AWAIT:
+            return state.phase is Phase.STARTING
+    return False
 
 
 def delay(state: State, policy: RestartPolicy = RESTARTS) -> float:
-    """Seconds to wait before the next start: exponential in the deaths in a row."""
-    return min(policy.first_delay * 2.0 ** max(0, state.failures - 1), policy.max_delay)
+    """Seconds to wait before the next start: exponential in the deaths and waits in a row."""
+    return min(policy.first_delay * 2.0 ** max(0, state.failures + state.waits - 1), policy.max_delay)
 
 
 class Supervisor:
@@ -156,6 +208,11 @@ class Supervisor:
         self._drain_secs = 0.0
         self._first: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(), name=f"supervisor of {name}")
+
+    @property
+    def serving(self) -> EngineClient | None:
+        """The engine, while it can be submitted to: one that died is none, also before anybody has noticed."""
+        return None if self.engine is None or self.engine.died.done() else self.engine
 
     async def started(self) -> Ready:
         """What the engine said when it served for the first time; it may have died since.
@@ -192,7 +249,9 @@ class Supervisor:
                 await self._stopping.wait()
 
     async def _try_start(self) -> None:
-        if self.state.failures and await _within(self._stopping.wait(), delay(self.state, self._policy)):
+        if (self.state.failures or self.state.waits) and await _within(
+            self._stopping.wait(), delay(self.state, self._policy)
+        ):
             return
         starting = asyncio.ensure_future(self._start())
         try:
@@ -205,17 +264,18 @@ class Supervisor:
             self._move(Started())
             self._settle(done.ready)
         elif isinstance(done, Exception):
-            self._move(StartFailed(str(done), fatal=isinstance(done, LoadError) and done.kind in FATAL))
-            self._settle(done)
+            self._move(StartFailed(str(done), _kind(done)))
+            if self.state.ended:
+                self._settle(done)
 
     async def _serve(self) -> None:
         assert self.engine is not None
         since = time.monotonic()
         await self._unless_stopped(self.engine.died)
         if self.engine.died.done():
-            error = str(self.engine.died.result())
+            died = self.engine.died.result()
+            self._move(Died(str(died), time.monotonic() - since, died.kind))
             await self._end_engine()
-            self._move(Died(error, time.monotonic() - since))
 
     async def _unless_stopped(self, future: "asyncio.Future[Any]") -> None:
         stop = asyncio.ensure_future(self._stopping.wait())
@@ -243,6 +303,10 @@ class Supervisor:
         level = logging.ERROR if isinstance(happening, Died | StartFailed) else logging.INFO
         _log.log(level, "%s: %s (%s)", self._name, self.state.phase.value, self.state.last_error or "no error")
         self._changed(self.state)
+
+
+def _kind(error: Exception) -> str:
+    return error.kind if isinstance(error, LoadError | EngineDied) else "internal"
 
 
 async def _within(work: Coroutine[Any, Any, Any], seconds: float) -> bool:

@@ -5,11 +5,13 @@ prompt's bytes, one token per request and step, and then ends with the first sto
 
     [[say TEXT]]    answers TEXT instead          [[count N]]   answers N letters: abc…zabc…
     [[die N]]       the process ends after N tokens of that request
+    [[die once N]]  the same, but only in the first process that serves this folder
     [[stall N]]     gives no more tokens after N, until cancelled
     [[fail N]]      the request ends with finish "error" after N tokens
     [[cached N]]    its first output says that N tokens of the prompt were cached
 
-`double.json` in the model folder changes the process: see `Script`.
+`double.json` in the model folder changes the process: see `Script`. Each start adds to `starts` in that folder, and a
+line to `specs`.
 """
 
 import argparse
@@ -33,7 +35,7 @@ from neuron_jax.workers.heart import Heart
 
 COMMAND = (sys.executable, "-m", "tests.fakes.engine_double")
 ROOT = Path(__file__).resolve().parents[2]
-DIRECTIVE = re.compile(r"\[\[(say|count|cached|die|stall|fail) (.*?)\]\]", re.DOTALL)
+DIRECTIVE = re.compile(r"\[\[(say|count|cached|die once|die|stall|fail) (.*?)\]\]", re.DOTALL)
 
 
 def environment() -> dict[str, str]:
@@ -49,6 +51,8 @@ class Script:
     max_context: int = 4096
     max_slots: int = 8
     fail: Sequence[str] = ()
+    fail_starts: Sequence[int] = ()  # of the folder: only these, from 1 on; () = every start
+    last_words: Sequence[str] = ()  # [kind, message] said when a request makes it die
     die_loading: int | None = None
     die_loading_after: int = 0  # starts that work before `die_loading` begins
     die_ready: int | None = None  # exit code right after ready
@@ -125,6 +129,7 @@ class Double:
         self.running: dict[int, Running] = {}
         self.steps = 0
         self.script = Script()
+        self.starts = 0  # of this folder, with this one
 
     def serve(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -148,7 +153,9 @@ class Double:
             case frames.Load(spec):
                 self.load(spec)
             case frames.Submit():
-                self.running[command.request] = reply_of(command)
+                self.running[command.request] = run = reply_of(command)
+                if run.verb == "die once":
+                    run.verb = "die" if self.starts == 1 else ""
             case frames.Cancel(request):
                 self.running.pop(request, None)
                 self.send(frames.Report(self.busy()))
@@ -162,7 +169,11 @@ class Double:
             self.send(frames.Progress("weights", done * 50, 100, "bytes"))
             time.sleep(self.script.load_seconds / 3)
         self.count_start(path)
-        if self.script.fail:
+        told = {"memory_mb": spec.memory_mb, "kv_mb": spec.kv_mb, "devices": spec.devices}
+        told["fraction"] = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+        with path.with_name("specs").open("a") as file:
+            print(json.dumps(told), file=file)
+        if self.script.fail and (not self.script.fail_starts or self.starts in self.script.fail_starts):
             kind, message = self.script.fail
             self.send(frames.Failed(kind, message, (MemoryRow("weights", 1000),)))
             sys.exit(1)
@@ -175,6 +186,7 @@ class Double:
         starts = path.with_name("starts")
         count = int(starts.read_text()) + 1 if starts.exists() else 1
         starts.write_text(str(count))
+        self.starts = count
         if self.script.die_loading is not None and count > self.script.die_loading_after:
             print("the double was told to die while loading", flush=True)
             os._exit(self.script.die_loading)
@@ -189,6 +201,8 @@ class Double:
             quant_reason="a double has no weights",
             kv_dtype="float32",
             kv_reason="a double has no cache",
+            deterministic=False,
+            deterministic_reason="a double invents its tokens",
             attention="none",
             attention_reason="a double attends to nothing",
             compute_dtype="float32",
@@ -199,6 +213,8 @@ class Double:
 
     def step(self) -> None:
         self.steps += 1
+        if self.script.last_words and any(run.verb == "die" and run.sent >= run.at for run in self.running.values()):
+            self.send(frames.Failed(*self.script.last_words))
         outputs = [output for run in tuple(self.running.values()) if (output := next_output(run))]
         for output in outputs:
             if output.finish:

@@ -1,7 +1,7 @@
 """A neuron daemon on a real port with the engine double behind it, for one test; knows the tiny model."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,8 @@ class LiveNeuron:
         body = {"model": MODEL, "messages": [{"role": "user", "content": text}], **more}
         return await self.http.post("/v1/chat/completions", json=body)
 
-    async def load(self) -> None:
-        answer = await self.http.post("/models/load", json={"model_id": MODEL})
+    async def load(self, **spec: Any) -> None:
+        answer = await self.http.post("/models/load", json={"model_id": MODEL, **spec})
         assert answer.status_code == 200, answer.text
 
     def pid(self) -> int:
@@ -79,11 +79,15 @@ async def live_neuron(
     load: bool = True,
     queue: AdmissionConfig | None = None,
     restarts: RestartPolicy = RESTARTS,
+    devices: Devices | None = None,
     **script: Any,
 ) -> AsyncIterator[LiveNeuron]:
     folder = write_tiny_model(tmp_path / "tiny", **script)
     config = config_for(folder, tmp_path / "cache", admission=queue or AdmissionConfig())
-    async with running(config, restarts) as (url, lifecycle), httpx.AsyncClient(base_url=url, timeout=20) as http:
+    async with (
+        running(config, restarts, devices=devices) as (url, lifecycle),
+        httpx.AsyncClient(base_url=url, timeout=20) as http,
+    ):
         neuron = LiveNeuron(http, lifecycle, folder)
         if load:
             await neuron.load()
@@ -91,9 +95,14 @@ async def live_neuron(
 
 
 @asynccontextmanager
-async def running(config: NeuronConfig, restarts: RestartPolicy = RESTARTS) -> AsyncIterator[tuple[str, Lifecycle]]:
+async def running(
+    config: NeuronConfig,
+    restarts: RestartPolicy = RESTARTS,
+    command: Sequence[str] = COMMAND,
+    devices: Devices | None = None,
+) -> AsyncIterator[tuple[str, Lifecycle]]:
     """The daemon of `config` on a free port; afterwards none of its processes or tasks is left."""
-    app = build_app(config, still_devices(), command=COMMAND, restarts=restarts)
+    app = build_app(config, devices or still_devices(), command=command, restarts=restarts)
     settings = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=1
     )

@@ -9,13 +9,19 @@ MIB = 1024 * 1024
 
 
 class FakeNvml:
-    """Two H100-like devices by default. `error` is raised by nvmlInit; `quiet` devices do not report load or memory."""
+    """Two H100-like devices by default. `error` is raised by nvmlInit; `quiet` devices do not report load or memory.
+
+    `processes`: device -> pid -> MiB, None where the driver does not say. `free`: MiB by device; `lost`: devices off the bus.
+    """
 
     NVML_TEMPERATURE_GPU = 0
 
     def __init__(self, count: int = 2, error: Exception | None = None, quiet: bool = False) -> None:
         self.count, self.error, self.quiet = count, error, quiet
         self.opened = 0
+        self.processes: dict[int, dict[int, int | None]] = {}
+        self.free: dict[int, int] = {}
+        self.lost: set[int] = set()
 
     def nvmlInit(self) -> None:  # noqa: N802 - the library's name
         if self.error:
@@ -36,6 +42,8 @@ class FakeNvml:
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
         assert self.opened
+        if index in self.lost:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
         return index
 
     def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
@@ -49,7 +57,7 @@ class FakeNvml:
 
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
         self._speak()
-        return SimpleNamespace(total=80_000 * MIB, free=(70_000 - handle) * MIB)
+        return SimpleNamespace(total=80_000 * MIB, free=self.free.get(handle, 70_000 - handle) * MIB)
 
     def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:  # noqa: N802
         self._speak()
@@ -58,6 +66,11 @@ class FakeNvml:
     def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:  # noqa: N802
         self._speak()
         return 60 + handle
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
+        self._speak()
+        used = self.processes.get(handle, {})
+        return [SimpleNamespace(pid=pid, usedGpuMemory=None if mb is None else mb * MIB) for pid, mb in used.items()]
 
     def _speak(self) -> None:
         if self.quiet:

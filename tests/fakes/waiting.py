@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable
 
 
@@ -12,3 +13,11 @@ async def until(holds: Callable[[], object], seconds: float = 20.0) -> None:
             if holds():
                 return
             await asyncio.sleep(0.005)
+
+
+def until_sync(holds: Callable[[], object], seconds: float) -> None:
+    """Returns when `holds` does, for callers without a loop."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"did not become true within {seconds:g} s"
+        time.sleep(0.1)

@@ -101,10 +101,11 @@ def test_load_tells_its_phases_and_unload_ends_it(
     gateway: LiveGateway, host: HostDouble, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line per phase when piped."""
-    flags = ("--quant", "none", "--kv-dtype", "int8", "--node", "beast", "--hosts", "beast", "--ranks", "device")
-    assert run(gateway, "load", "small", *flags) == 0
+    how = ("--quant", "none", "--kv-dtype", "int8", "--deterministic", "--node", "beast")
+    assert run(gateway, "load", "small", *how, "--hosts", "beast", "--ranks", "device") == 0
     assert capsys.readouterr().out.splitlines() == ["  Starting", "  Loading weights 0.0/0.0 MB", "small is loaded"]
-    assert [host.specs[0][name] for name in ("quant", "kv_dtype", "ranks")] == ["none", "int8", "device"]
+    named = ("quant", "kv_dtype", "deterministic", "ranks")
+    assert [host.specs[0][name] for name in named] == ["none", "int8", True, "device"]
     assert "hosts" not in host.specs[0]
 
     assert run(gateway, "unload", "small") == 0

@@ -42,7 +42,8 @@ def test_everything_that_may_be_written_is_read(tmp_path: pathlib.Path) -> None:
         tmp_path,
         '[gateway]\nlisten = "[::1]:80"\nwait_secs = 5\n[eviction]\nstrategy = "priority"\ndefrag_after_cycles = 3\n'
         + NODE,
-        '[[models]]\nid = "m"\nquant = "int8"\nkv_dtype = "fp8"\nvram_mb = 9\npinned_on = ["a"]\nlimit = { context = 4096 }\n'
+        '[[models]]\nid = "m"\nquant = "int8"\nkv_dtype = "fp8"\ndeterministic = true\n'
+        'vram_mb = 9\npinned_on = ["a"]\nlimit = { context = 4096 }\n'
         'cost = { input = 1 }\n[aliases]\nnick = "m"\n',
     )
 
@@ -55,6 +56,7 @@ def test_everything_that_may_be_written_is_read(tmp_path: pathlib.Path) -> None:
                 id="m",
                 quant="int8",
                 kv_dtype="fp8",
+                deterministic=True,
                 vram_mb=9,
                 pinned_on=("a",),
                 limit=Limit(context=4096),

@@ -254,9 +254,12 @@ inline void attend_rows(const Attention& a) {
   }
 }
 
-inline void attend(const Attention& a) {
+inline void attend(Attention a) {
   Team& team = Team::instance();
-  const int64_t tokens = a.rows * a.chunk;
+  while (a.rows > 0 && a.count[a.rows - 1] <= 0) --a.rows;
+  if (a.rows == 0) return;
+  // Up to the last real token: what is behind it is nobody's.
+  const int64_t tokens = (a.rows - 1) * a.chunk + std::min<int64_t>(a.count[a.rows - 1], a.chunk);
   team.run(tokens, 4, [&](int64_t first, int64_t last) {
     for (int64_t token = first; token < last; ++token) enter(a, token);
   });

@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "matmul.h"
+#include "sampler.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace cortex {
@@ -52,14 +53,19 @@ ffi::Error with_weights(const Bytes& matrix, int64_t codes, int64_t group, bool 
   return codes == INT8 ? pick(Int8{}) : pick(Int4{});
 }
 
-ffi::Error linear(Floats x, Bytes matrix, ffi::RemainingArgs extra, ffi::Result<Floats> y, int64_t codes, int64_t group,
+// How many of `rows` the caller wants.
+int64_t live_of(const Ints& live, int64_t rows) {
+  return live.element_count() < 1 ? 0 : std::clamp<int64_t>(live.typed_data()[0], 0, rows);
+}
+
+ffi::Error linear(Floats x, Bytes matrix, Ints live, ffi::RemainingArgs extra, ffi::Result<Floats> y, int64_t codes, int64_t group,
                   bool half, bool offset, bool norm, int64_t epilogue, float epsilon) {
   const auto in = x.dimensions(), out = y->dimensions();
   if (in.size() != 2 || out.size() != 2) return ffi::Error::InvalidArgument("x and y have two dimensions");
   Product p{};
   p.x = x.typed_data();
   p.y = y->typed_data();
-  p.rows = in[0];
+  p.rows = live_of(live, in[0]);
   p.columns = in[1];
   p.outputs = out[1];
   p.epsilon = epsilon;
@@ -76,13 +82,13 @@ ffi::Error linear(Floats x, Bytes matrix, ffi::RemainingArgs extra, ffi::Result<
   });
 }
 
-ffi::Error rows(Ints tokens, Bytes matrix, ffi::Result<Floats> y, int64_t codes, int64_t group, bool half, bool offset,
+ffi::Error rows(Ints tokens, Bytes matrix, Ints live, ffi::Result<Floats> y, int64_t codes, int64_t group, bool half, bool offset,
                 int64_t tiles) {
   const int64_t columns = y->dimensions()[1];
   return with_weights(matrix, codes, group, half, offset, tiles, columns, [&](const auto& w) {
     Scratch memory;
     float* tile = memory.get(columns * TILE);
-    const int64_t count = static_cast<int64_t>(tokens.element_count());
+    const int64_t count = live_of(live, static_cast<int64_t>(tokens.element_count()));
     for (int64_t t = 0; t < count; ++t) {
       const int64_t token = tokens.typed_data()[t];
       if (token < 0 || token >= tiles * TILE) return ffi::Error::InvalidArgument("no such row");
@@ -93,8 +99,9 @@ ffi::Error rows(Ints tokens, Bytes matrix, ffi::Result<Floats> y, int64_t codes,
   });
 }
 
-ffi::Error norm(Floats x, Floats weight, ffi::Result<Floats> y, float epsilon) {
-  const int64_t width = x.dimensions().back(), count = width > 0 ? static_cast<int64_t>(x.element_count()) / width : 0;
+ffi::Error norm(Floats x, Floats weight, Ints live, ffi::Result<Floats> y, float epsilon) {
+  const int64_t width = x.dimensions().back();
+  const int64_t count = live_of(live, width > 0 ? static_cast<int64_t>(x.element_count()) / width : 0);
   for (int64_t r = 0; r < count; ++r)
     normalize(x.typed_data() + r * width, weight.typed_data(), width, epsilon, y->typed_data() + r * width);
   return ffi::Error::Success();
@@ -132,6 +139,41 @@ ffi::Error attention(Floats qkv, Floats cos, Floats sin, Ints table, Ints start,
   return ffi::Error::Success();
 }
 
+ffi::Error sampled(Floats logits, Ints ints, Floats floats, ffi::Buffer<ffi::S16> generated,
+                  ffi::Buffer<ffi::PRED> in_prompt, Ints bias_ids, Floats bias, ffi::Buffer<ffi::U32> bias_until,
+                  ffi::Result<Ints> token, ffi::Result<Floats> logprob, ffi::Result<Ints> top_ids,
+                  ffi::Result<Floats> top_logprobs) {
+  const auto shape = logits.dimensions(), past = generated.dimensions(), top = top_ids->dimensions();
+  if (shape.size() != 2 || past.size() != 2 || past[1] != shape[1] || in_prompt.element_count() != generated.element_count())
+    return ffi::Error::InvalidArgument("logits and past are over one vocabulary");
+  const int64_t rows = shape[0], slots = past[0];
+  if (static_cast<int64_t>(ints.element_count()) != rows * INTS ||
+      static_cast<int64_t>(floats.element_count()) != rows * FLOATS || bias_ids.dimensions()[0] != slots)
+    return ffi::Error::InvalidArgument("parameters of other rows or slots");
+  Sampling s{};
+  s.logits = logits.typed_data();
+  s.ints = ints.typed_data();
+  s.floats = floats.typed_data();
+  s.generated = generated.typed_data();
+  s.in_prompt = reinterpret_cast<const uint8_t*>(in_prompt.typed_data());
+  s.bias_ids = bias_ids.typed_data();
+  s.bias = bias.typed_data();
+  s.bias_until = bias_until.typed_data();
+  s.token = token->typed_data();
+  s.logprob = logprob->typed_data();
+  s.top_ids = top_ids->typed_data();
+  s.top_logprobs = top_logprobs->typed_data();
+  s.rows = rows;
+  s.vocab = shape[1];
+  s.biases = bias_ids.dimensions()[1];
+  s.alternatives = top[1];
+  if (s.vocab < 1 || s.alternatives < 1) return ffi::Error::InvalidArgument("nothing to choose from");
+  for (int64_t row = 0; row < rows; ++row)
+    if (s.integer(row, SLOT) < 0 || s.integer(row, SLOT) >= slots) return ffi::Error::InvalidArgument("no such slot");
+  sample(s);
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace cortex
 
@@ -139,6 +181,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_linear, cortex::linear,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::U8>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .RemainingArgs()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Attr<int64_t>("codes")
@@ -152,6 +195,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_rows, cortex::rows,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::U8>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Attr<int64_t>("codes")
                                   .Attr<int64_t>("group")
@@ -162,6 +206,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_norm, cortex::norm,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Attr<float>("epsilon"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_attention, cortex::attention,
@@ -179,3 +224,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_attention, cortex::attention,
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Attr<int64_t>("window")
                                   .Attr<float>("scale"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_sample, cortex::sampled,
+                              xla::ffi::Ffi::Bind()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S16>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::PRED>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::U32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>());

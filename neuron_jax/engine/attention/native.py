@@ -4,9 +4,12 @@ One call rotates, stores and mixes. A page holds keys with the dimension outside
 token gets is the same bits whatever the batch, the chunk and the page size (see src/attention.h).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from attrs import frozen
+from attrs import Factory, frozen
 
 from models.native import ops
 from models.native.library import unavailable
@@ -39,6 +42,7 @@ class NativeAttend:
     start: jax.Array
     count: jax.Array
     chunk: int
+    live: jax.Array = Factory(lambda self: _live(self.count, self.chunk), takes_self=True)  # up to the last real token
 
     def rotated(
         self,
@@ -76,8 +80,19 @@ def refuses(case: Case) -> str | None:
     """Why the kernel cannot serve `case`; None when it can."""
     if case.device.platform != "cpu" or case.mesh.size > 1:
         return "serves one CPU device"
-    if case.kv.name != "float32" or jnp.dtype(case.dtype) != jnp.float32:
-        return f"computes in float32 over a float32 cache, not in {jnp.dtype(case.dtype).name} over {case.kv.name}"
-    if case.page_size % LANES or any(layer.head_dim % LANES for layer in case.layers):
+    return misfit(case.kv, case.dtype, case.page_size, [layer.head_dim for layer in case.layers]) or unavailable()
+
+
+def misfit(kv: KVFormat, dtype: Any, page_size: int, heads: Sequence[int]) -> str | None:
+    """Why the kernel cannot serve heads of these widths over such a cache, on whatever device."""
+    if kv.name != "float32" or jnp.dtype(dtype) != jnp.float32:
+        return f"computes in float32 over a float32 cache, not in {jnp.dtype(dtype).name} over {kv.name}"
+    if page_size % LANES or any(width % LANES for width in heads):
         return f"takes pages and heads of multiples of {LANES}"
-    return unavailable()
+    return None
+
+
+def _live(count: jax.Array, chunk: int) -> jax.Array:
+    """count [R] -> [1]: tokens up to the last real one, of R rows of `chunk`."""
+    ends = jnp.arange(count.shape[0], dtype=jnp.int32) * chunk + count
+    return jnp.where(count > 0, ends, 0).max(keepdims=True)

@@ -68,6 +68,7 @@ def test_everything_a_neuron_says_is_taken() -> None:
                     "last_error": {"message": "x"},
                     "quant": {"chosen": "int4", "reason": "as asked"},
                     "kv_dtype": {"chosen": "int8", "reason": "as asked"},
+                    "deterministic": {"chosen": True, "reason": "as asked"},
                 }
             ],
         )
@@ -91,6 +92,7 @@ def test_everything_a_neuron_says_is_taken() -> None:
         last_error="{'message': 'x'}",
         quant={"chosen": "int4", "reason": "as asked"},
         kv_dtype={"chosen": "int8", "reason": "as asked"},
+        deterministic={"chosen": True, "reason": "as asked"},
         load=ModelLoad(in_flight=1, queue_depth=2, tok_s_decode=9.5),
     )
     assert seen == Observation(hostname="h", harnesses=("jax",), devices=(device,), replicas=(replica,), uptime_secs=7)

@@ -55,7 +55,7 @@ def test_a_waiting_request_is_served_once_its_model_is_loaded() -> None:
 def test_the_catalogue_says_how_a_model_is_loaded() -> None:
     """Source, formats, context and devices are passed on to the node."""
     host = HostDouble()
-    model = ModelConfig(id="m", source="/models/m", quant="int8", kv_dtype="fp8")
+    model = ModelConfig(id="m", source="/models/m", quant="int8", kv_dtype="fp8", deterministic=True)
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
         await cold(fleet, "m")
@@ -67,6 +67,7 @@ def test_the_catalogue_says_how_a_model_is_loaded() -> None:
                 "harness": "jax",
                 "quant": "int8",
                 "kv_dtype": "fp8",
+                "deterministic": True,
                 "tensor_parallel": 1,
             }
         ]

@@ -486,7 +486,7 @@ def test_after_enough_unloads_an_idle_node_restarts_its_engines() -> None:
     """Drain, unload, load again as it was loaded; the count starts anew."""
     it = bench(ModelConfig(id="m", vram_mb=1000), eviction=Eviction(defrag_after_cycles=1))
     it.see()
-    it.load("m", quant="none", kv_dtype="int8")
+    it.load("m", quant="none", kv_dtype="int8", deterministic=True)
     it.done()
     it.see(free=9000, replicas=(loaded("m", mb=1000), loaded("x", mb=500)))
     it.want("m")
@@ -503,14 +503,15 @@ def test_after_enough_unloads_an_idle_node_restarts_its_engines() -> None:
     assert it.done_to() == ["load m", "unload x", "unload m", "load m"]
     assert it.outcome(meanwhile) == "a"
     specs = [effect.spec for effect in it.effects if isinstance(effect, m.StartLoad)]
-    assert [(spec.quant, spec.kv_dtype) for spec in specs] == [("none", "int8")] * 2
+    assert [(spec.quant, spec.kv_dtype, spec.deterministic) for spec in specs] == [("none", "int8", True)] * 2
     assert it.residency.snapshot().nodes[0].cycles == 0
 
 
 def test_what_somebody_else_loaded_comes_back_in_the_same_formats() -> None:
     """The node said which it had chosen."""
     it = bench(eviction=Eviction(defrag_after_cycles=1))
-    formats = {"quant": {"chosen": "int4", "reason": ""}, "kv_dtype": {"chosen": "fp8", "reason": ""}}
+    chosen = {"quant": "int4", "kv_dtype": "fp8", "deterministic": True}
+    formats = {name: {"chosen": what, "reason": ""} for name, what in chosen.items()}
     it.see(free=9000, replicas=(loaded("m", mb=1000, **formats), loaded("x", mb=500)))
     it.unload("x")
     it.done()
@@ -519,7 +520,7 @@ def test_what_somebody_else_loaded_comes_back_in_the_same_formats() -> None:
 
     assert it.done_to() == ["unload x", "unload m", "load m"]
     spec = next(effect.spec for effect in it.effects if isinstance(effect, m.StartLoad))
-    assert (spec.quant, spec.kv_dtype) == ("int4", "fp8")
+    assert (spec.quant, spec.kv_dtype, spec.deterministic) == ("int4", "fp8", True)
 
 
 def test_a_node_with_work_is_not_defragmented() -> None:

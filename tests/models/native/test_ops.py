@@ -94,6 +94,24 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(storage: Storage, gated: bo
 
 
 @needs_kernels
+@pytest.mark.parametrize("live", [0, 1, 5, 9])
+def test_what_is_not_live_is_not_computed(live: int) -> None:
+    """Rows behind `live` may hold anything: NaN in, and tokens that no matrix has."""
+    rng = np.random.default_rng(0)
+    tiles = Tiles.plan(64, 64, FLOAT32)
+    leaves = packed(tiles, matrix(rng, 64, 64, FLOAT32))
+    x = jnp.asarray(rng.standard_normal((9, 64)).astype(np.float32)).at[live:].set(jnp.nan)
+    tokens = jnp.full(9, 64, jnp.int32).at[:live].set(7)
+    norm, some = ops.Norm(jnp.ones(64), 1e-6), jnp.asarray([live], jnp.int32)
+    for found, whole in (
+        (ops.linear(x, tiles, leaves, norm=norm, live=some), ops.linear(x, tiles, leaves, norm=norm)),
+        (ops.normalize(x, norm, some), ops.normalize(x, norm)),
+        (ops.rows(tokens, tiles, leaves, some), ops.rows(jnp.full(9, 7, jnp.int32), tiles, leaves)),
+    ):
+        assert np.array_equal(found[:live], whole[:live])
+
+
+@needs_kernels
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 def test_rows_are_looked_up_exactly(storage: Storage) -> None:
     rng = np.random.default_rng(0)

@@ -66,6 +66,7 @@ def test_models_before_and_after_loading(tmp_path: Path) -> None:
         assert (after[0]["status"], after[0]["devices"], after[0]["vram_used_mb"]) == ("loaded", [1], 3)
         assert after[0]["quant"] == {"chosen": "none", "reason": "a double has no weights"}
         assert after[0]["kv_dtype"] == {"chosen": "float32", "reason": "a double has no cache"}
+        assert after[0]["deterministic"] == {"chosen": False, "reason": "a double invents its tokens"}
         assert after[0]["attention"] == {"chosen": "none", "reason": "a double attends to nothing"}
         assert after[0]["plan"][0] == {"what": "weights", "bytes": 1 << 20}
         assert after[0]["pid"] == neuron.pid()
@@ -170,6 +171,7 @@ def test_an_engine_that_dies_while_loading(tmp_path: Path) -> None:
         ({"model_id": 3}, 400, "model_id = 3"),
         ({"model_id": MODEL, "quant": "int9"}, 400, "nearest: int8"),
         ({"model_id": MODEL, "kv_dtype": "fp16"}, 400, "one of auto, float32, bfloat16, int8, fp8"),
+        ({"model_id": MODEL, "deterministic": "yes"}, 400, "deterministic = 'yes'"),
         ({"model_id": MODEL, "harness": "vllm"}, 400, "one of jax, candle"),
         ({"model_id": MODEL, "devices": [7]}, 422, "bad_devices"),
         ({"model_id": MODEL, "tensor_parallel": 3}, 422, "bad_devices"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from neuron_jax.config import ModelSpec, NeuronConfig, load_config
+from neuron_jax.config import ModelSpec, NeuronConfig, PeerConfig, load_config
 from neuron_jax.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "neuron.example.toml"
@@ -151,7 +151,8 @@ def test_the_example_names_every_setting() -> None:
     config = load_config(EXAMPLE, {"HOME": "/home/u"})
     plain = load_config(None, {"HOME": "/home/u"})
 
-    assert (config.server, config.engine, config.admission) == (plain.server, plain.engine, plain.admission)
+    names = ("server", "engine", "admission", "watchdog", "ranks", "peers")
+    assert [getattr(config, name) for name in names] == [getattr(plain, name) for name in names]
     text = EXAMPLE.read_text()
-    tables = (type(config.server), type(config.cache), type(config.engine), type(config.admission), ModelSpec)
+    tables = (*(type(getattr(config, name)) for name in (*names[:-1], "cache")), PeerConfig, ModelSpec)
     assert not [item.name for table in tables for item in attrs.fields(table) if f"{item.name} = " not in text]

@@ -35,6 +35,22 @@ def row(of: Request, start: int, count: int, draws: int = 1) -> Row:
     return Row(of, of.stay, start, count, draws)
 
 
+def test_together_every_token_is_a_line() -> None:
+    """Of a prompt each with its token, of which the last draws; and one that only the device knows."""
+    mirror = Mirror(SLOTS, TABLE)
+    fed, decoding = request(1, [2]), request(3, [4])
+    for each in (fed, decoding):
+        mirror.seat(each)
+    packed = jnp.asarray(mirror.together([row(decoding, 3, 1), row(fed, 1, 2)], 5))
+    rows = unpack_rows(packed[:, :-1])
+
+    assert packed[:, -1].tolist() == [-1, 6, 7, 0, 0]
+    assert rows.start.tolist() == [3, 1, 2, 0, 0]
+    assert (rows.count.tolist(), rows.draws.tolist()) == ([1, 1, 1, 0, 0], [1, 0, 1, 0, 0])
+    assert rows.params.slot.tolist() == [3, 1, 1, SLOTS, SLOTS]
+    assert rows.table[:, 0].tolist() == [4, 2, 2, 0, 0]
+
+
 def test_a_decode_step_is_its_rows_and_padding() -> None:
     """Every parameter in its column, floats and unsigned words by their bits; padding is greedy and touches nothing."""
     mirror = Mirror(SLOTS, TABLE)

@@ -25,6 +25,16 @@ def test_the_essential_programs_serve_anything() -> None:
     assert {ExtendKey(256), DecodeKey(32, 1), SeatKey()} <= set(essential)
 
 
+def test_programs_that_skip_padding_serve_every_size_but_are_few() -> None:
+    buckets = declare(max_slots=6, chunk_tokens=100, decode_steps=4, guesses=3, exact=True)
+    padded = attrs.evolve(buckets, exact=False)
+
+    assert buckets.keys() == [ExtendKey(100), DecodeKey(6, 1), SeatKey(), VerifyKey(4, 3), DecodeKey(6, 4)]
+    assert set(buckets.sizes(buckets.keys())) == set(padded.keys())
+    assert set(buckets.sizes([DecodeKey(6, 4)])) == {DecodeKey(rows, 4) for rows in (1, 2, 4, 6)}
+    assert padded.sizes([DecodeKey(6, 4)]) == [DecodeKey(6, 4)]
+
+
 @pytest.mark.parametrize(("slots", "chunk"), [(1, 1), (1, 8), (3, 9)])
 def test_the_smallest_lists_are_lists(slots: int, chunk: int) -> None:
     buckets = declare(max_slots=slots, chunk_tokens=chunk)

@@ -82,6 +82,14 @@ def test_noise_of_a_subset_is_the_noise_of_the_whole() -> None:
     assert (np.asarray(some)[0] == np.asarray(every)[0, [40, 3]]).all()
 
 
+def test_no_noise_is_infinite() -> None:
+    """All 24 bits of this word are ones, which float32 rounds to 1, whose logarithm's logarithm is not finite."""
+    zero = jnp.zeros(1, jnp.uint32)
+    noise = gumbel((zero, zero), jnp.asarray([321], jnp.uint32), jnp.asarray([[37733]], jnp.uint32))
+
+    assert float(noise[0, 0]) == pytest.approx(24 * np.log(2), rel=1e-5)
+
+
 @pytest.mark.parametrize("peak", [0.05, 1.0, 4.0])
 @pytest.mark.parametrize(
     ("top_k", "top_p", "min_p", "temperature"),
@@ -89,6 +97,7 @@ def test_noise_of_a_subset_is_the_noise_of_the_whole() -> None:
         (0, 1.0, 0.0, 1.0),
         (5, 1.0, 0.0, 1.0),
         (300, 1.0, 0.0, 1.0),
+        (2 * VOCAB, 1.0, 0.3, 1.0),
         (0, 0.9, 0.0, 0.7),
         (0, 0.999, 0.0, 1.5),
         (400, 0.8, 0.0, 1.0),
@@ -131,6 +140,13 @@ def test_an_uncut_row_draws_the_same_alone_and_beside_rows_that_are_cut_or_greed
 
     assert (np.delete(a, (3, 5)) == np.delete(b, (3, 5))).all()
     assert b[5] == int(logits[5].argmax())
+
+
+def test_all_that_tie_with_the_last_one_kept_are_kept() -> None:
+    """A thousand equal logits: with more ties than candidates any of them may be drawn, not the first few hundred."""
+    drawn = np.asarray(jax.jit(sampler.draw)(jnp.zeros((400, VOCAB)), row_params(400, top_k=10)))
+
+    assert (drawn >= 2 * sampler.CANDIDATES).mean() > 0.3
 
 
 def test_draws_follow_the_distribution() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from neuron_jax.engine.batch import Drawn, Step
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Menu, VerifyKey, declare
+from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Menu, TogetherKey, VerifyKey, declare
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.requests import Request, from_submit
@@ -352,3 +352,20 @@ def run_with(of: Scheduler, tokens: list[list[int]]) -> Step:
     step = following(of)
     of.absorb(step, Drawn(tokens, None))
     return step
+
+
+def test_together_prompts_fill_the_rows_that_decoding_leaves() -> None:
+    """Of 8 rows: a prompt of 10 in two steps, beside the rest of which another begins, and then both decode."""
+    busy = scheduler()
+    busy.together = 8
+    add(busy, 1, 10, max_tokens=5)
+    add(busy, 2, 9, max_tokens=5)
+    steps = [run(busy) for _ in range(4)]
+
+    assert {step.key for step in steps} == {TogetherKey(8)}
+    assert [[(row.request.id, row.start, row.count, row.draws) for row in step.rows] for step in steps] == [
+        [(1, 0, 8, 0)],
+        [(1, 8, 2, 1), (2, 0, 6, 0)],
+        [(1, 10, 1, 1), (2, 6, 3, 1)],
+        [(1, 11, 1, 1), (2, 9, 1, 1)],
+    ]

@@ -13,6 +13,7 @@ from neuron_jax.hardware.cpu import (
     parse_status,
     read_memory,
     read_name,
+    read_private,
     read_resident,
     read_times,
 )
@@ -92,6 +93,14 @@ def test_the_processor_is_named(tmp_path: Path) -> None:
 def test_what_a_process_has_in_memory_is_read() -> None:
     """Now, and at its highest."""
     assert parse_status("Name:\tpython\nVmHWM:\t    4096 kB\nVmRSS:\t    1024 kB\n") == Resident(2**20, 4 * 2**20)
+
+
+def test_what_a_process_has_for_itself_is_read(tmp_path: Path) -> None:
+    """Without the files it maps; nothing of one that is gone."""
+    root = write(tmp_path, proc__7__status="VmRSS:\t 4096 kB\nRssAnon:\t 1024 kB\nRssFile:\t 3072 kB\n")
+
+    assert read_private(7, root) == 2**20
+    assert read_private(8, root) is None
 
 
 def test_this_machine_can_be_read() -> None:

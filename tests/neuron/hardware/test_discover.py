@@ -5,7 +5,7 @@ import pytest
 
 from neuron_jax.hardware.cpu import MIB, read_memory
 from neuron_jax.hardware.discover import Sampler, discover
-from neuron_jax.hardware.records import Device, DeviceLoad
+from neuron_jax.hardware.records import Device, DeviceLoad, Process
 from tests.fakes.nvml import FakeNvml
 
 yes = lambda: True
@@ -84,6 +84,29 @@ def test_the_load_of_nvidia_devices_is_sampled() -> None:
     assert first == DeviceLoad(0, 10_000, 70_000, 40, 60)
     assert second == DeviceLoad(1, 10_001, 69_999, 41, 61)
     assert api.opened == 0
+
+
+def test_processes_and_their_memory_are_told() -> None:
+    """A process of which the driver does not know the use is left out."""
+    api = FakeNvml()
+    api.processes = {1: {77: 500, 78: None}}
+    with Sampler(discover(api=api, plugin=yes), api) as sampler:
+        first, second = sampler.sample()
+
+    assert (first.processes, second.processes) == ((), (Process(77, 500),))
+
+
+def test_a_device_that_fell_off_the_bus_is_told_and_not_raised() -> None:
+    """The others are sampled as before, and so is it when it is back."""
+    api = FakeNvml()
+    with Sampler(discover(api=api, plugin=yes), api) as sampler:
+        api.lost = {0}
+        lost, fine = sampler.sample()
+        api.lost = set()
+        back, _ = sampler.sample()
+
+    assert lost == DeviceLoad(0, 0, 0, None, None, lost="GPU is lost")
+    assert (fine.lost, back.lost) == (None, None)
 
 
 def test_a_device_that_shares_the_hosts_memory_reports_the_hosts() -> None:

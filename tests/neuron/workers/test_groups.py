@@ -5,7 +5,6 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -13,11 +12,10 @@ import pytest
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers.engine_client import EngineClient, Prompt, start_here
 from neuron_jax.workers.frames import EngineSpec, Group, Sampling
-from neuron_jax.workers.process import DEFAULT_COMMAND
+from tests.fakes.groups import alive, tokens, with_group
 from tests.fakes.tiny_llama import write_checkpoint
 from tests.fakes.waiting import until
 
-Use = Callable[[EngineClient], Awaitable[Any]]
 GREEDY = Sampling(temperature=0.0)
 WARM = Sampling(temperature=0.8, seed=7, top_p=0.9, presence_penalty=0.5)
 
@@ -41,32 +39,6 @@ def one_at_a_time(path: pathlib.Path, **changes: Any) -> EngineSpec:
 def grouped(path: pathlib.Path, world: int, **changes: Any) -> EngineSpec:
     group = Group(rank=0, world=world, secret="s", deadline=30.0)
     return spec(path, tensor_parallel=world, group=group, **changes)
-
-
-async def with_group(told: EngineSpec, use: Use, command: tuple[str, ...] = DEFAULT_COMMAND) -> Any:
-    """What `use` gives on an engine of the spec; sees that no process is left."""
-    world = told.group.world if told.group is not None else 1
-    others = [start_here((0,), os.environ, command) for _ in range(world - 1)]
-    client = await EngineClient.start(told, inherited=os.environ, command=command, others=others)
-    pids = [rank.pid for rank in client.ranks]
-    try:
-        return await use(client)
-    finally:
-        await client.close()
-        assert not [pid for pid in pids if alive(pid)]
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-async def tokens(client: EngineClient, prompt: list[int], sampling: Sampling, most: int = 24) -> list[int]:
-    with client.submit(Prompt(prompt, sampling, most)) as outputs:
-        return [token async for output in outputs for token in output.tokens]
 
 
 async def conversation(client: EngineClient) -> list[list[int]]:

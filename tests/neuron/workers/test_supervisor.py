@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from neuron_jax.errors import EngineDied, LoadError
+from neuron_jax.workers import faults
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineSpec
 from neuron_jax.workers.supervisor import (
+    REMEDIES,
     RESTARTS,
     Died,
     Phase,
+    Remedy,
     Started,
     StartFailed,
     State,
@@ -30,19 +33,67 @@ from tests.fakes.tiny_model import write_tiny_model
 from tests.fakes.waiting import until
 
 READY = State(Phase.READY)
+FULL = State(Phase.READY, 1, 1, "full", "out_of_memory", 1)
 WORN = State(Phase.READY, failures=RESTARTS.max_failures, restarts=RESTARTS.max_failures)
 TABLE = [
     (State(), Started(), State(Phase.READY)),
-    (State(), StartFailed("no", fatal=False), State(Phase.FAILED, last_error="no")),
+    (State(), StartFailed("no"), State(Phase.FAILED, 1, 0, "no", "internal")),
+    (State(), StartFailed("no", "bad_checkpoint"), State(Phase.FAILED, 1, 0, "no", "bad_checkpoint")),
+    (State(), StartFailed("full", "out_of_memory"), State(Phase.STARTING, 1, 1, "full", "out_of_memory", 1)),
+    (State(), StartFailed("busy", "device_busy"), State(Phase.STARTING, 1, 1, "busy", "device_busy")),
+    (State(), StartFailed("lost", "device_lost"), State(Phase.STARTING, 1, 1, "lost", "device_lost")),
+    (
+        State(Phase.STARTING, RESTARTS.max_failures, 5, "busy", "device_busy"),
+        StartFailed("busy", "device_busy"),
+        State(Phase.FAILED, RESTARTS.max_failures + 1, 5, "busy", "device_busy"),
+    ),
     (State(), StopAsked(), State(Phase.DRAINING)),
-    (READY, Died("oops", 1.0), State(Phase.RECOVERING, 1, 1, "oops")),
+    (READY, Died("oops", 1.0), State(Phase.RECOVERING, 1, 1, "oops", "exited")),
+    (READY, Died("bad", 1.0, "device_error"), State(Phase.RECOVERING, 1, 1, "bad", "device_error")),
+    (READY, Died("lost", 1.0, "device_lost"), State(Phase.RECOVERING, 1, 1, "lost", "device_lost")),
+    (READY, Died("full", 1.0, "out_of_memory"), State(Phase.RECOVERING, 1, 1, "full", "out_of_memory", 1)),
+    (FULL, Died("full", 1.0, "out_of_memory"), State(Phase.FAILED, 2, 1, "full", "out_of_memory", 1)),
+    (FULL, Died("oops", 1.0), State(Phase.RECOVERING, 2, 2, "oops", "exited", 1)),
+    (
+        FULL,
+        Died("full", RESTARTS.stable, "out_of_memory"),
+        State(Phase.RECOVERING, 1, 2, "full", "out_of_memory", 2),
+    ),
     (READY, StopAsked(), State(Phase.DRAINING)),
     (State(Phase.RECOVERING, 2, 2, "x"), Started(), State(Phase.READY, 2, 2, "x")),
-    (State(Phase.RECOVERING, 2, 2, "x"), StartFailed("y", fatal=False), State(Phase.RECOVERING, 3, 3, "y")),
-    (State(Phase.RECOVERING, 2, 2, "x"), StartFailed("y", fatal=True), State(Phase.FAILED, 3, 2, "y")),
+    (State(Phase.RECOVERING, 2, 2, "x"), StartFailed("y"), State(Phase.RECOVERING, 3, 3, "y", "internal")),
+    (
+        State(Phase.RECOVERING, 2, 2, "x"),
+        StartFailed("y", "does_not_fit"),
+        State(Phase.FAILED, 3, 2, "y", "does_not_fit"),
+    ),
     (State(Phase.RECOVERING, 2, 2, "x"), StopAsked(), State(Phase.DRAINING, 2, 2, "x")),
-    (WORN, Died("again", 1.0), State(Phase.FAILED, RESTARTS.max_failures + 1, RESTARTS.max_failures, "again")),
-    (WORN, Died("late", RESTARTS.stable), State(Phase.RECOVERING, 1, RESTARTS.max_failures + 1, "late")),
+    (
+        WORN,
+        Died("again", 1.0),
+        State(Phase.FAILED, RESTARTS.max_failures + 1, RESTARTS.max_failures, "again", "exited"),
+    ),
+    (
+        State(Phase.RECOVERING, 1, 1, "gone", "rank_exited"),
+        StartFailed("away", "rendezvous_timeout"),
+        State(Phase.RECOVERING, 1, 2, "away", "rendezvous_timeout", waits=1),
+    ),
+    (
+        State(Phase.RECOVERING, 1, 2, "away", "rendezvous_timeout", waits=RESTARTS.max_waits),
+        StartFailed("away", "rendezvous_timeout"),
+        State(Phase.FAILED, 1, 2, "away", "rendezvous_timeout", waits=RESTARTS.max_waits + 1),
+    ),
+    (
+        State(Phase.RECOVERING, 1, 9, "away", "rendezvous_timeout", waits=8),
+        Started(),
+        State(Phase.READY, 1, 9, "away", "rendezvous_timeout"),
+    ),
+    (
+        State(),
+        StartFailed("away", "rendezvous_timeout"),
+        State(Phase.FAILED, 0, 0, "away", "rendezvous_timeout", waits=1),
+    ),
+    (WORN, Died("late", RESTARTS.stable), State(Phase.RECOVERING, 1, RESTARTS.max_failures + 1, "late", "exited")),
     (State(Phase.FAILED, last_error="no"), StopAsked(), State(Phase.DRAINING, last_error="no")),
     (State(Phase.DRAINING), Stopped(), State(Phase.STOPPED)),
 ]
@@ -52,6 +103,18 @@ TABLE = [
 def test_the_table_of_states(state: State, happening: Any, expected: State) -> None:
     """Every legal happening leads to exactly this state."""
     assert after(state, happening) == expected
+
+
+def test_what_an_error_wants_is_told_of_kinds_that_there_are() -> None:
+    """Every kind of a fault has a remedy, and no remedy is for a kind that nobody names."""
+    named = {*faults.TEXTS, "bad_checkpoint", "does_not_fit", "bad_devices"}
+
+    assert set(REMEDIES) <= named
+    assert {kind: REMEDIES.get(kind, Remedy.RESTART) for kind in ("device_error", "rank_exited", "internal")} == {
+        "device_error": Remedy.RESTART,
+        "rank_exited": Remedy.RESTART,
+        "internal": Remedy.RESTART,
+    }
 
 
 @pytest.mark.parametrize(
@@ -129,6 +192,21 @@ def test_a_model_that_became_unloadable_is_given_up(tmp_path: Path) -> None:
         return supervisor.state.last_error
 
     assert supervised(tmp_path, use) == "the file is gone"
+
+
+def test_a_busy_device_is_waited_for(tmp_path: Path) -> None:
+    """The caller of the load waits as well, and gets an engine when the device is free."""
+
+    async def use(supervisor: Supervisor, states: list[State]) -> tuple[Phase, int]:
+        await until(lambda: supervisor.state.failures)
+        (tmp_path / "double.json").unlink()
+        await supervisor.started()
+        return supervisor.state.phase, len(states)
+
+    phase, moves = supervised(tmp_path, use, fail=["device_busy", "all CUDA-capable devices are busy or unavailable"])
+
+    assert phase is Phase.READY
+    assert moves >= 2
 
 
 def test_stopping_while_starting_ends_the_start(tmp_path: Path) -> None:

@@ -1,0 +1,144 @@
+"""One engine of a model: its devices, its share of their memory, its process over all restarts; must not know requests.
+
+A start asks for devices and a share anew each time, so that it finds what is there now: other devices when one was lost,
+less when the last engine ran out of memory.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from attrs import frozen
+
+from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW, row_mb, shrunk
+from neuron_jax.daemon.shares import Grant, Shortage, Wish
+from neuron_jax.daemon.tally import counters, total
+from neuron_jax.errors import LoadError
+from neuron_jax.workers.engine_client import EngineClient
+from neuron_jax.workers.frames import EngineLoad, EngineSpec, Progress, Ready
+from neuron_jax.workers.supervisor import REMEDIES, Phase, Remedy, RestartPolicy, State, Supervisor
+
+Listener = Callable[[Progress], None]
+
+
+class Shares(Protocol):
+    """Who grants memory; `daemon.devices.Devices` does."""
+
+    async def place(self, wish: Wish) -> Grant: ...
+
+    def settle(self, holder: str, pid: int, planned_mb: int) -> Grant: ...
+
+    def put_back(self, holder: str, before: Grant | None) -> None: ...
+
+    def ended(self, holder: str) -> None: ...
+
+    def release(self, holder: str) -> None: ...
+
+    def lose(self, devices: tuple[int, ...], reason: str) -> None: ...
+
+
+@frozen(eq=False)
+class Place:
+    """What a replica is told: its name, its first devices, what it asks for, and how its engine is specified and started.
+
+    `elsewhere` gives the devices for a start: those it is given unless one of them is lost. Raises LoadError.
+    """
+
+    holder: str
+    model: str
+    devices: tuple[int, ...]
+    memory_mb: int
+    sharers: int
+    shares: Shares
+    elsewhere: Callable[[tuple[int, ...]], tuple[int, ...]]
+    spec: Callable[[tuple[int, ...], int], EngineSpec]
+    start: Callable[[EngineSpec, Listener], Awaitable[EngineClient]]
+    restarts: RestartPolicy
+
+
+class Replica:
+    """Starts its first engine at once. `started` waits for it, `stop` ends everything."""
+
+    def __init__(self, place: Place, *, hear: Listener, changed: Callable[[], None]) -> None:
+        self.devices = place.devices
+        self.shortage: Shortage | None = None
+        self._place = place
+        self._hear = hear
+        self._tell = changed
+        self._note = ""
+        self._pool_mb = 0
+        self._past = EngineLoad()
+        self._last: EngineClient | None = None
+        self._held: Grant | None = None
+        self._supervisor = Supervisor(place.holder, self._start, changed=self._changed, policy=place.restarts)
+
+    @property
+    def holder(self) -> str:
+        """Its name among those who hold memory."""
+        return self._place.holder
+
+    @property
+    def state(self) -> State:
+        """Where its engine is."""
+        return self._supervisor.state
+
+    @property
+    def client(self) -> EngineClient | None:
+        """The engine that serves, if there is one."""
+        return self._supervisor.serving
+
+    @property
+    def last_error(self) -> str | None:
+        """What went wrong last, and what was done about it."""
+        error = self.state.last_error
+        return error if error is None or not self._note else f"{error}; {self._note}"
+
+    @property
+    def load(self) -> EngineLoad:
+        """How busy its engine is; what engines count goes on over restarts."""
+        return total([self._past, self.client.load if self.client is not None else EngineLoad()])
+
+    async def started(self) -> Ready:
+        """When it served for the first time. Raises LoadError or EngineDied when it never did."""
+        return await self._supervisor.started()
+
+    async def stop(self, drain_secs: float) -> None:
+        """Waits up to `drain_secs` for what is in flight; the process and its grant are gone after."""
+        await self._supervisor.stop(drain_secs)
+        self._place.shares.release(self.holder)
+
+    async def _start(self) -> EngineClient:
+        place, shares = self._place, self._place.shares
+        self.devices = place.elsewhere(self.devices)
+        given = await self._granted(Wish(place.holder, place.model, self.devices, place.memory_mb, place.sharers))
+        spec, self._note = shrunk(place.spec(self.devices, given.mb), self._pool_mb, self.state.shrinks)
+        try:
+            client = await place.start(spec, self._hear)
+        except BaseException:
+            shares.put_back(place.holder, self._held)
+            raise
+        rows = client.ready.plan
+        self._pool_mb = self._pool_mb or row_mb(rows, KV_ROW) * len(self.devices)
+        self._held = shares.settle(place.holder, client.pid, row_mb(rows, TOTAL_ROW))
+        return client
+
+    async def _granted(self, wish: Wish) -> Grant:
+        """A share. That there is none is final for a first start; later it may come back, so the restart is tried again."""
+        try:
+            return await self._place.shares.place(wish)
+        except LoadError as error:
+            if self.state.phase is Phase.RECOVERING and error.kind == "does_not_fit":
+                raise LoadError("insufficient_vram", error.message, error.extras) from error
+            raise
+
+    def _changed(self, state: State) -> None:
+        if state.phase is Phase.READY:
+            self._last = self._supervisor.engine
+        elif self._last is not None:
+            self._past, self._last = total([self._past, counters(self._last.load)]), None
+            self._place.shares.ended(self.holder)
+        fell = state.phase in (Phase.STARTING, Phase.RECOVERING, Phase.FAILED)
+        if fell and REMEDIES.get(state.kind) is Remedy.ELSEWHERE:
+            self._place.shares.lose(self.devices, state.last_error or state.kind)
+        if state.phase is Phase.FAILED:
+            self._place.shares.release(self.holder)
+        self._tell()

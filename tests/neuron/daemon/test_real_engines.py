@@ -1,0 +1,100 @@
+"""The daemon over real engine processes of a tiny random Llama: what the double cannot show, its numbers."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from neuron_jax.config import EngineConfig
+from neuron_jax.daemon.devices import Devices
+from neuron_jax.hardware.discover import Sampler, discover
+from neuron_jax.workers.engine_client import DEFAULT_COMMAND
+from neuron_jax.workers.supervisor import RestartPolicy
+from tests.fakes.live_neuron import MODEL, LiveNeuron, config_for, running
+from tests.fakes.tiny_llama import write_checkpoint
+from tests.fakes.tiny_model import write_tiny_model
+from tests.fakes.waiting import until
+
+QUICK = RestartPolicy(first_delay=0.01)
+
+
+@asynccontextmanager
+async def real_neuron(tmp_path: Path, **spec: Any) -> AsyncIterator[LiveNeuron]:
+    """A daemon whose engines compute; `spec` goes into the load request."""
+    folder = write_checkpoint(write_tiny_model(tmp_path / "tiny"), vocab_size=261)
+    engine = EngineConfig(max_slots=4, chunk_tokens=32, max_context=512)
+    config = config_for(folder, tmp_path / "cache", engine=engine)
+    hardware = discover(visible="")
+    with Sampler(hardware) as sampler:
+        devices = Devices(hardware, sampler)
+        async with (
+            running(config, QUICK, DEFAULT_COMMAND, devices) as (url, lifecycle),
+            httpx.AsyncClient(base_url=url, timeout=120) as http,
+        ):
+            answer = await http.post("/models/load", json={"model_id": MODEL, **spec})
+            assert answer.status_code == 200, answer.text
+            yield LiveNeuron(http, lifecycle, folder)
+
+
+async def tell(neuron: LiveNeuron, seed: int) -> str:
+    """A long answer drawn with `seed`."""
+    wish = {"max_tokens": 400, "temperature": 1.0, "seed": seed, "ignore_eos": True}
+    answer = await neuron.chat("once upon a time", **wish)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] == 400
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def test_an_answer_survives_its_engine(tmp_path: Path) -> None:
+    """SIGKILL under four requests: each gets the text that its seed gives, from the next process."""
+
+    async def run() -> None:
+        async with real_neuron(tmp_path) as neuron:
+            wanted = [await tell(neuron, seed) for seed in range(4)]
+            first = neuron.pid()
+            os.kill(first, signal.SIGSTOP)  # so that none of them ends before it dies
+            asking = [asyncio.create_task(tell(neuron, seed)) for seed in range(4)]
+            await until(lambda: (client := neuron.lifecycle.residents[0].client) and client.open == 4)
+            os.kill(first, signal.SIGKILL)
+
+            assert await asyncio.gather(*asking) == wanted
+            assert len(set(wanted)) == 4
+            assert neuron.pid() != first
+            metrics = (await neuron.http.get("/metrics")).text
+            assert f'neuron_requests_run_again_total{{model="{MODEL}"}} 4.0' in metrics
+
+    asyncio.run(run())
+
+
+def test_two_engines_on_one_cpu(tmp_path: Path) -> None:
+    """They share its memory and say the same; one is killed, the other answers what it was asked, and the first comes back."""
+
+    async def run() -> None:
+        async with real_neuron(tmp_path, replicas=2) as neuron:
+            resident = neuron.lifecycle.residents[0]
+            wanted = await asyncio.gather(*(tell(neuron, seed) for seed in range(6)))
+            victim, other = (one.client.pid for one in resident.replicas if one.client)
+            for pid in (victim, other):
+                os.kill(pid, signal.SIGSTOP)
+            asking = [asyncio.create_task(tell(neuron, seed)) for seed in range(6)]
+            await until(lambda: sum(one.client.open for one in resident.replicas if one.client) == 6)
+            opened = [one.client.open for one in resident.replicas if one.client]
+            os.kill(victim, signal.SIGKILL)
+            os.kill(other, signal.SIGCONT)
+
+            assert min(opened) >= 2
+            assert await asyncio.gather(*asking) == wanted
+            await until(lambda: resident.admission.seats == 8, 120)
+            await neuron.lifecycle.devices.look(fresh=True)
+            health = (await neuron.http.get("/health")).json()["devices"][0]["processes"]
+            assert sorted(one["pid"] for one in health) == sorted(
+                one.client.pid for one in resident.replicas if one.client
+            )
+            assert all(one["model"] == MODEL and one["used_mb"] > 20 for one in health)
+
+    asyncio.run(run())
