@@ -34,12 +34,17 @@ def leader(group: Group, hosts: Iterable[Host]) -> Host | None:
     only node that leads that model.
     """
     known = list(hosts)
-    for host in known:
-        if group.leader in (host.seen.hostname, host.name, urllib.parse.urlsplit(host.endpoint).hostname):
-            return host
     leading = [
         host for host in known if any(one.role == "leader" and one.model == group.model for one in host.seen.groups)
     ]
+    named = [
+        host
+        for host in known
+        if group.leader in (host.seen.hostname, host.name, urllib.parse.urlsplit(host.endpoint).hostname)
+    ]
+    # Neurons on one machine share a name: the one that leads is meant.
+    for host in (*(one for one in named if one in leading), *named):
+        return host
     return leading[0] if len(leading) == 1 else None
 
 

@@ -91,12 +91,16 @@ def test_a_request_makes_a_group_and_goes_to_its_leader() -> None:
         pytest.param("a", "a", "yes", id="its host name"),
         pytest.param("10.9.9.9", "a", "yes", id="an address that we do not know: the only one that leads the model"),
         pytest.param("c", "c", "no", id="one that does not lead it any more"),
+        pytest.param("same", "a", "yes", id="a name that two nodes have: the one that leads"),
     ],
 )
 def test_a_member_is_joined_with_its_leader(told: str, leader: str, leads: str) -> None:
     """By whatever a member knows of it."""
     it = big("abc")
     serving(it)
+    for name in "ca":
+        host = it.residency.hosts[name]
+        host.seen = evolve(host.seen, hostname="same" if told == "same" else name)
     it.see("b", cards=2, free=2000, groups=(evolve(group("m", "a", "b", role="member"), leader=told),))
     (lent,) = it.residency.snapshot().nodes[1].members
 
