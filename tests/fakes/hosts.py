@@ -50,6 +50,11 @@ class Host:
             self.neuron = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environ)
         until_sync(self.answers, 60)
 
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        """Starts `neuron` with these words here."""
+        command = ["ip", "netns", "exec", self.name, sys.executable, "-m", "neuron_jax", *words]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
     def answers(self) -> bool:
         try:
             return httpx.get(f"{self.url}/health", timeout=5).status_code == 200

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from attrs import define
 
-from tests.fakes.hosts import Host, Hosts, two_hosts, why_not
+from tests.fakes.hosts import PEERS, Host, Hosts, two_hosts, why_not
 from tests.fakes.tiny_llama import write_checkpoint
 from tests.fakes.tiny_model import write_tiny_model
 from tests.fakes.waiting import until_sync
@@ -138,6 +138,28 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         rig.serve(hosts.one)
         rig.serve(hosts.other)
         yield rig
+
+
+def test_the_network_alone_can_be_tried(rig: Rig) -> None:
+    """`neuron worker` on both hosts, by hand."""
+    words = [
+        "worker",
+        "--world",
+        "2",
+        "--coordinator",
+        f"{PEERS[0]}:5000",
+        "--secret",
+        "s",
+        "--platform",
+        "cpu",
+        "--json",
+    ]
+    hosts = (rig.hosts.one, rig.hosts.other)
+    running = [host.start(*words, "--rank", str(rank), "--host", host.address) for rank, host in enumerate(hosts)]
+    told = [json.loads(process.communicate(timeout=60)[0]) for process in running]
+
+    assert [process.returncode for process in running] == [0, 0]
+    assert [report["ranks"][0]["value"] for report in told] == [2, 2]
 
 
 def test_two_hosts_say_what_one_says(rig: Rig) -> None:
