@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,16 @@ def test_a_cuda_engine_sees_its_devices_by_bus_order() -> None:
     env = engine_environment(EngineSpec("m", "p", platform="cuda", devices=(2, 3)), {"HOME": "/h"})
 
     assert (env["CUDA_VISIBLE_DEVICES"], env["CUDA_DEVICE_ORDER"], env["HOME"]) == ("2,3", "PCI_BUS_ID", "/h")
+
+
+def test_a_library_that_gives_up_is_told_by_its_last_words() -> None:
+    """jax.distributed aborts a process whose meeting failed; nothing can be caught, so only what it printed says why."""
+    words = "print('DEADLINE_EXCEEDED: Deadline Exceeded', flush=True); import os; os.abort()"
+
+    async def run() -> None:
+        await EngineClient.start(EngineSpec("tiny", "p"), inherited=os.environ, command=(sys.executable, "-c", words))
+
+    with pytest.raises(EngineDied, match="was killed by SIGABRT") as died:
+        asyncio.run(run())
+
+    assert died.value.kind == "rendezvous_timeout"
