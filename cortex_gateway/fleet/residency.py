@@ -47,6 +47,11 @@ class Residency:
     def catalogue(self) -> Catalogue:
         return self._memory.catalogue
 
+    @property
+    def decided(self) -> list[m.Effect]:
+        """The effects of the last event, as far as `handle` came."""
+        return self._out
+
     def handle(self, event: m.Event, now: float) -> list[m.Effect]:
         """Take one event; the effects are to be carried out in order."""
         self._now = now
