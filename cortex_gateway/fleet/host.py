@@ -83,6 +83,8 @@ class Host:
     job: Job | None = None
     stale: bool = False  # memory and models have changed since the node was last looked at
     looked_before_change: bool = False  # the look that is under way began before the last change
+    _changes: int = field(default=0, init=False)  # of replicas, leases and what was seen
+    _told: tuple[object, Node] | None = field(default=None, init=False)  # the last `node`, and what it was made of
 
     def begin_look(self) -> None:
         self.peak = Counter(self.ours)
@@ -90,6 +92,7 @@ class Host:
 
     def changed(self) -> None:
         self.stale = self.looked_before_change = True
+        self._changes += 1
 
     def see(self, observation: Observation, now: float) -> None:
         """Take what the node said, unless it said it before we changed something."""
@@ -97,6 +100,7 @@ class Host:
         if self.looked_before_change:
             return
         self.stale = False
+        self._changes += 1
         self.seen = observation
         self.replicas = {one.model: self._counted(one) for one in observation.replicas}
         for model, one in self.replicas.items():
@@ -113,12 +117,14 @@ class Host:
         return lost
 
     def take(self, model: str, now: float) -> None:
+        self._changes += 1
         self.ours[model] += 1
         self.peak[model] = max(self.peak[model], self.ours[model])
         self.last_used[model] = now
 
     def give_back(self, model: str, now: float) -> None:
         assert self.ours[model] > 0, "a lease is given back once"
+        self._changes += 1
         self.ours[model] -= 1
         self.last_used[model] = now
 
@@ -189,7 +195,18 @@ class Host:
         return self.ours[model] + (said.others if said else 0)
 
     def node(self, members: tuple[Membership, ...] = ()) -> Node:
-        """As placement sees it; `members` is what it lends, as far as its leaders tell."""
+        """As placement sees it; `members` is what it lends, as far as its leaders tell.
+
+        The very same record while nothing has changed, so that nobody need decide by it again.
+        """
+        job = self.job
+        at = (job.why, job.model, job.running, tuple(job.steps), job.progress) if job else None
+        made_of = (self._changes, self.healthy, self.suspect, self.reason, self.stale, self.cycles, at, members)
+        if self._told is None or self._told[0] != made_of:
+            self._told = made_of, self._node(members)
+        return self._told[1]
+
+    def _node(self, members: tuple[Membership, ...]) -> Node:
         models = dict.fromkeys([*self.replicas, *self._coming()])
         found = [replica for model in models if (replica := self.replica(model))]
         busy = self.job.words() if self.job else "changed a moment ago" if self.stale else None

@@ -1,8 +1,8 @@
 """Where a request goes: a replica that serves, a load to wait for, a place to load, or why not. Pure."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from cortex_gateway.placement import fit, together
 from cortex_gateway.placement.decisions import (
@@ -23,6 +23,7 @@ from cortex_gateway.placement.snapshot import FleetSnapshot, ModelConfig, ModelL
 
 __all__ = [
     "Candidate",
+    "Considered",
     "Decision",
     "Hold",
     "Join",
@@ -50,7 +51,30 @@ class Candidate:
     load: ModelLoad
 
 
-def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Decision:
+Consider = Callable[[ModelConfig, Node, Policy], Place | Obstacle]
+
+
+@define
+class Considered:
+    """`consider`, which is not asked again while model and policy are equal and the node is the very same record."""
+
+    asked: int = field(default=0, init=False)  # how often it had to be
+    _said: dict[tuple[str, str, bool], tuple[ModelConfig, Node, Policy, Place | Obstacle]] = field(
+        factory=dict, init=False
+    )
+
+    def __call__(self, model: ModelConfig, node: Node, policy: Policy) -> Place | Obstacle:
+        key = (model.id, node.name, policy.drain)
+        kept = self._said.get(key)
+        if kept and kept[1] is node and kept[2] is policy and (kept[0] is model or kept[0] == model):
+            return kept[3]
+        self.asked += 1
+        found = consider(model, node, policy)
+        self._said[key] = (model, node, policy, found)
+        return found
+
+
+def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy, considering: Consider = consider) -> Decision:
     """Serving replica, else a load under way, else recovery, else a cold load."""
     hosts = [
         (node, replica)
@@ -67,7 +91,7 @@ def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Decisi
     for node, replica in hosts:
         if replica.status == "recovering":
             return Recovering(node.name)
-    return place(model, snapshot, policy)
+    return place(model, snapshot, policy, considering)
 
 
 def least_wait(candidates: Collection[Candidate]) -> str | None:
@@ -84,7 +108,7 @@ def least_wait(candidates: Collection[Candidate]) -> str | None:
     return min(candidates, key=wait).node if candidates else None
 
 
-def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Decision:
+def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy, considering: Consider = consider) -> Decision:
     """Where to load: pinned first, then room without eviction, then with, then most free memory, then name.
 
     A model of several hosts is spread over them only where none of them can have it alone.
@@ -92,7 +116,7 @@ def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Decisi
     options: list[tuple[tuple[bool, bool, int, str], Place]] = []
     obstacles: list[tuple[Node, Obstacle]] = []
     for node in snapshot.nodes:
-        found = consider(model, node, policy)
+        found = considering(model, node, policy)
         if isinstance(found, Place):
             rank = (node.name not in model.pinned_on, bool(found.victims), -fit.free_mb(node), node.name)
             options.append((rank, found))
