@@ -67,6 +67,8 @@ def _headline(node: dict[str, Any]) -> Text:
         ("●", "healthy", "green") if node["healthy"] else ("○", node["reason"] or "not seen yet", "red")
     )
     line = Text.assemble((f"{mark} ", colour), (node["name"], "bold"), f"  {node['endpoint']}  ", (words, colour))
+    if node["healthy"] and node.get("doubted"):
+        line.append(f"  a request could not reach it: {node['reason']}", "yellow")
     return line.append(f"  {node['busy']}", "yellow") if node["busy"] else line
 
 

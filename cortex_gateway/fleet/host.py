@@ -73,7 +73,8 @@ class Host:
     healthy: bool = False
     reason: str | None = None
     misses: int = 0
-    suspect: bool = False
+    suspect: bool = False  # a request could not reach it: it gets no other before it has answered a look
+    silent: bool = False  # it is suspect, and the look that followed was missed
     seen: Observation = field(factory=Observation)
     replicas: dict[str, Replica] = field(factory=dict)
     ours: Counter[str] = field(factory=Counter)
@@ -96,7 +97,7 @@ class Host:
 
     def see(self, observation: Observation, now: float) -> None:
         """Take what the node said, unless it said it before we changed something."""
-        self.healthy, self.reason, self.misses, self.suspect = True, None, 0, False
+        self.healthy, self.reason, self.misses, self.suspect, self.silent = True, None, 0, False, False
         if self.looked_before_change:
             return
         self.stale = False
@@ -112,9 +113,16 @@ class Host:
         self.misses += 1
         self.stale = False
         lost = self.healthy and self.misses >= MISSES_UNTIL_UNHEALTHY
-        if lost or not self.healthy:
-            self.healthy, self.reason = False, reason
+        self.silent = self.suspect
+        if lost or self.silent or not self.healthy:
+            self.healthy, self.reason = self.healthy and not lost, reason
         return lost
+
+    def doubt(self, reason: str) -> None:
+        """A request could not reach it. Whether it is down is for the next look to say."""
+        if not self.suspect:
+            self.suspect, self.silent = True, False
+            self.reason = reason if self.healthy else self.reason
 
     def take(self, model: str, now: float) -> None:
         self._changes += 1
@@ -201,7 +209,8 @@ class Host:
         """
         job = self.job
         at = (job.why, job.model, job.running, tuple(job.steps), job.progress) if job else None
-        made_of = (self._changes, self.healthy, self.suspect, self.reason, self.stale, self.cycles, at, members)
+        well = (self.healthy, self.suspect, self.silent, self.reason, self.stale)
+        made_of = (self._changes, well, self.cycles, at, members)
         if self._told is None or self._told[0] != made_of:
             self._told = made_of, self._node(members)
         return self._told[1]
@@ -213,7 +222,8 @@ class Host:
         return Node(
             name=self.name,
             endpoint=self.endpoint,
-            healthy=self.healthy and not self.suspect,
+            healthy=self.healthy and not self.silent,
+            doubted=self.healthy and self.suspect and not self.silent,
             reason=self.reason,
             hostname=self.seen.hostname,
             harnesses=self.seen.harnesses,

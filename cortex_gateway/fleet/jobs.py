@@ -70,7 +70,7 @@ class Jobs:
     def advance(self, host: Host) -> None:
         """Begin the next step of the node's job, if it may begin."""
         job = host.job
-        if job is None or job.running:
+        if job is None or job.running or host.suspect:
             return
         while job.steps and isinstance(step := job.steps[0], Unload) and not self._holds(host, step.model):
             job.steps.popleft()
@@ -202,6 +202,11 @@ class Jobs:
     def _fail(self, host: Host, job: Job, error: errors.CortexError, lenders: tuple[str, ...] = ()) -> None:
         self.memory.fail(job.model, (host.name, *lenders), error, self.now)
         self.drop(host)
+
+    def postpone(self, host: Host) -> None:
+        """The node does not answer just now: what has not begun there is not waited for."""
+        if host.job and not host.job.running:
+            self.drop(host)
 
     def lose(self, host: Host) -> None:
         """The node is gone, and with it what it was at."""

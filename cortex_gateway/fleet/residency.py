@@ -175,11 +175,13 @@ class Residency:
         if host.miss(event.reason):
             log.warning("%s is not healthy: %s", host.name, event.reason)
             self._jobs.lose(host)
+        elif host.silent:
+            self._jobs.postpone(host)
         self._settle()
 
     def _on_suspected(self, event: m.Suspected) -> None:
         host = self.hosts[event.node]
-        host.suspect, host.reason = True, event.reason
+        host.doubt(event.reason)
         self._jobs.out.append(m.Look(node=host.name))
         self._settle()
 

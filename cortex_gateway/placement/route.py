@@ -75,13 +75,16 @@ class Considered:
 
 
 def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy, considering: Consider = consider) -> Decision:
-    """Serving replica, else a load under way, else recovery, else a cold load."""
+    """Serving replica, else a load under way, else recovery, else a cold load.
+
+    What is on a node that could not be reached is waited for until the node has been looked at: nobody leaves for it.
+    """
     hosts = [
         (node, replica)
         for node in snapshot.nodes
         if node.healthy and policy.only in (None, node.name) and (replica := node.replica(model.id))
     ]
-    serving = [(node.name, replica) for node, replica in hosts if replica.serving]
+    serving = [(node.name, replica) for node, replica in hosts if replica.serving and not node.doubted]
     best = least_wait([Candidate(name, replica.pending, replica.load) for name, replica in serving])
     if best is not None:
         return Serve(best)
@@ -89,6 +92,8 @@ def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy, consideri
         if replica.status == "loading":
             return Join(node.name)
     for node, replica in hosts:
+        if node.doubted and replica.serving:
+            return Hold(f"{node.name} could not be reached by a request and is being looked at")
         if replica.status == "recovering":
             return Recovering(node.name)
     return place(model, snapshot, policy, considering)
@@ -122,8 +127,9 @@ def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy, consideri
             options.append((rank, found))
         else:
             obstacles.append((node, found))
-    if options:
-        return min(options, key=lambda option: option[0])[1]
+    best = min(options, key=lambda option: option[0])[1] if options else None
+    if best and not (best.victims and any(obstacle.why == "doubted" for _, obstacle in obstacles)):
+        return best
     if len(model.hosts) > 1 and model.shards > 1:
         spread = together.place(model, snapshot, policy)
         if isinstance(spread, Place):
@@ -137,7 +143,7 @@ def _nowhere(model: ModelConfig, obstacles: list[tuple[Node, Obstacle]]) -> Hold
     told = "; ".join(f"{node.name} {obstacle.reason}" for node, obstacle in obstacles) or "there is no node"
     reason = f"{model.id} cannot be loaded now: {told}."
     kinds = {obstacle.why for _, obstacle in obstacles}
-    if "busy" in kinds:
+    if kinds & {"busy", "doubted"}:
         return Hold(reason)
     worst: tuple[Why, ...] = ("failed", "full", "down", "never")
     return Reject(next((kind for kind in worst if kind in kinds), "down"), reason)

@@ -216,6 +216,7 @@ def test_a_dead_node_is_left_and_taken_back() -> None:
         lease.suspect("connection refused")
         other = await fleet.acquire("m", request_id="2")
         assert (lease.node, other.node) == ("a", "b")
+        await until(lambda: fleet.health()["nodes"]["healthy"] == 1)
         assert fleet.health() == {"status": "ok", "nodes": {"healthy": 1, "total": 2}}
         lease.release()
 
