@@ -177,6 +177,46 @@ def test_leaving_a_stream_cancels_the_neuron(path: str) -> None:
     run(scenario, Answer(deltas=({"content": "token"},) * 500))
 
 
+@pytest.mark.parametrize(
+    ("path", "options", "prompt"),
+    [
+        (CHAT, {}, None),
+        (COMPLETIONS, {}, None),
+        (CHAT, {"stream_options": {"continuous_usage_stats": True}}, 7),
+        (MESSAGES, {}, 7),
+    ],
+)
+def test_what_went_by_before_a_client_left_is_counted(path: str, options: dict[str, Any], prompt: int | None) -> None:
+    """Its tokens were computed like any others; those of the prompt where the neuron has told them."""
+
+    async def scenario(rig: Rig) -> None:
+        seen = 0
+        async with contextlib.aclosing(rig.stream(path, **options)) as chunks:
+            while seen < 20:
+                seen += (await anext(chunks)).count(b"word")
+        await settled()
+
+        (record,) = rig.metrics.records
+        assert record.outcome == "cancelled"
+        assert record.prompt_tokens == prompt
+        assert seen <= (record.completion_tokens or 0) <= seen + 5
+
+    run(scenario, Answer(deltas=({"content": " word "},) * 500), beat_seconds=5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_went_by_before_a_neuron_died_is_counted(path: str) -> None:
+    """As for a client that leaves."""
+
+    async def scenario(rig: Rig) -> None:
+        await rig.post(path, stream=True)
+
+        (record,) = rig.metrics.records
+        assert (record.outcome, record.completion_tokens) == ("error", 3)
+
+    run(scenario, Answer(deltas=({"content": "token"},) * 9, dies_after=3))
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("streaming", [False, True])
 def test_leaving_before_the_answer_cancels_the_neuron(path: str, streaming: bool) -> None:
