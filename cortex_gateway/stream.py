@@ -19,8 +19,8 @@ STREAM_HEADERS: tuple[Header, ...] = (
 )
 JSON_HEADERS: tuple[Header, ...] = ((b"content-type", b"application/json"),)
 BEAT_SECONDS = 1.0
-# What `curl -d` and browsers' simple requests call JSON is taken as well.
-JSON_TYPES = re.compile(r"|application/(?:json|[\w.-]+\+json|x-www-form-urlencoded)|text/(?:plain|json)")
+# Nothing that a form or a simple request of a web page can send (https://fetch.spec.whatwg.org/#cors-safelisted-request-header).
+JSON_TYPES = re.compile(r"application/(?:json|[\w.-]+\+json)|text/json")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -159,4 +159,5 @@ def check_media(headers: Mapping[str, str]) -> None:
         raise UnsupportedMedia(f"The content encoding {encoding!r} is not supported: send the body as it is.")
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
     if not JSON_TYPES.fullmatch(media):
-        raise UnsupportedMedia(f"The content type {media!r} is not supported: send application/json.")
+        found = f"The content type {media!r} is not supported" if media else "The request names no content type"
+        raise UnsupportedMedia(f"{found}: send the header content-type: application/json.")

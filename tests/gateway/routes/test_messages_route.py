@@ -69,7 +69,7 @@ def test_ids_never_repeat() -> None:
         assert len(found) == 40
         assert all(name.startswith("msg_") for name in found)
 
-    run(scenario, beat_seconds=5)
+    run(scenario)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def gated(scenario: Callable[[Rig, asyncio.Event], Any], **options: Any) -> None
     async def wrapped(rig: Rig) -> None:
         await scenario(rig, gate)
 
-    run(wrapped, gate=gate, **options)
+    run(wrapped, gate=gate, **{"beat_seconds": 0.01, **options})
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -107,7 +107,7 @@ def test_what_is_known_at_once_has_its_own_status(
         assert response.headers["content-type"] == "application/json"
         assert response.json()["error"]["message"] == error.message
 
-    run(scenario, error=error, beat_seconds=5)
+    run(scenario, error=error)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -140,7 +140,7 @@ def test_a_silent_prompt_is_kept_company(path: str) -> None:
         assert b"Hello" in raw
         assert payloads(raw)
 
-    run(scenario, Answer(gate=gate, comments=1))
+    run(scenario, Answer(gate=gate, comments=1), beat_seconds=0.01)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -201,7 +201,7 @@ def test_what_went_by_before_a_client_left_is_counted(path: str, options: dict[s
         assert record.prompt_tokens == prompt
         assert seen <= (record.completion_tokens or 0) <= seen + 5
 
-    run(scenario, Answer(deltas=({"content": " word "},) * 500), beat_seconds=5)
+    run(scenario, Answer(deltas=({"content": " word "},) * 500))
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -234,7 +234,7 @@ def test_leaving_before_the_answer_cancels_the_neuron(path: str, streaming: bool
         (record,) = rig.metrics.records
         assert (record.outcome, record.status) == ("cancelled", 200 if streaming else 499)
 
-    run(scenario, Answer(gate=asyncio.Event()), beat_seconds=5)
+    run(scenario, Answer(gate=asyncio.Event()))
 
 
 def test_two_hundred_clients_that_leave_at_any_moment_leave_nothing() -> None:
@@ -287,7 +287,7 @@ def test_when_every_node_is_down_it_says_so(path: str, streaming: bool) -> None:
         assert set(rig.fleet.suspected) == {"a", "b"}
         assert "could not be reached" in response.json()["error"]["message"]
 
-    run(scenario, nodes={"a": None, "b": None}, beat_seconds=5)
+    run(scenario, nodes={"a": None, "b": None})
 
 
 @pytest.mark.parametrize("path", PATHS)
