@@ -46,10 +46,14 @@ def create_app(fleet: Fleet, metrics: Metrics, config: Config, *, beat_seconds: 
         finally:
             await fleet.close()
 
-    gateway = Gateway(
-        fleet=fleet, metrics=metrics, max_body_bytes=config.gateway.max_body_mb << 20, beat_seconds=beat_seconds
-    )
     it = config.gateway
+    gateway = Gateway(
+        fleet=fleet,
+        metrics=metrics,
+        max_body_bytes=it.max_body_mb << 20,
+        body_silence_secs=it.read_timeout_secs,
+        beat_seconds=beat_seconds,
+    )
     app = Litestar(
         route_handlers=HANDLERS,
         state=State({"gateway": gateway}),

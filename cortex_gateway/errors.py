@@ -11,6 +11,7 @@
     │   ├── RouteNotFound           404  not_found
     │   ├── ModelNotFound           404  model_not_found        (nearest)
     │   ├── MethodNotAllowed        405  method_not_allowed     (allow)
+    │   ├── RequestTimeout          408  request_timeout
     │   ├── BodyTooLarge            413  body_too_large         (limit_bytes)
     │   └── UnsupportedMedia        415  unsupported_media_type
     ├── UpstreamError               502  api_error
@@ -155,6 +156,16 @@ class MethodNotAllowed(BadRequest):
         self.allow = tuple(allow)
         taken = f" It takes {', '.join(self.allow)}." if self.allow else ""
         super().__init__(f"{path} does not take {method}.{taken}")
+
+
+class RequestTimeout(BadRequest):
+    """The client began a body and stopped sending."""
+
+    status = 408
+    code = "request_timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"Nothing more of the request's body came for {seconds:g} s.")
 
 
 class BodyTooLarge(BadRequest):

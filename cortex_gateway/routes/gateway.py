@@ -22,12 +22,14 @@ class Gateway:
         fleet: who has what model, and the HTTP client to reach them.
         metrics: where finished requests are counted.
         max_body_bytes: a larger request body is refused.
+        body_silence_secs: how long a client may send nothing of a body that it began.
         beat_seconds: how long a client that asked for a stream may be left in silence.
     """
 
     fleet: Fleet
     metrics: Metrics
     max_body_bytes: int
+    body_silence_secs: float
     beat_seconds: float
 
     @classmethod
