@@ -8,6 +8,7 @@ from typing import Any
 from attrs import field, frozen
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from cortex_gateway.log_format import word
 from cortex_gateway.metrics import Metrics, RequestRecord
 
 log = logging.getLogger("cortex.access")
@@ -41,7 +42,8 @@ class AccessLog:
         try:
             await self.app(scope, receive, noting)
         finally:
-            log.info("%s", line(http["method"], http["path"], status[0], time.perf_counter() - started, records))
+            path = http.get("raw_path", b"").decode("latin-1") or http["path"]
+            log.info("%s", line(http["method"], path, status[0], time.perf_counter() - started, records))
 
     def _note(self, record: RequestRecord) -> None:
         records = self._record.get(None)
@@ -50,13 +52,16 @@ class AccessLog:
 
 
 def line(method: str, path: str, status: int, seconds: float, records: list[RequestRecord]) -> str:
-    """`POST /v1/messages [messages] demo on local 200 ok 812 ms 36+8 tokens`; what is not known is left out."""
-    parts = [method, path]
+    """`POST /v1/messages [messages] demo on local 200 ok 812 ms 36+8 tokens`; what is not known is left out.
+
+    Text of a client is one word each. `path` is best as it was sent, %0a and all.
+    """
+    parts = [word(method), word(path)]
     record = records[-1] if records else None
     if record:
         parts += [
             f"[{record.dialect}]",
-            record.model,
+            word(record.model),
             f"on {record.node or 'no node'}",
             str(record.status),
             record.outcome,
@@ -65,5 +70,6 @@ def line(method: str, path: str, status: int, seconds: float, records: list[Requ
         parts.append(str(status))
     parts.append(f"{seconds * 1000:.0f} ms")
     if record and record.completion_tokens is not None:
-        parts.append(f"{record.prompt_tokens or 0}+{record.completion_tokens} tokens")
+        prompt = "?" if record.prompt_tokens is None else record.prompt_tokens
+        parts.append(f"{prompt}+{record.completion_tokens} tokens")
     return " ".join(parts)

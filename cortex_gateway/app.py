@@ -1,16 +1,19 @@
 """Puts the gateway together: fleet and metrics in, one ASGI app out. The only place where routes meet."""
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 
 from litestar import Litestar
-from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
+from litestar.types import ASGIApp
 
 from cortex_gateway.config import Config
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
+from cortex_gateway.origins import policy_of
 from cortex_gateway.routes import admin, health, messages, models, openai
+from cortex_gateway.routes.cross_origin import CrossOrigin
 from cortex_gateway.routes.gateway import Gateway
 from cortex_gateway.routes.plain import refuse
 from cortex_gateway.stream import BEAT_SECONDS
@@ -29,8 +32,8 @@ HANDLERS = (
 )
 
 
-def create_app(fleet: Fleet, metrics: Metrics, config: Config, *, beat_seconds: float = BEAT_SECONDS) -> Litestar:
-    """The gateway's API. The fleet starts and closes with the app; anyone may call it from any web page.
+def create_app(fleet: Fleet, metrics: Metrics, config: Config, *, beat_seconds: float = BEAT_SECONDS) -> ASGIApp:
+    """The gateway's API. The fleet starts and closes with the app; which web pages may call it is said in `origins`.
 
     No route asks for a key: `x-api-key` and `Authorization` are taken and not looked at in this release.
     """
@@ -43,16 +46,21 @@ def create_app(fleet: Fleet, metrics: Metrics, config: Config, *, beat_seconds: 
         finally:
             await fleet.close()
 
+    it = config.gateway
     gateway = Gateway(
-        fleet=fleet, metrics=metrics, max_body_bytes=config.gateway.max_body_mb << 20, beat_seconds=beat_seconds
+        fleet=fleet,
+        metrics=metrics,
+        max_body_bytes=it.max_body_mb << 20,
+        body_silence_secs=it.read_timeout_secs,
+        beat_seconds=beat_seconds,
     )
-    return Litestar(
+    app = Litestar(
         route_handlers=HANDLERS,
         state=State({"gateway": gateway}),
         lifespan=[lifespan],
         exception_handlers={Exception: refuse},
-        cors_config=CORSConfig(allow_origins=["*"]),
         openapi_config=None,
         logging_config=None,
         debug=False,
     )
+    return CrossOrigin(app, policy_of(it.listen, it.hosts, it.origins, socket.gethostname()))

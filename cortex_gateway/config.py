@@ -10,6 +10,7 @@ from typing import Any, Literal
 from attrs import Attribute, field, frozen
 from attrs.validators import ge, min_len
 
+from cortex_gateway.origins import is_host, is_origin
 from cortex_gateway.placement.snapshot import Cost, Limit, ModelConfig
 from cortex_gateway.settings import At, ConfigError, Reader
 
@@ -46,17 +47,31 @@ def _url(_: object, attribute: "Attribute[str]", value: str) -> None:
         raise ValueError(f"{attribute.name} must be a URL, as http://host:13131")
 
 
+def _hosts(_: object, __: "Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:
+    if not all(map(is_host, value)):
+        raise ValueError('each must be a name without a port, as "llm.example.com"; "*" is any')
+
+
+def _origins(_: object, __: "Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:
+    if not all(map(is_origin, value)):
+        raise ValueError('each must be as a browser writes it, as "https://chat.example.com:8080"; "*" is any')
+
+
 @frozen(kw_only=True)
 class Gateway:
     """[gateway]: where the program listens and how long it is patient."""
 
     listen: str = field(default="127.0.0.1:31313", validator=_address)  # host:port of the API
     metrics_listen: str = field(default="127.0.0.1:31314", validator=_address)  # host:port of /metrics
+    hosts: tuple[str, ...] = field(default=(), validator=_hosts)  # other names that the control routes answer to
+    origins: tuple[str, ...] = field(default=(), validator=_origins)  # other web pages that may call it
     max_body_mb: int = field(default=32, validator=ge(1))  # a larger request body is refused with 413
     wait_secs: float = field(default=600.0, validator=ge(0))  # a request may queue this long for room on a node
     max_waiting: int = field(default=256, validator=ge(1))  # requests that may queue at once
     load_timeout_secs: float = field(default=1800.0, validator=ge(1))  # one load, download included
     watch_secs: float = field(default=2.0, validator=ge(0.05))  # between two looks at a node
+    read_timeout_secs: float = field(default=60.0, validator=ge(0.1))  # between two pieces of a request, before 408
+    write_timeout_secs: float = field(default=60.0, validator=ge(0.1))  # that a client takes nothing of its answer
     drain_secs: float = field(default=30.0, validator=ge(0))  # running requests get this long at shutdown and unload
 
 

@@ -6,9 +6,12 @@
     │   ├── InvalidBody                  invalid_request_body
     │   ├── MissingModel                 missing_model_field
     │   ├── UnsupportedParameter         unsupported_parameter
+    │   ├── HostNotAllowed          403  host_not_allowed
+    │   ├── OriginNotAllowed        403  origin_not_allowed
     │   ├── RouteNotFound           404  not_found
     │   ├── ModelNotFound           404  model_not_found        (nearest)
     │   ├── MethodNotAllowed        405  method_not_allowed     (allow)
+    │   ├── RequestTimeout          408  request_timeout
     │   ├── BodyTooLarge            413  body_too_large         (limit_bytes)
     │   └── UnsupportedMedia        415  unsupported_media_type
     ├── UpstreamError               502  api_error
@@ -84,6 +87,40 @@ class UnsupportedParameter(BadRequest):
     code = "unsupported_parameter"
 
 
+class HostNotAllowed(BadRequest):
+    """The gateway was called by a name that may be somebody else's, on a route that changes it. `known`: its own names."""
+
+    status = 403
+    code = "host_not_allowed"
+
+    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
+        names = ", ".join(["localhost", "IP addresses", *map(repr, known)])
+        super().__init__(
+            f"The gateway is not known as {name!r} (the Host header): its control routes answer to {names}. "
+            f'If that name is right, add it in cortex.toml: [gateway] hosts = ["{name}"].',
+            param="host",
+        )
+
+
+class OriginNotAllowed(BadRequest):
+    """A web page may not call this route. `control`: the route is one of those that change the gateway."""
+
+    status = 403
+    code = "origin_not_allowed"
+
+    def __init__(self, origin: str, path: str, *, control: bool) -> None:
+        allowed = (
+            "its own pages and those"
+            if control
+            else "pages of this machine and of the gateway's host, installed programs, and pages"
+        )
+        super().__init__(
+            f"Pages of {origin!r} (the Origin header) may not call {path}: it answers to {allowed} that cortex.toml "
+            f'names, as [gateway] origins = ["https://chat.example.com"].',
+            param="origin",
+        )
+
+
 class RouteNotFound(BadRequest):
     """No such path."""
 
@@ -119,6 +156,16 @@ class MethodNotAllowed(BadRequest):
         self.allow = tuple(allow)
         taken = f" It takes {', '.join(self.allow)}." if self.allow else ""
         super().__init__(f"{path} does not take {method}.{taken}")
+
+
+class RequestTimeout(BadRequest):
+    """The client began a body and stopped sending."""
+
+    status = 408
+    code = "request_timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"Nothing more of the request's body came for {seconds:g} s.")
 
 
 class BodyTooLarge(BadRequest):

@@ -13,6 +13,7 @@ from cortex_gateway.placement.snapshot import Device, FleetSnapshot, Node, Repli
 LABELS = ("model", "node")
 DURATION_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
 FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120)
+SHORTEST_SPAN = 0.05  # seconds; what came within less came in one piece, and tells nothing of a speed
 SPEED_BUCKETS = (1, 2.5, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200)
 
 MODEL_GAUGES: dict[str, tuple[str, Callable[[Replica], float]]] = {
@@ -43,10 +44,16 @@ class RequestRecord:
     seconds: float  # to the last byte
     ttft_seconds: float | None = None  # to the first token of text, reasoning or a tool call
     prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    completion_tokens: int | None = None  # of a stream that was cut off those that went by, as far as they are known
     cached_tokens: int | None = None
     cold: bool = False  # it waited for a load
     decode_seconds: float | None = None  # from the first token to the last byte
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens after the first over the time that they took; None where there is no such time to speak of."""
+        tokens, seconds = self.completion_tokens or 0, self.decode_seconds or 0.0
+        return (tokens - 1) / seconds if tokens > 1 and seconds >= SHORTEST_SPAN else None
 
 
 class Metrics:
@@ -88,8 +95,8 @@ class Metrics:
         self._duration.labels(**labels).observe(record.seconds)
         if record.ttft_seconds is not None:
             self._first.labels(**labels).observe(record.ttft_seconds)
-        if (record.completion_tokens or 0) > 1 and record.decode_seconds:
-            self._speed.labels(**labels).observe(((record.completion_tokens or 0) - 1) / record.decode_seconds)
+        if (speed := record.tokens_per_second) is not None:
+            self._speed.labels(**labels).observe(speed)
         for listener in self._listeners:
             listener(record)
 

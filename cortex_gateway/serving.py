@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import signal
 import socket
@@ -15,6 +16,7 @@ from attrs import define, field, frozen
 from cortex_gateway.access import AccessLog
 from cortex_gateway.app import create_app
 from cortex_gateway.config import Config
+from cortex_gateway.connection import KEEP_SECS, ClientConnection, Patience
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.settings import UserError
@@ -113,9 +115,11 @@ async def running(
     """
     metrics = Metrics()
     fleet = Fleet(config, metrics, transport=NeuronTransport())
-    drain_secs = max(1, round(config.gateway.drain_secs))
-    api = _server(AccessLog(create_app(fleet, metrics, config), metrics), drain_secs, lifespan=True)
-    scrape = _server(metrics_app(metrics), METRICS_DRAIN_SECS, lifespan=False)
+    it = config.gateway
+    patience = Patience(read_secs=it.read_timeout_secs, write_secs=it.write_timeout_secs)
+    drain_secs = max(1, round(it.drain_secs))
+    api = _server(AccessLog(create_app(fleet, metrics, config), metrics), patience, drain_secs, lifespan=True)
+    scrape = _server(metrics_app(metrics), patience, METRICS_DRAIN_SECS, lifespan=False)
     tasks = [
         asyncio.create_task(api.serve([listeners.api]), name="api listener"),
         asyncio.create_task(scrape.serve([listeners.metrics]), name="metrics listener"),
@@ -177,16 +181,18 @@ def metrics_app(metrics: Metrics) -> Asgi:
     return app
 
 
-def _server(app: Asgi, drain_secs: int, *, lifespan: bool) -> Server:
+def _server(app: Asgi, patience: Patience, drain_secs: int, *, lifespan: bool) -> Server:
+    connection: Any = functools.partial(ClientConnection, patience)  # to uvicorn a class, which it only calls
     return Server(
         uvicorn.Config(
             _told_to_end(app),
-            http="httptools",
+            http=connection,
             ws="none",
             lifespan="on" if lifespan else "off",
             access_log=False,
             log_config=None,
             server_header=False,
+            timeout_keep_alive=KEEP_SECS,
             timeout_graceful_shutdown=drain_secs,
         )
     )

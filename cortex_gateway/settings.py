@@ -176,6 +176,8 @@ def _toml(text: str) -> Any:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_shown, value))}]"
     return f'"{value}"' if isinstance(value, str) else "a table" if isinstance(value, dict) else str(value)
 
 

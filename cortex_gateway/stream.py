@@ -9,7 +9,7 @@ from typing import Any
 
 from litestar.types import HTTPScope, Receive, Send
 
-from cortex_gateway.errors import BodyTooLarge, UnsupportedMedia
+from cortex_gateway.errors import BodyTooLarge, RequestTimeout, UnsupportedMedia
 
 Header = tuple[bytes, bytes]
 STREAM_HEADERS: tuple[Header, ...] = (
@@ -19,8 +19,8 @@ STREAM_HEADERS: tuple[Header, ...] = (
 )
 JSON_HEADERS: tuple[Header, ...] = ((b"content-type", b"application/json"),)
 BEAT_SECONDS = 1.0
-# What `curl -d` and browsers' simple requests call JSON is taken as well.
-JSON_TYPES = re.compile(r"|application/(?:json|[\w.-]+\+json|x-www-form-urlencoded)|text/(?:plain|json)")
+# Nothing that a form or a simple request of a web page can send (https://fetch.spec.whatwg.org/#cors-safelisted-request-header).
+JSON_TYPES = re.compile(r"application/(?:json|[\w.-]+\+json)|text/json")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -36,6 +36,7 @@ class Client:
         started: whether the status line is out; from then on a failure can only be an event.
         ended: whether the last byte is out.
         status: the status that went out, 0 before.
+        broken_off: the rest of the request is not read, so the connection ends with the answer.
     """
 
     def __init__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
@@ -44,29 +45,39 @@ class Client:
         self.started = False
         self.ended = False
         self.status = 0
+        self.broken_off = False
         self._gone = False
         self._receive = receive
         self._send = send
         self._wrote = asyncio.get_running_loop().time()
 
-    async def body(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises BodyTooLarge, UnsupportedMedia, ClientGoneError."""
+    async def body(self, limit_bytes: int, silence_secs: float) -> bytes:
+        """The whole body. Raises BodyTooLarge, RequestTimeout, UnsupportedMedia, ClientGoneError."""
         check_media(self.headers)
         pieces: list[bytes] = []
         size, more = 0, True
         while more:
-            message = await self._receive()
-            if message["type"] != "http.request":
-                raise ClientGoneError
-            piece, more = message.get("body", b""), message.get("more_body", False)
+            piece, more = await self._piece(silence_secs)
             size += len(piece)
             if size <= limit_bytes:
                 pieces.append(piece)
             elif size > 2 * limit_bytes:  # a little is read and thrown away, so that the client gets to read the answer
-                more = False
+                self.broken_off, more = more, False
         if size > limit_bytes:
             raise BodyTooLarge(limit_bytes)
         return b"".join(pieces) if len(pieces) > 1 else pieces[0]
+
+    async def _piece(self, silence_secs: float) -> tuple[bytes, bool]:
+        """The next piece of the body, and whether more follows."""
+        try:
+            async with asyncio.timeout(silence_secs):
+                message = await self._receive()
+        except TimeoutError:
+            self.broken_off = True
+            raise RequestTimeout(silence_secs) from None
+        if message["type"] != "http.request":
+            raise ClientGoneError
+        return message.get("body", b""), message.get("more_body", False)
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
         """Send the status line. At most once."""
@@ -88,7 +99,8 @@ class Client:
 
     async def answer(self, status: int, body: bytes, headers: Iterable[Header] = JSON_HEADERS) -> None:
         """Send everything at once."""
-        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        last = [(b"connection", b"close")] if self.broken_off else []
+        await self.start(status, [*headers, *last, (b"content-length", b"%d" % len(body))])
         await self.end(body)
 
     @contextlib.asynccontextmanager
@@ -159,4 +171,5 @@ def check_media(headers: Mapping[str, str]) -> None:
         raise UnsupportedMedia(f"The content encoding {encoding!r} is not supported: send the body as it is.")
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
     if not JSON_TYPES.fullmatch(media):
-        raise UnsupportedMedia(f"The content type {media!r} is not supported: send application/json.")
+        found = f"The content type {media!r} is not supported" if media else "The request names no content type"
+        raise UnsupportedMedia(f"{found}: send the header content-type: application/json.")

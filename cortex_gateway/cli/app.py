@@ -21,6 +21,7 @@ from cortex_gateway.cli.api import Api, CommandError, UsageError
 from cortex_gateway.cli.chat import Chat
 from cortex_gateway.cli.progress import LoadBars
 from cortex_gateway.config import find_config, load_config
+from cortex_gateway.log_format import OneLine
 from cortex_gateway.placement.snapshot import LoadStatus
 from cortex_gateway.settings import UserError
 
@@ -246,9 +247,9 @@ def _prompt(given: str | None) -> str:
 
 
 def _log_to_stderr() -> None:
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "httpcore", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -102,6 +102,11 @@ class ChatDecoder:
         self._stop: str | None = None
 
     @property
+    def usage(self) -> Usage | None:
+        """The counts as last told; None where nothing was told yet."""
+        return self._usage if self._usage.prompt else None
+
+    @property
     def ended(self) -> bool:
         """Finish or Error is out."""
         return self._grammar.state == "ended"

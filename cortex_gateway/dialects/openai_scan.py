@@ -1,6 +1,6 @@
 """Passes OpenAI bodies through: whole events only, no byte changed, no JSON parsed on the way; reads what metrics need.
 
-What it looks for: the first token, the token counts, and whether the stream ended as it should.
+What it looks for: tokens that go by, the token counts, and whether the stream ended as it should.
 """
 
 import re
@@ -15,7 +15,6 @@ from cortex_gateway.dialects.openai_chat import ChatUsage
 
 # A token of text, reasoning or a tool call. Inside JSON strings quotes are escaped, so no text can look like this.
 _TOKEN = re.compile(rb'"(?:content|reasoning_content|reasoning|text)": ?"(?=[^"])|"tool_calls": ?\[(?=[^\]])')
-_OVERLAP = 32  # no match is longer
 _KEEP = 8192  # the last bytes hold the usage, [DONE] and any error
 _HOLD = 256 << 10  # an event larger than this is passed on in pieces
 _BLANKS = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -37,26 +36,22 @@ class StreamRelay:
     """One relayed stream: `feed` what came, send what it returns; at the end send `rest` or an error event."""
 
     def __init__(self) -> None:
-        self.has_token = False
-        self._seam = b""  # the end of the previous chunk, while looking for the first token
+        self.passed = 0  # chunks from the first with a token on, which is one or more tokens each
         self._tail = b""  # the last bytes that came
         self._held = b""  # an event that has not ended: a client never sees half an event and then an error
 
     def feed(self, chunk: bytes) -> bytes:
         """The bytes to send now: everything up to the last blank line."""
-        if not self.has_token:
-            window = self._seam + chunk
-            self.has_token = _TOKEN.search(window) is not None
-            self._seam = window[-_OVERLAP:]
         self._tail = chunk[-_KEEP:] if len(chunk) >= _KEEP else (self._tail + chunk)[-_KEEP:]
         if self._held:
             chunk = self._held + chunk
             self._held = b""
-        if chunk.endswith(_BLANKS) or len(chunk) > _HOLD:
-            return chunk
-        end = max(chunk.rfind(blank) + len(blank) if blank in chunk else 0 for blank in _BLANKS)
-        self._held = chunk[end:]
-        return chunk[:end]
+        if not chunk.endswith(_BLANKS) and len(chunk) <= _HOLD:
+            end = max(chunk.rfind(blank) + len(blank) if blank in chunk else 0 for blank in _BLANKS)
+            self._held = chunk[end:]
+            chunk = chunk[:end]
+        self._count(chunk)
+        return chunk
 
     @property
     def rest(self) -> bytes:
@@ -73,6 +68,13 @@ class StreamRelay:
         """What the neuron itself ended the stream with, when that was an error event."""
         found = _ERROR.search(self._tail)
         return openai_errors.read(500, found[1]) if found else None
+
+    def _count(self, ready: bytes) -> None:
+        """A line end is escaped inside JSON, so it begins a line wherever it is."""
+        if self.passed:
+            self.passed += ready.count(b"\ndata: {") + ready.startswith(b"data: {")
+        elif found := _TOKEN.search(ready):
+            self.passed = 1 + ready.count(b"\ndata: {", found.end())
 
     def usage(self) -> Usage | None:
         """The counts from the usage comment (docs/wire.md section 3) or from the last chunk that has them."""

@@ -153,7 +153,7 @@ def exchange(
         http: HTTPScope = scope  # type: ignore[assignment]  # only HTTP handlers return this app
         client, record = Client(http, receive, send), Record(dialect or "")
         try:
-            body = await client.body(gateway.max_body_bytes)
+            body = await client.body(gateway.max_body_bytes, gateway.body_silence_secs)
             async with client.connected():
                 await work(Exchange(gateway, client, record), body)
         except ClientGoneError:

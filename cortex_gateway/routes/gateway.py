@@ -22,12 +22,14 @@ class Gateway:
         fleet: who has what model, and the HTTP client to reach them.
         metrics: where finished requests are counted.
         max_body_bytes: a larger request body is refused.
+        body_silence_secs: how long a client may send nothing of a body that it began.
         beat_seconds: how long a client that asked for a stream may be left in silence.
     """
 
     fleet: Fleet
     metrics: Metrics
     max_body_bytes: int
+    body_silence_secs: float
     beat_seconds: float
 
     @classmethod
@@ -48,6 +50,7 @@ class Record:
     cold: bool = False
     outcome: str = "ok"
     usage: Usage | None = None
+    passed: int = 0  # pieces of the answer that went by; what is known of its tokens where usage is not
     _arrived: float = field(factory=time.perf_counter, init=False)
     _first_token: float | None = field(default=None, init=False)
 
@@ -55,8 +58,9 @@ class Record:
         """Which replica serves it."""
         self.model, self.node, self.cold = lease.model, lease.node, self.cold or lease.cold
 
-    def token(self) -> None:
-        """A token of text, reasoning or a tool call is here; only the first counts."""
+    def token(self, passed: int) -> None:
+        """Text, reasoning or a tool call is here, `passed` pieces of it by now."""
+        self.passed = passed
         if self._first_token is None:
             self._first_token = time.perf_counter()
 
@@ -79,7 +83,7 @@ class Record:
             seconds=now - self._arrived,
             ttft_seconds=None if first is None else first - self._arrived,
             prompt_tokens=None if self.usage is None else self.usage.prompt,
-            completion_tokens=None if self.usage is None else self.usage.completion,
+            completion_tokens=(self.passed or None) if self.usage is None else self.usage.completion,
             cached_tokens=None if self.usage is None else self.usage.cached,
             cold=self.cold,
             decode_seconds=None if first is None else now - first,

@@ -13,7 +13,7 @@ from cortex_gateway.dialects.anthropic import request as decoder
 from cortex_gateway.dialects.anthropic.request import MessagesRequest
 from cortex_gateway.dialects.anthropic.response import whole
 from cortex_gateway.dialects.anthropic.stream import MessageEncoder
-from cortex_gateway.dialects.events import Error, Event, Finish, Reasoning, Text, ToolStart
+from cortex_gateway.dialects.events import Error, Event, Finish, Reasoning, Text, ToolArguments, ToolStart
 from cortex_gateway.dialects.openai_chat import ChatDecoder, decode_whole
 from cortex_gateway.errors import NeuronRefused, NoHealthyNode, UpstreamMalformed, UpstreamUnreachable
 from cortex_gateway.routes.exchange import Exchange, Outgoing, exchange, read, reading
@@ -64,9 +64,12 @@ async def _stream(it: Exchange, outgoing: Outgoing) -> None:
 async def _translate(it: Exchange, outgoing: Outgoing, response: httpx.Response) -> None:
     decoder = ChatDecoder()
     encoder = MessageEncoder(message_id=_message_id(), model=outgoing.model, request_id=it.client.request_id)
-    with reading():
-        async for chunk in response.aiter_raw():
-            await _forward(it, encoder, decoder.feed(chunk))
+    try:
+        with reading():
+            async for chunk in response.aiter_raw():
+                await _forward(it, encoder, decoder.feed(chunk))
+    finally:
+        it.record.usage = decoder.usage
     await _forward(it, encoder, decoder.close())
 
 
@@ -79,8 +82,8 @@ async def _forward(it: Exchange, encoder: MessageEncoder, events: list[Event]) -
 def _note(record: Record, events: list[Event]) -> None:
     """What metrics want to know of the events."""
     for event in events:
-        if isinstance(event, Text | Reasoning | ToolStart):
-            record.token()
+        if isinstance(event, Text | Reasoning | ToolStart | ToolArguments):
+            record.token(record.passed + 1)
         elif isinstance(event, Finish):
             record.usage = event.usage
         elif isinstance(event, Error):

@@ -55,14 +55,16 @@ async def _stream(it: Exchange, outgoing: Outgoing) -> None:
 
 async def _relay(it: Exchange, response: httpx.Response) -> None:
     relay = StreamRelay()
-    with reading():
-        async for chunk in response.aiter_raw():
-            ready = relay.feed(chunk)
-            if relay.has_token:
-                it.record.token()
-            if ready:
-                await it.client.write(ready)
-    it.record.usage = relay.usage()
+    try:
+        with reading():
+            async for chunk in response.aiter_raw():
+                ready = relay.feed(chunk)
+                if relay.passed:
+                    it.record.token(relay.passed)
+                if ready:
+                    await it.client.write(ready)
+    finally:
+        it.record.usage = relay.usage()
     if relay.failure:
         it.record.failed(relay.failure)
     elif not relay.done:

@@ -48,7 +48,7 @@ def test_passed_through_it_is_the_same_stream(case: pathlib.Path) -> None:
     usage = relay.usage()
 
     assert passed == stream
-    assert relay.has_token
+    assert relay.passed
     assert relay.done is (relay.failure is None)
     assert usage is not None
     if relay.done:

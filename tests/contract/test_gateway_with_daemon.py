@@ -233,7 +233,8 @@ def test_a_client_that_leaves_frees_the_engine(tmp_path: pathlib.Path) -> None:
 
     async def scenario(it: Stack) -> None:
         body = msgspec.json.encode({"model": MODEL, "messages": user("[[stall 3]]"), "stream": True})
-        async with it.client.stream("POST", CHAT, content=body) as response:
+        headers = {"content-type": "application/json"}
+        async with it.client.stream("POST", CHAT, content=body, headers=headers) as response:
             async for chunk in response.aiter_raw():
                 if b'"content":"' in chunk and b'"content":""' not in chunk:
                     break

@@ -43,6 +43,10 @@ class Rig:
     async def post(self, path: str, /, **fields: Any) -> httpx.Response:
         return await self.client.post(path, json={**BODIES.get(path, {}), **fields})
 
+    async def post_raw(self, path: str, content: Any, **headers: str) -> httpx.Response:
+        """Any bytes, under the name of JSON."""
+        return await self.client.post(path, content=content, headers={"content-type": "application/json", **headers})
+
     async def stream(self, path: str, /, **fields: Any) -> AsyncIterator[bytes]:
         """The chunks of a streamed answer as they come; ending early is the client going away."""
         request = self.client.build_request("POST", path, json={**BODIES[path], "stream": True, **fields})
@@ -75,7 +79,8 @@ class Rig:
             "root_path": "",
             **request,
         }
-        await self.app({"headers": [], "server": ("gw", 80), "client": None, "state": {}, **scope}, receive, send)
+        headers = [(b"host", b"gw"), (b"content-type", b"application/json")]
+        await self.app({"headers": headers, "server": ("gw", 80), "client": None, "state": {}, **scope}, receive, send)
         return sent
 
 
@@ -83,11 +88,14 @@ def run(
     scenario: Callable[[Rig], Awaitable[None]],
     *answers: Answer,
     nodes: Mapping[str, NeuronDouble | None] | None = None,
-    max_body_mb: int = 32,
-    beat_seconds: float = 0.01,
+    settings: Gateway | None = None,
+    beat_seconds: float = 5.0,
     **fleet: Any,
 ) -> None:
-    """Run `scenario` against a fresh gateway. A node given as None refuses connections."""
+    """Run `scenario` against a fresh gateway called "gw". A node given as None refuses connections.
+
+    A test of what a client hears in the meantime needs another `beat_seconds`: on a slow machine every wait is long.
+    """
 
     async def main() -> None:
         neuron = NeuronDouble(models=["demo", "org/demo"], answers=list(answers) or [Answer()])
@@ -95,7 +103,7 @@ def run(
         there = {name: host for name, host in hosts.items() if host is not None}
         double = FleetDouble(MemoryTransport(dict(there)), nodes=list(hosts), **fleet)
         metrics = MetricsDouble()
-        config = Config(gateway=Gateway(max_body_mb=max_body_mb))
+        config = Config(gateway=settings or Gateway(hosts=("gw",)))
         app = create_app(double, metrics, config, beat_seconds=beat_seconds)  # type: ignore[arg-type]
         transport = MemoryTransport({"gw": app})
         async with httpx.AsyncClient(transport=transport, base_url="http://gw") as client:

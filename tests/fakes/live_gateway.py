@@ -25,9 +25,14 @@ class LiveGateway:
 
 
 @contextlib.contextmanager
-def live_gateway(hosts: Mapping[str, Any], **more: Any) -> Iterator[LiveGateway]:
-    """`hosts`: node name -> ASGI app of its neuron. Everything has ended when the block has."""
-    with in_thread(_gateway(hosts, **more)) as it:
+def live_gateway(
+    hosts: Mapping[str, Any], settings: Mapping[str, Any] | None = None, **more: Any
+) -> Iterator[LiveGateway]:
+    """`hosts`: node name -> ASGI app of its neuron, or the URL of one that runs. `settings` are those of [gateway].
+
+    Everything has ended when the block has.
+    """
+    with in_thread(_gateway(hosts, settings or {}, **more)) as it:
         yield it
 
 
@@ -60,12 +65,15 @@ def in_thread(context: AbstractAsyncContextManager[T]) -> Iterator[T]:
 
 
 @contextlib.asynccontextmanager
-async def _gateway(hosts: Mapping[str, Any], **more: Any) -> AsyncIterator[LiveGateway]:
+async def _gateway(hosts: Mapping[str, Any], settings: Mapping[str, Any], **more: Any) -> AsyncIterator[LiveGateway]:
     async with contextlib.AsyncExitStack() as stack:
-        endpoints = {name: await stack.enter_async_context(served(app)) for name, app in hosts.items()}
+        endpoints = {
+            name: app if isinstance(app, str) else await stack.enter_async_context(served(app))
+            for name, app in hosts.items()
+        }
         neurons = tuple(Neuron(name=name, endpoint=url) for name, url in endpoints.items())
-        gateway = Gateway(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", watch_secs=0.05, drain_secs=0)
-        config = Config(gateway=gateway, neurons=neurons, **more)
+        usual = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "watch_secs": 0.05, "drain_secs": 0}
+        config = Config(gateway=Gateway(**usual | settings), neurons=neurons, **more)
         it = await stack.enter_async_context(running(config, bind(config)))
         yield LiveGateway(it.url, it.metrics_url)
 

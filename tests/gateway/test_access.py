@@ -22,6 +22,11 @@ RECORD = RequestRecord(
         (200, [], "GET /x 200 812 ms"),
         (200, [RECORD], "GET /x [chat] m on a 200 ok 812 ms 36+8 tokens"),
         (
+            200,
+            [attrs.evolve(RECORD, outcome="cancelled", prompt_tokens=None)],
+            "GET /x [chat] m on a 200 cancelled 812 ms ?+8 tokens",
+        ),
+        (
             503,
             [attrs.evolve(RECORD, node="", status=503, outcome="error", completion_tokens=None)],
             "GET /x [chat] m on no node 503 error 812 ms",
@@ -31,6 +36,38 @@ RECORD = RequestRecord(
 def test_the_line(status: int, records: list[RequestRecord], said: str) -> None:
     """What is not known is left out."""
     assert line("GET", "/x", status, 0.812, records) == said
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "said"),
+    [
+        ("/\nfake", "m", r"GET /\nfake [chat] m on a"),
+        ("/x 200 ok 1 ms", "m", r"GET /x\x20200\x20ok\x201\x20ms [chat] m on a"),
+        ("/", "m on b\r\n\x1b[2K", r"GET / [chat] m\x20on\x20b\r\n\x1b[2K on a"),
+    ],
+)
+def test_no_client_can_forge_a_line(path: str, model: str, said: str) -> None:
+    """Nor a word of one."""
+    assert line("GET", path, 200, 1.0, [attrs.evolve(RECORD, model=model)]).startswith(said)
+
+
+def test_the_path_is_logged_as_it_was_sent(caplog: pytest.LogCaptureFixture) -> None:
+    """`curl :31313/%0afake` is one line, and one can see what was asked."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def main() -> None:
+        transport = httpx.ASGITransport(AccessLog(app, Metrics()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+            await http.get("/%0afake")
+
+    with caplog.at_level(logging.INFO, logger="cortex.access"):
+        asyncio.run(main())
+
+    said = [record.getMessage() for record in caplog.records if record.name == "cortex.access"]
+    assert said[0].startswith("GET /%0afake 404 ")
 
 
 def test_each_request_gets_its_own_record(caplog: pytest.LogCaptureFixture) -> None:

@@ -72,6 +72,14 @@ def test_everything_that_may_be_written_is_read(tmp_path: pathlib.Path) -> None:
     [
         ("[gateway]\nlistn = 1\n", 'gateway.listn: is not a key here; allowed: "listen", .* did you mean "listen"'),
         ("[gatway]\n", 'gatway: is not a key here; .* did you mean "gateway"'),
+        (
+            '[gateway]\nhosts = ["a", "b:80"]\n',
+            r'gateway.hosts: found \["a", "b:80"\]; each must be a name without a port',
+        ),
+        (
+            '[gateway]\norigins = ["https://a/"]\n',
+            r'gateway.origins: found \["https://a/"\]; each must be as a browser writes it',
+        ),
         ("[gateway]\nmax_body_mb = 0\n", "gateway.max_body_mb: found 0; 'max_body_mb' must be >= 1"),
         ('[gateway]\nmax_body_mb = "8"\n', 'gateway.max_body_mb: found "8"; allowed: a whole number'),
         ("[gateway]\nmax_body_mb = true\n", "gateway.max_body_mb: found True; allowed: a whole number"),

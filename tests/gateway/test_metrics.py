@@ -78,10 +78,11 @@ def test_only_an_error_is_an_error(outcome: str, errors: int) -> None:
         attrs.evolve(RECORD, completion_tokens=None),
         attrs.evolve(RECORD, decode_seconds=None),
         attrs.evolve(RECORD, decode_seconds=0.0),
+        attrs.evolve(RECORD, decode_seconds=0.0004),
     ],
 )
 def test_a_speed_needs_two_tokens_and_a_time(record: RequestRecord) -> None:
-    """Otherwise there is no sample, not a zero."""
+    """Otherwise there is no sample: neither a zero, nor 50,000 tokens per second of an answer that came in one piece."""
     it = Metrics()
 
     it.observe_request(record)

@@ -40,6 +40,7 @@ def test_openai_s_event_is_the_envelope_as_data() -> None:
         (403, "permission_error"),
         (404, "not_found_error"),
         (405, "invalid_request_error"),
+        (408, "invalid_request_error"),
         (413, "request_too_large"),
         (415, "invalid_request_error"),
         (422, "invalid_request_error"),

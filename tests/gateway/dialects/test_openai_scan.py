@@ -74,7 +74,25 @@ def test_an_enormous_event_passes_in_pieces() -> None:
 def test_the_first_token_is_text_reasoning_or_a_call(stream: bytes, found: bool) -> None:
     """Never the role chunk (wire.md 2.9.10), wherever the bytes are cut."""
     for chunks in cuts(stream):
-        assert relayed(chunks)[0].has_token is found
+        assert (relayed(chunks)[0].passed > 0) is found
+
+
+@pytest.mark.parametrize(
+    ("stream", "passed"),
+    [
+        (role(), 0),
+        (role() + delta(content="a"), 1),
+        (role() + delta(reasoning_content="a", reasoning="a") + delta(content="b"), 2),
+        (role() + delta(content="a") + b": keep-alive\n\n" + delta(content="data: {}\ndata: {"), 2),
+        ((role() + delta(content="a") * 5).replace(b"\n", b"\r\n"), 5),
+        (role() + delta(content="a") + delta(content="b") + DONE, 2),
+        (event(choices=[{"text": "x"}]) * 3, 3),
+    ],
+)
+def test_chunks_of_the_answer_are_counted_as_they_go_by(stream: bytes, passed: int) -> None:
+    """What is known of a stream's tokens when it is cut off; text that looks like an event is none."""
+    for chunks in cuts(stream):
+        assert relayed(chunks)[0].passed == passed
 
 
 @pytest.mark.parametrize(

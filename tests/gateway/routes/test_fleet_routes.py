@@ -122,7 +122,7 @@ def test_a_load_that_fails_at_once_has_its_status(accept: str) -> None:
         assert response.status_code == 503
         assert response.json()["error"]["kind"] == "bad_checkpoint"
 
-    run(scenario, error=LoadFailed("torn", kind="bad_checkpoint"), beat_seconds=5)
+    run(scenario, error=LoadFailed("torn", kind="bad_checkpoint"))
 
 
 def test_an_unload_is_asked_for() -> None:

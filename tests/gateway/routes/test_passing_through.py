@@ -43,7 +43,7 @@ def test_the_neuron_gets_the_client_s_bytes() -> None:
     body = b'{ "messages":[{"content":"hi","role":"user"}], "z": 1.10 ,"model":"demo"}'
 
     async def scenario(rig: Rig) -> None:
-        await rig.client.post(CHAT, content=body, headers={"x-request-id": "mine", "authorization": "Bearer secret"})
+        await rig.post_raw(CHAT, body, **{"x-request-id": "mine", "authorization": "Bearer secret"})
         (seen,) = rig.neuron.seen
 
         assert seen.raw == body
@@ -57,7 +57,7 @@ def test_an_alias_is_resolved_in_the_body_and_nowhere_else() -> None:
     """The neuron knows ids only."""
 
     async def scenario(rig: Rig) -> None:
-        await rig.client.post(CHAT, content=b'{"z":1.10,"model":"alias","messages":[]}')
+        await rig.post_raw(CHAT, b'{"z":1.10,"model":"alias","messages":[]}')
 
         assert rig.neuron.seen[0].raw == b'{"z":1.10,"model":"org/demo","messages":[]}'
 

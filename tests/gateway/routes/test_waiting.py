@@ -23,7 +23,7 @@ def gated(scenario: Callable[[Rig, asyncio.Event], Any], **options: Any) -> None
     async def wrapped(rig: Rig) -> None:
         await scenario(rig, gate)
 
-    run(wrapped, gate=gate, **options)
+    run(wrapped, gate=gate, **{"beat_seconds": 0.01, **options})
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -107,7 +107,7 @@ def test_what_is_known_at_once_has_its_own_status(
         assert response.headers["content-type"] == "application/json"
         assert response.json()["error"]["message"] == error.message
 
-    run(scenario, error=error, beat_seconds=5)
+    run(scenario, error=error)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -140,7 +140,7 @@ def test_a_silent_prompt_is_kept_company(path: str) -> None:
         assert b"Hello" in raw
         assert payloads(raw)
 
-    run(scenario, Answer(gate=gate, comments=1))
+    run(scenario, Answer(gate=gate, comments=1), beat_seconds=0.01)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -177,6 +177,46 @@ def test_leaving_a_stream_cancels_the_neuron(path: str) -> None:
     run(scenario, Answer(deltas=({"content": "token"},) * 500))
 
 
+@pytest.mark.parametrize(
+    ("path", "options", "prompt"),
+    [
+        (CHAT, {}, None),
+        (COMPLETIONS, {}, None),
+        (CHAT, {"stream_options": {"continuous_usage_stats": True}}, 7),
+        (MESSAGES, {}, 7),
+    ],
+)
+def test_what_went_by_before_a_client_left_is_counted(path: str, options: dict[str, Any], prompt: int | None) -> None:
+    """Its tokens were computed like any others; those of the prompt where the neuron has told them."""
+
+    async def scenario(rig: Rig) -> None:
+        seen = 0
+        async with contextlib.aclosing(rig.stream(path, **options)) as chunks:
+            while seen < 20:
+                seen += (await anext(chunks)).count(b"word")
+        await settled()
+
+        (record,) = rig.metrics.records
+        assert record.outcome == "cancelled"
+        assert record.prompt_tokens == prompt
+        assert seen <= (record.completion_tokens or 0) <= seen + 5
+
+    run(scenario, Answer(deltas=({"content": " word "},) * 500))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_went_by_before_a_neuron_died_is_counted(path: str) -> None:
+    """As for a client that leaves."""
+
+    async def scenario(rig: Rig) -> None:
+        await rig.post(path, stream=True)
+
+        (record,) = rig.metrics.records
+        assert (record.outcome, record.completion_tokens) == ("error", 3)
+
+    run(scenario, Answer(deltas=({"content": "token"},) * 9, dies_after=3))
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("streaming", [False, True])
 def test_leaving_before_the_answer_cancels_the_neuron(path: str, streaming: bool) -> None:
@@ -194,7 +234,7 @@ def test_leaving_before_the_answer_cancels_the_neuron(path: str, streaming: bool
         (record,) = rig.metrics.records
         assert (record.outcome, record.status) == ("cancelled", 200 if streaming else 499)
 
-    run(scenario, Answer(gate=asyncio.Event()), beat_seconds=5)
+    run(scenario, Answer(gate=asyncio.Event()))
 
 
 def test_two_hundred_clients_that_leave_at_any_moment_leave_nothing() -> None:
@@ -247,7 +287,7 @@ def test_when_every_node_is_down_it_says_so(path: str, streaming: bool) -> None:
         assert set(rig.fleet.suspected) == {"a", "b"}
         assert "could not be reached" in response.json()["error"]["message"]
 
-    run(scenario, nodes={"a": None, "b": None}, beat_seconds=5)
+    run(scenario, nodes={"a": None, "b": None})
 
 
 @pytest.mark.parametrize("path", PATHS)
