@@ -7,6 +7,7 @@ from litestar import Litestar
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 
+from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
@@ -29,10 +30,12 @@ HANDLERS = (
 )
 
 
-def create_app(fleet: Fleet, metrics: Metrics, config: Config, *, beat_seconds: float = BEAT_SECONDS) -> Litestar:
+def create_app(
+    fleet: Fleet, metrics: Metrics, config: Config, guard: Guard, *, beat_seconds: float = BEAT_SECONDS
+) -> Litestar:
     """The gateway's API. The fleet starts and closes with the app; anyone may call it from any web page.
 
-    No route asks for a key: `x-api-key` and `Authorization` are taken and not looked at in this release.
+    Every route but the health asks `guard` who it is.
     """
 
     @contextlib.asynccontextmanager
@@ -44,7 +47,11 @@ def create_app(fleet: Fleet, metrics: Metrics, config: Config, *, beat_seconds: 
             await fleet.close()
 
     gateway = Gateway(
-        fleet=fleet, metrics=metrics, max_body_bytes=config.gateway.max_body_mb << 20, beat_seconds=beat_seconds
+        fleet=fleet,
+        metrics=metrics,
+        guard=guard,
+        max_body_bytes=config.gateway.max_body_mb << 20,
+        beat_seconds=beat_seconds,
     )
     return Litestar(
         route_handlers=HANDLERS,

@@ -5,6 +5,7 @@ import time
 from attrs import define, field, frozen
 from litestar.datastructures import State
 
+from cortex_gateway.auth.guard import Guard
 from cortex_gateway.dialects.events import Usage
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.fleet.fleet import Fleet, Lease
@@ -21,12 +22,14 @@ class Gateway:
     Attributes:
         fleet: who has what model, and the HTTP client to reach them.
         metrics: where finished requests are counted.
+        guard: who may do what.
         max_body_bytes: a larger request body is refused.
         beat_seconds: how long a client that asked for a stream may be left in silence.
     """
 
     fleet: Fleet
     metrics: Metrics
+    guard: Guard
     max_body_bytes: int
     beat_seconds: float
 
@@ -50,6 +53,11 @@ class Record:
     usage: Usage | None = None
     _arrived: float = field(factory=time.perf_counter, init=False)
     _first_token: float | None = field(default=None, init=False)
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt and of the answer, as far as they are known."""
+        return 0 if self.usage is None else self.usage.prompt + self.usage.completion
 
     def leased(self, lease: Lease) -> None:
         """Which replica serves it."""

@@ -9,6 +9,7 @@ import msgspec
 from attrs import define
 
 from cortex_gateway.app import create_app
+from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config, Gateway
 from cortex_gateway.dialects.sse import SseEvent, SseParser
 from tests.fakes.fleet_double import FleetDouble, MetricsDouble
@@ -85,9 +86,10 @@ def run(
     nodes: Mapping[str, NeuronDouble | None] | None = None,
     max_body_mb: int = 32,
     beat_seconds: float = 0.01,
+    guard: Guard | None = None,
     **fleet: Any,
 ) -> None:
-    """Run `scenario` against a fresh gateway. A node given as None refuses connections."""
+    """Run `scenario` against a fresh gateway. A node given as None refuses connections. Without a `guard` there is no key."""
 
     async def main() -> None:
         neuron = NeuronDouble(models=["demo", "org/demo"], answers=list(answers) or [Answer()])
@@ -96,7 +98,7 @@ def run(
         double = FleetDouble(MemoryTransport(dict(there)), nodes=list(hosts), **fleet)
         metrics = MetricsDouble()
         config = Config(gateway=Gateway(max_body_mb=max_body_mb))
-        app = create_app(double, metrics, config, beat_seconds=beat_seconds)  # type: ignore[arg-type]
+        app = create_app(double, metrics, config, guard or Guard(), beat_seconds=beat_seconds)  # type: ignore[arg-type]
         transport = MemoryTransport({"gw": app})
         async with httpx.AsyncClient(transport=transport, base_url="http://gw") as client:
             await scenario(Rig(next(iter(there.values()), neuron), double, metrics, client, app))
