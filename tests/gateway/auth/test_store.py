@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import attrs
@@ -149,6 +150,20 @@ def test_many_commands_may_write_at_once(path: pathlib.Path) -> None:
     assert [one.stderr for one in ended] == [""] * 4
     assert {key.name for key in known(path)} == {f"{name}-{number}" for name in "abcd" for number in range(10)}
     assert seen <= 40
+
+
+def test_a_command_waits_for_another_that_makes_the_database(path: pathlib.Path) -> None:
+    """SQLite itself does not, while the log is not written ahead yet."""
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        ending = threading.Timer(0.2, db.execute, ["COMMIT"])
+        ending.start()
+        with store(path) as it:
+            it.add(KEY)
+        ending.join()
+
+    assert known(path) == (KEY,)
 
 
 def garbage(path: pathlib.Path) -> None:
