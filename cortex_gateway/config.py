@@ -16,12 +16,15 @@ from cortex_gateway.settings import At, ConfigError, Reader
 
 DEFAULT_PLACES = (pathlib.Path("cortex.toml"), pathlib.Path("/etc/cortex/cortex.toml"))
 ENV_PREFIX = "CORTEX_"
-NOT_IN_THIS_RELEASE = {
-    "entitlements": "API keys and budgets are not in this release: remove it, and let a proxy in front check keys",
+STATE_FILE = "cortex-state.db"
+REMOVED = {
+    "entitlements": "keys are no longer written here: make each with `cortex keys add NAME` (a rolling budget is "
+    "--tokens-per-minute; a balance has no counterpart), write [auth] required = true for require_auth = true, remove this",
     "upstream": "an upstream authority is not in this release: remove it",
 }
 
 __all__ = [
+    "Auth",
     "Config",
     "ConfigError",
     "Cost",
@@ -32,6 +35,7 @@ __all__ = [
     "Neuron",
     "find_config",
     "load_config",
+    "state_path",
 ]
 
 
@@ -86,6 +90,15 @@ class Eviction:
 
 
 @frozen(kw_only=True)
+class Auth:
+    """[auth]: who is asked for a key. The keys are in the database at `state`, made by `cortex keys add`."""
+
+    required: bool | None = None  # inference needs a key; None = it does not, and where others reach it that is told
+    metrics: bool = False  # /metrics needs a key of scope admin
+    state: str | None = None  # path of the database, relative to this file; None = see `state_path`
+
+
+@frozen(kw_only=True)
 class Neuron:
     """[[neurons]]: one host of the fleet."""
 
@@ -100,6 +113,7 @@ class CortexToml:
     models_config: str | None = None  # path of models.toml, relative to this file
     gateway: Gateway = Gateway()
     eviction: Eviction = Eviction()
+    auth: Auth = Auth()
     neurons: tuple[Neuron, ...] = ()
 
 
@@ -113,10 +127,12 @@ class ModelsToml:
 
 @frozen(kw_only=True)
 class Config:
-    """Everything the gateway was told, checked and merged."""
+    """Everything the gateway was told, checked and merged. `state` is where its database is; None = it has none."""
 
     gateway: Gateway = Gateway()
     eviction: Eviction = Eviction()
+    auth: Auth = Auth()
+    state: pathlib.Path | None = None
     neurons: tuple[Neuron, ...] = (Neuron(name="local", endpoint="http://127.0.0.1:13131"),)
     models: tuple[ModelConfig, ...] = ()
     aliases: Mapping[str, str] = field(factory=dict)
@@ -131,7 +147,7 @@ def find_config(path: pathlib.Path | None, places: tuple[pathlib.Path, ...] = DE
 
 def load_config(path: pathlib.Path | None, environ: Mapping[str, str]) -> Config:
     """Read and check everything. Raises ConfigError that lists every problem with file, key, found and allowed."""
-    reader = Reader(removed=NOT_IN_THIS_RELEASE)
+    reader = Reader(removed=REMOVED)
     at = At(str(path) if path else "defaults")
     table = _parse(path) if path else {}
     top = reader.read(CortexToml, reader.with_environment(CortexToml, table, ENV_PREFIX, environ), at)
@@ -147,10 +163,24 @@ def load_config(path: pathlib.Path | None, environ: Mapping[str, str]) -> Config
     return Config(
         gateway=top.gateway,
         eviction=top.eviction,
+        auth=top.auth,
+        state=state_path(top.auth.state, path, environ),
         neurons=neurons,
         models=models.models,
         aliases=dict(models.aliases),
     )
+
+
+def state_path(told: str | None, config: pathlib.Path | None, environ: Mapping[str, str]) -> pathlib.Path:
+    """Where the database is: as told, else beside the config file, else in the user's folder for state.
+
+    Source: XDG Base Directory Specification, XDG_STATE_HOME, which counts only when it is absolute.
+    """
+    if told is not None or config is not None:
+        folder = config.parent if config else pathlib.Path(os.curdir)
+        return (folder / pathlib.Path(told or STATE_FILE).expanduser()).absolute()
+    home = pathlib.Path(environ.get("XDG_STATE_HOME", ""))
+    return (home if home.is_absolute() else pathlib.Path.home() / ".local" / "state") / "cortex" / STATE_FILE
 
 
 def _parse(path: pathlib.Path) -> dict[str, Any]:

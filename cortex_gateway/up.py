@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal
 
+import attrs
 import httpx
 from attrs import field, frozen
 from rich.console import Console
@@ -18,7 +19,7 @@ from rich.console import Console
 from cortex_gateway import child, serving
 from cortex_gateway.cli.api import message
 from cortex_gateway.cli.progress import LoadBars
-from cortex_gateway.config import Config, Gateway, Neuron
+from cortex_gateway.config import Config, Gateway, Neuron, state_path
 from cortex_gateway.errors import CortexError
 from cortex_gateway.fleet.client import NeuronClient
 from cortex_gateway.fleet.messages import LoadSpec
@@ -139,7 +140,7 @@ async def up(asked: Up, out: Console, environ: Mapping[str, str], *, neuron: tup
     if neuron is None and importlib.util.find_spec("jax") is None:
         raise UpError("the neuron needs JAX, which is not installed here: pip install 'cortex-jax[neuron]'")
     command = (*(neuron or NEURON), "--host", asked.host, "--port", str(asked.neuron_port))
-    config = config_of(asked, target)
+    config = attrs.evolve(config_of(asked, target), state=state_path(None, None, environ))
     stage = Stage(asked=asked, target=target, config=config, command=command, log=log_path(environ), out=out)
     with contextlib.ExitStack() as sockets:
         listeners = serving.bind(config, api_setting="--port", metrics_setting="--metrics-port")
@@ -211,6 +212,8 @@ async def _show(stage: Stage, listeners: serving.Listeners, hurry: asyncio.Event
             await _load(stage, bars)
         async with serving.running(stage.config, listeners, hurry=hurry) as gateway:
             url = gateway.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+            for notice in gateway.notices:
+                out.print(f"\n{notice}", style="bold red", markup=False, soft_wrap=True)
             _introduce(stage, url, gateway.metrics_url)
             for dialect in DIALECTS:
                 await _ask(dialect, url, stage)

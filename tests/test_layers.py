@@ -41,10 +41,18 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"cortex_gateway." + x for x in ("placement", "config", "errors", "metrics")},
         {"httpx"},
     ),
+    "cortex_gateway.auth": ({"cortex_gateway.settings"}, set()),
+    **{f"cortex_gateway.auth.{name}": ({"cortex_gateway.errors"}, set()) for name in ("keys", "limits", "policy")},
+    "cortex_gateway.auth.principal": (set(), set()),
     "cortex_gateway": ({"cortex_gateway"}, WEB),
 }
-PURE = ("cortex_gateway.dialects", "cortex_gateway.placement", "neuron_jax.text")
-IMPURE = {"time", "asyncio", "logging", "socket", "threading", "random", "os", "subprocess"}
+PURE = (
+    "cortex_gateway.dialects",
+    "cortex_gateway.placement",
+    "neuron_jax.text",
+    *(f"cortex_gateway.auth.{name}" for name in ("keys", "limits", "policy", "principal")),
+)
+IMPURE = {"time", "asyncio", "logging", "socket", "sqlite3", "threading", "random", "secrets", "os", "subprocess"}
 
 
 def modules() -> dict[str, pathlib.Path]:

@@ -5,7 +5,6 @@ The server's libraries are imported by the commands that serve: `cortex status` 
 
 import asyncio
 import importlib.metadata
-import json as jsonlib
 import logging
 import os
 import pathlib
@@ -16,8 +15,8 @@ from typing import Annotated, Any, Literal
 import cyclopts
 from cyclopts import App, Parameter
 
-from cortex_gateway.cli import tables
-from cortex_gateway.cli.api import Api, CommandError, UsageError
+from cortex_gateway.cli import keys, tables
+from cortex_gateway.cli.api import Api, CommandError, UsageError, read_key
 from cortex_gateway.cli.chat import Chat
 from cortex_gateway.cli.progress import LoadBars
 from cortex_gateway.config import find_config, load_config
@@ -26,6 +25,10 @@ from cortex_gateway.placement.snapshot import LoadStatus
 from cortex_gateway.settings import UserError
 
 Endpoint = Annotated[str, Parameter(name=["--endpoint", "-e"], env_var="CORTEX_ENDPOINT", help="The gateway to ask.")]
+KeyFile = Annotated[
+    pathlib.Path | None,
+    Parameter(name="--key-file", help="A file with the key to ask with; else the key is $CORTEX_API_KEY."),
+]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the gateway's JSON instead of a table.")]
 Model = Annotated[str, Parameter(help="An id or an alias.")]
 DEFAULT_ENDPOINT = "http://localhost:31313"
@@ -45,6 +48,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
+app.command(keys.app)
 
 
 @app.command(name="serve")
@@ -88,22 +92,22 @@ def up_command(
 
 
 @app.command
-def status(*, endpoint: Endpoint = DEFAULT_ENDPOINT, json: Json = False) -> int:
+def status(*, endpoint: Endpoint = DEFAULT_ENDPOINT, key_file: KeyFile = None, json: Json = False) -> int:
     """Show every node with its devices and the models on it."""
-    fleet = Api(endpoint).get("/admin/fleet")
+    fleet = _api(endpoint, key_file).get("/admin/fleet")
     if json:
-        _print_json(fleet)
+        tables.print_json(fleet)
     else:
         tables.show_fleet(tables.console(), fleet)
     return 0
 
 
 @app.command
-def models(*, endpoint: Endpoint = DEFAULT_ENDPOINT, json: Json = False) -> int:
+def models(*, endpoint: Endpoint = DEFAULT_ENDPOINT, key_file: KeyFile = None, json: Json = False) -> int:
     """List every model that is loaded or could be loaded on any node."""
-    listing = Api(endpoint).get("/v1/models")
+    listing = _api(endpoint, key_file).get("/v1/models")
     if json:
-        _print_json(listing)
+        tables.print_json(listing)
     else:
         tables.show_models(tables.console(), listing["data"])
     return 0
@@ -126,6 +130,7 @@ def load(
         Literal["host", "device"] | None, Parameter(help="One process per host or per device of a group.")
     ] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
+    key_file: KeyFile = None,
     json: Json = False,
 ) -> int:
     """Load a model and wait until it serves."""
@@ -140,11 +145,12 @@ def load(
         "ranks": ranks,
     }
     body = {name: value for name, value in asked.items() if value is not None}
+    gateway = _api(endpoint, key_file)
     if json:
-        _print_json(Api(endpoint).post("/admin/load", body))
+        tables.print_json(gateway.post("/admin/load", body))
         return 0
     out = tables.console()
-    with LoadBars(out) as bars, Api(endpoint).events("/admin/load", body) as events:
+    with LoadBars(out) as bars, gateway.events("/admin/load", body) as events:
         ended = False
         for event in events:
             ended = event.get("status") == "loaded"
@@ -162,12 +168,13 @@ def unload(
     *,
     node: Annotated[str | None, Parameter(help="Unload it there only.")] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
+    key_file: KeyFile = None,
     json: Json = False,
 ) -> int:
     """Unload a model once its running requests have ended."""
-    answer = Api(endpoint).post("/admin/unload", {"model": model} | ({"node": node} if node else {}))
+    answer = _api(endpoint, key_file).post("/admin/unload", {"model": model} | ({"node": node} if node else {}))
     if json:
-        _print_json(answer)
+        tables.print_json(answer)
     else:
         tables.console().print(f"{model} is unloaded", style="green")
     return 0
@@ -184,6 +191,7 @@ def chat(
     temperature: Annotated[float | None, Parameter(help="0 = always the likeliest token.")] = None,
     max_tokens: Annotated[int | None, Parameter(help="The longest answer, in tokens.")] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
+    key_file: KeyFile = None,
     json: Annotated[
         bool,
         Parameter(negative="", help="Print one JSON object: text, reasoning, finish_reason, model, usage, seconds."),
@@ -192,7 +200,7 @@ def chat(
     """Talk to a model in the terminal."""
     options = {"temperature": temperature, "max_tokens": max_tokens}
     talk = Chat(
-        api=Api(endpoint),
+        api=_api(endpoint, key_file),
         model=model,
         out=tables.console(),
         options={name: value for name, value in options.items() if value is not None},
@@ -203,7 +211,7 @@ def chat(
         return 0
     asked = _prompt(prompt)
     if json:
-        _print_json(talk.whole(asked))
+        tables.print_json(talk.whole(asked))
         return 0
     return 130 if talk.ask(asked).stopped else 0
 
@@ -236,6 +244,10 @@ def _run(work: Coroutine[Any, Any, int | None]) -> int:
         return runner.run(work) or 0
 
 
+def _api(endpoint: str, key_file: pathlib.Path | None) -> Api:
+    return Api(endpoint, key=read_key(key_file, os.environ))
+
+
 def _prompt(given: str | None) -> str:
     """The prompt of the command line, else what is piped in. Raises UsageError where there is neither."""
     if given is not None:
@@ -252,7 +264,3 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "httpcore", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(jsonlib.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -8,6 +8,7 @@ import msgspec
 from litestar import Request, Response, get, post
 from litestar.types import ASGIApp
 
+from cortex_gateway.auth.policy import ADMIN
 from cortex_gateway.dialects import sse
 from cortex_gateway.errors import InvalidBody, MalformedJson
 from cortex_gateway.placement.snapshot import LoadStatus, Node, Replica
@@ -35,7 +36,9 @@ class LoadBody(UnloadBody):
 @get("/admin/fleet")
 async def fleet(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Every node with its devices and models as last seen."""
-    snapshot = Gateway.of(request.app.state).fleet.snapshot()
+    gateway = Gateway.of(request.app.state)
+    gateway.guard.identify(request.scope, ADMIN)
+    snapshot = gateway.fleet.snapshot()
     return plain(request, {"nodes": [_node(node) for node in snapshot.nodes], "waiting": snapshot.waiting})
 
 
@@ -43,13 +46,13 @@ async def fleet(request: Request[Any, Any, Any]) -> Response[bytes]:
 async def load(request: Request[Any, Any, Any]) -> ASGIApp:
     """Load a model and wait until it serves; with `Accept: text/event-stream` the progress comes as events."""
     streaming = "text/event-stream" in request.headers.get("accept", "")
-    return exchange(Gateway.of(request.app.state), None, OPENAI, _load_streaming if streaming else _load)
+    return exchange(Gateway.of(request.app.state), None, OPENAI, _load_streaming if streaming else _load, need=ADMIN)
 
 
 @post("/admin/unload")
 async def unload(request: Request[Any, Any, Any]) -> ASGIApp:
     """Unload a model once its running requests have ended."""
-    return exchange(Gateway.of(request.app.state), None, OPENAI, _unload)
+    return exchange(Gateway.of(request.app.state), None, OPENAI, _unload, need=ADMIN)
 
 
 def _node(node: Node) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from cortex_gateway import config as cfg
-from cortex_gateway.config import Config, ConfigError, Eviction, Gateway, Neuron, find_config, load_config
+from cortex_gateway.config import Auth, Config, ConfigError, Eviction, Gateway, Neuron, find_config, load_config
 from cortex_gateway.placement.snapshot import Cost, Limit, ModelConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def problems(path: pathlib.Path | None, environ: dict[str, str] | None = None) -
 
 def test_without_a_file_there_is_one_neuron_on_this_machine() -> None:
     """Loopback on every port."""
-    assert load_config(None, {}) == Config()
+    assert attrs.evolve(load_config(None, {}), state=None) == Config()
     assert Config().neurons == (Neuron(name="local", endpoint="http://127.0.0.1:13131"),)
     assert Config().gateway.listen == "127.0.0.1:31313"
 
@@ -48,6 +48,7 @@ def test_everything_that_may_be_written_is_read(tmp_path: pathlib.Path) -> None:
     )
 
     assert load_config(path, {}) == Config(
+        state=tmp_path / "cortex-state.db",
         gateway=Gateway(listen="[::1]:80", wait_secs=5.0),
         eviction=Eviction(strategy="priority", defrag_after_cycles=3),
         neurons=(Neuron(name="a", endpoint="http://a:13131"),),
@@ -89,7 +90,12 @@ def test_everything_that_may_be_written_is_read(tmp_path: pathlib.Path) -> None:
         ('[gateway]\nlisten = "a:99999"\n', "gateway.listen: .* must be host:port"),
         ('[eviction]\nstrategy = "fifo"\n', 'eviction.strategy: found "fifo"; allowed: "lru", "priority"'),
         ('[eviction]\nstrategy = "lrv"\n', 'did you mean "lru"'),
-        ("[entitlements]\nrequire_auth = false\n", "entitlements: API keys and budgets are not in this release"),
+        (
+            "[entitlements]\nrequire_auth = false\n",
+            r"entitlements: .* `cortex keys add NAME` .* \[auth\] required = true",
+        ),
+        ('[auth]\nrequired = "yes"\n', 'auth.required: found "yes"; allowed: true or false'),
+        ("[auth]\nrequire = true\n", 'auth.require: is not a key here; .* did you mean "required"'),
         ("[upstream]\nenabled = false\n", "upstream: an upstream authority is not in this release"),
         ('[[neurons]]\nname = "b"\n', r"neurons\[1\].endpoint: is missing"),
         ('[[neurons]]\nname = "b"\nendpoint = "b:13131"\n', r"neurons\[1\].endpoint: found .* must be a URL"),
@@ -170,11 +176,42 @@ def test_the_environment_lies_over_the_file(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cortex", "environ", "place"),
+    [
+        ("", {}, "HERE/cortex-state.db"),
+        ('[auth]\nstate = "var/s.db"\n', {}, "HERE/var/s.db"),
+        ('[auth]\nstate = "/var/s.db"\n', {"XDG_STATE_HOME": "/xdg"}, "/var/s.db"),
+        ("", {"CORTEX_AUTH__STATE": "/env/s.db"}, "/env/s.db"),
+        (None, {"XDG_STATE_HOME": "/xdg"}, "/xdg/cortex/cortex-state.db"),
+        (None, {"XDG_STATE_HOME": "xdg"}, "HOME/.local/state/cortex/cortex-state.db"),
+        (None, {}, "HOME/.local/state/cortex/cortex-state.db"),
+        (None, {"CORTEX_AUTH__STATE": "s.db"}, "CWD/s.db"),
+    ],
+)
+def test_the_database_has_one_place(
+    tmp_path: pathlib.Path, cortex: str | None, environ: dict[str, str], place: str
+) -> None:
+    """Beside the file, or in the user's folder for state where there is none; the command and the gateway agree."""
+    path = None if cortex is None else written(tmp_path, cortex + NODE)
+    folders = {"HERE": tmp_path, "HOME": pathlib.Path.home(), "CWD": pathlib.Path.cwd()}
+    first, _, rest = place.partition("/")
+
+    assert load_config(path, environ).state == (folders[first] / rest if first else pathlib.Path(place))
+
+
+@pytest.mark.parametrize(("text", "required"), [("", None), ("required = true", True), ("required = false", False)])
+def test_unset_is_told_from_false(tmp_path: pathlib.Path, text: str, *, required: bool | None) -> None:
+    """For the warning, which false takes away."""
+    assert load_config(written(tmp_path, f"[auth]\n{text}\n{NODE}"), {}).auth == Auth(required=required)
+    assert load_config(None, {"CORTEX_AUTH__REQUIRED": "true"}).auth.required is True
+
+
+@pytest.mark.parametrize(
     ("name", "value", "told"),
     [
         ("CORTEX_GATEWAY__MAX_BODY_MB", "many", 'found "many"; allowed: a whole number'),
         ("CORTEX_GATEWAY__LISN", "x", 'allowed: "listen", .* did you mean "listen"'),
-        ("CORTEX_GATWAY__LISTEN", "x", 'allowed: "gateway", "eviction"; did you mean "gateway"'),
+        ("CORTEX_GATWAY__LISTEN", "x", 'allowed: "gateway", "eviction", "auth"; did you mean "gateway"'),
         ("CORTEX_GATEWAY__LISTEN__PORT", "x", "allowed: nothing"),
     ],
 )
@@ -242,7 +279,7 @@ def test_every_key_is_documented(key: str) -> None:
     ("cls", "name"),
     [
         (cls, field.name)
-        for cls in (Gateway, Eviction, Neuron, ModelConfig, Limit, Cost, Config)
+        for cls in (Gateway, Eviction, Auth, Neuron, ModelConfig, Limit, Cost, Config)
         for field in attrs.fields(cls)
     ],
 )
