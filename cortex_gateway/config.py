@@ -3,13 +3,13 @@
 import os
 import pathlib
 import tomllib
-import urllib.parse
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from attrs import Attribute, field, frozen
 from attrs.validators import ge, min_len
 
+from cortex_gateway.addresses import parse_address, parse_url
 from cortex_gateway.placement.snapshot import Cost, Limit, ModelConfig
 from cortex_gateway.settings import At, ConfigError, Reader
 
@@ -34,16 +34,12 @@ __all__ = [
 ]
 
 
-def _address(_: object, attribute: "Attribute[str]", value: str) -> None:
-    host, colon, port = value.rpartition(":")
-    if not (host and colon and port.isdigit() and 0 <= int(port) <= 65535):
-        raise ValueError(f"{attribute.name} must be host:port, as 127.0.0.1:31313")
+def _address(_: object, __: "Attribute[str]", value: str) -> None:
+    parse_address(value)
 
 
-def _url(_: object, attribute: "Attribute[str]", value: str) -> None:
-    parts = urllib.parse.urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError(f"{attribute.name} must be a URL, as http://host:13131")
+def _url(_: object, __: "Attribute[str]", value: str) -> None:
+    parse_url(value)
 
 
 @frozen(kw_only=True)
@@ -75,7 +71,7 @@ class Neuron:
     """[[neurons]]: one host of the fleet."""
 
     name: str = field(validator=min_len(1))
-    endpoint: str = field(validator=_url)  # http://host:port
+    endpoint: str = field(validator=_url, converter=parse_url)  # http://host:port
 
 
 @frozen(kw_only=True)

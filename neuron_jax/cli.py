@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.validators import Number
 from rich.console import Console
 
+from neuron_jax.addresses import HIGHEST_PORT, parse_address, parse_host
 from neuron_jax.build_info import build_info
 from neuron_jax.config import NeuronConfig, load_config
 from neuron_jax.errors import ConfigError, NeuronError
@@ -38,6 +39,15 @@ def _numbers(_: object, tokens: Sequence[Token]) -> tuple[int, ...]:
     if not all(number >= 1 for number in found):
         raise ValueError("numbers from 1 on, with commas between them")
     return found
+
+
+def _host(_: object, value: str | None) -> None:
+    if value is not None:
+        parse_host(value)
+
+
+def _address(_: object, value: str) -> None:
+    parse_address(value)
 
 
 Numbers = Annotated[tuple[int, ...], Parameter(converter=_numbers, n_tokens=1, negative="")]
@@ -82,8 +92,8 @@ def run(tokens: Sequence[str], environ: Mapping[str, str]) -> int:
 def serve(
     *,
     config: ConfigFile = None,
-    host: str | None = None,
-    port: Annotated[int | None, Parameter(validator=Number(gte=0, lte=65535))] = None,
+    host: Annotated[str | None, Parameter(validator=_host)] = None,
+    port: Annotated[int | None, Parameter(validator=Number(gte=0, lte=HIGHEST_PORT))] = None,
     environ: Environ,
 ) -> None:
     """Serve models until told to stop.
@@ -141,8 +151,8 @@ def worker(
     *,
     rank: Annotated[int, Parameter(validator=Number(gte=0))],
     world: Annotated[int, Parameter(validator=Number(gte=1, lte=64))],
-    coordinator: str,
-    host: str = "127.0.0.1",
+    coordinator: Annotated[str, Parameter(validator=_address)],
+    host: Annotated[str, Parameter(validator=_host)] = "127.0.0.1",
     secret: str = "",
     platform: Literal["cpu", "cuda"] | None = None,
     deadline: Annotated[float, Parameter(validator=Number(gt=0))] = 60.0,

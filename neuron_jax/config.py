@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import attrs
 from attrs import field, frozen
 
+from neuron_jax.addresses import parse_host, parse_url
 from neuron_jax.errors import ConfigError
 
 PREFIX = "NEURON_"
@@ -25,11 +26,15 @@ T = TypeVar("T")
 
 @frozen
 class Rule:
-    """What one value may be: `read` takes a TOML value or raises ValueError, `parse` makes one of a variable's text."""
+    """What one value may be: `read` takes a TOML value or raises ValueError, `parse` makes one of a variable's text.
+
+    `explains`: the words of the ValueError say what is wrong, and they are told instead of `allowed`.
+    """
 
     allowed: str
     read: Callable[[Any], Any]
     parse: Callable[[str], Any] = str
+    explains: bool = False
 
 
 def _integer(low: int, high: int) -> Rule:
@@ -69,15 +74,15 @@ def _path(value: Any) -> Path:
     return Path(_text(value)).expanduser()
 
 
-def _endpoint() -> Rule:
-    def read(value: Any) -> str:
-        text = _text(value).rstrip("/")
-        scheme, _, rest = text.partition("://")
-        if scheme not in ("http", "https") or not rest or "/" in rest:
-            raise ValueError(value)
-        return text
+def _parsed(parse: Callable[[str], str]) -> Callable[[Any], str]:
+    """Of a text alone; the ValueError of `parse` has the words."""
 
-    return Rule("an address like http://host:13131", read)
+    def read(value: Any) -> str:
+        if type(value) is not str:
+            raise ValueError("must be a text")
+        return parse(value)
+
+    return read
 
 
 def _one_of(*names: str) -> Rule:
@@ -108,6 +113,8 @@ def _flag(value: Any) -> bool:
 
 
 TEXT = Rule("a text that is not empty", _text)
+HOST = Rule("a name or an IP address", _parsed(parse_host), explains=True)
+ENDPOINT = Rule("a URL like http://host:13131", _parsed(parse_url), explains=True)
 FLAG = Rule("true or false", _flag, lambda text: {"true": True, "false": False}.get(text.lower(), text))
 PATH = Rule("a path", _path)
 MEGABYTES = _integer(0, 2**31)
@@ -123,7 +130,7 @@ def _setting(rule: Rule, default: Any = attrs.NOTHING) -> Any:
 class ServerConfig:
     """Where the daemon listens. `drain_secs` is how long work in flight may take to end at shutdown."""
 
-    host: str = _setting(TEXT, "127.0.0.1")
+    host: str = _setting(HOST, "127.0.0.1")
     port: int = _setting(_integer(0, 65535), 13131)
     max_body_mb: int = _setting(_integer(1, 1024), 32)
     drain_secs: float = _setting(_number(0, 3600), 30.0)
@@ -169,7 +176,7 @@ class RanksConfig:
     Without a `secret`, which all of them share, nothing is lent or borrowed. Ranks have `deadline_secs` to meet.
     """
 
-    address: str = _setting(TEXT, "127.0.0.1")
+    address: str = _setting(HOST, "127.0.0.1")
     secret: str = field(default="", metadata={"rule": TEXT}, kw_only=True, repr=False)
     deadline_secs: float = _setting(_number(1, 3600), 60.0)
 
@@ -189,7 +196,7 @@ class PeerConfig:
     """Another neuron that may lend devices to models which this one leads."""
 
     name: str = _setting(TEXT)
-    endpoint: str = _setting(_endpoint())
+    endpoint: str = _setting(ENDPOINT)
 
 
 @frozen
@@ -383,8 +390,8 @@ def _value(rule: Rule, value: Any, origin: str, key: str) -> Any:
     try:
         return rule.read(rule.parse(value.text) if isinstance(value, _Variable) else value)
     except (ValueError, TypeError) as error:
-        message = f"{_origin_of(value, origin)}: {key} = {_found(value)}: allowed is {rule.allowed}"
-        raise ConfigError(message + _nearest(value, rule)) from error
+        wrong = str(error) if rule.explains else f"allowed is {rule.allowed}{_nearest(value, rule)}"
+        raise ConfigError(f"{_origin_of(value, origin)}: {key} = {_found(value)}: {wrong}") from error
 
 
 def _nearest(value: Any, rule: Rule) -> str:

@@ -15,7 +15,9 @@ from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
+from cortex_gateway.addresses import HIGHEST_PORT, parse_host, parse_url
 from cortex_gateway.cli import tables
 from cortex_gateway.cli.api import Api, CommandError, UsageError
 from cortex_gateway.cli.chat import Chat
@@ -24,7 +26,20 @@ from cortex_gateway.config import find_config, load_config
 from cortex_gateway.placement.snapshot import LoadStatus
 from cortex_gateway.settings import UserError
 
-Endpoint = Annotated[str, Parameter(name=["--endpoint", "-e"], env_var="CORTEX_ENDPOINT", help="The gateway to ask.")]
+
+def _url(_: object, value: str) -> None:
+    parse_url(value)
+
+
+def _host(_: object, value: str) -> None:
+    parse_host(value)
+
+
+Endpoint = Annotated[
+    str,
+    Parameter(name=["--endpoint", "-e"], env_var="CORTEX_ENDPOINT", validator=_url, help="The gateway to ask."),
+]
+Port = Annotated[int, Parameter(validator=Number(gte=0, lte=HIGHEST_PORT))]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the gateway's JSON instead of a table.")]
 Model = Annotated[str, Parameter(help="An id or an alias.")]
 DEFAULT_ENDPOINT = "http://localhost:31313"
@@ -65,10 +80,12 @@ def serve_command(
 @app.command(name="up")
 def up_command(
     *,
-    host: Annotated[str, Parameter(help="Address that both programs listen on.")] = "127.0.0.1",
-    port: Annotated[int, Parameter(help="Port of the API.")] = 31313,
-    metrics_port: Annotated[int, Parameter(help="Port of /metrics.")] = 31314,
-    neuron_port: Annotated[int, Parameter(help="Port of the neuron.")] = 13131,
+    host: Annotated[str, Parameter(validator=_host, help="Address that both programs listen on.")] = "127.0.0.1",
+    port: Annotated[Port, Parameter(help="Port of the API.")] = 31313,
+    metrics_port: Annotated[Port, Parameter(help="Port of /metrics.")] = 31314,
+    neuron_port: Annotated[
+        int, Parameter(validator=Number(gte=1, lte=HIGHEST_PORT), help="Port of the neuron.")
+    ] = 13131,
     model: Annotated[
         str, Parameter(help="demo, a built-in id, a folder, a .gguf file, or a hub id org/name.")
     ] = "demo",

@@ -205,13 +205,29 @@ def test_chat_does_not_wait_at_a_terminal_for_json(
     assert "a prompt is needed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "not a url"])
-def test_without_a_gateway_the_way_out_is_told(endpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """How to start one, or what a URL looks like."""
-    assert cli.run(["status", "--endpoint", endpoint]) == 1
+def test_without_a_gateway_the_way_out_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """How to start one."""
+    assert cli.run(["status", "--endpoint", "http://127.0.0.1:9"]) == 1
 
-    said = capsys.readouterr().err
-    assert "cortex up" in said or "is not a URL" in said
+    assert "cortex up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["status", "-e", "not a url"], "must be a URL, as http://127.0.0.1:31313"),
+        (["status", "-e", "http://::1:31313"], 'stands in brackets, as "[::1]:31313"'),
+        (["up", "--host", "[::1]"], 'without brackets, as "::1"'),
+        (["up", "--neuron-port", "0"], "Must be >= 1"),
+    ],
+)
+def test_an_address_that_cannot_be_is_told_with_the_right_form(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is tried."""
+    assert cli.run(words) == 2
+
+    assert told in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
