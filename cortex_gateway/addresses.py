@@ -59,7 +59,7 @@ def parse_url(text: str) -> str:
     """`http[s]://host[:port][/path]`; what is returned ends without a slash. Raises ValueError."""
     scheme, found, rest = text.partition("://")
     if not found or scheme.lower() not in ("http", "https"):
-        raise ValueError(f"must be a URL, as http://127.0.0.1:{PORT}")
+        raise ValueError("must be a URL, as http://host:port")
     place, slash, path = rest.partition("/")
     if "@" in place or "?" in rest or "#" in rest:
         raise ValueError("a URL here has a host, a port and perhaps a path, and nothing else")

@@ -11,10 +11,19 @@ from attrs.validators import ge, min_len
 
 from cortex_gateway.addresses import parse_address, parse_url
 from cortex_gateway.placement.snapshot import Cost, Limit, ModelConfig
-from cortex_gateway.settings import At, ConfigError, Reader
+from cortex_gateway.settings import NESTED, At, ConfigError, Reader, variables
+from cortex_gateway.variables import unused
 
 DEFAULT_PLACES = (pathlib.Path("cortex.toml"), pathlib.Path("/etc/cortex/cortex.toml"))
 ENV_PREFIX = "CORTEX_"
+OTHER_VARIABLES = (
+    "CORTEX_API_KEY",  # the commands of `cortex`
+    "CORTEX_CACHE",  # `cortex up`, and neurons
+    "CORTEX_ENDPOINT",  # the commands of `cortex`
+    "CORTEX_NATIVE",  # neurons
+    "CORTEX_URL",  # the notebooks
+)
+"""What is no setting of the gateway, and is set with reason: all of it, in one list."""
 NOT_IN_THIS_RELEASE = {
     "entitlements": "API keys and budgets are not in this release: remove it, and let a proxy in front check keys",
     "upstream": "an upstream authority is not in this release: remove it",
@@ -31,6 +40,7 @@ __all__ = [
     "Neuron",
     "find_config",
     "load_config",
+    "unused_variables",
 ]
 
 
@@ -132,6 +142,17 @@ def load_config(path: pathlib.Path | None, environ: Mapping[str, str]) -> Config
         models=models.models,
         aliases=dict(models.aliases),
     )
+
+
+def unused_variables(environ: Mapping[str, str], *, serving: bool = True) -> list[str]:
+    """A line for each CORTEX_ variable that sets nothing; with `serving` off (`cortex up`) settings set nothing, too."""
+    if serving:
+        return unused(environ, ENV_PREFIX, variables(CortexToml, ENV_PREFIX), OTHER_VARIABLES)
+    ignored = [name for name in sorted(environ) if name.startswith(ENV_PREFIX) and NESTED in name]
+    return [
+        *unused(environ, ENV_PREFIX, (), OTHER_VARIABLES),
+        *(f"environment: {name} is not used: only `cortex serve` is configured" for name in ignored),
+    ]
 
 
 def _parse(path: pathlib.Path) -> dict[str, Any]:

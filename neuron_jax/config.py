@@ -1,8 +1,9 @@
 """What a neuron can be told: TOML, then NEURON_A__B variables, as frozen records; must not know HTTP, JAX or models.
 
-This is the only module that reads the environment, and it gets it as an argument. Only variables with a double
-underscore are ours (`NEURON_SERVER__PORT=13131`, `NEURON_DEFAULT_MODELS__0__MODEL_ID=demo`): other programs use the
-same prefix, and orchestrators set NEURON_PORT for a service of that name.
+This is the only module that reads the environment, and it gets it as an argument. A variable names a key
+(`NEURON_SERVER__PORT=13131`, `NEURON_DEFAULT_MODELS__0__MODEL_ID=demo`), or a whole table or list in TOML
+(`NEURON_PEERS='[{name = "a", endpoint = "http://a:13131"}]'`). Other programs use the same prefix, and orchestrators set
+NEURON_PORT for a service of that name: what sets nothing here is told, and stops nothing.
 """
 
 import difflib
@@ -16,6 +17,7 @@ from attrs import field, frozen
 
 from neuron_jax.addresses import parse_host, parse_url
 from neuron_jax.errors import ConfigError
+from neuron_jax.variables import unused
 
 PREFIX = "NEURON_"
 HARNESSES = ("jax", "candle")
@@ -250,12 +252,22 @@ TABLES: Mapping[str, type] = {
 LISTS = ("models", "default_models", "harnesses", "peers")
 
 
+OTHER_VARIABLES = (
+    "NEURON_CC_",  # AWS Neuron
+    "NEURON_COMPILE_",
+    "NEURON_FRAMEWORK_",
+    "NEURON_RT_",
+)
+"""What is no setting of ours, and is set with reason: all of it, in one list. A name with `_` at its end is a beginning."""
+
+
 @frozen
 class _Variable:
-    """A value that came from the environment, until its rule has parsed it."""
+    """A value that came from the environment, until its rule has parsed it; `text` is no text where it was TOML."""
 
     name: str
-    text: str
+    text: Any
+    toml: bool = False
 
 
 def cache_root(environ: Mapping[str, str]) -> Path:
@@ -299,11 +311,36 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not TOML: {error}") from error
 
 
+def unused_variables(environ: Mapping[str, str]) -> list[str]:
+    """A line for each NEURON_ variable that sets nothing."""
+    tables = (f"{table}__{item.name}" for table, cls in TABLES.items() for item in attrs.fields(cls))
+    settings = [f"{PREFIX}{key.upper()}" for key in (*tables, *TABLES, *LISTS)]
+    return unused(environ, PREFIX, settings, OTHER_VARIABLES)
+
+
 def _merge_variables(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
-    for name in sorted(environ):
-        if name.startswith(PREFIX) and "__" in name:
-            keys = name[len(PREFIX) :].lower().split("__")
+    for name in sorted(name for name in environ if name.startswith(PREFIX)):
+        keys = name[len(PREFIX) :].lower().split("__")
+        if len(keys) > 1:
             _put(tree, keys, _Variable(name, environ[name]))
+        elif keys[0] in (*TABLES, *LISTS):
+            tree[keys[0]] = _from_toml(name, environ[name])
+
+
+def _from_toml(name: str, text: str) -> Any:
+    """The table or list in a variable, each value marked with where it came from."""
+    try:
+        return _marked(name, tomllib.loads(f"value = {text}")["value"])
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: not TOML: {error}") from error
+
+
+def _marked(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _marked(name, item) for key, item in value.items()}
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return [_marked(name, item) for item in value]
+    return _Variable(name, value, toml=True)
 
 
 def _put(tree: dict[str, Any], keys: Sequence[str], variable: _Variable) -> None:
@@ -388,10 +425,16 @@ def _tables(tree: Mapping[str, Any], key: str, origin: str) -> Sequence[Mapping[
 
 def _value(rule: Rule, value: Any, origin: str, key: str) -> Any:
     try:
-        return rule.read(rule.parse(value.text) if isinstance(value, _Variable) else value)
+        return rule.read(_parsed_by(rule, value))
     except (ValueError, TypeError) as error:
         wrong = str(error) if rule.explains else f"allowed is {rule.allowed}{_nearest(value, rule)}"
         raise ConfigError(f"{_origin_of(value, origin)}: {key} = {_found(value)}: {wrong}") from error
+
+
+def _parsed_by(rule: Rule, value: Any) -> Any:
+    if not isinstance(value, _Variable):
+        return value
+    return value.text if value.toml else rule.parse(value.text)
 
 
 def _nearest(value: Any, rule: Rule) -> str:
@@ -415,4 +458,10 @@ def _origin_of(value: Any, origin: str) -> str:
 
 
 def _found(value: Any) -> str:
-    return repr(value.text if isinstance(value, _Variable) else value)
+    """For a message. A table may hold a secret, so its values are not shown."""
+    found = value.text if isinstance(value, _Variable) else value
+    if isinstance(found, dict):
+        return "a table"
+    return (
+        "a list of tables" if isinstance(found, list) and any(isinstance(item, dict) for item in found) else repr(found)
+    )

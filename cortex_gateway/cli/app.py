@@ -10,7 +10,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import cyclopts
@@ -22,7 +22,7 @@ from cortex_gateway.cli import tables
 from cortex_gateway.cli.api import Api, CommandError, UsageError
 from cortex_gateway.cli.chat import Chat
 from cortex_gateway.cli.progress import LoadBars
-from cortex_gateway.config import find_config, load_config
+from cortex_gateway.config import find_config, load_config, unused_variables
 from cortex_gateway.placement.snapshot import LoadStatus
 from cortex_gateway.settings import UserError
 
@@ -72,6 +72,7 @@ def serve_command(
     from cortex_gateway.serving import serve
 
     settings = load_config(find_config(config), os.environ)
+    _warn(unused_variables(os.environ))
     _log_to_stderr()
     _run(serve(settings))
     return 0
@@ -100,6 +101,7 @@ def up_command(
     asked = Up(
         host=host, port=port, metrics_port=metrics_port, neuron_port=neuron_port, model=model, quant=quant, once=once
     )
+    _warn(unused_variables(os.environ, serving=False))
     return _run(up(asked, tables.console(), os.environ))
 
 
@@ -260,6 +262,11 @@ def _prompt(given: str | None) -> str:
     if not piped.strip():
         raise UsageError('a prompt is needed: cortex chat MODEL "prompt", or pipe one in')
     return piped
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        tables.console(stderr=True).print(f"cortex: {line}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _log_to_stderr() -> None:

@@ -215,7 +215,7 @@ def test_without_a_gateway_the_way_out_is_told(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["status", "-e", "not a url"], "must be a URL, as http://127.0.0.1:31313"),
+        (["status", "-e", "not a url"], "must be a URL, as http://host:port"),
         (["status", "-e", "http://::1:31313"], 'stands in brackets, as "[::1]:31313"'),
         (["up", "--host", "[::1]"], 'without brackets, as "::1"'),
         (["up", "--neuron-port", "0"], "Must be >= 1"),
@@ -318,8 +318,11 @@ def test_a_second_ctrl_c_hurries_serve(host: HostDouble, tmp_path: pathlib.Path)
     assert process.returncode == 0
 
 
-def test_a_taken_port_is_named_with_its_setting(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And the command ends with 1."""
+def test_a_taken_port_is_named_with_its_setting(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the command ends with 1. A variable that sets nothing is told before."""
+    monkeypatch.setenv("CORTEX_NURONS", "[]")
     with live_gateway({}) as it:
         port = it.url.rpartition(":")[2]
         path = tmp_path / "cortex.toml"
@@ -327,6 +330,7 @@ def test_a_taken_port_is_named_with_its_setting(tmp_path: pathlib.Path, capsys: 
 
         assert cli.run(["serve", "--config", str(path)]) == 1
 
-    assert f"port {port} on 127.0.0.1 is taken by another program; choose another with [gateway] listen" in (
-        capsys.readouterr().err
-    )
+    assert capsys.readouterr().err.splitlines() == [
+        "cortex: environment: CORTEX_NURONS is not used; did you mean CORTEX_NEURONS?",
+        f"cortex: port {port} on 127.0.0.1 is taken by another program; choose another with [gateway] listen",
+    ]

@@ -45,6 +45,15 @@ def test_discover_prints_a_table_for_people(capsys: pytest.CaptureFixture[str], 
     assert {"0", "1", "2"} <= {line.strip("│ ").split(" ")[0] for line in capsys.readouterr().out.splitlines()}
 
 
+def test_a_variable_that_sets_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """And stops nothing."""
+    assert run(["discover", "--json"], {"NEURON_PEER": "[]"}) == 0
+    shown = capsys.readouterr()
+
+    assert shown.err == "neuron: environment: NEURON_PEER is not used; did you mean NEURON_PEERS?\n"
+    assert json.loads(shown.out)
+
+
 @pytest.mark.parametrize(
     ("tokens", "environ", "words"),
     [
