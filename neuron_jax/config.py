@@ -130,12 +130,17 @@ def _setting(rule: Rule, default: Any = attrs.NOTHING) -> Any:
 
 @frozen
 class ServerConfig:
-    """Where the daemon listens. `drain_secs` is how long work in flight may take to end at shutdown."""
+    """Where the daemon listens. `drain_secs` is how long work in flight may take to end at shutdown.
+
+    `allowed_hosts`: names it answers to besides IP addresses and local ones; `allowed_origins`: web pages that may ask it.
+    """
 
     host: str = _setting(HOST, "127.0.0.1")
     port: int = _setting(_integer(0, 65535), 13131)
     max_body_mb: int = _setting(_integer(1, 1024), 32)
     drain_secs: float = _setting(_number(0, 3600), 30.0)
+    allowed_hosts: tuple[str, ...] = _setting(TEXTS, ())
+    allowed_origins: tuple[str, ...] = _setting(TEXTS, ())
 
 
 @frozen
