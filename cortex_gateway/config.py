@@ -3,20 +3,29 @@
 import os
 import pathlib
 import tomllib
-import urllib.parse
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from attrs import Attribute, field, frozen
 from attrs.validators import ge, min_len
 
+from cortex_gateway.addresses import parse_address, parse_url
 from cortex_gateway.origins import is_host, is_origin
 from cortex_gateway.placement.snapshot import Cost, Limit, ModelConfig
-from cortex_gateway.settings import At, ConfigError, Reader
+from cortex_gateway.settings import NESTED, At, ConfigError, Reader, variables
+from cortex_gateway.variables import unused
 
 DEFAULT_PLACES = (pathlib.Path("cortex.toml"), pathlib.Path("/etc/cortex/cortex.toml"))
 ENV_PREFIX = "CORTEX_"
 STATE_FILE = "cortex-state.db"
+OTHER_VARIABLES = (
+    "CORTEX_API_KEY",  # the commands of `cortex`
+    "CORTEX_CACHE",  # `cortex up`, and neurons
+    "CORTEX_ENDPOINT",  # the commands of `cortex`
+    "CORTEX_NATIVE",  # neurons
+    "CORTEX_URL",  # the notebooks
+)
+"""What is no setting of the gateway, and is set with reason: all of it, in one list."""
 REMOVED = {
     "entitlements": "keys are no longer written here: make each with `cortex keys add NAME` (a rolling budget is "
     "--tokens-per-minute; a balance has no counterpart), write [auth] required = true for require_auth = true, remove this",
@@ -36,19 +45,16 @@ __all__ = [
     "find_config",
     "load_config",
     "state_path",
+    "unused_variables",
 ]
 
 
-def _address(_: object, attribute: "Attribute[str]", value: str) -> None:
-    host, colon, port = value.rpartition(":")
-    if not (host and colon and port.isdigit() and 0 <= int(port) <= 65535):
-        raise ValueError(f"{attribute.name} must be host:port, as 127.0.0.1:31313")
+def _address(_: object, __: "Attribute[str]", value: str) -> None:
+    parse_address(value)
 
 
-def _url(_: object, attribute: "Attribute[str]", value: str) -> None:
-    parts = urllib.parse.urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError(f"{attribute.name} must be a URL, as http://host:13131")
+def _url(_: object, __: "Attribute[str]", value: str) -> None:
+    parse_url(value)
 
 
 def _hosts(_: object, __: "Attribute[tuple[str, ...]]", value: tuple[str, ...]) -> None:
@@ -103,7 +109,7 @@ class Neuron:
     """[[neurons]]: one host of the fleet."""
 
     name: str = field(validator=min_len(1))
-    endpoint: str = field(validator=_url)  # http://host:port
+    endpoint: str = field(validator=_url, converter=parse_url)  # http://host:port
 
 
 @frozen(kw_only=True)
@@ -181,6 +187,15 @@ def state_path(told: str | None, config: pathlib.Path | None, environ: Mapping[s
         return (folder / pathlib.Path(told or STATE_FILE).expanduser()).absolute()
     home = pathlib.Path(environ.get("XDG_STATE_HOME", ""))
     return (home if home.is_absolute() else pathlib.Path.home() / ".local" / "state") / "cortex" / STATE_FILE
+def unused_variables(environ: Mapping[str, str], *, serving: bool = True) -> list[str]:
+    """A line for each CORTEX_ variable that sets nothing; with `serving` off (`cortex up`) settings set nothing, too."""
+    if serving:
+        return unused(environ, ENV_PREFIX, variables(CortexToml, ENV_PREFIX), OTHER_VARIABLES)
+    ignored = [name for name in sorted(environ) if name.startswith(ENV_PREFIX) and NESTED in name]
+    return [
+        *unused(environ, ENV_PREFIX, (), OTHER_VARIABLES),
+        *(f"environment: {name} is not used: only `cortex serve` is configured" for name in ignored),
+    ]
 
 
 def _parse(path: pathlib.Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import uvicorn
 from attrs import define, field, frozen
 
 from cortex_gateway.access import AccessLog
+from cortex_gateway.addresses import Address, is_every_ipv6, parse_address
 from cortex_gateway.app import create_app
 from cortex_gateway.auth import policy
 from cortex_gateway.auth.guard import Guard
@@ -85,12 +86,12 @@ class Running:
 
 
 def listen(address: str, setting: str) -> socket.socket:
-    """Bind host:port. Raises ListenError that names `setting`, where another port may be set."""
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
+    """Bind host:port; `[::]` takes IPv4 as well. Raises ListenError that names `setting`, where another may be set."""
+    host, port = parse_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = is_every_ipv6(host) and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, int(port)), family=family, backlog=BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         reasons = {errno.EADDRINUSE: "is taken by another program", errno.EACCES: "may not be used without privileges"}
         why = reasons.get(error.errno or 0, f"cannot be used: {error.strerror or error}")
@@ -266,5 +267,4 @@ async def _drained(tasks: list[asyncio.Task[None]], api: Server, hurry: asyncio.
 
 
 def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{Address(*listener.getsockname()[:2])}"

@@ -17,6 +17,7 @@ from attrs import field, frozen
 from rich.console import Console
 
 from cortex_gateway import child, serving
+from cortex_gateway.addresses import Address, is_every_ipv6
 from cortex_gateway.cli.api import message
 from cortex_gateway.cli.progress import LoadBars
 from cortex_gateway.config import Config, Gateway, Neuron, state_path
@@ -146,7 +147,7 @@ async def up(asked: Up, out: Console, environ: Mapping[str, str], *, neuron: tup
         listeners = serving.bind(config, api_setting="--port", metrics_setting="--metrics-port")
         sockets.callback(listeners.api.close)
         sockets.callback(listeners.metrics.close)
-        serving.listen(_address(asked.host, asked.neuron_port), "--neuron-port").close()
+        serving.listen(str(Address(asked.host, asked.neuron_port)), "--neuron-port").close()
         with serving.stop_signals() as stop:
             return await _until_stopped(stop, stage, listeners)
 
@@ -169,13 +170,13 @@ def target_of(model: str) -> Target:
 def config_of(asked: Up, target: Target) -> Config:
     """The gateway in front of the one neuron, which keeps in mind how to load the model again."""
     gateway = Gateway(
-        listen=_address(asked.host, asked.port),
-        metrics_listen=_address(asked.host, asked.metrics_port),
+        listen=str(Address(asked.host, asked.port)),
+        metrics_listen=str(Address(asked.host, asked.metrics_port)),
         drain_secs=DRAIN_SECS,
     )
     return Config(
         gateway=gateway,
-        neurons=(Neuron(name=NODE, endpoint=f"http://{_address(_reachable(asked.host), asked.neuron_port)}"),),
+        neurons=(Neuron(name=NODE, endpoint=f"http://{Address(_reachable(asked.host), asked.neuron_port)}"),),
         models=(ModelConfig(id=target.id, source=target.source, quant=asked.quant),),
         aliases=ALIASES,
     )
@@ -321,9 +322,5 @@ async def _mapped(path: str) -> AsyncIterator[None]:
         raise UpError(f"{path} broke off: {error}") from error
 
 
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- compared with, not bound to
+    return "::1" if is_every_ipv6(host) else "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 -- not bound to

@@ -1,8 +1,9 @@
 """What a neuron can be told: TOML, then NEURON_A__B variables, as frozen records; must not know HTTP, JAX or models.
 
-This is the only module that reads the environment, and it gets it as an argument. Only variables with a double
-underscore are ours (`NEURON_SERVER__PORT=13131`, `NEURON_DEFAULT_MODELS__0__MODEL_ID=demo`): other programs use the
-same prefix, and orchestrators set NEURON_PORT for a service of that name.
+This is the only module that reads the environment, and it gets it as an argument. A variable names a key
+(`NEURON_SERVER__PORT=13131`, `NEURON_DEFAULT_MODELS__0__MODEL_ID=demo`), or a whole table or list in TOML
+(`NEURON_PEERS='[{name = "a", endpoint = "http://a:13131"}]'`). Other programs use the same prefix, and orchestrators set
+NEURON_PORT for a service of that name: what sets nothing here is told, and stops nothing.
 """
 
 import difflib
@@ -14,7 +15,9 @@ from typing import Any, TypeVar, cast
 import attrs
 from attrs import field, frozen
 
+from neuron_jax.addresses import parse_host, parse_url
 from neuron_jax.errors import ConfigError
+from neuron_jax.variables import unused
 
 PREFIX = "NEURON_"
 HARNESSES = ("jax", "candle")
@@ -25,11 +28,15 @@ T = TypeVar("T")
 
 @frozen
 class Rule:
-    """What one value may be: `read` takes a TOML value or raises ValueError, `parse` makes one of a variable's text."""
+    """What one value may be: `read` takes a TOML value or raises ValueError, `parse` makes one of a variable's text.
+
+    `explains`: the words of the ValueError say what is wrong, and they are told instead of `allowed`.
+    """
 
     allowed: str
     read: Callable[[Any], Any]
     parse: Callable[[str], Any] = str
+    explains: bool = False
 
 
 def _integer(low: int, high: int) -> Rule:
@@ -69,15 +76,15 @@ def _path(value: Any) -> Path:
     return Path(_text(value)).expanduser()
 
 
-def _endpoint() -> Rule:
-    def read(value: Any) -> str:
-        text = _text(value).rstrip("/")
-        scheme, _, rest = text.partition("://")
-        if scheme not in ("http", "https") or not rest or "/" in rest:
-            raise ValueError(value)
-        return text
+def _parsed(parse: Callable[[str], str]) -> Callable[[Any], str]:
+    """Of a text alone; the ValueError of `parse` has the words."""
 
-    return Rule("an address like http://host:13131", read)
+    def read(value: Any) -> str:
+        if type(value) is not str:
+            raise ValueError("must be a text")
+        return parse(value)
+
+    return read
 
 
 def _one_of(*names: str) -> Rule:
@@ -108,6 +115,8 @@ def _flag(value: Any) -> bool:
 
 
 TEXT = Rule("a text that is not empty", _text)
+HOST = Rule("a name or an IP address", _parsed(parse_host), explains=True)
+ENDPOINT = Rule("a URL like http://host:13131", _parsed(parse_url), explains=True)
 FLAG = Rule("true or false", _flag, lambda text: {"true": True, "false": False}.get(text.lower(), text))
 PATH = Rule("a path", _path)
 MEGABYTES = _integer(0, 2**31)
@@ -121,12 +130,17 @@ def _setting(rule: Rule, default: Any = attrs.NOTHING) -> Any:
 
 @frozen
 class ServerConfig:
-    """Where the daemon listens. `drain_secs` is how long work in flight may take to end at shutdown."""
+    """Where the daemon listens. `drain_secs` is how long work in flight may take to end at shutdown.
 
-    host: str = _setting(TEXT, "127.0.0.1")
+    `allowed_hosts`: names it answers to besides IP addresses and local ones; `allowed_origins`: web pages that may ask it.
+    """
+
+    host: str = _setting(HOST, "127.0.0.1")
     port: int = _setting(_integer(0, 65535), 13131)
     max_body_mb: int = _setting(_integer(1, 1024), 32)
     drain_secs: float = _setting(_number(0, 3600), 30.0)
+    allowed_hosts: tuple[str, ...] = _setting(TEXTS, ())
+    allowed_origins: tuple[str, ...] = _setting(TEXTS, ())
 
 
 @frozen
@@ -169,7 +183,7 @@ class RanksConfig:
     Without a `secret`, which all of them share, nothing is lent or borrowed. Ranks have `deadline_secs` to meet.
     """
 
-    address: str = _setting(TEXT, "127.0.0.1")
+    address: str = _setting(HOST, "127.0.0.1")
     secret: str = field(default="", metadata={"rule": TEXT}, kw_only=True, repr=False)
     deadline_secs: float = _setting(_number(1, 3600), 60.0)
 
@@ -189,7 +203,7 @@ class PeerConfig:
     """Another neuron that may lend devices to models which this one leads."""
 
     name: str = _setting(TEXT)
-    endpoint: str = _setting(_endpoint())
+    endpoint: str = _setting(ENDPOINT)
 
 
 @frozen
@@ -243,12 +257,22 @@ TABLES: Mapping[str, type] = {
 LISTS = ("models", "default_models", "harnesses", "peers")
 
 
+OTHER_VARIABLES = (
+    "NEURON_CC_",  # AWS Neuron
+    "NEURON_COMPILE_",
+    "NEURON_FRAMEWORK_",
+    "NEURON_RT_",
+)
+"""What is no setting of ours, and is set with reason: all of it, in one list. A name with `_` at its end is a beginning."""
+
+
 @frozen
 class _Variable:
-    """A value that came from the environment, until its rule has parsed it."""
+    """A value that came from the environment, until its rule has parsed it; `text` is no text where it was TOML."""
 
     name: str
-    text: str
+    text: Any
+    toml: bool = False
 
 
 def cache_root(environ: Mapping[str, str]) -> Path:
@@ -292,11 +316,36 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not TOML: {error}") from error
 
 
+def unused_variables(environ: Mapping[str, str]) -> list[str]:
+    """A line for each NEURON_ variable that sets nothing."""
+    tables = (f"{table}__{item.name}" for table, cls in TABLES.items() for item in attrs.fields(cls))
+    settings = [f"{PREFIX}{key.upper()}" for key in (*tables, *TABLES, *LISTS)]
+    return unused(environ, PREFIX, settings, OTHER_VARIABLES)
+
+
 def _merge_variables(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
-    for name in sorted(environ):
-        if name.startswith(PREFIX) and "__" in name:
-            keys = name[len(PREFIX) :].lower().split("__")
+    for name in sorted(name for name in environ if name.startswith(PREFIX)):
+        keys = name[len(PREFIX) :].lower().split("__")
+        if len(keys) > 1:
             _put(tree, keys, _Variable(name, environ[name]))
+        elif keys[0] in (*TABLES, *LISTS):
+            tree[keys[0]] = _from_toml(name, environ[name])
+
+
+def _from_toml(name: str, text: str) -> Any:
+    """The table or list in a variable, each value marked with where it came from."""
+    try:
+        return _marked(name, tomllib.loads(f"value = {text}")["value"])
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: not TOML: {error}") from error
+
+
+def _marked(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _marked(name, item) for key, item in value.items()}
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return [_marked(name, item) for item in value]
+    return _Variable(name, value, toml=True)
 
 
 def _put(tree: dict[str, Any], keys: Sequence[str], variable: _Variable) -> None:
@@ -381,10 +430,16 @@ def _tables(tree: Mapping[str, Any], key: str, origin: str) -> Sequence[Mapping[
 
 def _value(rule: Rule, value: Any, origin: str, key: str) -> Any:
     try:
-        return rule.read(rule.parse(value.text) if isinstance(value, _Variable) else value)
+        return rule.read(_parsed_by(rule, value))
     except (ValueError, TypeError) as error:
-        message = f"{_origin_of(value, origin)}: {key} = {_found(value)}: allowed is {rule.allowed}"
-        raise ConfigError(message + _nearest(value, rule)) from error
+        wrong = str(error) if rule.explains else f"allowed is {rule.allowed}{_nearest(value, rule)}"
+        raise ConfigError(f"{_origin_of(value, origin)}: {key} = {_found(value)}: {wrong}") from error
+
+
+def _parsed_by(rule: Rule, value: Any) -> Any:
+    if not isinstance(value, _Variable):
+        return value
+    return value.text if value.toml else rule.parse(value.text)
 
 
 def _nearest(value: Any, rule: Rule) -> str:
@@ -408,4 +463,10 @@ def _origin_of(value: Any, origin: str) -> str:
 
 
 def _found(value: Any) -> str:
-    return repr(value.text if isinstance(value, _Variable) else value)
+    """For a message. A table may hold a secret, so its values are not shown."""
+    found = value.text if isinstance(value, _Variable) else value
+    if isinstance(found, dict):
+        return "a table"
+    return (
+        "a list of tables" if isinstance(found, list) and any(isinstance(item, dict) for item in found) else repr(found)
+    )

@@ -18,7 +18,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.weights": ({"models.blocks"}, {"httpx"}),
     "neuron_jax.weights.place": ({"models"}, JAX),
     "neuron_jax.hardware": (set(), set()),
-    "neuron_jax.workers": ({"neuron_jax.errors"}, set()),
+    "neuron_jax.workers": ({"neuron_jax.errors", "neuron_jax.addresses"}, set()),
     "neuron_jax.workers.handshake": ({"neuron_jax.errors"}, JAX),
     "neuron_jax.workers.follow": ({"neuron_jax.engine"}, set()),
     "neuron_jax.workers.compile_ahead": ({"models", "neuron_jax.engine"}, JAX),
@@ -31,7 +31,8 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.quality.measure": ({"models"}, JAX),
     "neuron_jax.quality.worker": ({"models", "neuron_jax.weights", "neuron_jax.workers"}, JAX),
     "neuron_jax.daemon": (
-        {"neuron_jax." + x for x in ("text", "weights", "hardware", "workers", "config", "errors", "build_info")},
+        {"neuron_jax." + x for x in ("addresses", "text", "weights", "hardware", "workers", "config", "errors")}
+        | {"neuron_jax.build_info"},
         WEB,
     ),
     "neuron_jax": ({"neuron_jax", "models.errors"}, WEB),

@@ -9,26 +9,41 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
+from cortex_gateway.addresses import HIGHEST_PORT, parse_host, parse_url
 from cortex_gateway.cli import keys, tables
 from cortex_gateway.cli.api import Api, CommandError, UsageError, read_key
 from cortex_gateway.cli.chat import Chat
 from cortex_gateway.cli.progress import LoadBars
-from cortex_gateway.config import find_config, load_config
+from cortex_gateway.config import find_config, load_config, unused_variables
 from cortex_gateway.log_format import OneLine
 from cortex_gateway.placement.snapshot import LoadStatus
 from cortex_gateway.settings import UserError
 
-Endpoint = Annotated[str, Parameter(name=["--endpoint", "-e"], env_var="CORTEX_ENDPOINT", help="The gateway to ask.")]
+
+def _url(_: object, value: str) -> None:
+    parse_url(value)
+
+
+def _host(_: object, value: str) -> None:
+    parse_host(value)
+
+
+Endpoint = Annotated[
+    str,
+    Parameter(name=["--endpoint", "-e"], env_var="CORTEX_ENDPOINT", validator=_url, help="The gateway to ask."),
+]
 KeyFile = Annotated[
     pathlib.Path | None,
     Parameter(name="--key-file", help="A file with the key to ask with; else the key is $CORTEX_API_KEY."),
 ]
+Port = Annotated[int, Parameter(validator=Number(gte=0, lte=HIGHEST_PORT))]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the gateway's JSON instead of a table.")]
 Model = Annotated[str, Parameter(help="An id or an alias.")]
 DEFAULT_ENDPOINT = "http://localhost:31313"
@@ -62,6 +77,7 @@ def serve_command(
     from cortex_gateway.serving import serve
 
     settings = load_config(find_config(config), os.environ)
+    _warn(unused_variables(os.environ))
     _log_to_stderr()
     _run(serve(settings))
     return 0
@@ -70,10 +86,12 @@ def serve_command(
 @app.command(name="up")
 def up_command(
     *,
-    host: Annotated[str, Parameter(help="Address that both programs listen on.")] = "127.0.0.1",
-    port: Annotated[int, Parameter(help="Port of the API.")] = 31313,
-    metrics_port: Annotated[int, Parameter(help="Port of /metrics.")] = 31314,
-    neuron_port: Annotated[int, Parameter(help="Port of the neuron.")] = 13131,
+    host: Annotated[str, Parameter(validator=_host, help="Address that both programs listen on.")] = "127.0.0.1",
+    port: Annotated[Port, Parameter(help="Port of the API.")] = 31313,
+    metrics_port: Annotated[Port, Parameter(help="Port of /metrics.")] = 31314,
+    neuron_port: Annotated[
+        int, Parameter(validator=Number(gte=1, lte=HIGHEST_PORT), help="Port of the neuron.")
+    ] = 13131,
     model: Annotated[
         str, Parameter(help="demo, a built-in id, a folder, a .gguf file, or a hub id org/name.")
     ] = "demo",
@@ -88,6 +106,7 @@ def up_command(
     asked = Up(
         host=host, port=port, metrics_port=metrics_port, neuron_port=neuron_port, model=model, quant=quant, once=once
     )
+    _warn(unused_variables(os.environ, serving=False))
     return _run(up(asked, tables.console(), os.environ))
 
 
@@ -256,6 +275,11 @@ def _prompt(given: str | None) -> str:
     if not piped.strip():
         raise UsageError('a prompt is needed: cortex chat MODEL "prompt", or pipe one in')
     return piped
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        tables.console(stderr=True).print(f"cortex: {line}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _log_to_stderr() -> None:

@@ -20,9 +20,11 @@ from litestar import Litestar, Request, Response
 from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
 
+from neuron_jax.addresses import Address, is_every_ipv6
 from neuron_jax.build_info import build_info
 from neuron_jax.config import NeuronConfig, ServerConfig
 from neuron_jax.daemon.devices import Devices
+from neuron_jax.daemon.door import Door
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics
 from neuron_jax.daemon.problems import API, INVALID, Problem, internal, shutting_down
@@ -57,6 +59,7 @@ def build_app(
     neuron = Neuron(lifecycle, metrics, build_info(), pool, time.monotonic())
     app = Litestar(
         route_handlers=list(ROUTES),
+        guards=[Door.of(config).guard],
         lifespan=[partial(_lifespan, neuron)],
         exception_handlers={
             Problem: _on_problem,
@@ -82,10 +85,11 @@ def serve(config: NeuronConfig, *, command: Sequence[str] = DEFAULT_COMMAND) -> 
 
 
 def listen(server: ServerConfig) -> socket.socket:
-    """The socket of `[server]`. Raises ListenError."""
+    """The socket of `[server]`; `::` takes IPv4 as well. Raises ListenError."""
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    both = is_every_ipv6(server.host) and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((server.host, server.port), family=family, backlog=BACKLOG)
+        return socket.create_server((server.host, server.port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         reasons = {errno.EADDRINUSE: "is taken by another program", errno.EACCES: "may not be used without privileges"}
         why = reasons.get(error.errno or 0, f"cannot be used: {error.strerror or error}")
@@ -126,8 +130,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and not self.should_exit:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            print(f"neuron ready http://{host if ':' not in host else f'[{host}]'}:{port}", flush=True)  # noqa: T201
+            address = Address(*self.servers[0].sockets[0].getsockname()[:2])
+            print(f"neuron ready http://{address}", flush=True)  # noqa: T201
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -11,6 +11,7 @@ from functools import partial
 import msgspec
 from attrs import frozen
 
+from neuron_jax.addresses import Address
 from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.peers import Offer, Peer, PeerError, peers_of
@@ -110,7 +111,7 @@ class Groups:
             rank=0,
             world=world,
             host=host,
-            coordinator=f"[{host}]:0" if ":" in host else f"{host}:0",
+            coordinator=str(Address(host, 0)),
             secret=secrets.token_hex(16),
             deadline=self._config.ranks.deadline_secs,
         )

@@ -7,6 +7,7 @@ from typing import Any
 INVALID = "invalid_request_error"
 API = "api_error"
 RATE = "rate_limit_error"
+PERMISSION = "permission_error"
 
 
 class Problem(Exception):  # noqa: N818 - it is an answer, not only an error
@@ -55,6 +56,16 @@ def unsupported(param: str, message: str) -> Problem:
 def malformed_json(detail: str) -> Problem:
     """400: the body is not JSON."""
     return Problem(400, "malformed_json", f"The body is not valid JSON: {detail}")
+
+
+def unsupported_media(message: str) -> Problem:
+    """415: the body is not JSON as it is."""
+    return Problem(415, "unsupported_media_type", message)
+
+
+def forbidden(code: str, message: str) -> Problem:
+    """403: whoever asks may not."""
+    return Problem(403, code, message, kind=PERMISSION)
 
 
 def context_too_long(prompt: int, limit: int) -> Problem:

@@ -44,20 +44,20 @@ async def models(request: Ask) -> Response[Any]:
     return json_response(views.models(lifecycle, await asyncio.to_thread(views.offered, lifecycle)))
 
 
-@post("/models/load")
+@post("/models/load", control=True)
 async def load(request: Ask) -> Response[Any]:
     """Loads a model; with `Accept: text/event-stream` it tells how far it is."""
     stream = loading.wants_stream(request.headers)
     return await loading.load(of(request).lifecycle, await request.body(), stream=stream)
 
 
-@post("/models/unload")
+@post("/models/unload", control=True)
 async def unload(request: Ask) -> Response[Any]:
     """Unloads a model after its work in flight."""
     return await loading.unload(of(request).lifecycle, await request.body())
 
 
-@post("/ranks/offer")
+@post("/ranks/offer", control=True)
 async def offer(request: Ask) -> Response[Any]:
     """What this host would lend to another neuron's model."""
     lender = of(request).lifecycle.lender
@@ -65,7 +65,7 @@ async def offer(request: Ask) -> Response[Any]:
     return json_response(await lender.offer(await request.body()))
 
 
-@post("/ranks")
+@post("/ranks", control=True)
 async def ranks(request: Ask) -> Response[Any]:
     """One rank of another neuron's model: it lives as long as this answer."""
     lender = of(request).lifecycle.lender

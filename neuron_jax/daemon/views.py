@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 from litestar import Response
 
+from neuron_jax.addresses import parse_address
 from neuron_jax.daemon.catalogue import Entry
 from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW
 from neuron_jax.daemon.lifecycle import Lifecycle
@@ -60,7 +61,7 @@ def groups(lifecycle: Lifecycle, hostname: str) -> list[Json]:
 
 def _leader(spec: EngineSpec) -> str:
     assert spec.group is not None
-    return spec.group.coordinator.rpartition(":")[0].strip("[]")
+    return parse_address(spec.group.coordinator).host
 
 
 def _group(spec: EngineSpec, role: str, leader: str, ranks: Sequence[Rank]) -> Json:

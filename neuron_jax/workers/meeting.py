@@ -25,6 +25,7 @@ import numpy.typing as npt
 from attrs import define, field
 from msgspec import Struct
 
+from neuron_jax.addresses import Address, parse_address
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.frames import FrameError, FrameReader, Group, encode
 
@@ -129,7 +130,7 @@ class Leader:
     @classmethod
     def listen(cls, group: Group) -> "Leader":
         """Raises LoadError port_taken."""
-        host, port = split_address(group.coordinator)
+        host, port = parse_address(group.coordinator)
         try:
             return cls(group, socket.create_server((host, port), family=_family(host), backlog=group.world))
         except OSError as error:
@@ -155,7 +156,7 @@ class Leader:
 
     def meet(self) -> str:
         """Calls all ranks to jax.distributed, and says where: HOST:PORT on this host, the port free a moment ago."""
-        host, _ = split_address(self.address)
+        host, _ = parse_address(self.address)
         with socket.create_server((host, 0), family=_family(host)) as probe:
             address = _name(probe)
         for link in self._links.values():
@@ -233,7 +234,7 @@ class Member:
         until = time.monotonic() + group.deadline
         while True:
             try:
-                sock = socket.create_connection(split_address(group.coordinator), max(until - time.monotonic(), 0.001))
+                sock = socket.create_connection(parse_address(group.coordinator), max(until - time.monotonic(), 0.001))
                 break
             except OSError as error:
                 if time.monotonic() >= until:
@@ -288,14 +289,6 @@ class Member:
 Company = Leader | Member
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """HOST:PORT, the host of IPv6 in brackets. Raises ValueError."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{address!r} is no HOST:PORT")
-    return host.strip("[]"), int(port)
-
-
 def _keep_alive(sock: socket.socket) -> None:
     """Notice within seconds when the other host is gone without a word; and send words at once, however short."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -306,8 +299,7 @@ def _keep_alive(sock: socket.socket) -> None:
 
 
 def _name(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return str(Address(*sock.getsockname()[:2]))
 
 
 def _family(host: str) -> socket.AddressFamily:

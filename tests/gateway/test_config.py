@@ -86,8 +86,10 @@ def test_everything_that_may_be_written_is_read(tmp_path: pathlib.Path) -> None:
         ("[gateway]\nmax_body_mb = true\n", "gateway.max_body_mb: found True; allowed: a whole number"),
         ("[gateway]\nwait_secs = nan\n", "gateway.wait_secs: found nan; allowed: a finite number"),
         ("gateway = 3\n", "gateway: found 3; allowed: a table"),
-        ('[gateway]\nlisten = "31313"\n', 'gateway.listen: found "31313"; listen must be host:port'),
-        ('[gateway]\nlisten = "a:99999"\n', "gateway.listen: .* must be host:port"),
+        ('[gateway]\nlisten = "31313"\n', 'gateway.listen: found "31313"; must be host:port, as 127.0.0.1:31313'),
+        ('[gateway]\nlisten = "a:99999"\n', 'gateway.listen: found "a:99999"; a port is a number from 0 to 65535'),
+        ('[gateway]\nlisten = "::1"\n', r'gateway.listen: found "::1"; an IPv6 address .* as "\[::1\]:31313"'),
+        ('[gateway]\nmetrics_listen = "[::1:5"\n', r'gateway.metrics_listen: found "\[::1:5"; the port stands behind'),
         ('[eviction]\nstrategy = "fifo"\n', 'eviction.strategy: found "fifo"; allowed: "lru", "priority"'),
         ('[eviction]\nstrategy = "lrv"\n', 'did you mean "lru"'),
         (
@@ -99,6 +101,7 @@ def test_everything_that_may_be_written_is_read(tmp_path: pathlib.Path) -> None:
         ("[upstream]\nenabled = false\n", "upstream: an upstream authority is not in this release"),
         ('[[neurons]]\nname = "b"\n', r"neurons\[1\].endpoint: is missing"),
         ('[[neurons]]\nname = "b"\nendpoint = "b:13131"\n', r"neurons\[1\].endpoint: found .* must be a URL"),
+        ('[[neurons]]\nname = "b"\nendpoint = "http://::1:5"\n', r'neurons\[1\].endpoint: .* as "\[::1\]:5"'),
         (NODE, 'neurons.name: found "a" 2 times'),
     ],
 )
@@ -211,8 +214,14 @@ def test_unset_is_told_from_false(tmp_path: pathlib.Path, text: str, *, required
     [
         ("CORTEX_GATEWAY__MAX_BODY_MB", "many", 'found "many"; allowed: a whole number'),
         ("CORTEX_GATEWAY__LISN", "x", 'allowed: "listen", .* did you mean "listen"'),
-        ("CORTEX_GATWAY__LISTEN", "x", 'allowed: "gateway", "eviction", "auth"; did you mean "gateway"'),
+        ("CORTEX_GATWAY__LISTEN", "x", 'allowed: "gateway", "eviction", "auth", "neurons"; did you mean "gateway"'),
         ("CORTEX_GATEWAY__LISTEN__PORT", "x", "allowed: nothing"),
+        ("CORTEX_NEURONS", "[{", "not TOML"),
+        ("CORTEX_NEURONS", "3", "found 3; allowed: a list"),
+        ("CORTEX_NEURONS", '[{name = "a", endpoint = "a:1"}]', r'neurons\[0\].endpoint: found "a:1"; must be a URL'),
+        ("CORTEX_GATEWAY", "{listn = 3}", 'gateway.listn: is not a key here; .* did you mean "listen"'),
+        ("CORTEX_NEURONS__1__NAME", "a", "there are 0 neurons; the next is 0"),
+        ("CORTEX_NEURONS__A__NAME", "a", 'found "neurons"; allowed:'),
     ],
 )
 def test_a_wrong_variable_is_named(name: str, value: str, told: str) -> None:
@@ -221,6 +230,59 @@ def test_a_wrong_variable_is_named(name: str, value: str, told: str) -> None:
 
     assert problem.startswith(f"environment: {name}: ")
     assert re.search(told, problem), problem
+
+
+def test_an_entry_of_a_list_is_set_by_its_number(tmp_path: pathlib.Path) -> None:
+    """As on a neuron: changed where it is there, added where it is the next."""
+    environ = {"CORTEX_NEURONS__0__ENDPOINT": "http://b:1", "CORTEX_NEURONS__1__NAME": "z"}
+    told = problems(written(tmp_path, NODE), environ)
+    found = load_config(written(tmp_path, NODE), {**environ, "CORTEX_NEURONS__1__ENDPOINT": "http://z:1"})
+
+    assert told == [f"{tmp_path / 'cortex.toml'}: neurons[1].endpoint: is missing"]
+    assert [(one.name, one.endpoint) for one in found.neurons] == [("a", "http://b:1"), ("z", "http://z:1")]
+
+
+def test_a_variable_that_sets_nothing_is_told() -> None:
+    """With the nearest that would; not what somebody else sets with reason."""
+    environ = {
+        "CORTEX_GATEWAY_LISTEN": "x",
+        "CORTEX_NURONS": "[]",
+        "CORTEX_ENDPIONT": "http://a",
+        "CORTEX_WHATEVER": "",
+        "CORTEX_GATEWAY__LISTEN": "127.0.0.1:1",
+        "CORTEX_NEURONS": "[]",
+        "CORTEX_PORT": "tcp://10.0.0.1:31313",
+        "CORTEX_GATEWAY_SERVICE_HOST": "10.0.0.1",
+        "CORTEX_PORT_31313_TCP_ADDR": "10.0.0.1",
+        **dict.fromkeys(cfg.OTHER_VARIABLES, "1"),
+    }
+
+    assert cfg.unused_variables(environ) == [
+        "environment: CORTEX_ENDPIONT is not used; did you mean CORTEX_ENDPOINT?",
+        "environment: CORTEX_GATEWAY_LISTEN is not used; did you mean CORTEX_GATEWAY__LISTEN?",
+        "environment: CORTEX_NURONS is not used; did you mean CORTEX_NEURONS?",
+        "environment: CORTEX_WHATEVER is not used",
+    ]
+
+
+def test_cortex_up_is_not_configured() -> None:
+    """So a setting in the environment does nothing there, and that is told."""
+    found = cfg.unused_variables({"CORTEX_GATEWAY__LISTEN": "x", "CORTEX_CACHE": "x"}, serving=False)
+
+    assert found == ["environment: CORTEX_GATEWAY__LISTEN is not used: only `cortex serve` is configured"]
+
+
+def test_the_list_of_other_variables_is_whole() -> None:
+    """Every CORTEX_ name in the tree that is no setting of the gateway."""
+    sources = [
+        *(ROOT / "cortex_gateway").rglob("*.py"),
+        *(ROOT / "neuron_jax").rglob("*.py"),
+        *ROOT.glob("models/**/*.py"),
+    ]
+    texts = [path.read_text() for path in [*sources, *ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("docs/*.md")]]
+    named = {name for text in texts for name in re.findall(r"\bCORTEX_[A-Z]+(?:_[A-Z]+)*\b(?!_)", text)}
+
+    assert cfg.unused_variables(dict.fromkeys(named, "1")) == []
 
 
 def test_the_first_default_place_that_exists_is_read(tmp_path: pathlib.Path) -> None:
