@@ -369,3 +369,34 @@ def test_together_prompts_fill_the_rows_that_decoding_leaves() -> None:
         [(1, 10, 1, 1), (2, 6, 3, 1)],
         [(1, 11, 1, 1), (2, 9, 1, 1)],
     ]
+
+
+@pytest.mark.parametrize("lost", ["page", "slot", "page given back twice"])
+def test_an_idle_scheduler_notices_what_is_lost_by_counting(lost: str) -> None:
+    """Without a look at any single page: the next request waits for this."""
+
+    class Unread(list[int]):
+        def __iter__(self) -> "Unread":
+            raise AssertionError("every page was looked at")
+
+    idle = scheduler()
+    idle.pages._owners = Unread(idle.pages._owners)
+    idle.pages._blank = Unread(idle.pages._blank)
+    idle.check_idle()
+    if lost == "page":
+        idle.pages._blank.pop()
+    elif lost == "slot":
+        idle._slots.pop()
+    else:
+        idle.pages._blank.append(1)
+
+    with pytest.raises(AssertionError, match="slots free" if lost == "slot" else "pages free"):
+        idle.check_idle()
+
+
+def test_a_scheduler_that_serves_somebody_is_not_idle() -> None:
+    busy = scheduler()
+    add(busy, 1, 10)
+
+    with pytest.raises(AssertionError, match="somebody is being served"):
+        busy.check_idle()
