@@ -187,6 +187,8 @@ def state_path(told: str | None, config: pathlib.Path | None, environ: Mapping[s
         return (folder / pathlib.Path(told or STATE_FILE).expanduser()).absolute()
     home = pathlib.Path(environ.get("XDG_STATE_HOME", ""))
     return (home if home.is_absolute() else pathlib.Path.home() / ".local" / "state") / "cortex" / STATE_FILE
+
+
 def unused_variables(environ: Mapping[str, str], *, serving: bool = True) -> list[str]:
     """A line for each CORTEX_ variable that sets nothing; with `serving` off (`cortex up`) settings set nothing, too."""
     if serving:

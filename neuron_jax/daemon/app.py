@@ -12,8 +12,10 @@ import uuid
 from collections.abc import AsyncIterator, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from traceback import clear_frames
 from typing import Any
 
+import attrs
 import uvicorn
 import uvloop
 from litestar import Litestar, Request, Response
@@ -23,6 +25,7 @@ from litestar.types import Message, Scope
 from neuron_jax.addresses import Address, is_every_ipv6
 from neuron_jax.build_info import build_info
 from neuron_jax.config import NeuronConfig, ServerConfig
+from neuron_jax.daemon.admission import Admission
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.door import Door
 from neuron_jax.daemon.lifecycle import Lifecycle
@@ -56,7 +59,8 @@ def build_app(
     lifecycle = Lifecycle(config, devices, metrics, command=command, restarts=restarts)
     metrics.watch(lifecycle)
     pool = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
-    neuron = Neuron(lifecycle, metrics, build_info(), pool, time.monotonic())
+    counting = Admission(seats=TEXT_THREADS, **attrs.asdict(config.admission))
+    neuron = Neuron(lifecycle, metrics, build_info(), pool, counting, time.monotonic())
     app = Litestar(
         route_handlers=list(ROUTES),
         guards=[Door.of(config).guard],
@@ -164,6 +168,8 @@ async def _lifespan(neuron: Neuron, _: Litestar) -> AsyncIterator[None]:
 
 
 def _on_problem(_: Request[Any, Any, Any], error: Problem) -> Response[bytes]:
+    """The answer. The traceback holds all that was made of the request, and may live until the next collection."""
+    clear_frames(error.__traceback__)
     return problem_response(error)
 
 

@@ -7,11 +7,15 @@ from typing import Any
 import msgspec
 from attrs import frozen
 
+from neuron_jax.daemon.json_bounds import MAX_VALUES, has_too_many_values
 from neuron_jax.daemon.problems import Problem, invalid_body, malformed_json
 
 
-def decode_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`. Raises Problem malformed_json, or invalid_request_body for another JSON value."""
+def decode_object(body: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object in `body`. Raises Problem malformed_json, or invalid_request_body for another JSON value, or for
+    far too many of them."""
+    if has_too_many_values(body):
+        raise invalid_body(None, f"The body has more than {MAX_VALUES} JSON values.")
     try:
         value = msgspec.json.decode(body)
     except RecursionError as error:
@@ -25,6 +29,7 @@ def decode_object(body: bytes) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """A short form of `value` for a message."""
+    value = value[:80] if isinstance(value, str | list) else value
     try:
         text = msgspec.json.encode(value).decode()
     except (msgspec.MsgspecError, OverflowError, ValueError):
@@ -103,10 +108,13 @@ class Fields:
             raise self.wrong(key, allowed)
         return value
 
-    def objects(self, key: str) -> "Sequence[Fields]":
-        """A list of objects; absent is empty."""
+    def objects(self, key: str, most: int) -> "Sequence[Fields]":
+        """A list of at most so many objects; absent is empty."""
         found = []
-        for index, item in enumerate(self.list(key, "a list of objects") or ()):
+        items = self.list(key, "a list of objects") or ()
+        if len(items) > most:
+            raise invalid_body(self.name(key), f"{self.name(key)} must have at most {most} items; found {len(items)}.")
+        for index, item in enumerate(items):
             if not isinstance(item, dict):
                 name = f"{self.name(key)}[{index}]"
                 raise invalid_body(name, f"{name} must be an object; found {shown(item)}.")

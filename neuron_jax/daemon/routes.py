@@ -100,7 +100,7 @@ async def completions(request: Ask) -> Response[Any]:
 @post("/tokenize")
 async def tokenize(request: Ask) -> Response[Any]:
     """Counts the tokens of a chat or a prompt."""
-    return json_response(await service.tokenize(of(request), await request.body()))
+    return json_response(await service.tokenize(of(request), request))
 
 
 @get("/metrics")

@@ -14,6 +14,9 @@ from neuron_jax.daemon.fields import Fields, is_number
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_MESSAGES = 16_384
+MAX_PARTS = 4_096
+MAX_TOOLS = 4_096
 MAX_CHOICES = 16
 MAX_PROMPTS = 128
 MAX_STOPS = 16
@@ -109,6 +112,11 @@ class ChatRequest:
     turn: Turn
     one_call: bool = False
 
+    @property
+    def answers(self) -> int:
+        """How many run side by side."""
+        return self.wish.n
+
 
 @frozen
 class CompletionRequest:
@@ -116,6 +124,11 @@ class CompletionRequest:
 
     wish: Wish
     prompts: Sequence[str | list[int]]
+
+    @property
+    def answers(self) -> int:
+        """How many run side by side."""
+        return len(self.prompts) * self.wish.n
 
 
 @frozen
@@ -152,9 +165,10 @@ def read_completion(body: Mapping[str, Any]) -> CompletionRequest:
     _refuse_unsupported(fields)
     prompts = _prompts(fields)
     wish = _read_wish(fields, model, fields.integer("logprobs", 0, MAX_ALTERNATIVES))
-    if len(prompts) * wish.n > MAX_PROMPTS:
+    request = CompletionRequest(wish, prompts)
+    if request.answers > MAX_PROMPTS:
         raise fields.wrong("prompt", f"at most {MAX_PROMPTS} answers in one request, prompts times n")
-    return CompletionRequest(wish, prompts)
+    return request
 
 
 def read_tokenize(body: Mapping[str, Any]) -> TokenizeRequest:
@@ -178,7 +192,7 @@ def read_model(fields: Fields) -> str:
 
 def read_messages(fields: Fields) -> Sequence[Mapping[str, Any]]:
     """The messages as sent. Raises Problem when one of them has a shape no template could take."""
-    messages = fields.objects("messages")
+    messages = fields.objects("messages", MAX_MESSAGES)
     if not messages:
         raise fields.wrong("messages", "a list of at least one message")
     for message in messages:
@@ -193,7 +207,7 @@ def _check_message(message: Fields) -> None:
         _check_parts(message)
     for key in ("name", "tool_call_id", "reasoning_content", "reasoning", "refusal"):
         message.text(key)
-    for call in message.objects("tool_calls"):
+    for call in message.objects("tool_calls", MAX_PARTS):
         function = call.object("function")
         if function is None:
             raise call.wrong("function", "an object")
@@ -205,7 +219,7 @@ def _check_message(message: Fields) -> None:
 
 def _check_parts(message: Fields) -> None:
     message.list("content", "a string or a list of parts")
-    for part in message.objects("content"):
+    for part in message.objects("content", MAX_PARTS):
         if part.get("type") != "text":
             raise unsupported(part.name("type"), f"{part.name('type')}: only text parts are supported.")
         if part.text("text") is None:
@@ -213,7 +227,7 @@ def _check_parts(message: Fields) -> None:
 
 
 def _tools(fields: Fields) -> Sequence[Mapping[str, Any]] | None:
-    tools = fields.objects("tools")
+    tools = fields.objects("tools", MAX_TOOLS)
     for tool in tools:
         if tool.get("type") != "function":
             raise tool.wrong("type", '"function"')
@@ -249,7 +263,7 @@ def _turn(fields: Fields) -> Turn:
         return Turn.NEW if opens or fields.get("add_generation_prompt") is None else Turn.NONE
     if opens:
         raise fields.wrong("add_generation_prompt", "false where continue_final_message is true")
-    if fields.objects("messages")[-1].get("role") != "assistant":
+    if fields.objects("messages", MAX_MESSAGES)[-1].get("role") != "assistant":
         raise fields.wrong("continue_final_message", "false unless the last message is the assistant's")
     return Turn.CONTINUED
 

@@ -23,8 +23,12 @@ def encode_chat(
     add_generation_prompt: bool = True,
     continue_final: bool = False,
     variables: Mapping[str, Any] | None = None,
+    most: int | None = None,
 ) -> tuple[str, list[int]]:
-    """The rendered prompt and its ids; the arguments are those of `ChatTemplate.render`. Raises TemplateError."""
+    """The rendered prompt and its ids; the arguments are those of `ChatTemplate.render`, `most` is the tokenizer's.
+
+    Raises TemplateError, TooManyTokensError, UncutTextError.
+    """
     render = partial(
         template.render,
         add_generation_prompt=add_generation_prompt,
@@ -34,10 +38,10 @@ def encode_chat(
     names = tokenizer.special_names
     if not _mentions(names, sent):
         text = render(**sent)
-        return text, tokenizer.encode(text, add_special=False)
+        return text, tokenizer.encode(text, add_special=False, most=most)
     mark = unused_character([sent, template.source])
     text = render(**_broken(names, mark, sent))
-    return text.replace(mark, ""), tokenizer.encode_marked(text, mark=mark)
+    return text.replace(mark, ""), tokenizer.encode_marked(text, mark=mark, most=most)
 
 
 def _mentions(names: re.Pattern[str], value: Any) -> bool:

@@ -1,12 +1,15 @@
 """The bytes that each token stands for, read off a tokenizer.json; knows the decoders that chat models use."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from neuron_jax.text.errors import TokenizerError
 
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
+
+SPACES: Mapping[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+"""The normalizer that writes it."""
 
 
 def token_bytes(description: Mapping[str, Any], vocab: Mapping[str, int]) -> list[bytes]:
@@ -24,18 +27,58 @@ def strips_leading_space(description: Mapping[str, Any]) -> bool:
     return any(
         (step["type"] == "Strip" and step["start"] > 0)
         or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
-        for step in _decoder_steps(description)
+        for step in steps(description.get("decoder"), "decoders")
     )
 
 
-def _decoder_steps(description: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    decoder = description.get("decoder")
-    if decoder is not None:
-        yield from decoder["decoders"] if decoder["type"] == "Sequence" else (decoder,)
+def longest_token(description: Mapping[str, Any], table: Sequence[bytes]) -> int:
+    """Characters that one token stands for at most, those of `unspelt` aside; 0 where nobody knows.
+
+    A byte is at most one character; where a normalizer composes (NFC), at most two.
+    """
+    model = description["model"]
+    normalizers = steps(description.get("normalizer"), "normalizers")
+    kept = (
+        model["type"] == "BPE"
+        and not _unspelt_bytes(model) & set(range(0x80, 0xC0))  # one of them is in every character beyond ASCII
+        and not any(row["lstrip"] or row["rstrip"] for row in description["added_tokens"])
+        and all(step == SPACES or step["type"] in {"Prepend", "NFC"} for step in normalizers)
+        and all(map(_keeps, steps(description.get("pre_tokenizer"), "pretokenizers")))
+    )
+    composes = any(step["type"] == "NFC" for step in normalizers)
+    return max(map(len, table), default=0) * (2 if composes else 1) if kept else 0
+
+
+def unspelt(description: Mapping[str, Any]) -> str:
+    """The ASCII characters that a BPE vocabulary has no token for: many of them may be no token at all."""
+    return "".join(map(chr, sorted(byte for byte in _unspelt_bytes(description["model"]) if byte < 0x80)))
+
+
+def _unspelt_bytes(model: Mapping[str, Any]) -> set[int]:
+    vocab = model.get("vocab", ())
+    if model.get("byte_fallback"):
+        return {byte for byte in range(256) if f"<0x{byte:02X}>" not in vocab}
+    return {byte for char, byte in _BYTES.items() if char not in vocab}
+
+
+def _keeps(pre_tokenizer: Mapping[str, Any]) -> bool:
+    """Whether the words are the whole text."""
+    if pre_tokenizer["type"] == "Split":
+        return bool(pre_tokenizer["behavior"] != "Removed")
+    return pre_tokenizer["type"] in {"ByteLevel", "Metaspace", "Digits"}
+
+
+def steps(node: Mapping[str, Any] | None, inner: str) -> Sequence[Mapping[str, Any]]:
+    """A step of a tokenizer.json, or those of a sequence of steps under `inner`, as one list."""
+    if node is None:
+        return []
+    if node["type"] != "Sequence":
+        return [node]
+    return [step for part in node[inner] for step in steps(part, inner)]
 
 
 def _converter(description: Mapping[str, Any]) -> Callable[[str], bytes]:
-    kinds = [step["type"] for step in _decoder_steps(description)]
+    kinds = [step["type"] for step in steps(description.get("decoder"), "decoders")]
     if "ByteLevel" in kinds:
         return _byte_level
     if kinds and set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
