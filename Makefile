@@ -5,7 +5,7 @@ MODEL ?= demo
 ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lock clean
+.PHONY: help demo test check format mutants lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -25,6 +25,9 @@ check: $(VENV)/.ready  ## format, lint, types, import table
 format: $(VENV)/.ready  ## format and fix what can be fixed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+mutants: $(VENV)/.ready  ## plant small faults in the pure modules and see whether the tests notice: ARGS="--sample 100"
+	@$(BIN)/python tools/mutants.py $(ARGS)
 
 lock:  ## pin every dependency with its hashes, for all supported Pythons (needs uv)
 	@for extras in "dev" "dev cuda12"; do \

@@ -5,9 +5,14 @@ from pathlib import Path
 
 import jax
 import pytest
+from hypothesis import settings
 
 from neuron_jax.config import cache_root
 from neuron_jax.weights import sources
+
+# The same examples in every run; how long one takes says nothing on a machine that others use too.
+settings.register_profile("here", derandomize=True, deadline=None, database=None)
+settings.load_profile("here")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
