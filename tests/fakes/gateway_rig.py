@@ -96,7 +96,8 @@ def run(
 ) -> None:
     """Run `scenario` against a fresh gateway called "gw". A node given as None refuses connections.
 
-    Without a `guard` there is no key. A test of what a client hears in the meantime needs another `beat_seconds`: on a slow machine every wait is long.
+    Without a `guard` there is no key. A test of what a client hears in the meantime needs another `beat_seconds`: on a
+    slow machine every wait is long.
     """
 
     async def main() -> None:
