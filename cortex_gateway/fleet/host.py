@@ -73,6 +73,7 @@ class Host:
     healthy: bool = False
     reason: str | None = None
     misses: int = 0
+    silences: int = 0  # misses in a row without a word
     suspect: bool = False
     seen: Observation = field(factory=Observation)
     replicas: dict[str, Replica] = field(factory=dict)
@@ -93,6 +94,7 @@ class Host:
 
     def see(self, observation: Observation, now: float) -> None:
         """Take what the node said, unless it said it before we changed something."""
+        self.silences = 0
         self.healthy, self.reason, self.misses, self.suspect = True, None, 0, False
         if self.looked_before_change:
             return
@@ -111,6 +113,11 @@ class Host:
         if lost or not self.healthy:
             self.healthy, self.reason = False, reason
         return lost
+
+    def hush(self, *, silent: bool) -> bool:
+        """True when this miss is the one after which no answer is expected any more."""
+        self.silences = self.silences + 1 if silent else 0
+        return self.silences == MISSES_UNTIL_UNHEALTHY
 
     def take(self, model: str, now: float) -> None:
         self.ours[model] += 1

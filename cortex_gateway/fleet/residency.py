@@ -157,6 +157,8 @@ class Residency:
         if host.miss(event.reason):
             log.warning("%s is not healthy: %s", host.name, event.reason)
             self._lose_job(host)
+        if host.hush(silent=event.silent):
+            self._out.append(m.Lost(node=host.name))
         self._settle()
 
     def _on_suspected(self, event: m.Suspected) -> None:
