@@ -80,6 +80,7 @@ class Gateway:
     max_waiting: int = field(default=256, validator=ge(1))  # requests that may queue at once
     load_timeout_secs: float = field(default=1800.0, validator=ge(1))  # one load, download included
     watch_secs: float = field(default=2.0, validator=ge(0.05))  # between two looks at a node
+    look_timeout_secs: float = field(default=5.0, validator=ge(0.05))  # a look without an answer for so long is missed
     read_timeout_secs: float = field(default=60.0, validator=ge(0.1))  # between two pieces of a request, before 408
     write_timeout_secs: float = field(default=60.0, validator=ge(0.1))  # that a client takes nothing of its answer
     drain_secs: float = field(default=30.0, validator=ge(0))  # running requests get this long at shutdown and unload

@@ -31,7 +31,14 @@ Reporter = Callable[[LoadStatus], None]
 
 @define(kw_only=True, eq=False)
 class Lease:
-    """A replica that a request may use. It counts in flight from `Fleet.acquire` until `release` or the end of `async with`."""
+    """A replica that a request may use. It counts in flight from `Fleet.acquire` until `release` or the end of `async with`.
+
+    That block is cut short, and raises UpstreamReadFailed, where the node falls silent for good: neither it nor its host
+    says anything then, and whoever waits for an answer would wait for ever.
+
+    Attributes:
+        heard: how many bytes of an answer have come. Where they go on coming, only looks at the node are in vain.
+    """
 
     requested: str
     model: str
@@ -39,25 +46,42 @@ class Lease:
     base_url: str
     cold: bool
     _fleet: "Fleet" = field(repr=False)
+    heard: Callable[[], int] = lambda: 0
+    _limit: asyncio.Timeout = field(factory=lambda: asyncio.timeout(None), init=False, repr=False)
+    _waiting: bool = field(default=False, init=False)
     _released: bool = False
 
     def release(self) -> None:
         """Give the replica back. Doing it again does nothing."""
         if not self._released:
             self._released = True
+            self._fleet.forget(self)
             self._fleet.tell(m.Returned(node=self.node, model=self.model))
 
     def suspect(self, reason: str) -> None:
         """The node could not be reached: no request goes there until it has answered a look."""
         self._fleet.tell(m.Suspected(node=self.node, reason=reason))
 
+    def cut(self) -> None:
+        """No answer is to be expected any more."""
+        if self._waiting:
+            self._limit.reschedule(asyncio.get_running_loop().time())
+
     async def __aenter__(self) -> Self:
+        await self._limit.__aenter__()
+        self._waiting = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._waiting = False
         self.release()
+        try:
+            await self._limit.__aexit__(kind, error, trace)
+        except TimeoutError:
+            message = f"{self.node} has stopped answering: what it was asked to do may never end."
+            raise errors.UpstreamReadFailed(message) from None
 
 
 @define(eq=False)
@@ -94,6 +118,7 @@ class Fleet:
         self._watchers: dict[str, Watcher] = {}
         self._watching: list[asyncio.Task[None]] = []
         self._work: dict[str, asyncio.Task[None]] = {}
+        self._leases: set[Lease] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._inbox: deque[m.Event] = deque()
         self._telling = False
@@ -104,8 +129,9 @@ class Fleet:
         """Begin to watch every node, and wait until each has been looked at once."""
         for host in self._residency.hosts.values():
             client = NeuronClient(self.client, host.name, host.endpoint)
+            it = self._config.gateway
             self._watchers[host.name] = Watcher(
-                client=client, tell=self.tell, every_secs=self._config.gateway.watch_secs
+                client=client, tell=self.tell, every_secs=it.watch_secs, within_secs=it.look_timeout_secs
             )
         self._watching = [_begun(one.run(), f"watch {name}") for name, one in self._watchers.items()]
         await asyncio.gather(*(one.looked.wait() for one in self._watchers.values()))
@@ -140,9 +166,15 @@ class Fleet:
         granted = await self._wait(m.Wanted(ticket=number, model=model, request_id=request_id), None)
         assert granted is not None, "a request is granted, never merely completed"
         base_url = self._residency.hosts[granted.node].endpoint
-        return Lease(
+        lease = Lease(
             requested=model, model=granted.model, node=granted.node, base_url=base_url, cold=granted.cold, fleet=self
         )
+        self._leases.add(lease)
+        return lease
+
+    def forget(self, lease: Lease) -> None:
+        """It was given back."""
+        self._leases.discard(lease)
 
     def lease_status(self, model: str) -> LoadStatus | None:
         """How far the load is that an `acquire` of `model` waits for; None where nothing is awaited."""
@@ -289,8 +321,22 @@ class Fleet:
                 self._work[effect.node].cancel()
             case m.Look():
                 self._watchers[effect.node].poked.set()
+            case m.Lost():
+                self._listen_once_more(effect.node)
             case m.Evicted():
                 self._metrics.observe_eviction(effect.model, effect.node)
+
+    def _listen_once_more(self, node: str) -> None:
+        """Cut the leases of a node that is silent, one look's time from now, where nothing of an answer comes meanwhile."""
+        heard = {lease: lease.heard() for lease in self._leases if lease.node == node}
+        seconds = self._config.gateway.look_timeout_secs
+        asyncio.get_running_loop().call_later(seconds, self._cut_silent, node, heard)
+
+    def _cut_silent(self, node: str, heard: dict[Lease, int]) -> None:
+        if self._residency.hosts[node].silences:
+            for lease in self._leases & heard.keys():
+                if lease.heard() == heard[lease]:
+                    lease.cut()
 
     def _answer(self, effect: m.Grant | m.Complete | m.Refuse | m.Report) -> None:
         pending = self._pending.get(effect.ticket)

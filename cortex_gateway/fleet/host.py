@@ -73,6 +73,7 @@ class Host:
     healthy: bool = False
     reason: str | None = None
     misses: int = 0
+    silences: int = 0  # misses in a row without a word
     suspect: bool = False  # a request could not reach it: it gets no other before it has answered a look
     silent: bool = False  # it is suspect, and the look that followed was missed
     seen: Observation = field(factory=Observation)
@@ -97,7 +98,8 @@ class Host:
 
     def see(self, observation: Observation, now: float) -> None:
         """Take what the node said, unless it said it before we changed something."""
-        self.healthy, self.reason, self.misses, self.suspect, self.silent = True, None, 0, False, False
+        self.healthy, self.reason, self.misses, self.silences = True, None, 0, 0
+        self.suspect = self.silent = False
         if self.looked_before_change:
             return
         self.stale = False
@@ -123,6 +125,11 @@ class Host:
         if not self.suspect:
             self.suspect, self.silent = True, False
             self.reason = reason if self.healthy else self.reason
+
+    def hush(self, *, silent: bool) -> bool:
+        """True when this miss is the one after which no answer is expected any more."""
+        self.silences = self.silences + 1 if silent else 0
+        return self.silences == MISSES_UNTIL_UNHEALTHY
 
     def take(self, model: str, now: float) -> None:
         self._changes += 1

@@ -54,10 +54,11 @@ class Seen:
 
 @frozen(kw_only=True)
 class Missed:
-    """The node did not answer, or not as agreed."""
+    """The node did not answer, or not as agreed. `silent`: nothing came at all, not even a refusal."""
 
     node: str
     reason: str
+    silent: bool = False
 
 
 @frozen(kw_only=True)
@@ -213,6 +214,13 @@ class Look:
 
 
 @frozen(kw_only=True)
+class Lost:
+    """The node has been silent for so long that no answer is to be expected of it."""
+
+    node: str
+
+
+@frozen(kw_only=True)
 class Evicted:
     """A model has made room for another."""
 
@@ -221,4 +229,4 @@ class Evicted:
     incoming: str
 
 
-Effect = Grant | Complete | Refuse | Report | StartLoad | StartUnload | Abort | Look | Evicted
+Effect = Grant | Complete | Refuse | Report | StartLoad | StartUnload | Abort | Look | Lost | Evicted

@@ -20,6 +20,7 @@ class Watcher:
     client: NeuronClient
     tell: Callable[[Looking | Seen | Missed], None]
     every_secs: float
+    within_secs: float = LOOK_SECS
     poked: asyncio.Event = field(factory=asyncio.Event)
     looked: asyncio.Event = field(factory=asyncio.Event)
 
@@ -44,10 +45,11 @@ class Watcher:
 
     async def _look(self) -> Seen | Missed:
         try:
-            async with asyncio.timeout(LOOK_SECS):
+            async with asyncio.timeout(self.within_secs):
                 return Seen(node=self.client.name, observation=await self.client.observe())
         except TimeoutError:
-            return Missed(node=self.client.name, reason=f"no answer within {LOOK_SECS:.0f} s")
+            reason = f"no answer within {self.within_secs:g} s"
+            return Missed(node=self.client.name, reason=reason, silent=True)
         except CortexError as error:
             return Missed(node=self.client.name, reason=error.message)
 

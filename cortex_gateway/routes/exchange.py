@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import httpx
-from attrs import frozen
+from attrs import Factory, field, frozen
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from cortex_gateway.auth import policy
@@ -20,7 +21,7 @@ from cortex_gateway.stream import Client, ClientGoneError
 ATTEMPTS = 3  # a kept connection that had gone stale, a node that is down, one that is up
 CONNECT_SECONDS = 5.0
 # A neuron's stream is never silent for long (docs/wire.md section 3): one that is has lost its host.
-SILENCE_SECONDS = 120.0
+SILENCE_SECONDS = 30.0
 
 
 @frozen
@@ -32,12 +33,16 @@ class Outgoing:
         path: the neuron's route.
         body: resolved model id -> the bytes to post.
         stream: whether the answer is a stream.
+        silence: seconds without a byte after which no answer is expected; None = as long as the node answers looks.
     """
 
     model: str
     path: str
     body: Callable[[str], bytes]
     stream: bool
+    silence: float | None = field(
+        default=Factory(lambda self: SILENCE_SECONDS if self.stream else None, takes_self=True)
+    )
 
 
 @frozen
@@ -74,6 +79,7 @@ class Exchange:
                     if attempt == ATTEMPTS:
                         raise
                     continue
+                lease.heard = functools.partial(getattr, response, "num_bytes_downloaded")
                 try:
                     await _check(response, outgoing)
                     yield response
@@ -98,8 +104,7 @@ class Exchange:
             "accept-encoding": "identity",
             "x-request-id": self.client.request_id,
         }
-        silence = SILENCE_SECONDS if outgoing.stream else None
-        timeout = {"connect": CONNECT_SECONDS, "read": silence, "write": SILENCE_SECONDS, "pool": None}
+        timeout = {"connect": CONNECT_SECONDS, "read": outgoing.silence, "write": SILENCE_SECONDS, "pool": None}
         return httpx.Request(
             "POST",
             base_url + outgoing.path,

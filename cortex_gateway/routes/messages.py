@@ -22,6 +22,7 @@ from cortex_gateway.routes.gateway import Gateway, Record
 from cortex_gateway.stream import STREAM_HEADERS
 
 CHAT = "/v1/chat/completions"
+COUNT_SECONDS = 30.0  # for the longest prompt
 
 
 @post("/v1/messages")
@@ -113,7 +114,7 @@ async def _count(it: Exchange, body: bytes) -> None:
 
 async def _ask(it: Exchange, base_url: str, request: MessagesRequest, model: str) -> int | None:
     """The node's count; None when it has no files of the model or cannot be reached."""
-    outgoing = Outgoing(model=model, path="/tokenize", body=request.tokenize_body, stream=False)
+    outgoing = Outgoing(model=model, path="/tokenize", body=request.tokenize_body, stream=False, silence=COUNT_SECONDS)
     try:
         async with it.asked(base_url, outgoing, model) as response:
             return msgspec.json.decode(await read(response), type=_Count).count

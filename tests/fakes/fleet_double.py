@@ -22,6 +22,7 @@ class LeaseDouble:
     base_url: str
     cold: bool
     fleet: "FleetDouble"
+    heard: Callable[[], int] = lambda: 0
 
     def suspect(self, reason: str) -> None:
         self.fleet.suspected.append(self.node)

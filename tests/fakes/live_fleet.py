@@ -16,11 +16,11 @@ Use = Callable[[Fleet, MemoryTransport], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def running(
-    hosts: dict[str, HostDouble], watch_secs: float = 0.05, **more: Any
+    hosts: dict[str, HostDouble], watch_secs: float = 0.05, look_timeout_secs: float = 5.0, **more: Any
 ) -> AsyncIterator[tuple[Fleet, MemoryTransport]]:
     """A fleet in front of `hosts`, and the line between them."""
     config = Config(
-        gateway=Gateway(watch_secs=watch_secs),
+        gateway=Gateway(watch_secs=watch_secs, look_timeout_secs=look_timeout_secs),
         neurons=tuple(Neuron(name=name, endpoint=f"http://{name}") for name in hosts),
         **more,
     )

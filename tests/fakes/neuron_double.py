@@ -35,6 +35,7 @@ class Answer:
         error_after: (number of deltas, error envelope): fail as a neuron does, in the stream.
         unfinished: leave out `[DONE]`.
         usage_comment: send the `: usage` comment.
+        pause: seconds before each piece, or before a whole answer.
     """
 
     deltas: Sequence[Delta] = ({"content": "Hello"}, {"content": " there"})
@@ -49,6 +50,7 @@ class Answer:
     error_after: tuple[int, Mapping[str, Any]] | None = None
     unfinished: bool = False
     usage_comment: bool = True
+    pause: float = 0.0
 
     def usage(self, completion: int) -> dict[str, Any]:
         return {
@@ -165,6 +167,7 @@ class NeuronDouble:
                 await answer.gate.wait()
             if answer.dies_after is not None:
                 raise DiedError
+            await asyncio.sleep(answer.pause)
             await _json(send, 200, msgspec.json.encode(whole(request.path, body, answer)))
             return
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
@@ -173,6 +176,8 @@ class NeuronDouble:
         if answer.gate:
             await answer.gate.wait()
         for chunk in stream(request.path, body, answer):
+            if answer.pause:
+                await asyncio.sleep(answer.pause)
             await _write(send, chunk)
         if answer.dies_after is not None:
             raise DiedError
@@ -317,10 +322,12 @@ async def _lifespan(receive: Receive, send: Send) -> None:
 class InstantNeuron(NeuronDouble):
     """The do-nothing neuron: `max_tokens` pieces at once, so that only what stands in front of it takes time."""
 
+    pause: float = 0.0
+
     def next_answer(self) -> Answer:
         asked = self.seen.pop().body
         count = asked.get("max_tokens") or asked.get("max_completion_tokens") or 16
-        return Answer(deltas=({"content": " token"},) * count)
+        return Answer(deltas=({"content": " token"},) * count, pause=self.pause)
 
 
 def main() -> None:
@@ -331,8 +338,9 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", action="append", help="an id it has loaded; may be repeated (default: demo)")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds before each piece (default: none)")
     told = parser.parse_args()
-    app = InstantNeuron(models=told.model or ["demo"])
+    app = InstantNeuron(models=told.model or ["demo"], pause=told.pause)
     uvicorn.run(app, host=told.host, port=told.port, log_level="warning", access_log=False)
 
 

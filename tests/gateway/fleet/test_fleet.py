@@ -1,6 +1,7 @@
 """The fleet with neurons at the other end of an in-memory line: what callers get, and what the neurons are asked."""
 
 import asyncio
+import itertools
 from typing import Any
 
 import pytest
@@ -439,3 +440,69 @@ def test_what_was_decided_before_a_fault_of_ours_is_done() -> None:
         assert (await waiting).node == "a"
 
     run({"a": HostDouble()}, use, watch_secs=1000)
+
+
+def stopped(host: HostDouble) -> None:
+    """As a process that got SIGSTOP: the kernel takes what is sent, and nothing comes."""
+    host.silent = True
+
+
+def test_whoever_waits_for_a_node_that_fell_silent_is_freed() -> None:
+    """Once it has answered no look three times, and nothing has come for as long again."""
+    host = HostDouble(sizes={"m": 1000}, loaded=["m"])
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        lease = await fleet.acquire("m", request_id="1")
+        stopped(host)
+        with pytest.raises(errors.UpstreamReadFailed, match="a has stopped answering"):
+            async with lease:
+                await asyncio.Event().wait()
+
+        assert fleet.snapshot().nodes[0].replicas[0].in_flight == 0
+
+    run({"a": host}, use, look_timeout_secs=0.05)
+
+
+def test_an_answer_that_goes_on_is_not_cut() -> None:
+    """Though no look is answered: what is slow may be a driver that is asked for its memory."""
+    host = HostDouble(sizes={"m": 1000}, loaded=["m"])
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        lease = await fleet.acquire("m", request_id="1")
+        lease.heard = itertools.count().__next__
+        stopped(host)
+        async with lease:
+            await until(lambda: not fleet.snapshot().nodes[0].healthy)
+            await asyncio.sleep(0.3)  # six times as long as it would take to be cut
+
+        assert not fleet.snapshot().nodes[0].healthy
+
+    run({"a": host}, use, look_timeout_secs=0.05)
+
+
+def test_a_node_that_refuses_or_says_nonsense_is_not_silent() -> None:
+    """It drains, or has a fault in one route: what it answers is still to come."""
+    host = HostDouble(sizes={"m": 1000}, loaded=["m"])
+
+    async def use(fleet: Fleet, transport: MemoryTransport) -> None:
+        async with await fleet.acquire("m", request_id="1"):
+            del transport.apps["a"]
+            await until(lambda: not fleet.snapshot().nodes[0].healthy)
+            await asyncio.sleep(0.3)
+
+    run({"a": host}, use, look_timeout_secs=0.05)
+
+
+def test_a_node_that_is_back_in_time_costs_nobody_anything() -> None:
+    """It was only busy."""
+    host = HostDouble(sizes={"m": 1000}, loaded=["m"])
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        async with await fleet.acquire("m", request_id="1"):
+            stopped(host)
+            await until(lambda: not fleet.snapshot().nodes[0].healthy)
+            host.silent = False
+            await until(lambda: fleet.snapshot().nodes[0].healthy)
+            await asyncio.sleep(0.5)
+
+    run({"a": host}, use, look_timeout_secs=0.2)

@@ -228,7 +228,7 @@ def test_requests_a_minute(path: str) -> None:
     key = made(requests_per_minute=2)
 
     async def scenario(rig: Rig) -> None:
-        first = await rig.client.post(path, headers=key.bearer, content=b"{")
+        first = await rig.client.post(path, headers={**key.bearer, "content-type": "application/json"}, content=b"{")
         second = await ask(rig, "POST", path, key.bearer)
         third = [await ask(rig, "POST", path, key.bearer) for _ in range(3)][-1]
         clock[0] += int(third.headers["retry-after"])
@@ -360,7 +360,7 @@ def test_preflights_need_no_key() -> None:
     """Browsers send none with them."""
 
     async def scenario(rig: Rig) -> None:
-        headers = {"origin": "http://page", "access-control-request-method": "POST"}
+        headers = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
         assert (await rig.client.options(CHAT, headers=headers)).status_code == 204
 
     run(scenario, guard=guarded(required=True))
