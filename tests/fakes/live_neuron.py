@@ -10,7 +10,7 @@ import attrs
 import httpx
 import uvicorn
 
-from neuron_jax.config import AdmissionConfig, ModelSpec, NeuronConfig, ServerConfig, load_config
+from neuron_jax.config import AccessConfig, AdmissionConfig, ModelSpec, NeuronConfig, ServerConfig, load_config
 from neuron_jax.daemon.app import build_app
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.lifecycle import Lifecycle
@@ -80,17 +80,20 @@ async def live_neuron(
     queue: AdmissionConfig | None = None,
     restarts: RestartPolicy = RESTARTS,
     devices: Devices | None = None,
+    secret: str = "",
+    trust_network: bool = False,
     **script: Any,
 ) -> AsyncIterator[LiveNeuron]:
     folder = write_tiny_model(tmp_path / "tiny", **script)
-    config = config_for(folder, tmp_path / "cache", admission=queue or AdmissionConfig())
+    access = AccessConfig(secret=secret, trust_network=trust_network)
+    config = config_for(folder, tmp_path / "cache", admission=queue or AdmissionConfig(), access=access)
     async with (
         running(config, restarts, devices=devices) as (url, lifecycle),
         httpx.AsyncClient(base_url=url, timeout=20) as http,
     ):
         neuron = LiveNeuron(http, lifecycle, folder)
         if load:
-            await neuron.load()
+            await lifecycle.load(config.models[0])
         yield neuron
 
 

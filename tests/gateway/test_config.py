@@ -313,6 +313,7 @@ def test_the_neurons_keys_are_documented() -> None:
 
     text = (ROOT / "docs/configuration.md").read_text()
     known = [f"{table}.{field.name}" for table, cls in neuron.TABLES.items() for field in attrs.fields(cls)]
-    known += [field.name for field in attrs.fields(neuron.ModelSpec)]
+    known += [field.name for cls in (neuron.ModelSpec, neuron.AccessConfig) for field in attrs.fields(cls)]
+    known += [f"peers.{field.name}" for field in attrs.fields(neuron.PeerConfig)]
 
     assert not [key for key in [*known, "models", "default_models"] if f"`{key}`" not in text]
