@@ -6,13 +6,13 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, evolve, field, frozen
 from attrs.validators import ge, min_len
 
 from cortex_gateway.addresses import parse_address, parse_url
 from cortex_gateway.origins import is_host, is_origin
 from cortex_gateway.placement.snapshot import Cost, Limit, ModelConfig
-from cortex_gateway.settings import NESTED, At, ConfigError, Reader, variables
+from cortex_gateway.settings import HIDDEN, NESTED, At, ConfigError, Reader, variables
 from cortex_gateway.variables import unused
 
 DEFAULT_PLACES = (pathlib.Path("cortex.toml"), pathlib.Path("/etc/cortex/cortex.toml"))
@@ -84,6 +84,8 @@ class Gateway:
     read_timeout_secs: float = field(default=60.0, validator=ge(0.1))  # between two pieces of a request, before 408
     write_timeout_secs: float = field(default=60.0, validator=ge(0.1))  # that a client takes nothing of its answer
     drain_secs: float = field(default=30.0, validator=ge(0))  # running requests get this long at shutdown and unload
+    neuron_secret: str | None = field(default=None, repr=False, metadata=HIDDEN)  # of neurons without one of their own
+    neuron_secret_file: str | None = None
 
 
 @frozen(kw_only=True)
@@ -111,6 +113,8 @@ class Neuron:
 
     name: str = field(validator=min_len(1))
     endpoint: str = field(validator=_url, converter=parse_url)  # http://host:port
+    secret: str | None = field(default=None, repr=False, metadata=HIDDEN)  # what it wants to be shown
+    secret_file: str | None = None
 
 
 @frozen(kw_only=True)
@@ -164,7 +168,7 @@ def load_config(path: pathlib.Path | None, environ: Mapping[str, str]) -> Config
         reader.complain(
             at.key("neurons"), 'needs at least one [[neurons]] with name and endpoint = "http://host:13131"'
         )
-    neurons = top.neurons or Config().neurons
+    neurons = _with_secrets(top.gateway, top.neurons or Config().neurons, path, reader)
     reader.unique(at.key("neurons.name"), [neuron.name for neuron in neurons])
     reader.finish()
     return Config(
@@ -176,6 +180,28 @@ def load_config(path: pathlib.Path | None, environ: Mapping[str, str]) -> Config
         models=models.models,
         aliases=dict(models.aliases),
     )
+
+
+def _with_secrets(
+    gateway: Gateway, neurons: tuple[Neuron, ...], path: pathlib.Path | None, reader: Reader
+) -> tuple[Neuron, ...]:
+    """Each neuron with the secret that it is shown: its own, else that of [gateway]."""
+    at, folder = At(str(path) if path else "defaults"), path.parent if path else pathlib.Path()
+    common = reader.secret(
+        at.key("gateway"), "neuron_secret", gateway.neuron_secret, gateway.neuron_secret_file, folder
+    )
+    found = []
+    for index, one in enumerate(neurons):
+        here = at.key("neurons").item(index)
+        own = reader.secret(here, "secret", one.secret, one.secret_file, folder)
+        found.append(evolve(one, secret=own or common))
+        if any(other.secret != found[-1].secret for other in found if _same_place(other, one)):
+            reader.complain(here.key("secret"), f"is not that of another neuron at the same address, {one.endpoint}")
+    return tuple(found)
+
+
+def _same_place(one: Neuron, other: Neuron) -> bool:
+    return one.endpoint.split("/")[:3] == other.endpoint.split("/")[:3]
 
 
 def state_path(told: str | None, config: pathlib.Path | None, environ: Mapping[str, str]) -> pathlib.Path:

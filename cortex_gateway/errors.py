@@ -18,6 +18,7 @@
     │   └── UnsupportedMedia        415  unsupported_media_type
     ├── UpstreamError               502  api_error
     │   ├── UpstreamUnreachable          upstream_connection_error
+    │   ├── UpstreamDenied               upstream_denied
     │   ├── UpstreamReadFailed           upstream_read_failed
     │   └── UpstreamMalformed            upstream_malformed_response
     ├── Unavailable                 503  api_error, service_unavailable, Retry-After
@@ -219,6 +220,12 @@ class UpstreamUnreachable(UpstreamError):
     """No connection, or one that ended before a byte of the answer."""
 
     code = "upstream_connection_error"
+
+
+class UpstreamDenied(UpstreamError):
+    """The neuron does not let this gateway in: no secret, or another one."""
+
+    code = "upstream_denied"
 
 
 class UpstreamReadFailed(UpstreamError):

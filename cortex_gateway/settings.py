@@ -2,6 +2,8 @@
 
 import difflib
 import math
+import pathlib
+import re
 import tomllib
 import types
 import typing
@@ -12,6 +14,10 @@ import attrs
 
 T = TypeVar("T")
 NESTED = "__"
+HIDDEN = {"hidden": True}
+"""The metadata of a field that holds a secret: a word of visible ASCII, of which no message shows anything."""
+SECRET = re.compile(r"[!-~]([ -~]*[!-~])?")
+SECRETS = "allowed: a word of visible ASCII characters"
 WORDS = {
     str: "a string",
     int: "a whole number",
@@ -100,6 +106,27 @@ class Reader:
         for name in sorted({name for name in names if names.count(name) > 1}):
             self.complain(at, f'found "{name}" {names.count(name)} times; each must be there once')
 
+    def secret(self, at: At, name: str, word: str | None, file: str | None, folder: pathlib.Path) -> str | None:
+        """The secret under the key `name`, or what its file holds; of the two the one in the environment counts."""
+        here, there = at.key(name), at.key(f"{name}_file")
+        if word and file:
+            told = {here.path, there.path} & self._variables.keys()
+            if len(told) != 1:
+                self.complain(here, f"is there besides {there.path}; give one of them")
+                return None
+            file = file if there.path in told else None
+        if file is None:
+            return word
+        path = folder / pathlib.Path(file).expanduser()
+        try:
+            read = path.read_text("utf-8").strip()
+        except OSError as error:
+            self.complain(there, f"{path} cannot be read: {error.strerror}")
+            return None
+        except UnicodeDecodeError:
+            read = ""
+        return typing.cast("str | None", self._secret(read, there))
+
     def finish(self) -> None:
         if self.problems:
             raise ConfigError(self.problems)
@@ -109,6 +136,8 @@ class Reader:
         if item.name not in table:
             self.complain(here, "is missing")
             return None
+        if "hidden" in item.metadata:
+            return self._secret(table[item.name], here)
         before = len(self.problems)
         found = self._value(hint, table[item.name], here)
         if len(self.problems) > before or item.validator is None:
@@ -118,6 +147,11 @@ class Reader:
         except ValueError as error:
             self.complain(here, f"found {_shown(found)}; {str(error.args[0]).rsplit(': ', 1)[0]}")
         return found
+
+    def _secret(self, value: Any, at: At) -> Any:
+        if not (isinstance(value, str) and SECRET.fullmatch(value)):
+            self.complain(at, SECRETS)
+        return value
 
     def _value(self, hint: Any, value: Any, at: At) -> Any:
         origin, inner = get_origin(hint), get_args(hint)

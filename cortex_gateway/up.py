@@ -23,9 +23,10 @@ from cortex_gateway.cli.progress import LoadBars
 from cortex_gateway.config import Config, Gateway, Neuron, state_path
 from cortex_gateway.errors import CortexError
 from cortex_gateway.fleet.client import NeuronClient
+from cortex_gateway.fleet.credentials import showing
 from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig
-from cortex_gateway.settings import UserError
+from cortex_gateway.settings import At, Reader, UserError
 
 ALIASES = {"demo": "smollm2-135m-instruct"}
 QUESTION = "What is the capital of France?"
@@ -141,7 +142,7 @@ async def up(asked: Up, out: Console, environ: Mapping[str, str], *, neuron: tup
     if neuron is None and importlib.util.find_spec("jax") is None:
         raise UpError("the neuron needs JAX, which is not installed here: pip install 'cortex-jax[neuron]'")
     command = (*(neuron or NEURON), "--host", asked.host, "--port", str(asked.neuron_port))
-    config = attrs.evolve(config_of(asked, target), state=state_path(None, None, environ))
+    config = attrs.evolve(config_of(asked, target, _secret(environ)), state=state_path(None, None, environ))
     stage = Stage(asked=asked, target=target, config=config, command=command, log=log_path(environ), out=out)
     with contextlib.ExitStack() as sockets:
         listeners = serving.bind(config, api_setting="--port", metrics_setting="--metrics-port")
@@ -167,8 +168,9 @@ def target_of(model: str) -> Target:
     return Target(id=ALIASES.get(model, model))
 
 
-def config_of(asked: Up, target: Target) -> Config:
+def config_of(asked: Up, target: Target, secret: str | None = None) -> Config:
     """The gateway in front of the one neuron, which keeps in mind how to load the model again."""
+    endpoint = f"http://{Address(_reachable(asked.host), asked.neuron_port)}"
     gateway = Gateway(
         listen=str(Address(asked.host, asked.port)),
         metrics_listen=str(Address(asked.host, asked.metrics_port)),
@@ -176,10 +178,19 @@ def config_of(asked: Up, target: Target) -> Config:
     )
     return Config(
         gateway=gateway,
-        neurons=(Neuron(name=NODE, endpoint=f"http://{Address(_reachable(asked.host), asked.neuron_port)}"),),
+        neurons=(Neuron(name=NODE, endpoint=endpoint, secret=secret),),
         models=(ModelConfig(id=target.id, source=target.source, quant=asked.quant),),
         aliases=ALIASES,
     )
+
+
+def _secret(environ: Mapping[str, str]) -> str | None:
+    """What the neuron, which has our environment, will ask for. Raises ConfigError."""
+    reader, at = Reader(), At("environment")
+    word, file = environ.get("NEURON_SECRET"), environ.get("NEURON_SECRET_FILE")
+    secret = reader.secret(at, "NEURON_SECRET", word, file, pathlib.Path())
+    reader.finish()
+    return secret
 
 
 def log_path(environ: Mapping[str, str]) -> pathlib.Path:
@@ -259,7 +270,8 @@ async def _answering(endpoint: str) -> None:
 
 async def _load(stage: Stage, bars: LoadBars) -> None:
     spec = LoadSpec(model_id=stage.target.id, source=stage.target.source, quant=stage.asked.quant)
-    async with httpx.AsyncClient(trust_env=False) as http:
+    hooks: dict[str, list[Any]] = {"request": [showing(stage.config.neurons)]}
+    async with httpx.AsyncClient(trust_env=False, event_hooks=hooks) as http:
         try:
             await NeuronClient(http, NODE, stage.neuron).load(spec, timeout_secs=LOAD_SECS, report=bars.report)
         except CortexError as error:

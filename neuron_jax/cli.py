@@ -173,7 +173,7 @@ def worker(
     host:
         This host as the other ranks reach it.
     secret:
-        The same word for all ranks.
+        The same word for all ranks; by default NEURON_RANKS__SECRET, which no list of processes shows.
     platform:
         What it runs on; by default what this host has.
     deadline:
@@ -189,7 +189,8 @@ def worker(
         serve_rank(fd)
     if rank >= world:
         return _fail(f"--rank is {rank}, and of {world} ranks the last is {world - 1}", 2)
-    group = Group(rank, world, host, coordinator, secret, deadline)
+    known = secret or environ.get("NEURON_RANKS__SECRET", "")
+    group = Group(rank, world, host, coordinator, known, deadline)
     return _smoke([group], platform or _platform(environ), as_json, environ)
 
 

@@ -7,6 +7,7 @@ NEURON_PORT for a service of that name: what sets nothing here is told, and stop
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,19 +25,22 @@ HARNESSES = ("jax", "candle")
 """`candle` is what a predecessor's files say; models are served by JAX either way."""
 
 T = TypeVar("T")
+S = TypeVar("S", "AccessConfig", "PeerConfig")
 
 
 @frozen
 class Rule:
     """What one value may be: `read` takes a TOML value or raises ValueError, `parse` makes one of a variable's text.
 
-    `explains`: the words of the ValueError say what is wrong, and they are told instead of `allowed`.
+    `explains`: the words of the ValueError say what is wrong, and they are told instead of `allowed`. `hidden`: what was
+    found is in no message.
     """
 
     allowed: str
     read: Callable[[Any], Any]
     parse: Callable[[str], Any] = str
     explains: bool = False
+    hidden: bool = False
 
 
 def _integer(low: int, high: int) -> Rule:
@@ -69,6 +73,12 @@ def _number(low: float, high: float) -> Rule:
 def _text(value: Any) -> str:
     if type(value) is not str or not value.strip():
         raise ValueError(value)
+    return value
+
+
+def _secret(value: Any) -> str:
+    if type(value) is not str or not re.fullmatch(r"[!-~]([ -~]*[!-~])?", value):
+        raise ValueError
     return value
 
 
@@ -119,13 +129,24 @@ HOST = Rule("a name or an IP address", _parsed(parse_host), explains=True)
 ENDPOINT = Rule("a URL like http://host:13131", _parsed(parse_url), explains=True)
 FLAG = Rule("true or false", _flag, lambda text: {"true": True, "false": False}.get(text.lower(), text))
 PATH = Rule("a path", _path)
+SECRET = Rule("a word of visible ASCII characters", _secret, hidden=True)
 MEGABYTES = _integer(0, 2**31)
 TEXTS = Rule("a list of texts", _texts, lambda text: text.split(","))
 INDICES = Rule("a list of different device indices", _indices, lambda text: [int(item) for item in text.split(",")])
 
 
 def _setting(rule: Rule, default: Any = attrs.NOTHING) -> Any:
-    return field(default=default, metadata={"rule": rule}, kw_only=True)
+    return field(default=default, metadata={"rule": rule}, kw_only=True, repr=not rule.hidden)
+
+
+@frozen
+class AccessConfig:
+    """Who may use this neuron, at the top of the file. `secret` is what callers show, read from `secret_file` where that
+    is named; without one, `trust_network` lets other hosts load and unload models."""
+
+    secret: str = _setting(SECRET, "")
+    secret_file: Path | None = field(default=None, metadata={"rule": PATH}, kw_only=True)
+    trust_network: bool = _setting(FLAG, False)
 
 
 @frozen
@@ -180,11 +201,12 @@ class AdmissionConfig:
 class RanksConfig:
     """Devices lent to other neurons' models, and borrowed from them. `address` is this host as its peers reach it.
 
-    Without a `secret`, which all of them share, nothing is lent or borrowed. Ranks have `deadline_secs` to meet.
+    `secret`: the neuron's own where it is left out; with neither nothing is lent or borrowed. Ranks have `deadline_secs` to
+    meet.
     """
 
     address: str = _setting(HOST, "127.0.0.1")
-    secret: str = field(default="", metadata={"rule": TEXT}, kw_only=True, repr=False)
+    secret: str = _setting(SECRET, "")
     deadline_secs: float = _setting(_number(1, 3600), 60.0)
 
 
@@ -200,10 +222,12 @@ class WatchdogConfig:
 
 @frozen
 class PeerConfig:
-    """Another neuron that may lend devices to models which this one leads."""
+    """Another neuron that may lend devices to models which this one leads. `secret`: what it wants, by default ours."""
 
     name: str = _setting(TEXT)
     endpoint: str = _setting(ENDPOINT)
+    secret: str = _setting(SECRET, "")
+    secret_file: Path | None = field(default=None, metadata={"rule": PATH}, kw_only=True)
 
 
 @frozen
@@ -231,10 +255,11 @@ class ModelSpec:
 class NeuronConfig:
     """Everything a neuron is told at start. `models` is what the host offers, `default_models` is loaded at start.
 
-    `environ` is the environment that engine processes inherit; it may hold secrets, so it is never shown.
+    `environ` is the environment that engine processes inherit, without our secrets; it may hold others, so it is never shown.
     """
 
     cache: CacheConfig
+    access: AccessConfig = AccessConfig()
     server: ServerConfig = ServerConfig()
     engine: EngineConfig = EngineConfig()
     admission: AdmissionConfig = AdmissionConfig()
@@ -255,6 +280,9 @@ TABLES: Mapping[str, type] = {
     "watchdog": WatchdogConfig,
 }
 LISTS = ("models", "default_models", "harnesses", "peers")
+TOP = tuple(item.name for item in attrs.fields(AccessConfig))
+"""Keys that stand outside all tables. `port` of the predecessor does too, but NEURON_PORT is not ours."""
+SETTABLE = (*TABLES, *LISTS, *TOP)
 
 
 OTHER_VARIABLES = (
@@ -290,7 +318,9 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> NeuronConfig:
     origin = str(path) if path else "defaults"
     tree = _read_file(path) if path else {}
     _merge_variables(tree, environ)
-    return attrs.evolve(_build_config(tree, origin, cache_root(environ)), environ=dict(environ))
+    folder = path.parent if path else Path()
+    config = _build_config(tree, origin, cache_root(environ), folder)
+    return attrs.evolve(config, environ={name: environ[name] for name in environ if not _may_hold_secrets(name)})
 
 
 def read_record(cls: type[T], table: Mapping[str, Any], origin: str, prefix: str = "") -> T:
@@ -319,7 +349,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 def unused_variables(environ: Mapping[str, str]) -> list[str]:
     """A line for each NEURON_ variable that sets nothing."""
     tables = (f"{table}__{item.name}" for table, cls in TABLES.items() for item in attrs.fields(cls))
-    settings = [f"{PREFIX}{key.upper()}" for key in (*tables, *TABLES, *LISTS)]
+    settings = [f"{PREFIX}{key.upper()}" for key in (*tables, *SETTABLE)]
     return unused(environ, PREFIX, settings, OTHER_VARIABLES)
 
 
@@ -328,16 +358,17 @@ def _merge_variables(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
         keys = name[len(PREFIX) :].lower().split("__")
         if len(keys) > 1:
             _put(tree, keys, _Variable(name, environ[name]))
-        elif keys[0] in (*TABLES, *LISTS):
-            tree[keys[0]] = _from_toml(name, environ[name])
+        elif keys[0] in SETTABLE:
+            value = _Variable(name, environ[name])
+            tree[keys[0]] = value if keys[0] in TOP else _from_toml(value)
 
 
-def _from_toml(name: str, text: str) -> Any:
+def _from_toml(variable: _Variable) -> Any:
     """The table or list in a variable, each value marked with where it came from."""
     try:
-        return _marked(name, tomllib.loads(f"value = {text}")["value"])
+        return _marked(variable.name, tomllib.loads(f"value = {variable.text}")["value"])
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name}: not TOML: {error}") from error
+        raise ConfigError(f"{variable.name}: not TOML: {error}") from error
 
 
 def _marked(name: str, value: Any) -> Any:
@@ -367,10 +398,19 @@ def _child(node: Any, key: str, variable: _Variable, *, wants_list: bool) -> Any
     raise ConfigError(f"{variable.name}: there is nothing at {key!r} to set a key of")
 
 
-def _build_config(tree: Mapping[str, Any], origin: str, root: Path) -> NeuronConfig:
+def _may_hold_secrets(name: str) -> bool:
+    """A variable of this program or of the gateway that is nothing to a process which computes."""
+    whole = ("NEURON_PEERS", "NEURON_RANKS", "CORTEX_NEURONS", "CORTEX_GATEWAY")
+    return name in whole or (name.startswith((PREFIX, "CORTEX_")) and ("SECRET" in name or "KEY" in name))
+
+
+def _build_config(tree: Mapping[str, Any], origin: str, root: Path, folder: Path) -> NeuronConfig:
     for key, value in tree.items():
-        if key not in (*TABLES, *LISTS, "port"):
-            raise _unknown_key(value, key, (*TABLES, *LISTS, "port"), origin, "")
+        if key not in (*SETTABLE, "port"):
+            raise _unknown_key(value, key, (*SETTABLE, "port"), origin, "")
+    access = _with_secret(AccessConfig, {key: tree[key] for key in TOP if key in tree}, origin, "", folder)
+    ranks = read_record(RanksConfig, _table(tree, "ranks", origin), origin, "ranks.")
+    ranks = attrs.evolve(ranks, secret=ranks.secret or access.secret)
     server = dict(_table(tree, "server", origin))
     if "port" in tree and server.setdefault("port", tree["port"]) != tree["port"]:
         raise ConfigError(f"{origin}: port = {tree['port']!r} and server.port = {server['port']!r}; give one of them")
@@ -378,19 +418,39 @@ def _build_config(tree: Mapping[str, Any], origin: str, root: Path) -> NeuronCon
     for index, harness in enumerate(_tables(tree, "harnesses", origin)):
         read_record(_Harness, harness, origin, f"harnesses[{index}].")
     return NeuronConfig(
+        access=access,
         cache=read_record(CacheConfig, cache, origin, "cache."),
         server=read_record(ServerConfig, server, origin, "server."),
         engine=read_record(EngineConfig, _table(tree, "engine", origin), origin, "engine."),
         admission=read_record(AdmissionConfig, _table(tree, "admission", origin), origin, "admission."),
-        ranks=read_record(RanksConfig, _table(tree, "ranks", origin), origin, "ranks."),
+        ranks=ranks,
         watchdog=read_record(WatchdogConfig, _table(tree, "watchdog", origin), origin, "watchdog."),
         peers=tuple(
-            read_record(PeerConfig, table, origin, f"peers[{index}].")
+            _with_secret(PeerConfig, table, origin, f"peers[{index}].", folder)
             for index, table in enumerate(_tables(tree, "peers", origin))
         ),
         models=_specs(tree, "models", origin),
         default_models=_specs(tree, "default_models", origin),
     )
+
+
+def _with_secret(cls: type[S], table: Mapping[str, Any], origin: str, prefix: str, folder: Path) -> S:
+    """The record, with the secret that it names a file for; of a secret and a file the one in the environment counts."""
+    given = {key: table[key] for key in ("secret", "secret_file") if key in table}
+    told = {key: value for key, value in given.items() if isinstance(value, _Variable)} or given
+    if len(told) > 1:
+        raise ConfigError(f"{_origin_of(given, origin)}: {prefix}secret and {prefix}secret_file: give one of them")
+    record = read_record(cls, {key: table[key] for key in table if key not in given or key in told}, origin, prefix)
+    if record.secret_file is None:
+        return record
+    path = folder / record.secret_file
+    where = f"{_origin_of(told, origin)}: {prefix}secret_file = {str(path)!r}"
+    try:
+        return attrs.evolve(record, secret=_secret(path.read_text("utf-8").strip()))
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: allowed in the file is {SECRET.allowed}") from error
 
 
 @frozen
@@ -433,7 +493,8 @@ def _value(rule: Rule, value: Any, origin: str, key: str) -> Any:
         return rule.read(_parsed_by(rule, value))
     except (ValueError, TypeError) as error:
         wrong = str(error) if rule.explains else f"allowed is {rule.allowed}{_nearest(value, rule)}"
-        raise ConfigError(f"{_origin_of(value, origin)}: {key} = {_found(value)}: {wrong}") from error
+        found = "" if rule.hidden else f" = {_found(value)}"
+        raise ConfigError(f"{_origin_of(value, origin)}: {key}{found}: {wrong}") from None if rule.hidden else error
 
 
 def _parsed_by(rule: Rule, value: Any) -> Any:

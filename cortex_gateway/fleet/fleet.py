@@ -17,6 +17,7 @@ from cortex_gateway import errors
 from cortex_gateway.config import Config
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.client import CONNECT_SECS, NeuronClient
+from cortex_gateway.fleet.credentials import showing
 from cortex_gateway.fleet.residency import Residency
 from cortex_gateway.fleet.watch import Watcher
 from cortex_gateway.metrics import Metrics
@@ -108,7 +109,13 @@ class Fleet:
     ) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=MOST_IDLE_CONNECTIONS)
         timeout = httpx.Timeout(None, connect=CONNECT_SECS)
-        self.client = httpx.AsyncClient(transport=transport, limits=limits, timeout=timeout, trust_env=False)
+        self.client = httpx.AsyncClient(
+            transport=transport,
+            limits=limits,
+            timeout=timeout,
+            trust_env=False,
+            event_hooks={"request": [showing(config.neurons)]},
+        )
         self._config = config
         self._metrics = metrics
         self._clock = clock

@@ -14,6 +14,7 @@ from cortex_gateway.auth.guard import Admission
 from cortex_gateway.auth.principal import Principal
 from cortex_gateway.dialects import openai_errors
 from cortex_gateway.errors import ShuttingDown, UpstreamMalformed, UpstreamReadFailed, UpstreamUnreachable
+from cortex_gateway.fleet.client import DENIED, denied
 from cortex_gateway.routes.failures import Spelling, refusal, report
 from cortex_gateway.routes.gateway import Gateway, Record
 from cortex_gateway.stream import Client, ClientGoneError
@@ -125,6 +126,8 @@ async def _check(response: httpx.Response, outgoing: Outgoing) -> None:
     """Let only a good answer of the right kind through."""
     if response.status_code != 200:
         raw = await read(response)
+        if response.status_code in DENIED:
+            raise denied("The neuron", raw)
         failure = openai_errors.read(response.status_code, raw, _retry_after(response))
         if failure is None or response.status_code < 400:
             raise UpstreamMalformed(f"The neuron answered {response.status_code} without an error that can be read.")

@@ -27,7 +27,7 @@ from neuron_jax.build_info import build_info
 from neuron_jax.config import NeuronConfig, ServerConfig
 from neuron_jax.daemon.admission import Admission
 from neuron_jax.daemon.devices import Devices
-from neuron_jax.daemon.door import Door
+from neuron_jax.daemon.door import Door, exposure
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics
 from neuron_jax.daemon.problems import API, INVALID, Problem, internal, shutting_down
@@ -106,6 +106,8 @@ def _serve_on(listener: socket.socket, config: NeuronConfig, command: Sequence[s
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if warning := exposure(config):
+        _log.warning(warning)
     hardware = discover(config.engine.cpu_devices, visible=config.environ.get("CUDA_VISIBLE_DEVICES"))
     with Sampler(hardware) as sampler, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         app = build_app(config, Devices(hardware, sampler), command=command)
@@ -126,6 +128,7 @@ class _Server(uvicorn.Server):
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,  # who asks is who is connected: a header must not make it this host
             timeout_keep_alive=75,
             timeout_graceful_shutdown=max(1, round(config.server.drain_secs)),
         )

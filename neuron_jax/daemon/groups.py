@@ -94,14 +94,15 @@ class Groups:
         return loans
 
     def _peer(self, name: str) -> Peer:
-        if not self._config.ranks.secret:
-            raise LoadError(
-                "bad_devices", "hosts are named, and [ranks] has no secret: nothing is lent or borrowed here"
-            )
         if name not in self._peers:
             known = ", ".join(sorted(self._peers)) or "nobody"
             raise LoadError("bad_devices", f"hosts names {name!r}, and [[peers]] knows {known}")
-        return self._peers[name]
+        peer = self._peers[name]
+        if not peer.secret:
+            raise LoadError(
+                "bad_devices", f"hosts names {name!r}, which lends nothing without a secret: none is set here"
+            )
+        return peer
 
     def _starter(self, loan: Loan, model: ModelSpec, devices: tuple[int, ...]) -> StartRank:
         return partial(_start_there, loan, model, devices)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import httpx
 import msgspec
-from attrs import frozen
+from attrs import field, frozen
 
 from neuron_jax.config import ModelSpec, PeerConfig
 from neuron_jax.errors import EngineDied, LoadError
@@ -42,7 +42,7 @@ class Peer:
     """One of [[peers]]."""
 
     config: PeerConfig
-    secret: str
+    secret: str = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -184,5 +184,5 @@ def _named(error: Exception) -> str:
 
 
 def peers_of(configs: tuple[PeerConfig, ...], secret: str) -> dict[str, Peer]:
-    """By name."""
-    return {config.name: Peer(config, secret) for config in configs}
+    """By name; `secret` is what they are shown who have none of their own."""
+    return {config.name: Peer(config, config.secret or secret) for config in configs}

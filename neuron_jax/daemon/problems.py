@@ -7,6 +7,7 @@ from typing import Any
 INVALID = "invalid_request_error"
 API = "api_error"
 RATE = "rate_limit_error"
+AUTHENTICATION = "authentication_error"
 PERMISSION = "permission_error"
 
 
@@ -39,8 +40,9 @@ class Problem(Exception):  # noqa: N818 - it is an answer, not only an error
         return {"error": {**error, **self.extras}}
 
     def headers(self) -> dict[str, str]:
-        """Retry-After where trying again can help."""
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        """Retry-After where trying again can help, and how to say who one is where that is asked."""
+        again = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return again | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
 def invalid_body(param: str | None, message: str) -> Problem:
@@ -61,6 +63,11 @@ def malformed_json(detail: str) -> Problem:
 def unsupported_media(message: str) -> Problem:
     """415: the body is not JSON as it is."""
     return Problem(415, "unsupported_media_type", message)
+
+
+def unauthorized(code: str, message: str) -> Problem:
+    """401: whoever asks must show who it is."""
+    return Problem(401, code, message, kind=AUTHENTICATION)
 
 
 def forbidden(code: str, message: str) -> Problem:

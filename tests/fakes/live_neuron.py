@@ -10,7 +10,7 @@ import attrs
 import httpx
 import uvicorn
 
-from neuron_jax.config import AdmissionConfig, ModelSpec, NeuronConfig, ServerConfig, load_config
+from neuron_jax.config import AccessConfig, AdmissionConfig, ModelSpec, NeuronConfig, ServerConfig, load_config
 from neuron_jax.daemon.admission import Admission
 from neuron_jax.daemon.app import build_app
 from neuron_jax.daemon.devices import Devices
@@ -92,17 +92,20 @@ async def live_neuron(
     restarts: RestartPolicy = RESTARTS,
     devices: Devices | None = None,
     server: ServerConfig = SERVER,
+    secret: str = "",
+    trust_network: bool = False,
     **script: Any,
 ) -> AsyncIterator[LiveNeuron]:
     folder = write_tiny_model(tmp_path / "tiny", **script)
-    config = config_for(folder, tmp_path / "cache", admission=queue or AdmissionConfig(), server=server)
+    access = AccessConfig(secret=secret, trust_network=trust_network)
+    config = config_for(folder, tmp_path / "cache", admission=queue or AdmissionConfig(), server=server, access=access)
     async with (
         serving(config, restarts, devices=devices) as (url, app_neuron),
         httpx.AsyncClient(base_url=url, timeout=20) as http,
     ):
         neuron = LiveNeuron(http, app_neuron, folder)
         if load:
-            await neuron.load()
+            await app_neuron.lifecycle.load(config.models[0])
         yield neuron
 
 

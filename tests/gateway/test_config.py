@@ -217,6 +217,7 @@ def test_unset_is_told_from_false(tmp_path: pathlib.Path, text: str, *, required
         ("CORTEX_GATWAY__LISTEN", "x", 'allowed: "gateway", "eviction", "auth", "neurons"; did you mean "gateway"'),
         ("CORTEX_GATEWAY__LISTEN__PORT", "x", "allowed: nothing"),
         ("CORTEX_NEURONS", "[{", "not TOML"),
+        ("CORTEX_GATEWAY__NEURON_SECRET", "", "allowed: a word of visible ASCII"),
         ("CORTEX_NEURONS", "3", "found 3; allowed: a list"),
         ("CORTEX_NEURONS", '[{name = "a", endpoint = "a:1"}]', r'neurons\[0\].endpoint: found "a:1"; must be a URL'),
         ("CORTEX_GATEWAY", "{listn = 3}", 'gateway.listn: is not a key here; .* did you mean "listen"'),
@@ -321,6 +322,48 @@ def test_the_examples_load() -> None:
     assert found.aliases["demo"] == "smollm2-135m-instruct"
 
 
+def test_where_a_neuron_s_secret_comes_from(tmp_path: pathlib.Path) -> None:
+    """Its own, or the one of [gateway]; each a word or a file beside the configuration."""
+    (tmp_path / "word").write_text("of the file\n")
+    nodes = "".join(f'[[neurons]]\nname = "{name}"\nendpoint = "http://{name}"\n{{{name}}}\n' for name in "abc")
+    path = written(
+        tmp_path,
+        '[gateway]\nneuron_secret_file = "word"\n' + nodes.format(a='secret = "of a"', b="", c='secret_file = "word"'),
+    )
+
+    found = [one.secret for one in load_config(path, {}).neurons]
+    environ = {"CORTEX_GATEWAY__NEURON_SECRET": "from outside", "CORTEX_NEURONS__2__SECRET": "of c"}
+    changed = [one.secret for one in load_config(path, environ).neurons]
+
+    assert found == ["of a", "of the file", "of the file"]
+    assert changed == ["of a", "from outside", "of c"]
+    assert load_config(None, {"CORTEX_GATEWAY__NEURON_SECRET": "x"}).neurons[0].secret == "x"
+    assert not [word for word in (*found, *changed) if str(word) in repr(load_config(path, environ))]
+
+
+@pytest.mark.parametrize(
+    ("cortex", "told"),
+    [
+        ('[gateway]\nneuron_secret = "hunter2\\n"\n', "gateway.neuron_secret: allowed: a word of visible ASCII"),
+        ('[gateway]\nneuron_secret = ["hunter2"]\n', "gateway.neuron_secret: allowed: a word of visible ASCII"),
+        ('[gateway]\nneuron_secret = "hunter2"\nneuron_secret_file = "f"\n', "gateway.neuron_secret: is there besides"),
+        ('[gateway]\nneuron_secret_file = "none"\n', "neuron_secret_file: .*none cannot be read: No such file"),
+        ('[gateway]\nneuron_secret_file = "binary"\n', "neuron_secret_file: allowed: a word of visible ASCII"),
+        (
+            '[[neurons]]\nname = "b"\nendpoint = "http://a:13131/b"\nsecret = "hunter2"\n',
+            r"neurons\[1\].secret: is not that of another neuron at the same address, http://a:13131",
+        ),
+        ('[[gateway]]\nneuron_secret = "hunter2"\n', "gateway: found a list of tables; allowed: a table"),
+    ],
+)
+def test_a_wrong_secret_is_told_and_not_shown(tmp_path: pathlib.Path, cortex: str, told: str) -> None:
+    (tmp_path / "binary").write_bytes(b"\xffhunter2")
+    (problem,) = problems(written(tmp_path, cortex + NODE))
+
+    assert re.search(told, problem), problem
+    assert "hunter2" not in problem
+
+
 def keys(cls: type, path: str = "") -> list[str]:
     """Every key that may be written, by its path."""
     found = []
@@ -347,7 +390,7 @@ def test_every_key_is_documented(key: str) -> None:
 )
 def test_every_field_has_a_reader(cls: type, name: str) -> None:
     """A setting that nobody reads is a lie. Cost is passed on whole."""
-    sources = [path.read_text() for path in (ROOT / "cortex_gateway").rglob("*.py") if path.name != "config.py"]
+    sources = [path.read_text() for path in (ROOT / "cortex_gateway").rglob("*.py")]
 
     assert cls is Cost or any(f".{name}" in source for source in sources)
 
@@ -358,6 +401,7 @@ def test_the_neurons_keys_are_documented() -> None:
 
     text = (ROOT / "docs/configuration.md").read_text()
     known = [f"{table}.{field.name}" for table, cls in neuron.TABLES.items() for field in attrs.fields(cls)]
-    known += [field.name for field in attrs.fields(neuron.ModelSpec)]
+    known += [field.name for cls in (neuron.ModelSpec, neuron.AccessConfig) for field in attrs.fields(cls)]
+    known += [f"peers.{field.name}" for field in attrs.fields(neuron.PeerConfig)]
 
     assert not [key for key in [*known, "models", "default_models"] if f"`{key}`" not in text]

@@ -52,14 +52,15 @@ def started(
     patient: bool = False,
     neuron: tuple[str, ...] = NEURON,
     ports: list[int] | None = None,
+    **environ: str,
 ) -> Iterator[subprocess.Popen[str]]:
     """The command in a process group of its own, its output piped. `patient`: it drains and waits for hours."""
     numbers = map(str, ports or free_ports(3))
     how = ("once" if once else "stay", "patient" if patient else "usual")
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), *numbers, *how, *neuron]
-    environ = {**os.environ, "CORTEX_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "CORTEX_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT), **environ}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
     ) as process:
         try:
             yield process
@@ -161,6 +162,17 @@ def test_once_answers_in_both_dialects_and_ends(tmp_path: pathlib.Path) -> None:
     assert out.rstrip().endswith(f"ready http://127.0.0.1:{ports[0]}")
     assert "\x1b" not in out
     assert all(map(gone, ports))
+
+
+def test_a_secret_in_the_environment_is_shown_to_the_neuron_that_inherits_it(tmp_path: pathlib.Path) -> None:
+    """And to nobody who looks at the processes or the output."""
+    with started(tmp_path, NEURON_SECRET="hunter2") as process:
+        _, said = until_ready(process)
+        processes = subprocess.run(["ps", "-ww", "-e", "-o", "args"], capture_output=True, check=True, text=True).stdout
+
+    assert "smollm2-135m-instruct" in processes
+    assert "hunter2" not in processes
+    assert "hunter2" not in "".join(said)
 
 
 def test_the_curl_lines_work_as_they_are_printed(tmp_path: pathlib.Path) -> None:

@@ -1,13 +1,14 @@
 """Who may ask a neuron what: web pages, bodies that are no JSON, and names that a stranger could have made."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from neuron_jax.config import CacheConfig, NeuronConfig, ServerConfig
-from neuron_jax.daemon.door import Door, check_media
+from neuron_jax.config import AccessConfig, CacheConfig, NeuronConfig, ServerConfig
+from neuron_jax.daemon.door import Door, check_media, check_place, exposure
 from neuron_jax.daemon.problems import Problem
 from tests.fakes.live_neuron import MODEL, LiveNeuron, with_neuron
 
@@ -41,7 +42,10 @@ FOREIGN = [
 def test_what_a_web_page_could_send_changes_nothing(
     tmp_path: Path, headers: dict[str, str], status: int, code: str
 ) -> None:
-    """On every route that takes a POST, before the body is looked at; the model stays, and GET answers."""
+    """On every route that takes a POST, before the body is looked at; the model stays, and GET answers.
+
+    Lending asks for a secret instead, which no page has.
+    """
 
     async def use(neuron: LiveNeuron) -> list[tuple[int, Any]]:
         body = b'{"model_id": "%b"}' % MODEL.encode()
@@ -50,7 +54,10 @@ def test_what_a_web_page_could_send_changes_nothing(
         assert [model["status"] for model in listed.json() if model["id"] == MODEL] == ["loaded"]
         return [(answer.status_code, answer.json()["error"]["code"]) for answer in answers]
 
-    assert with_neuron(tmp_path, use) == [(status, code)] * len(POSTS)
+    answers = with_neuron(tmp_path, use)
+
+    lending = (status, code if status == 415 else "lends_nothing")
+    assert answers == [lending if path.startswith("/ranks") else (status, code) for path in POSTS]
 
 
 def test_a_body_without_a_type_is_read_where_nothing_is_controlled(tmp_path: Path) -> None:
@@ -112,4 +119,135 @@ def test_what_is_allowed_is_configured() -> None:
 
 
 def door(server: ServerConfig) -> Door:
-    return Door.of(NeuronConfig(cache=CacheConfig(models_dir=Path(), compile_dir=Path()), server=server))
+    return Door.of(config(server=server))
+
+
+def config(**tables: Any) -> NeuronConfig:
+    return NeuronConfig(cache=CacheConfig(models_dir=Path(), compile_dir=Path()), **tables)
+
+
+SECRET = "hunter2"
+OPEN = ("/health", "/version", "/metrics")
+ASKED = ("/models", "/discovery", f"/models/{MODEL}/endpoint")
+
+
+@pytest.mark.parametrize(
+    ("shown", "status", "code"),
+    [
+        (None, 401, "missing_secret"),
+        ("Bearer guess", 401, "wrong_secret"),
+        (f"Basic {SECRET}", 401, "wrong_secret"),
+        (f"Bearer {SECRET}x", 401, "wrong_secret"),
+        ("Bearer hünter2", 401, "wrong_secret"),
+        (f"Bearer {SECRET}", 200, None),
+        (f"bearer  {SECRET}", 200, None),
+    ],
+)
+def test_everything_but_three_pages_wants_the_secret(
+    tmp_path: Path, shown: str | None, status: int, code: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also of this host. Who shows it may come by any name and from anywhere. No answer and no log has it."""
+    headers = {} if shown is None else {"Authorization": shown.encode()}
+
+    async def use(neuron: LiveNeuron) -> None:
+        http = neuron.http
+        for path in OPEN:
+            assert (await http.get(path)).status_code == 200
+        answers = [await http.get(path, headers=headers) for path in ASKED]
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+        page = {"Origin": "https://tools.example", "Host": "neuron.example", "X-Forwarded-For": "10.0.0.9"}
+        for path in ("/v1/chat/completions", "/tokenize", "/models/unload"):
+            told = body | {"model_id": MODEL}
+            answers += [await http.post(path, json=told, headers={**page, **headers})]
+        assert [answer.status_code for answer in answers] == [status] * 6
+        assert not [answer.text for answer in answers if SECRET in answer.text]
+        if code:
+            assert {answer.json()["error"]["code"] for answer in answers} == {code}
+            assert {answer.headers["www-authenticate"] for answer in answers} == {"Bearer"}
+
+    with_neuron(tmp_path, use, secret=SECRET)
+    assert SECRET not in caplog.text
+
+
+def test_preflights_and_unknown_routes_tell_nothing(tmp_path: Path) -> None:
+    async def use(neuron: LiveNeuron) -> tuple[int, int]:
+        preflight = await neuron.http.options("/models/load")
+        return preflight.status_code, (await neuron.http.get("/secrets")).status_code
+
+    assert with_neuron(tmp_path, use, secret=SECRET) == (401, 404)
+
+
+LOCAL = ("127.0.0.1", 13131)
+
+
+@pytest.mark.parametrize(
+    ("client", "server"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.8.8.8", "127.0.0.1"),
+        ("::1", "::1"),
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.1"),
+        ("192.168.1.20", "192.168.1.20"),
+        ("::ffff:192.168.1.20", "192.168.1.20"),
+    ],
+)
+def test_this_host_controls_its_neuron(client: str, server: str) -> None:
+    """Over loopback, or by its own address."""
+    check_place({}, (client, 40000), (server, 13131))
+
+
+@pytest.mark.parametrize(
+    ("headers", "client"),
+    [
+        ({}, ("192.168.1.21", 40000)),
+        ({}, ("::ffff:192.168.1.21", 40000)),
+        ({}, ("fd00::2", 40000)),
+        ({}, None),
+        ({"x-forwarded-for": "127.0.0.1"}, LOCAL),
+        ({"forwarded": "for=10.0.0.9"}, LOCAL),
+        ({"via": "1.1 proxy"}, LOCAL),
+    ],
+)
+def test_other_hosts_do_not_without_a_secret(headers: dict[str, str], client: tuple[str, int] | None) -> None:
+    """Nor whoever a proxy on this host speaks for."""
+    with pytest.raises(Problem, match="set secret in its configuration") as refused:
+        check_place(headers, client, ("192.168.1.20", 13131))
+
+    assert (refused.value.status, refused.value.code) == (403, "untrusted_network")
+
+
+@pytest.mark.parametrize(("trust", "status", "code"), [(False, 403, "untrusted_network"), (True, 400, None)])
+def test_inference_stays_open_where_control_does_not(
+    tmp_path: Path, trust: bool, status: int, code: str | None
+) -> None:
+    """A proxy on this host stands for another host."""
+    elsewhere = {"X-Forwarded-For": "10.0.0.9"}
+
+    async def use(neuron: LiveNeuron) -> None:
+        answer = await neuron.http.post("/models/load", json={"model_id": MODEL}, headers=elsewhere)
+        assert answer.status_code == status  # 400: it is loaded already
+        assert code is None or answer.json()["error"]["code"] == code
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+        assert (await neuron.http.post("/v1/chat/completions", json=body, headers=elsewhere)).status_code == 200
+        assert (await neuron.http.get("/models", headers=elsewhere)).status_code == 200
+
+    with_neuron(tmp_path, use, trust_network=trust)
+
+
+@pytest.mark.parametrize(
+    ("host", "access", "told"),
+    [
+        ("127.0.0.1", {}, None),
+        ("::1", {}, None),
+        ("localhost", {}, None),
+        ("0.0.0.0", {"secret": SECRET}, None),
+        ("0.0.0.0", {}, "only this host may load and unload them: set secret"),
+        ("::", {}, r"whoever reaches \[::\]:13131 may use"),
+        ("beast.lan", {"trust_network": True}, "load and unload them: there is no secret"),
+    ],
+)
+def test_who_lets_others_in_is_told_once(host: str, access: dict[str, Any], told: str | None) -> None:
+    """At the start."""
+    found = exposure(config(server=ServerConfig(host=host), access=AccessConfig(**access)))
+
+    assert found is None if told is None else re.search(told, str(found))

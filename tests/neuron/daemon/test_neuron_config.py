@@ -197,12 +197,75 @@ def test_the_environment_is_not_shown(tmp_path: Path) -> None:
     assert "hunter2" not in repr(loaded(tmp_path, "", PASSWORD="hunter2"))
 
 
+@pytest.mark.parametrize(
+    ("text", "environ", "secret"),
+    [
+        ("secret = 'a'", {}, "a"),
+        ("secret_file = 'word'", {}, "of the file"),
+        ("", {"NEURON_SECRET": "of the environment"}, "of the environment"),
+        ("secret = 'a'", {"NEURON_SECRET": "b"}, "b"),
+        ("secret_file = 'word'", {"NEURON_SECRET": "b"}, "b"),
+        ("secret = 'a'", {"NEURON_SECRET_FILE": "word"}, "of the file"),
+    ],
+)
+def test_where_the_secret_comes_from(tmp_path: Path, text: str, environ: dict[str, str], secret: str) -> None:
+    """A key or a file beside the configuration, and the environment before both. Peers are shown it by default."""
+    (tmp_path / "word").write_text("of the file\n")
+    config = loaded(tmp_path, text, **environ)
+
+    assert (config.access.secret, config.ranks.secret) == (secret, secret)
+    assert loaded(tmp_path, text + "\n[ranks]\nsecret = 'r'", **environ).ranks.secret == "r"
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "words"),
+    [
+        ("secret = 'a'\nsecret_file = 'word'", {}, "neuron.toml: secret and secret_file: give one of them"),
+        ("secret_file = 'none'", {}, "none': cannot be read: No such file"),
+        ("secret_file = 'empty'", {}, "empty': allowed in the file is a word"),
+        ("secret_file = 'binary'", {}, "binary': allowed in the file is a word"),
+        ("secret = 'hunter2\u00e9'", {}, "neuron.toml: secret: allowed is a word of visible ASCII characters"),
+        ("secret = ['hunter2']", {}, "neuron.toml: secret: allowed is a word"),
+        ("[ranks]\nsecret = '\thunter2'", {}, "neuron.toml: ranks.secret: allowed is a word"),
+        ("[peers]\nname = 'a'\nsecret = 'hunter2'", {}, "peers = a table: allowed is tables [[peers]]"),
+        ("", {"NEURON_SECRET": "hunter2\n"}, "NEURON_SECRET: secret: allowed is a word"),
+        ("", {"NEURON_PEERS": '[{name = "a", secret = "hunter2"'}, "NEURON_PEERS: not TOML"),
+        ("", {"NEURON_PEERS": '{name = "a", secret = "hunter2"}'}, "NEURON_PEERS: peers = a table"),
+        ("trust_network = 1", {}, "trust_network = 1: allowed is true or false"),
+    ],
+)
+def test_a_wrong_secret_is_told_and_not_shown(tmp_path: Path, text: str, environ: dict[str, str], words: str) -> None:
+    (tmp_path / "word").write_text("of the file")
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xffhunter2")
+    with pytest.raises(ConfigError) as raised:
+        loaded(tmp_path, text, **environ)
+
+    assert words in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_secrets_are_neither_shown_nor_inherited(tmp_path: Path) -> None:
+    """Nobody who computes needs them."""
+    secrets = {
+        "NEURON_SECRET": "hunter2",
+        "NEURON_RANKS__SECRET": "hunter2",
+        "NEURON_PEERS": '[{name = "a", endpoint = "http://a", secret = "hunter2"}]',
+        "CORTEX_API_KEY": "hunter2",
+        "CORTEX_GATEWAY__NEURON_SECRET": "hunter2",
+    }
+    config = loaded(tmp_path, "", **secrets, NEURON_ENGINE__KV_MB="1")
+
+    assert "hunter2" not in repr(config)
+    assert config.environ == {"HOME": "/home/u", "NEURON_ENGINE__KV_MB": "1"}
+
+
 def test_the_example_names_every_setting() -> None:
     """The example file loads, changes nothing but its models, and shows every key of every table."""
     config = load_config(EXAMPLE, {"HOME": "/home/u"})
     plain = load_config(None, {"HOME": "/home/u"})
 
-    names = ("server", "engine", "admission", "watchdog", "ranks", "peers")
+    names = ("access", "server", "engine", "admission", "watchdog", "ranks", "peers")
     assert [getattr(config, name) for name in names] == [getattr(plain, name) for name in names]
     text = EXAMPLE.read_text()
     tables = (*(type(getattr(config, name)) for name in (*names[:-1], "cache")), PeerConfig, ModelSpec)
