@@ -391,6 +391,21 @@ def test_a_bug_in_the_background_is_heard_of(caplog: pytest.LogCaptureFixture) -
     assert "work on a has failed" in caplog.text
 
 
+def test_what_somebody_else_has_loaded_is_no_cold_start() -> None:
+    """The gateway has not looked since, asks for the load, and hears that there is nothing to do."""
+    host = HostDouble(sizes={"m": 1000})
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        host.loaded.append("m")
+        lease = await fleet.acquire("m", request_id="1")
+
+        assert host.done == ["load m"]
+        assert not lease.cold
+        lease.release()
+
+    run({"a": host}, use, watch_secs=60)
+
+
 def stopped(host: HostDouble) -> None:
     """As a process that got SIGSTOP: the kernel takes what is sent, and nothing comes."""
     host.silent = True
