@@ -8,12 +8,12 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cortex_gateway import speed
 from cortex_gateway.placement.snapshot import Device, FleetSnapshot, Node, Replica
 
 LABELS = ("model", "node")
 DURATION_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
 FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120)
-SHORTEST_SPAN = 0.05  # seconds; what came within less came in one piece, and tells nothing of a speed
 SPEED_BUCKETS = (1, 2.5, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200)
 
 MODEL_GAUGES: dict[str, tuple[str, Callable[[Replica], float]]] = {
@@ -52,8 +52,7 @@ class RequestRecord:
     @property
     def tokens_per_second(self) -> float | None:
         """Tokens after the first over the time that they took; None where there is no such time to speak of."""
-        tokens, seconds = self.completion_tokens or 0, self.decode_seconds or 0.0
-        return (tokens - 1) / seconds if tokens > 1 and seconds >= SHORTEST_SPAN else None
+        return speed.tokens_per_second(self.completion_tokens or 0, self.decode_seconds or 0.0)
 
 
 class Metrics:
@@ -95,8 +94,8 @@ class Metrics:
         self._duration.labels(**labels).observe(record.seconds)
         if record.ttft_seconds is not None:
             self._first.labels(**labels).observe(record.ttft_seconds)
-        if (speed := record.tokens_per_second) is not None:
-            self._speed.labels(**labels).observe(speed)
+        if (rate := record.tokens_per_second) is not None:
+            self._speed.labels(**labels).observe(rate)
         for listener in self._listeners:
             listener(record)
 

@@ -9,13 +9,14 @@ from attrs import define, field, frozen
 from rich.console import Console
 
 from cortex_gateway.cli.api import Api
+from cortex_gateway.speed import tokens_per_second
 
 HELP = "Type a message. /clear forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C stops an answer."
 
 
 @frozen(kw_only=True)
 class Answer:
-    """What came back. `tokens_per_second` counts from the first token to the last; None for fewer than two."""
+    """What came back. `tokens_per_second` counts from the first token to the last; None where both came at once."""
 
     text: str
     tokens: int = 0
@@ -95,8 +96,7 @@ class Chat:
         except KeyboardInterrupt:
             stopped = True
         self.out.print()
-        span = times[-1] - times[0] if len(times) > 1 else 0.0
-        speed = (tokens - 1) / span if span and tokens > 1 else None
+        speed = tokens_per_second(tokens, times[-1] - times[0]) if times else None
         return Answer(text="".join(pieces), tokens=tokens, tokens_per_second=speed, stopped=stopped)
 
     @contextlib.contextmanager

@@ -150,8 +150,8 @@ class NeuronClient:
         models = await self._get("/models", list[ModelInfo])
         return observation(discovery, health, models)
 
-    async def load(self, spec: LoadSpec, *, timeout_secs: float, report: Callable[[LoadStatus], None]) -> None:
-        """Load and wait until it serves. Raises LoadFailed with the node's own message, kind and extras."""
+    async def load(self, spec: LoadSpec, *, timeout_secs: float, report: Callable[[LoadStatus], None]) -> bool:
+        """Load and wait until it serves; False when it did before. Raises LoadFailed with the node's own message and kind."""
         body = {name: value for name, value in _spec_body(spec).items() if value is not None}
         timeout = httpx.Timeout(timeout_secs, connect=CONNECT_SECS)
         with self._seam("/models/load"):
@@ -164,8 +164,8 @@ class NeuronClient:
             ) as response:
                 if response.headers.get("content-type", "").startswith("text/event-stream"):
                     await self._follow(response, report)
-                else:
-                    self._loaded_or_raise(response.status_code, await response.aread())
+                    return True
+                return self._loaded_or_raise(response.status_code, await response.aread())
 
     async def unload(self, model: str, *, drain_secs: float) -> None:
         """Unload and wait until its memory is back. What is not loaded there counts as unloaded."""
@@ -200,9 +200,10 @@ class NeuronClient:
         if "error" in verdict:
             raise load_failed(verdict)
 
-    def _loaded_or_raise(self, status: int, content: bytes) -> None:
+    def _loaded_or_raise(self, status: int, content: bytes) -> bool:
+        """False when it was loaded already, which is no failure."""
         if status == 200:
-            return
+            return True
         if status in DENIED:
             raise self._refused("the load", status, content)
         try:
@@ -212,6 +213,7 @@ class NeuronClient:
         failed = load_failed(body if isinstance(body, dict) else {"error": str(body)})
         if "already loaded" not in failed.message:
             raise failed
+        return False
 
     def _refused(self, what: str, status: int, content: bytes) -> errors.UpstreamError:
         if status in DENIED:

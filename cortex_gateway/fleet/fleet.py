@@ -378,7 +378,7 @@ class Fleet:
         client = self._watchers[effect.node].client
         try:
             async with asyncio.timeout(seconds):
-                await client.load(
+                loaded = await client.load(
                     effect.spec,
                     timeout_secs=seconds,
                     report=lambda status: self.tell(m.Progressed(node=effect.node, status=status)),
@@ -386,6 +386,8 @@ class Fleet:
         except TimeoutError:
             message = f"{effect.spec.model_id} was not loaded on {effect.node} within {seconds:.0f} s."
             raise errors.LoadFailed(message, kind="load_timeout") from None
+        if not loaded:
+            self.tell(m.Found(node=effect.node, model=effect.spec.model_id))
 
     async def _unload(self, effect: m.StartUnload) -> None:
         client = self._watchers[effect.node].client

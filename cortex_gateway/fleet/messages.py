@@ -126,6 +126,14 @@ class Progressed:
 
 
 @frozen(kw_only=True)
+class Found:
+    """The load under way found the model loaded: somebody else had it loaded since the last look."""
+
+    node: str
+    model: str
+
+
+@frozen(kw_only=True)
 class Finished:
     """The load or unload under way on the node has ended."""
 
@@ -149,6 +157,7 @@ Event = (
     | Left
     | Returned
     | Progressed
+    | Found
     | Finished
     | Ticked
 )

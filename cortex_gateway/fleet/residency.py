@@ -196,6 +196,11 @@ class Residency:
             if ticket.kind == "load" and job.loads(ticket.model):
                 self._report(ticket)
 
+    def _on_found(self, event: m.Found) -> None:
+        for ticket in self.tickets.values():
+            if ticket.model == event.model:
+                ticket.cold = False
+
     def _on_finished(self, event: m.Finished) -> None:
         self._jobs.finished(event)
         self._settle()

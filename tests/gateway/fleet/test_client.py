@@ -195,12 +195,20 @@ def test_a_load_that_fails_is_one_error(answer: httpx.Response, kind: type[Excep
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [httpx.Response(200, json={"status": "loaded"}), httpx.Response(400, json={"error": "m is already loaded"})],
+    ("answer", "loaded"),
+    [
+        (httpx.Response(200, json={"status": "loaded"}), True),
+        (httpx.Response(400, json={"error": "m is already loaded"}), False),
+    ],
 )
-def test_already_loaded_is_loaded(answer: httpx.Response) -> None:
-    """Callers treat it as success."""
-    assert load(lambda _: answer) == []
+def test_already_loaded_is_loaded(answer: httpx.Response, loaded: bool) -> None:
+    """It is success, and told apart from a load that was done."""
+
+    async def work(client: NeuronClient) -> None:
+        spec = LoadSpec(model_id="m")
+        assert await client.load(spec, timeout_secs=5, report=lambda _: None) is loaded
+
+    ask(lambda _: answer, work)
 
 
 def test_an_absent_option_is_absent_on_the_wire() -> None:

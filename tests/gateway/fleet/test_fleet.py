@@ -442,6 +442,21 @@ def test_what_was_decided_before_a_fault_of_ours_is_done() -> None:
     run({"a": HostDouble()}, use, watch_secs=1000)
 
 
+def test_what_somebody_else_has_loaded_is_no_cold_start() -> None:
+    """The gateway has not looked since, asks for the load, and hears that there is nothing to do."""
+    host = HostDouble(sizes={"m": 1000})
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        host.loaded.append("m")
+        lease = await fleet.acquire("m", request_id="1")
+
+        assert host.done == ["load m"]
+        assert not lease.cold
+        lease.release()
+
+    run({"a": host}, use, watch_secs=60)
+
+
 def stopped(host: HostDouble) -> None:
     """As a process that got SIGSTOP: the kernel takes what is sent, and nothing comes."""
     host.silent = True
