@@ -71,8 +71,8 @@ def notices(listen: str, required: bool | None, keys: int) -> tuple[str, ...]:
     if required is not None or _is_loopback(host):
         return ()
     open_to_all = f"WARNING: whoever reaches {listen} can use every model, because no key is asked for. "
-    way_out = "Make keys with `cortex keys add NAME` and set [auth] required = true; false says that it is meant so."
-    return (open_to_all + way_out,)
+    way_out = "Make keys with `cortex keys add NAME` and give `cortex serve` [auth] required = true; "
+    return (open_to_all + way_out + "required = false says that it is meant so.",)
 
 
 def _known(keys: Mapping[str, Key], text: str) -> Key | None:

@@ -67,12 +67,12 @@ def _model(replica: Replica) -> dict[str, Any]:
 
 
 async def _load(it: Exchange, body: bytes) -> None:
-    await it.gateway.fleet.load(**_asked(body, LoadBody))
+    await it.gateway.fleet.load(**_asked(it, body, LoadBody))
     await it.client.answer(200, b'{"status":"loaded"}')
 
 
 async def _load_streaming(it: Exchange, body: bytes) -> None:
-    asked = _asked(body, LoadBody)
+    asked = _asked(it, body, LoadBody)
     reports: asyncio.Queue[LoadStatus | None] = asyncio.Queue()
     loading = asyncio.create_task(it.gateway.fleet.load(**asked, report=reports.put_nowait))
     loading.add_done_callback(lambda _: reports.put_nowait(None))
@@ -95,15 +95,17 @@ async def _event(it: Exchange, value: dict[str, Any]) -> None:
 
 
 async def _unload(it: Exchange, body: bytes) -> None:
-    await it.gateway.fleet.unload(**_asked(body, UnloadBody))
+    await it.gateway.fleet.unload(**_asked(it, body, UnloadBody))
     await it.client.answer(200, b'{"status":"unloaded"}')
 
 
-def _asked(body: bytes, kind: type[UnloadBody]) -> dict[str, Any]:
-    """The body's fields. Raises MalformedJson, InvalidBody."""
+def _asked(it: Exchange, body: bytes, kind: type[UnloadBody]) -> dict[str, Any]:
+    """The body's fields. Raises MalformedJson, InvalidBody, Forbidden."""
     try:
-        return msgspec.structs.asdict(msgspec.convert(msgspec.json.decode(body), kind))
+        asked = msgspec.convert(msgspec.json.decode(body), kind)
     except msgspec.ValidationError as error:
         raise InvalidBody(f"The body cannot be used: {error}.") from error
     except (ValueError, RecursionError) as error:
         raise MalformedJson(f"The body is not JSON: {error}.") from error
+    it.check_model(asked.model)
+    return msgspec.structs.asdict(asked)

@@ -185,6 +185,20 @@ def test_a_key_for_some_models_is_403_for_others(path: str, *, streaming: bool) 
     run(scenario, guard=guarded(key))
 
 
+@pytest.mark.parametrize("path", ["/admin/load", "/admin/unload"])
+def test_an_admin_key_for_some_models_is_403_for_others(path: str) -> None:
+    """A key for some models neither loads nor unloads the rest."""
+    key = made("ops", "admin", models=("alias",))
+
+    async def scenario(rig: Rig) -> None:
+        answers = [await ask(rig, "POST", path, key.bearer, model=name) for name in ("org/demo", "alias", "demo", "x")]
+
+        assert [one.status_code for one in answers] == [200, 200, 403, 403]
+        assert len(rig.fleet.calls) == 2
+
+    run(scenario, guard=guarded(key))
+
+
 def test_the_list_has_what_a_key_may_use() -> None:
     """With the aliases of it."""
 
