@@ -18,7 +18,17 @@ from jax import lax
 
 from neuron_jax.engine.batch import Row
 from neuron_jax.engine.requests import Request, has_penalties, wants_everything
-from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_ALTERNATIVES, MAX_BIAS, Drawn, Past, RowParams
+from neuron_jax.engine.sampler import (
+    DRAW,
+    FULL,
+    GREEDY,
+    MAX_ALTERNATIVES,
+    MAX_BIAS,
+    MOST_COUNTED,
+    Drawn,
+    Past,
+    RowParams,
+)
 from neuron_jax.workers.frames import Alternative
 
 _START, _COUNT, _DRAWS = range(3)
@@ -189,7 +199,7 @@ def seated(past: Past, packed: jax.Array) -> Past:
     ids, bias, until = packed[1 : 1 + 3 * MAX_BIAS].reshape(3, MAX_BIAS)
     seen = packed[1 + 3 * MAX_BIAS :]
     return Past(
-        generated=past.generated.at[slot].set((seen >> 1).astype(jnp.int16)),
+        generated=past.generated.at[slot].set(jnp.minimum(seen >> 1, MOST_COUNTED).astype(jnp.int16)),
         in_prompt=past.in_prompt.at[slot].set((seen & 1) > 0),
         bias_ids=past.bias_ids.at[slot].set(ids),
         bias=past.bias.at[slot].set(lax.bitcast_convert_type(bias, jnp.float32)),

@@ -17,7 +17,7 @@ from neuron_jax.engine.packing import (
     unpack_rows,
 )
 from neuron_jax.engine.requests import Request, from_submit
-from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_ALTERNATIVES, MAX_BIAS, Drawn, Past
+from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_ALTERNATIVES, MAX_BIAS, MOST_COUNTED, Drawn, Past
 from neuron_jax.workers.frames import Sampling, Submit
 
 SLOTS, TABLE, VOCAB = 4, 8, 300
@@ -170,6 +170,18 @@ def test_a_seat_holds_biases_bans_and_what_was_said() -> None:
     assert past.bias[2, :4].tolist() == [-1.5, 100.0, -np.inf, 0.0]
     assert past.bias_until[2, :4].tolist() == [FOREVER, FOREVER, 9, 0]
     assert not any(np.asarray(part[:2]).any() for part in past)
+
+
+def test_a_count_that_is_too_large_is_the_most_that_is_counted() -> None:
+    """Of a request that comes back to its slot with a token said 40,000 times."""
+    again = request(0, [4], frequency_penalty=0.5)
+    again.tokens += [9] * 40_000
+    past = Past(
+        *(jnp.zeros((1, VOCAB), dtype) for dtype in (jnp.int16, jnp.bool_)),
+        *[jnp.zeros((1, MAX_BIAS), dtype) for dtype in (jnp.int32, jnp.float32, jnp.uint32)],
+    )
+
+    assert int(seated(past, jnp.asarray(pack_seat(again, VOCAB))).generated[0, 9]) == MOST_COUNTED
 
 
 def test_log_probabilities_travel_by_their_bits() -> None:
