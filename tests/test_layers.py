@@ -19,6 +19,8 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.weights.place": ({"models"}, JAX),
     "neuron_jax.hardware": (set(), set()),
     "neuron_jax.workers": ({"neuron_jax.errors", "neuron_jax.addresses"}, set()),
+    "neuron_jax.workers.renderers": ({"neuron_jax.text"}, set()),
+    "neuron_jax.workers.render_process": ({"neuron_jax.text"}, set()),
     "neuron_jax.workers.handshake": ({"neuron_jax.errors"}, JAX),
     "neuron_jax.workers.follow": ({"neuron_jax.engine"}, set()),
     "neuron_jax.workers.compile_ahead": ({"models", "neuron_jax.engine"}, JAX),

@@ -178,7 +178,7 @@ class Residency:
         elif host.silent:
             self._jobs.postpone(host)
         if host.hush(silent=event.silent):
-            self._out.append(m.Lost(node=host.name))
+            self._jobs.out.append(m.Lost(node=host.name))
         self._settle()
 
     def _on_suspected(self, event: m.Suspected) -> None:

@@ -9,10 +9,11 @@ import msgspec
 from attrs import frozen
 
 from neuron_jax.daemon.generation import Job
-from neuron_jax.daemon.model_text import Encoded, ModelText
+from neuron_jax.daemon.model_text import Encoded, ModelText, Render
 from neuron_jax.daemon.problems import context_too_long, invalid_body
 from neuron_jax.daemon.schema import ChatRequest, CompletionRequest, Wish
 from neuron_jax.text.errors import TooManyTokensError, UncutTextError
+from neuron_jax.text.prompt import Rendered
 from neuron_jax.workers.engine_client import Prompt
 from neuron_jax.workers.frames import Sampling
 
@@ -39,16 +40,16 @@ class Outside:
     max_context: int
 
 
-def chat_job(request: ChatRequest, text: ModelText, outside: Outside) -> Job:
-    """Raises Problem when the template refuses, a token is unknown, or the prompt leaves no room for an answer."""
+async def render_chat(render: Render, request: ChatRequest, text: ModelText, outside: Outside) -> Rendered:
+    """The prompt of a chat. Raises Problem when the template refuses it, or when it surely does not fit."""
     with fitting("messages", outside.max_context):
-        encoded = text.encode_chat(
-            request.messages,
-            tools=request.tools,
-            variables=request.variables,
-            turn=request.turn,
-            most=outside.max_context - 1,
-        )
+        return await text.render_chat(render, request.chat, outside.max_context - 1)
+
+
+def chat_job(request: ChatRequest, prompt: Rendered, text: ModelText, outside: Outside) -> Job:
+    """Raises Problem when a token is unknown, or the prompt leaves no room for an answer."""
+    with fitting("messages", outside.max_context):
+        encoded = text.encode_chat(prompt, tools=bool(request.chat.tools), most=outside.max_context - 1)
     return _job(request.wish, text, [attrs.evolve(encoded, one_call=request.one_call)], outside)
 
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from attrs import field, frozen
+from attrs import frozen
 
 from neuron_jax.daemon.fields import Fields, is_number
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
+from neuron_jax.text.prompt import Chat
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 16_384
@@ -103,13 +104,10 @@ class Wish:
 
 @frozen
 class ChatRequest:
-    """POST /v1/chat/completions; `messages` and `tools` are as sent, checked."""
+    """POST /v1/chat/completions; messages and tools are as sent, checked."""
 
     wish: Wish
-    messages: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]] | None
-    variables: Mapping[str, Any]
-    turn: Turn
+    chat: Chat
     one_call: bool = False
 
     @property
@@ -137,10 +135,7 @@ class TokenizeRequest:
 
     model: str
     prompt: str | None = None
-    messages: Sequence[Mapping[str, Any]] | None = None
-    tools: Sequence[Mapping[str, Any]] | None = None
-    variables: Mapping[str, Any] = field(factory=dict)
-    turn: Turn = Turn.NEW
+    chat: Chat | None = None
 
 
 def read_chat(body: Mapping[str, Any]) -> ChatRequest:
@@ -150,10 +145,7 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
     _refuse_unsupported(fields)
     return ChatRequest(
         wish=_read_wish(fields, model, _chat_logprobs(fields)),
-        messages=read_messages(fields),
-        tools=_chosen_tools(fields),
-        variables=_variables(fields),
-        turn=_turn(fields),
+        chat=_chat(fields, _chosen_tools),
         one_call=not fields.flag("parallel_tool_calls", absent=True),
     )
 
@@ -178,8 +170,18 @@ def read_tokenize(body: Mapping[str, Any]) -> TokenizeRequest:
     prompt = fields.text("prompt")
     if prompt is not None:
         return TokenizeRequest(model, prompt=prompt)
-    messages = read_messages(fields)
-    return TokenizeRequest(model, None, messages, _tools(fields), _variables(fields), _turn(fields))
+    return TokenizeRequest(model, chat=_chat(fields, _tools))
+
+
+def _chat(fields: Fields, tools: Callable[[Fields], Sequence[Mapping[str, Any]] | None]) -> Chat:
+    messages, turn = read_messages(fields), _turn(fields)
+    return Chat(
+        messages=messages,
+        tools=tools(fields),
+        variables=_variables(fields),
+        add_generation_prompt=turn is Turn.NEW,
+        continue_final=turn is Turn.CONTINUED,
+    )
 
 
 def read_model(fields: Fields) -> str:

@@ -23,7 +23,7 @@ from neuron_jax.daemon.generation import HEARTBEAT, Admitted, Again, Event, Job,
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics, Observation
 from neuron_jax.daemon.model_text import ModelText
-from neuron_jax.daemon.prepare import Outside, chat_job, completion_job, fitting
+from neuron_jax.daemon.prepare import Outside, chat_job, completion_job, fitting, render_chat
 from neuron_jax.daemon.problems import Problem, internal, recovering
 from neuron_jax.daemon.resident import Resident
 from neuron_jax.daemon.responses import primed, whole_answer
@@ -78,29 +78,53 @@ Ask = Request[Any, Any, Any]
 
 @frozen
 class Route:
-    """What makes chat differ from completions: reading, encoding, answering."""
+    """What makes chat differ from completions: reading, rendering, encoding, answering."""
 
     prefix: str  # of the answer's id
     read: Callable[[dict[str, Any]], Any]
-    job: Callable[[Any, ModelText, Outside], Job]
+    job: Callable[[Neuron, "Asked"], Awaitable[Job]]
     stream: Callable[[Job, Wish], StreamEncoder]
     answer: Callable[[Job], AnswerEncoder]
 
 
-CHAT = Route("chatcmpl-", read_chat, chat_job, ChatStream, ChatAnswer)
-COMPLETIONS = Route("cmpl-", read_completion, completion_job, CompletionStream, CompletionAnswer)
-
-
 @frozen(eq=False)
 class Asked:
-    """A request that was read: who is to answer it, and how its job is made once it has a place."""
+    """A request that was read, of `size` bytes, and who is to answer it."""
 
+    wanted: Any  # ChatRequest or CompletionRequest
+    size: int
     resident: Resident
-    wish: Wish
-    answers: int
     route: Route
-    prepare: Callable[[], Awaitable[Job]]
     watch: Observation
+
+    @property
+    def wish(self) -> Wish:
+        """What it asks of generation."""
+        wish: Wish = self.wanted.wish
+        return wish
+
+    def outside(self) -> Outside:
+        """What its job needs from outside."""
+        return Outside(
+            id=self.route.prefix + secrets.token_hex(16),
+            seed=secrets.randbits(64),
+            created=int(time.time()),
+            max_context=self.resident.max_context,
+        )
+
+
+async def _chat_job(neuron: Neuron, asked: Asked) -> Job:
+    text, outside = asked.resident.text, asked.outside()
+    prompt = await render_chat(neuron.lifecycle.renderers.render, asked.wanted, text, outside)
+    return await neuron.offload(asked.size, chat_job, asked.wanted, prompt, text, outside)
+
+
+async def _completion_job(neuron: Neuron, asked: Asked) -> Job:
+    return await neuron.offload(asked.size, completion_job, asked.wanted, asked.resident.text, asked.outside())
+
+
+CHAT = Route("chatcmpl-", read_chat, _chat_job, ChatStream, ChatAnswer)
+COMPLETIONS = Route("cmpl-", read_completion, _completion_job, CompletionStream, CompletionAnswer)
 
 
 async def complete(neuron: Neuron, request: Ask, route: Route) -> Response[Any]:
@@ -108,12 +132,10 @@ async def complete(neuron: Neuron, request: Ask, route: Route) -> Response[Any]:
     began = time.monotonic()
     wanted, size = await _read(neuron, request, route.read)
     resident = neuron.lifecycle.serving(wanted.wish.model)
-    prepare = partial(neuron.offload, size, route.job, wanted, resident.text, _outside(route.prefix, resident))
-    watch = neuron.metrics.begin(resident.id, began)
-    asked = Asked(resident, wanted.wish, wanted.answers, route, prepare, watch)
+    asked = Asked(wanted, size, resident, route, neuron.metrics.begin(resident.id, began))
     if asked.wish.stream:
-        return await primed(stream_chunks(asked))
-    return await whole_answer(request, collected(asked))
+        return await primed(stream_chunks(neuron, asked))
+    return await whole_answer(request, collected(neuron, asked))
 
 
 async def tokenize(neuron: Neuron, request: Ask) -> dict[str, Any]:
@@ -123,8 +145,17 @@ async def tokenize(neuron: Neuron, request: Ask) -> dict[str, Any]:
     with neuron.counting.enter(1) as ticket:
         while not await ticket.wait(HEARTBEAT):
             pass
-        ids = await neuron.offload(size, _encode, wanted, text, limit)
+        with fitting("messages" if wanted.prompt is None else "prompt", limit):
+            ids = await _count(neuron, wanted, size, text, max(COUNTED * limit, LEAST_COUNTED))
     return {"count": len(ids), "tokens": ids, "max_model_len": limit}
+
+
+async def _count(neuron: Neuron, wanted: TokenizeRequest, size: int, text: ModelText, most: int) -> Sequence[int]:
+    if wanted.prompt is not None:
+        return (await neuron.offload(size, text.encode_prompt, "prompt", wanted.prompt, most)).ids
+    assert wanted.chat is not None
+    prompt = await text.render_chat(neuron.lifecycle.renderers.render, wanted.chat, most)
+    return (await neuron.offload(size, partial(text.encode_chat, prompt, tools=False, most=most))).ids
 
 
 async def _read(neuron: Neuron, request: Ask, read: Callable[[dict[str, Any]], T]) -> tuple[T, int]:
@@ -134,23 +165,23 @@ async def _read(neuron: Neuron, request: Ask, read: Callable[[dict[str, Any]], T
 
 
 @asynccontextmanager
-async def placed(asked: Asked) -> AsyncGenerator[tuple[Job, Ticket], None]:
+async def placed(neuron: Neuron, asked: Asked) -> AsyncGenerator[tuple[Job, Ticket], None]:
     """A place in the model's line for as long as the block runs, and the job. Raises Problem.
 
     The place comes first: what renders and counts a prompt is bounded like everything else that a model does.
     """
     try:
-        ticket = asked.resident.admission.enter(asked.answers)
+        ticket = asked.resident.admission.enter(asked.wanted.answers)
     except Problem as problem:
         asked.watch.end(outcome_of(problem), None)
         raise
     with ticket:
-        yield await asked.prepare(), ticket
+        yield await asked.route.job(neuron, asked), ticket
 
 
-async def stream_chunks(asked: Asked) -> AsyncGenerator[bytes, None]:
+async def stream_chunks(neuron: Neuron, asked: Asked) -> AsyncGenerator[bytes, None]:
     """The bytes of the stream. A failure before the first of them is raised; later ones are an event, and the end."""
-    async with placed(asked) as (job, ticket), aclosing(_chunks(asked, job, ticket)) as chunks:
+    async with placed(neuron, asked) as (job, ticket), aclosing(_chunks(asked, job, ticket)) as chunks:
         async for chunk in chunks:
             yield chunk
 
@@ -180,9 +211,9 @@ async def _chunks(asked: Asked, job: Job, ticket: Ticket) -> AsyncGenerator[byte
         asked.watch.end(outcome, job)
 
 
-async def collected(asked: Asked) -> dict[str, Any]:
+async def collected(neuron: Neuron, asked: Asked) -> dict[str, Any]:
     """The whole answer. Raises Problem."""
-    async with placed(asked) as (job, ticket):
+    async with placed(neuron, asked) as (job, ticket):
         return await _collect(asked, job, ticket)
 
 
@@ -218,24 +249,3 @@ def as_problem(model: str, error: Exception) -> Problem:
 def outcome_of(problem: Problem) -> str:
     """The metrics' word for it."""
     return "rejected" if problem.code == "rate_limit_exceeded" else "error"
-
-
-def _outside(prefix: str, resident: Resident) -> Outside:
-    return Outside(
-        id=prefix + secrets.token_hex(16),
-        seed=secrets.randbits(64),
-        created=int(time.time()),
-        max_context=resident.max_context,
-    )
-
-
-def _encode(wanted: TokenizeRequest, text: ModelText, limit: int) -> Sequence[int]:
-    most = max(COUNTED * limit, LEAST_COUNTED)
-    with fitting("messages" if wanted.prompt is None else "prompt", limit):
-        if wanted.prompt is not None:
-            return text.encode_prompt("prompt", wanted.prompt, most).ids
-        assert wanted.messages is not None
-        encoded = text.encode_chat(
-            wanted.messages, tools=wanted.tools, variables=wanted.variables, turn=wanted.turn, most=most
-        )
-        return encoded.ids

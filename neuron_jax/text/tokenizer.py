@@ -15,10 +15,9 @@ import tokenizers
 from neuron_jax.text.errors import TokenizerError, TooManyTokensError
 from neuron_jax.text.gguf_vocab import GgufVocab, from_gguf
 from neuron_jax.text.parts import Count, PartEncoder
-from neuron_jax.text.vocab_bytes import longest_token, strips_leading_space, token_bytes, unspelt
-
-USUAL_CHARS = 4
-"""Characters of a token of ordinary text: what is estimated of a text that nobody needs to count."""
+from neuron_jax.text.prompt import Rendered, names_pattern
+from neuron_jax.text.spelling import USUAL_CHARS, spelling_of
+from neuron_jax.text.vocab_bytes import strips_leading_space, token_bytes
 
 
 def load_tokenizer(*, json: bytes | None, gguf: Mapping[str, Any] | None, config: Mapping[str, Any]) -> "Tokenizer":
@@ -50,8 +49,7 @@ class Tokenizer:
         self._bytes = token_bytes(self._description, backend.get_vocab())
         self.special_ids = frozenset(row["id"] for row in self._special.values())
         self.strips_leading_space = strips_leading_space(self._description)
-        self._longest = longest_token(self._description, self._bytes)
-        self._unspelt = unspelt(self._description)
+        self.spelling = spelling_of(self._description, self._bytes)
         self._encoder = PartEncoder(backend, self._description)
 
     @property
@@ -83,12 +81,18 @@ class Tokenizer:
         count.close()
         return ids
 
+    def encode_rendered(self, rendered: Rendered, *, most: int | None = None) -> list[int]:
+        """Ids of a chat's prompt. Raises TooManyTokensError and UncutTextError."""
+        if rendered.mark:
+            return self.encode_marked(rendered.text, mark=rendered.mark, most=most)
+        return self.encode(rendered.text, add_special=False, most=most)
+
     def encode_marked(self, text: str, *, mark: str, most: int | None = None) -> list[int]:
         """As `encode(text, add_special=False)`, but a special token's name with `mark` in it is plain text.
 
         `mark` is one character that is taken out again; see `neuron_jax.text.prompt`, which puts it there.
         """
-        self._refuse_hopeless(text, most, mark)
+        self._refuse_hopeless(text, most, text.count(mark))
         count = Count(most, len(text))
         ids: list[int] = []
         for part in self._parts(text):
@@ -100,10 +104,6 @@ class Tokenizer:
                 count.add(1, len(part))
         count.close()
         return ids
-
-    def least_tokens(self, *texts: str) -> int:
-        """How many tokens `texts` have together at least, told from their lengths; 0 where nothing is certain."""
-        return self._least(sum(map(len, texts)) - sum(text.count(char) for text in texts for char in self._unspelt))
 
     def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD. SentencePiece's leading space is taken off."""
@@ -118,20 +118,15 @@ class Tokenizer:
             return b""
         return self._bytes[id_]
 
-    def _refuse_hopeless(self, text: str, most: int | None, mark: str = "") -> None:
-        if most is None or self._least(len(text)) <= most:
-            return
-        least = self.least_tokens(text) - (self._least(text.count(mark)) + 1 if mark else 0)
-        if least > most:
+    def _refuse_hopeless(self, text: str, most: int | None, marks: int = 0) -> None:
+        least = 0 if most is None else self.spelling.least_tokens(text) - marks
+        if most is not None and least > most:
             raise TooManyTokensError(max(least, len(text) // USUAL_CHARS), exact=False)
-
-    def _least(self, chars: int) -> int:
-        return chars // self._longest if self._longest else 0
 
     def _parts(self, text: str) -> Iterator[str]:
         """`text` cut at its special tokens, which take the spaces they own with them; no empty parts."""
         at, strips = 0, False
-        for found in self.special_names.finditer(text):
+        for found in self._special_names.finditer(text):
             token = self._special[found[0]]
             yield from _stripped(text[at : found.start()], left=strips, right=token["lstrip"])
             yield found[0]
@@ -139,10 +134,8 @@ class Tokenizer:
         yield from _stripped(text[at:], left=strips, right=False)
 
     @cached_property
-    def special_names(self) -> re.Pattern[str]:
-        """Finds special tokens by name, the longest first, as one group."""
-        names = sorted(self._special, key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, names))})" if names else r"(?!)()")
+    def _special_names(self) -> re.Pattern[str]:
+        return names_pattern(sorted(self._special))
 
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:

@@ -31,43 +31,6 @@ def strips_leading_space(description: Mapping[str, Any]) -> bool:
     )
 
 
-def longest_token(description: Mapping[str, Any], table: Sequence[bytes]) -> int:
-    """Characters that one token stands for at most, those of `unspelt` aside; 0 where nobody knows.
-
-    A byte is at most one character; where a normalizer composes (NFC), at most two.
-    """
-    model = description["model"]
-    normalizers = steps(description.get("normalizer"), "normalizers")
-    kept = (
-        model["type"] == "BPE"
-        and not _unspelt_bytes(model) & set(range(0x80, 0xC0))  # one of them is in every character beyond ASCII
-        and not any(row["lstrip"] or row["rstrip"] for row in description["added_tokens"])
-        and all(step == SPACES or step["type"] in {"Prepend", "NFC"} for step in normalizers)
-        and all(map(_keeps, steps(description.get("pre_tokenizer"), "pretokenizers")))
-    )
-    composes = any(step["type"] == "NFC" for step in normalizers)
-    return max(map(len, table), default=0) * (2 if composes else 1) if kept else 0
-
-
-def unspelt(description: Mapping[str, Any]) -> str:
-    """The ASCII characters that a BPE vocabulary has no token for: many of them may be no token at all."""
-    return "".join(map(chr, sorted(byte for byte in _unspelt_bytes(description["model"]) if byte < 0x80)))
-
-
-def _unspelt_bytes(model: Mapping[str, Any]) -> set[int]:
-    vocab = model.get("vocab", ())
-    if model.get("byte_fallback"):
-        return {byte for byte in range(256) if f"<0x{byte:02X}>" not in vocab}
-    return {byte for char, byte in _BYTES.items() if char not in vocab}
-
-
-def _keeps(pre_tokenizer: Mapping[str, Any]) -> bool:
-    """Whether the words are the whole text."""
-    if pre_tokenizer["type"] == "Split":
-        return bool(pre_tokenizer["behavior"] != "Removed")
-    return pre_tokenizer["type"] in {"ByteLevel", "Metaspace", "Digits"}
-
-
 def steps(node: Mapping[str, Any] | None, inner: str) -> Sequence[Mapping[str, Any]]:
     """A step of a tokenizer.json, or those of a sequence of steps under `inner`, as one list."""
     if node is None:
@@ -96,7 +59,7 @@ def _sentence_piece(token: str) -> bytes:
 def _byte_level(token: str) -> bytes:
     """GPT-2's printable alphabet back to bytes; a token with a character outside it stands for itself."""
     try:
-        return bytes(map(_BYTES.__getitem__, token))
+        return bytes(map(BYTES.__getitem__, token))
     except KeyError:
         return token.encode()
 
@@ -111,4 +74,5 @@ def _alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
 
 
-_BYTES = _alphabet()
+BYTES = _alphabet()
+"""The byte of each character of a byte-level vocabulary."""

@@ -18,10 +18,11 @@ from cortex_gateway.dialects.openai_chat import decode_whole
 from neuron_jax.daemon.chat_wire import ChatAnswer
 from neuron_jax.daemon.generation import Choice
 from neuron_jax.daemon.model_text import ModelText, read_text
-from neuron_jax.daemon.prepare import Outside, chat_job
+from neuron_jax.daemon.prepare import Outside
 from neuron_jax.daemon.schema import read_chat
 from neuron_jax.text.template import ChatTemplate
 from neuron_jax.workers.frames import Output
+from tests.fakes.rendering import job_of
 
 ROWS = json.loads((Path(__file__).parents[1] / "data" / "smollm2-greedy.json").read_text("utf-8"))
 OUTSIDE = Outside(id="chatcmpl-1", seed=1, created=1, max_context=4096)
@@ -92,7 +93,7 @@ class Chat:
     def ask(self, *messages: Json) -> int:
         """Add `messages` and render: how many tokens the prompt has in common with what the engine has seen."""
         self.body["messages"] += messages
-        self.job = chat_job(read_chat(json.loads(json.dumps(self.body))), self.text, OUTSIDE)
+        self.job = job_of(read_chat(json.loads(json.dumps(self.body))), self.text, OUTSIDE)
         ids = self.job.encoded[0].ids
         return next((at for at, (a, b) in enumerate(zip(self.held, ids, strict=False)) if a != b), len(self.held))
 

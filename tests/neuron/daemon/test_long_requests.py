@@ -1,5 +1,6 @@
 """Requests that are far too long are refused early and in little memory, whatever makes them long."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from neuron_jax.config import AdmissionConfig, ServerConfig
 from neuron_jax.daemon.fields import decode_object
 from neuron_jax.daemon.json_bounds import has_too_many_values
 from neuron_jax.daemon.model_text import ModelText, read_text
-from neuron_jax.daemon.prepare import Outside, chat_job, completion_job
+from neuron_jax.daemon.prepare import Outside, completion_job
 from neuron_jax.daemon.problems import Problem
 from neuron_jax.daemon.schema import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, read_chat, read_completion, read_tokenize
+from neuron_jax.hardware.cpu import read_resident
 from neuron_jax.text.tokenizer import Tokenizer
 from tests.fakes.live_neuron import MODEL, LiveNeuron, with_neuron
+from tests.fakes.rendering import job_of
 from tests.fakes.tiny_model import write_tiny_model
 
 USER = {"role": "user", "content": "hi"}
@@ -90,7 +93,7 @@ def test_a_hopeless_chat_is_refused_before_it_is_rendered(text: ModelText) -> No
     """The longest token says how many there are at least; the number told is an estimate, and says so."""
     chat = read_chat({"model": "m", "messages": [USER, {"role": "user", "content": "x" * 100_000}]})
     with pytest.raises(Problem) as raised:
-        chat_job(chat, attrs.evolve(text, tokenizer=Untouched(text.tokenizer)), outside(4096))
+        job_of(chat, attrs.evolve(text, tokenizer=Untouched(text.tokenizer)), outside(4096))
 
     problem = raised.value
     assert (problem.status, problem.code) == (400, "context_length_exceeded")
@@ -104,7 +107,7 @@ def test_parts_of_a_message_count_together(text: ModelText) -> None:
     parts = [{"type": "text", "text": "x" * 10_000}] * 10
     chat = read_chat({"model": "m", "messages": [{"role": "user", "content": parts}]})
     with pytest.raises(Problem, match="25000 tokens"):
-        chat_job(chat, attrs.evolve(text, tokenizer=Untouched(text.tokenizer)), outside(4096))
+        job_of(chat, attrs.evolve(text, tokenizer=Untouched(text.tokenizer)), outside(4096))
 
 
 def test_what_a_template_leaves_out_does_not_count(text: ModelText) -> None:
@@ -112,7 +115,7 @@ def test_what_a_template_leaves_out_does_not_count(text: ModelText) -> None:
     history = [{"role": "assistant", "content": "ok", "reasoning_content": "x" * 100_000}, USER]
     chat = read_chat({"model": "m", "messages": history})
 
-    assert chat_job(chat, text, outside(4096)).prompt_tokens == len("ok") + len("hi") + 5
+    assert job_of(chat, text, outside(4096)).prompt_tokens == len("ok") + len("hi") + 5
 
 
 @pytest.mark.parametrize(("prompt", "told"), [([1] * 5000, 5000), ("x" * 5000, 5000), (["a", "x" * 5000], 5000)])
@@ -188,3 +191,38 @@ def test_prompts_of_tokenize_are_read_as_elsewhere() -> None:
     """The same bounds."""
     with pytest.raises(Problem, match="at most"):
         read_tokenize({"model": "m", "messages": [USER] * (MAX_MESSAGES + 1)})
+
+
+GROWS = (
+    "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(40 if messages[0].content == 'grow' else 0) %}"
+    "{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s if ns.s | length > 8 }}<|user|>{{ messages[0].content }}<|end|>"
+)
+
+
+def test_a_template_that_grows_harms_nobody(tmp_path: Path) -> None:
+    """The chat for which it does is refused, the next one is answered, and the daemon is as large as before."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        config = {"eos_token": "<|end|>", "chat_template": GROWS}
+        (neuron.folder / "tokenizer_config.json").write_text(json.dumps(config))
+        await neuron.load()
+        before = read_resident().peak
+        refused = await neuron.chat("grow")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "template_render_failed")
+        assert "MiB of memory" in refused.json()["error"]["message"]
+        assert read_resident().peak - before < 100 * MIB
+        assert (await neuron.chat("fine")).json()["choices"][0]["message"]["content"] == "fine"
+
+    with_neuron(tmp_path, use, load=False)
+
+
+def test_a_template_that_cannot_be_compiled_is_a_load_that_fails(tmp_path: Path) -> None:
+    """Not the first chat's failure."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        (neuron.folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ 1 | nosuch }}"}))
+        answer = await neuron.http.post("/models/load", json={"model_id": MODEL})
+        assert (answer.status_code, answer.json()["error"]["kind"]) == (422, "bad_checkpoint")
+        assert "nosuch" in answer.json()["error"]["message"]
+
+    with_neuron(tmp_path, use, load=False)
