@@ -17,6 +17,7 @@ COUNT = "/v1/messages/count_tokens"
 INFERENCE = [CHAT, COMPLETIONS, MESSAGES, COUNT]
 CONTROL = [("GET", "/admin/fleet"), ("POST", "/admin/load"), ("POST", "/admin/unload")]
 MODELS = ["/v1/models", "/v1/models/demo"]
+JSON = {"content-type": "application/json"}
 FORWARDED = {"x-forwarded-for": "192.0.2.1"}
 LAPTOP = made("laptop")
 OPS = made("ops", "admin")
@@ -50,7 +51,7 @@ def test_inference_without_a_key_is_401_where_keys_are_required(path: str, heade
 
     async def scenario(rig: Rig) -> None:
         response = await ask(rig, "POST", path, headers)
-        unreadable = await rig.client.post(path, headers=headers, content=b"{")
+        unreadable = await rig.client.post(path, headers=headers | JSON, content=b"{")
 
         anthropic = (401, "authentication_error", None)
         assert told(response) == (
@@ -242,7 +243,7 @@ def test_requests_a_minute(path: str) -> None:
     key = made(requests_per_minute=2)
 
     async def scenario(rig: Rig) -> None:
-        first = await rig.client.post(path, headers={**key.bearer, "content-type": "application/json"}, content=b"{")
+        first = await rig.client.post(path, headers=key.bearer | JSON, content=b"{")
         second = await ask(rig, "POST", path, key.bearer)
         third = [await ask(rig, "POST", path, key.bearer) for _ in range(3)][-1]
         clock[0] += int(third.headers["retry-after"])

@@ -98,7 +98,7 @@ def test_one_after_the_other_is_one_at_a_time(state: pathlib.Path) -> None:
     key = made("single", max_concurrent=1)
     kept(state, [key])
     with live_gateway({"double": InstantNeuron()}, state=state) as it, sdks(it.url, key.text) as (chat, messages, _):
-        for number in range(60):
+        for number in range(20):
             ask(chat, stream=bool(number % 2))
             ask(messages, stream=bool(number % 2))
 
