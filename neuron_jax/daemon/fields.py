@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 from attrs import frozen
 
-from neuron_jax.daemon.json_bounds import MAX_VALUES, has_too_many_values
+from neuron_jax.daemon.json_bounds import MAX_DEPTH, MAX_VALUES, deep_path, has_too_many_values, may_be_deep
 from neuron_jax.daemon.problems import Problem, invalid_body, malformed_json
 
 
 def decode_object(body: bytes | bytearray) -> dict[str, Any]:
-    """The JSON object in `body`. Raises Problem malformed_json, or invalid_request_body for another JSON value, or for
-    far too many of them."""
+    """The JSON object in `body`. Raises Problem malformed_json, or invalid_request_body for another JSON value, for far
+    too many of them, or for some that are nested too deeply."""
     if has_too_many_values(body):
         raise invalid_body(None, f"The body has more than {MAX_VALUES} JSON values.")
     try:
@@ -24,7 +24,14 @@ def decode_object(body: bytes | bytearray) -> dict[str, Any]:
         raise malformed_json(str(error)) from error
     if not isinstance(value, dict):
         raise invalid_body(None, f"The body must be a JSON object, not {shown(value)}.")
+    if may_be_deep(body) and (path := deep_path(value)) is not None:
+        raise too_deep(path)
     return value
+
+
+def too_deep(path: str) -> Problem:
+    """The complaint about a field in which something is nested too deeply."""
+    return invalid_body(path, f"{path} is nested too deeply: at most {MAX_DEPTH} levels are read.")
 
 
 def shown(value: Any) -> str:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
+import msgspec
 from attrs import frozen
 
-from neuron_jax.daemon.fields import Fields, is_number
+from neuron_jax.daemon.fields import Fields, is_number, too_deep
+from neuron_jax.daemon.json_bounds import deep_path, may_be_deep
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
 from neuron_jax.text.prompt import Chat
 
@@ -215,8 +217,24 @@ def _check_message(message: Fields) -> None:
             raise call.wrong("function", "an object")
         if not function.text("name"):
             raise function.wrong("name", "a string that is not empty")
-        if not isinstance(function.get("arguments"), str | dict | None):
-            raise function.wrong("arguments", "a string")
+        _check_arguments(function)
+
+
+def _check_arguments(function: Fields) -> None:
+    """Arguments are JSON in a string, which templates get as an object: what holds for the body holds for it."""
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str | dict | None):
+        raise function.wrong("arguments", "a string")
+    if not isinstance(arguments, str) or not may_be_deep(arguments):
+        return
+    try:
+        deep = deep_path(msgspec.json.decode(arguments)) is not None
+    except (msgspec.MsgspecError, ValueError):  # text then, which is not nested
+        return
+    except RecursionError:
+        deep = True
+    if deep:
+        raise too_deep(function.name("arguments"))
 
 
 def _check_parts(message: Fields) -> None:

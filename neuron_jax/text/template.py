@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import jinja2
+import msgspec
 from jinja2 import nodes
 
 from neuron_jax.text import sandbox
@@ -184,8 +185,8 @@ def _parsed_call(call: Any) -> Any:
 def _parsed_arguments(text: str) -> Any:
     """The object that `text` holds; `text` itself when it holds none (a call that was cut off and sent back)."""
     try:
-        value = json.loads(text or "{}")
-    except ValueError:
+        value = msgspec.json.decode(text or "{}")
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) else text
 

@@ -12,10 +12,12 @@ from typing import Any
 import attrs
 import pytest
 
+from cortex_gateway.dialects.anthropic.depth import MAX_DEPTH
 from cortex_gateway.dialects.anthropic.request import decode
 from cortex_gateway.dialects.anthropic.response import whole
 from cortex_gateway.dialects.openai_chat import decode_whole
 from neuron_jax.daemon.chat_wire import ChatAnswer
+from neuron_jax.daemon.fields import decode_object
 from neuron_jax.daemon.generation import Choice
 from neuron_jax.daemon.model_text import ModelText, read_text
 from neuron_jax.daemon.prepare import Outside
@@ -223,3 +225,15 @@ def test_a_call_is_found_where_the_model_writes_it_as_its_template_does(
 
     assert (hit == len(it.held)) is found
     assert hit >= it.said[0] + len(before)
+
+
+def test_what_is_as_deep_as_the_gateway_reads_is_read_by_the_neuron() -> None:
+    """Its translation adds levels, and the neuron has them left."""
+    schema: Any = {}
+    for _ in range(MAX_DEPTH - 4):
+        schema = {"a": schema}
+    call = {"type": "tool_use", "id": "t", "name": "f", "input": schema["a"]["a"]}
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": [call]}, NEXT]
+    body = {"model": "m", "max_tokens": 9, "messages": turns, "tools": [{"name": "f", "input_schema": schema}]}
+
+    assert read_chat(decode_object(decode(json.dumps(body).encode()).neuron_body("m"))).chat.tools
