@@ -75,6 +75,10 @@ class Pace:
         points = [(size, seen.seconds(at, self._slope(size))) for size, seen in sorted(self._sizes.items())]
         return _along(points, tokens)
 
+    def bounds(self, tokens: int) -> bool:
+        """Whether a step so small was measured that it tells what one of so many tokens costs at most by being one."""
+        return any(size <= tokens for size in self._sizes)
+
     def usual(self, key: StepKey, *, at: float = 0) -> float:
         """Seconds that a step of `key` has taken so far; 0 where it has not run."""
         return self.seconds(key.tokens, at=at) * key.steps if key.tokens in self._sizes else 0.0

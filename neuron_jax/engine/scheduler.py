@@ -208,7 +208,10 @@ class Scheduler:
         feeding = [request for request in self._admitted if request.to_feed]
         # Streams compare a pause with the gaps that they will have when all those run that come behind this prompt.
         coming = min(running + len(feeding) + len(self._waiting), max(self.max_slots, running))
-        plain = pace.seconds(self.menu.fit(coming).tokens, at=depth / running if running else at)
+        coming = self.menu.fit(coming).tokens
+        if running and pace.measured and not pace.bounds(coming):
+            return 0  # a step of streams alone tells what they are used to
+        plain = pace.seconds(coming, at=depth / running if running else at)
         most = pace.most(GAP * plain, sizes, lambda size: (depth + (size - running) * at) / size)
         if running:
             size = max(most, next((size for size in sizes if size >= running + LEAST), sizes[-1]))

@@ -24,8 +24,15 @@ struct Product {
   Epilogue epilogue;
 };
 
-constexpr int64_t FEW_BLOCKS = 2;  // up to which it is faster to decode the codes once for each block of rows
 constexpr int MOST_ROWS = 12;  // 24 accumulators, which leaves 8 of AVX-512's registers
+#if defined(__AVX512F__)
+constexpr bool NARROW = false;
+constexpr int64_t FEW_BLOCKS = 2;  // up to which it is faster to decode the codes once for each block of rows
+#else
+// Where a vector is two registers, and there are 16: more rows than two are computed 6 at a time from expanded tiles.
+constexpr bool NARROW = true;
+constexpr int64_t FEW_BLOCKS = 0;
+#endif
 
 inline float inverse_rms(const float* x, int64_t width, float epsilon) {
   vf squares{};
@@ -101,6 +108,45 @@ inline void block(const Product& p, const W& w, int64_t from, int64_t tile, cons
   }
 }
 
+// The same for one expanded tile, or an expanded gate and what it gates: SUB of the ROWS rows, 16 outputs at a time.
+template <int VECTORS, int ROWS, int SUB>
+inline void part(const Product& p, const float* flat, int64_t tile, const float* x, int64_t first, int64_t count) {
+  for (int half = 0; half < 2; ++half) {
+    vf acc[SUB][VECTORS] = {};
+    const float* w = flat + half * LANES;
+    for (int64_t k = 0; k < p.columns; ++k) {
+      vf v[VECTORS];
+      for (int t = 0; t < VECTORS; ++t) v[t] = load<vf>(w + (t * p.columns + k) * TILE);
+      for (int r = 0; r < SUB; ++r) {
+        const vf xr = splat(x[k * ROWS + r]);
+        for (int t = 0; t < VECTORS; ++t) acc[r][t] += xr * v[t];
+      }
+    }
+    for (int r = 0; r < SUB && r < count; ++r) {
+      if constexpr (VECTORS == 2)
+        put(p, first + r, tile / 2 * TILE + half * LANES, silu(acc[r][0]) * acc[r][1]);
+      else
+        put(p, first + r, tile * TILE + half * LANES, acc[r][0]);
+    }
+  }
+}
+
+// ROWS rows times the expanded tiles `tile` and, of a gated pair, the next.
+template <int ROWS>
+inline void expanded_block(const Product& p, const float* flat, int64_t tile, const float* x, int64_t first, int64_t count) {
+  const bool gated = p.epilogue == Epilogue::gated;
+  if constexpr (!NARROW) {
+    const Weights<Float32, Float32, false> plain{reinterpret_cast<const uint8_t*>(flat), nullptr, nullptr, p.columns, 0};
+    return gated ? block<2, ROWS>(p, plain, 0, tile, x, first, count) : block<1, ROWS>(p, plain, 0, tile, x, first, count);
+  }
+  constexpr int SIX = ROWS % 6 == 0 ? 6 : ROWS % 4 == 0 ? 4 : ROWS;
+  constexpr int THREE = ROWS % 3 == 0 ? 3 : ROWS % 2 == 0 ? 2 : ROWS;
+  if (gated)
+    for (int r = 0; r < ROWS && r < count; r += THREE) part<2, ROWS, THREE>(p, flat, tile, x + r, first + r, count - r);
+  else
+    for (int r = 0; r < ROWS && r < count; r += SIX) part<1, ROWS, SIX>(p, flat, tile, x + r, first + r, count - r);
+}
+
 struct Scratch {
   float* get(int64_t floats) {
     if (floats > size_) {
@@ -137,7 +183,7 @@ void product(const Product& p, const W& w) {
     for (int64_t item = first_item; item < last_item; ++item) {
       const int64_t tile = 2 * item;
       const bool both = tile + 1 < tiles;
-      if (blocks <= FEW_BLOCKS) {
+      if (blocks <= FEW_BLOCKS || ROWS <= 2) {
         for (int64_t b = 0; b < blocks; ++b) {
           const float* x = packed + b * ROWS * p.columns;
           if constexpr (TILES == 2) {
@@ -155,13 +201,13 @@ void product(const Product& p, const W& w) {
       float* flat = expanded.get(2 * p.columns * TILE);
       const int count = both ? 2 : 1;
       for (int t = 0; t < count; ++t) w.expand(tile + t, flat + t * p.columns * TILE);
-      const Weights<Float32, Float32, false> plain{reinterpret_cast<const uint8_t*>(flat), nullptr, nullptr, p.columns, 0};
       for (int64_t b = 0; b < blocks; ++b) {
         const float* x = packed + b * ROWS * p.columns;
         if (p.epilogue == Epilogue::gated)
-          block<2, ROWS>(p, plain, 0, tile, x, b * ROWS, rows_of(b));
+          expanded_block<ROWS>(p, flat, tile, x, b * ROWS, rows_of(b));
         else
-          for (int t = 0; t < count; ++t) block<1, ROWS>(p, plain, t, tile + t, x, b * ROWS, rows_of(b));
+          for (int t = 0; t < count; ++t)
+            expanded_block<ROWS>(p, flat + t * p.columns * TILE, tile + t, x, b * ROWS, rows_of(b));
       }
     }
   });

@@ -1,6 +1,7 @@
 """The scheduler without a device: what it hands out, in which order, and how it books what comes back late."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -389,3 +390,40 @@ def test_guesses_push_nobody_out() -> None:
 
     assert step is not None
     assert step.key == StepKey(1, 1)
+
+
+def simulated(cost: Cost, prompts: list[int], *, slots: int, chunk: int) -> tuple[list[float], list[float]]:
+    """Seconds to the first token of prompts that come together, and between the tokens of all, on a device of this cost."""
+    menu, pace = Menu(), Pace()
+    menu.add(declare(max_slots=slots, chunk_tokens=chunk, decode_steps=4).keys())
+    busy = Scheduler(Pages(4000), page_size=16, max_slots=slots, menu=menu, pace=pace)
+    for number, length in enumerate(prompts):
+        add(busy, number, length, max_tokens=32)
+    now, came = 0.0, {number: [] for number in range(len(prompts))}
+    while not busy.idle:
+        step = following(busy)
+        seconds = cost(step.key.tokens) * step.key.steps
+        now += seconds
+        pace.saw(step.key, seconds, at=step.depth)
+        for output in busy.absorb(step, drawn(step)):
+            came[output.request].append(now)
+    gaps = [after - before for times in came.values() for before, after in pairwise(times)]
+    return [times[0] for times in came.values()], gaps
+
+
+def test_many_short_prompts_on_a_device_with_a_floor_share_its_steps() -> None:
+    """A GPU's step takes 6 ms for one token, and not much more for hundreds: 64 prompts of 100 tokens."""
+    firsts, gaps = simulated(lambda tokens: max(0.006, 0.00001 * tokens), [100] * 64, slots=128, chunk=1024)
+
+    assert max(firsts) <= 0.2
+    assert max(gaps) <= 4 * 0.006 * 1.01, "of the steps of four tokens at the end"
+
+
+def test_many_short_prompts_on_a_device_without_one_come_in_their_order() -> None:
+    """Where a token costs the same in any step, all take as long as all tokens, and the first waits for itself alone."""
+    cost = by_token(0.002, 0.001)
+    firsts, _ = simulated(cost, [100] * 16, slots=32, chunk=512)
+
+    assert firsts == sorted(firsts)
+    assert firsts[0] <= 2 * cost(128)
+    assert max(firsts) <= 2.2 * cost(1600)
