@@ -186,6 +186,8 @@ def resident_info(lifecycle: Lifecycle, resident: Resident) -> Json:
     elif (short := resident.shortage) is not None:
         detail = f"device {short.device} has {short.free} MiB free, and needs {short.required} MiB"
         info["servable"] = {"ok": False, "reason": "insufficient_vram", "detail": detail}
+    if resident.load.dropped:
+        info["dropped_programs"] = list(resident.load.dropped)
     if resident.client is not None:
         info["pid"] = resident.client.pid
     if ready is not None:

@@ -4,6 +4,7 @@ Steps run in the order in which they were dispatched, each on the state that the
 host while a step is under way may be given away at once: its new owner's step can only run after that one.
 """
 
+import logging
 from collections.abc import Collection
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.programs import Program, Result, State
 from neuron_jax.engine.requests import Request
 
+log = logging.getLogger("neuron.engine")
+
 
 class Others(Protocol):
     """The other processes of a model that is served by several: they run the same programs in the same order."""
@@ -28,6 +31,9 @@ class Others(Protocol):
 
     def able(self) -> set[Key]:
         """The programs that all of them have compiled."""
+
+    def dropped(self) -> set[Key]:
+        """The programs that one of them cannot compile."""
 
 
 @define(eq=False)
@@ -39,6 +45,7 @@ class Runner:
     params: Any
     buckets: Buckets | None = None  # where one program may serve several sizes of a step
     usable: set[Key] = field(factory=set, init=False)  # compiled, here and by all others
+    dropped: set[Key] = field(factory=set, init=False)  # never will be
     _others: Others | None = field(default=None, init=False)
     _state: State = field(init=False)
     _mirror: packing.Mirror = field(init=False)
@@ -54,13 +61,23 @@ class Runner:
         self._others = others
         self.usable.clear()
 
+    @property
+    def planned(self) -> int:
+        """How many programs are usable or will be."""
+        return len(self.compiler.planned - self.dropped)
+
     def collect(self) -> list[Key]:
-        """The programs that became usable since. Raises what compiling raised."""
+        """The programs that became usable since."""
         self.compiler.collect()
-        if len(self.usable) == len(self.compiler.ready):
+        self.dropped |= self.compiler.dropped
+        for key in self._others.dropped() - self.dropped if self._others is not None else ():
+            log.warning("%s cannot be compiled by another rank; the engine does without it", key)
+            self.dropped.add(key)
+        missing = self.compiler.ready.keys() - self.usable - self.dropped
+        if not missing:
             return []
-        able = self.compiler.ready.keys() & (self._others.able() if self._others else self.compiler.ready.keys())
-        new = [key for key in self.compiler.ready if key in able - self.usable]
+        able = missing if self._others is None else missing & self._others.able()
+        new = [key for key in self.compiler.ready if key in able]
         self.usable.update(new)
         return new
 

@@ -122,6 +122,12 @@ class Scheduler:
             outputs.append(self._take(request, tokens, drawn, i))
         return outputs
 
+    def check_idle(self) -> None:
+        """Assert that all pages and slots are free, by their numbers alone."""
+        assert self.idle, "somebody is being served"
+        assert self.pages.free == self.pages.total, f"{self.pages.free} pages free of {self.pages.total}, and no owner"
+        assert len(self._slots) == self.max_slots, f"{len(self._slots)} slots free of {self.max_slots}, and no owner"
+
     def check_integrity(self) -> None:
         """Assert that every page is free or has the owners that it should, and every slot is free or has one."""
         self.pages.check_integrity(r.pages for r in self._admitted)

@@ -223,6 +223,7 @@ class EngineLoad(Struct, frozen=True):
     steady_compiles: int = 0  # programs built after Ready that the plan did not know: a step waited for each of them
     host_ms: float = 0.0  # of a step, averaged: from one result to asking for the next; the device works meanwhile
     wait_ms: float = 0.0  # of a step, averaged: from asking for a result to having it
+    dropped: tuple[str, ...] = ()  # programs that could not be compiled, and that the engine does without
 
 
 class Step(Struct, tag="step", frozen=True):

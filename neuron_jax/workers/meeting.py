@@ -1,6 +1,6 @@
 """Where the ranks of a group meet, and how the leader hands out its steps: blocking sockets; knows no JAX and no daemon.
 
-    rank -> leader   Hello, first; then Made, what it would serve; then Able, the programs it has compiled
+    rank -> leader   Hello, first; then Made, what it would serve; then Able, the programs it has compiled or cannot
     leader -> rank   Meet, once all are here; then Run, one program of the common list and what it is told
 
 jax.distributed ends a process that waits in vain, without a word that could be caught, so nobody calls it before all are
@@ -54,9 +54,10 @@ class Made(Struct, tag="made", frozen=True):
 
 
 class Able(Struct, tag="able", frozen=True):
-    """Places, in the common list, of the programs that the rank has compiled since."""
+    """Places, in the common list, of the programs that the rank has compiled since, and of those that it never will have."""
 
-    programs: list[int]
+    programs: tuple[int, ...]
+    dropped: tuple[int, ...] = ()
 
 
 class Meet(Struct, tag="meet", frozen=True):
@@ -125,6 +126,7 @@ class Leader:
         self._listener = listener
         self._links: dict[int, _Link] = {}
         self._able: dict[int, set[int]] = {}
+        self._dropped: dict[int, set[int]] = {}
 
     @classmethod
     def listen(cls, group: Group) -> "Leader":
@@ -175,7 +177,7 @@ class Leader:
     def watch(self, lost: Callable[[int], None]) -> None:
         """From now on listens to the ranks; calls `lost`, in a thread of its own, with the first that is gone."""
         for rank, link in self._links.items():
-            self._able[rank] = set()
+            self._able[rank], self._dropped[rank] = set(), set()
             threading.Thread(target=self._listen_to, args=(rank, link, lost), name=f"rank {rank}", daemon=True).start()
 
     def run(self, program: int, words: Words) -> None:
@@ -187,6 +189,10 @@ class Leader:
     def able(self) -> set[int]:
         """The programs that every other rank has compiled."""
         return set.intersection(*(set(able) for able in self._able.values()))
+
+    def dropped(self) -> set[int]:
+        """The programs that one of the other ranks cannot compile."""
+        return set().union(*self._dropped.values())
 
     def _welcome(self, sock: socket.socket, whence: Any) -> None:
         _keep_alive(sock)
@@ -208,6 +214,7 @@ class Leader:
         for message in link.rest():
             assert isinstance(message, Able), message
             self._able[rank] = self._able[rank] | set(message.programs)
+            self._dropped[rank] = self._dropped[rank] | set(message.dropped)
         lost(rank)
 
     def _missing(self) -> LoadError:
@@ -268,8 +275,8 @@ class Member:
         """From now on listens to the leader; calls `lost`, in a thread of its own, when it is gone."""
         threading.Thread(target=self._listen, args=(lost,), name="rank 0", daemon=True).start()
 
-    def tell_able(self, programs: Sequence[int]) -> None:
-        self._link.send(Able(list(programs)))
+    def tell_able(self, programs: Sequence[int], dropped: Sequence[int] = ()) -> None:
+        self._link.send(Able(tuple(programs), tuple(dropped)))
 
     def next(self, timeout: float | None) -> Run | None:
         """What the leader says next; None when that is nothing for `timeout` seconds."""

@@ -40,6 +40,14 @@ class Recorder:
     def usable(self) -> Any:
         return self.real.usable
 
+    @property
+    def dropped(self) -> Any:
+        return self.real.dropped
+
+    @property
+    def planned(self) -> int:
+        return self.real.planned
+
     def collect(self) -> Any:
         return self.real.collect()
 

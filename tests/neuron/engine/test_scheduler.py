@@ -427,3 +427,34 @@ def test_many_short_prompts_on_a_device_without_one_come_in_their_order() -> Non
     assert firsts == sorted(firsts)
     assert firsts[0] <= 2 * cost(128)
     assert max(firsts) <= 2.2 * cost(1600)
+
+
+@pytest.mark.parametrize("lost", ["page", "slot", "page given back twice"])
+def test_an_idle_scheduler_notices_what_is_lost_by_counting(lost: str) -> None:
+    """Without a look at any single page: the next request waits for this."""
+
+    class Unread(list[int]):
+        def __iter__(self) -> "Unread":
+            raise AssertionError("every page was looked at")
+
+    idle = scheduler()
+    idle.pages._owners = Unread(idle.pages._owners)
+    idle.pages._blank = Unread(idle.pages._blank)
+    idle.check_idle()
+    if lost == "page":
+        idle.pages._blank.pop()
+    elif lost == "slot":
+        idle._slots.pop()
+    else:
+        idle.pages._blank.append(1)
+
+    with pytest.raises(AssertionError, match="slots free" if lost == "slot" else "pages free"):
+        idle.check_idle()
+
+
+def test_a_scheduler_that_serves_somebody_is_not_idle() -> None:
+    busy = scheduler()
+    add(busy, 1, 10)
+
+    with pytest.raises(AssertionError, match="somebody is being served"):
+        busy.check_idle()

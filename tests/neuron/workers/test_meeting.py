@@ -78,6 +78,18 @@ def test_programs_are_usable_when_all_have_compiled_them(met: Met) -> None:
         assert member.next(0.01) is None
 
 
+def test_a_program_that_one_cannot_compile_is_known_to_the_leader(met: Met) -> None:
+    leader, members = met
+    leader.watch(lambda rank: None)
+    assert leader.dropped() == set()
+    members[0].tell_able([0, 1])
+    members[1].tell_able([0], [1])
+    members[1].tell_able([], [3])
+    wait_for(lambda: leader.dropped() == {1, 3})
+
+    assert leader.able() == {0}
+
+
 def test_an_end_is_noticed_by_all(met: Met) -> None:
     leader, members = met
     seen: list[tuple[str, int]] = []
