@@ -1,6 +1,6 @@
 // Attention of new tokens over a paged pool: rotates, writes keys and values, mixes. Knows pages and rows, no weights.
 //
-//     keys [pages, K, H, page_size]: 16 keys of one dimension are one vector, so that scores need no sum across lanes
+//     keys [pages, K, H, page_size]: a vector is one dimension of several keys, so that scores need no sum across lanes
 //     values [pages, K, page_size, H]
 //
 // The keys of a query are read in segments of SEGMENT positions that start at multiples of it, each with its own softmax,
@@ -24,7 +24,7 @@ constexpr int64_t ROUND = 64;  // segments of single tokens whose parts are kept
 #if defined(__AVX512F__)
 constexpr int MOST_QUERIES = 12, MOST_SUMS = 24;
 #else
-constexpr int MOST_QUERIES = 6, MOST_SUMS = 6;
+constexpr int MOST_QUERIES = 6, MOST_SUMS = 12;
 #endif
 
 // Vectors of keys, or of values, that Q queries are multiplied with at once.
@@ -95,7 +95,7 @@ struct Seen {
   int64_t first, last;
 };
 
-// Scores of keys [at, + 16 * BLOCKS) for queries q [width, Q], -inf where a query does not see a key.
+// Scores of keys [at, + LANES * BLOCKS) for queries q [width, Q], -inf where a query does not see a key.
 template <int Q, int BLOCKS>
 inline void score_keys(const Attention& a, const float* q, int64_t slot, int64_t head, int64_t at, const Seen* seen, float* score) {
   const float* k[BLOCKS];
@@ -118,7 +118,7 @@ inline void score_keys(const Attention& a, const float* q, int64_t slot, int64_t
   }
 }
 
-// Values [first, last) times their weights, of dimensions [h, + 16 * BLOCKS).
+// Values [first, last) times their weights, of dimensions [h, + LANES * BLOCKS).
 template <int Q, int BLOCKS>
 inline void mix_values(const Attention& a, int64_t slot, int64_t head, int64_t first, int64_t last, const float* weight,
                        int64_t h, float* sum) {

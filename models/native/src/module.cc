@@ -137,7 +137,7 @@ ffi::Error attention(Floats qkv, Floats cos, Floats sin, Ints table, Ints slot, 
   const int64_t slots = table.dimensions()[0];
   for (int64_t row = 0; row < a.rows; ++row)
     if (a.slot[row] < 0 || a.slot[row] >= slots) return ffi::Error::InvalidArgument("no such slot");
-  if (a.width % LANES != 0 || a.page_size % LANES != 0)
+  if (a.width % 16 != 0 || a.page_size % 16 != 0)
     return ffi::Error::InvalidArgument("head width and page size are multiples of 16");
   attend(a);
   return ffi::Error::Success();
