@@ -47,8 +47,7 @@ LAYER_BYTES = {"native": MIB // 2, "cpu": 2 * MIB, "cuda": 0}
 
 DEFAULT_SLOTS = {"cpu": 32, "cuda": 128}
 DEFAULT_CHUNK = {"cpu": 512, "cuda": 1024}
-"""Prompt tokens in one step while no stream is running. On two cores 512 tokens of a 135M model take about a second, for
-which a request that arrives meanwhile waits."""
+"""Most tokens of a step. On two cores 512 of a 135M model take about half a second, for which whoever comes then waits."""
 
 DEFAULT_GUESSES = 4
 """Tokens guessed ahead by the native kernels: on two cores a stream that copies goes from 244 to 578 tokens a second, two
@@ -56,7 +55,7 @@ from 357 to 483, and one that does not is no slower. Without them nothing was me
 with others may differ in the last bit from the token by itself."""
 
 DEFAULT_STEPS = 4
-"""Tokens of a decode step while nobody waits for a turn: a fourth of the words between device, engine and daemon."""
+"""Tokens of a stream in one step while nobody waits for a turn: a fourth of the words between device, engine and daemon."""
 
 
 @frozen
