@@ -154,14 +154,10 @@ def _compute(
     end = jnp.maximum(where.first + rows.count - 1, 0)
     draws = rows.draws > packing.SILENT
     wanted = _at(packing.params_of(state.lines, rows.slot), rows.start + rows.count, draws)
-    live = None if live_of(attend) is None else _last(draws)
-
-    def draw() -> sampler.Drawn:
-        return program.sample(_logits(program, params, hidden[end], live), wanted, state.past)
-
-    drawn: sampler.Drawn = (
-        draw() if where.single else lax.cond(jnp.any(draws), draw, lambda: sampler.nothing(rows.slot.shape[0]))
-    )
+    # Of what is behind the last row that draws no logits are wanted.
+    until = jnp.max(jnp.where(draws, 1 + jnp.arange(draws.size, dtype=jnp.int32), 0), keepdims=True)
+    logits = _logits(program, params, hidden[end], None if live_of(attend) is None else until)
+    drawn = program.sample(logits, wanted, state.past)
     counts = draws & _right(rows.draws == packing.GUESSED, given[end], drawn.token)
     followed = jnp.append(counts[1:] & (rows.draws[1:] == packing.GUESSED), False)
     slot = jnp.where(counts, rows.slot, shapes.max_slots)
@@ -181,12 +177,6 @@ def _right(guessed: jax.Array, token: jax.Array, drawn: jax.Array) -> jax.Array:
     begin = lax.cummax(jnp.where(guessed, 0, place))  # the row that its guesses follow upon
     mistakes = jnp.cumsum(wrong, dtype=jnp.int32)
     return mistakes == mistakes[begin]
-
-
-def _last(wanted: jax.Array) -> jax.Array:
-    """How many rows there are up to the last that is `wanted` [R], [1]."""
-    place = jnp.arange(wanted.shape[0], dtype=jnp.int32)
-    return jnp.max(jnp.where(wanted, place + 1, 0), keepdims=True)
 
 
 def _seat(state: State, packed: jax.Array) -> State:

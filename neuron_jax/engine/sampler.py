@@ -94,11 +94,6 @@ def sample_alike(logits: jax.Array, row: RowParams, past: Past) -> Drawn:
     return _with_logprobs(logits, token)
 
 
-def nothing(rows: int) -> Drawn:
-    """As `sample`, where no row wants anything."""
-    return _bare(jnp.zeros(rows, jnp.int32))
-
-
 def count(past: Past, slot: jax.Array, token: jax.Array) -> Past:
     """`past` after `token` [R] was drawn in `slot` [R]."""
     return past._replace(generated=past.generated.at[slot, token].add(jnp.int16(1), mode="promise_in_bounds"))

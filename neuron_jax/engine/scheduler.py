@@ -237,24 +237,22 @@ class Scheduler:
         return row
 
     def _guessed(self, requests: Sequence[Request]) -> Mapping[Request, Sequence[int]]:
-        """Guesses for each of `requests`, if they promise more tokens a second than none; else nothing."""
+        """Guesses for each of `requests`, if there is room for them and they promise more tokens a second than none."""
         if not self.guesses or not 0 < len(requests) <= GUESSING_ROWS:
             return {}
         guesses = {request: _guess(request, self.guesses) for request in requests}
+        rows, most = len(requests), sum(map(len, guesses.values()))
         missing = sum(max(self._missing(request, 1 + len(guess)), 0) for request, guess in guesses.items())
-        return guesses if missing <= self.pages.free and self._promising(guesses) else {}
-
-    def _promising(self, guesses: Mapping[Request, Sequence[int]]) -> bool:
-        most = sum(map(len, guesses.values()))
-        if not most:
-            return False
-        more = sum(request.guesser.expected(len(guess)) for request, guess in guesses.items() if request.guesser)
-        at = sum(request.computed for request in guesses) / len(guesses)
-        plain = self.pace.seconds(self.menu.fit(len(guesses)).tokens, at=at)
-        # What was never measured is tried.
-        return (len(guesses) + more) * plain >= len(guesses) * self.pace.usual(
-            self.menu.fit(len(guesses) + most), at=at
+        if not most or missing > self.pages.free:
+            return {}
+        right = sum(request.guesser.expected(len(guess)) for request, guess in guesses.items() if request.guesser)
+        at = sum(request.computed for request in requests) / rows
+        plain, usual = (
+            self.pace.seconds(self.menu.fit(rows).tokens, at=at),
+            self.pace.usual(self.menu.fit(rows + most), at=at),
         )
+        # What was never measured is tried.
+        return guesses if (rows + right) * plain >= rows * usual else {}
 
     def _settle(self, row: Row, tokens: list[int]) -> list[int]:
         """What was really drawn of an open-ended row: the tokens after the first wrong guess are computed again."""
