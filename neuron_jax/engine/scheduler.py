@@ -213,8 +213,8 @@ class Scheduler:
         depth = sum(row.count * row.start for row in streams)
         feeding = [request for request in self._admitted if request.to_feed]
         # Streams compare a pause with the gaps that they will have when all those run that come behind this prompt.
-        coming = min(running + len(feeding) + len(self._waiting), max(self.max_slots, running))
-        coming = self.menu.fit(coming).tokens
+        behind = min(len(feeding) + len(self._waiting), self.max_slots) - 1
+        coming = self.menu.fit(min(max(running + behind, 1), sizes[-1])).tokens
         if running and pace.measured and not pace.bounds(coming):
             return 0  # a step of streams alone tells what they are used to
         plain = pace.seconds(coming, at=depth / running if running else at)
