@@ -14,7 +14,6 @@ from attrs import define, field
 from msgspec.structs import replace
 
 from neuron_jax.engine.batch import Step
-from neuron_jax.engine.buckets import ExtendKey
 from neuron_jax.engine.programs import Result
 from neuron_jax.engine.requests import from_submit
 from neuron_jax.engine.runner import Runner
@@ -181,19 +180,17 @@ class Engine:
         return outputs
 
     def _watched(self, step: Step) -> AbstractContextManager[None]:
-        return self.watch(str(step.key), self.scheduler.pace.usual(step.key, at=step.rows[0].start))
+        return self.watch(str(step.key), self.scheduler.pace.usual(step.key, at=step.depth))
 
     def _note_step(self, step: Step, seconds: float, *, host: float, wait: float) -> None:
-        load, tokens = self.load, step.tokens
-        # A prompt's remainder says nothing on what a full chunk takes, whether or not padding costs something.
-        if seconds > 0 and (not isinstance(step.key, ExtendKey) or 4 * tokens >= 3 * step.key.chunk):
-            self.scheduler.pace.saw(step.key, seconds, at=step.rows[0].start)
-        rate = tokens / max(seconds, 1e-9)
-        prompt = isinstance(step.key, ExtendKey)
+        load = self.load
+        if seconds > 0:
+            self.scheduler.pace.saw(step.key, seconds, at=step.depth)
+        prompts = step.prompt_tokens
+        rates = {"prefill_rate": prompts, "decode_rate": step.tokens - prompts}
         self._note_load(
             steps=load.steps + 1,
-            prefill_rate=_smooth(load.prefill_rate, rate) if prompt else load.prefill_rate,
-            decode_rate=load.decode_rate if prompt else _smooth(load.decode_rate, rate),
+            **{n: _smooth(getattr(load, n), made / max(seconds, 1e-9)) for n, made in rates.items() if made},
             host_ms=_smooth(load.host_ms, 1e3 * host),
             wait_ms=_smooth(load.wait_ms, 1e3 * wait),
         )

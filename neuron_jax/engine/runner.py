@@ -15,7 +15,7 @@ from attrs import define, field
 
 from neuron_jax.engine import packing
 from neuron_jax.engine.batch import Drawn, Step
-from neuron_jax.engine.buckets import Buckets, DecodeKey, ExtendKey, Key, SeatKey, TogetherKey, VerifyKey
+from neuron_jax.engine.buckets import Buckets, Key, SeatKey, StepKey
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.programs import Program, Result, State
 from neuron_jax.engine.requests import Request
@@ -87,20 +87,21 @@ class Runner:
 
     def pack(self, step: Step) -> packing.Words:
         """What the device must be told to compute `step`."""
-        match self._program(step.key):
-            case DecodeKey(bucket, _):
-                return self._mirror.decode(step.rows, bucket)
-            case VerifyKey(bucket, width):
-                return self._mirror.verify(step.rows, bucket, width)
-            case ExtendKey(chunk):
-                # Decoding follows upon a prompt, so only here can a slot have a new owner.
-                self._seat(step.rows[0].request)
-                return self._mirror.extend(step.rows[0], chunk)
-            case TogetherKey(bucket):
-                for row in step.rows:
-                    self._seat(row.request)
-                return self._mirror.together(step.rows, bucket)
-        raise AssertionError(f"{step.key} is no step")
+        key = self._program(step.key)
+        assert isinstance(key, StepKey), f"{key} is no step"
+        room, news = packing.NEWS * key.rows, []
+        requests = dict.fromkeys(row.request for row in step.rows)
+        # Growth first: there is room for all of it, and only a new request may be seated.
+        for request in sorted(requests, key=self._mirror.is_new):
+            new = self._mirror.is_new(request)
+            told = self._mirror.note(request)
+            if len(told) > room or (new and packing.needs_seat(request)):
+                assert new, "no room for the pages that a request grew by"
+                self._seat(request)
+            else:
+                news.append(told)
+                room -= len(told)
+        return self._mirror.pack(step.rows, key, news)
 
     def dispatch(self, step: Step, packed: packing.Words) -> Result:
         """Start computing `step`; returns before it is done."""
@@ -123,20 +124,24 @@ class Runner:
 
     def fetch(self, step: Step, result: Result) -> Drawn:
         """Wait for `step`, and take what it brought."""
-        # Of a row of several tokens the last one draws; elsewhere a row is a line of the result.
-        lines = np.cumsum([row.count for row in step.rows]) - 1 if isinstance(step.key, TogetherKey) else slice(None)
-        tokens = np.asarray(result.tokens)[lines].tolist()
-        return Drawn(tokens, np.asarray(result.logprobs)[lines] if step.wants_logprobs else None)
+        tokens = np.asarray(result.tokens)
+        logprobs = np.asarray(result.logprobs) if step.wants_logprobs else None
+        ends = np.cumsum([packing.lines_of(row) for row in step.rows]).tolist()
+        # A row is one line of the result with the tokens of all steps, or of one step a line for each guess.
+        rows = [slice(end - packing.lines_of(row), end) for row, end in zip(step.rows, ends, strict=True)]
+        return Drawn(
+            [tokens[lines].reshape(-1).tolist() for lines in rows],
+            None if logprobs is None else [logprobs[lines].reshape(-1, packing.LOGPROBS) for lines in rows],
+        )
 
     def _program(self, size: Key) -> Key:
         return size if self.buckets is None else self.buckets.program(size)
 
     def _seat(self, request: Request) -> None:
-        if self._mirror.seat(request) and packing.needs_seat(request):
-            packed = packing.pack_seat(request, self.program.model.vocab_size)
-            if self._others is not None:
-                self._others.announce(SeatKey(), packed)
-            self.seat(packed)
+        packed = self._mirror.seat(request, self.program.model.vocab_size)
+        if self._others is not None:
+            self._others.announce(SeatKey(), packed)
+        self.seat(packed)
 
 
 def _zeros(abstract: Any) -> Any:

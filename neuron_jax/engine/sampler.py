@@ -98,11 +98,6 @@ def sample_alike(logits: jax.Array, row: RowParams, past: Past) -> Drawn:
     return _with_logprobs(logits, token)
 
 
-def nothing(rows: int) -> Drawn:
-    """As `sample`, where no row wants anything."""
-    return _bare(jnp.zeros(rows, jnp.int32))
-
-
 def count(past: Past, slot: jax.Array, token: jax.Array) -> Past:
     """`past` after `token` [R] was drawn in `slot` [R]."""
     more = (past.generated[slot, token] < MOST_COUNTED).astype(jnp.int16)

@@ -1,8 +1,8 @@
-"""A real rank that cannot compile decode steps of several tokens unless it is the leader."""
+"""A real rank that cannot compile steps of several tokens each unless it is the leader."""
 
 import jax
 
-from neuron_jax.engine.buckets import DecodeKey, Key
+from neuron_jax.engine.buckets import Key, StepKey
 from neuron_jax.engine.programs import Program
 from neuron_jax.workers.engine_process import main
 
@@ -10,7 +10,7 @@ lower = Program.lower
 
 
 def weak(self: Program, key: Key) -> jax.stages.Lowered:
-    if jax.process_index() and isinstance(key, DecodeKey) and key.steps > 1:
+    if jax.process_index() and isinstance(key, StepKey) and key.steps > 1:
         raise RuntimeError(f"INTERNAL: {key} is too much for this compiler")
     return lower(self, key)
 

@@ -62,7 +62,7 @@ def test_programs_that_could_not_be_compiled_are_shown(tmp_path: Path) -> None:
         assert model.get("dropped_programs", []) == dropped
         assert f'neuron_programs_dropped{{model="{MODEL}"}} {len(dropped)}.0' in metrics
 
-    for dropped in ([], ["decode 2", "extend 8"]):
+    for dropped in ([], ["step 2", "step 8"]):
         with_neuron(tmp_path, use, dropped=dropped)
 
 

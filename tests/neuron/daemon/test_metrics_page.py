@@ -26,7 +26,7 @@ def test_every_metric_of_a_neuron_is_documented(name: str) -> None:
 
 
 NUMBERS = {name: number for number, name in enumerate(EngineLoad.__struct_fields__, start=100) if name != "dropped"}
-DROPPED = ("decode 2", "decode 4", "extend 8")
+DROPPED = ("step 2", "step 4", "step 8")
 
 
 class Moment:

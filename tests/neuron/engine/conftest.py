@@ -12,7 +12,7 @@ from models.sharding import make_mesh
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.trial import Case, kinds
-from neuron_jax.engine.buckets import DecodeKey, Menu, declare
+from neuron_jax.engine.buckets import Menu, StepKey, declare
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.pace import Pace
@@ -82,7 +82,7 @@ def engines_of(runner: Runner) -> Callable[..., Engine]:
         guessing: bool = False,
     ) -> Engine:
         menu = Menu()
-        menu.add(key for key in runner.compiler.ready if not isinstance(key, DecodeKey) or key.steps <= steps)
+        menu.add(key for key in runner.compiler.ready if not isinstance(key, StepKey) or key.steps <= steps)
         scheduler = Scheduler(
             Pages(pages),
             page_size=PAGE,
@@ -90,7 +90,7 @@ def engines_of(runner: Runner) -> Callable[..., Engine]:
             menu=menu,
             pace=Pace(),
             naming=Naming(PAGE, b"tests") if prefix else None,
-            guessing=guessing,
+            guesses=GUESSES if guessing else 0,
         )
         ticks = count()
         return Engine(scheduler, runner, 512, clock=lambda: next(ticks) / 1000, overlap=overlap)

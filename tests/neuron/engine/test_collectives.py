@@ -13,7 +13,7 @@ from models.sharding import make_mesh
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.trial import Case, kinds
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key, SeatKey, VerifyKey
+from neuron_jax.engine.buckets import Key, SeatKey, StepKey
 from neuron_jax.engine.programs import Program, Shapes
 
 LAYERS, WIDTH, EVEN, ODD = 2, 40, 304, 301
@@ -30,9 +30,7 @@ CONFIG: dict[str, Any] = {
     "mlp_bias": True,
     "max_position_embeddings": 512,
 }
-DECODE, PROMPT = DecodeKey(4, 1), ExtendKey(16)
-TOKENS: dict[Key, int] = {DECODE: 4, PROMPT: 16, DecodeKey(4, 4): 4, VerifyKey(2, 3): 8}
-"""Tokens that go through the layers at once; in the decode step of four tokens that is one turn of a loop."""
+DECODE, PROMPT, SEVERAL, SHORT = StepKey(4, 4), StepKey(16, 4), StepKey(4, 4, 4), StepKey(8, 8)
 
 COLLECTIVE = re.compile(
     r"= (?P<shapes>\(?\w+\[.*?) "
@@ -56,15 +54,15 @@ def collectives(devices: int, key: Key, vocab: int = EVEN, *, quant: str = "none
     )
 
 
-def expected(devices: int, key: Key, vocab: int = EVEN) -> dict[str, int]:
-    """Two sums a layer, after attention and after the MLP, and what stands outside of the layers.
+def expected(devices: int, key: StepKey, vocab: int = EVEN) -> dict[str, int]:
+    """Two sums a layer, after attention and after the MLP, and what stands outside of the layers. A step of several tokens
+    has its layers once, in a loop.
 
     The table of tokens is split by tokens: each device looks up what it has, and one more sum puts the rows together. The
     logits are gathered once, so that each device can draw by itself.
     """
-    drawn = 1 if isinstance(key, ExtendKey) else TOKENS[key]
     padded = -(-vocab // devices) * devices
-    return {f"all-reduce f32[{TOKENS[key]},{WIDTH}]": 2 * LAYERS + 1, f"all-gather f32[{drawn},{padded}]": 1}
+    return {f"all-reduce f32[{key.tokens},{WIDTH}]": 2 * LAYERS + 1, f"all-gather f32[{key.rows},{padded}]": 1}
 
 
 @pytest.mark.parametrize(
@@ -76,12 +74,12 @@ def expected(devices: int, key: Key, vocab: int = EVEN) -> dict[str, int]:
         (4, PROMPT, EVEN),
         (8, DECODE, EVEN),
         (8, PROMPT, ODD),
-        (4, DecodeKey(4, 4), EVEN),
-        (8, VerifyKey(2, 3), EVEN),
+        (4, SEVERAL, EVEN),
+        (8, SHORT, EVEN),
     ],
     ids=str,
 )
-def test_a_layer_costs_two_sums(devices: int, key: Key, vocab: int) -> None:
+def test_a_layer_costs_two_sums(devices: int, key: StepKey, vocab: int) -> None:
     """No weight, no page and no count of the sampler's moves, whatever divides or does not."""
     assert collectives(devices, key, vocab) == expected(devices, key, vocab)
 

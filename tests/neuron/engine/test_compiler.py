@@ -14,7 +14,7 @@ from models.sharding import make_mesh
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.trial import Case, kinds
-from neuron_jax.engine.buckets import DecodeKey, Key, Menu, declare
+from neuron_jax.engine.buckets import Key, Menu, StepKey, declare
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.pace import Pace
@@ -27,7 +27,7 @@ from tests.fakes.tiny_llama import tiny
 from tests.fakes.waiting import until_sync
 
 BUCKETS = declare(max_slots=2, chunk_tokens=8, decode_steps=2)
-BROKEN = DecodeKey(1, 2)
+BROKEN = StepKey(1, 1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_an_engine_serves_on_without_programs_that_cannot_be_compiled(
     assert texts[0] == texts[1]
     assert engine.load.dropped == (str(BROKEN),)
     assert engine.load.programs == engine.load.programs_planned == len(BUCKETS.keys()) - 1
-    assert engine.scheduler.menu.decode(1, 2) == DecodeKey(2, 2)
+    assert engine.scheduler.menu.fit(1, 2) == StepKey(2, 2, 2)
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert told == [f"{BROKEN} cannot be compiled; the engine does without it"]
     assert "too much for this compiler" in caplog.text
@@ -115,14 +115,14 @@ def test_what_other_ranks_cannot_compile_is_done_without(program: Program, caplo
         compiler.start(BUCKETS.keys())
         compiler.wait(BUCKETS.keys(), lambda done, total: None)
         runner = Runner(program, compiler, {}, BUCKETS)
-        runner.lead(Elsewhere(DecodeKey(2, 2)))
+        runner.lead(Elsewhere(StepKey(2, 2, 2)))
         for _ in range(2):
             runner.collect()
 
-    assert runner.usable == set(BUCKETS.keys()) - {DecodeKey(2, 2)}
-    assert (runner.dropped, runner.planned) == ({DecodeKey(2, 2)}, len(runner.usable))
+    assert runner.usable == set(BUCKETS.keys()) - {StepKey(2, 2, 2)}
+    assert (runner.dropped, runner.planned) == ({StepKey(2, 2, 2)}, len(runner.usable))
     told = [record.getMessage() for record in caplog.records]
-    assert told == ["decode 2x2 cannot be compiled by another rank; the engine does without it"]
+    assert told == ["step 2x2 cannot be compiled by another rank; the engine does without it"]
 
 
 def test_a_program_that_is_needed_to_serve_at_all_ends_the_load(program: Program) -> None:

@@ -132,7 +132,7 @@ def test_a_program_that_one_rank_cannot_compile_is_used_by_none(checkpoint: path
 
     async def use(client: EngineClient) -> list[int]:
         await until(lambda: client.load.dropped, 60)
-        assert client.load.dropped == ("decode 1x2",)
+        assert client.load.dropped == ("step 1x2",)
         assert client.load.programs == client.load.programs_planned > 0
         return await tokens(client, [1, 2, 3], GREEDY)
 

@@ -66,16 +66,6 @@ def test_chunks_are_dense_attention(kernel: str, window: int | None, chunk: int)
     np.testing.assert_allclose(run(kernel, case)[case.real], case.stored[case.real], atol=2e-5)
 
 
-@pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize("kernel", PREFILL)
-def test_the_first_chunk_of_a_prompt(kernel: str, window: int | None) -> None:
-    """With nothing before it, cuDNN's own causal mask fits, which is another path."""
-    for length in (1, 23, 24):
-        case = paged_case([length], chunk=24, window=window, heads=(2, 3, 64))
-
-        np.testing.assert_allclose(run(kernel, case)[case.real], case.stored[case.real], atol=2e-5)
-
-
 @pytest.mark.parametrize("kv", ["bfloat16", "int8", "fp8"])
 @pytest.mark.parametrize(("kernel", "chunk"), [*((name, 1) for name in KERNELS), *((name, 24) for name in PREFILL)])
 def test_narrow_caches_lose_what_storing_lost_and_no_more(kernel: str, chunk: int, kv: str) -> None:
