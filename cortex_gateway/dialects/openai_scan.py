@@ -37,6 +37,7 @@ class StreamRelay:
 
     def __init__(self) -> None:
         self.passed = 0  # chunks from the first with a token on, which is one or more tokens each
+        self._begun: bytes | None = None  # the counts that the neuron told before the first token
         self._tail = b""  # the last bytes that came
         self._held = b""  # an event that has not ended: a client never sees half an event and then an error
 
@@ -73,19 +74,29 @@ class StreamRelay:
         """A line end is escaped inside JSON, so it begins a line wherever it is."""
         if self.passed:
             self.passed += ready.count(b"\ndata: {") + ready.startswith(b"data: {")
-        elif found := _TOKEN.search(ready):
+            return
+        if told := _COMMENT.search(ready):
+            self._begun = told[1]
+        if found := _TOKEN.search(ready):
             self.passed = 1 + ready.count(b"\ndata: {", found.end())
 
     def usage(self) -> Usage | None:
-        """The counts from the usage comment (docs/wire.md section 3) or from the last chunk that has them."""
-        comments = _COMMENT.findall(self._tail)
+        """The counts from the last usage comment (docs/wire.md section 3) or from the last chunk that has them.
+
+        Of a stream that was cut off before: the prompt's as they were told before the first token, and what has passed.
+        """
+        comments = _COMMENT.findall(self._tail) if self.done else []
         chunks = _CHUNK.findall(self._tail)
         try:
             if comments:
                 return _USAGE_DECODER.decode(comments[-1]).neutral()
-            return whole_usage(chunks[-1]) if chunks else None
+            if chunks:
+                return whole_usage(chunks[-1])
+            begun = _USAGE_DECODER.decode(self._begun).neutral() if self._begun else None
         except ValueError:
             return None
+        answered = self.passed - (self.failure is not None)
+        return begun and Usage(begun.prompt, max(begun.completion, answered), begun.cached)
 
 
 def whole_usage(raw: bytes) -> Usage | None:

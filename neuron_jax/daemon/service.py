@@ -19,7 +19,7 @@ from neuron_jax.daemon.bodies import read_body
 from neuron_jax.daemon.chat_wire import ChatAnswer, ChatStream
 from neuron_jax.daemon.completion_wire import CompletionAnswer, CompletionStream
 from neuron_jax.daemon.fields import decode_object
-from neuron_jax.daemon.generation import HEARTBEAT, Admitted, Again, Event, Job, Quiet, generate
+from neuron_jax.daemon.generation import HEARTBEAT, Admitted, Again, Event, Grown, Job, Quiet, generate
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics, Observation
 from neuron_jax.daemon.model_text import ModelText
@@ -188,12 +188,14 @@ async def stream_chunks(neuron: Neuron, asked: Asked) -> AsyncGenerator[bytes, N
 
 async def _chunks(asked: Asked, job: Job, ticket: Ticket) -> AsyncGenerator[bytes, None]:
     encoder = asked.route.stream(job, asked.wish)
-    begun, outcome, last = False, "cancelled", time.monotonic()
+    begun, told, outcome, last = False, False, "cancelled", time.monotonic()
     try:
         async with aclosing(generate(asked.resident, job, ticket)) as events:
             async for event in events:
                 asked.watch.see(event)
                 data = b"".join(sse(chunk) for chunk in encoder.feed(event))
+                if data and isinstance(event, Grown) and not told:
+                    told, data = True, usage_line(job) + data
                 if not data and (isinstance(event, Quiet) or time.monotonic() - last >= HEARTBEAT):
                     data = HEARTBEAT_LINE
                 if data or isinstance(event, Admitted):

@@ -38,7 +38,7 @@ def usage(job: Job) -> dict[str, Any]:
 
 
 def usage_line(job: Job) -> bytes:
-    """The comment before the end: a proxy counts tokens without a chunk that the client did not ask for."""
+    """The comment before the first token and before the end: a proxy counts without chunks that nobody asked for."""
     return b": usage " + _json.encode(usage(job)) + b"\n\n"
 
 

@@ -36,7 +36,7 @@ class Answer:
         dies_after: break the connection after so many deltas.
         error_after: (number of deltas, error envelope): fail as a neuron does, in the stream.
         unfinished: leave out `[DONE]`.
-        usage_comment: send the `: usage` comment.
+        usage_comment: send the `: usage` comments.
         pause: seconds before each piece, or before a whole answer.
     """
 
@@ -207,6 +207,8 @@ def stream(path: str, body: Mapping[str, Any], answer: Answer) -> list[bytes]:
     chunk = _Chunks(path, body["model"], answer, continuous=bool(options.get("continuous_usage_stats")))
     role = [chunk.role()] if "chat" in path else []
     events = role + [chunk.delta(index, delta) for index, delta in enumerate(answer.deltas)]
+    if answer.usage_comment and answer.deltas:
+        events[len(role)] = _usage_comment(answer.usage(1)) + events[len(role)]
     if answer.dies_after is not None:
         return events[: len(role) + answer.dies_after]
     if answer.error_after is not None:
@@ -217,7 +219,7 @@ def stream(path: str, body: Mapping[str, Any], answer: Answer) -> list[bytes]:
     if options.get("include_usage"):
         events.append(_event({**chunk.head, "choices": [], "usage": usage}))
     if answer.usage_comment:
-        events.append(b": usage %b\n\n" % msgspec.json.encode(usage))
+        events.append(_usage_comment(usage))
     return events if answer.unfinished else [*events, b"data: [DONE]\n\n"]
 
 
@@ -279,6 +281,10 @@ class _Chunks:
 
 
 _DEVICE = {"index": 0, "name": "double", "kind": "cpu", "vram_total_mb": 8192, "compute_capability": None}
+
+
+def _usage_comment(usage: Mapping[str, Any]) -> bytes:
+    return b": usage %b\n\n" % msgspec.json.encode(usage)
 
 
 def _envelope(message: str, code: str) -> dict[str, Any]:

@@ -113,6 +113,28 @@ def test_counts_come_from_the_comment_or_the_last_chunk_that_has_them(stream: by
         assert relayed(chunks)[0].usage() == counts
 
 
+ROLE = event(choices=[{"delta": {"role": "assistant", "content": ""}}])
+BEGUN = b': usage {"prompt_tokens":5,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":4}}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("stream", "counts"),
+    [
+        (ROLE + BEGUN + delta(content="a") * 3, Usage(5, 3, 4)),
+        (ROLE + BEGUN + delta(content="x" * 300) * 100, Usage(5, 100, 4)),
+        (ROLE + BEGUN + delta(content="a") * 3 + COMMENT + DONE, Usage(5, 2, 1)),
+        (ROLE + BEGUN + delta(content="a") * 3 + event(error={"message": "died"}), Usage(5, 3, 4)),
+        (ROLE + delta(content="a") * 3, None),
+        (ROLE + b": usage {broken}\n\n" + delta(content="a"), None),
+        (b"", None),
+    ],
+)
+def test_a_stream_that_was_cut_off_has_the_counts_of_its_beginning(stream: bytes, counts: Usage | None) -> None:
+    """The prompt's were told before the first token; of the answer counts what has passed."""
+    for chunks in cuts(stream):
+        assert relayed(chunks)[0].usage() == counts
+
+
 @pytest.mark.parametrize(
     ("stream", "done"),
     [

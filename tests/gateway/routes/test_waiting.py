@@ -180,14 +180,14 @@ def test_leaving_a_stream_cancels_the_neuron(path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "options", "prompt"),
     [
-        (CHAT, {}, None),
-        (COMPLETIONS, {}, None),
+        (CHAT, {}, 7),
+        (COMPLETIONS, {}, 7),
         (CHAT, {"stream_options": {"continuous_usage_stats": True}}, 7),
         (MESSAGES, {}, 7),
     ],
 )
-def test_what_went_by_before_a_client_left_is_counted(path: str, options: dict[str, Any], prompt: int | None) -> None:
-    """Its tokens were computed like any others; those of the prompt where the neuron has told them."""
+def test_what_went_by_before_a_client_left_is_counted(path: str, options: dict[str, Any], prompt: int) -> None:
+    """Its tokens were computed like any others, and so were those of the prompt."""
 
     async def scenario(rig: Rig) -> None:
         seen = 0

@@ -98,6 +98,19 @@ def test_the_usage_comment_stands_before_the_end(tmp_path: Path) -> None:
     with_neuron(tmp_path, use)
 
 
+def test_a_usage_comment_stands_before_the_first_token(tmp_path: Path) -> None:
+    """A proxy knows what the prompt was, also of a stream that is cut off."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        _, comment, first, *_ = (await neuron.chat("hey", stream=True)).text.strip().split("\n\n")
+        usage = json.loads(comment.removeprefix(": usage "))
+
+        assert json.loads(first.removeprefix("data: "))["choices"][0]["delta"]["content"]
+        assert (usage["prompt_tokens"], usage["prompt_tokens_details"]) == (6, {"cached_tokens": 0})
+
+    with_neuron(tmp_path, use)
+
+
 def test_continuous_usage_is_on_every_chunk(tmp_path: Path) -> None:
     """The role chunk already tells how long the prompt is."""
 
