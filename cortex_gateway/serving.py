@@ -6,6 +6,7 @@ import errno
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -16,9 +17,11 @@ from cortex_gateway.access import AccessLog
 from cortex_gateway.addresses import Address, is_every_ipv6, parse_address
 from cortex_gateway.app import create_app
 from cortex_gateway.config import Config
+from cortex_gateway.fleet.credentials import contexts
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.settings import UserError
+from cortex_gateway.tls import server_context
 from cortex_gateway.transport import NeuronTransport
 
 log = logging.getLogger(__name__)
@@ -113,15 +116,18 @@ async def running(
     `hurry` ends the drain.
     """
     metrics = Metrics()
-    fleet = Fleet(config, metrics, transport=NeuronTransport())
+    fleet = Fleet(config, metrics, transport=NeuronTransport(contexts(config.neurons)))
     drain_secs = max(1, round(config.gateway.drain_secs))
-    api = _server(AccessLog(create_app(fleet, metrics, config), metrics), drain_secs, lifespan=True)
-    scrape = _server(metrics_app(metrics), METRICS_DRAIN_SECS, lifespan=False)
+    told = config.gateway
+    tls = server_context(told.tls_cert, told.tls_key) if told.tls_cert else None
+    metrics_tls = tls if told.metrics_tls else None
+    api = _server(AccessLog(create_app(fleet, metrics, config), metrics), drain_secs, tls, lifespan=True)
+    scrape = _server(metrics_app(metrics), METRICS_DRAIN_SECS, metrics_tls, lifespan=False)
     tasks = [
         asyncio.create_task(api.serve([listeners.api]), name="api listener"),
         asyncio.create_task(scrape.serve([listeners.metrics]), name="metrics listener"),
     ]
-    urls = [_url(listeners.api), _url(listeners.metrics)]
+    urls = [_url(listeners.api, tls), _url(listeners.metrics, metrics_tls)]
     try:
         await _started(tasks, [api, scrape])
         yield Running(fleet, metrics, *urls)
@@ -178,19 +184,20 @@ def metrics_app(metrics: Metrics) -> Asgi:
     return app
 
 
-def _server(app: Asgi, drain_secs: int, *, lifespan: bool) -> Server:
-    return Server(
-        uvicorn.Config(
-            _told_to_end(app),
-            http="httptools",
-            ws="none",
-            lifespan="on" if lifespan else "off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=drain_secs,
-        )
+def _server(app: Asgi, drain_secs: int, tls: ssl.SSLContext | None, *, lifespan: bool) -> Server:
+    settings = uvicorn.Config(
+        _told_to_end(app),
+        http="httptools",
+        ws="none",
+        lifespan="on" if lifespan else "off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=drain_secs,
     )
+    settings.load()
+    settings.ssl = tls  # by itself uvicorn makes its own from files, and asks the terminal for the passphrase of a key
+    return Server(settings)
 
 
 def _told_to_end(app: Asgi) -> Asgi:
@@ -226,5 +233,5 @@ async def _drained(tasks: list[asyncio.Task[None]], api: Server, hurry: asyncio.
         hurrying.cancel()
 
 
-def _url(listener: socket.socket) -> str:
-    return f"http://{Address(*listener.getsockname()[:2])}"
+def _url(listener: socket.socket, tls: ssl.SSLContext | None) -> str:
+    return f"{'https' if tls else 'http'}://{Address(*listener.getsockname()[:2])}"

@@ -9,6 +9,7 @@ import httpx
 from attrs import frozen
 
 from cortex_gateway.settings import UserError
+from cortex_gateway.tls import client_context, words
 
 PATIENCE = httpx.Timeout(None, connect=5.0)
 """A load may take as long as it takes; only the connection has a limit."""
@@ -50,10 +51,16 @@ class Api:
     def _client(self) -> Iterator[httpx.Client]:
         try:
             with httpx.Client(
-                base_url=self.endpoint, timeout=PATIENCE, transport=self.transport, trust_env=False
+                base_url=self.endpoint,
+                timeout=PATIENCE,
+                transport=self.transport,
+                trust_env=False,
+                verify=client_context() if self.endpoint.startswith("https:") else True,
             ) as http:
                 yield http
         except httpx.ConnectError as error:
+            if why := words(error, "SSL_CERT_FILE"):
+                raise CommandError(f"{self.endpoint}: {why}") from error
             raise CommandError(
                 f"no gateway answers at {self.endpoint}; start one with `cortex up` or `cortex serve`, "
                 "or name another with --endpoint"
