@@ -3,8 +3,8 @@
 import os
 import pathlib
 import tomllib
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 from attrs import Attribute, evolve, field, frozen
 from attrs.validators import ge, min_len
@@ -13,9 +13,11 @@ from cortex_gateway.addresses import parse_address, parse_url
 from cortex_gateway.origins import is_host, is_origin
 from cortex_gateway.placement.snapshot import Cost, Limit, ModelConfig
 from cortex_gateway.settings import HIDDEN, NESTED, At, ConfigError, Reader, variables
+from cortex_gateway.tls import TlsFileError, client_context, server_context
 from cortex_gateway.variables import unused
 
 DEFAULT_PLACES = (pathlib.Path("cortex.toml"), pathlib.Path("/etc/cortex/cortex.toml"))
+T = TypeVar("T", "Gateway", "Neuron")
 ENV_PREFIX = "CORTEX_"
 STATE_FILE = "cortex-state.db"
 OTHER_VARIABLES = (
@@ -86,6 +88,9 @@ class Gateway:
     drain_secs: float = field(default=30.0, validator=ge(0))  # running requests get this long at shutdown and unload
     neuron_secret: str | None = field(default=None, repr=False, metadata=HIDDEN)  # of neurons without one of their own
     neuron_secret_file: str | None = None
+    tls_cert: str | None = None  # PEM files of the API's certificate and key, relative to cortex.toml
+    tls_key: str | None = None
+    metrics_tls: bool = False  # the same for /metrics
 
 
 @frozen(kw_only=True)
@@ -115,6 +120,9 @@ class Neuron:
     endpoint: str = field(validator=_url, converter=parse_url)  # http://host:port
     secret: str | None = field(default=None, repr=False, metadata=HIDDEN)  # what it wants to be shown
     secret_file: str | None = None
+    tls_ca: str | None = None  # PEM: who signed its certificate, where the system does not know
+    tls_cert: str | None = None  # PEM: what it is shown, where it asks for a certificate
+    tls_key: str | None = None
 
 
 @frozen(kw_only=True)
@@ -170,9 +178,14 @@ def load_config(path: pathlib.Path | None, environ: Mapping[str, str]) -> Config
         )
     neurons = _with_secrets(top.gateway, top.neurons or Config().neurons, path, reader)
     reader.unique(at.key("neurons.name"), [neuron.name for neuron in neurons])
+    folder = path.parent if path else pathlib.Path()
+    gateway = _checked_gateway(top.gateway, at.key("gateway"), folder, reader)
+    neurons = tuple(
+        _checked_neuron(one, at.key("neurons").item(index), folder, reader) for index, one in enumerate(neurons)
+    )
     reader.finish()
     return Config(
-        gateway=top.gateway,
+        gateway=gateway,
         eviction=top.eviction,
         auth=top.auth,
         state=state_path(top.auth.state, path, environ),
@@ -198,6 +211,45 @@ def _with_secrets(
         if any(other.secret != found[-1].secret for other in found if _same_place(other, one)):
             reader.complain(here.key("secret"), f"is not that of another neuron at the same address, {one.endpoint}")
     return tuple(found)
+
+
+def _checked_gateway(gateway: Gateway, at: At, folder: pathlib.Path, reader: Reader) -> Gateway:
+    """With the paths of its TLS files as they are opened, and each of them looked at."""
+    found = _with_paths(gateway, folder, "tls_cert", "tls_key")
+    cert = found.tls_cert
+    if cert is None:
+        for name in ("tls_key", "metrics_tls"):
+            if getattr(found, name):
+                reader.complain(at.key(name), "needs tls_cert beside it")
+        return found
+    _look(reader, at, lambda: server_context(cert, found.tls_key))
+    return found
+
+
+def _checked_neuron(neuron: Neuron, at: At, folder: pathlib.Path, reader: Reader) -> Neuron:
+    names = ("tls_ca", "tls_cert", "tls_key")
+    found = _with_paths(neuron, folder, *names)
+    named = [name for name in names if getattr(found, name)]
+    if named and not found.endpoint.startswith("https://"):
+        reader.complain(at.key(named[0]), f"is for an https:// endpoint; it is {found.endpoint}")
+    elif found.tls_key and not found.tls_cert:
+        reader.complain(at.key("tls_key"), "needs tls_cert beside it")
+    elif named:
+        _look(reader, at, lambda: client_context(found.tls_ca, found.tls_cert, found.tls_key))
+    return found
+
+
+def _with_paths(record: T, folder: pathlib.Path, *names: str) -> T:
+    named = {name: getattr(record, name) for name in names if getattr(record, name)}
+    changes: dict[str, Any] = {name: str(folder / pathlib.Path(file).expanduser()) for name, file in named.items()}
+    return evolve(record, **changes)
+
+
+def _look(reader: Reader, at: At, open_files: Callable[[], object]) -> None:
+    try:
+        open_files()
+    except TlsFileError as error:
+        reader.complain(at.key(f"tls_{error.which}"), str(error))
 
 
 def _same_place(one: Neuron, other: Neuron) -> bool:

@@ -7,6 +7,7 @@ import functools
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -21,9 +22,11 @@ from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config
 from cortex_gateway.connection import KEEP_SECS, ClientConnection, Patience
 from cortex_gateway.errors import Forbidden, Unauthorized
+from cortex_gateway.fleet.credentials import contexts
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.settings import UserError
+from cortex_gateway.tls import server_context
 from cortex_gateway.transport import NeuronTransport
 
 log = logging.getLogger(__name__)
@@ -128,19 +131,21 @@ async def _answering(
     config: Config, listeners: Listeners, guard: Guard, hurry: asyncio.Event | None
 ) -> AsyncIterator[Running]:
     metrics = Metrics()
-    fleet = Fleet(config, metrics, transport=NeuronTransport())
+    fleet = Fleet(config, metrics, transport=NeuronTransport(contexts(config.neurons)))
     it = config.gateway
     patience = Patience(read_secs=it.read_timeout_secs, write_secs=it.write_timeout_secs)
     drain_secs = max(1, round(it.drain_secs))
+    tls = server_context(it.tls_cert, it.tls_key) if it.tls_cert else None
+    metrics_tls = tls if it.metrics_tls else None
     app = AccessLog(create_app(fleet, metrics, config, guard), metrics)
-    api = _server(app, patience, drain_secs, lifespan=True)
+    api = _server(app, patience, drain_secs, tls, lifespan=True)
     page = metrics_app(metrics, guard if config.auth.metrics else None)
-    scrape = _server(page, patience, METRICS_DRAIN_SECS, lifespan=False)
+    scrape = _server(page, patience, METRICS_DRAIN_SECS, metrics_tls, lifespan=False)
     tasks = [
         asyncio.create_task(api.serve([listeners.api]), name="api listener"),
         asyncio.create_task(scrape.serve([listeners.metrics]), name="metrics listener"),
     ]
-    url, metrics_url = _url(listeners.api), _url(listeners.metrics)
+    url, metrics_url = _url(listeners.api, tls), _url(listeners.metrics, metrics_tls)
     notices = policy.notices(config.gateway.listen, config.auth.required, guard.usable)
     try:
         await _started(tasks, [api, scrape])
@@ -215,22 +220,23 @@ def _metrics_page(
     return 200, body, [(b"content-type", content_type.encode())]
 
 
-def _server(app: Asgi, patience: Patience, drain_secs: int, *, lifespan: bool) -> Server:
+def _server(app: Asgi, patience: Patience, drain_secs: int, tls: ssl.SSLContext | None, *, lifespan: bool) -> Server:
     connection: Any = functools.partial(ClientConnection, patience)  # to uvicorn a class, which it only calls
-    return Server(
-        uvicorn.Config(
-            _told_to_end(app),
-            http=connection,
-            ws="none",
-            lifespan="on" if lifespan else "off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_keep_alive=KEEP_SECS,
-            proxy_headers=False,  # who is at the other end of the connection decides what he may, whatever he says
-            timeout_graceful_shutdown=drain_secs,
-        )
+    settings = uvicorn.Config(
+        _told_to_end(app),
+        http=connection,
+        ws="none",
+        lifespan="on" if lifespan else "off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_SECS,
+        proxy_headers=False,  # who is at the other end of the connection decides what he may, whatever he says
+        timeout_graceful_shutdown=drain_secs,
     )
+    settings.load()
+    settings.ssl = tls  # by itself uvicorn makes its own from files, and asks the terminal for the passphrase of a key
+    return Server(settings)
 
 
 def _told_to_end(app: Asgi) -> Asgi:
@@ -266,5 +272,5 @@ async def _drained(tasks: list[asyncio.Task[None]], api: Server, hurry: asyncio.
         hurrying.cancel()
 
 
-def _url(listener: socket.socket) -> str:
-    return f"http://{Address(*listener.getsockname()[:2])}"
+def _url(listener: socket.socket, tls: ssl.SSLContext | None) -> str:
+    return f"{'https' if tls else 'http'}://{Address(*listener.getsockname()[:2])}"

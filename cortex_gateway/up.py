@@ -142,6 +142,10 @@ async def up(asked: Up, out: Console, environ: Mapping[str, str], *, neuron: tup
     target = target_of(asked.model)
     if neuron is None and importlib.util.find_spec("jax") is None:
         raise UpError("the neuron needs JAX, which is not installed here: pip install 'cortex-jax[neuron]'")
+    if "NEURON_SERVER__TLS_CERT" in environ:
+        raise UpError(
+            "NEURON_SERVER__TLS_CERT is set, and `cortex up` speaks plain HTTP: use `neuron serve`, `cortex serve`"
+        )
     command = (*(neuron or NEURON), "--host", asked.host, "--port", str(asked.neuron_port))
     config = attrs.evolve(config_of(asked, target, _secret(environ)), state=state_path(None, None, environ))
     stage = Stage(asked=asked, target=target, config=config, command=command, log=log_path(environ), out=out)

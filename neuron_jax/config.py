@@ -18,6 +18,7 @@ from attrs import field, frozen
 
 from neuron_jax.addresses import parse_host, parse_url
 from neuron_jax.errors import ConfigError
+from neuron_jax.tls import TlsFileError, client_context, server_context
 from neuron_jax.variables import unused
 
 PREFIX = "NEURON_"
@@ -26,6 +27,7 @@ HARNESSES = ("jax", "candle")
 
 T = TypeVar("T")
 S = TypeVar("S", "AccessConfig", "PeerConfig")
+R = TypeVar("R", "ServerConfig", "PeerConfig")
 
 
 @frozen
@@ -129,6 +131,8 @@ HOST = Rule("a name or an IP address", _parsed(parse_host), explains=True)
 ENDPOINT = Rule("a URL like http://host:13131", _parsed(parse_url), explains=True)
 FLAG = Rule("true or false", _flag, lambda text: {"true": True, "false": False}.get(text.lower(), text))
 PATH = Rule("a path", _path)
+A_FILE = {"rule": PATH}
+"""The metadata of a file that may be named, relative to the configuration."""
 SECRET = Rule("a word of visible ASCII characters", _secret, hidden=True)
 MEGABYTES = _integer(0, 2**31)
 TEXTS = Rule("a list of texts", _texts, lambda text: text.split(","))
@@ -145,7 +149,7 @@ class AccessConfig:
     is named; without one, `trust_network` lets other hosts load and unload models."""
 
     secret: str = _setting(SECRET, "")
-    secret_file: Path | None = field(default=None, metadata={"rule": PATH}, kw_only=True)
+    secret_file: Path | None = field(default=None, metadata=A_FILE, kw_only=True)
     trust_network: bool = _setting(FLAG, False)
 
 
@@ -154,6 +158,7 @@ class ServerConfig:
     """Where the daemon listens. `drain_secs` is how long work in flight may take to end at shutdown.
 
     `allowed_hosts`: names it answers to besides IP addresses and local ones; `allowed_origins`: web pages that may ask it.
+    `tls_*`: PEM files; with `tls_client_ca` whoever connects needs a certificate that it signed.
     """
 
     host: str = _setting(HOST, "127.0.0.1")
@@ -162,6 +167,9 @@ class ServerConfig:
     drain_secs: float = _setting(_number(0, 3600), 30.0)
     allowed_hosts: tuple[str, ...] = _setting(TEXTS, ())
     allowed_origins: tuple[str, ...] = _setting(TEXTS, ())
+    tls_cert: Path | None = field(default=None, metadata=A_FILE, kw_only=True)
+    tls_key: Path | None = field(default=None, metadata=A_FILE, kw_only=True)
+    tls_client_ca: Path | None = field(default=None, metadata=A_FILE, kw_only=True)
 
 
 @frozen
@@ -222,12 +230,18 @@ class WatchdogConfig:
 
 @frozen
 class PeerConfig:
-    """Another neuron that may lend devices to models which this one leads. `secret`: what it wants, by default ours."""
+    """Another neuron that may lend devices to models which this one leads. `secret`: what it wants, by default ours.
+
+    `tls_ca`: PEM file of who signed its certificate; `tls_cert`, `tls_key`: ours, where it asks for one.
+    """
 
     name: str = _setting(TEXT)
     endpoint: str = _setting(ENDPOINT)
     secret: str = _setting(SECRET, "")
-    secret_file: Path | None = field(default=None, metadata={"rule": PATH}, kw_only=True)
+    secret_file: Path | None = field(default=None, metadata=A_FILE, kw_only=True)
+    tls_ca: Path | None = field(default=None, metadata=A_FILE, kw_only=True)
+    tls_cert: Path | None = field(default=None, metadata=A_FILE, kw_only=True)
+    tls_key: Path | None = field(default=None, metadata=A_FILE, kw_only=True)
 
 
 @frozen
@@ -415,19 +429,19 @@ def _build_config(tree: Mapping[str, Any], origin: str, root: Path, folder: Path
     if "port" in tree and server.setdefault("port", tree["port"]) != tree["port"]:
         raise ConfigError(f"{origin}: port = {tree['port']!r} and server.port = {server['port']!r}; give one of them")
     cache = {"models_dir": str(root / "models"), "compile_dir": str(root / "compiled"), **_table(tree, "cache", origin)}
-    for index, harness in enumerate(_tables(tree, "harnesses", origin)):
-        read_record(_Harness, harness, origin, f"harnesses[{index}].")
+    for at, harness in _numbered(tree, "harnesses", origin):
+        read_record(_Harness, harness, origin, at)
     return NeuronConfig(
         access=access,
         cache=read_record(CacheConfig, cache, origin, "cache."),
-        server=read_record(ServerConfig, server, origin, "server."),
+        server=_with_tls(read_record(ServerConfig, server, origin, "server."), server, origin, "server.", folder),
         engine=read_record(EngineConfig, _table(tree, "engine", origin), origin, "engine."),
         admission=read_record(AdmissionConfig, _table(tree, "admission", origin), origin, "admission."),
         ranks=ranks,
         watchdog=read_record(WatchdogConfig, _table(tree, "watchdog", origin), origin, "watchdog."),
         peers=tuple(
-            _with_secret(PeerConfig, table, origin, f"peers[{index}].", folder)
-            for index, table in enumerate(_tables(tree, "peers", origin))
+            _with_tls(_with_secret(PeerConfig, table, origin, at, folder), table, origin, at, folder)
+            for at, table in _numbered(tree, "peers", origin)
         ),
         models=_specs(tree, "models", origin),
         default_models=_specs(tree, "default_models", origin),
@@ -453,6 +467,34 @@ def _with_secret(cls: type[S], table: Mapping[str, Any], origin: str, prefix: st
         raise ConfigError(f"{where}: allowed in the file is {SECRET.allowed}") from error
 
 
+def _with_tls(record: R, table: Mapping[str, Any], origin: str, prefix: str, folder: Path) -> R:
+    """The record with the paths of its TLS files as they are opened, and each of them looked at."""
+    names = [item.name for item in attrs.fields(type(record)) if item.name.startswith("tls_")]
+    named = {name: folder / getattr(record, name) for name in names if getattr(record, name)}
+    found = attrs.evolve(record, **named)
+    if not named:
+        return record
+    first = next(iter(named))
+    where = f"{_origin_of(table[first], origin)}: {prefix}{first}"
+    if isinstance(found, PeerConfig) and not found.endpoint.startswith("https://"):
+        raise ConfigError(f"{where} is for an https:// endpoint; it is {found.endpoint}")
+    if found.tls_cert is None and (found.tls_key or isinstance(found, ServerConfig)):
+        raise ConfigError(f"{where} needs tls_cert beside it")
+    try:
+        _open_tls(found)
+    except TlsFileError as error:
+        key = f"tls_{error.which}"
+        raise ConfigError(f"{_origin_of(table[key], origin)}: {prefix}{key}: {error}") from error
+    return found
+
+
+def _open_tls(record: ServerConfig | PeerConfig) -> None:
+    if isinstance(record, PeerConfig):
+        client_context(record.tls_ca, record.tls_cert, record.tls_key)
+    elif record.tls_cert:
+        server_context(record.tls_cert, record.tls_key, record.tls_client_ca)
+
+
 @frozen
 class _Harness:
     """A predecessor's `[[harnesses]]` entry: checked, and there is only one kind of engine to choose."""
@@ -461,10 +503,7 @@ class _Harness:
 
 
 def _specs(tree: Mapping[str, Any], key: str, origin: str) -> tuple[ModelSpec, ...]:
-    specs = tuple(
-        read_record(ModelSpec, table, origin, f"{key}[{index}].")
-        for index, table in enumerate(_tables(tree, key, origin))
-    )
+    specs = tuple(read_record(ModelSpec, table, origin, at) for at, table in _numbered(tree, key, origin))
     names = [name for spec in specs for name in (spec.model_id, *spec.aliases)]
     for name in names:
         if names.count(name) > 1:
@@ -472,6 +511,11 @@ def _specs(tree: Mapping[str, Any], key: str, origin: str) -> tuple[ModelSpec, .
                 f"{origin}: {key}: the name {name!r} is given to two models; every name needs one meaning"
             )
     return specs
+
+
+def _numbered(tree: Mapping[str, Any], key: str, origin: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Each of the tables with what its keys begin with in messages."""
+    return [(f"{key}[{index}].", table) for index, table in enumerate(_tables(tree, key, origin))]
 
 
 def _table(tree: Mapping[str, Any], key: str, origin: str) -> Mapping[str, Any]:

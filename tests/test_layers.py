@@ -34,14 +34,14 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.quality.worker": ({"models", "neuron_jax.weights", "neuron_jax.workers"}, JAX),
     "neuron_jax.daemon": (
         {"neuron_jax." + x for x in ("addresses", "text", "weights", "hardware", "workers", "config", "errors")}
-        | {"neuron_jax.build_info"},
+        | {"neuron_jax.build_info", "neuron_jax.tls"},
         WEB,
     ),
     "neuron_jax": ({"neuron_jax", "models.errors"}, WEB),
     "cortex_gateway.dialects": (set(), set()),
     "cortex_gateway.placement": (set(), set()),
     "cortex_gateway.fleet": (
-        {"cortex_gateway." + x for x in ("placement", "config", "errors", "metrics")},
+        {"cortex_gateway." + x for x in ("placement", "config", "errors", "metrics", "tls")},
         {"httpx"},
     ),
     "cortex_gateway.auth": ({"cortex_gateway.settings"}, set()),

@@ -11,6 +11,7 @@ import httpx
 from attrs import field, frozen
 
 from cortex_gateway.settings import UserError
+from cortex_gateway.tls import client_context, words
 
 PATIENCE = httpx.Timeout(None, connect=5.0)
 """A load may take as long as it takes; only the connection has a limit."""
@@ -59,9 +60,12 @@ class Api:
                 transport=self.transport,
                 trust_env=False,
                 headers={"authorization": f"Bearer {self.key}"} if self.key else {},
+                verify=client_context() if self.endpoint.startswith("https:") else True,
             ) as http:
                 yield http
         except httpx.ConnectError as error:
+            if why := words(error, "SSL_CERT_FILE"):
+                raise CommandError(f"{self.endpoint}: {why}") from error
             raise CommandError(
                 f"no gateway answers at {self.endpoint}; start one with `cortex up` or `cortex serve`, "
                 "or name another with --endpoint"

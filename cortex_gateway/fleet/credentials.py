@@ -1,10 +1,12 @@
-"""What the gateway shows a neuron so that it may use it, by the neuron's address; knows no route, reads no file."""
+"""What the gateway shows a neuron, and by what it knows it again, by the neuron's address; knows no route and no socket."""
 
+import ssl
 from collections.abc import Awaitable, Callable, Iterable
 
 import httpx
 
 from cortex_gateway.config import Neuron
+from cortex_gateway.tls import client_context
 
 Hook = Callable[[httpx.Request], Awaitable[None]]
 
@@ -19,6 +21,15 @@ def showing(neurons: Iterable[Neuron]) -> Hook:
             request.headers["Authorization"] = secret
 
     return show
+
+
+def contexts(neurons: Iterable[Neuron]) -> dict[tuple[str, bytes], ssl.SSLContext]:
+    """The TLS of each neuron that has files for it, by scheme and place of its URL. The files were looked at before."""
+    return {
+        _place(httpx.URL(one.endpoint)): client_context(one.tls_ca, one.tls_cert, one.tls_key)
+        for one in neurons
+        if one.tls_ca or one.tls_cert
+    }
 
 
 def _place(url: httpx.URL) -> tuple[str, bytes]:

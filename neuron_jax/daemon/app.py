@@ -6,6 +6,7 @@ import errno
 import logging
 import signal
 import socket
+import ssl
 import sys
 import time
 import uuid
@@ -36,6 +37,7 @@ from neuron_jax.daemon.routes import ROUTES
 from neuron_jax.daemon.service import Neuron
 from neuron_jax.errors import ListenError
 from neuron_jax.hardware.discover import Sampler, discover
+from neuron_jax.tls import server_context
 from neuron_jax.workers.process import DEFAULT_COMMAND
 from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
 
@@ -132,13 +134,16 @@ class _Server(uvicorn.Server):
             timeout_keep_alive=75,
             timeout_graceful_shutdown=max(1, round(config.server.drain_secs)),
         )
+        settings.load()
+        settings.ssl = tls_of(config.server)
         super().__init__(settings)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and not self.should_exit:
             address = Address(*self.servers[0].sockets[0].getsockname()[:2])
-            print(f"neuron ready http://{address}", flush=True)  # noqa: T201
+            scheme = "https" if self.config.ssl else "http"
+            print(f"neuron ready {scheme}://{address}", flush=True)  # noqa: T201
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -158,6 +163,11 @@ class _Server(uvicorn.Server):
         if self._giving_up is None:
             _log.info("shutting down")
             self._giving_up = asyncio.create_task(self._lifecycle.refuse_new_work())
+
+
+def tls_of(server: ServerConfig) -> ssl.SSLContext | None:
+    """What the daemon listens with; None for plain HTTP. By itself uvicorn would ask the terminal for a key's passphrase."""
+    return server_context(server.tls_cert, server.tls_key, server.tls_client_ca) if server.tls_cert else None
 
 
 @contextlib.asynccontextmanager

@@ -35,7 +35,7 @@ Headers = Mapping[str, str]
 class Door:
     """`hosts` and `origins` are allowed besides what is harmless; `*` among them allows all. `own`: this host's name.
 
-    Without a `secret` other hosts control this neuron only where the network is trusted.
+    Without a `secret` other hosts control this neuron only where the network is trusted, or lets in whom a certificate names.
     """
 
     secret: str = field(default="", repr=False)
@@ -49,7 +49,7 @@ class Door:
         """As the configuration says."""
         return cls(
             secret=config.access.secret,
-            trusts_network=config.access.trust_network,
+            trusts_network=config.access.trust_network or config.server.tls_client_ca is not None,
             own=socket.gethostname().partition(".")[0].lower(),
             hosts=frozenset(name.lower().rstrip(".") for name in config.server.allowed_hosts),
             origins=frozenset(origin.lower().rstrip("/") for origin in config.server.allowed_origins),
@@ -127,7 +127,8 @@ def check_place(headers: Headers, client: tuple[str, int] | None, server: tuple[
 def exposure(config: NeuronConfig) -> str | None:
     """What an operator must know who lets other hosts in without a secret."""
     host = _address(config.server.host)
-    if config.access.secret or config.server.host == "localhost" or (host is not None and host.is_loopback):
+    asks = config.access.secret or config.server.tls_client_ca
+    if asks or config.server.host == "localhost" or (host is not None and host.is_loopback):
         return None
     whole = f"whoever reaches {Address(config.server.host, config.server.port)} may use the models of this neuron"
     if config.access.trust_network:

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from litestar import Response
 
-from neuron_jax.addresses import parse_address
+from neuron_jax.addresses import Address, parse_address
 from neuron_jax.daemon.catalogue import Entry
 from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW
 from neuron_jax.daemon.lifecycle import Lifecycle
@@ -150,7 +150,8 @@ def endpoint(lifecycle: Lifecycle, model_id: str, host: str) -> Response[bytes]:
     if resident is None or not resident.serving:
         return json_response({"error": f"{model_id} is not loaded"}, 404)
     server = lifecycle.config.server
-    return json_response({"url": f"http://{host or f'{server.host}:{server.port}'}"})
+    scheme = "https" if server.tls_cert else "http"
+    return json_response({"url": f"{scheme}://{host or Address(server.host, server.port)}"})
 
 
 async def capabilities(lifecycle: Lifecycle, model_id: str) -> Response[bytes]:

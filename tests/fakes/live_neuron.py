@@ -12,7 +12,7 @@ import uvicorn
 
 from neuron_jax.config import AccessConfig, AdmissionConfig, ModelSpec, NeuronConfig, ServerConfig, load_config
 from neuron_jax.daemon.admission import Admission
-from neuron_jax.daemon.app import build_app
+from neuron_jax.daemon.app import build_app, tls_of
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.service import Neuron
@@ -133,13 +133,16 @@ async def serving(
     settings = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=1
     )
+    settings.load()
+    settings.ssl = tls_of(config.server)
     server = uvicorn.Server(settings)
     task = asyncio.create_task(server._serve())
     while not server.started:
         assert not task.done(), "the daemon ended at start"
         await asyncio.sleep(0.005)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", app.state.neuron
+        scheme = "https" if settings.ssl else "http"
+        yield f"{scheme}://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", app.state.neuron
     finally:
         server.should_exit = True
         await task
