@@ -60,7 +60,7 @@ class Record:
     @property
     def tokens(self) -> int:
         """Of the prompt and of the answer, as far as they are known."""
-        return 0 if self.usage is None else self.usage.prompt + self.usage.completion
+        return self.passed if self.usage is None else self.usage.prompt + self.usage.completion
 
     def leased(self, lease: Lease) -> None:
         """Which replica serves it."""

@@ -1,6 +1,7 @@
 """Who is let in, route by route and in both dialects; and that what he showed goes nowhere."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -274,6 +275,23 @@ def test_tokens_a_minute(path: str, *, streaming: bool) -> None:
         assert second.headers["retry-after"] == "7"
 
     run(scenario, guard=guarded(key, clock=lambda: clock[0]))
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MESSAGES])
+def test_what_went_by_of_an_answer_is_counted_when_its_client_leaves(path: str) -> None:
+    """Nobody spends more than he may by hanging up before the end."""
+    key = made(tokens_per_minute=20)
+
+    async def scenario(rig: Rig) -> None:
+        rig.client.headers.update(key.bearer)
+        seen = 0
+        async with contextlib.aclosing(rig.stream(path)) as chunks:
+            while seen < 20:
+                seen += (await anext(chunks)).count(b"word")
+        await settled()
+        assert (await ask(rig, "POST", path)).status_code == 429
+
+    run(scenario, Answer(deltas=({"content": " word "},) * 500), guard=guarded(key), beat_seconds=5)
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MESSAGES])
