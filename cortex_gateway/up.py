@@ -275,7 +275,7 @@ async def _answering(endpoint: str) -> None:
 
 async def _load(stage: Stage, bars: LoadBars) -> None:
     spec = LoadSpec(model_id=stage.target.id, source=stage.target.source, quant=stage.asked.quant)
-    hooks: dict[str, list[Any]] = {"request": [showing(stage.config.neurons)]}
+    hooks = {"request": showing(stage.config.neurons)}
     async with httpx.AsyncClient(trust_env=False, event_hooks=hooks) as http:
         try:
             await NeuronClient(http, NODE, stage.neuron).load(spec, timeout_secs=LOAD_SECS, report=bars.report)

@@ -11,8 +11,8 @@ from cortex_gateway.tls import client_context
 Hook = Callable[[httpx.Request], Awaitable[None]]
 
 
-def showing(neurons: Iterable[Neuron]) -> Hook:
-    """A request hook for httpx: what goes to a neuron with a secret bears it. A client's own credentials never do."""
+def showing(neurons: Iterable[Neuron]) -> list[Hook]:
+    """Request hooks for httpx: what goes to a neuron with a secret bears it. A client's own credentials never do."""
     secrets = {_place(httpx.URL(one.endpoint)): f"Bearer {one.secret}" for one in neurons if one.secret}
 
     async def show(request: httpx.Request) -> None:
@@ -20,7 +20,7 @@ def showing(neurons: Iterable[Neuron]) -> Hook:
         if secret is not None:
             request.headers["Authorization"] = secret
 
-    return show
+    return [show] if secrets else []
 
 
 def contexts(neurons: Iterable[Neuron]) -> dict[tuple[str, bytes], ssl.SSLContext]:

@@ -114,7 +114,7 @@ class Fleet:
             limits=limits,
             timeout=timeout,
             trust_env=False,
-            event_hooks={"request": [showing(config.neurons)]},
+            event_hooks={"request": showing(config.neurons)},
         )
         self._config = config
         self._metrics = metrics

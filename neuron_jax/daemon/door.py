@@ -5,6 +5,7 @@ to point here (DNS rebinding) passes for ours. So a POST is JSON, comes from no 
 that no stranger can have a page under. Who shows the secret is neither.
 """
 
+import functools
 import hmac
 import ipaddress
 import re
@@ -153,6 +154,7 @@ def _without_port(host: str) -> str:
     return host.partition(":")[0]
 
 
+@functools.lru_cache(256)
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """IPv4 that came in over IPv6 is IPv4."""
     try:

@@ -1,6 +1,9 @@
 """Who may ask a neuron what: web pages, bodies that are no JSON, and names that a stranger could have made."""
 
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 from neuron_jax.config import AccessConfig, CacheConfig, NeuronConfig, ServerConfig
 from neuron_jax.daemon.door import Door, check_media, check_place, exposure
 from neuron_jax.daemon.problems import Problem
+from tests.fakes.engine_double import ROOT, environment
 from tests.fakes.live_neuron import MODEL, LiveNeuron, with_neuron
 
 POSTS = (
@@ -251,3 +255,34 @@ def test_who_lets_others_in_is_told_once(host: str, access: dict[str, Any], told
     found = exposure(config(server=ServerConfig(host=host), access=AccessConfig(**access)))
 
     assert found is None if told is None else re.search(told, str(found))
+
+
+PROGRAM = """
+import os
+from neuron_jax.config import load_config
+from neuron_jax.daemon.app import serve
+serve(load_config(None, os.environ))
+"""
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_a_neuron_that_listens_everywhere_says_so_and_obeys_this_host(tmp_path: Path) -> None:
+    """Once, on stderr; loopback of IPv4 is loopback, though it comes in over IPv6."""
+    settings = {"NEURON_SERVER__HOST": "::", "NEURON_SERVER__PORT": "0", "CORTEX_CACHE": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env=environment() | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        port = process.stdout.readline().rpartition(":")[2].strip()
+        asked = httpx.post(f"http://127.0.0.1:{port}/models/unload", json={"model_id": "x"}, timeout=20)
+        process.terminate()
+        _, said = process.communicate(timeout=20)
+
+    assert (asked.status_code, asked.json()) == (404, {"error": "x is not loaded"})
+    assert said.count("whoever reaches [::]:0 may use the models of this neuron") == 1
+    assert said.count("WARNING") == 1
