@@ -6,6 +6,7 @@ from typing import Literal
 from attrs import define, evolve, field
 
 from cortex_gateway.fleet.messages import LoadSpec, Observation
+from cortex_gateway.placement.circuit import Circuit
 from cortex_gateway.placement.route import Candidate
 from cortex_gateway.placement.snapshot import Group, LoadStatus, Membership, Node, Replica
 
@@ -80,6 +81,7 @@ class Host:
     ours: Counter[str] = field(factory=Counter)
     peak: Counter[str] = field(factory=Counter)  # most of ours at once since the look began
     last_used: dict[str, float] = field(factory=dict)
+    circuits: dict[str, Circuit] = field(factory=dict)  # of models that have failed here since they last served
     cycles: int = 0
     job: Job | None = None
     stale: bool = False  # memory and models have changed since the node was last looked at
@@ -107,6 +109,8 @@ class Host:
         for model, one in self.replicas.items():
             if one.status == "loaded":
                 self.last_used.setdefault(model, now)
+        # Another engine, when it serves, is another replica.
+        self.circuits = {model: one for model, one in self.circuits.items() if self._serves(model)}
 
     def miss(self, reason: str) -> bool:
         """True when this miss is the one that makes the node unhealthy."""
@@ -124,11 +128,24 @@ class Host:
             self.suspect, self.silent = True, False
             self.reason = reason if self.healthy else self.reason
 
-    def take(self, model: str, now: float) -> None:
+    def take(self, model: str, now: float) -> bool:
+        """True when it is the request that tries the replica after its rest."""
         self._changes += 1
         self.ours[model] += 1
         self.peak[model] = max(self.peak[model], self.ours[model])
         self.last_used[model] = now
+        circuit = self.circuits.get(model)
+        if circuit is None:
+            return False
+        self.circuits[model] = circuit.tried(now)
+        return self.circuits[model] is not circuit
+
+    def judge(self, model: str, circuit: Circuit) -> None:
+        """What is known of the replica's health now."""
+        self._changes += 1
+        self.circuits[model] = circuit
+        if circuit == Circuit():
+            del self.circuits[model]
 
     def give_back(self, model: str, now: float) -> None:
         assert self.ours[model] > 0, "a lease is given back once"
@@ -144,12 +161,14 @@ class Host:
             before, status="loaded", servable=True, devices=devices, progress=None, last_error=None
         )
         self.last_used[spec.model_id] = now
+        self.circuits.pop(spec.model_id, None)
         self.changed()
 
     def unloaded(self, model: str) -> None:
         gone = self.replicas.get(model) or Replica(model=model, status="unloaded")
         self.replicas[model] = evolve(gone, status="unloaded", devices=(), vram_used_mb=None, others=0)
         self.last_used.pop(model, None)
+        self.circuits.pop(model, None)
         self.changed()
 
     def replica(self, model: str) -> Replica | None:
@@ -166,17 +185,23 @@ class Host:
             said,
             in_flight=self.ours[model],
             last_used=self.last_used.get(model, 0.0),
+            circuit=self.circuits.get(model),
             draining=leaving or said.status == "draining",
         )
 
-    def candidate(self, model: str) -> Candidate | None:
+    def candidate(self, model: str, now: float) -> Candidate | None:
         """The replica as routing sees it, if a request may be sent to it. The path of every warm request: no copies."""
         said = self.replicas.get(model)
         if said is None or not said.serving or not self.healthy or self.suspect:
             return None
         if self.job and (self.job.loads(model) or self.job.unloads(model)):
             return None
-        return Candidate(self.name, self.ours[model] + said.others, said.load)
+        circuit = self.circuits.get(model)
+        resting = circuit is not None and circuit.rests(now)
+        return Candidate(self.name, self.ours[model] + said.others, said.load, resting)
+
+    def _serves(self, model: str) -> bool:
+        return model in self.replicas and self.replicas[model].status == "loaded"
 
     def loads_now(self, model: str) -> bool:
         """A load of it is really running there, ours or somebody else's."""

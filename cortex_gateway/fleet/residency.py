@@ -19,6 +19,7 @@ from cortex_gateway.fleet.memory import PATIENCE_SECS, Memory, Ticket, not_loade
 from cortex_gateway.placement import catalogue
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
+from cortex_gateway.placement.circuit import Circuit
 from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus
 
 log = logging.getLogger(__name__)
@@ -66,12 +67,14 @@ class Residency:
         handler(event)
         return self._jobs.out
 
-    def snapshot(self) -> FleetSnapshot:
+    def snapshot(self, now: float | None = None) -> FleetSnapshot:
+        """Everything as last seen; `now` is the time of the last event, unless the caller knows better."""
         waiting: dict[str, int] = {}
         for ticket in self.tickets.values():
             if ticket.kind == "serve":
                 waiting[ticket.model] = waiting.get(ticket.model, 0) + 1
-        return FleetSnapshot(nodes=tuple(map(self._jobs.node, self.hosts.values())), waiting=waiting)
+        nodes = tuple(map(self._jobs.node, self.hosts.values()))
+        return FleetSnapshot(nodes=nodes, at=self._now if now is None else now, waiting=waiting)
 
     def resolve(self, name: str) -> str | None:
         return catalogue.resolve(self.catalogue, name, self._listed)
@@ -112,6 +115,9 @@ class Residency:
         ticket = Ticket(number=event.ticket, kind="serve", model=model, since=self._now, request_id=event.request_id)
         queued = sum(one.kind == "serve" for one in self.tickets.values())
         self.tickets[ticket.number] = ticket
+        if event.besides:
+            self._send_on(ticket, event.besides)
+            return
         if queued < self.config.gateway.max_waiting:
             self._try((ticket,))
         elif not self._grant((ticket,)):
@@ -152,10 +158,23 @@ class Residency:
     def _on_returned(self, event: m.Returned) -> None:
         host = self.hosts[event.node]
         host.give_back(event.model, self._now)
+        self._judge(host, event)
         if host.pending(event.model) == 0:  # else nobody who waits gains anything by it
             self._jobs.advance(host)
             self._settle()
         self._defrag(host)
+
+    def _on_begun(self, event: m.Begun) -> None:
+        host = self.hosts[event.node]
+        if event.model in host.circuits:
+            host.judge(event.model, host.circuits[event.model].begun())
+
+    def _on_absent(self, event: m.Absent) -> None:
+        host = self.hosts[event.node]
+        if host.job is None and host.present(event.model):
+            log.warning("%s says that it has not loaded %s", host.name, event.model)
+            host.unloaded(event.model)
+        self._jobs.out.append(m.Look(node=host.name))
 
     def _on_looking(self, event: m.Looking) -> None:
         self.hosts[event.node].begin_look()
@@ -212,6 +231,30 @@ class Residency:
         self._abandon()
         self._settle()
 
+    # -- replicas -------------------------------------------------------------------------------------------------
+
+    def _judge(self, host: Host, event: m.Returned) -> None:
+        """What the end of a request says of the replica that had it."""
+        before = host.circuits.get(event.model)
+        if event.served is False:
+            self._jobs.out.append(m.Look(node=host.name))  # why it failed may be seen there
+            after = (before or Circuit()).failed(self._now, event.failure)
+            host.judge(event.model, after)
+            if after.until != (before.until if before else None):
+                seconds, times = after.rest_secs, after.failures
+                log.warning(
+                    "%s on %s rests %.0f s, it failed %d times in a row: %s",
+                    event.model,
+                    host.name,
+                    seconds,
+                    times,
+                    event.failure,
+                )
+        elif before and event.served:
+            host.judge(event.model, before.served(event.sent))
+        elif before and event.trial:
+            host.judge(event.model, before.left())
+
     # -- tickets --------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
@@ -232,11 +275,22 @@ class Residency:
     def _grant(self, line: Iterable[Ticket]) -> bool:
         """Send each request to a replica that serves, if there is one."""
         for ticket in line:
-            best = routing.least_wait([one for host in self.hosts.values() if (one := host.candidate(ticket.model))])
+            best = routing.least_wait(self._candidates(ticket.model))
             if best is None:
                 return False
             self._granted(ticket, best)
         return True
+
+    def _send_on(self, ticket: Ticket, besides: frozenset[str]) -> None:
+        """One that has failed elsewhere goes to another replica at once, or nowhere."""
+        best = routing.least_wait([one for one in self._candidates(ticket.model) if one.node not in besides])
+        if best is None:
+            self._refuse(ticket, errors.NoOtherReplica(f"No other node serves {ticket.model} now."))
+        else:
+            self._granted(ticket, best)
+
+    def _candidates(self, model: str) -> list[routing.Candidate]:
+        return [one for host in self.hosts.values() if (one := host.candidate(model, self._now))]
 
     def _decide_for(self, line: Iterable[Ticket]) -> None:
         policy: routing.Policy | None = None
@@ -276,8 +330,9 @@ class Residency:
             self._jobs.out.append(m.Complete(ticket=ticket.number))
             return
         self._picture = None
-        self.hosts[node].take(ticket.model, self._now)
-        self._jobs.out.append(m.Grant(ticket=ticket.number, node=node, model=ticket.model, cold=ticket.cold))
+        trial = self.hosts[node].take(ticket.model, self._now)
+        grant = m.Grant(ticket=ticket.number, node=node, model=ticket.model, cold=ticket.cold, trial=trial)
+        self._jobs.out.append(grant)
 
     def _start(self, ticket: Ticket, place: routing.Place) -> None:
         self._picture = None

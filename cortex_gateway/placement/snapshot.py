@@ -6,6 +6,8 @@ from typing import Any, Literal
 from attrs import field, frozen
 from attrs.validators import ge, min_len, optional
 
+from cortex_gateway.placement.circuit import Circuit
+
 Status = Literal["loaded", "loading", "recovering", "draining", "failed", "unloaded"]
 DEFAULT_PRIORITY = 100
 PINNED_PRIORITY = 1000
@@ -178,6 +180,7 @@ class Replica:
     in_flight: int = 0  # our own requests on it now
     others: int = 0  # requests the node reported that were not ours
     last_used: float = 0.0  # seconds on the gateway's own clock; larger is later
+    circuit: Circuit | None = None  # None = it has not failed since it last served
     draining: bool = False  # takes no new request: it is about to leave
 
     @property
@@ -228,4 +231,5 @@ class FleetSnapshot:
     """Every node at one moment, in the order of the configuration."""
 
     nodes: tuple[Node, ...] = ()
+    at: float = 0.0  # seconds on the gateway's own clock
     waiting: Mapping[str, int] = field(factory=dict)  # model -> requests that wait for it to be loaded

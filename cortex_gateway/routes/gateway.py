@@ -47,6 +47,7 @@ class Record:
     node: str = ""
     cold: bool = False
     outcome: str = "ok"
+    failure: Failure | None = None
     usage: Usage | None = None
     _arrived: float = field(factory=time.perf_counter, init=False)
     _first_token: float | None = field(default=None, init=False)
@@ -62,7 +63,7 @@ class Record:
 
     def failed(self, failure: Failure) -> None:
         """It ended in an error. A name that nobody knows is no label."""
-        self.outcome = "error"
+        self.outcome, self.failure = "error", failure
         if failure.code == "model_not_found":
             self.model = UNKNOWN
 
