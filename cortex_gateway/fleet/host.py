@@ -213,6 +213,10 @@ class Host:
         """It holds memory there, by the node's own word."""
         return model in self.replicas and self.replicas[model].resident
 
+    def knows(self, model: str) -> bool:
+        """Clients may ask for it because of this node."""
+        return model in self.replicas and self.replicas[model].known
+
     def lent(self) -> list[Group]:
         """The groups that others lead and this node has ranks of."""
         return [group for group in self.seen.groups if group.role == "member"]

@@ -103,15 +103,23 @@ class Memory:
         floor = ticket.since if ticket.kind == "load" else min(ticket.since, now - COOLING_SECS)
         return {node: failure for node, failure in failures.items() if failure.at >= floor}
 
-    def policy(self, ticket: Ticket, now: float) -> Policy:
+    def offering(self, ticket: Ticket, hosts: Iterable[Host]) -> frozenset[str] | None:
+        """The nodes that have the model to load, up or down. None = any may be asked, by an operator who names one too."""
+        if self.catalogue.anywhere(ticket.model) or ticket.node or ticket.hosts:
+            return None
+        return frozenset(host.name for host in hosts if host.knows(ticket.model)) or None
+
+    def policy(self, ticket: Ticket, now: float, offering: frozenset[str] | None = None) -> Policy:
         """What placement is asked with for this ticket; the same object as long as it says the same."""
         cooling = self.cooling(ticket, now)
         excluded = frozenset(node for node, failure in cooling.items() if failure.alone)
         apart = frozenset(company for failure in cooling.values() for company in failure.apart)
         drain = ticket.kind == "load" or now >= ticket.since + PATIENCE_SECS
-        key = (excluded, apart, ticket.node, drain)
+        key = (excluded, apart, ticket.node, offering, drain)
         if key not in self._policies:
-            self._policies[key] = self._policy(excluded=excluded, apart=apart, only=ticket.node, drain=drain)
+            self._policies[key] = self._policy(
+                excluded=excluded, apart=apart, only=ticket.node, offering=offering, drain=drain
+            )
         return self._policies[key]
 
     def _policy(self, **more: Any) -> Policy:

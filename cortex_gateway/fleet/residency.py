@@ -292,11 +292,12 @@ class Residency:
     def _candidates(self, model: str) -> list[routing.Candidate]:
         return [one for host in self.hosts.values() if (one := host.candidate(model, self._now))]
 
-    def _decide_for(self, line: Iterable[Ticket]) -> None:
+    def _decide_for(self, line: Sequence[Ticket]) -> None:
+        offering = self._memory.offering(line[0], self.hosts.values())
         policy: routing.Policy | None = None
         decision: routing.Decision | None = None
         for ticket in line:
-            before, policy = policy, self._memory.policy(ticket, self._now)
+            before, policy = policy, self._memory.policy(ticket, self._now, offering)
             if policy is not before or self._picture is None:
                 decision = self._decide(ticket, policy)
             assert decision is not None
@@ -398,7 +399,7 @@ class Residency:
     # -- facts ----------------------------------------------------------------------------------------------------
 
     def _listed(self, model: str) -> bool:
-        return any(model in host.replicas for host in self.hosts.values())
+        return any(host.knows(model) for host in self.hosts.values())
 
     def _deadlines(self) -> dict[str, float]:
         """Seconds that a request may wait for each model. A load under way has its time on top of queueing.

@@ -8,17 +8,23 @@ from cortex_gateway.placement.snapshot import ModelConfig, Node, Replica
 def consider(model: ModelConfig, node: Node, policy: Policy) -> Place | Obstacle:
     """How the model could be loaded on this node now, or what is in the way."""
     needed = fit.need(model, node, policy.knowledge)
+    return _unsuited(model, node, needed, policy) or occupied(model, node) or _room(model, node, needed, policy)
+
+
+def _unsuited(model: ModelConfig, node: Node, needed: fit.Need, policy: Policy) -> Obstacle | None:
+    """Why the node is not to be asked for this model, however much room it has."""
     if policy.only not in (None, node.name):
         return Obstacle(why="never", reason="is not the node that was asked for")
+    if policy.offering is not None and node.name not in policy.offering:
+        return Obstacle(why="never", reason="does not offer it")
     if not node.healthy:
-        return Obstacle(why="down", reason=f"is not healthy ({node.reason or 'not seen yet'})")
+        offers = "offers it and " if policy.offering is not None else ""
+        return Obstacle(why="down", reason=f"{offers}is not healthy ({node.reason or 'not seen yet'})")
     if reason := fit.why_never(model, node, needed):
         return Obstacle(why="never", reason=reason)
     if node.name in policy.excluded:
         return Obstacle(why="failed", reason="has just failed to load it")
-    if node.doubted:
-        return doubted(node)
-    return occupied(model, node) or _room(model, node, needed, policy)
+    return doubted(node) if node.doubted else None
 
 
 def doubted(node: Node) -> Obstacle:

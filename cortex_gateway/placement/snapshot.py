@@ -167,6 +167,7 @@ class Replica:
     limit: Limit | None = None
     tool_call: bool = False
     reasoning: bool = False
+    offered: bool = True  # the node has it among its models; false for what was only ever asked for by name
     servable: bool = True
     unservable_reason: str | None = None
     unservable_detail: str | None = None
@@ -197,6 +198,11 @@ class Replica:
     def resident(self) -> bool:
         """It holds memory of its devices."""
         return self.status in ("loaded", "recovering", "draining", "loading")
+
+    @property
+    def known(self) -> bool:
+        """It is a model that clients may ask for: not one of which nothing is left but a load that failed."""
+        return self.offered or self.resident
 
     @property
     def serving(self) -> bool:

@@ -24,6 +24,7 @@ class HostDouble(NeuronDouble):
         failures: model -> error body that its load ends with.
         pending: model -> requests in flight that it reports.
         silent: it answers nothing for ever, as a hung host does.
+        failed: models that it has only ever failed to load.
         done: what it was asked to do, in order.
     """
 
@@ -36,6 +37,7 @@ class HostDouble(NeuronDouble):
     gates: dict[str, asyncio.Event] = field(factory=dict)
     failures: dict[str, Mapping[str, Any]] = field(factory=dict)
     pending: dict[str, int] = field(factory=dict)
+    failed: list[str] = field(factory=list)
     silent: bool = False
     plain: bool = False  # answers loads without a stream, as the predecessor does
     done: list[str] = field(factory=list)
@@ -63,7 +65,7 @@ class HostDouble(NeuronDouble):
         if request.path == "/health":
             return 200, self._health()
         if request.path == "/models":
-            return 200, [self._model(name) for name in self.sizes]
+            return 200, [*map(self._model, self.sizes), *map(self._failed, self.failed)]
         if request.path == "/models/unload":
             return self._unload(request.body["model_id"])
         return NeuronDouble._control(self, request)
@@ -80,6 +82,10 @@ class HostDouble(NeuronDouble):
         spread = next((group["tensor_parallel"] for group in self.groups if group["model_id"] == name), self.cards)
         used = self.sizes[name] * spread
         return {"id": name, "status": "loaded", "devices": list(range(self.cards)), "vram_used_mb": used}
+
+    def _failed(self, name: str) -> dict[str, Any]:
+        """A neuron keeps a load that failed in its list, and says whether it has the model otherwise."""
+        return {"id": name, "status": "failed", "devices": [], "offered": False, "last_error": "no such model"}
 
     def _unload(self, name: str) -> tuple[int, Any]:
         if name not in self.loaded:
@@ -106,6 +112,8 @@ class HostDouble(NeuronDouble):
 
     def _loaded(self, name: str, lenders: Sequence[str]) -> tuple[int, Mapping[str, Any]]:
         if name in self.failures:
+            if name not in self.sizes and name not in self.failed:
+                self.failed.append(name)
             return 422, self.failures[name]
         if name in self.loaded:
             return 400, {"error": f"{name} is already loaded"}
