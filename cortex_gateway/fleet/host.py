@@ -1,5 +1,6 @@
 """One node as the owner of residency knows it: what it said, what we did to it since, and the job under way. No I/O."""
 
+import math
 from collections import Counter, deque
 from typing import Literal
 
@@ -11,12 +12,14 @@ from cortex_gateway.placement.route import Candidate
 from cortex_gateway.placement.snapshot import Group, LoadStatus, Membership, Node, Replica
 
 MISSES_UNTIL_UNHEALTHY = 3
+FIRST_PAUSE_SECS = 0.25
 
 
 @define(kw_only=True)
 class Unload:
     model: str
-    incoming: str | None = None  # the model it makes room for
+    incoming: str | None = None  # the model it makes room for …
+    at: str = ""  # … on this node, which is another one where a group has to end
 
 
 @define(kw_only=True)
@@ -39,7 +42,9 @@ class Job:
     model: str  # what it is for; "" for defrag
     steps: deque["Unload | Load | Lend"]
     running: bool = False
-    retried: bool = False  # the node refused for want of memory once already
+    retried: bool = False  # nobody else is to leave if the node refuses for want of memory
+    not_before: float = 0.0  # seconds; the next load begins then at the earliest
+    pause: float = 0.0  # seconds; the last wait for memory that was still coming back, 0 = there was none
     progress: LoadStatus | None = None
 
     def loads(self, model: str) -> bool:
@@ -48,9 +53,17 @@ class Job:
     def unloads(self, model: str) -> bool:
         return any(isinstance(step, Unload) and step.model == model for step in self.steps)
 
+    def again(self, step: "Load", now: float) -> None:
+        """Take the step once more, each time after a longer pause."""
+        self.steps.appendleft(step)
+        self.pause = self.pause * 2 or FIRST_PAUSE_SECS
+        self.not_before = now + self.pause
+
     def words(self) -> str:
         """The step at hand, as `cortex status` shows it."""
         step = self.steps[0]
+        if isinstance(step, Load) and self.pause and not self.running:
+            return f"waiting for memory for {step.spec.model_id}"
         if isinstance(step, Load):
             return f"loading {step.spec.model_id}"
         if isinstance(step, Lend):
@@ -60,6 +73,8 @@ class Job:
     def status(self, model: str) -> LoadStatus:
         """How far the load of `model` is: behind other steps, or as the node last reported."""
         step = self.steps[0]
+        if isinstance(step, Load) and self.pause and not self.running:
+            return LoadStatus(phase="waiting for memory")
         if isinstance(step, Load) and step.spec.model_id == model:
             return self.progress or LoadStatus(phase="starting")
         return LoadStatus(phase="making room")
@@ -84,6 +99,7 @@ class Host:
     circuits: dict[str, Circuit] = field(factory=dict)  # of models that have failed here since they last served
     cycles: int = 0
     job: Job | None = None
+    freed_at: float = -math.inf  # seconds; something was last unloaded then, whose memory may come back a little later
     stale: bool = False  # memory and models have changed since the node was last looked at
     looked_before_change: bool = False  # the look that is under way began before the last change
     _changes: int = field(default=0, init=False)  # of replicas, leases and what was seen
@@ -164,11 +180,15 @@ class Host:
         self.circuits.pop(spec.model_id, None)
         self.changed()
 
-    def unloaded(self, model: str) -> None:
+    def unloaded(self, model: str, now: float) -> None:
         gone = self.replicas.get(model) or Replica(model=model, status="unloaded")
         self.replicas[model] = evolve(gone, status="unloaded", devices=(), vram_used_mb=None, others=0)
         self.last_used.pop(model, None)
         self.circuits.pop(model, None)
+        self.freed(now)
+
+    def freed(self, now: float) -> None:
+        self.freed_at = now
         self.changed()
 
     def replica(self, model: str) -> Replica | None:
@@ -206,7 +226,7 @@ class Host:
     def loads_now(self, model: str) -> bool:
         """A load of it is really running there, ours or somebody else's."""
         if self.job and self.job.loads(model):
-            return self.job.running
+            return self.job.running or self.job.pause > 0
         return model in self.replicas and self.replicas[model].status == "loading"
 
     def present(self, model: str) -> bool:
@@ -237,7 +257,7 @@ class Host:
         The very same record while nothing has changed, so that nobody need decide by it again.
         """
         job = self.job
-        at = (job.why, job.model, job.running, tuple(job.steps), job.progress) if job else None
+        at = (job.why, job.model, job.running, job.pause, tuple(job.steps), job.progress) if job else None
         well = (self.healthy, self.suspect, self.silent, self.reason, self.stale)
         made_of = (self._changes, well, self.cycles, at, members)
         if self._told is None or self._told[0] != made_of:

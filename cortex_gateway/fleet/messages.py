@@ -34,7 +34,7 @@ class LoadSpec:
     devices: tuple[int, ...] = ()  # empty = the node chooses
     max_context: int | None = None
     hosts: tuple[str, ...] = ()  # nodes that may lend devices, the preferred first; names as in the node's [[peers]]
-    ranks: str | None = None
+    ranks: Literal["host", "device"] | None = None
 
 
 @frozen(kw_only=True)

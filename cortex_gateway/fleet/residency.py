@@ -4,6 +4,7 @@ A request or an operator's wish is a ticket. A ticket ends with a grant, a compl
 again after every event that could help it, together with those that want the same. What nodes are at for it is `jobs`.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from cortex_gateway import errors
 from cortex_gateway.config import Config
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.host import Host
-from cortex_gateway.fleet.jobs import Jobs
+from cortex_gateway.fleet.jobs import RETURN_SECS, Eviction, Jobs
 from cortex_gateway.fleet.memory import PATIENCE_SECS, Memory, Ticket, not_loaded, spec_for
 from cortex_gateway.placement import catalogue
 from cortex_gateway.placement import route as routing
@@ -42,6 +43,7 @@ class Residency:
     _jobs: Jobs = field(init=False)
     _considered: routing.Considered = field(factory=routing.Considered, init=False)
     _picture: FleetSnapshot | None = field(default=None, init=False)  # as long as nothing has changed
+    _restored: int = field(default=0, init=False)  # tickets of our own are numbered downwards
     _now: float = field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -65,6 +67,8 @@ class Residency:
         self._picture = None
         handler: Callable[[Any], None] = getattr(self, f"_on_{type(event).__name__.lower()}")
         handler(event)
+        for eviction in self._jobs.in_vain():
+            self._wish_back(eviction)
         return self._jobs.out
 
     def snapshot(self, now: float | None = None) -> FleetSnapshot:
@@ -103,7 +107,8 @@ class Residency:
             if ticket.kind == "serve"
             for time in (ticket.since + PATIENCE_SECS, ticket.since + deadlines[ticket.model])
         )
-        return min((time for time in times if time > self._now), default=None)
+        pauses = (host.job.not_before for host in self.hosts.values() if host.job and not host.job.running)
+        return min((time for time in itertools.chain(times, pauses) if time > self._now), default=None)
 
     # -- what happens ---------------------------------------------------------------------------------------------
 
@@ -173,7 +178,7 @@ class Residency:
         host = self.hosts[event.node]
         if host.job is None and host.present(event.model):
             log.warning("%s says that it has not loaded %s", host.name, event.model)
-            host.unloaded(event.model)
+            host.unloaded(event.model, self._now)
         self._jobs.out.append(m.Look(node=host.name))
 
     def _on_looking(self, event: m.Looking) -> None:
@@ -229,6 +234,8 @@ class Residency:
             )
             self._refuse(ticket, errors.Overloaded(message, queued=queued))
         self._abandon()
+        for host in self.hosts.values():
+            self._jobs.advance(host)
         self._settle()
 
     # -- replicas -------------------------------------------------------------------------------------------------
@@ -269,6 +276,8 @@ class Residency:
         """Try tickets that want the same. What was decided for one holds for the next, until something has changed by it."""
         if line[0].kind == "unload":
             self._try_unload(line[0])
+        elif line[0].kind == "restore":
+            self._try_restore(line[0])
         elif line[0].kind == "load" or not self._grant(line):
             self._decide_for(line)
 
@@ -340,7 +349,8 @@ class Residency:
         ticket.cold = True
         model = self._memory.asked(ticket, self.hosts.values())
         spec = spec_for(model, place, ticket.quant, ticket.kv_dtype, ticket.deterministic)
-        self._jobs.start(model, spec, place, ticket.request_id or "an operator")
+        whom = "nothing else came of its eviction" if ticket.kind == "restore" else ticket.request_id or "an operator"
+        self._jobs.start(model, spec, place, whom, retried=ticket.kind == "restore")
 
     def _try_unload(self, ticket: Ticket) -> None:
         failures = self._memory.failures.get(ticket.model, {}).values()
@@ -356,6 +366,27 @@ class Residency:
             if host.job is None:
                 self._picture = None
                 self._jobs.unload(host, ticket.model)
+
+    def _wish_back(self, eviction: Eviction) -> None:
+        self._restored -= 1
+        ticket = self._memory.restoring(self._restored, eviction.node, eviction.spec, eviction.others, self._now)
+        self.tickets[ticket.number] = ticket
+
+    def _try_restore(self, ticket: Ticket) -> None:
+        """Load it again once its node can, where it has room without anybody's leaving and nobody else has loaded it.
+
+        The memory that it left may itself come back late.
+        """
+        there = sum(host.present(ticket.model) for host in self.hosts.values())
+        assert ticket.node is not None
+        if there > ticket.others or not self.hosts[ticket.node].healthy:
+            del self.tickets[ticket.number]
+            return
+        decision = self._decide(ticket, self._memory.policy(ticket, self._now))
+        if isinstance(decision, routing.Place) and decision.costs_nothing:
+            self._start(ticket, decision)
+        if not isinstance(decision, routing.Hold | routing.Join) and self._now >= ticket.since + RETURN_SECS:
+            del self.tickets[ticket.number]
 
     def _holders(self, ticket: Ticket) -> list[Host]:
         hosts = [host for host in self.hosts.values() if ticket.node in (None, host.name) and host.healthy]

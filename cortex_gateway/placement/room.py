@@ -8,7 +8,10 @@ from cortex_gateway.placement.snapshot import ModelConfig, Node, Replica
 def consider(model: ModelConfig, node: Node, policy: Policy) -> Place | Obstacle:
     """How the model could be loaded on this node now, or what is in the way."""
     needed = fit.need(model, node, policy.knowledge)
-    return _unsuited(model, node, needed, policy) or occupied(model, node) or _room(model, node, needed, policy)
+    found = _unsuited(model, node, needed, policy) or occupied(model, node) or _room(model, node, needed, policy)
+    if isinstance(found, Place) and found.victims and node.name in policy.sparing:
+        return Obstacle(why="failed", reason="has failed to load it a moment ago, for which others had to leave")
+    return found
 
 
 def _unsuited(model: ModelConfig, node: Node, needed: fit.Need, policy: Policy) -> Obstacle | None:
@@ -65,6 +68,21 @@ def passing(node: Node) -> Obstacle | None:
     """Memory that the node will get back by itself: of a group whose leader is lost or has let go of it."""
     over = [member.model for member in node.members if member.leads == "no"]
     return Obstacle(why="busy", reason=f"is getting back what it lent to {', '.join(over)}") if over else None
+
+
+def vacant(node: Node, policy: Policy, *, besides: str) -> dict[int, int]:
+    """MiB that each device would have free if there were nothing on it but the models that we know to be there."""
+    left = {device.index: device.vram_total_mb for device in node.devices}
+    for replica in node.replicas:
+        if not replica.resident or replica.model == besides:
+            continue
+        size = fit.size(replica, node, policy.knowledge, policy.catalogue.config(replica.model, [replica]))
+        for index in set(replica.devices) & left.keys():
+            left[index] -= size // (replica.spread or 1)
+    for member in node.members:
+        for index in set(member.devices) & left.keys():
+            left[index] -= fit.lent_size(member, node) // len(member.devices)
+    return left
 
 
 def residents(node: Node, policy: Policy, *, besides: str | None = None) -> list[evict.Resident]:
