@@ -18,11 +18,13 @@
     │   └── UnsupportedMedia        415  unsupported_media_type
     ├── UpstreamError               502  api_error
     │   ├── UpstreamUnreachable          upstream_connection_error
+    │   │   └── NotConnected             nothing was sent
     │   ├── UpstreamDenied               upstream_denied
     │   ├── UpstreamReadFailed           upstream_read_failed
     │   └── UpstreamMalformed            upstream_malformed_response
     ├── Unavailable                 503  api_error, service_unavailable, Retry-After
     │   ├── NoHealthyNode                Retry-After 5
+    │   │   └── NoOtherReplica           inside the gateway only
     │   ├── LoadFailed                   Retry-After 5          (kind, …)
     │   ├── ModelRecovering              Retry-After 2
     │   ├── InsufficientVram             insufficient_vram, Retry-After 5
@@ -222,6 +224,10 @@ class UpstreamUnreachable(UpstreamError):
     code = "upstream_connection_error"
 
 
+class NotConnected(UpstreamUnreachable):
+    """No connection: the neuron has seen nothing of the request."""
+
+
 class UpstreamDenied(UpstreamError):
     """The neuron does not let this gateway in: no secret, or another one."""
 
@@ -235,9 +241,13 @@ class UpstreamReadFailed(UpstreamError):
 
 
 class UpstreamMalformed(UpstreamError):
-    """The answer is not what the wire says."""
+    """The answer is not what the wire says. `answered`: its HTTP status, where it had one."""
 
     code = "upstream_malformed_response"
+
+    def __init__(self, message: str, *, answered: int | None = None) -> None:
+        super().__init__(message)
+        self.answered = answered
 
 
 class Unavailable(CortexError):
@@ -251,6 +261,10 @@ class NoHealthyNode(Unavailable):
     """No node that could serve the model is up."""
 
     retry_after = 5
+
+
+class NoOtherReplica(NoHealthyNode):
+    """Nobody but those that have failed the request already. Clients are told of that failure instead."""
 
 
 class LoadFailed(Unavailable):

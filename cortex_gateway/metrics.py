@@ -67,6 +67,10 @@ class Metrics:
         self._prompt = self._counter("cortex_prompt_tokens", "Prompt tokens, cached ones included.")
         self._completion = self._counter("cortex_completion_tokens", "Tokens generated.")
         self._cached = self._counter("cortex_cached_prompt_tokens", "Prompt tokens that came from a prefix cache.")
+        self._failures = self._counter(
+            "cortex_replica_failures", "Tries of requests that failed by the replica's fault."
+        )
+        self._retries = self._counter("cortex_retries", "Tries that failed there and were followed by another one.")
         self._evictions = self._counter("cortex_evictions", "Models unloaded to make room for another.")
         self._duration = self._histogram(
             "cortex_request_duration_seconds", "From a request's arrival to its last byte.", DURATION_BUCKETS
@@ -98,6 +102,14 @@ class Metrics:
             self._speed.labels(**labels).observe(rate)
         for listener in self._listeners:
             listener(record)
+
+    def observe_failure(self, model: str, node: str) -> None:
+        """Count one try of a request that failed by the replica's fault."""
+        self._failures.labels(model=model, node=node).inc()
+
+    def observe_retry(self, model: str, node: str) -> None:
+        """Count one try that failed there and is followed by another one, here or elsewhere."""
+        self._retries.labels(model=model, node=node).inc()
 
     def observe_eviction(self, model: str, node: str) -> None:
         """Count one model that was unloaded to make room."""
@@ -138,6 +150,8 @@ class FleetCollector(Collector):
         up = [node for node in fleet.nodes if node.healthy]
         loaded = [(node, one) for node in up for one in node.replicas if one.status in ("loaded", "recovering")]
         yield from self._models(loaded)
+        rests = [((one.model, node.name), _rests(one, fleet.at)) for node, one in loaded]
+        yield _gauge("cortex_model_circuit_open", "1 = it failed so often in a row that it rests.", LABELS, rests)
         yield from self._devices(up)
         yield _gauge(
             "cortex_node_up", "1 = the node answers.", ("node",), [((n.name,), n.healthy) for n in fleet.nodes]
@@ -160,6 +174,10 @@ class FleetCollector(Collector):
         for name, (text, read) in DEVICE_GAUGES.items():
             values = [((node.name, str(one.index)), read(one)) for node in nodes for one in node.devices]
             yield _gauge(f"cortex_device_{name}", text, ("node", "device"), values)
+
+
+def _rests(replica: Replica, now: float) -> float:
+    return float(replica.circuit is not None and replica.circuit.rests(now))
 
 
 def _gauge(

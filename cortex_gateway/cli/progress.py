@@ -14,6 +14,7 @@ from cortex_gateway.placement.snapshot import LoadStatus
 PHASES = {
     "queued": "Waiting for room",
     "making room": "Making room",
+    "waiting for memory": "Waiting for memory",
     "starting": "Starting",
     "loading": "Loading",
     "download": "Downloading",

@@ -170,10 +170,20 @@ def _status(model: dict[str, Any]) -> Text:
 
 
 def _troubles(model: dict[str, Any]) -> str:
-    """Why it failed and why it cannot serve, which may be one and the same; empty where nothing is wrong."""
+    """Why it failed, cannot serve or rests, which may be one and the same; empty where nothing is wrong."""
     why = None if model["servable"] else model["unservable_detail"] or model["unservable_reason"]
-    said = "; ".join(dict.fromkeys(filter(None, (model["last_error"], why))))
+    said = "; ".join(dict.fromkeys(filter(None, (model["last_error"], why, _rest(model.get("circuit") or {})))))
     return said if said.startswith(model["id"]) or not said else f"{model['id']}: {said}"
+
+
+def _rest(circuit: dict[str, Any]) -> str:
+    """Nothing while the replica gets its share of requests."""
+    if circuit.get("state", "closed") == "closed":
+        return ""
+    when = (
+        f"for {circuit['rests_secs']:.0f} s more" if circuit["state"] == "open" else "until the next request tries it"
+    )
+    return f"rests {when} after {circuit['failures']} failures in a row ({circuit['reason']})"
 
 
 def _table(*columns: str) -> Table:

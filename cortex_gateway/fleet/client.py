@@ -128,6 +128,7 @@ class ModelInfo(Struct):
     tool_call: bool = False
     reasoning: bool = False
     servable: Servable | None = None
+    offered: bool = True
     progress: ProgressWire | None = None
     last_error: Any = None
     quant: dict[str, Any] | None = None
@@ -348,6 +349,7 @@ def _replica(info: ModelInfo, load: ModelLoadWire | None, group: Group | None) -
         limit=_limit(info.limit),
         tool_call=info.tool_call,
         reasoning=info.reasoning,
+        offered=info.offered,
         servable=servable.ok,
         unservable_reason=servable.reason,
         unservable_detail=servable.detail,

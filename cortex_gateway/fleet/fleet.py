@@ -5,7 +5,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -47,6 +47,10 @@ class Lease:
     base_url: str
     cold: bool
     _fleet: "Fleet" = field(repr=False)
+    _sent: float
+    _trial: bool
+    _served: bool | None = None
+    _failure: str = ""
     heard: Callable[[], int] = lambda: 0
     _limit: asyncio.Timeout = field(factory=lambda: asyncio.timeout(None), init=False, repr=False)
     _waiting: bool = field(default=False, init=False)
@@ -54,10 +58,19 @@ class Lease:
 
     def release(self) -> None:
         """Give the replica back. Doing it again does nothing."""
-        if not self._released:
-            self._released = True
-            self._fleet.forget(self)
-            self._fleet.tell(m.Returned(node=self.node, model=self.model))
+        if self._released:
+            return
+        self._released = True
+        self._fleet.forget(self)
+        ended = m.Returned(
+            node=self.node,
+            model=self.model,
+            served=self._served,
+            failure=self._failure,
+            sent=self._sent,
+            trial=self._trial,
+        )
+        self._fleet.tell(ended)
 
     def suspect(self, reason: str) -> None:
         """The node could not be reached: no request goes there until it has answered a look."""
@@ -67,6 +80,24 @@ class Lease:
         """No answer is to be expected any more."""
         if self._waiting:
             self._limit.reschedule(asyncio.get_running_loop().time())
+
+    def absent(self) -> None:
+        """The node has not loaded the model any more: it is looked at before it is asked again."""
+        self._fleet.tell(m.Absent(node=self.node, model=self.model))
+
+    def begun(self) -> None:
+        """A good answer has begun."""
+        if self._trial:
+            self._fleet.tell(m.Begun(node=self.node, model=self.model))
+
+    def served(self) -> None:
+        """The answer has ended well."""
+        if self._served is None:
+            self._served = True
+
+    def failed(self, reason: str) -> None:
+        """The replica, not the request, was at fault. A replica that fails again and again is given a rest."""
+        self._served, self._failure = False, reason
 
     async def __aenter__(self) -> Self:
         await self._limit.__aenter__()
@@ -169,12 +200,31 @@ class Fleet:
         Raises ModelNotFound, NoHealthyNode, LoadFailed, ModelRecovering, InsufficientVram, Overloaded, ShuttingDown.
         Cancelling it gives up the place in the queue.
         """
-        number = next(self._numbers)
-        granted = await self._wait(m.Wanted(ticket=number, model=model, request_id=request_id), None)
+        return await self._lease(m.Wanted(ticket=next(self._numbers), model=model, request_id=request_id))
+
+    async def another(self, model: str, *, request_id: str, besides: Collection[str]) -> Lease | None:
+        """A replica that serves `model` now on none of the nodes `besides`, which have failed this request; None = no other.
+
+        Raises ModelNotFound, ShuttingDown.
+        """
+        event = m.Wanted(ticket=next(self._numbers), model=model, request_id=request_id, besides=frozenset(besides))
+        try:
+            return await self._lease(event)
+        except errors.NoOtherReplica:
+            return None
+
+    async def _lease(self, event: m.Wanted) -> Lease:
+        granted = await self._wait(event, None)
         assert granted is not None, "a request is granted, never merely completed"
-        base_url = self._residency.hosts[granted.node].endpoint
         lease = Lease(
-            requested=model, model=granted.model, node=granted.node, base_url=base_url, cold=granted.cold, fleet=self
+            requested=event.model,
+            model=granted.model,
+            node=granted.node,
+            base_url=self._residency.hosts[granted.node].endpoint,
+            cold=granted.cold,
+            fleet=self,
+            sent=self._clock(),
+            trial=granted.trial,
         )
         self._leases.add(lease)
         return lease
@@ -224,7 +274,7 @@ class Fleet:
     # -- what there is --------------------------------------------------------------------------------------------
 
     def snapshot(self) -> FleetSnapshot:
-        return self._residency.snapshot()
+        return self._residency.snapshot(self._clock())
 
     def catalogue_entries(self) -> list[ModelEntry]:
         """Every model and alias, sorted by name."""
@@ -312,7 +362,7 @@ class Fleet:
         done = pending.done
         granted = done.result() if done.done() and not done.cancelled() and not done.exception() else None
         if granted is not None:
-            self.tell(m.Returned(node=granted.node, model=granted.model))
+            self.tell(_unused(granted))
         else:
             self.tell(m.Left(ticket=ticket))
 
@@ -349,7 +399,7 @@ class Fleet:
         pending = self._pending.get(effect.ticket)
         if pending is None or pending.done.done():
             if isinstance(effect, m.Grant):
-                self.tell(m.Returned(node=effect.node, model=effect.model))
+                self.tell(_unused(effect))
             return
         match effect:
             case m.Grant():
@@ -402,6 +452,11 @@ class Fleet:
         if wake is not None:
             delay = max(0.0, wake - self._clock())
             self._alarm = asyncio.get_running_loop().call_later(delay, self.tell, m.Ticked())
+
+
+def _unused(granted: m.Grant) -> m.Returned:
+    """Nobody waits for it any more."""
+    return m.Returned(node=granted.node, model=granted.model, trial=granted.trial)
 
 
 def _outcome(node: str, failure: BaseException | None, *, gave_up: bool) -> errors.Unavailable | None:

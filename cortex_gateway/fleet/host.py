@@ -1,21 +1,25 @@
 """One node as the owner of residency knows it: what it said, what we did to it since, and the job under way. No I/O."""
 
+import math
 from collections import Counter, deque
 from typing import Literal
 
 from attrs import define, evolve, field
 
 from cortex_gateway.fleet.messages import LoadSpec, Observation
+from cortex_gateway.placement.circuit import Circuit
 from cortex_gateway.placement.route import Candidate
 from cortex_gateway.placement.snapshot import Group, LoadStatus, Membership, Node, Replica
 
 MISSES_UNTIL_UNHEALTHY = 3
+FIRST_PAUSE_SECS = 0.25
 
 
 @define(kw_only=True)
 class Unload:
     model: str
-    incoming: str | None = None  # the model it makes room for
+    incoming: str | None = None  # the model it makes room for …
+    at: str = ""  # … on this node, which is another one where a group has to end
 
 
 @define(kw_only=True)
@@ -38,7 +42,9 @@ class Job:
     model: str  # what it is for; "" for defrag
     steps: deque["Unload | Load | Lend"]
     running: bool = False
-    retried: bool = False  # the node refused for want of memory once already
+    retried: bool = False  # nobody else is to leave if the node refuses for want of memory
+    not_before: float = 0.0  # seconds; the next load begins then at the earliest
+    pause: float = 0.0  # seconds; the last wait for memory that was still coming back, 0 = there was none
     progress: LoadStatus | None = None
 
     def loads(self, model: str) -> bool:
@@ -47,9 +53,17 @@ class Job:
     def unloads(self, model: str) -> bool:
         return any(isinstance(step, Unload) and step.model == model for step in self.steps)
 
+    def again(self, step: "Load", now: float) -> None:
+        """Take the step once more, each time after a longer pause."""
+        self.steps.appendleft(step)
+        self.pause = self.pause * 2 or FIRST_PAUSE_SECS
+        self.not_before = now + self.pause
+
     def words(self) -> str:
         """The step at hand, as `cortex status` shows it."""
         step = self.steps[0]
+        if isinstance(step, Load) and self.pause and not self.running:
+            return f"waiting for memory for {step.spec.model_id}"
         if isinstance(step, Load):
             return f"loading {step.spec.model_id}"
         if isinstance(step, Lend):
@@ -59,6 +73,8 @@ class Job:
     def status(self, model: str) -> LoadStatus:
         """How far the load of `model` is: behind other steps, or as the node last reported."""
         step = self.steps[0]
+        if isinstance(step, Load) and self.pause and not self.running:
+            return LoadStatus(phase="waiting for memory")
         if isinstance(step, Load) and step.spec.model_id == model:
             return self.progress or LoadStatus(phase="starting")
         return LoadStatus(phase="making room")
@@ -81,8 +97,10 @@ class Host:
     ours: Counter[str] = field(factory=Counter)
     peak: Counter[str] = field(factory=Counter)  # most of ours at once since the look began
     last_used: dict[str, float] = field(factory=dict)
+    circuits: dict[str, Circuit] = field(factory=dict)  # of models that have failed here since they last served
     cycles: int = 0
     job: Job | None = None
+    freed_at: float = -math.inf  # seconds; something was last unloaded then, whose memory may come back a little later
     stale: bool = False  # memory and models have changed since the node was last looked at
     looked_before_change: bool = False  # the look that is under way began before the last change
     _changes: int = field(default=0, init=False)  # of replicas, leases and what was seen
@@ -109,6 +127,8 @@ class Host:
         for model, one in self.replicas.items():
             if one.status == "loaded":
                 self.last_used.setdefault(model, now)
+        # Another engine, when it serves, is another replica.
+        self.circuits = {model: one for model, one in self.circuits.items() if self._serves(model)}
 
     def miss(self, reason: str) -> bool:
         """True when this miss is the one that makes the node unhealthy."""
@@ -131,11 +151,24 @@ class Host:
         self.silences = self.silences + 1 if silent else 0
         return self.silences == MISSES_UNTIL_UNHEALTHY
 
-    def take(self, model: str, now: float) -> None:
+    def take(self, model: str, now: float) -> bool:
+        """True when it is the request that tries the replica after its rest."""
         self._changes += 1
         self.ours[model] += 1
         self.peak[model] = max(self.peak[model], self.ours[model])
         self.last_used[model] = now
+        circuit = self.circuits.get(model)
+        if circuit is None:
+            return False
+        self.circuits[model] = circuit.tried(now)
+        return self.circuits[model] is not circuit
+
+    def judge(self, model: str, circuit: Circuit) -> None:
+        """What is known of the replica's health now."""
+        self._changes += 1
+        self.circuits[model] = circuit
+        if circuit == Circuit():
+            del self.circuits[model]
 
     def give_back(self, model: str, now: float) -> None:
         assert self.ours[model] > 0, "a lease is given back once"
@@ -151,12 +184,18 @@ class Host:
             before, status="loaded", servable=True, devices=devices, progress=None, last_error=None
         )
         self.last_used[spec.model_id] = now
+        self.circuits.pop(spec.model_id, None)
         self.changed()
 
-    def unloaded(self, model: str) -> None:
+    def unloaded(self, model: str, now: float) -> None:
         gone = self.replicas.get(model) or Replica(model=model, status="unloaded")
         self.replicas[model] = evolve(gone, status="unloaded", devices=(), vram_used_mb=None, others=0)
         self.last_used.pop(model, None)
+        self.circuits.pop(model, None)
+        self.freed(now)
+
+    def freed(self, now: float) -> None:
+        self.freed_at = now
         self.changed()
 
     def replica(self, model: str) -> Replica | None:
@@ -173,27 +212,37 @@ class Host:
             said,
             in_flight=self.ours[model],
             last_used=self.last_used.get(model, 0.0),
+            circuit=self.circuits.get(model),
             draining=leaving or said.status == "draining",
         )
 
-    def candidate(self, model: str) -> Candidate | None:
+    def candidate(self, model: str, now: float) -> Candidate | None:
         """The replica as routing sees it, if a request may be sent to it. The path of every warm request: no copies."""
         said = self.replicas.get(model)
         if said is None or not said.serving or not self.healthy or self.suspect:
             return None
         if self.job and (self.job.loads(model) or self.job.unloads(model)):
             return None
-        return Candidate(self.name, self.ours[model] + said.others, said.load)
+        circuit = self.circuits.get(model)
+        resting = circuit is not None and circuit.rests(now)
+        return Candidate(self.name, self.ours[model] + said.others, said.load, resting)
+
+    def _serves(self, model: str) -> bool:
+        return model in self.replicas and self.replicas[model].status == "loaded"
 
     def loads_now(self, model: str) -> bool:
         """A load of it is really running there, ours or somebody else's."""
         if self.job and self.job.loads(model):
-            return self.job.running
+            return self.job.running or self.job.pause > 0
         return model in self.replicas and self.replicas[model].status == "loading"
 
     def present(self, model: str) -> bool:
         """It holds memory there, by the node's own word."""
         return model in self.replicas and self.replicas[model].resident
+
+    def knows(self, model: str) -> bool:
+        """Clients may ask for it because of this node."""
+        return model in self.replicas and self.replicas[model].known
 
     def lent(self) -> list[Group]:
         """The groups that others lead and this node has ranks of."""
@@ -215,7 +264,7 @@ class Host:
         The very same record while nothing has changed, so that nobody need decide by it again.
         """
         job = self.job
-        at = (job.why, job.model, job.running, tuple(job.steps), job.progress) if job else None
+        at = (job.why, job.model, job.running, job.pause, tuple(job.steps), job.progress) if job else None
         well = (self.healthy, self.suspect, self.silent, self.reason, self.stale)
         made_of = (self._changes, well, self.cycles, at, members)
         if self._told is None or self._told[0] != made_of:

@@ -7,40 +7,61 @@ model has ended. So nothing that runs is ever killed to make room.
 import logging
 from collections import deque
 
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from cortex_gateway import errors
 from cortex_gateway.config import Config
 from cortex_gateway.fleet import groups
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.host import Host, Job, Lend, Load, Unload
-from cortex_gateway.fleet.memory import Memory, demand
-from cortex_gateway.placement import defrag
+from cortex_gateway.fleet.memory import Memory, corrected
+from cortex_gateway.placement import defrag, room
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.snapshot import ModelConfig, Node
 
 log = logging.getLogger(__name__)
-NO_ROOM = ("does_not_fit", "insufficient_vram")
+NO_ROOM = ("does_not_fit", "insufficient_vram", "out_of_memory")
+RETURN_SECS = 10.0
+"""A kernel or a driver gives the memory of a process back by and by: so long after an unload a want of it may be only that."""
+
+
+@frozen(kw_only=True)
+class Eviction:
+    """Who left `node`, as it was loaded there, for `incoming` on the node `at`. `others`: nodes that kept a replica of it."""
+
+    node: str
+    spec: m.LoadSpec
+    incoming: str
+    at: str
+    others: int
 
 
 @define
 class Jobs:
-    """Part of Residency, which alone calls it, and hands in `now` and `out`, where effects go, with every event."""
+    """Part of Residency, which alone calls it, and hands in `now` and `out`, where effects go, with every event.
+
+    Attributes:
+        evictions: for models that are not loaded yet.
+    """
 
     config: Config
     hosts: dict[str, Host]
     memory: Memory
+    evictions: list[Eviction] = field(factory=list, init=False)
     now: float = field(default=0.0, init=False)
     out: list[m.Effect] = field(factory=list, init=False)
 
-    def start(self, model: ModelConfig, spec: m.LoadSpec, place: routing.Place, whom: str) -> None:
+    def start(
+        self, model: ModelConfig, spec: m.LoadSpec, place: routing.Place, whom: str, *, retried: bool = False
+    ) -> None:
         """Begin to make room and to load, for `whom`."""
         host = self.hosts[place.node]
         with_whom = f" together with {', '.join(spec.hosts)}" if spec.hosts else ""
         log.info("loading %s on %s%s for %s", model.id, host.name, with_whom, whom)
-        host.job = _job(model, spec, place)
+        host.job = evolve(_job(model, spec, place), retried=retried)
         for lender in place.lenders:
-            steps: deque[Unload | Load | Lend] = deque([*_unloads(model, lender.victims), Lend(leader=host.name)])
+            unloads = _unloads(model, lender.node, lender.victims)
+            steps: deque[Unload | Load | Lend] = deque([*unloads, Lend(leader=host.name)])
             self.hosts[lender.node].job = Job(why="load", model=model.id, steps=steps)
         for name in (host.name, *spec.hosts):
             self.advance(self.hosts[name])
@@ -79,7 +100,8 @@ class Jobs:
             return
         step = job.steps[0]
         if isinstance(step, Load):
-            self._begin_load(host, step.spec)
+            if self.now >= job.not_before:
+                self._begin_load(host, step.spec)
         elif isinstance(step, Lend):
             self.advance(self.hosts[step.leader])
         elif not host.present(step.model):
@@ -146,15 +168,14 @@ class Jobs:
 
     def _unload_ended(self, host: Host, job: Job, step: Unload, error: errors.CortexError | None) -> None:
         if error is None:
-            host.unloaded(step.model)
+            if step.incoming:
+                self._evicted(host, step, step.incoming)
+            host.unloaded(step.model, self.now)
             host.cycles += job.why != "defrag"
             for one in self.hosts.values():
                 if one is not host and any(group.model == step.model for group in one.lent()):
-                    one.changed()
+                    one.freed(self.now)
                     self.out.append(m.Look(node=one.name))
-            if step.incoming:
-                log.info("evicted %s from %s for %s", step.model, host.name, step.incoming)
-                self.out.append(m.Evicted(node=host.name, model=step.model, incoming=step.incoming))
             return
         log.warning("unloading %s from %s failed: %s", step.model, host.name, error)
         if job.why == "defrag":
@@ -163,44 +184,89 @@ class Jobs:
             )
             return
         self._fail(host, job, error)
+        waiting = self.hosts.get(step.at)
+        if waiting and waiting is not host and waiting.job and waiting.job.model == step.incoming:
+            self._fail(waiting, waiting.job, error)  # it lends to a group that has not been ended
+
+    def _evicted(self, host: Host, step: Unload, incoming: str) -> None:
+        log.info("evicted %s from %s for %s", step.model, host.name, incoming)
+        self.out.append(m.Evicted(node=host.name, model=step.model, incoming=incoming))
+        others = sum(one.present(step.model) for one in self.hosts.values() if one is not host)
+        spec = self.memory.spec_again(host, step.model)
+        self.evictions.append(Eviction(node=host.name, spec=spec, incoming=incoming, at=step.at, others=others))
+
+    def in_vain(self) -> list[Eviction]:
+        """Those that left for a load that is not to come, each told once."""
+        if not self.evictions:
+            return []
+        vain = [one for one in self.evictions if not self._comes(one)]
+        self.evictions = [one for one in self.evictions if self._comes(one)]
+        return vain
+
+    def _comes(self, eviction: Eviction) -> bool:
+        job = self.hosts[eviction.at].job
+        return job is not None and job.model == eviction.incoming
 
     def _load_ended(self, host: Host, job: Job, step: Load, error: errors.CortexError | None) -> None:
         job.progress = None
-        for one in self._company(host, step.spec.model_id):
-            self._let_go(one)
         for name in step.spec.hosts:
             self.hosts[name].changed()
             self.out.append(m.Look(node=name))
         if error is None:
+            self._release_lenders(host, step)
             self.memory.loaded(step.spec, host)
             host.loaded(step.spec, self.now)
+            self.evictions = [one for one in self.evictions if one.incoming != step.spec.model_id]
             return
         log.warning("loading %s on %s failed: %s", step.spec.model_id, host.name, error)
         host.changed()
+        wants_room = error.extras.get("kind", error.code) in NO_ROOM
+        if wants_room and host.healthy and self._memory_returns(host, step, error):
+            job.again(step, self.now)
+            log.info("%s is tried again on %s in %.1f s: memory is coming back", job.model, host.name, job.pause)
+            return
+        self._release_lenders(host, step)
         if job.why == "defrag":
             self.memory.fail(step.spec.model_id, (host.name,), error, self.now)
             return
-        if error.extras.get("kind", error.code) in NO_ROOM and not job.retried and self._retry(host, step, error):
+        if wants_room and not job.retried and self._retry(host, step, error):
             return
         self._fail(host, job, error, step.spec.hosts)
+
+    def _release_lenders(self, host: Host, step: Load) -> None:
+        for one in self._company(host, step.spec.model_id):
+            self._let_go(one)
+
+    def _memory_returns(self, host: Host, step: Load, error: errors.CortexError) -> bool:
+        """Something was unloaded a moment ago, and by what is loaded there would be room: that memory is not back yet."""
+        spec = step.spec
+        freed = max(one.freed_at for one in (host, *(self.hosts[name] for name in spec.hosts)))
+        if self.now >= freed + RETURN_SECS:
+            return False
+        if spec.hosts:  # what lacks room may be any of them
+            return True
+        job, host.job = host.job, None  # which is between two steps
+        node, host.job = self.node(host), job
+        needed, _ = corrected(node, spec.tensor_parallel, error)
+        vacant = room.vacant(node, self.memory.policy_after(spec.model_id, host.name, 0), besides=spec.model_id)
+        return sum(free >= needed for free in vacant.values()) >= spec.tensor_parallel
 
     def _retry(self, host: Host, step: Load, error: errors.CortexError) -> bool:
         """Once, after evicting what the node's own numbers call for; at least one model, for ours said it fitted."""
         if step.spec.hosts:  # what lacks room may be any of them
             return False
         host.job = None
-        node = evolve(self.node(host), busy=None)
         model = self.memory.model(step.spec.model_id, [host], step.spec.tensor_parallel)
-        freest = sorted((device.vram_free_mb for device in node.devices), reverse=True)[: model.shards]
-        demanded = max(demand(error), (min(freest, default=0) + 1) * model.shards)
-        found = routing.consider(model, node, self.memory.policy_after(model.id, host.name, demanded))
+        needed, node = corrected(evolve(self.node(host), busy=None), model.shards, error)
+        found = routing.consider(model, node, self.memory.policy_after(model.id, host.name, needed * model.shards))
         if not isinstance(found, routing.Place):
             return False
         host.job = evolve(_job(model, evolve(step.spec, devices=found.devices), found), retried=True)
         return True
 
     def _fail(self, host: Host, job: Job, error: errors.CortexError, lenders: tuple[str, ...] = ()) -> None:
-        self.memory.fail(job.model, (host.name, *lenders), error, self.now)
+        dear = any(one.incoming == job.model and one.at == host.name for one in self.evictions)
+        self.memory.fail(job.model, (host.name, *lenders), error, self.now, dear=dear)
         self.drop(host)
 
     def postpone(self, host: Host) -> None:
@@ -232,11 +298,12 @@ class Jobs:
 
 
 def _job(model: ModelConfig, spec: m.LoadSpec, place: routing.Place) -> Job:
-    return Job(why="load", model=model.id, steps=deque([*_unloads(model, place.victims), Load(spec=spec)]))
+    unloads = _unloads(model, place.node, place.victims)
+    return Job(why="load", model=model.id, steps=deque([*unloads, Load(spec=spec)]))
 
 
-def _unloads(model: ModelConfig, victims: tuple[str, ...]) -> list[Unload]:
-    return [Unload(model=victim, incoming=model.id) for victim in victims]
+def _unloads(model: ModelConfig, node: str, victims: tuple[str, ...]) -> list[Unload]:
+    return [Unload(model=victim, incoming=model.id, at=node) for victim in victims]
 
 
 def _lends_to(step: Unload | Load | Lend, leader: str) -> bool:

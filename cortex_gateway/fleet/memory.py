@@ -14,10 +14,12 @@ from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.placement import fit
 from cortex_gateway.placement.catalogue import Catalogue
 from cortex_gateway.placement.route import Place, Policy, Reject
-from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig
+from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig, Node
 
 COOLING_SECS = 5.0
 """A failed load is not tried again on that node for this long: the Retry-After that clients are given."""
+SPARING_SECS = 30.0
+"""Where others have left for a load that failed, nobody is asked to leave for that model again for so long."""
 PATIENCE_SECS = 10.0
 """After this long a waiting request may have a model in use drained, so that a busy model cannot starve the others."""
 MIB = 1024 * 1024
@@ -25,10 +27,13 @@ MIB = 1024 * 1024
 
 @define(kw_only=True)
 class Ticket:
-    """One request or one wish of an operator, from the moment it is told until it is granted, complete or refused."""
+    """One request or one wish of an operator, from the moment it is told until it is granted, complete or refused.
+
+    `restore` is a wish of our own, of which nobody is told: to have back what left for nothing, if that costs nobody anything.
+    """
 
     number: int
-    kind: Literal["serve", "load", "unload"]
+    kind: Literal["serve", "load", "unload", "restore"]
     model: str
     since: float
     node: str | None = None
@@ -39,6 +44,7 @@ class Ticket:
     hosts: tuple[str, ...] = ()
     ranks: Literal["host", "device"] | None = None
     request_id: str = ""
+    others: int = 0  # nodes that had a replica besides the one to be restored
     cold: bool = False
     reported: LoadStatus | None = None
 
@@ -50,10 +56,14 @@ class Ticket:
 
 @frozen(kw_only=True)
 class Failure:
-    """A load or unload that ended badly, and when. `alone`: the node is to blame; `apart`: what failed together with it."""
+    """A load or unload that ended badly, and when. `alone`: the node is to blame; `apart`: what failed together with it.
+
+    `dear`: others had left for it.
+    """
 
     at: float
     error: errors.CortexError
+    dear: bool = False
     alone: bool = True
     apart: frozenset[frozenset[str]] = frozenset()
 
@@ -87,31 +97,43 @@ class Memory:
         self._specs[spec.model_id, host.name] = spec
         self.failures.get(spec.model_id, {}).pop(host.name, None)
 
-    def fail(self, model: str, hosts: tuple[str, ...], error: errors.CortexError, now: float) -> None:
+    def fail(
+        self, model: str, hosts: tuple[str, ...], error: errors.CortexError, now: float, *, dear: bool = False
+    ) -> None:
         """A job for `model` has ended badly. The first of `hosts` led."""
         together = groups.company(error, hosts)
         failures = self.failures.setdefault(model, {})
         before = failures.get(hosts[0])
         apart = (before.apart if before else frozenset()) | ({together} if together else set())
-        failures[hosts[0]] = Failure(at=now, error=error, alone=together is None, apart=apart)
+        failures[hosts[0]] = Failure(at=now, error=error, dear=dear, alone=together is None, apart=apart)
 
-    def cooling(self, ticket: Ticket, now: float) -> dict[str, Failure]:
+    def cooling(self, ticket: Ticket, now: float, seconds: float = COOLING_SECS) -> dict[str, Failure]:
         """Nodes where the model has failed: since the operator asked, or too short a while ago for a request."""
         failures = self.failures.get(ticket.model)
         if not failures:
             return {}
-        floor = ticket.since if ticket.kind == "load" else min(ticket.since, now - COOLING_SECS)
+        floor = ticket.since if ticket.kind == "load" else min(ticket.since, now - seconds)
         return {node: failure for node, failure in failures.items() if failure.at >= floor}
 
-    def policy(self, ticket: Ticket, now: float) -> Policy:
+    def offering(self, ticket: Ticket, hosts: Iterable[Host]) -> frozenset[str] | None:
+        """The nodes that have the model to load, up or down. None = any may be asked, by an operator who names one too."""
+        if self.catalogue.anywhere(ticket.model) or ticket.node or ticket.hosts:
+            return None
+        return frozenset(host.name for host in hosts if host.knows(ticket.model)) or None
+
+    def policy(self, ticket: Ticket, now: float, offering: frozenset[str] | None = None) -> Policy:
         """What placement is asked with for this ticket; the same object as long as it says the same."""
         cooling = self.cooling(ticket, now)
         excluded = frozenset(node for node, failure in cooling.items() if failure.alone)
         apart = frozenset(company for failure in cooling.values() for company in failure.apart)
+        recent = self.cooling(ticket, now, SPARING_SECS)
+        sparing = frozenset(node for node, failure in recent.items() if failure.dear)
         drain = ticket.kind == "load" or now >= ticket.since + PATIENCE_SECS
-        key = (excluded, apart, ticket.node, drain)
+        key = (excluded, apart, sparing, ticket.node, offering, drain)
         if key not in self._policies:
-            self._policies[key] = self._policy(excluded=excluded, apart=apart, only=ticket.node, drain=drain)
+            self._policies[key] = self._policy(
+                excluded=excluded, apart=apart, sparing=sparing, only=ticket.node, offering=offering, drain=drain
+            )
         return self._policies[key]
 
     def _policy(self, **more: Any) -> Policy:
@@ -130,7 +152,7 @@ class Memory:
 
         `grouped`: for a model of several hosts, of which it is then told as well what each lacks.
         """
-        failures = self.cooling(ticket, now)
+        failures = self.cooling(ticket, now, SPARING_SECS if reject.why == "failed" else COOLING_SECS)
         if failures:
             error = max(failures.values(), key=lambda failure: failure.at).error
             # The group had enough once: what it lacks now is not in the words of the node that is gone.
@@ -152,6 +174,23 @@ class Memory:
             return config
         named = tuple(dict.fromkeys((*((ticket.node,) if ticket.node else ()), *ticket.hosts)))
         return evolve(config, hosts=named if ticket.hosts else config.hosts, ranks=ticket.ranks or config.ranks)
+
+    def restoring(self, number: int, node: str, spec: LoadSpec, others: int, now: float) -> Ticket:
+        """The wish to have back, as it was, what has left `node`."""
+        return Ticket(
+            number=number,
+            kind="restore",
+            model=spec.model_id,
+            since=now,
+            node=node,
+            quant=spec.quant,
+            kv_dtype=spec.kv_dtype,
+            deterministic=spec.deterministic,
+            tensor_parallel=spec.tensor_parallel,
+            hosts=(node, *spec.hosts) if spec.hosts else (),
+            ranks=spec.ranks,
+            others=others,
+        )
 
     def spec_again(self, host: Host, model: str) -> LoadSpec:
         """How to load what is loaded there: as we loaded it, else on the same devices in the same formats."""
@@ -194,6 +233,21 @@ def demand(error: errors.CortexError) -> int:
     total = sum(row["bytes"] for row in rows if isinstance(row, dict) and isinstance(row.get("bytes"), int))
     required = error.extras.get("required_mb")
     return required if isinstance(required, int) else math.ceil(total / MIB)
+
+
+def corrected(node: Node, shards: int, error: errors.CortexError) -> tuple[int, Node]:
+    """What a node that has refused for want of memory needs on each device, MiB, and the node with less free than that.
+
+    Our last look may be older than what has taken the memory since; the node's own numbers go before it.
+    """
+    freest = sorted(node.devices, key=lambda device: -device.vram_free_mb)[:shards]
+    told = math.ceil(demand(error) / shards)
+    most = min((device.vram_total_mb for device in freest), default=0)
+    needed = told or min(most, 1 + min((device.vram_free_mb for device in freest), default=0))
+    free = error.extras.get("free_mb")
+    cap = min(free // shards if isinstance(free, int) else needed, needed - 1)
+    devices = tuple(evolve(device, vram_free_mb=min(device.vram_free_mb, cap)) for device in node.devices)
+    return needed, evolve(node, devices=devices)
 
 
 def not_loaded(model: str, node: str | None) -> errors.CortexError:

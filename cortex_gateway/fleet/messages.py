@@ -34,7 +34,7 @@ class LoadSpec:
     devices: tuple[int, ...] = ()  # empty = the node chooses
     max_context: int | None = None
     hosts: tuple[str, ...] = ()  # nodes that may lend devices, the preferred first; names as in the node's [[peers]]
-    ranks: str | None = None
+    ranks: Literal["host", "device"] | None = None
 
 
 @frozen(kw_only=True)
@@ -71,11 +71,15 @@ class Suspected:
 
 @frozen(kw_only=True)
 class Wanted:
-    """A request wants a replica of the model."""
+    """A request wants a replica of the model.
+
+    `besides`: nodes that have failed it already. Then it is one that serves now on another node, or none.
+    """
 
     ticket: int
     model: str
     request_id: str
+    besides: frozenset[str] = frozenset()
 
 
 @frozen(kw_only=True)
@@ -110,11 +114,34 @@ class Left:
 
 
 @frozen(kw_only=True)
-class Returned:
-    """A request that had been granted the replica has ended."""
+class Begun:
+    """The request that tries a replica after its rest is being answered."""
 
     node: str
     model: str
+
+
+@frozen(kw_only=True)
+class Absent:
+    """The node says that it has not loaded the model, whatever it said when it was last looked at."""
+
+    node: str
+    model: str
+
+
+@frozen(kw_only=True)
+class Returned:
+    """A request that had been granted the replica has ended. `served` None = which says nothing of the replica.
+
+    `sent`: when it was granted, seconds. `failure`: in words, where `served` is false.
+    """
+
+    node: str
+    model: str
+    served: bool | None = None
+    failure: str = ""
+    sent: float = 0.0
+    trial: bool = False
 
 
 @frozen(kw_only=True)
@@ -155,6 +182,8 @@ Event = (
     | LoadAsked
     | UnloadAsked
     | Left
+    | Begun
+    | Absent
     | Returned
     | Progressed
     | Found
@@ -165,12 +194,16 @@ Event = (
 
 @frozen(kw_only=True)
 class Grant:
-    """The request may be sent there; it is counted in flight from now. `cold`: it had to wait for a load."""
+    """The request may be sent there; it is counted in flight from now. `cold`: it had to wait for a load.
+
+    `trial`: it tries a replica that has had a rest.
+    """
 
     ticket: int
     node: str
     model: str
     cold: bool
+    trial: bool = False
 
 
 @frozen(kw_only=True)

@@ -4,6 +4,7 @@ A request or an operator's wish is a ticket. A ticket ends with a grant, a compl
 again after every event that could help it, together with those that want the same. What nodes are at for it is `jobs`.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,11 +15,12 @@ from cortex_gateway import errors
 from cortex_gateway.config import Config
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.host import Host
-from cortex_gateway.fleet.jobs import Jobs
+from cortex_gateway.fleet.jobs import RETURN_SECS, Eviction, Jobs
 from cortex_gateway.fleet.memory import PATIENCE_SECS, Memory, Ticket, not_loaded, spec_for
 from cortex_gateway.placement import catalogue
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
+from cortex_gateway.placement.circuit import Circuit
 from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class Residency:
     _jobs: Jobs = field(init=False)
     _considered: routing.Considered = field(factory=routing.Considered, init=False)
     _picture: FleetSnapshot | None = field(default=None, init=False)  # as long as nothing has changed
+    _restored: int = field(default=0, init=False)  # tickets of our own are numbered downwards
     _now: float = field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -64,14 +67,18 @@ class Residency:
         self._picture = None
         handler: Callable[[Any], None] = getattr(self, f"_on_{type(event).__name__.lower()}")
         handler(event)
+        for eviction in self._jobs.in_vain():
+            self._wish_back(eviction)
         return self._jobs.out
 
-    def snapshot(self) -> FleetSnapshot:
+    def snapshot(self, now: float | None = None) -> FleetSnapshot:
+        """Everything as last seen; `now` is the time of the last event, unless the caller knows better."""
         waiting: dict[str, int] = {}
         for ticket in self.tickets.values():
             if ticket.kind == "serve":
                 waiting[ticket.model] = waiting.get(ticket.model, 0) + 1
-        return FleetSnapshot(nodes=tuple(map(self._jobs.node, self.hosts.values())), waiting=waiting)
+        nodes = tuple(map(self._jobs.node, self.hosts.values()))
+        return FleetSnapshot(nodes=nodes, at=self._now if now is None else now, waiting=waiting)
 
     def resolve(self, name: str) -> str | None:
         return catalogue.resolve(self.catalogue, name, self._listed)
@@ -100,7 +107,8 @@ class Residency:
             if ticket.kind == "serve"
             for time in (ticket.since + PATIENCE_SECS, ticket.since + deadlines[ticket.model])
         )
-        return min((time for time in times if time > self._now), default=None)
+        pauses = (host.job.not_before for host in self.hosts.values() if host.job and not host.job.running)
+        return min((time for time in itertools.chain(times, pauses) if time > self._now), default=None)
 
     # -- what happens ---------------------------------------------------------------------------------------------
 
@@ -112,6 +120,9 @@ class Residency:
         ticket = Ticket(number=event.ticket, kind="serve", model=model, since=self._now, request_id=event.request_id)
         queued = sum(one.kind == "serve" for one in self.tickets.values())
         self.tickets[ticket.number] = ticket
+        if event.besides:
+            self._send_on(ticket, event.besides)
+            return
         if queued < self.config.gateway.max_waiting:
             self._try((ticket,))
         elif not self._grant((ticket,)):
@@ -152,10 +163,23 @@ class Residency:
     def _on_returned(self, event: m.Returned) -> None:
         host = self.hosts[event.node]
         host.give_back(event.model, self._now)
+        self._judge(host, event)
         if host.pending(event.model) == 0:  # else nobody who waits gains anything by it
             self._jobs.advance(host)
             self._settle()
         self._defrag(host)
+
+    def _on_begun(self, event: m.Begun) -> None:
+        host = self.hosts[event.node]
+        if event.model in host.circuits:
+            host.judge(event.model, host.circuits[event.model].begun())
+
+    def _on_absent(self, event: m.Absent) -> None:
+        host = self.hosts[event.node]
+        if host.job is None and host.present(event.model):
+            log.warning("%s says that it has not loaded %s", host.name, event.model)
+            host.unloaded(event.model, self._now)
+        self._jobs.out.append(m.Look(node=host.name))
 
     def _on_looking(self, event: m.Looking) -> None:
         self.hosts[event.node].begin_look()
@@ -217,7 +241,33 @@ class Residency:
             )
             self._refuse(ticket, errors.Overloaded(message, queued=queued))
         self._abandon()
+        for host in self.hosts.values():
+            self._jobs.advance(host)
         self._settle()
+
+    # -- replicas -------------------------------------------------------------------------------------------------
+
+    def _judge(self, host: Host, event: m.Returned) -> None:
+        """What the end of a request says of the replica that had it."""
+        before = host.circuits.get(event.model)
+        if event.served is False:
+            self._jobs.out.append(m.Look(node=host.name))  # why it failed may be seen there
+            after = (before or Circuit()).failed(self._now, event.failure)
+            host.judge(event.model, after)
+            if after.until != (before.until if before else None):
+                seconds, times = after.rest_secs, after.failures
+                log.warning(
+                    "%s on %s rests %.0f s, it failed %d times in a row: %s",
+                    event.model,
+                    host.name,
+                    seconds,
+                    times,
+                    event.failure,
+                )
+        elif before and event.served:
+            host.judge(event.model, before.served(event.sent))
+        elif before and event.trial:
+            host.judge(event.model, before.left())
 
     # -- tickets --------------------------------------------------------------------------------------------------
 
@@ -233,23 +283,37 @@ class Residency:
         """Try tickets that want the same. What was decided for one holds for the next, until something has changed by it."""
         if line[0].kind == "unload":
             self._try_unload(line[0])
+        elif line[0].kind == "restore":
+            self._try_restore(line[0])
         elif line[0].kind == "load" or not self._grant(line):
             self._decide_for(line)
 
     def _grant(self, line: Iterable[Ticket]) -> bool:
         """Send each request to a replica that serves, if there is one."""
         for ticket in line:
-            best = routing.least_wait([one for host in self.hosts.values() if (one := host.candidate(ticket.model))])
+            best = routing.least_wait(self._candidates(ticket.model))
             if best is None:
                 return False
             self._granted(ticket, best)
         return True
 
-    def _decide_for(self, line: Iterable[Ticket]) -> None:
+    def _send_on(self, ticket: Ticket, besides: frozenset[str]) -> None:
+        """One that has failed elsewhere goes to another replica at once, or nowhere."""
+        best = routing.least_wait([one for one in self._candidates(ticket.model) if one.node not in besides])
+        if best is None:
+            self._refuse(ticket, errors.NoOtherReplica(f"No other node serves {ticket.model} now."))
+        else:
+            self._granted(ticket, best)
+
+    def _candidates(self, model: str) -> list[routing.Candidate]:
+        return [one for host in self.hosts.values() if (one := host.candidate(model, self._now))]
+
+    def _decide_for(self, line: Sequence[Ticket]) -> None:
+        offering = self._memory.offering(line[0], self.hosts.values())
         policy: routing.Policy | None = None
         decision: routing.Decision | None = None
         for ticket in line:
-            before, policy = policy, self._memory.policy(ticket, self._now)
+            before, policy = policy, self._memory.policy(ticket, self._now, offering)
             if policy is not before or self._picture is None:
                 decision = self._decide(ticket, policy)
             assert decision is not None
@@ -283,15 +347,17 @@ class Residency:
             self._jobs.out.append(m.Complete(ticket=ticket.number))
             return
         self._picture = None
-        self.hosts[node].take(ticket.model, self._now)
-        self._jobs.out.append(m.Grant(ticket=ticket.number, node=node, model=ticket.model, cold=ticket.cold))
+        trial = self.hosts[node].take(ticket.model, self._now)
+        grant = m.Grant(ticket=ticket.number, node=node, model=ticket.model, cold=ticket.cold, trial=trial)
+        self._jobs.out.append(grant)
 
     def _start(self, ticket: Ticket, place: routing.Place) -> None:
         self._picture = None
         ticket.cold = True
         model = self._memory.asked(ticket, self.hosts.values())
         spec = spec_for(model, place, ticket.quant, ticket.kv_dtype, ticket.deterministic)
-        self._jobs.start(model, spec, place, ticket.request_id or "an operator")
+        whom = "nothing else came of its eviction" if ticket.kind == "restore" else ticket.request_id or "an operator"
+        self._jobs.start(model, spec, place, whom, retried=ticket.kind == "restore")
 
     def _try_unload(self, ticket: Ticket) -> None:
         failures = self._memory.failures.get(ticket.model, {}).values()
@@ -307,6 +373,27 @@ class Residency:
             if host.job is None:
                 self._picture = None
                 self._jobs.unload(host, ticket.model)
+
+    def _wish_back(self, eviction: Eviction) -> None:
+        self._restored -= 1
+        ticket = self._memory.restoring(self._restored, eviction.node, eviction.spec, eviction.others, self._now)
+        self.tickets[ticket.number] = ticket
+
+    def _try_restore(self, ticket: Ticket) -> None:
+        """Load it again once its node can, where it has room without anybody's leaving and nobody else has loaded it.
+
+        The memory that it left may itself come back late.
+        """
+        there = sum(host.present(ticket.model) for host in self.hosts.values())
+        assert ticket.node is not None
+        if there > ticket.others or not self.hosts[ticket.node].healthy:
+            del self.tickets[ticket.number]
+            return
+        decision = self._decide(ticket, self._memory.policy(ticket, self._now))
+        if isinstance(decision, routing.Place) and decision.costs_nothing:
+            self._start(ticket, decision)
+        if not isinstance(decision, routing.Hold | routing.Join) and self._now >= ticket.since + RETURN_SECS:
+            del self.tickets[ticket.number]
 
     def _holders(self, ticket: Ticket) -> list[Host]:
         hosts = [host for host in self.hosts.values() if ticket.node in (None, host.name) and host.healthy]
@@ -350,7 +437,7 @@ class Residency:
     # -- facts ----------------------------------------------------------------------------------------------------
 
     def _listed(self, model: str) -> bool:
-        return any(model in host.replicas for host in self.hosts.values())
+        return any(host.knows(model) for host in self.hosts.values())
 
     def _deadlines(self) -> dict[str, float]:
         """Seconds that a request may wait for each model. A load under way has its time on top of queueing.

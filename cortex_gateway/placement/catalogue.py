@@ -23,6 +23,11 @@ class Catalogue:
         harness = next((replica.harness for replica in replicas), "jax")
         return ModelConfig(id=model, harness=harness)
 
+    def anywhere(self, model: str) -> bool:
+        """Any node can be asked to load it: the operator says where its files are, or names it as a hub does."""
+        config = self.models.get(model)
+        return config is not None and (config.source is not None or "/" in model)
+
 
 @frozen(kw_only=True)
 class Location:
@@ -69,7 +74,7 @@ def present(catalogue: Catalogue, snapshot: FleetSnapshot) -> str | None:
 
 def names(catalogue: Catalogue, snapshot: FleetSnapshot) -> tuple[str, ...]:
     """Every id and alias, sorted, each once."""
-    listed = {replica.model for node in snapshot.nodes for replica in node.replicas}
+    listed = {replica.model for node in snapshot.nodes for replica in node.replicas if replica.known}
     ids = listed | set(catalogue.models)
     aliases = {alias for alias, target in catalogue.aliases.items() if target in ids}
     return tuple(sorted(ids | aliases))
@@ -96,11 +101,13 @@ def _entry(catalogue: Catalogue, snapshot: FleetSnapshot, name: str) -> ModelEnt
     found = [(node, replica) for node in snapshot.nodes if (replica := node.replica(model))]
     replicas = [replica for _, replica in found]
     config = catalogue.config(model, replicas)
+    offering = [node for node, replica in found if replica.known]
+    able = snapshot.nodes if catalogue.anywhere(model) or not offering else offering
     return ModelEntry(
         id=name,
         alias_of=model if model != name else None,
         loaded=any(node.healthy and replica.serving for node, replica in found),
-        feasible_on=tuple(node.name for node in snapshot.nodes if fit.could_lead(config, node, snapshot.nodes)),
+        feasible_on=tuple(node.name for node in able if fit.could_lead(config, node, snapshot.nodes)),
         locations=tuple(_location(node, replica, config) for node, replica in found),
         capabilities=_union([*(replica.capabilities for replica in replicas), config.capabilities]) or ("text",),
         limit=tightest([*(replica.limit for replica in replicas), config.limit]),

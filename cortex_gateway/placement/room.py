@@ -8,17 +8,26 @@ from cortex_gateway.placement.snapshot import ModelConfig, Node, Replica
 def consider(model: ModelConfig, node: Node, policy: Policy) -> Place | Obstacle:
     """How the model could be loaded on this node now, or what is in the way."""
     needed = fit.need(model, node, policy.knowledge)
+    found = _unsuited(model, node, needed, policy) or occupied(model, node) or _room(model, node, needed, policy)
+    if isinstance(found, Place) and found.victims and node.name in policy.sparing:
+        return Obstacle(why="failed", reason="has failed to load it a moment ago, for which others had to leave")
+    return found
+
+
+def _unsuited(model: ModelConfig, node: Node, needed: fit.Need, policy: Policy) -> Obstacle | None:
+    """Why the node is not to be asked for this model, however much room it has."""
     if policy.only not in (None, node.name):
         return Obstacle(why="never", reason="is not the node that was asked for")
+    if policy.offering is not None and node.name not in policy.offering:
+        return Obstacle(why="never", reason="does not offer it")
     if not node.healthy:
-        return Obstacle(why="down", reason=f"is not healthy ({node.reason or 'not seen yet'})")
+        offers = "offers it and " if policy.offering is not None else ""
+        return Obstacle(why="down", reason=f"{offers}is not healthy ({node.reason or 'not seen yet'})")
     if reason := fit.why_never(model, node, needed):
         return Obstacle(why="never", reason=reason)
     if node.name in policy.excluded:
         return Obstacle(why="failed", reason="has just failed to load it")
-    if node.doubted:
-        return doubted(node)
-    return occupied(model, node) or _room(model, node, needed, policy)
+    return doubted(node) if node.doubted else None
 
 
 def doubted(node: Node) -> Obstacle:
@@ -59,6 +68,21 @@ def passing(node: Node) -> Obstacle | None:
     """Memory that the node will get back by itself: of a group whose leader is lost or has let go of it."""
     over = [member.model for member in node.members if member.leads == "no"]
     return Obstacle(why="busy", reason=f"is getting back what it lent to {', '.join(over)}") if over else None
+
+
+def vacant(node: Node, policy: Policy, *, besides: str) -> dict[int, int]:
+    """MiB that each device would have free if there were nothing on it but the models that we know to be there."""
+    left = {device.index: device.vram_total_mb for device in node.devices}
+    for replica in node.replicas:
+        if not replica.resident or replica.model == besides:
+            continue
+        size = fit.size(replica, node, policy.knowledge, policy.catalogue.config(replica.model, [replica]))
+        for index in set(replica.devices) & left.keys():
+            left[index] -= size // (replica.spread or 1)
+    for member in node.members:
+        for index in set(member.devices) & left.keys():
+            left[index] -= fit.lent_size(member, node) // len(member.devices)
+    return left
 
 
 def residents(node: Node, policy: Policy, *, besides: str | None = None) -> list[evict.Resident]:

@@ -44,11 +44,15 @@ __all__ = [
 
 @frozen
 class Candidate:
-    """A replica that serves. `pending`: requests on it, ours counted now and the others as last reported."""
+    """A replica that serves. `pending`: requests on it, ours counted now and the others as last reported.
+
+    `resting`: it has failed so often that others are asked before it.
+    """
 
     node: str
     pending: int
     load: ModelLoad
+    resting: bool = False
 
 
 Consider = Callable[[ModelConfig, Node, Policy], Place | Obstacle]
@@ -100,15 +104,15 @@ def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy, consideri
 
 
 def least_wait(candidates: Collection[Candidate]) -> str | None:
-    """The node where a new request should end first: a free seat before none, then work over speed, then name.
+    """The node where a new request should end first: well before ailing, a free seat before none, work over speed, name.
 
     Speed counts only where every candidate has measured one: an unmeasured replica is not slow, it is new.
     """
     measured = all(one.load.tok_s_decode > 0 for one in candidates)
 
-    def wait(one: Candidate) -> tuple[bool, float, str]:
+    def wait(one: Candidate) -> tuple[bool, bool, float, str]:
         queued = 0 < one.load.max_in_flight <= one.pending
-        return queued, (one.pending + 1) / (one.load.tok_s_decode if measured else 1.0), one.node
+        return one.resting, queued, (one.pending + 1) / (one.load.tok_s_decode if measured else 1.0), one.node
 
     return min(candidates, key=wait).node if candidates else None
 

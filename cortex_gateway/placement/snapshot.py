@@ -6,6 +6,8 @@ from typing import Any, Literal
 from attrs import field, frozen
 from attrs.validators import ge, min_len, optional
 
+from cortex_gateway.placement.circuit import Circuit
+
 Status = Literal["loaded", "loading", "recovering", "draining", "failed", "unloaded"]
 DEFAULT_PRIORITY = 100
 PINNED_PRIORITY = 1000
@@ -165,6 +167,7 @@ class Replica:
     limit: Limit | None = None
     tool_call: bool = False
     reasoning: bool = False
+    offered: bool = True  # the node has it among its models; false for what was only ever asked for by name
     servable: bool = True
     unservable_reason: str | None = None
     unservable_detail: str | None = None
@@ -178,6 +181,7 @@ class Replica:
     in_flight: int = 0  # our own requests on it now
     others: int = 0  # requests the node reported that were not ours
     last_used: float = 0.0  # seconds on the gateway's own clock; larger is later
+    circuit: Circuit | None = None  # None = it has not failed since it last served
     draining: bool = False  # takes no new request: it is about to leave
 
     @property
@@ -194,6 +198,11 @@ class Replica:
     def resident(self) -> bool:
         """It holds memory of its devices."""
         return self.status in ("loaded", "recovering", "draining", "loading")
+
+    @property
+    def known(self) -> bool:
+        """It is a model that clients may ask for: not one of which nothing is left but a load that failed."""
+        return self.offered or self.resident
 
     @property
     def serving(self) -> bool:
@@ -228,4 +237,5 @@ class FleetSnapshot:
     """Every node at one moment, in the order of the configuration."""
 
     nodes: tuple[Node, ...] = ()
+    at: float = 0.0  # seconds on the gateway's own clock
     waiting: Mapping[str, int] = field(factory=dict)  # model -> requests that wait for it to be loaded

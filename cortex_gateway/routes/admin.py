@@ -11,6 +11,7 @@ from litestar.types import ASGIApp
 from cortex_gateway.auth.policy import ADMIN
 from cortex_gateway.dialects import sse
 from cortex_gateway.errors import InvalidBody, MalformedJson
+from cortex_gateway.placement.circuit import Circuit
 from cortex_gateway.placement.snapshot import LoadStatus, Node, Replica
 from cortex_gateway.routes.exchange import Exchange, exchange
 from cortex_gateway.routes.failures import OPENAI
@@ -39,7 +40,8 @@ async def fleet(request: Request[Any, Any, Any]) -> Response[bytes]:
     gateway = Gateway.of(request.app.state)
     gateway.guard.identify(request.scope, ADMIN)
     snapshot = gateway.fleet.snapshot()
-    return plain(request, {"nodes": [_node(node) for node in snapshot.nodes], "waiting": snapshot.waiting})
+    nodes = [_node(node, snapshot.at) for node in snapshot.nodes]
+    return plain(request, {"nodes": nodes, "waiting": snapshot.waiting})
 
 
 @post("/admin/load")
@@ -55,15 +57,22 @@ async def unload(request: Request[Any, Any, Any]) -> ASGIApp:
     return exchange(Gateway.of(request.app.state), None, OPENAI, _unload, need=ADMIN)
 
 
-def _node(node: Node) -> dict[str, Any]:
+def _node(node: Node, at: float) -> dict[str, Any]:
     said = attrs.asdict(node)
     del said["replicas"]
-    return {**said, "models": [_model(replica) for replica in node.replicas]}
+    return {**said, "models": [_model(replica, at) for replica in node.replicas]}
 
 
-def _model(replica: Replica) -> dict[str, Any]:
+def _model(replica: Replica, at: float) -> dict[str, Any]:
     said = attrs.asdict(replica)
-    return {"id": said.pop("model"), **said}
+    return {"id": said.pop("model"), **said, "circuit": _circuit(replica.circuit or Circuit(), at)}
+
+
+def _circuit(circuit: Circuit, at: float) -> dict[str, Any]:
+    """In seconds from now, for our clock is nobody else's."""
+    left = max(0.0, circuit.until - at) if circuit.until is not None else 0.0
+    reason = circuit.reason or None
+    return {"state": circuit.state(at), "failures": circuit.failures, "rests_secs": round(left, 1), "reason": reason}
 
 
 async def _load(it: Exchange, body: bytes) -> None:

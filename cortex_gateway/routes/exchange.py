@@ -6,20 +6,28 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import httpx
-from attrs import Factory, field, frozen
+from attrs import Factory, define, field, frozen
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from cortex_gateway.auth import policy
 from cortex_gateway.auth.guard import Admission
 from cortex_gateway.auth.principal import Principal
 from cortex_gateway.dialects import openai_errors
-from cortex_gateway.errors import ShuttingDown, UpstreamMalformed, UpstreamReadFailed, UpstreamUnreachable
+from cortex_gateway.errors import (
+    CortexError,
+    NotConnected,
+    ShuttingDown,
+    UpstreamMalformed,
+    UpstreamReadFailed,
+    UpstreamUnreachable,
+)
 from cortex_gateway.fleet.client import DENIED, denied
+from cortex_gateway.fleet.fleet import Lease
 from cortex_gateway.routes.failures import Spelling, refusal, report
 from cortex_gateway.routes.gateway import Gateway, Record
+from cortex_gateway.routes.retry import ATTEMPTS, BROKEN, Again, blames, fault
 from cortex_gateway.stream import Client, ClientGoneError
 
-ATTEMPTS = 3  # a kept connection that had gone stale, a node that is down, one that is up
 CONNECT_SECONDS = 5.0
 # A neuron's stream is never silent for long (docs/wire.md section 3): one that is has lost its host.
 SILENCE_SECONDS = 30.0
@@ -61,42 +69,75 @@ class Exchange:
 
     @contextlib.asynccontextmanager
     async def answered(self, outgoing: Outgoing) -> AsyncIterator[httpx.Response]:
-        """A neuron's good answer, its body not read yet; on another replica when the first cannot be reached.
+        """A neuron's good answer, its body not read yet; of another replica where `retry` says that this one may be asked.
 
-        Raises Forbidden, what `Fleet.acquire` raises, NeuronRefused, UpstreamUnreachable, UpstreamMalformed.
+        Raises Forbidden, NeuronRefused, UpstreamError, and what `Fleet.acquire` raises.
         """
         self.check_model(outgoing.model)
-        for attempt in range(1, ATTEMPTS + 1):
-            self.record.model = outgoing.model
-            lease = await self.gateway.fleet.acquire(outgoing.model, request_id=self.client.request_id)
+        self.record.model = outgoing.model
+        tries = Tries(self.gateway, outgoing.model, self.client.request_id)
+        lease = await tries.first()
+        while True:
             async with lease:
                 self.record.leased(lease)
-                request = self._request(lease.base_url, outgoing, lease.model)
                 try:
-                    response = await self._send(request)
-                except UpstreamUnreachable as error:
-                    if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
-                        lease.suspect(error.message)
-                    if attempt == ATTEMPTS:
-                        raise
-                    continue
-                lease.heard = functools.partial(getattr, response, "num_bytes_downloaded")
-                try:
-                    await _check(response, outgoing)
-                    yield response
-                finally:
-                    await response.aclose()
-                return
+                    response = await self._good(lease.base_url, outgoing, lease.model)
+                except CortexError as error:
+                    failed = error
+                    self._blame(lease, error)
+                else:
+                    lease.heard = functools.partial(getattr, response, "num_bytes_downloaded")
+                    lease.begun()
+                    async with contextlib.aclosing(response):
+                        with self._judged(lease):
+                            yield response
+                    return
+            lease = await tries.next(lease, failed)
+
+    @contextlib.contextmanager
+    def _judged(self, lease: Lease) -> Iterator[None]:
+        """What the rest of an answer says of the replica that gives it."""
+        try:
+            yield
+        except CortexError as error:
+            self._blame(lease, error)
+            raise
+        failure = self.record.failure
+        if failure is None:
+            lease.served()
+        elif blames(failure):
+            self._failed(lease, failure.message)
+
+    def _blame(self, lease: Lease, error: CortexError) -> None:
+        """Tell the fleet what a failure says of its node and of the replica."""
+        found = fault(error)
+        if found.suspect:
+            lease.suspect(error.message)
+        if found.absent:
+            lease.absent()
+        if found.blames:
+            self._failed(lease, f"{error.status}: {error.message}")
+
+    def _failed(self, lease: Lease, reason: str) -> None:
+        lease.failed(reason)
+        self.gateway.metrics.observe_failure(lease.model, lease.node)
 
     @contextlib.asynccontextmanager
     async def asked(self, base_url: str, outgoing: Outgoing, model: str) -> AsyncIterator[httpx.Response]:
         """One node's good answer, without a lease and without a second try. Raises as `answered` does."""
+        response = await self._good(base_url, outgoing, model)
+        async with contextlib.aclosing(response):
+            yield response
+
+    async def _good(self, base_url: str, outgoing: Outgoing, model: str) -> httpx.Response:
+        """The answer to one try, to be closed by the caller. Raises where it is none."""
         response = await self._send(self._request(base_url, outgoing, model))
         try:
             await _check(response, outgoing)
-            yield response
-        finally:
+        except BaseException:
             await response.aclose()
+            raise
+        return response
 
     def _request(self, base_url: str, outgoing: Outgoing, model: str) -> httpx.Request:
         headers = {
@@ -117,9 +158,43 @@ class Exchange:
     async def _send(self, request: httpx.Request) -> httpx.Response:
         try:
             return await self.gateway.fleet.client.send(request, stream=True)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise NotConnected(f"The neuron could not be reached: {_words(error)}") from error
         except httpx.TransportError as error:
-            why = str(error) or type(error).__name__
-            raise UpstreamUnreachable(f"The neuron could not be reached: {why}") from error
+            raise UpstreamUnreachable(
+                f"The neuron had the request and gave no answer: {_words(error)}. "
+                "It was not sent to another one, for it may be what kept this one from it."
+            ) from error
+
+
+@define
+class Tries:
+    """How often and where one request was tried."""
+
+    gateway: Gateway
+    model: str
+    request_id: str
+    _failed_on: list[str] = field(factory=list, init=False)
+    _again: list[Again] = field(factory=list, init=False)
+
+    async def first(self) -> Lease:
+        """Raises as `Fleet.acquire` does."""
+        return await self.gateway.fleet.acquire(self.model, request_id=self.request_id)
+
+    async def next(self, lease: Lease, error: CortexError) -> Lease:
+        """Another one after `lease` has failed with `error`, which is raised where there is none."""
+        self._failed_on.append(lease.node)
+        self._again.append(fault(error).again)
+        if self._again[-1] == "never" or len(self._again) == ATTEMPTS or self._again.count("broken") > BROKEN:
+            raise error
+        found = await self.first() if set(self._again) == {"anywhere"} else await self._elsewhere()
+        if found is None:
+            raise error
+        self.gateway.metrics.observe_retry(lease.model, lease.node)
+        return found
+
+    async def _elsewhere(self) -> Lease | None:
+        return await self.gateway.fleet.another(self.model, request_id=self.request_id, besides=self._failed_on)
 
 
 async def _check(response: httpx.Response, outgoing: Outgoing) -> None:
@@ -130,11 +205,18 @@ async def _check(response: httpx.Response, outgoing: Outgoing) -> None:
             raise denied("The neuron", raw)
         failure = openai_errors.read(response.status_code, raw, _retry_after(response))
         if failure is None or response.status_code < 400:
-            raise UpstreamMalformed(f"The neuron answered {response.status_code} without an error that can be read.")
+            raise UpstreamMalformed(
+                f"The neuron answered {response.status_code} without an error that can be read.",
+                answered=response.status_code,
+            )
         raise refusal(failure)
     media = response.headers.get("content-type", "")
     if outgoing.stream and not media.startswith("text/event-stream"):
         raise UpstreamMalformed(f"The neuron answered a stream request with {media!r}.")
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _retry_after(response: httpx.Response) -> int | None:
@@ -148,8 +230,7 @@ def reading() -> Iterator[None]:
     try:
         yield
     except httpx.TransportError as error:
-        why = str(error) or type(error).__name__
-        raise UpstreamReadFailed(f"The neuron's answer broke off: {why}") from error
+        raise UpstreamReadFailed(f"The neuron's answer broke off: {_words(error)}") from error
 
 
 async def read(response: httpx.Response) -> bytes:

@@ -52,6 +52,7 @@ class Record:
     node: str = ""
     cold: bool = False
     outcome: str = "ok"
+    failure: Failure | None = None
     usage: Usage | None = None
     passed: int = 0  # pieces of the answer that went by; what is known of its tokens where usage is not
     _arrived: float = field(factory=time.perf_counter, init=False)
@@ -74,7 +75,7 @@ class Record:
 
     def failed(self, failure: Failure) -> None:
         """It ended in an error. A name that nobody knows is no label."""
-        self.outcome = "error"
+        self.outcome, self.failure = "error", failure
         if failure.code == "model_not_found":
             self.model = UNKNOWN
 

@@ -15,7 +15,7 @@ from cortex_gateway.dialects.anthropic.response import whole
 from cortex_gateway.dialects.anthropic.stream import MessageEncoder
 from cortex_gateway.dialects.events import Error, Event, Finish, Reasoning, Text, ToolArguments, ToolStart
 from cortex_gateway.dialects.openai_chat import ChatDecoder, decode_whole
-from cortex_gateway.errors import NeuronRefused, NoHealthyNode, UpstreamMalformed, UpstreamUnreachable
+from cortex_gateway.errors import NeuronRefused, NoHealthyNode, NotConnected, UpstreamMalformed
 from cortex_gateway.routes.exchange import Exchange, Outgoing, exchange, read, reading
 from cortex_gateway.routes.failures import ANTHROPIC, refusal
 from cortex_gateway.routes.gateway import Gateway, Record
@@ -118,7 +118,7 @@ async def _ask(it: Exchange, base_url: str, request: MessagesRequest, model: str
     try:
         async with it.asked(base_url, outgoing, model) as response:
             return msgspec.json.decode(await read(response), type=_Count).count
-    except UpstreamUnreachable:
+    except NotConnected:  # nothing was sent: what a node dies of is not passed on to the next
         return None
     except NeuronRefused as refused:
         if refused.status == 404:

@@ -186,13 +186,17 @@ async def generate(host: Host, job: Job, ticket: Ticket, *, whole: bool = False)
             raise
     else:
         return
-    async with aclosing(_run(host, job)) as events:
-        async for event in events:
-            if isinstance(event, Admitted):
-                job.usage.reset()
-                yield Again()
-            if not (seen.admitted and isinstance(event, Admitted)):
-                yield event
+    try:
+        async with aclosing(_run(host, job)) as events:
+            async for event in events:
+                if isinstance(event, Admitted):
+                    job.usage.reset()
+                    yield Again()
+                if not (seen.admitted and isinstance(event, Admitted)):
+                    yield event
+    except Problem as problem:  # whoever reads this should know that an engine has died of the request, perhaps
+        problem.extras = {**problem.extras, "engine_died": True}
+        raise
 
 
 class _Seen:

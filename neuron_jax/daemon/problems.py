@@ -98,7 +98,7 @@ def model_not_found(name: str, known: Iterable[str]) -> Problem:
     return Problem(404, "model_not_found", f"The model {name!r} is not loaded here.{hint}", param="model", nearest=near)
 
 
-def recovering(model: str, reason: str | None) -> Problem:
+def recovering(model: str, reason: str | None, **extras: Any) -> Problem:
     """503: the engine died and is being started again."""
     return Problem(
         503,
@@ -106,6 +106,7 @@ def recovering(model: str, reason: str | None) -> Problem:
         f"The engine of {model!r} is being restarted: {reason or 'it ended'}",
         kind=API,
         retry_after=2,
+        **extras,
     )
 
 

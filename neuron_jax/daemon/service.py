@@ -243,7 +243,7 @@ def as_problem(model: str, error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, EngineDied):
-        return recovering(model, str(error))
+        return recovering(model, str(error), engine_died=True)
     _log.error("a request to %s failed", model, exc_info=error)
     return internal()
 

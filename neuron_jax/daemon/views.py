@@ -138,8 +138,9 @@ def offered(lifecycle: Lifecycle) -> list[tuple[Entry, ModelFacts | None]]:
 def models(lifecycle: Lifecycle, offers: Sequence[tuple[Entry, ModelFacts | None]]) -> list[Json]:
     """GET /models: what is loaded first, then what could be."""
     loaded = {resident.id for resident in lifecycle.residents}
+    known = {entry.id for entry, _ in offers}
     return [
-        *(resident_info(lifecycle, resident) for resident in lifecycle.residents),
+        *(resident_info(lifecycle, resident) | {"offered": resident.id in known} for resident in lifecycle.residents),
         *(unloaded_info(lifecycle, entry, facts) for entry, facts in offers if entry.id not in loaded),
     ]
 

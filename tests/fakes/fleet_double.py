@@ -1,7 +1,7 @@
 """Stands in for the fleet at its border: leases from a list of nodes, no watching, no residency, every call recorded."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +27,18 @@ class LeaseDouble:
     def suspect(self, reason: str) -> None:
         self.fleet.suspected.append(self.node)
 
+    def absent(self) -> None:
+        self.fleet.absent.append(self.node)
+
+    def begun(self) -> None:
+        self.fleet.verdicts.append((self.node, "begun"))
+
+    def served(self) -> None:
+        self.fleet.verdicts.append((self.node, "served"))
+
+    def failed(self, reason: str) -> None:
+        self.fleet.verdicts.append((self.node, "failed"))
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -48,6 +60,8 @@ class FleetDouble:
     error: Exception | None = None
     cold: bool = False
     suspected: list[str] = field(factory=list)
+    absent: list[str] = field(factory=list)
+    verdicts: list[tuple[str, str]] = field(factory=list)  # (node, what its answer said of it)
     acquired: int = 0
     abandoned: int = 0  # acquires that were cancelled while they waited
     in_flight: int = 0
@@ -72,6 +86,14 @@ class FleetDouble:
         self.acquired += 1
         self.in_flight += 1
         return LeaseDouble(model, resolved, node, f"http://{node}", self.cold, self)
+
+    async def another(self, model: str, *, request_id: str, besides: Collection[str]) -> LeaseDouble | None:
+        left = [node for node in self.nodes if node not in besides]
+        if not left:
+            return None
+        self.acquired += 1
+        self.in_flight += 1
+        return LeaseDouble(model, self.resolve(model), left[0], f"http://{left[0]}", False, self)
 
     async def _held(self) -> None:
         try:
@@ -126,6 +148,14 @@ class MetricsDouble:
     """Keeps the records of finished requests."""
 
     records: list[RequestRecord] = field(factory=list)
+    failures: list[tuple[str, str]] = field(factory=list)
+    retries: list[tuple[str, str]] = field(factory=list)
+
+    def observe_failure(self, model: str, node: str) -> None:
+        self.failures.append((model, node))
+
+    def observe_retry(self, model: str, node: str) -> None:
+        self.retries.append((model, node))
 
     def observe_request(self, record: RequestRecord) -> None:
         self.records.append(record)

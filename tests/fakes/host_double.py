@@ -24,6 +24,8 @@ class HostDouble(NeuronDouble):
         failures: model -> error body that its load ends with.
         pending: model -> requests in flight that it reports.
         silent: it answers nothing for ever, as a hung host does.
+        late: loads that it refuses after an unload, until the memory is back; `refused` counts them.
+        failed: models that it has only ever failed to load.
         done: what it was asked to do, in order.
     """
 
@@ -36,6 +38,10 @@ class HostDouble(NeuronDouble):
     gates: dict[str, asyncio.Event] = field(factory=dict)
     failures: dict[str, Mapping[str, Any]] = field(factory=dict)
     pending: dict[str, int] = field(factory=dict)
+    late: int = 0
+    returning: int = 0  # MiB
+    refused: int = 0
+    failed: list[str] = field(factory=list)
     silent: bool = False
     plain: bool = False  # answers loads without a stream, as the predecessor does
     done: list[str] = field(factory=list)
@@ -53,7 +59,7 @@ class HostDouble(NeuronDouble):
     @property
     def free_mb(self) -> int:
         lent = (group["model_id"] for group in self.groups if group["role"] == "member")
-        return self.total_mb - sum(self.sizes[name] for name in (*self.loaded, *lent))
+        return self.total_mb - sum(self.sizes[name] for name in (*self.loaded, *lent)) - self.returning
 
     def _control(self, request: Seen) -> tuple[int, Any]:
         if request.path == "/discovery":
@@ -63,7 +69,7 @@ class HostDouble(NeuronDouble):
         if request.path == "/health":
             return 200, self._health()
         if request.path == "/models":
-            return 200, [self._model(name) for name in self.sizes]
+            return 200, [*map(self._model, self.sizes), *map(self._failed, self.failed)]
         if request.path == "/models/unload":
             return self._unload(request.body["model_id"])
         return NeuronDouble._control(self, request)
@@ -81,11 +87,16 @@ class HostDouble(NeuronDouble):
         used = self.sizes[name] * spread
         return {"id": name, "status": "loaded", "devices": list(range(self.cards)), "vram_used_mb": used}
 
+    def _failed(self, name: str) -> dict[str, Any]:
+        """A neuron keeps a load that failed in its list, and says whether it has the model otherwise."""
+        return {"id": name, "status": "failed", "devices": [], "offered": False, "last_error": "no such model"}
+
     def _unload(self, name: str) -> tuple[int, Any]:
         if name not in self.loaded:
             return 404, {"error": "not loaded"}
         self.done.append(f"unload {name}")
         self.loaded.remove(name)
+        self.returning, self.refused = (self.sizes[name], 0) if self.late else (0, self.refused)
         for host in (self, *self.peers.values()):
             host.groups = [group for group in host.groups if group["model_id"] != name]
         return 200, {"status": "unloaded"}
@@ -106,10 +117,15 @@ class HostDouble(NeuronDouble):
 
     def _loaded(self, name: str, lenders: Sequence[str]) -> tuple[int, Mapping[str, Any]]:
         if name in self.failures:
+            if name not in self.sizes and name not in self.failed:
+                self.failed.append(name)
             return 422, self.failures[name]
         if name in self.loaded:
             return 400, {"error": f"{name} is already loaded"}
+        if self.returning and self.refused == self.late:
+            self.returning = 0
         if self.sizes.get(name, 0) > self.free_mb:
+            self.refused += 1
             plan = [{"what": "weights", "bytes": self.sizes[name] * MIB}]
             return 422, {"error": {"kind": "does_not_fit", "message": f"{name} does not fit", "plan": plan}}
         self.sizes.setdefault(name, 0)

@@ -16,7 +16,8 @@ WRONG = "org/m: the file is cut short"
 def shown(*replicas: Replica, members: tuple[Membership, ...] = ()) -> list[str]:
     """The lines on a terminal of 100 columns."""
     device = Device(index=0, kind="cuda", name="card", vram_total_mb=2048)
-    models = [{"id": one.model, **attrs.asdict(one)} for one in replicas]
+    circuit = {"state": "closed", "failures": 0, "rests_secs": 0.0, "reason": None}
+    models = [{"id": one.model, **attrs.asdict(one), "circuit": circuit} for one in replicas]
     node: dict[str, Any] = {"name": "beast", "endpoint": "http://beast", "healthy": True, "reason": None, "busy": None}
     node["members"] = [attrs.asdict(one) for one in members]
     out = Console(file=io.StringIO(), width=100)
@@ -83,3 +84,22 @@ def test_a_leader_shows_the_devices_of_its_whole_group() -> None:
     )
 
     assert "cuda:0, attic:0, attic:1" in line
+
+
+def test_a_replica_that_rests_says_why() -> None:
+    """For how long, and what it failed with; one that is due for a try says that."""
+
+    def line(state: str, rests: float) -> str:
+        circuit = {"state": state, "failures": 3, "rests_secs": rests, "reason": "500: out of order"}
+        model = {"id": "m", **attrs.asdict(Replica(model="m", status="loaded")), "circuit": circuit}
+        node = {"name": "beast", "endpoint": "http://beast", "healthy": True, "doubted": True, "reason": "reset"}
+        out = Console(file=io.StringIO(), width=200)
+        show_fleet(out, {"nodes": [{**node, "busy": None, "devices": [], "models": [model]}], "waiting": {}})
+        assert isinstance(out.file, io.StringIO)
+        assert "a request could not reach it: reset" in out.file.getvalue()
+        return out.file.getvalue().splitlines()[-1].strip()
+
+    assert line("open", 4.2) == "m: rests for 4 s more after 3 failures in a row (500: out of order)"
+    assert line("half_open", 0.0) == (
+        "m: rests until the next request tries it after 3 failures in a row (500: out of order)"
+    )

@@ -442,6 +442,26 @@ def test_what_was_decided_before_a_fault_of_ours_is_done() -> None:
     run({"a": HostDouble()}, use, watch_secs=1000)
 
 
+def test_an_id_that_failed_to_load_is_not_in_the_list() -> None:
+    """Clients see what they could have; the operator sees what went wrong."""
+    typo = {"error": {"kind": "repo_fetch_failed", "message": "org/typo is no model"}}
+    host = HostDouble(sizes={"m": 1000}, failures={"org/typo": typo})
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        with pytest.raises(errors.LoadFailed, match="is no model"):
+            await fleet.load("org/typo")
+        await until(lambda: fleet.snapshot().nodes[0].replica("org/typo"))
+
+        assert [entry.id for entry in fleet.catalogue_entries()] == ["m"]
+        with pytest.raises(errors.ModelNotFound):
+            await fleet.acquire("org/typo", request_id="1")
+        failed = fleet.snapshot().nodes[0].replica("org/typo")
+        assert failed is not None
+        assert (failed.status, failed.last_error) == ("failed", "no such model")
+
+    run({"a": host}, use)
+
+
 def test_what_somebody_else_has_loaded_is_no_cold_start() -> None:
     """The gateway has not looked since, asks for the load, and hears that there is nothing to do."""
     host = HostDouble(sizes={"m": 1000})

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+import pytest
+
 from cortex_gateway import errors
 from cortex_gateway.config import Eviction, Gateway
 from cortex_gateway.fleet import messages as m
+from cortex_gateway.fleet.jobs import RETURN_SECS
+from cortex_gateway.placement import catalogue
 from cortex_gateway.placement.snapshot import Device, LoadStatus, ModelConfig, Replica
 from tests.fakes.bench import Bench, bench, loaded
 
@@ -315,12 +319,10 @@ def test_it_is_asked_once_more_only_once() -> None:
     it = bench(ModelConfig(id="m", vram_mb=1000), ModelConfig(id="n", vram_mb=6000))
     it.see(free=4000, replicas=(loaded("n"),))
     ticket = it.want("m")
-    for error in (
-        errors.LoadFailed("no room", kind="does_not_fit"),
-        None,
-        errors.LoadFailed("none", kind="does_not_fit"),
-    ):
-        it.done(error=error)
+    it.done(error=errors.LoadFailed("no room", kind="does_not_fit"))
+    it.done()
+    it.now += RETURN_SECS
+    it.done(error=errors.LoadFailed("none", kind="does_not_fit"))
 
     assert it.done_to() == ["load m", "unload n", "load m"]
     assert it.outcome(ticket).message == "none"
@@ -377,6 +379,11 @@ def test_a_suspected_node_gets_no_request_until_it_answers() -> None:
     assert it.outcome(it.want("m")) == "a"
 
 
+def offered(model: str) -> Replica:
+    """A node could load it."""
+    return Replica(model=model, status="unloaded")
+
+
 def suspected(it: Bench, node: str = "a") -> None:
     it.tell(m.Looking(node=node))
     it.tell(m.Suspected(node=node, reason="connection refused"))
@@ -390,7 +397,7 @@ def test_nobody_leaves_for_a_model_whose_node_could_not_be_reached_once() -> Non
     """One failed connect is no proof: the request waits for the look, and the model that was there all along serves it."""
     it = bench(nodes="ab")
     it.see("a", free=4000, replicas=(loaded("m"),))
-    it.see("b", free=4000, replicas=(loaded("n"),))
+    it.see("b", free=4000, replicas=(loaded("n"), offered("m")))
     suspected(it)
     ticket = it.want("m")
     assert (it.outcome(ticket), it.done_to("b")) == (None, [])
@@ -405,7 +412,7 @@ def test_a_look_that_is_missed_as_well_lets_the_request_go_elsewhere() -> None:
     """At once, and not after three misses: two signs are enough to ask another node."""
     it = bench(nodes="ab")
     it.see("a", free=4000, replicas=(loaded("m"),))
-    it.see("b", free=4000, replicas=(loaded("n"),))
+    it.see("b", free=4000, replicas=(loaded("n"), offered("m")))
     suspected(it)
     it.want("m")
 
@@ -449,7 +456,7 @@ def test_a_second_failed_connect_does_not_begin_the_doubt_anew() -> None:
     """The look was missed: the requests that still fail say nothing new."""
     it = bench(nodes="ab")
     it.see("a", replicas=(loaded("m"),))
-    it.see("b")
+    it.see("b", replicas=(offered("m"),))
     suspected(it)
     missed(it)
     suspected(it)
@@ -734,3 +741,74 @@ def test_a_victim_that_left_by_itself_is_not_unloaded_again() -> None:
     it.see(free=9000, replicas=(Replica(model="n", status="unloaded"),))
 
     assert it.done_to() == ["load m"]
+
+
+def down(it: Bench, node: str) -> None:
+    for _ in range(3):
+        it.tell(m.Missed(node=node, reason="connection refused"))
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        pytest.param((), id="that only a node knows"),
+        pytest.param((ModelConfig(id="x", vram_mb=6000),), id="whose id says nothing of its files"),
+    ],
+)
+def test_a_model_that_only_a_lost_node_offers_is_asked_of_no_other(models: tuple[ModelConfig, ...]) -> None:
+    """They would answer that there is no such model. The client is told who has it, and to come again."""
+    it = bench(ModelConfig(id="n"), *models, nodes="ab")
+    it.see("a", free=4000, replicas=(loaded("n"),))
+    it.see("b", replicas=(offered("x"),))
+    down(it, "b")
+
+    error = it.outcome(it.want("x"))
+
+    assert isinstance(error, errors.NoHealthyNode)
+    assert error.retry_after == 5
+    assert "b offers it and is not healthy (connection refused)" in error.message
+    assert it.done_to("a") == []
+
+
+def test_a_model_that_the_operator_says_where_to_find_is_asked_of_all() -> None:
+    """A hub's name or a source is good on any node."""
+    it = bench(ModelConfig(id="org/x"), ModelConfig(id="y", source="hf:org/y"), nodes="ab")
+    it.see("a")
+    it.see("b", replicas=(offered("org/x"), offered("y")))
+    down(it, "b")
+
+    it.want("org/x")
+    it.done("a")
+    it.see("a")
+    it.want("y")
+
+    assert it.done_to("a") == ["load org/x", "load y"]
+
+
+def test_an_operator_may_try_a_node_that_does_not_offer_it() -> None:
+    """Whoever names a node means it; whoever names none is told who offers it."""
+    it = bench(ModelConfig(id="n"), nodes="ab")
+    it.see("a")
+    it.see("b", replicas=(offered("x"),))
+    down(it, "b")
+
+    assert "b offers it" in it.outcome(it.load("x")).message
+    it.load("x", node="a")
+
+    assert it.done_to("a") == ["load x"]
+
+
+def test_a_load_that_failed_is_no_model() -> None:
+    """An id that nobody has is unknown again after an operator has tried it; one that a node offers stays known."""
+    it = bench(ModelConfig(id="n"))
+    it.see()
+    it.load("typo")
+    assert it.residency.resolve("typo") is None
+    it.done(error=errors.LoadFailed("there is no such model"))
+    broken = Replica(model="mine", status="failed", last_error="cut short")
+    it.see(replicas=(Replica(model="typo", status="failed", offered=False), broken))
+
+    listed = catalogue.names(it.residency.catalogue, it.residency.snapshot())
+    assert listed == ("mine", "n")
+    assert isinstance(it.outcome(it.want("typo")), errors.ModelNotFound)
+    assert [one.model for one in it.residency.snapshot().nodes[0].replicas] == ["typo", "mine"]

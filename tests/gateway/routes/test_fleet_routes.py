@@ -77,6 +77,7 @@ def test_the_fleet_is_shown_node_by_node() -> None:
 
         assert (node["name"], node["endpoint"], node["healthy"]) == ("one", "http://one", True)
         assert [(model["id"], model["status"]) for model in node["models"]] == [("demo", "loaded")]
+        assert node["models"][0]["circuit"] == {"state": "closed", "failures": 0, "rests_secs": 0.0, "reason": None}
 
     run(scenario)
 

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from tests.fakes.gateway_rig import BODIES, CHAT, COMPLETIONS, HI, Rig, payloads, run
+from tests.fakes.gateway_rig import BODIES, CHAT, COMPLETIONS, Rig, payloads, run
 from tests.fakes.neuron_double import Answer, stream, whole
 
 PATHS = [CHAT, COMPLETIONS]
@@ -184,28 +184,3 @@ def test_the_neuron_s_own_error_event_goes_through() -> None:
         assert rig.metrics.records[0].outcome == "error"
 
     run(scenario, Answer(error_after=(1, said)))
-
-
-def test_a_neuron_that_dies_over_a_whole_answer_is_asked_again() -> None:
-    """Nothing was sent yet, so another try is invisible."""
-
-    async def scenario(rig: Rig) -> None:
-        response = await rig.post(CHAT)
-
-        assert response.status_code == 200
-        assert len(rig.neuron.seen) == 2
-
-    run(scenario, Answer(dies_after=0), Answer())
-
-
-def test_it_is_not_asked_for_ever() -> None:
-    """Three tries, then the client hears of it."""
-
-    async def scenario(rig: Rig) -> None:
-        response = await rig.post(CHAT, messages=HI)
-
-        assert response.status_code == 502
-        assert response.json()["error"]["code"] == "upstream_connection_error"
-        assert len(rig.neuron.seen) == 3
-
-    run(scenario, Answer(dies_after=0))

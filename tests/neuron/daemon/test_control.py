@@ -167,6 +167,24 @@ def test_a_model_that_does_not_fit(tmp_path: Path, stream: bool) -> None:
     with_neuron(tmp_path, use, load=False, fail=["does_not_fit", "too big: weights 1 MiB. Give 3 MiB more"])
 
 
+def test_a_failed_load_says_whether_the_model_is_offered_here_at_all(tmp_path: Path) -> None:
+    """One that was only ever asked for, by a folder that is no model, is told from one that the host has and cannot load."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        await load(neuron)
+        (tmp_path / "empty").mkdir()
+        body = {"model_id": "asked-for", "source": str(tmp_path / "empty")}
+        assert (await neuron.http.post("/models/load", json=body)).status_code == 422
+        listed = {info["id"]: info for info in (await neuron.http.get("/models")).json()}
+
+        assert [(listed[name]["status"], listed[name]["offered"]) for name in (MODEL, "asked-for")] == [
+            ("failed", True),
+            ("failed", False),
+        ]
+
+    with_neuron(tmp_path, use, load=False, die_loading=3)
+
+
 def test_an_engine_that_dies_while_loading(tmp_path: Path) -> None:
     """engine_failed, with its last words."""
 

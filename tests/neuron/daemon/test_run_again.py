@@ -98,6 +98,7 @@ def test_a_request_that_kills_engines_kills_two(tmp_path: Path, stream: bool) ->
 
         assert answer.status_code == (200 if stream else 503)
         assert "exit code 41" in error["error"]["message"]
+        assert error["error"]["engine_died"], "a gateway must not send it to another neuron"
         await until(lambda: resident(neuron).status == "loaded")
         assert resident(neuron).state.restarts == 2
         assert said(await neuron.chat("on")) == "on"
@@ -131,6 +132,7 @@ def test_the_wait_for_an_engine_has_an_end(tmp_path: Path) -> None:
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "service_unavailable")
     assert "Waited 0.1 seconds" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["engine_died"]
 
 
 @pytest.mark.parametrize(
