@@ -13,6 +13,7 @@ from attrs import frozen
 
 from cortex_gateway.access import AccessLog
 from cortex_gateway.app import create_app
+from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config, Gateway, Neuron
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
@@ -41,7 +42,7 @@ async def stack(folder: pathlib.Path, shown: str | None, *, load: bool) -> Async
         metrics = Metrics()
         fleet = Fleet(config, metrics, transport=NeuronTransport())
         await fleet.start()
-        gateway = MemoryTransport({"127.0.0.1": AccessLog(create_app(fleet, metrics, config), metrics)})
+        gateway = MemoryTransport({"127.0.0.1": AccessLog(create_app(fleet, metrics, config, Guard()), metrics)})
         async with httpx.AsyncClient(transport=gateway, base_url="http://127.0.0.1", timeout=20) as client:
             yield Stack(client, fleet, metrics, neuron)
         await fleet.close()

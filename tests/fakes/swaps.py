@@ -8,6 +8,7 @@ import attrs
 import httpx
 
 from cortex_gateway.app import create_app
+from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config, Gateway, Neuron
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
@@ -44,7 +45,7 @@ async def _ask(url: str, times: int) -> list[int]:
     fleet = Fleet(config, Metrics(), transport=NeuronTransport())
     await fleet.start()
     try:
-        transport = MemoryTransport({"gw": create_app(fleet, Metrics(), config)})
+        transport = MemoryTransport({"gw": create_app(fleet, Metrics(), config, Guard())})
         async with httpx.AsyncClient(transport=transport, base_url="http://gw", timeout=120) as client:
             return [await _one(client, MODELS[number % 2]) for number in range(times)]
     finally:

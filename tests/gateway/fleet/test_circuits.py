@@ -10,6 +10,7 @@ import msgspec
 
 from cortex_gateway import errors
 from cortex_gateway.app import create_app
+from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config, Gateway, Neuron
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.fleet import Fleet
@@ -153,7 +154,7 @@ async def gateway(hosts: dict[str, HostDouble]) -> AsyncIterator[tuple[httpx.Asy
     fleet = Fleet(config, metrics, transport=MemoryTransport(dict(hosts)))
     await fleet.start()
     try:
-        transport = MemoryTransport({"gw": create_app(fleet, metrics, config)})
+        transport = MemoryTransport({"gw": create_app(fleet, metrics, config, Guard())})
         async with httpx.AsyncClient(transport=transport, base_url="http://gw") as client:
             yield client, fleet, metrics
     finally:
