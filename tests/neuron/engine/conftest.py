@@ -21,6 +21,7 @@ from neuron_jax.engine.prefix import Naming
 from neuron_jax.engine.programs import Program, Shapes
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.scheduler import Scheduler
+from tests.fakes.quick import Quick
 from tests.fakes.tiny_llama import tiny
 
 SLOTS, CHUNK, PAGE, PAGES, STEPS, GUESSES = 4, 64, 16, 48, 4, 5
@@ -33,7 +34,7 @@ def running(kv: str, *, chunk: int = CHUNK, guesses: int = GUESSES) -> Iterator[
     mesh = make_mesh(jax.devices("cpu")[:1])
     attention = choose(Case(mesh, jnp.float32, KVFormat(kv), PAGES, PAGE, kinds(model)))
     program = Program(model, mesh, Shapes(PAGE, PAGES, SLOTS, 512), attention)
-    compiler = Compiler(program.lower, workers=2)
+    compiler = Compiler(lambda key: Quick(program.lower(key)), workers=2)
     keys = declare(max_slots=SLOTS, chunk_tokens=chunk, decode_steps=STEPS, guesses=guesses).keys()
     compiler.start(keys)
     compiler.wait(keys, lambda done, total: None)

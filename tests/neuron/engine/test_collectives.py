@@ -15,6 +15,7 @@ from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.trial import Case, kinds
 from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key, SeatKey, VerifyKey
 from neuron_jax.engine.programs import Program, Shapes
+from tests.fakes import quick
 
 LAYERS, WIDTH, EVEN, ODD = 2, 40, 304, 301
 CONFIG: dict[str, Any] = {
@@ -39,8 +40,6 @@ COLLECTIVE = re.compile(
     r"(?P<name>all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute|collective-broadcast)"
     r"(-start)?\("
 )
-UNOPTIMIZED = {"xla_backend_optimization_level": 0}
-"""Of the machine code, which nobody runs here; what is exchanged is settled before."""
 
 
 def collectives(devices: int, key: Key, vocab: int = EVEN, *, quant: str = "none", kv: str = "float32") -> Counter[str]:
@@ -48,7 +47,7 @@ def collectives(devices: int, key: Key, vocab: int = EVEN, *, quant: str = "none
     model = build(CONFIG | {"vocab_size": vocab}, tensor_parallel=devices, quant=quant, dtype=jnp.float32)
     mesh = make_mesh(jax.devices("cpu")[:devices])
     attention = choose(Case(mesh, jnp.float32, KVFormat(kv), 16, 16, kinds(model)))
-    hlo = Program(model, mesh, Shapes(16, 16, 4, 128), attention).lower(key).compile(UNOPTIMIZED).as_text()
+    hlo = Program(model, mesh, Shapes(16, 16, 4, 128), attention).lower(key).compile(quick.OPTIONS).as_text()
     return Counter(
         f"{found['name']} {shape}"
         for found in COLLECTIVE.finditer(hlo)

@@ -12,6 +12,7 @@ import pytest
 from neuron_jax.engine.attention.flash import attend_decode
 from neuron_jax.engine.attention.gathered import attend_gathered
 from neuron_jax.engine.attention.reference import BLOCK, attend_blocks
+from tests.fakes import quick
 from tests.fakes.paged_case import PagedCase, paged_case
 
 PAGE = 16
@@ -34,7 +35,7 @@ H100 = jax.sharding.AbstractMesh(
 
 def run(kernel: str, case: PagedCase, dtype: Any = jnp.float32) -> np.ndarray:
     q, cache, kv = case.inputs(dtype)
-    mixed = jax.jit(lambda q, cache: KERNELS[kernel](q, cache, kv, **case.rows))(q, cache)
+    mixed = quick.jit(lambda q, cache: KERNELS[kernel](q, cache, kv, **case.rows))(q, cache)
     assert mixed.dtype == dtype
     return np.asarray(mixed.astype(jnp.float32))
 
