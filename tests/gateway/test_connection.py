@@ -16,7 +16,7 @@ from tests.fakes.gateway_rig import CHAT, COMPLETIONS, HI, MESSAGES
 from tests.fakes.live_gateway import LiveGateway, live_gateway
 from tests.fakes.neuron_double import Answer, NeuronDouble
 
-SOON = {"read_timeout_secs": 0.3, "write_timeout_secs": 1.0}
+SOON = {"read_timeout_secs": 0.8, "write_timeout_secs": 1.5}
 # 20 MB: more than any socket takes by itself
 LONG = Answer(deltas=({"content": "word " * 20_000},) * 200)
 LONG_WHOLE = Answer(deltas=({"content": "word " * 4_000_000},))
@@ -139,7 +139,7 @@ def test_half_a_body_and_nothing_more_is_hung_up_on(path: str, plain: tuple[Live
 
         assert status(answer) == 408
         assert b"connection: close" in answer
-        assert "0.3 s" in error(answer)["message"]
+        assert "0.8 s" in error(answer)["message"]
         assert neuron.asked == []
         still_serves(it)
 
@@ -152,7 +152,7 @@ def test_a_slow_upload_is_read(plain: tuple[LiveGateway, NeuronDouble]) -> None:
         head, blank, body = raw.partition(b"\r\n\r\n")
         line.sendall(head + blank)
         for at in range(0, len(body), 5):
-            time.sleep(0.05)
+            time.sleep(0.1)
             line.sendall(body[at : at + 5])
 
         assert status(to_the_end(line)) == 200
@@ -196,11 +196,11 @@ def test_a_slow_client_gets_its_whole_answer() -> None:
         while piece := line.recv(1 << 16):
             received += len(piece)
             tail = (tail + piece)[-64:]
-            time.sleep(0.02)
+            time.sleep(0.03)
 
         assert tail.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
         assert received > 6_000_000
-        assert time.monotonic() - began > 1.0
+        assert time.monotonic() - began > SOON["write_timeout_secs"]
 
 
 @pytest.mark.parametrize(

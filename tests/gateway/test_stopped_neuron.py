@@ -13,13 +13,13 @@ import httpx
 import pytest
 
 from cortex_gateway.dialects.sse import SseParser
-from tests.fakes.gateway_rig import BODIES, CHAT, COMPLETIONS, MESSAGES
+from tests.fakes.gateway_rig import BODIES, CHAT, MESSAGES
 from tests.fakes.live_gateway import LiveGateway, live_gateway
 from tests.fakes.stack import free_ports
 from tests.fakes.waiting import until_sync
 
-PATHS = [CHAT, COMPLETIONS, MESSAGES]
-QUICK = {"look_timeout_secs": 0.3, "watch_secs": 0.05}
+PATHS = [CHAT, MESSAGES]
+QUICK = {"look_timeout_secs": 0.6, "watch_secs": 0.05}
 
 
 class Neuron:
