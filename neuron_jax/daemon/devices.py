@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 import attrs
-from attrs import frozen
+from attrs import define, frozen
 
 from neuron_jax.config import ModelSpec
 from neuron_jax.daemon.news import News
+from neuron_jax.daemon.returning import Leaving, last_seen, missing
 from neuron_jax.daemon.shares import Grant, Memory, Picture, Wish, grant, waits
 from neuron_jax.errors import LoadError
 from neuron_jax.hardware.cpu import MIB, read_private
@@ -26,6 +27,20 @@ FLOOR_MB = {"cuda": 256, "cpu": 128}
 """Kept free on each device where the configuration does not say how much."""
 
 _log = logging.getLogger("neuron.devices")
+
+
+@frozen
+class Patience:
+    """How long memory of an engine that has ended is waited for, in seconds. Drivers take one or two, a kernel as long for
+    some GiB. Where nothing comes back for `still`, the rest is other programs': a kernel frees without a pause."""
+
+    most: float = 10.0
+    still_cuda: float = 3.0
+    still_cpu: float = 1.0
+    poll: float = 0.1
+
+
+PATIENCE = Patience()
 
 
 class Sampling(Protocol):
@@ -42,17 +57,31 @@ class Lost:
     seen: bool
 
 
+@define
+class _Gone:
+    """An engine that has ended, until its memory is back. `least` was missing at `since`, in time.monotonic()."""
+
+    leaving: Leaving
+    until: float
+    least: int
+    since: float
+
+
 class Devices:
     """The hardware as found at start, and a picture of its load that is at most a second old."""
 
-    def __init__(self, hardware: Hardware, sampler: Sampling) -> None:
+    def __init__(self, hardware: Hardware, sampler: Sampling, patience: Patience = PATIENCE) -> None:
         self.hardware = hardware
+        self._patience = patience
         self.floor_mb = 0
         self._sampler = sampler
         self._loads: tuple[DeviceLoad, ...] = ()
         self._taken = float("-inf")
         self._lost: Mapping[int, Lost] = {}
         self._grants: dict[str, Grant] = {}
+        self._seen: dict[str, Leaving] = {}
+        self._gone: dict[str, _Gone] = {}
+        self._closing = False
         self._news = News()
 
     @property
@@ -86,6 +115,7 @@ class Devices:
             self._loads = await asyncio.to_thread(self._sample, pids)
             self._taken = time.monotonic()
             self._lost = lost_after(self._lost, self._loads)
+            self._remember()
         return self._loads
 
     def picture(self) -> Picture:
@@ -101,16 +131,32 @@ class Devices:
         )
 
     async def place(self, wish: Wish) -> Grant:
-        """Grants an engine its share, after those that still decide what they leave. Raises LoadError."""
-        await self.look(fresh=True)
-        while waits(wish, self.picture(), self._grants.values()):
-            await self._news.wait()
+        """Grants an engine its share, after those that still decide what they leave, and out of what those that have ended
+        give back. Raises LoadError."""
+        while True:
             await self.look(fresh=True)
-        missing = [index for index in wish.devices if index not in self.picture().memories]
-        if missing:
-            raise LoadError("device_lost", f"devices {missing} do not answer any more")
-        given = self._grants[wish.holder] = grant(wish, self.picture(), self._grants.values())
-        return given
+            if waits(wish, self.picture(), self._grants.values()):
+                await self._news.wait()
+                continue
+            lost = [index for index in wish.devices if index not in self.picture().memories]
+            if lost:
+                raise LoadError("device_lost", f"devices {lost} do not answer any more")
+            given = self._granted(wish)
+            if given is not None:
+                self._grants[wish.holder] = given
+                return given
+            await asyncio.sleep(self._patience.poll)
+
+    async def returned(self, holder: str) -> None:
+        """Returns when the memory of an engine that has ended is free again, or will not be."""
+        while self._still_missing(holder):
+            await asyncio.sleep(self._patience.poll)
+            await self.look(fresh=True)
+
+    def close(self) -> None:
+        """The neuron ends: nobody will use what comes back, so nobody waits for it."""
+        self._closing = True
+        self._gone.clear()
 
     def fraction(self, devices: Sequence[int], mb: int) -> float:
         """Which part of the smallest of `devices` `mb` is, for an allocator that wants it so; all of it where `mb` is 0."""
@@ -133,10 +179,13 @@ class Devices:
     def ended(self, holder: str) -> None:
         """The process is gone; its grant waits for the next one."""
         if holder in self._grants:
+            self._mourn(self._grants[holder])
             self._put(holder, attrs.evolve(self._grants[holder], pids=()))
 
     def release(self, holder: str) -> None:
         """There will be no other process: the grant returns."""
+        if holder in self._grants:
+            self._mourn(self._grants[holder])
         self._put(holder, None)
 
     def lose(self, devices: Sequence[int], reason: str) -> None:
@@ -145,6 +194,50 @@ class Devices:
         blamed = [index for index in devices if index in seen] or list(devices)
         self._lost = {**self._lost, **{index: Lost(reason, index in seen) for index in blamed}}
         _log.error("devices %s are lost: %s", blamed, reason)
+
+    def _granted(self, wish: Wish) -> Grant | None:
+        """What `wish` gets; None while more of it is coming back. Raises LoadError."""
+        coming = [one for one in tuple(self._gone) if self._still_missing(one) and self._is_near(wish, one)]
+        try:
+            given = grant(wish, self.picture(), self._grants.values())
+        except LoadError:
+            if not coming:
+                raise
+            return None
+        return None if coming and not wish.mb else given  # of all there is it would get too little
+
+    def _is_near(self, wish: Wish, holder: str) -> bool:
+        return self.platform == "cpu" or bool(set(wish.devices) & set(self._gone[holder].leaving.used))
+
+    def _remember(self) -> None:
+        """What each engine is seen to use: when it has ended it is too late to ask."""
+        picture, grants = self.picture(), self._grants.values()
+        seen = {one.holder: last_seen(one, picture, grants) for one in grants if one.pids}
+        self._seen = {**self._seen, **{holder: leaving for holder, leaving in seen.items() if leaving.measured}}
+
+    def _mourn(self, given: Grant) -> None:
+        """The engine of `given` is gone, if there was one: its memory is awaited from now on."""
+        seen = self._seen.pop(given.holder, None)
+        if not given.pids or not self._loads or self._closing:
+            return
+        now = time.monotonic()
+        leaving = seen or last_seen(given, self.picture(), self._grants.values())
+        self._gone[given.holder] = _Gone(leaving, now + self._patience.most, sum(leaving.used.values()), now)
+
+    def _still_missing(self, holder: str) -> bool:
+        """Whether some of an engine's memory is still awaited, by the last picture."""
+        gone, now = self._gone.get(holder), time.monotonic()
+        if gone is None:
+            return False
+        mb = missing(gone.leaving, self.picture(), self._grants.values())
+        if mb < gone.least:
+            gone.least, gone.since = mb, now
+        still = self._patience.still_cuda if self.platform == "cuda" else self._patience.still_cpu
+        if not mb or now >= gone.until or now - gone.since >= still:
+            del self._gone[holder]
+            if mb:
+                _log.warning("%s has ended, and %d MiB of it did not come back", holder, mb)
+        return holder in self._gone
 
     def _put(self, holder: str, given: Grant | None) -> None:
         self._grants.pop(holder, None)

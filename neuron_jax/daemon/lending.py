@@ -127,6 +127,7 @@ class Lender:
                 _log.info("%s has ended: %s", process, process.died.result())
         finally:
             self._devices.release(holder)
+            await self._devices.returned(holder)
 
     async def _news(self, process: EngineProcess) -> AsyncGenerator[bytes, None]:
         told: set[str] = set()

@@ -109,6 +109,7 @@ class Lifecycle:
     async def close(self, drain_secs: float = 0.0) -> None:
         """Ends every engine. Nothing can be loaded any more."""
         self.closing = True
+        self.devices.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -120,6 +121,7 @@ class Lifecycle:
     async def refuse_new_work(self) -> None:
         """The neuron is about to end: models that still load are given up, requests in flight go on."""
         self.closing = True
+        self.devices.close()
         await self.lender.close()
         loading = [resident for resident in self._residents.values() if resident.status == "loading"]
         await asyncio.gather(*(self._remove(resident, 0.0) for resident in loading), return_exceptions=True)

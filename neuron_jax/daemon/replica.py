@@ -33,6 +33,10 @@ class Shares(Protocol):
 
     def release(self, holder: str) -> None: ...
 
+    async def returned(self, holder: str) -> None: ...
+
+    async def look(self, *, fresh: bool = False) -> object: ...
+
     def lose(self, devices: tuple[int, ...], reason: str) -> None: ...
 
 
@@ -102,9 +106,11 @@ class Replica:
         return await self._supervisor.started()
 
     async def stop(self, drain_secs: float) -> None:
-        """Waits up to `drain_secs` for what is in flight; the process and its grant are gone after."""
+        """Waits up to `drain_secs` for what is in flight; the process, its grant and its memory are gone after."""
+        await self._place.shares.look(fresh=True)  # what it uses can only be seen while it is there
         await self._supervisor.stop(drain_secs)
         self._place.shares.release(self.holder)
+        await self._place.shares.returned(self.holder)
 
     async def _start(self) -> EngineClient:
         place, shares = self._place, self._place.shares
@@ -133,7 +139,7 @@ class Replica:
     def _changed(self, state: State) -> None:
         if state.phase is Phase.READY:
             self._last = self._supervisor.engine
-        elif self._last is not None:
+        elif self._last is not None and state.phase is not Phase.DRAINING:  # the process is there until that has ended
             self._past, self._last = total([self._past, counters(self._last.load)]), None
             self._place.shares.ended(self.holder)
         fell = state.phase in (Phase.STARTING, Phase.RECOVERING, Phase.FAILED)

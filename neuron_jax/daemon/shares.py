@@ -123,7 +123,7 @@ def measured(grant: Grant, picture: Picture) -> int | None:
     if not grant.pids:
         return None
     devices = grant.devices[:1] if picture.shared else grant.devices
-    found = [_seen(grant, device, picture) for device in devices]
+    found = [used_of(grant, device, picture) for device in devices]
     return None if None in found else sum(mb for mb in found if mb is not None)
 
 
@@ -146,7 +146,7 @@ def shortage(grant: Grant, picture: Picture, before: Shortage | None) -> Shortag
 
 def _needs(grant: Grant, device: int, picture: Picture) -> int:
     """What the engine has planned and does not use yet; nothing where its use is not known."""
-    used = _seen(grant, device, picture)
+    used = used_of(grant, device, picture)
     planned = grant.planned * _copies(grant.devices, picture)
     return 0 if used is None else max(0, planned - used)
 
@@ -165,11 +165,11 @@ def _used(grant: Grant, device: int, picture: Picture) -> int:
     if not grant.pids:
         return 0
     planned = min(_weight(grant, device, picture), grant.planned * _copies(grant.devices, picture))
-    seen = _seen(grant, device, picture)
+    seen = used_of(grant, device, picture)
     return planned if seen is None else seen
 
 
-def _seen(grant: Grant, device: int, picture: Picture) -> int | None:
+def used_of(grant: Grant, device: int, picture: Picture) -> int | None:
     """What the engine's processes use of `device`, of those that are told of; None where none is."""
     found = [picture.used[device, pid] for pid in grant.pids if (device, pid) in picture.used]
     return sum(found) if found else None

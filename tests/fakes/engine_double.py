@@ -59,6 +59,7 @@ class Script:
     load_seconds: float = 0.0
     stubborn: bool = False  # ignores Shutdown
     dropped: Sequence[str] = ()  # programs that it could not compile
+    ballast_mb: int = 0  # of memory that it takes
 
 
 @define
@@ -131,6 +132,7 @@ class Double:
         self.steps = 0
         self.script = Script()
         self.starts = 0  # of this folder, with this one
+        self.ballast = b""
 
     def serve(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -170,6 +172,7 @@ class Double:
             self.send(frames.Progress("weights", done * 50, 100, "bytes"))
             time.sleep(self.script.load_seconds / 3)
         self.count_start(path)
+        self.ballast = b"x" * (self.script.ballast_mb << 20)
         told = {"memory_mb": spec.memory_mb, "kv_mb": spec.kv_mb, "devices": spec.devices}
         told["fraction"] = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
         with path.with_name("specs").open("a") as file:
