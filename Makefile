@@ -4,17 +4,28 @@ BIN   := $(VENV)/bin
 MODEL ?= demo
 ARGS  ?=
 
+# A file's tests share what takes long to start, so a worker takes whole files.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# All that runs JAX, here or in a process of its own.
+JAX_TESTS := tests/models tests/neuron tests/system tests/test_notebooks.py
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lock clean
+.PHONY: help demo test test-all test-jax check format mutants lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 demo: $(VENV)/.ready  ## serve a real chat model on this machine: MODEL=demo|id|folder|file.gguf ARGS="--once"
 	@$(BIN)/cortex up --model $(MODEL) $(ARGS)
 
-test: $(VENV)/.ready  ## the whole test suite: make test ARGS="-k text"
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+test: $(VENV)/.ready  ## the tests, but for the slow ones: make test ARGS="-k text"
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.ready  ## the whole test suite
+	@$(PYTEST) $(ARGS)
+
+test-jax: $(VENV)/.ready  ## of the tests, those of all that touches JAX: make test-jax PYTHON=python3.13 VENV=.venv-3.13
+	@$(PYTEST) -m "not slow" $(JAX_TESTS) $(ARGS)
 
 check: $(VENV)/.ready  ## format, lint, types, import table
 	@$(BIN)/ruff format --check .
@@ -26,6 +37,9 @@ format: $(VENV)/.ready  ## format and fix what can be fixed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+mutants: $(VENV)/.ready  ## plant small faults in the pure modules and see whether the tests notice: ARGS="--sample 100"
+	@$(BIN)/python tools/mutants.py $(ARGS)
+
 lock:  ## pin every dependency with its hashes, for all supported Pythons (needs uv)
 	@for extras in "dev" "dev cuda12"; do \
 	  set -- $$extras; lock=requirements$${2:+-$$2}.lock; \
@@ -33,8 +47,8 @@ lock:  ## pin every dependency with its hashes, for all supported Pythons (needs
 	    $$(printf -- "--extra %s " $$extras) pyproject.toml -o $$lock; \
 	done
 
-clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist build
+clean:  ## remove the environments and what tools left
+	rm -rf $(VENV) .venv-* .mypy_cache .pytest_cache .ruff_cache dist build
 
 $(VENV)/.ready: requirements.lock requirements-cuda12.lock pyproject.toml tools/setup.sh
 	@sh tools/setup.sh $(VENV)

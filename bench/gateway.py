@@ -6,9 +6,10 @@ to the gateway in turn, so that both see the same machine; what the gateway adds
 the 99th percentiles. The gateway's processor time per request says the same on a machine that is busy with other things.
 Streams go through the gateway alone, one after another; chunks per second are counted by the client's clock and by the
 gateway's own processor time (`/proc/PID/stat`): the second is what one core would relay if nothing else ran. The first
-tenth of everything warms up and is not counted. No test runs this.
+tenth of everything warms up and is not counted. With --key the gateway asks for a key that has every kind of limit.
+No test runs this.
 
-    python bench/gateway.py [--requests 2000] [--streams 20] [--chunks 2000] [--json]
+    python bench/gateway.py [--requests 2000] [--streams 20] [--chunks 2000] [--key] [--json]
 """
 
 import argparse
@@ -39,19 +40,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, _running(_neuron(neuron_port)):
         _await_port(neuron_port)
         config = pathlib.Path(folder) / "cortex.toml"
-        config.write_text(_config(port, metrics_port, neuron_port))
+        config.write_text(_config(port, metrics_port, neuron_port, required=told.key))
+        key = _make_key(config) if told.key else None
         with _running([sys.executable, "-m", "cortex_gateway", "serve", "--config", str(config)]) as gateway:
             _await_port(port)
             time.sleep(1.0)  # the first look at the neuron
-            figures = _measure(told, neuron_port, port, gateway.pid)
+            figures = _measure(told, neuron_port, port, gateway.pid, key)
     print(json.dumps(figures) if told.json else _table(figures))
 
 
-def _measure(told: argparse.Namespace, neuron_port: int, port: int, pid: int) -> dict[str, float]:
+def _measure(told: argparse.Namespace, neuron_port: int, port: int, pid: int, key: str | None) -> dict[str, float]:
     cpu = _cpu_seconds(pid)
-    added = _latencies(neuron_port, port, told.requests)
+    added = _latencies(neuron_port, port, told.requests, key)
     cpu = _cpu_seconds(pid) - cpu
-    relayed = {name: _relay(port, name, told.streams, told.chunks, pid) for name in DIALECTS}
+    relayed = {name: _relay(port, name, told, pid, key) for name in DIALECTS}
     return {
         "direct_p50_ms": added[0],
         "gateway_p50_ms": added[1],
@@ -63,10 +65,12 @@ def _measure(told: argparse.Namespace, neuron_port: int, port: int, pid: int) ->
     }
 
 
-def _latencies(neuron_port: int, port: int, requests: int) -> tuple[float, float, float, float]:
+def _latencies(neuron_port: int, port: int, requests: int, key: str | None) -> tuple[float, float, float, float]:
     """Medians of direct and relayed requests, then their 99th percentiles; milliseconds."""
     path, _ = DIALECTS["chat"]
-    request = _request(path, {"model": "demo", "max_tokens": 1, "messages": [{"role": "user", "content": "Hello"}]})
+    request = _request(
+        path, {"model": "demo", "max_tokens": 1, "messages": [{"role": "user", "content": "Hello"}]}, key
+    )
     taken: dict[int, list[float]] = {neuron_port: [], port: []}
     with _connection(neuron_port) as direct, _connection(port) as relayed:
         for _ in range(requests):
@@ -81,11 +85,12 @@ def _latencies(neuron_port: int, port: int, requests: int) -> tuple[float, float
     return medians[0], medians[1], tails[0], tails[1]
 
 
-def _relay(port: int, dialect: str, streams: int, chunks: int, pid: int) -> tuple[float, float]:
+def _relay(port: int, dialect: str, told: argparse.Namespace, pid: int, key: str | None) -> tuple[float, float]:
     """Chunks per second: by the clock, by the gateway's processor time."""
+    streams, chunks = told.streams, told.chunks
     path, extra = DIALECTS[dialect]
     body = {"model": "demo", "messages": [{"role": "user", "content": "Hello"}], "stream": True, **extra}
-    request = _request(path, {**body, "max_tokens": chunks})
+    request = _request(path, {**body, "max_tokens": chunks}, key)
     with _connection(port) as line:
         for _ in range(max(1, streams // 10)):
             _one_stream(line, request, chunks)
@@ -118,12 +123,13 @@ def _whole_answer(line: socket.socket) -> None:
         body += line.recv(1 << 16)
 
 
-def _request(path: str, body: dict[str, Any]) -> bytes:
+def _request(path: str, body: dict[str, Any], key: str | None) -> bytes:
     encoded = json.dumps(body).encode()
+    shown = f"authorization: Bearer {key}\r\n" if key else ""
     head = (
         f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {len(encoded)}\r\n"
     )
-    return head.encode() + b"\r\n" + encoded
+    return (head + shown).encode() + b"\r\n" + encoded
 
 
 @contextmanager
@@ -151,9 +157,18 @@ def _neuron(port: int) -> list[str]:
     return [sys.executable, "-m", "tests.fakes.neuron_double", "--port", str(port)]
 
 
-def _config(port: int, metrics_port: int, neuron_port: int) -> str:
+def _make_key(config: pathlib.Path) -> str:
+    limits = ("--requests-per-minute", "--tokens-per-minute", "--max-concurrent")
+    named = [word for limit in limits for word in (limit, "100000000")]
+    command = [sys.executable, "-m", "cortex_gateway", "keys", "add", "bench", "--model", "demo", *named]
+    made = subprocess.run([*command, "--config", str(config)], cwd=ROOT, check=True, capture_output=True, text=True)
+    return made.stdout.strip()
+
+
+def _config(port: int, metrics_port: int, neuron_port: int, *, required: bool) -> str:
+    asked = "[auth]\nrequired = true\n" if required else ""
     return (
-        f'[gateway]\nlisten = "127.0.0.1:{port}"\nmetrics_listen = "127.0.0.1:{metrics_port}"\n'
+        f'[gateway]\nlisten = "127.0.0.1:{port}"\nmetrics_listen = "127.0.0.1:{metrics_port}"\n{asked}'
         f'[[neurons]]\nname = "double"\nendpoint = "http://127.0.0.1:{neuron_port}"\n'
     )
 
@@ -186,6 +201,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--streams", type=int, default=20)
     parser.add_argument("--chunks", type=int, default=2000)
+    parser.add_argument("--key", action="store_true", help="ask for a key that has every kind of limit")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 

@@ -8,6 +8,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.types import ASGIApp
 
+from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
@@ -32,10 +33,12 @@ HANDLERS = (
 )
 
 
-def create_app(fleet: Fleet, metrics: Metrics, config: Config, *, beat_seconds: float = BEAT_SECONDS) -> ASGIApp:
+def create_app(
+    fleet: Fleet, metrics: Metrics, config: Config, guard: Guard, *, beat_seconds: float = BEAT_SECONDS
+) -> ASGIApp:
     """The gateway's API. The fleet starts and closes with the app; which web pages may call it is said in `origins`.
 
-    No route asks for a key: `x-api-key` and `Authorization` are taken and not looked at in this release.
+    Every route but the health asks `guard` who it is.
     """
 
     @contextlib.asynccontextmanager
@@ -50,6 +53,7 @@ def create_app(fleet: Fleet, metrics: Metrics, config: Config, *, beat_seconds: 
     gateway = Gateway(
         fleet=fleet,
         metrics=metrics,
+        guard=guard,
         max_body_bytes=it.max_body_mb << 20,
         body_silence_secs=it.read_timeout_secs,
         beat_seconds=beat_seconds,

@@ -6,6 +6,8 @@
     │   ├── InvalidBody                  invalid_request_body
     │   ├── MissingModel                 missing_model_field
     │   ├── UnsupportedParameter         unsupported_parameter
+    │   ├── Unauthorized            401  invalid_api_key        (challenge)
+    │   ├── Forbidden               403  permission_denied
     │   ├── HostNotAllowed          403  host_not_allowed
     │   ├── OriginNotAllowed        403  origin_not_allowed
     │   ├── RouteNotFound           404  not_found
@@ -16,6 +18,7 @@
     │   └── UnsupportedMedia        415  unsupported_media_type
     ├── UpstreamError               502  api_error
     │   ├── UpstreamUnreachable          upstream_connection_error
+    │   ├── UpstreamDenied               upstream_denied
     │   ├── UpstreamReadFailed           upstream_read_failed
     │   └── UpstreamMalformed            upstream_malformed_response
     ├── Unavailable                 503  api_error, service_unavailable, Retry-After
@@ -25,6 +28,7 @@
     │   ├── InsufficientVram             insufficient_vram, Retry-After 5
     │   └── ShuttingDown                 shutting_down, Retry-After 15
     ├── Overloaded                  503  rate_limit_error, rate_limit_exceeded, Retry-After by queue length
+    ├── RateLimited                 429  rate_limit_error, rate_limit_exceeded, Retry-After by what the key has used
     └── NeuronRefused                    a neuron's own error, carried over with its status, type, code and extras
 
 Each dialect renders these through one table: `dialects/openai_errors.py` and `dialects/anthropic/errors.py`.
@@ -85,6 +89,27 @@ class UnsupportedParameter(BadRequest):
     """A parameter that would change the result and that nobody here implements."""
 
     code = "unsupported_parameter"
+
+
+class Unauthorized(BadRequest):
+    """No key, or one that is not accepted, where one is needed. Never says the key. `challenge`: for WWW-Authenticate.
+
+    `shown`: there was a key. Source: RFC 6750 section 3.
+    """
+
+    status = 401
+    code = "invalid_api_key"
+
+    def __init__(self, message: str, *, shown: bool = False) -> None:
+        super().__init__(message)
+        self.challenge = 'Bearer realm="cortex"' + (', error="invalid_token"' if shown else "")
+
+
+class Forbidden(BadRequest):
+    """The key is accepted, but not for this."""
+
+    status = 403
+    code = "permission_denied"
 
 
 class HostNotAllowed(BadRequest):
@@ -197,6 +222,12 @@ class UpstreamUnreachable(UpstreamError):
     code = "upstream_connection_error"
 
 
+class UpstreamDenied(UpstreamError):
+    """The neuron does not let this gateway in: no secret, or another one."""
+
+    code = "upstream_denied"
+
+
 class UpstreamReadFailed(UpstreamError):
     """The answer began and did not end."""
 
@@ -258,6 +289,14 @@ class Overloaded(CortexError):
 
     def __init__(self, message: str, *, queued: int) -> None:
         super().__init__(message, retry_after=min(max(2 * (queued + 1), 1), self.MAX_RETRY_AFTER))
+
+
+class RateLimited(CortexError):
+    """A key has used what it may use. `retry_after` seconds from now it may again."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class NeuronRefused(CortexError):

@@ -7,6 +7,7 @@ import functools
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -14,12 +15,18 @@ import uvicorn
 from attrs import define, field, frozen
 
 from cortex_gateway.access import AccessLog
+from cortex_gateway.addresses import Address, is_every_ipv6, parse_address
 from cortex_gateway.app import create_app
+from cortex_gateway.auth import policy
+from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config
 from cortex_gateway.connection import KEEP_SECS, ClientConnection, Patience
+from cortex_gateway.errors import Forbidden, Unauthorized
+from cortex_gateway.fleet.credentials import contexts
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.settings import UserError
+from cortex_gateway.tls import server_context
 from cortex_gateway.transport import NeuronTransport
 
 log = logging.getLogger(__name__)
@@ -78,15 +85,16 @@ class Running:
     metrics: Metrics
     url: str  # http://host:port of the API
     metrics_url: str
+    notices: tuple[str, ...] = ()  # what the operator should hear
 
 
 def listen(address: str, setting: str) -> socket.socket:
-    """Bind host:port. Raises ListenError that names `setting`, where another port may be set."""
-    host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
+    """Bind host:port; `[::]` takes IPv4 as well. Raises ListenError that names `setting`, where another may be set."""
+    host, port = parse_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = is_every_ipv6(host) and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, int(port)), family=family, backlog=BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         reasons = {errno.EADDRINUSE: "is taken by another program", errno.EACCES: "may not be used without privileges"}
         why = reasons.get(error.errno or 0, f"cannot be used: {error.strerror or error}")
@@ -111,23 +119,37 @@ async def running(
 ) -> AsyncIterator[Running]:
     """The gateway, from the moment when it answers until the block ends; then it drains and closes everything.
 
-    `hurry` ends the drain.
+    `hurry` ends the drain. Raises StoreError where the keys cannot be read.
     """
+    guard = Guard(required=bool(config.auth.required))
+    async with guard.following(config.state), _answering(config, listeners, guard, hurry) as it:
+        yield it
+
+
+@contextlib.asynccontextmanager
+async def _answering(
+    config: Config, listeners: Listeners, guard: Guard, hurry: asyncio.Event | None
+) -> AsyncIterator[Running]:
     metrics = Metrics()
-    fleet = Fleet(config, metrics, transport=NeuronTransport())
+    fleet = Fleet(config, metrics, transport=NeuronTransport(contexts(config.neurons)))
     it = config.gateway
     patience = Patience(read_secs=it.read_timeout_secs, write_secs=it.write_timeout_secs)
     drain_secs = max(1, round(it.drain_secs))
-    api = _server(AccessLog(create_app(fleet, metrics, config), metrics), patience, drain_secs, lifespan=True)
-    scrape = _server(metrics_app(metrics), patience, METRICS_DRAIN_SECS, lifespan=False)
+    tls = server_context(it.tls_cert, it.tls_key) if it.tls_cert else None
+    metrics_tls = tls if it.metrics_tls else None
+    app = AccessLog(create_app(fleet, metrics, config, guard), metrics)
+    api = _server(app, patience, drain_secs, tls, lifespan=True)
+    page = metrics_app(metrics, guard if config.auth.metrics else None)
+    scrape = _server(page, patience, METRICS_DRAIN_SECS, metrics_tls, lifespan=False)
     tasks = [
         asyncio.create_task(api.serve([listeners.api]), name="api listener"),
         asyncio.create_task(scrape.serve([listeners.metrics]), name="metrics listener"),
     ]
-    urls = [_url(listeners.api), _url(listeners.metrics)]
+    url, metrics_url = _url(listeners.api, tls), _url(listeners.metrics, metrics_tls)
+    notices = policy.notices(config.gateway.listen, config.auth.required, guard.usable)
     try:
         await _started(tasks, [api, scrape])
-        yield Running(fleet, metrics, *urls)
+        yield Running(fleet, metrics, url, metrics_url, notices)
     finally:
         fleet.drain()
         api.should_exit = scrape.should_exit = True
@@ -138,9 +160,11 @@ async def running(
 async def serve(config: Config) -> None:
     """Until SIGINT or SIGTERM; then running requests get their time and everything closes."""
     listeners = bind(config)
-    with stop_signals() as stop:
+    with contextlib.closing(listeners.api), contextlib.closing(listeners.metrics), stop_signals() as stop:
         async with running(config, listeners, hurry=stop.hurry) as gateway:
             log.info("cortex answers at %s, metrics at %s/metrics", gateway.url, gateway.metrics_url)
+            for notice in gateway.notices:
+                log.warning("%s", notice)
             await stop.asked.wait()
             log.info(
                 "stopping: running requests get %.0f s; a second Ctrl-C does not wait for them",
@@ -163,17 +187,13 @@ def stop_signals() -> Iterator[Stop]:
             loop.remove_signal_handler(number)
 
 
-def metrics_app(metrics: Metrics) -> Asgi:
-    """GET /metrics, and nothing else."""
+def metrics_app(metrics: Metrics, guard: Guard | None = None) -> Asgi:
+    """GET /metrics, and nothing else; with a `guard` for keys of scope admin only."""
 
     async def app(scope: dict[str, Any], _: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-        accept = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"), "")
-        found = scope["path"] == "/metrics" and scope["method"] in ("GET", "HEAD")
-        body, content_type = (
-            metrics.render(accept) if found else (b"metrics are at /metrics\n", "text/plain; charset=utf-8")
-        )
-        headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200 if found else 404, "headers": headers})
+        status, body, headers = _metrics_page(metrics, guard, scope)
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send(
             {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body, "more_body": False}
         )
@@ -181,21 +201,42 @@ def metrics_app(metrics: Metrics) -> Asgi:
     return app
 
 
-def _server(app: Asgi, patience: Patience, drain_secs: int, *, lifespan: bool) -> Server:
+def _metrics_page(
+    metrics: Metrics, guard: Guard | None, scope: dict[str, Any]
+) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+    """Status, body and headers."""
+    plain = [(b"content-type", b"text/plain; charset=utf-8")]
+    try:
+        if guard:
+            guard.identify(scope, policy.ADMIN, asked=True)
+    except Unauthorized as error:
+        return error.status, f"{error}\n".encode(), [*plain, (b"www-authenticate", error.challenge.encode())]
+    except Forbidden as error:
+        return error.status, f"{error}\n".encode(), plain
+    if scope["path"] != "/metrics" or scope["method"] not in ("GET", "HEAD"):
+        return 404, b"metrics are at /metrics\n", plain
+    accept = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"), "")
+    body, content_type = metrics.render(accept)
+    return 200, body, [(b"content-type", content_type.encode())]
+
+
+def _server(app: Asgi, patience: Patience, drain_secs: int, tls: ssl.SSLContext | None, *, lifespan: bool) -> Server:
     connection: Any = functools.partial(ClientConnection, patience)  # to uvicorn a class, which it only calls
-    return Server(
-        uvicorn.Config(
-            _told_to_end(app),
-            http=connection,
-            ws="none",
-            lifespan="on" if lifespan else "off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_keep_alive=KEEP_SECS,
-            timeout_graceful_shutdown=drain_secs,
-        )
+    settings = uvicorn.Config(
+        _told_to_end(app),
+        http=connection,
+        ws="none",
+        lifespan="on" if lifespan else "off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_SECS,
+        proxy_headers=False,  # who is at the other end of the connection decides what he may, whatever he says
+        timeout_graceful_shutdown=drain_secs,
     )
+    settings.load()
+    settings.ssl = tls  # by itself uvicorn makes its own from files, and asks the terminal for the passphrase of a key
+    return Server(settings)
 
 
 def _told_to_end(app: Asgi) -> Asgi:
@@ -231,6 +272,5 @@ async def _drained(tasks: list[asyncio.Task[None]], api: Server, hurry: asyncio.
         hurrying.cancel()
 
 
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _url(listener: socket.socket, tls: ssl.SSLContext | None) -> str:
+    return f"{'https' if tls else 'http'}://{Address(*listener.getsockname()[:2])}"

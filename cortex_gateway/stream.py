@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import re
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 from litestar.types import HTTPScope, Receive, Send
@@ -37,6 +37,7 @@ class Client:
         ended: whether the last byte is out.
         status: the status that went out, 0 before.
         broken_off: the rest of the request is not read, so the connection ends with the answer.
+        before_end: called before the last byte goes out: what a client sees as over is over here, too.
     """
 
     def __init__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
@@ -46,6 +47,7 @@ class Client:
         self.ended = False
         self.status = 0
         self.broken_off = False
+        self.before_end: Callable[[], None] | None = None
         self._gone = False
         self._receive = receive
         self._send = send
@@ -95,6 +97,8 @@ class Client:
         """Send the last piece. At most once."""
         assert not self.ended
         self.ended = True
+        if self.before_end:
+            self.before_end()
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def answer(self, status: int, body: bytes, headers: Iterable[Header] = JSON_HEADERS) -> None:

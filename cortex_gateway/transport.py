@@ -10,11 +10,13 @@ import collections
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, cast
 
 import httptools
 import httpx
+
+from cortex_gateway.tls import HUNG_UP, client_context, words
 
 Origin = tuple[str, str, int]
 KEPT_SECONDS = 4.0  # servers close idle connections after 5 s or later: better to be first
@@ -29,10 +31,12 @@ class NeuronTransport(httpx.AsyncBaseTransport):
     Raises httpx.ConnectError, ConnectTimeout, ReadTimeout, ReadError, RemoteProtocolError as httpx's own does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Mapping[tuple[str, bytes], ssl.SSLContext] | None = None) -> None:
+        """`tls`: contexts by scheme and netloc, where the default one does not do."""
+        self._tls = tls or {}
         self._kept: dict[Origin, collections.deque[Connection]] = {}
         self._open: set[Connection] = set()
-        self._tls: ssl.SSLContext | None = None
+        self._default: ssl.SSLContext | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send `request` and wait for the head of its answer."""
@@ -98,18 +102,21 @@ class NeuronTransport(httpx.AsyncBaseTransport):
                     lambda: Connection(self, origin, loop),
                     host,
                     port,
-                    ssl=self._context() if scheme == "https" else None,
+                    ssl=self._context(request.url) if scheme == "https" else None,
                 )
         except TimeoutError as error:
             raise httpx.ConnectTimeout(f"no connection to {host}:{port} within {seconds} s", request=request) from error
         except (OSError, ssl.SSLError) as error:
-            raise httpx.ConnectError(f"no connection to {host}:{port}: {error}", request=request) from error
+            why = words(error) or error
+            raise httpx.ConnectError(f"no connection to {host}:{port}: {why}", request=request) from error
         self.remember(connection)
         return connection
 
-    def _context(self) -> ssl.SSLContext:
-        self._tls = self._tls or ssl.create_default_context()
-        return self._tls
+    def _context(self, url: httpx.URL) -> ssl.SSLContext:
+        found = self._tls.get((url.scheme, url.netloc)) or self._default
+        if found is None:
+            found = self._default = client_context()
+        return found
 
 
 class Connection(asyncio.Protocol):
@@ -132,6 +139,7 @@ class Connection(asyncio.Protocol):
         self._error: httpx.TransportError | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._busy = False
+        self._mute = origin[0] == "https"  # it has not said a word yet, and what it minds may be us
         self._clear(head_only=False)
 
     def _clear(self, *, head_only: bool) -> None:
@@ -213,6 +221,7 @@ class Connection(asyncio.Protocol):
         _probe(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
+        self._mute = False
         if not self._busy:
             self._fail(httpx.RemoteProtocolError("the neuron sent bytes that nobody asked for"))
             return
@@ -228,8 +237,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._headed and not self._framed and exc is None:
             self._complete = True  # the end of the connection is the end of such a body
-        elif exc is not None:
-            self._error = self._error or httpx.ReadError(f"the connection broke: {exc}")
+        elif exc is not None or self._mute:
+            why = (exc and words(exc)) or (HUNG_UP if self._mute else exc)
+            self._error = self._error or httpx.ReadError(f"the connection broke: {why}")
         else:
             self._error = self._error or httpx.RemoteProtocolError("the neuron hung up before its answer was whole")
         self.lost.set_result(None)

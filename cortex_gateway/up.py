@@ -11,19 +11,22 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Literal
 
+import attrs
 import httpx
 from attrs import field, frozen
 from rich.console import Console
 
 from cortex_gateway import child, serving
+from cortex_gateway.addresses import Address, is_every_ipv6
 from cortex_gateway.cli.api import message
 from cortex_gateway.cli.progress import LoadBars
-from cortex_gateway.config import Config, Gateway, Neuron
+from cortex_gateway.config import Config, Gateway, Neuron, state_path
 from cortex_gateway.errors import CortexError
 from cortex_gateway.fleet.client import NeuronClient
+from cortex_gateway.fleet.credentials import showing
 from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig
-from cortex_gateway.settings import UserError
+from cortex_gateway.settings import At, Reader, UserError
 from cortex_gateway.speed import tokens_per_second
 
 ALIASES = {"demo": "smollm2-135m-instruct"}
@@ -139,14 +142,18 @@ async def up(asked: Up, out: Console, environ: Mapping[str, str], *, neuron: tup
     target = target_of(asked.model)
     if neuron is None and importlib.util.find_spec("jax") is None:
         raise UpError("the neuron needs JAX, which is not installed here: pip install 'cortex-jax[neuron]'")
+    if "NEURON_SERVER__TLS_CERT" in environ:
+        raise UpError(
+            "NEURON_SERVER__TLS_CERT is set, and `cortex up` speaks plain HTTP: use `neuron serve`, `cortex serve`"
+        )
     command = (*(neuron or NEURON), "--host", asked.host, "--port", str(asked.neuron_port))
-    config = config_of(asked, target)
+    config = attrs.evolve(config_of(asked, target, _secret(environ)), state=state_path(None, None, environ))
     stage = Stage(asked=asked, target=target, config=config, command=command, log=log_path(environ), out=out)
     with contextlib.ExitStack() as sockets:
         listeners = serving.bind(config, api_setting="--port", metrics_setting="--metrics-port")
         sockets.callback(listeners.api.close)
         sockets.callback(listeners.metrics.close)
-        serving.listen(_address(asked.host, asked.neuron_port), "--neuron-port").close()
+        serving.listen(str(Address(asked.host, asked.neuron_port)), "--neuron-port").close()
         with serving.stop_signals() as stop:
             return await _until_stopped(stop, stage, listeners)
 
@@ -166,19 +173,29 @@ def target_of(model: str) -> Target:
     return Target(id=ALIASES.get(model, model))
 
 
-def config_of(asked: Up, target: Target) -> Config:
+def config_of(asked: Up, target: Target, secret: str | None = None) -> Config:
     """The gateway in front of the one neuron, which keeps in mind how to load the model again."""
+    endpoint = f"http://{Address(_reachable(asked.host), asked.neuron_port)}"
     gateway = Gateway(
-        listen=_address(asked.host, asked.port),
-        metrics_listen=_address(asked.host, asked.metrics_port),
+        listen=str(Address(asked.host, asked.port)),
+        metrics_listen=str(Address(asked.host, asked.metrics_port)),
         drain_secs=DRAIN_SECS,
     )
     return Config(
         gateway=gateway,
-        neurons=(Neuron(name=NODE, endpoint=f"http://{_address(_reachable(asked.host), asked.neuron_port)}"),),
+        neurons=(Neuron(name=NODE, endpoint=endpoint, secret=secret),),
         models=(ModelConfig(id=target.id, source=target.source, quant=asked.quant),),
         aliases=ALIASES,
     )
+
+
+def _secret(environ: Mapping[str, str]) -> str | None:
+    """What the neuron, which has our environment, will ask for. Raises ConfigError."""
+    reader, at = Reader(), At("environment")
+    word, file = environ.get("NEURON_SECRET"), environ.get("NEURON_SECRET_FILE")
+    secret = reader.secret(at, "NEURON_SECRET", word, file, pathlib.Path())
+    reader.finish()
+    return secret
 
 
 def log_path(environ: Mapping[str, str]) -> pathlib.Path:
@@ -212,6 +229,8 @@ async def _show(stage: Stage, listeners: serving.Listeners, hurry: asyncio.Event
             await _load(stage, bars)
         async with serving.running(stage.config, listeners, hurry=hurry) as gateway:
             url = gateway.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+            for notice in gateway.notices:
+                out.print(f"\n{notice}", style="bold red", markup=False, soft_wrap=True)
             _introduce(stage, url, gateway.metrics_url)
             for dialect in DIALECTS:
                 await _ask(dialect, url, stage)
@@ -256,7 +275,8 @@ async def _answering(endpoint: str) -> None:
 
 async def _load(stage: Stage, bars: LoadBars) -> None:
     spec = LoadSpec(model_id=stage.target.id, source=stage.target.source, quant=stage.asked.quant)
-    async with httpx.AsyncClient(trust_env=False) as http:
+    hooks = {"request": showing(stage.config.neurons)}
+    async with httpx.AsyncClient(trust_env=False, event_hooks=hooks) as http:
         try:
             await NeuronClient(http, NODE, stage.neuron).load(spec, timeout_secs=LOAD_SECS, report=bars.report)
         except CortexError as error:
@@ -326,9 +346,5 @@ async def _mapped(path: str) -> AsyncIterator[None]:
         raise UpError(f"{path} broke off: {error}") from error
 
 
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- compared with, not bound to
+    return "::1" if is_every_ipv6(host) else "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104 -- not bound to

@@ -18,8 +18,9 @@ from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.validators import Number
 from rich.console import Console
 
+from neuron_jax.addresses import HIGHEST_PORT, parse_address, parse_host
 from neuron_jax.build_info import build_info
-from neuron_jax.config import NeuronConfig, load_config
+from neuron_jax.config import NeuronConfig, load_config, unused_variables
 from neuron_jax.errors import ConfigError, NeuronError
 from neuron_jax.hardware.records import DeviceLoad, Hardware
 from neuron_jax.tables import print_bench, print_hardware, print_plan, print_smoke, program_line
@@ -38,6 +39,15 @@ def _numbers(_: object, tokens: Sequence[Token]) -> tuple[int, ...]:
     if not all(number >= 1 for number in found):
         raise ValueError("numbers from 1 on, with commas between them")
     return found
+
+
+def _host(_: object, value: str | None) -> None:
+    if value is not None:
+        parse_host(value)
+
+
+def _address(_: object, value: str) -> None:
+    parse_address(value)
 
 
 Numbers = Annotated[tuple[int, ...], Parameter(converter=_numbers, n_tokens=1, negative="")]
@@ -82,8 +92,8 @@ def run(tokens: Sequence[str], environ: Mapping[str, str]) -> int:
 def serve(
     *,
     config: ConfigFile = None,
-    host: str | None = None,
-    port: Annotated[int | None, Parameter(validator=Number(gte=0, lte=65535))] = None,
+    host: Annotated[str | None, Parameter(validator=_host)] = None,
+    port: Annotated[int | None, Parameter(validator=Number(gte=0, lte=HIGHEST_PORT))] = None,
     environ: Environ,
 ) -> None:
     """Serve models until told to stop.
@@ -97,7 +107,7 @@ def serve(
     port:
         The port to listen on, 0 for any free one, over the configuration.
     """
-    loaded = load_config(config, environ)
+    loaded = _configured(config, environ)
     from neuron_jax.daemon.app import serve as serve_forever
 
     server = attrs.evolve(
@@ -141,8 +151,8 @@ def worker(
     *,
     rank: Annotated[int, Parameter(validator=Number(gte=0))],
     world: Annotated[int, Parameter(validator=Number(gte=1, lte=64))],
-    coordinator: str,
-    host: str = "127.0.0.1",
+    coordinator: Annotated[str, Parameter(validator=_address)],
+    host: Annotated[str, Parameter(validator=_host)] = "127.0.0.1",
     secret: str = "",
     platform: Literal["cpu", "cuda"] | None = None,
     deadline: Annotated[float, Parameter(validator=Number(gt=0))] = 60.0,
@@ -163,7 +173,7 @@ def worker(
     host:
         This host as the other ranks reach it.
     secret:
-        The same word for all ranks.
+        The same word for all ranks; by default NEURON_RANKS__SECRET, which no list of processes shows.
     platform:
         What it runs on; by default what this host has.
     deadline:
@@ -179,7 +189,8 @@ def worker(
         serve_rank(fd)
     if rank >= world:
         return _fail(f"--rank is {rank}, and of {world} ranks the last is {world - 1}", 2)
-    group = Group(rank, world, host, coordinator, secret, deadline)
+    known = secret or environ.get("NEURON_RANKS__SECRET", "")
+    group = Group(rank, world, host, coordinator, known, deadline)
     return _smoke([group], platform or _platform(environ), as_json, environ)
 
 
@@ -209,7 +220,7 @@ def discover(*, config: ConfigFile = None, as_json: Json = False, environ: Envir
     as_json:
         Print JSON.
     """
-    hardware, loads = _look(load_config(config, environ), environ)
+    hardware, loads = _look(_configured(config, environ), environ)
     found = attrs.asdict(hardware)
     found["devices"] = [attrs.asdict(d) | attrs.asdict(load) for d, load in zip(hardware.devices, loads, strict=True)]
     _print_json(found) if as_json else print_hardware(found, console())
@@ -270,7 +281,7 @@ def plan(
         max_context=max_context,
         kv_mb=kv_mb,
     )
-    loaded = load_config(config, environ)
+    loaded = _configured(config, environ)
     hardware, loads = _look(loaded, environ)
     found = resolve(loaded, hardware, loads, asked)
     report = plan_model(found, loads).as_json()
@@ -356,7 +367,7 @@ def bench(
         max_context=max_context,
         kv_mb=kv_mb,
     )
-    loaded = load_config(config, environ)
+    loaded = _configured(config, environ)
     hardware, loads = _look(loaded, environ)
     found = resolve(loaded, hardware, loads, asked)
     options = Options(streams, prompt, generate, prefill, LONG_PROMPT if long_prompt else 0, rounds)
@@ -394,7 +405,7 @@ def quality(
     from neuron_jax.planning import resolve
     from neuron_jax.quality.run import print_quality, report, run_quality
 
-    loaded = load_config(config, environ)
+    loaded = _configured(config, environ)
     found = resolve(loaded, *_look(loaded, environ), _asked(model, source=source, tensor_parallel=1))
     with closing(run_quality(found.engine, found.described, quant, environ)) as records:
         rows = [record["quality"] for record in show_progress(records, console(stderr=True))]
@@ -421,6 +432,14 @@ def _add_compiled(report: dict[str, Any], records: Iterable[Mapping[str, Any]]) 
     report["programs"] = [program | compiled[program["name"]] for program in report["programs"]]
 
 
+def _configured(path: Path | None, environ: Mapping[str, str]) -> NeuronConfig:
+    """File and variables. Raises ConfigError; a variable that sets nothing is only told."""
+    config = load_config(path, environ)
+    for line in unused_variables(environ):
+        _say(line)
+    return config
+
+
 def _look(config: NeuronConfig, environ: Mapping[str, str]) -> tuple[Hardware, tuple[DeviceLoad, ...]]:
     """The devices an engine of this configuration could use, and how busy they are."""
     from neuron_jax.hardware.discover import Sampler
@@ -437,5 +456,9 @@ def _print_json(value: Any) -> None:
 
 
 def _fail(message: object, code: int) -> int:
-    Console(stderr=True).print(f"neuron: {message}", markup=False, highlight=False, soft_wrap=True)
+    _say(message)
     return code
+
+
+def _say(message: object) -> None:
+    Console(stderr=True).print(f"neuron: {message}", markup=False, highlight=False, soft_wrap=True)

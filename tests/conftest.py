@@ -1,17 +1,17 @@
-"""What all tests share: strict JAX on eight fake CPU devices, and the demo's weights; must not know any part's doubles."""
+"""What all tests share: the demo's weights; must not know any part's doubles, nor JAX, which the gateway has not."""
 
 import os
 from pathlib import Path
 
-import jax
 import pytest
+from hypothesis import settings
 
 from neuron_jax.config import cache_root
 from neuron_jax.weights import sources
 
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
+# The same examples in every run; how long one takes says nothing on a machine that others use too.
+settings.register_profile("here", derandomize=True, deadline=None, database=None)
+settings.load_profile("here")
 
 
 @pytest.fixture(scope="session")

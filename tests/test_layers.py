@@ -18,7 +18,9 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.weights": ({"models.blocks"}, {"httpx"}),
     "neuron_jax.weights.place": ({"models"}, JAX),
     "neuron_jax.hardware": (set(), set()),
-    "neuron_jax.workers": ({"neuron_jax.errors"}, set()),
+    "neuron_jax.workers": ({"neuron_jax.errors", "neuron_jax.addresses"}, set()),
+    "neuron_jax.workers.renderers": ({"neuron_jax.text"}, set()),
+    "neuron_jax.workers.render_process": ({"neuron_jax.text"}, set()),
     "neuron_jax.workers.handshake": ({"neuron_jax.errors"}, JAX),
     "neuron_jax.workers.follow": ({"neuron_jax.engine"}, set()),
     "neuron_jax.workers.compile_ahead": ({"models", "neuron_jax.engine"}, JAX),
@@ -31,20 +33,29 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.quality.measure": ({"models"}, JAX),
     "neuron_jax.quality.worker": ({"models", "neuron_jax.weights", "neuron_jax.workers"}, JAX),
     "neuron_jax.daemon": (
-        {"neuron_jax." + x for x in ("text", "weights", "hardware", "workers", "config", "errors", "build_info")},
+        {"neuron_jax." + x for x in ("addresses", "text", "weights", "hardware", "workers", "config", "errors")}
+        | {"neuron_jax.build_info", "neuron_jax.tls"},
         WEB,
     ),
     "neuron_jax": ({"neuron_jax", "models.errors"}, WEB),
     "cortex_gateway.dialects": (set(), set()),
     "cortex_gateway.placement": (set(), set()),
     "cortex_gateway.fleet": (
-        {"cortex_gateway." + x for x in ("placement", "config", "errors", "metrics")},
+        {"cortex_gateway." + x for x in ("placement", "config", "errors", "metrics", "tls")},
         {"httpx"},
     ),
+    "cortex_gateway.auth": ({"cortex_gateway.settings"}, set()),
+    **{f"cortex_gateway.auth.{name}": ({"cortex_gateway.errors"}, set()) for name in ("keys", "limits", "policy")},
+    "cortex_gateway.auth.principal": (set(), set()),
     "cortex_gateway": ({"cortex_gateway"}, WEB),
 }
-PURE = ("cortex_gateway.dialects", "cortex_gateway.placement", "neuron_jax.text")
-IMPURE = {"time", "asyncio", "logging", "socket", "threading", "random", "os", "subprocess"}
+PURE = (
+    "cortex_gateway.dialects",
+    "cortex_gateway.placement",
+    "neuron_jax.text",
+    *(f"cortex_gateway.auth.{name}" for name in ("keys", "limits", "policy", "principal")),
+)
+IMPURE = {"time", "asyncio", "logging", "socket", "sqlite3", "threading", "random", "secrets", "os", "subprocess"}
 
 
 def modules() -> dict[str, pathlib.Path]:

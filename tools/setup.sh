@@ -4,24 +4,30 @@
 set -eu
 venv=$1
 
-newest_python() {
-    for name in "${PYTHON:-python3}" python3.14 python3.13 python3.12 python3.11; do
-        if command -v "$name" >/dev/null 2>&1 &&
-            "$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
-            command -v "$name"
-            return
-        fi
-    done
-    echo "cortex needs Python 3.11 or newer; none was found (python3 is $(python3 --version 2>&1))." >&2
-    echo "Install one, or name it: make PYTHON=/path/to/python3.12 demo" >&2
-    exit 1
+# The one that was named, else python3, else the newest; every one of those at least 3.11.
+choose_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || {
+            echo "cortex needs Python 3.11 or newer, and PYTHON=$PYTHON is none or does not run." >&2
+            exit 1
+        }
+        command -v "$PYTHON"
+        return
+    fi
+    found=$(sh "$(dirname "$0")/pythons.sh") || {
+        echo "cortex needs Python 3.11 or newer, with venv; none was found (python3 is $(python3 --version 2>&1))." >&2
+        echo "Install one (on Debian and Ubuntu with python3-venv), or name it: make PYTHON=/path/to/python3.12 demo" >&2
+        exit 1
+    }
+    usual=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)
+    echo "$found" | awk -v usual="$usual" '{ path = substr($0, length($1) + 2); if ($1 == usual) exit } END { print path }'
 }
 
 lock=requirements.lock
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
     lock=requirements-cuda12.lock
 fi
-python=$(newest_python)
+python=$(choose_python)
 echo "setting up $venv with $("$python" --version) from $lock ..."
 if command -v uv >/dev/null 2>&1; then
     uv venv --quiet --allow-existing --python "$python" "$venv"
@@ -29,7 +35,7 @@ if command -v uv >/dev/null 2>&1; then
     uv pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation --editable .
 else
     "$python" -m venv "$venv" || {
-        echo "python3-venv is missing: on Debian and Ubuntu, apt install python3-venv" >&2
+        echo "$python makes no environment; on Debian and Ubuntu, apt install python3-venv" >&2
         exit 1
     }
     pip="$venv/bin/python -m pip --disable-pip-version-check --quiet"

@@ -2,16 +2,20 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
-from attrs import frozen
+from attrs import field, frozen
 
 from cortex_gateway.settings import UserError
+from cortex_gateway.tls import client_context, words
 
 PATIENCE = httpx.Timeout(None, connect=5.0)
 """A load may take as long as it takes; only the connection has a limit."""
+KEY_VARIABLE = "CORTEX_API_KEY"
 
 
 class CommandError(UserError):
@@ -24,10 +28,11 @@ class UsageError(UserError):
 
 @frozen
 class Api:
-    """A gateway (or a neuron) at `endpoint`. `transport` stands in for the network in tests."""
+    """A gateway (or a neuron) at `endpoint`, asked with `key`. `transport` stands in for the network in tests."""
 
     endpoint: str
     transport: httpx.BaseTransport | None = None
+    key: str | None = field(default=None, repr=False)
 
     def get(self, path: str) -> Any:
         """The JSON behind `path`. Raises CommandError."""
@@ -50,10 +55,17 @@ class Api:
     def _client(self) -> Iterator[httpx.Client]:
         try:
             with httpx.Client(
-                base_url=self.endpoint, timeout=PATIENCE, transport=self.transport, trust_env=False
+                base_url=self.endpoint,
+                timeout=PATIENCE,
+                transport=self.transport,
+                trust_env=False,
+                headers={"authorization": f"Bearer {self.key}"} if self.key else {},
+                verify=client_context() if self.endpoint.startswith("https:") else True,
             ) as http:
                 yield http
         except httpx.ConnectError as error:
+            if why := words(error, "SSL_CERT_FILE"):
+                raise CommandError(f"{self.endpoint}: {why}") from error
             raise CommandError(
                 f"no gateway answers at {self.endpoint}; start one with `cortex up` or `cortex serve`, "
                 "or name another with --endpoint"
@@ -66,6 +78,26 @@ class Api:
             raise CommandError(f"{self.endpoint} answered with something that is not JSON; is it a gateway?") from error
 
 
+def read_key(file: pathlib.Path | None, environ: Mapping[str, str]) -> str | None:
+    """The key to ask with: what the file holds, else $CORTEX_API_KEY, else none. Never an argument: others see those.
+
+    Raises CommandError, which does not say it.
+    """
+    source = f"--key-file {file}" if file else f"${KEY_VARIABLE}"
+    try:
+        text = file.read_text(encoding="utf-8") if file else environ.get(KEY_VARIABLE, "")
+    except OSError as error:
+        raise CommandError(f"{source}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise CommandError(f"{source}: holds no key: it is not text") from None
+    key = text.strip()
+    if not re.fullmatch(r"[\x21-\x7e]*", key):
+        raise CommandError(f"{source}: holds no key: a key is one word of ASCII characters")
+    if file and not key:
+        raise CommandError(f"{source}: holds no key: it is empty")
+    return key or None
+
+
 def _checked(response: httpx.Response) -> httpx.Response:
     if response.is_success:
         return response
@@ -74,7 +106,8 @@ def _checked(response: httpx.Response) -> httpx.Response:
         body = response.json()
     except ValueError:
         raise CommandError(f"{response.text[:200]} (HTTP {response.status_code}; is it a gateway?)") from None
-    raise CommandError(message(body))
+    way_in = f" (the commands take one from --key-file or ${KEY_VARIABLE})" if response.status_code == 401 else ""
+    raise CommandError(message(body) + way_in)
 
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:

@@ -5,27 +5,45 @@ The server's libraries are imported by the commands that serve: `cortex status` 
 
 import asyncio
 import importlib.metadata
-import json as jsonlib
 import logging
 import os
 import pathlib
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
-from cortex_gateway.cli import tables
-from cortex_gateway.cli.api import Api, CommandError, UsageError
+from cortex_gateway.addresses import HIGHEST_PORT, parse_host, parse_url
+from cortex_gateway.cli import keys, tables
+from cortex_gateway.cli.api import Api, CommandError, UsageError, read_key
 from cortex_gateway.cli.chat import Chat
 from cortex_gateway.cli.progress import LoadBars
-from cortex_gateway.config import find_config, load_config
+from cortex_gateway.config import find_config, load_config, unused_variables
 from cortex_gateway.log_format import OneLine
 from cortex_gateway.placement.snapshot import LoadStatus
 from cortex_gateway.settings import UserError
 
-Endpoint = Annotated[str, Parameter(name=["--endpoint", "-e"], env_var="CORTEX_ENDPOINT", help="The gateway to ask.")]
+
+def _url(_: object, value: str) -> None:
+    parse_url(value)
+
+
+def _host(_: object, value: str) -> None:
+    parse_host(value)
+
+
+Endpoint = Annotated[
+    str,
+    Parameter(name=["--endpoint", "-e"], env_var="CORTEX_ENDPOINT", validator=_url, help="The gateway to ask."),
+]
+KeyFile = Annotated[
+    pathlib.Path | None,
+    Parameter(name="--key-file", help="A file with the key to ask with; else the key is $CORTEX_API_KEY."),
+]
+Port = Annotated[int, Parameter(validator=Number(gte=0, lte=HIGHEST_PORT))]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the gateway's JSON instead of a table.")]
 Model = Annotated[str, Parameter(help="An id or an alias.")]
 DEFAULT_ENDPOINT = "http://localhost:31313"
@@ -45,6 +63,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
+app.command(keys.app)
 
 
 @app.command(name="serve")
@@ -58,6 +77,7 @@ def serve_command(
     from cortex_gateway.serving import serve
 
     settings = load_config(find_config(config), os.environ)
+    _warn(unused_variables(os.environ))
     _log_to_stderr()
     _run(serve(settings))
     return 0
@@ -66,10 +86,12 @@ def serve_command(
 @app.command(name="up")
 def up_command(
     *,
-    host: Annotated[str, Parameter(help="Address that both programs listen on.")] = "127.0.0.1",
-    port: Annotated[int, Parameter(help="Port of the API.")] = 31313,
-    metrics_port: Annotated[int, Parameter(help="Port of /metrics.")] = 31314,
-    neuron_port: Annotated[int, Parameter(help="Port of the neuron.")] = 13131,
+    host: Annotated[str, Parameter(validator=_host, help="Address that both programs listen on.")] = "127.0.0.1",
+    port: Annotated[Port, Parameter(help="Port of the API.")] = 31313,
+    metrics_port: Annotated[Port, Parameter(help="Port of /metrics.")] = 31314,
+    neuron_port: Annotated[
+        int, Parameter(validator=Number(gte=1, lte=HIGHEST_PORT), help="Port of the neuron.")
+    ] = 13131,
     model: Annotated[
         str, Parameter(help="demo, a built-in id, a folder, a .gguf file, or a hub id org/name.")
     ] = "demo",
@@ -84,26 +106,27 @@ def up_command(
     asked = Up(
         host=host, port=port, metrics_port=metrics_port, neuron_port=neuron_port, model=model, quant=quant, once=once
     )
+    _warn(unused_variables(os.environ, serving=False))
     return _run(up(asked, tables.console(), os.environ))
 
 
 @app.command
-def status(*, endpoint: Endpoint = DEFAULT_ENDPOINT, json: Json = False) -> int:
+def status(*, endpoint: Endpoint = DEFAULT_ENDPOINT, key_file: KeyFile = None, json: Json = False) -> int:
     """Show every node with its devices and the models on it."""
-    fleet = Api(endpoint).get("/admin/fleet")
+    fleet = _api(endpoint, key_file).get("/admin/fleet")
     if json:
-        _print_json(fleet)
+        tables.print_json(fleet)
     else:
         tables.show_fleet(tables.console(), fleet)
     return 0
 
 
 @app.command
-def models(*, endpoint: Endpoint = DEFAULT_ENDPOINT, json: Json = False) -> int:
+def models(*, endpoint: Endpoint = DEFAULT_ENDPOINT, key_file: KeyFile = None, json: Json = False) -> int:
     """List every model that is loaded or could be loaded on any node."""
-    listing = Api(endpoint).get("/v1/models")
+    listing = _api(endpoint, key_file).get("/v1/models")
     if json:
-        _print_json(listing)
+        tables.print_json(listing)
     else:
         tables.show_models(tables.console(), listing["data"])
     return 0
@@ -126,6 +149,7 @@ def load(
         Literal["host", "device"] | None, Parameter(help="One process per host or per device of a group.")
     ] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
+    key_file: KeyFile = None,
     json: Json = False,
 ) -> int:
     """Load a model and wait until it serves."""
@@ -140,11 +164,12 @@ def load(
         "ranks": ranks,
     }
     body = {name: value for name, value in asked.items() if value is not None}
+    gateway = _api(endpoint, key_file)
     if json:
-        _print_json(Api(endpoint).post("/admin/load", body))
+        tables.print_json(gateway.post("/admin/load", body))
         return 0
     out = tables.console()
-    with LoadBars(out) as bars, Api(endpoint).events("/admin/load", body) as events:
+    with LoadBars(out) as bars, gateway.events("/admin/load", body) as events:
         ended = False
         for event in events:
             ended = event.get("status") == "loaded"
@@ -162,12 +187,13 @@ def unload(
     *,
     node: Annotated[str | None, Parameter(help="Unload it there only.")] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
+    key_file: KeyFile = None,
     json: Json = False,
 ) -> int:
     """Unload a model once its running requests have ended."""
-    answer = Api(endpoint).post("/admin/unload", {"model": model} | ({"node": node} if node else {}))
+    answer = _api(endpoint, key_file).post("/admin/unload", {"model": model} | ({"node": node} if node else {}))
     if json:
-        _print_json(answer)
+        tables.print_json(answer)
     else:
         tables.console().print(f"{model} is unloaded", style="green")
     return 0
@@ -184,6 +210,7 @@ def chat(
     temperature: Annotated[float | None, Parameter(help="0 = always the likeliest token.")] = None,
     max_tokens: Annotated[int | None, Parameter(help="The longest answer, in tokens.")] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
+    key_file: KeyFile = None,
     json: Annotated[
         bool,
         Parameter(negative="", help="Print one JSON object: text, reasoning, finish_reason, model, usage, seconds."),
@@ -192,7 +219,7 @@ def chat(
     """Talk to a model in the terminal."""
     options = {"temperature": temperature, "max_tokens": max_tokens}
     talk = Chat(
-        api=Api(endpoint),
+        api=_api(endpoint, key_file),
         model=model,
         out=tables.console(),
         options={name: value for name, value in options.items() if value is not None},
@@ -203,7 +230,7 @@ def chat(
         return 0
     asked = _prompt(prompt)
     if json:
-        _print_json(talk.whole(asked))
+        tables.print_json(talk.whole(asked))
         return 0
     return 130 if talk.ask(asked).stopped else 0
 
@@ -236,6 +263,10 @@ def _run(work: Coroutine[Any, Any, int | None]) -> int:
         return runner.run(work) or 0
 
 
+def _api(endpoint: str, key_file: pathlib.Path | None) -> Api:
+    return Api(endpoint, key=read_key(key_file, os.environ))
+
+
 def _prompt(given: str | None) -> str:
     """The prompt of the command line, else what is piped in. Raises UsageError where there is neither."""
     if given is not None:
@@ -246,13 +277,14 @@ def _prompt(given: str | None) -> str:
     return piped
 
 
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        tables.console(stderr=True).print(f"cortex: {line}", style="yellow", markup=False, soft_wrap=True)
+
+
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "httpcore", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(jsonlib.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,5 +1,7 @@
-"""What `cortex status` and `cortex models` print, from the gateway's JSON. Knows no HTTP."""
+"""What `cortex status`, `cortex models` and `cortex keys` print, from JSON. Knows no HTTP."""
 
+import json
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +15,11 @@ from cortex_gateway.placement.snapshot import LoadStatus
 
 COLOURS = {"loaded": "green", "loading": "yellow", "recovering": "yellow", "draining": "yellow", "failed": "red"}
 FEATURES = {"tool_call": "tools", "reasoning": "reasoning"}
+KEY_LIMITS = {
+    "requests_per_minute": "requests/min",
+    "tokens_per_minute": "tokens/min",
+    "max_concurrent": "at once",
+}
 UNKNOWN = "-"
 PIPED_WIDTH = 200
 
@@ -62,11 +69,43 @@ def show_models(out: Console, entries: list[dict[str, Any]]) -> None:
     out.print(table)
 
 
+def show_keys(out: Console, keys: list[dict[str, Any]]) -> None:
+    """One line per key."""
+    table = _table("name", "id", "status", "scopes", "models", "limits", "expires")
+    for key in keys:
+        table.add_row(
+            Text(key["name"], "bold"),
+            key["id"],
+            Text(key["status"], "green" if key["status"] == "active" else "red"),
+            ", ".join(key["scopes"]),
+            _names(key["models"]) if key["models"] else "all",
+            ", ".join(f"{key[field]} {words}" for field, words in KEY_LIMITS.items() if key[field]) or UNKNOWN,
+            key["expires"] or "never",
+        )
+    out.print(table)
+
+
+def show_key(out: Console, key: dict[str, Any]) -> None:
+    """One line per field."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for name, value in key.items():
+        words = _names(value) if isinstance(value, list) else UNKNOWN if value is None else str(value)
+        table.add_row(Text(name.replace("_", " "), "dim"), words)
+    out.print(table)
+
+
+def print_json(value: Any) -> None:
+    """For scripts."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
 def _headline(node: dict[str, Any]) -> Text:
     mark, words, colour = (
         ("●", "healthy", "green") if node["healthy"] else ("○", node["reason"] or "not seen yet", "red")
     )
     line = Text.assemble((f"{mark} ", colour), (node["name"], "bold"), f"  {node['endpoint']}  ", (words, colour))
+    if node["healthy"] and node.get("doubted"):
+        line.append(f"  a request could not reach it: {node['reason']}", "yellow")
     return line.append(f"  {node['busy']}", "yellow") if node["busy"] else line
 
 

@@ -26,6 +26,7 @@ from cortex_gateway.placement.snapshot import (
 T = TypeVar("T")
 CONNECT_SECS = 5.0
 LOOK_SECS = 5.0
+DENIED = (401, 403)
 STATUSES: dict[str, Status] = {
     "loaded": "loaded",
     "loading": "loading",
@@ -173,7 +174,7 @@ class NeuronClient:
         with self._seam("/models/unload"):
             response = await self.http.post(f"{self.endpoint}/models/unload", json=body, timeout=timeout)
         if response.status_code not in (200, 404):
-            raise self._refused("unload", response.status_code, response.content)
+            raise self._refused("the unload", response.status_code, response.content)
 
     async def _get(self, path: str, kind: type[T]) -> T:
         with self._seam(path):
@@ -203,6 +204,8 @@ class NeuronClient:
         """False when it was loaded already, which is no failure."""
         if status == 200:
             return True
+        if status in DENIED:
+            raise self._refused("the load", status, content)
         try:
             body = json.loads(content)
         except ValueError:
@@ -213,6 +216,8 @@ class NeuronClient:
         return False
 
     def _refused(self, what: str, status: int, content: bytes) -> errors.UpstreamError:
+        if status in DENIED:
+            return denied(self.name, content)
         return errors.UpstreamMalformed(
             f"{self.name} answered {what} with {status}: {content[:200].decode(errors='replace')}"
         )
@@ -251,6 +256,15 @@ def observation(discovery: Discovery, health: Health, models: list[ModelInfo]) -
         groups=groups,
         uptime_secs=health.uptime_secs,
     )
+
+
+def denied(name: str, content: bytes) -> errors.UpstreamDenied:
+    """A neuron's 401 or 403, which is about this gateway and nobody behind it, in the neuron's words."""
+    try:
+        words = str(json.loads(content)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        words = content[:200].decode(errors="replace")
+    return errors.UpstreamDenied(f"{name} does not let this gateway in: {words}")
 
 
 def load_failed(body: dict[str, Any]) -> errors.LoadFailed:

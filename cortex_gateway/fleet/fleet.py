@@ -4,7 +4,9 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -15,6 +17,7 @@ from cortex_gateway import errors
 from cortex_gateway.config import Config
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.client import CONNECT_SECS, NeuronClient
+from cortex_gateway.fleet.credentials import showing
 from cortex_gateway.fleet.residency import Residency
 from cortex_gateway.fleet.watch import Watcher
 from cortex_gateway.metrics import Metrics
@@ -106,7 +109,13 @@ class Fleet:
     ) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=MOST_IDLE_CONNECTIONS)
         timeout = httpx.Timeout(None, connect=CONNECT_SECS)
-        self.client = httpx.AsyncClient(transport=transport, limits=limits, timeout=timeout, trust_env=False)
+        self.client = httpx.AsyncClient(
+            transport=transport,
+            limits=limits,
+            timeout=timeout,
+            trust_env=False,
+            event_hooks={"request": showing(config.neurons)},
+        )
         self._config = config
         self._metrics = metrics
         self._clock = clock
@@ -118,6 +127,8 @@ class Fleet:
         self._work: dict[str, asyncio.Task[None]] = {}
         self._leases: set[Lease] = set()
         self._alarm: asyncio.TimerHandle | None = None
+        self._inbox: deque[m.Event] = deque()
+        self._telling = False
         self._closing = False
         metrics.follow(self.snapshot)
 
@@ -261,11 +272,25 @@ class Fleet:
     # -- the loop: every change of residency passes here, one at a time ----------------------------------------------
 
     def tell(self, event: m.Event) -> None:
-        """Hand an event to the owner of residency and carry out what follows from it."""
+        """Hand an event to the owner of residency and carry out what follows from it, an event that follows included."""
+        self._inbox.append(event)
+        if self._telling:
+            return
+        self._telling = True
+        try:
+            while self._inbox:
+                self._take(self._inbox.popleft())
+        finally:
+            self._telling = False
+
+    def _take(self, event: m.Event) -> None:
         if self._closing and not isinstance(event, m.Returned):
             return
-        for effect in self._residency.handle(event, self._clock()):
-            self._carry_out(effect)
+        try:
+            self._residency.handle(event, self._clock())
+        finally:  # what was decided before a fault of ours is done all the same: somebody waits for it
+            for effect in self._residency.decided:
+                self._carry_out(effect)
         if not self._closing:
             self._set_alarm()
 
@@ -276,19 +301,16 @@ class Fleet:
         try:
             self.tell(event)
             return await pending.done
-        except asyncio.CancelledError:
+        except BaseException:
             self._give_up(event.ticket, pending)
             raise
         finally:
             del self._pending[event.ticket]
 
     def _give_up(self, ticket: int, pending: Pending) -> None:
-        """The caller was cancelled; perhaps in the very moment in which it was granted."""
-        granted = (
-            None
-            if pending.done.cancelled() or not pending.done.done() or pending.done.exception()
-            else pending.done.result()
-        )
+        """The caller was refused or cancelled, perhaps in the very moment in which it was granted."""
+        done = pending.done
+        granted = done.result() if done.done() and not done.cancelled() and not done.exception() else None
         if granted is not None:
             self.tell(m.Returned(node=granted.node, model=granted.model))
         else:
@@ -341,26 +363,15 @@ class Fleet:
                     pending.report(effect.status)
 
     def _begin(self, node: str, work: Coroutine[Any, Any, None]) -> None:
-        self._work[node] = _begun(self._finish(node, work), f"work on {node}")
+        task = self._work[node] = asyncio.create_task(work, name=f"work on {node}")
+        task.add_done_callback(partial(self._ended, node))  # which is told even of a task that was cancelled unbegun
 
-    async def _finish(self, node: str, work: Coroutine[Any, Any, None]) -> None:
-        error: errors.CortexError | None = None
-        try:
-            await work
-        except errors.CortexError as failure:
-            error = (
-                failure
-                if isinstance(failure, errors.Unavailable)
-                else errors.LoadFailed(failure.message, kind="node_failed")
-            )
-        except asyncio.CancelledError:
-            if self._closing:
-                raise
-            error = errors.LoadFailed(f"{node} has gone away.", kind="node_failed")
-        except Exception:
-            self.tell(m.Finished(node=node, error=errors.LoadFailed("The gateway failed.", kind="gateway_failed")))
-            raise
-        self.tell(m.Finished(node=node, error=error))
+    def _ended(self, node: str, task: "asyncio.Task[None]") -> None:
+        """Every end of a load or unload is told, for its node does nothing else before."""
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None and not isinstance(failure, errors.CortexError):
+            log.critical("%s has failed", task.get_name(), exc_info=failure)
+        self.tell(m.Finished(node=node, error=_outcome(node, failure, gave_up=task.cancelled())))
 
     async def _load(self, effect: m.StartLoad) -> None:
         seconds = self._config.gateway.load_timeout_secs
@@ -391,6 +402,19 @@ class Fleet:
         if wake is not None:
             delay = max(0.0, wake - self._clock())
             self._alarm = asyncio.get_running_loop().call_later(delay, self.tell, m.Ticked())
+
+
+def _outcome(node: str, failure: BaseException | None, *, gave_up: bool) -> errors.Unavailable | None:
+    """How a load or unload ended, as a client may be told."""
+    match failure:
+        case None:
+            return errors.LoadFailed(f"{node} has gone away.", kind="node_failed") if gave_up else None
+        case errors.Unavailable():
+            return failure
+        case errors.CortexError():
+            return errors.LoadFailed(failure.message, kind="node_failed")
+        case _:
+            return errors.LoadFailed("The gateway failed.", kind="gateway_failed")
 
 
 def _begun(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -74,7 +74,8 @@ class Host:
     reason: str | None = None
     misses: int = 0
     silences: int = 0  # misses in a row without a word
-    suspect: bool = False
+    suspect: bool = False  # a request could not reach it: it gets no other before it has answered a look
+    silent: bool = False  # it is suspect, and the look that followed was missed
     seen: Observation = field(factory=Observation)
     replicas: dict[str, Replica] = field(factory=dict)
     ours: Counter[str] = field(factory=Counter)
@@ -84,6 +85,8 @@ class Host:
     job: Job | None = None
     stale: bool = False  # memory and models have changed since the node was last looked at
     looked_before_change: bool = False  # the look that is under way began before the last change
+    _changes: int = field(default=0, init=False)  # of replicas, leases and what was seen
+    _told: tuple[object, Node] | None = field(default=None, init=False)  # the last `node`, and what it was made of
 
     def begin_look(self) -> None:
         self.peak = Counter(self.ours)
@@ -91,14 +94,16 @@ class Host:
 
     def changed(self) -> None:
         self.stale = self.looked_before_change = True
+        self._changes += 1
 
     def see(self, observation: Observation, now: float) -> None:
         """Take what the node said, unless it said it before we changed something."""
-        self.silences = 0
-        self.healthy, self.reason, self.misses, self.suspect = True, None, 0, False
+        self.healthy, self.reason, self.misses, self.silences = True, None, 0, 0
+        self.suspect = self.silent = False
         if self.looked_before_change:
             return
         self.stale = False
+        self._changes += 1
         self.seen = observation
         self.replicas = {one.model: self._counted(one) for one in observation.replicas}
         for model, one in self.replicas.items():
@@ -110,9 +115,16 @@ class Host:
         self.misses += 1
         self.stale = False
         lost = self.healthy and self.misses >= MISSES_UNTIL_UNHEALTHY
-        if lost or not self.healthy:
-            self.healthy, self.reason = False, reason
+        self.silent = self.suspect
+        if lost or self.silent or not self.healthy:
+            self.healthy, self.reason = self.healthy and not lost, reason
         return lost
+
+    def doubt(self, reason: str) -> None:
+        """A request could not reach it. Whether it is down is for the next look to say."""
+        if not self.suspect:
+            self.suspect, self.silent = True, False
+            self.reason = reason if self.healthy else self.reason
 
     def hush(self, *, silent: bool) -> bool:
         """True when this miss is the one after which no answer is expected any more."""
@@ -120,12 +132,14 @@ class Host:
         return self.silences == MISSES_UNTIL_UNHEALTHY
 
     def take(self, model: str, now: float) -> None:
+        self._changes += 1
         self.ours[model] += 1
         self.peak[model] = max(self.peak[model], self.ours[model])
         self.last_used[model] = now
 
     def give_back(self, model: str, now: float) -> None:
         assert self.ours[model] > 0, "a lease is given back once"
+        self._changes += 1
         self.ours[model] -= 1
         self.last_used[model] = now
 
@@ -196,14 +210,27 @@ class Host:
         return self.ours[model] + (said.others if said else 0)
 
     def node(self, members: tuple[Membership, ...] = ()) -> Node:
-        """As placement sees it; `members` is what it lends, as far as its leaders tell."""
+        """As placement sees it; `members` is what it lends, as far as its leaders tell.
+
+        The very same record while nothing has changed, so that nobody need decide by it again.
+        """
+        job = self.job
+        at = (job.why, job.model, job.running, tuple(job.steps), job.progress) if job else None
+        well = (self.healthy, self.suspect, self.silent, self.reason, self.stale)
+        made_of = (self._changes, well, self.cycles, at, members)
+        if self._told is None or self._told[0] != made_of:
+            self._told = made_of, self._node(members)
+        return self._told[1]
+
+    def _node(self, members: tuple[Membership, ...]) -> Node:
         models = dict.fromkeys([*self.replicas, *self._coming()])
         found = [replica for model in models if (replica := self.replica(model))]
         busy = self.job.words() if self.job else "changed a moment ago" if self.stale else None
         return Node(
             name=self.name,
             endpoint=self.endpoint,
-            healthy=self.healthy and not self.suspect,
+            healthy=self.healthy and not self.silent,
+            doubted=self.healthy and self.suspect and not self.silent,
             reason=self.reason,
             hostname=self.seen.hostname,
             harnesses=self.seen.harnesses,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from attrs import define, evolve, field, frozen
 
@@ -42,6 +42,11 @@ class Ticket:
     cold: bool = False
     reported: LoadStatus | None = None
 
+    @property
+    def wish(self) -> object:
+        """Equal for tickets that want the same: requests for one model. Each wish of an operator is one of its own."""
+        return self.model if self.kind == "serve" else self.number
+
 
 @frozen(kw_only=True)
 class Failure:
@@ -59,8 +64,9 @@ class Memory:
 
     config: Config
     catalogue: Catalogue = field(init=False)
-    failures: dict[tuple[str, str], Failure] = field(factory=dict, init=False)
-    _measured: dict[tuple[str, str], int] = field(factory=dict, init=False)  # MiB
+    failures: dict[str, dict[str, Failure]] = field(factory=dict, init=False)  # model -> node -> the last one
+    _knowledge: fit.Knowledge = field(factory=fit.Knowledge, init=False)
+    _policies: dict[object, Policy] = field(factory=dict, init=False)  # by all that they depend on besides knowledge
     _specs: dict[tuple[str, str], LoadSpec] = field(factory=dict, init=False)  # how it was loaded, to load it again
 
     def __attrs_post_init__(self) -> None:
@@ -68,44 +74,56 @@ class Memory:
 
     def measure(self, host: Host) -> None:
         """Keep the footprints that the node has just told."""
-        for model, replica in host.replicas.items():
-            if replica.status == "loaded" and replica.vram_used_mb:
-                self._measured[model, host.name] = replica.vram_used_mb
+        told = {
+            (model, host.name): replica.vram_used_mb
+            for model, replica in host.replicas.items()
+            if replica.status == "loaded" and replica.vram_used_mb
+        }
+        if told.items() - self._knowledge.measured.items():
+            self._knowledge = fit.Knowledge(measured={**self._knowledge.measured, **told})
+            self._policies = {}
 
     def loaded(self, spec: LoadSpec, host: Host) -> None:
         self._specs[spec.model_id, host.name] = spec
-        self.failures.pop((spec.model_id, host.name), None)
+        self.failures.get(spec.model_id, {}).pop(host.name, None)
 
     def fail(self, model: str, hosts: tuple[str, ...], error: errors.CortexError, now: float) -> None:
         """A job for `model` has ended badly. The first of `hosts` led."""
         together = groups.company(error, hosts)
-        before = self.failures.get((model, hosts[0]))
+        failures = self.failures.setdefault(model, {})
+        before = failures.get(hosts[0])
         apart = (before.apart if before else frozenset()) | ({together} if together else set())
-        self.failures[model, hosts[0]] = Failure(at=now, error=error, alone=together is None, apart=apart)
+        failures[hosts[0]] = Failure(at=now, error=error, alone=together is None, apart=apart)
 
     def cooling(self, ticket: Ticket, now: float) -> dict[str, Failure]:
         """Nodes where the model has failed: since the operator asked, or too short a while ago for a request."""
+        failures = self.failures.get(ticket.model)
+        if not failures:
+            return {}
         floor = ticket.since if ticket.kind == "load" else min(ticket.since, now - COOLING_SECS)
-        mine = ((node, failure) for (model, node), failure in self.failures.items() if model == ticket.model)
-        return {node: failure for node, failure in mine if failure.at >= floor}
+        return {node: failure for node, failure in failures.items() if failure.at >= floor}
 
     def policy(self, ticket: Ticket, now: float) -> Policy:
-        """What placement is asked with for this ticket."""
+        """What placement is asked with for this ticket; the same object as long as it says the same."""
         cooling = self.cooling(ticket, now)
+        excluded = frozenset(node for node, failure in cooling.items() if failure.alone)
+        apart = frozenset(company for failure in cooling.values() for company in failure.apart)
+        drain = ticket.kind == "load" or now >= ticket.since + PATIENCE_SECS
+        key = (excluded, apart, ticket.node, drain)
+        if key not in self._policies:
+            self._policies[key] = self._policy(excluded=excluded, apart=apart, only=ticket.node, drain=drain)
+        return self._policies[key]
+
+    def _policy(self, **more: Any) -> Policy:
         return Policy(
-            catalogue=self.catalogue,
-            strategy=self.config.eviction.strategy,
-            knowledge=fit.Knowledge(measured=self._measured),
-            excluded=frozenset(node for node, failure in cooling.items() if failure.alone),
-            apart=frozenset(company for failure in cooling.values() for company in failure.apart),
-            only=ticket.node,
-            drain=ticket.kind == "load" or now >= ticket.since + PATIENCE_SECS,
+            catalogue=self.catalogue, strategy=self.config.eviction.strategy, knowledge=self._knowledge, **more
         )
 
     def policy_after(self, model: str, node: str, demanded_mb: int) -> Policy:
         """What placement is asked with once that node has refused the model for want of `demanded_mb` in all."""
-        knowledge = fit.Knowledge(measured=self._measured, demanded={(model, node): demanded_mb})
-        return Policy(catalogue=self.catalogue, strategy=self.config.eviction.strategy, knowledge=knowledge, drain=True)
+        return evolve(
+            self._policy(drain=True), knowledge=evolve(self._knowledge, demanded={(model, node): demanded_mb})
+        )
 
     def refusal(self, ticket: Ticket, reject: Reject, now: float, *, grouped: bool = False) -> errors.CortexError:
         """The error that a rejected ticket ends with: the last failure where there was one, for it says most.
@@ -123,12 +141,15 @@ class Memory:
 
     def model(self, name: str, hosts: Iterable[Host], tensor_parallel: int | None = None) -> ModelConfig:
         """What is known of a model before it is loaded."""
-        config = self.catalogue.config(name, [one for host in hosts if (one := host.replica(name))])
+        replicas = () if name in self.catalogue.models else [one for host in hosts if (one := host.replica(name))]
+        config = self.catalogue.config(name, replicas)
         return evolve(config, tensor_parallel=tensor_parallel) if tensor_parallel else config
 
     def asked(self, ticket: Ticket, hosts: Iterable[Host]) -> ModelConfig:
         """The model with what the operator who asks for it wants otherwise. A node that is named is one of its hosts."""
         config = self.model(ticket.model, hosts, ticket.tensor_parallel)
+        if not ticket.hosts and not ticket.ranks:
+            return config
         named = tuple(dict.fromkeys((*((ticket.node,) if ticket.node else ()), *ticket.hosts)))
         return evolve(config, hosts=named if ticket.hosts else config.hosts, ranks=ticket.ranks or config.ranks)
 

@@ -1,6 +1,7 @@
 """Looks at one node again and again, at once when poked; tells what it saw, decides nothing."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from attrs import field, frozen
@@ -8,6 +9,8 @@ from attrs import field, frozen
 from cortex_gateway.errors import CortexError
 from cortex_gateway.fleet.client import LOOK_SECS, NeuronClient
 from cortex_gateway.fleet.messages import Looking, Missed, Seen
+
+log = logging.getLogger(__name__)
 
 
 @frozen(kw_only=True)
@@ -22,13 +25,23 @@ class Watcher:
     looked: asyncio.Event = field(factory=asyncio.Event)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. A fault of ours costs one look, never the watch: else the node would be judged by old news."""
         while True:
             self.poked.clear()
-            self.tell(Looking(node=self.client.name))
-            self.tell(await self._look())
+            try:
+                self.tell(Looking(node=self.client.name))
+                self.tell(await self._look())
+            except Exception as error:
+                log.exception("the look at %s has failed", self.client.name)
+                self._miss(f"the gateway failed on what it answers: {type(error).__name__}: {error}")
             self.looked.set()
             await self._pause()
+
+    def _miss(self, reason: str) -> None:
+        try:
+            self.tell(Missed(node=self.client.name, reason=reason))
+        except Exception:
+            log.exception("the miss of %s could not be told", self.client.name)
 
     async def _look(self) -> Seen | Missed:
         try:

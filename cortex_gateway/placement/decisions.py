@@ -8,7 +8,7 @@ from attrs import field, frozen
 from cortex_gateway.placement import fit
 from cortex_gateway.placement.catalogue import Catalogue
 
-Why = Literal["down", "never", "failed", "busy", "full"]
+Why = Literal["down", "never", "failed", "busy", "full", "doubted"]
 
 
 @frozen

@@ -8,7 +8,7 @@ def due(node: Node, *, after_cycles: int) -> tuple[str, ...] | None:
 
     After so many unloads (0 = never), and only while the node is healthy, unoccupied and without a request.
     """
-    if not after_cycles or node.cycles < after_cycles or not node.healthy or node.busy:
+    if not after_cycles or node.cycles < after_cycles or not node.healthy or node.doubted or node.busy:
         return None
     held = [replica for replica in node.replicas if replica.resident]
     groups = [replica.group for replica in held if replica.group]

@@ -16,7 +16,14 @@ def consider(model: ModelConfig, node: Node, policy: Policy) -> Place | Obstacle
         return Obstacle(why="never", reason=reason)
     if node.name in policy.excluded:
         return Obstacle(why="failed", reason="has just failed to load it")
+    if node.doubted:
+        return doubted(node)
     return occupied(model, node) or _room(model, node, needed, policy)
+
+
+def doubted(node: Node) -> Obstacle:
+    """A look is under way that will tell whether it is up."""
+    return Obstacle(why="doubted", reason=f"could not be reached by a request ({node.reason}) and is being looked at")
 
 
 def occupied(model: ModelConfig, node: Node) -> Obstacle | None:

@@ -1,8 +1,8 @@
 """Where a request goes: a replica that serves, a load to wait for, a place to load, or why not. Pure."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from cortex_gateway.placement import fit, together
 from cortex_gateway.placement.decisions import (
@@ -23,6 +23,7 @@ from cortex_gateway.placement.snapshot import FleetSnapshot, ModelConfig, ModelL
 
 __all__ = [
     "Candidate",
+    "Considered",
     "Decision",
     "Hold",
     "Join",
@@ -50,14 +51,40 @@ class Candidate:
     load: ModelLoad
 
 
-def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Decision:
-    """Serving replica, else a load under way, else recovery, else a cold load."""
+Consider = Callable[[ModelConfig, Node, Policy], Place | Obstacle]
+
+
+@define
+class Considered:
+    """`consider`, which is not asked again while model and policy are equal and the node is the very same record."""
+
+    asked: int = field(default=0, init=False)  # how often it had to be
+    _said: dict[tuple[str, str, bool], tuple[ModelConfig, Node, Policy, Place | Obstacle]] = field(
+        factory=dict, init=False
+    )
+
+    def __call__(self, model: ModelConfig, node: Node, policy: Policy) -> Place | Obstacle:
+        key = (model.id, node.name, policy.drain)
+        kept = self._said.get(key)
+        if kept and kept[1] is node and kept[2] is policy and (kept[0] is model or kept[0] == model):
+            return kept[3]
+        self.asked += 1
+        found = consider(model, node, policy)
+        self._said[key] = (model, node, policy, found)
+        return found
+
+
+def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy, considering: Consider = consider) -> Decision:
+    """Serving replica, else a load under way, else recovery, else a cold load.
+
+    What is on a node that could not be reached is waited for until the node has been looked at: nobody leaves for it.
+    """
     hosts = [
         (node, replica)
         for node in snapshot.nodes
         if node.healthy and policy.only in (None, node.name) and (replica := node.replica(model.id))
     ]
-    serving = [(node.name, replica) for node, replica in hosts if replica.serving]
+    serving = [(node.name, replica) for node, replica in hosts if replica.serving and not node.doubted]
     best = least_wait([Candidate(name, replica.pending, replica.load) for name, replica in serving])
     if best is not None:
         return Serve(best)
@@ -65,9 +92,11 @@ def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Decisi
         if replica.status == "loading":
             return Join(node.name)
     for node, replica in hosts:
+        if node.doubted and replica.serving:
+            return Hold(f"{node.name} could not be reached by a request and is being looked at")
         if replica.status == "recovering":
             return Recovering(node.name)
-    return place(model, snapshot, policy)
+    return place(model, snapshot, policy, considering)
 
 
 def least_wait(candidates: Collection[Candidate]) -> str | None:
@@ -84,7 +113,7 @@ def least_wait(candidates: Collection[Candidate]) -> str | None:
     return min(candidates, key=wait).node if candidates else None
 
 
-def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Decision:
+def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy, considering: Consider = consider) -> Decision:
     """Where to load: pinned first, then room without eviction, then with, then most free memory, then name.
 
     A model of several hosts is spread over them only where none of them can have it alone.
@@ -92,14 +121,15 @@ def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Decisi
     options: list[tuple[tuple[bool, bool, int, str], Place]] = []
     obstacles: list[tuple[Node, Obstacle]] = []
     for node in snapshot.nodes:
-        found = consider(model, node, policy)
+        found = considering(model, node, policy)
         if isinstance(found, Place):
             rank = (node.name not in model.pinned_on, bool(found.victims), -fit.free_mb(node), node.name)
             options.append((rank, found))
         else:
             obstacles.append((node, found))
-    if options:
-        return min(options, key=lambda option: option[0])[1]
+    best = min(options, key=lambda option: option[0])[1] if options else None
+    if best and not (best.victims and any(obstacle.why == "doubted" for _, obstacle in obstacles)):
+        return best
     if len(model.hosts) > 1 and model.shards > 1:
         spread = together.place(model, snapshot, policy)
         if isinstance(spread, Place):
@@ -113,7 +143,7 @@ def _nowhere(model: ModelConfig, obstacles: list[tuple[Node, Obstacle]]) -> Hold
     told = "; ".join(f"{node.name} {obstacle.reason}" for node, obstacle in obstacles) or "there is no node"
     reason = f"{model.id} cannot be loaded now: {told}."
     kinds = {obstacle.why for _, obstacle in obstacles}
-    if "busy" in kinds:
+    if kinds & {"busy", "doubted"}:
         return Hold(reason)
     worst: tuple[Why, ...] = ("failed", "full", "down", "never")
     return Reject(next((kind for kind in worst if kind in kinds), "down"), reason)

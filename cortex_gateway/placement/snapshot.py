@@ -208,7 +208,8 @@ class Node:
     name: str
     endpoint: str
     healthy: bool = False
-    reason: str | None = None  # why it is not healthy
+    doubted: bool = False  # a request could not reach it, and the look that will tell more is under way
+    reason: str | None = None  # why it is not healthy, or doubted
     hostname: str | None = None
     harnesses: tuple[str, ...] = ("jax",)
     devices: tuple[Device, ...] = ()

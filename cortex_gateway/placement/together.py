@@ -6,7 +6,7 @@ from attrs import evolve, field, frozen
 
 from cortex_gateway.placement import evict, fit
 from cortex_gateway.placement.decisions import Lender, Obstacle, Place, Policy
-from cortex_gateway.placement.room import occupied, passing, residents
+from cortex_gateway.placement.room import doubted, occupied, passing, residents
 from cortex_gateway.placement.snapshot import FleetSnapshot, ModelConfig, Node
 
 Obstacles = list[tuple[Node, Obstacle]]
@@ -86,7 +86,9 @@ def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Place 
         else:
             able.append(node)
     hosts = Hosts(model, policy, able)
-    found = hosts.best(NOBODY) or hosts.best(IDLE) or (hosts.best(ANYBODY) if policy.drain else None)
+    found = hosts.best(NOBODY)
+    if not found and not any(obstacle.why == "doubted" for _, obstacle in obstacles):
+        found = hosts.best(IDLE) or (hosts.best(ANYBODY) if policy.drain else None)
     return found or [*((node, _obstacle(hosts, node)) for node in able), *obstacles]
 
 
@@ -102,6 +104,8 @@ def _unable(model: ModelConfig, node: Node) -> Obstacle | None:
         return Obstacle(why="down", reason=f"is not healthy ({node.reason or 'not seen yet'})")
     if model.harness not in node.harnesses:
         return Obstacle(why="never", reason=f"does not offer the harness {model.harness!r}")
+    if node.doubted:
+        return doubted(node)
     return occupied(model, node)
 
 

@@ -8,6 +8,7 @@ import msgspec
 from litestar import Request, Response, get, post
 from litestar.types import ASGIApp
 
+from cortex_gateway.auth.policy import ADMIN
 from cortex_gateway.dialects import sse
 from cortex_gateway.errors import InvalidBody, MalformedJson
 from cortex_gateway.placement.snapshot import LoadStatus, Node, Replica
@@ -35,7 +36,9 @@ class LoadBody(UnloadBody):
 @get("/admin/fleet")
 async def fleet(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Every node with its devices and models as last seen."""
-    snapshot = Gateway.of(request.app.state).fleet.snapshot()
+    gateway = Gateway.of(request.app.state)
+    gateway.guard.identify(request.scope, ADMIN)
+    snapshot = gateway.fleet.snapshot()
     return plain(request, {"nodes": [_node(node) for node in snapshot.nodes], "waiting": snapshot.waiting})
 
 
@@ -43,13 +46,13 @@ async def fleet(request: Request[Any, Any, Any]) -> Response[bytes]:
 async def load(request: Request[Any, Any, Any]) -> ASGIApp:
     """Load a model and wait until it serves; with `Accept: text/event-stream` the progress comes as events."""
     streaming = "text/event-stream" in request.headers.get("accept", "")
-    return exchange(Gateway.of(request.app.state), None, OPENAI, _load_streaming if streaming else _load)
+    return exchange(Gateway.of(request.app.state), None, OPENAI, _load_streaming if streaming else _load, need=ADMIN)
 
 
 @post("/admin/unload")
 async def unload(request: Request[Any, Any, Any]) -> ASGIApp:
     """Unload a model once its running requests have ended."""
-    return exchange(Gateway.of(request.app.state), None, OPENAI, _unload)
+    return exchange(Gateway.of(request.app.state), None, OPENAI, _unload, need=ADMIN)
 
 
 def _node(node: Node) -> dict[str, Any]:
@@ -64,12 +67,12 @@ def _model(replica: Replica) -> dict[str, Any]:
 
 
 async def _load(it: Exchange, body: bytes) -> None:
-    await it.gateway.fleet.load(**_asked(body, LoadBody))
+    await it.gateway.fleet.load(**_asked(it, body, LoadBody))
     await it.client.answer(200, b'{"status":"loaded"}')
 
 
 async def _load_streaming(it: Exchange, body: bytes) -> None:
-    asked = _asked(body, LoadBody)
+    asked = _asked(it, body, LoadBody)
     reports: asyncio.Queue[LoadStatus | None] = asyncio.Queue()
     loading = asyncio.create_task(it.gateway.fleet.load(**asked, report=reports.put_nowait))
     loading.add_done_callback(lambda _: reports.put_nowait(None))
@@ -92,15 +95,17 @@ async def _event(it: Exchange, value: dict[str, Any]) -> None:
 
 
 async def _unload(it: Exchange, body: bytes) -> None:
-    await it.gateway.fleet.unload(**_asked(body, UnloadBody))
+    await it.gateway.fleet.unload(**_asked(it, body, UnloadBody))
     await it.client.answer(200, b'{"status":"unloaded"}')
 
 
-def _asked(body: bytes, kind: type[UnloadBody]) -> dict[str, Any]:
-    """The body's fields. Raises MalformedJson, InvalidBody."""
+def _asked(it: Exchange, body: bytes, kind: type[UnloadBody]) -> dict[str, Any]:
+    """The body's fields. Raises MalformedJson, InvalidBody, Forbidden."""
     try:
-        return msgspec.structs.asdict(msgspec.convert(msgspec.json.decode(body), kind))
+        asked = msgspec.convert(msgspec.json.decode(body), kind)
     except msgspec.ValidationError as error:
         raise InvalidBody(f"The body cannot be used: {error}.") from error
     except (ValueError, RecursionError) as error:
         raise MalformedJson(f"The body is not JSON: {error}.") from error
+    it.check_model(asked.model)
+    return msgspec.structs.asdict(asked)

@@ -9,8 +9,12 @@ import httpx
 from attrs import Factory, field, frozen
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
+from cortex_gateway.auth import policy
+from cortex_gateway.auth.guard import Admission
+from cortex_gateway.auth.principal import Principal
 from cortex_gateway.dialects import openai_errors
 from cortex_gateway.errors import ShuttingDown, UpstreamMalformed, UpstreamReadFailed, UpstreamUnreachable
+from cortex_gateway.fleet.client import DENIED, denied
 from cortex_gateway.routes.failures import Spelling, refusal, report
 from cortex_gateway.routes.gateway import Gateway, Record
 from cortex_gateway.stream import Client, ClientGoneError
@@ -44,18 +48,24 @@ class Outgoing:
 
 @frozen
 class Exchange:
-    """One request on its way."""
+    """One request on its way. `principal` is who sent it; his key goes no further than here."""
 
     gateway: Gateway
     client: Client
     record: Record
+    principal: Principal
+
+    def check_model(self, model: str) -> None:
+        """Raises Forbidden where who sent it may not use the model."""
+        policy.check_model(self.principal, model, self.gateway.fleet.resolve)
 
     @contextlib.asynccontextmanager
     async def answered(self, outgoing: Outgoing) -> AsyncIterator[httpx.Response]:
         """A neuron's good answer, its body not read yet; on another replica when the first cannot be reached.
 
-        Raises what `Fleet.acquire` raises, NeuronRefused, UpstreamUnreachable, UpstreamMalformed.
+        Raises Forbidden, what `Fleet.acquire` raises, NeuronRefused, UpstreamUnreachable, UpstreamMalformed.
         """
+        self.check_model(outgoing.model)
         for attempt in range(1, ATTEMPTS + 1):
             self.record.model = outgoing.model
             lease = await self.gateway.fleet.acquire(outgoing.model, request_id=self.client.request_id)
@@ -116,6 +126,8 @@ async def _check(response: httpx.Response, outgoing: Outgoing) -> None:
     """Let only a good answer of the right kind through."""
     if response.status_code != 200:
         raw = await read(response)
+        if response.status_code in DENIED:
+            raise denied("The neuron", raw)
         failure = openai_errors.read(response.status_code, raw, _retry_after(response))
         if failure is None or response.status_code < 400:
             raise UpstreamMalformed(f"The neuron answered {response.status_code} without an error that can be read.")
@@ -147,20 +159,29 @@ async def read(response: httpx.Response) -> bytes:
 
 
 def exchange(
-    gateway: Gateway, dialect: str | None, spelling: Spelling, work: Callable[[Exchange, bytes], Awaitable[None]]
+    gateway: Gateway,
+    dialect: str | None,
+    spelling: Spelling,
+    work: Callable[[Exchange, bytes], Awaitable[None]],
+    *,
+    need: policy.Need = policy.INFER,
 ) -> ASGIApp:
     """An ASGI app for one request: `work(exchange, body)`, every failure told in the client's dialect.
 
-    `dialect` is the name that metrics know it by; None for what generates nothing and is not counted.
+    `dialect` is the name that metrics know it by; None for what generates nothing and is not counted. Nobody's body is
+    read before it is known that he may.
     """
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         http: HTTPScope = scope  # type: ignore[assignment]  # only HTTP handlers return this app
         client, record = Client(http, receive, send), Record(dialect or "")
+        admission: Admission | None = None
         try:
+            admission = gateway.guard.admit(http, need)
+            client.before_end = lambda: admission.end(record.tokens)
             body = await client.body(gateway.max_body_bytes, gateway.body_silence_secs)
             async with client.connected():
-                await work(Exchange(gateway, client, record), body)
+                await work(Exchange(gateway, client, record, admission.principal), body)
         except ClientGoneError:
             record.outcome = "cancelled"
         except Exception as error:  # noqa: BLE001 -- the last place where the client can still be told
@@ -169,6 +190,8 @@ def exchange(
             record.failed(await report(client, ShuttingDown("The gateway is going down."), spelling))
             raise
         finally:
+            if admission is not None:
+                admission.end(record.tokens)
             if dialect is not None:
                 gateway.metrics.observe_request(record.finish(client.status))
 

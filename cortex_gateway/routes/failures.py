@@ -10,7 +10,7 @@ from cortex_gateway.dialects import openai_errors, sse
 from cortex_gateway.dialects.anthropic import errors as anthropic_errors
 from cortex_gateway.dialects.anthropic.stream import PING
 from cortex_gateway.dialects.failure import Failure, RefusedError
-from cortex_gateway.errors import BadRequest, CortexError, MethodNotAllowed, NeuronRefused, RouteNotFound
+from cortex_gateway.errors import BadRequest, CortexError, MethodNotAllowed, NeuronRefused, RouteNotFound, Unauthorized
 from cortex_gateway.stream import JSON_HEADERS, Client, Header
 
 LOG = logging.getLogger("cortex.gateway")
@@ -86,6 +86,8 @@ def headers_of(error: BaseException, failure: Failure) -> list[Header]:
         headers.append((b"retry-after", b"%d" % failure.retry_after))
     if isinstance(error, MethodNotAllowed) and error.allow:
         headers.append((b"allow", ", ".join(error.allow).encode()))
+    if isinstance(error, Unauthorized):
+        headers.append((b"www-authenticate", error.challenge.encode()))
     return headers
 
 

@@ -5,6 +5,7 @@ import time
 from attrs import define, field, frozen
 from litestar.datastructures import State
 
+from cortex_gateway.auth.guard import Guard
 from cortex_gateway.dialects.events import Usage
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.fleet.fleet import Fleet, Lease
@@ -21,6 +22,7 @@ class Gateway:
     Attributes:
         fleet: who has what model, and the HTTP client to reach them.
         metrics: where finished requests are counted.
+        guard: who may do what.
         max_body_bytes: a larger request body is refused.
         body_silence_secs: how long a client may send nothing of a body that it began.
         beat_seconds: how long a client that asked for a stream may be left in silence.
@@ -28,6 +30,7 @@ class Gateway:
 
     fleet: Fleet
     metrics: Metrics
+    guard: Guard
     max_body_bytes: int
     body_silence_secs: float
     beat_seconds: float
@@ -53,6 +56,11 @@ class Record:
     passed: int = 0  # pieces of the answer that went by; what is known of its tokens where usage is not
     _arrived: float = field(factory=time.perf_counter, init=False)
     _first_token: float | None = field(default=None, init=False)
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt and of the answer, as far as they are known."""
+        return self.passed if self.usage is None else self.usage.prompt + self.usage.completion
 
     def leased(self, lease: Lease) -> None:
         """Which replica serves it."""

@@ -101,6 +101,7 @@ class _Count(msgspec.Struct):
 
 async def _count(it: Exchange, body: bytes) -> None:
     request = decoder.decode(body, counting=True)
+    it.check_model(request.model)
     fleet = it.gateway.fleet
     model = fleet.resolve(request.model)
     for base_url in fleet.locate_tokenizer(model):

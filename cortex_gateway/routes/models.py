@@ -6,6 +6,7 @@ from typing import Any
 import attrs
 from litestar import Request, Response, get
 
+from cortex_gateway.auth import policy
 from cortex_gateway.dialects.models_list import Entry, entry, listing
 from cortex_gateway.placement.catalogue import ModelEntry
 from cortex_gateway.routes.gateway import Gateway
@@ -17,16 +18,22 @@ CREATED = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 
 @get("/v1/models")
 async def models(request: Request[Any, Any, Any]) -> Response[bytes]:
-    """Every model and alias."""
-    entries = Gateway.of(request.app.state).fleet.catalogue_entries()
+    """Every model and alias that whoever asks may use."""
+    gateway = Gateway.of(request.app.state)
+    principal = gateway.guard.identify(request.scope, policy.EITHER)
+    ids = policy.allowed(principal, gateway.fleet.resolve)
+    entries = [one for one in gateway.fleet.catalogue_entries() if ids is None or (one.alias_of or one.id) in ids]
     return plain(request, listing([_render(known) for known in entries]))
 
 
 @get("/v1/models/{name:path}")
 async def model(request: Request[Any, Any, Any]) -> Response[bytes]:
     """One of them; its id may contain slashes."""
-    fleet = Gateway.of(request.app.state).fleet
+    gateway = Gateway.of(request.app.state)
+    principal = gateway.guard.identify(request.scope, policy.EITHER)
+    fleet = gateway.fleet
     wanted = str(request.path_params["name"]).removeprefix("/")
+    policy.check_model(principal, wanted, fleet.resolve)
     fleet.resolve(wanted)  # raises ModelNotFound with the nearest names
     entries = {known.id: known for known in fleet.catalogue_entries()}
     return plain(request, _render(entries[wanted]))

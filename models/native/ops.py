@@ -73,22 +73,25 @@ def attention(
     pool: tuple[jax.Array, jax.Array],
     *,
     table: jax.Array,
+    slot: jax.Array,
     start: jax.Array,
     count: jax.Array,
     scale: float,
     window: int | None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """qkv [R*C, K, G+2, H], rotary cos and sin [R*C, H/2], keys [P, K, H, S], values [P, K, S, H], table [R, W] int32,
-    start and count [R] int32 -> mixed [R*C, K, G, H], and the pool with the new keys and values, written in place. What is
-    behind the last real token is left as it was.
+    """qkv [T, K, G+2, H], rotary cos and sin [T, H/2], keys [P, K, H, S], values [P, K, S, H], pages by slot in table
+    [slots, W] int32 -> mixed [T, K, G, H], and the pool with the new keys and values, written in place.
+
+    Row r is the next count[r] of the T tokens, in slot[r] from position start[r] on, all [R] int32. What is behind the last
+    row's is left as it was. A token's result is the same bits in whatever rows it and those before it come.
     """
     tokens, kv_heads, members, width = qkv.shape
     keys, values = pool
     mixed = jax.ShapeDtypeStruct((tokens, kv_heads, members - 2, width), jnp.float32)
     pages = [jax.ShapeDtypeStruct(part.shape, part.dtype) for part in pool]
-    call = jax.ffi.ffi_call("cortex_attention", [mixed, *pages], input_output_aliases={6: 1, 7: 2})
+    call = jax.ffi.ffi_call("cortex_attention", [mixed, *pages], input_output_aliases={7: 1, 8: 2})
     out: Any = call(
-        qkv, *rotary, table, start, count, keys, values, window=np.int64(window or 0), scale=np.float32(scale)
+        qkv, *rotary, table, slot, start, count, keys, values, window=np.int64(window or 0), scale=np.float32(scale)
     )
     return out[0], (out[1], out[2])
 

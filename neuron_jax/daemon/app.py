@@ -6,23 +6,29 @@ import errno
 import logging
 import signal
 import socket
+import ssl
 import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from traceback import clear_frames
 from typing import Any
 
+import attrs
 import uvicorn
 import uvloop
 from litestar import Litestar, Request, Response
 from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
 
+from neuron_jax.addresses import Address, is_every_ipv6
 from neuron_jax.build_info import build_info
 from neuron_jax.config import NeuronConfig, ServerConfig
+from neuron_jax.daemon.admission import Admission
 from neuron_jax.daemon.devices import Devices
+from neuron_jax.daemon.door import Door, exposure
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics
 from neuron_jax.daemon.problems import API, INVALID, Problem, internal, shutting_down
@@ -31,6 +37,7 @@ from neuron_jax.daemon.routes import ROUTES
 from neuron_jax.daemon.service import Neuron
 from neuron_jax.errors import ListenError
 from neuron_jax.hardware.discover import Sampler, discover
+from neuron_jax.tls import server_context
 from neuron_jax.workers.process import DEFAULT_COMMAND
 from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
 
@@ -54,9 +61,11 @@ def build_app(
     lifecycle = Lifecycle(config, devices, metrics, command=command, restarts=restarts)
     metrics.watch(lifecycle)
     pool = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
-    neuron = Neuron(lifecycle, metrics, build_info(), pool, time.monotonic())
+    counting = Admission(seats=TEXT_THREADS, **attrs.asdict(config.admission))
+    neuron = Neuron(lifecycle, metrics, build_info(), pool, counting, time.monotonic())
     app = Litestar(
         route_handlers=list(ROUTES),
+        guards=[Door.of(config).guard],
         lifespan=[partial(_lifespan, neuron)],
         exception_handlers={
             Problem: _on_problem,
@@ -82,10 +91,11 @@ def serve(config: NeuronConfig, *, command: Sequence[str] = DEFAULT_COMMAND) -> 
 
 
 def listen(server: ServerConfig) -> socket.socket:
-    """The socket of `[server]`. Raises ListenError."""
+    """The socket of `[server]`; `::` takes IPv4 as well. Raises ListenError."""
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    both = is_every_ipv6(server.host) and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((server.host, server.port), family=family, backlog=BACKLOG)
+        return socket.create_server((server.host, server.port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         reasons = {errno.EADDRINUSE: "is taken by another program", errno.EACCES: "may not be used without privileges"}
         why = reasons.get(error.errno or 0, f"cannot be used: {error.strerror or error}")
@@ -98,6 +108,8 @@ def _serve_on(listener: socket.socket, config: NeuronConfig, command: Sequence[s
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if warning := exposure(config):
+        _log.warning(warning)
     hardware = discover(config.engine.cpu_devices, visible=config.environ.get("CUDA_VISIBLE_DEVICES"))
     with Sampler(hardware) as sampler, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         app = build_app(config, Devices(hardware, sampler), command=command)
@@ -118,16 +130,20 @@ class _Server(uvicorn.Server):
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,  # who asks is who is connected: a header must not make it this host
             timeout_keep_alive=75,
             timeout_graceful_shutdown=max(1, round(config.server.drain_secs)),
         )
+        settings.load()
+        settings.ssl = tls_of(config.server)
         super().__init__(settings)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and not self.should_exit:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
-            print(f"neuron ready http://{host if ':' not in host else f'[{host}]'}:{port}", flush=True)  # noqa: T201
+            address = Address(*self.servers[0].sockets[0].getsockname()[:2])
+            scheme = "https" if self.config.ssl else "http"
+            print(f"neuron ready {scheme}://{address}", flush=True)  # noqa: T201
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -149,6 +165,11 @@ class _Server(uvicorn.Server):
             self._giving_up = asyncio.create_task(self._lifecycle.refuse_new_work())
 
 
+def tls_of(server: ServerConfig) -> ssl.SSLContext | None:
+    """What the daemon listens with; None for plain HTTP. By itself uvicorn would ask the terminal for a key's passphrase."""
+    return server_context(server.tls_cert, server.tls_key, server.tls_client_ca) if server.tls_cert else None
+
+
 @contextlib.asynccontextmanager
 async def _lifespan(neuron: Neuron, _: Litestar) -> AsyncIterator[None]:
     neuron.lifecycle.start()
@@ -160,6 +181,8 @@ async def _lifespan(neuron: Neuron, _: Litestar) -> AsyncIterator[None]:
 
 
 def _on_problem(_: Request[Any, Any, Any], error: Problem) -> Response[bytes]:
+    """The answer. The traceback holds all that was made of the request, and may live until the next collection."""
+    clear_frames(error.__traceback__)
     return problem_response(error)
 
 

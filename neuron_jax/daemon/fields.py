@@ -7,11 +7,15 @@ from typing import Any
 import msgspec
 from attrs import frozen
 
+from neuron_jax.daemon.json_bounds import MAX_DEPTH, MAX_VALUES, deep_path, has_too_many_values, may_be_deep
 from neuron_jax.daemon.problems import Problem, invalid_body, malformed_json
 
 
-def decode_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`. Raises Problem malformed_json, or invalid_request_body for another JSON value."""
+def decode_object(body: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object in `body`. Raises Problem malformed_json, or invalid_request_body for another JSON value, for far
+    too many of them, or for some that are nested too deeply."""
+    if has_too_many_values(body):
+        raise invalid_body(None, f"The body has more than {MAX_VALUES} JSON values.")
     try:
         value = msgspec.json.decode(body)
     except RecursionError as error:
@@ -20,11 +24,19 @@ def decode_object(body: bytes) -> dict[str, Any]:
         raise malformed_json(str(error)) from error
     if not isinstance(value, dict):
         raise invalid_body(None, f"The body must be a JSON object, not {shown(value)}.")
+    if may_be_deep(body) and (path := deep_path(value)) is not None:
+        raise too_deep(path)
     return value
+
+
+def too_deep(path: str) -> Problem:
+    """The complaint about a field in which something is nested too deeply."""
+    return invalid_body(path, f"{path} is nested too deeply: at most {MAX_DEPTH} levels are read.")
 
 
 def shown(value: Any) -> str:
     """A short form of `value` for a message."""
+    value = value[:80] if isinstance(value, str | list) else value
     try:
         text = msgspec.json.encode(value).decode()
     except (msgspec.MsgspecError, OverflowError, ValueError):
@@ -103,10 +115,13 @@ class Fields:
             raise self.wrong(key, allowed)
         return value
 
-    def objects(self, key: str) -> "Sequence[Fields]":
-        """A list of objects; absent is empty."""
+    def objects(self, key: str, most: int) -> "Sequence[Fields]":
+        """A list of at most so many objects; absent is empty."""
         found = []
-        for index, item in enumerate(self.list(key, "a list of objects") or ()):
+        items = self.list(key, "a list of objects") or ()
+        if len(items) > most:
+            raise invalid_body(self.name(key), f"{self.name(key)} must have at most {most} items; found {len(items)}.")
+        for index, item in enumerate(items):
             if not isinstance(item, dict):
                 name = f"{self.name(key)}[{index}]"
                 raise invalid_body(name, f"{name} must be an object; found {shown(item)}.")

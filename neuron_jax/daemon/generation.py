@@ -1,4 +1,4 @@
-"""One request's life from ids to neutral events: admission, engine, text, end; must not know JSON, SSE or HTTP.
+"""One request's life from ids to neutral events: its turn, engine, text, end; must not know JSON, SSE or HTTP.
 
 Quiet* → Admitted → (Grown | Quiet)* → one Ended per choice, among them → end of the iterator
 
@@ -14,7 +14,7 @@ from typing import Protocol
 
 from attrs import define, field, frozen
 
-from neuron_jax.daemon.admission import Admission
+from neuron_jax.daemon.admission import Admission, Ticket
 from neuron_jax.daemon.model_text import Encoded, ModelText
 from neuron_jax.daemon.problems import Problem, internal, unavailable
 from neuron_jax.errors import EngineDied
@@ -166,34 +166,33 @@ class Choice:
         self._reasoning = self._text.reasoning_tokens
 
 
-async def generate(host: Host, job: Job, *, whole: bool = False) -> AsyncGenerator[Event, None]:
-    """Runs `job`, and once more when its engine dies before anybody saw anything of the answer.
+async def generate(host: Host, job: Job, ticket: Ticket, *, whole: bool = False) -> AsyncGenerator[Event, None]:
+    """Runs `job` when it is its `ticket`'s turn, and once more when its engine dies before anybody saw anything of it.
 
-    `whole`: nothing is passed on until all is there. Raises Problem when it cannot be admitted or a choice fails, EngineDied
+    `whole`: nothing is passed on until all is there. Raises Problem when it waits too long or a choice fails, EngineDied
     when its engine does. It keeps its seat while it waits for the next engine: it was its turn, and the new engine has
     as many seats as the old one, so nobody has to be sent away for it.
     """
-    with host.admission.enter(len(job.prompts)) as ticket:
-        while not await ticket.wait(HEARTBEAT):
-            yield Quiet()
-        seen = _Seen(whole)
-        try:
-            async with aclosing(_run(host, job)) as events:
-                async for event in events:
-                    seen.add(event)
-                    yield event
-        except EngineDied:
-            if not seen.nothing:
-                raise
-        else:
-            return
+    while not await ticket.wait(HEARTBEAT):
+        yield Quiet()
+    seen = _Seen(whole)
+    try:
         async with aclosing(_run(host, job)) as events:
             async for event in events:
-                if isinstance(event, Admitted):
-                    job.usage.reset()
-                    yield Again()
-                if not (seen.admitted and isinstance(event, Admitted)):
-                    yield event
+                seen.add(event)
+                yield event
+    except EngineDied:
+        if not seen.nothing:
+            raise
+    else:
+        return
+    async with aclosing(_run(host, job)) as events:
+        async for event in events:
+            if isinstance(event, Admitted):
+                job.usage.reset()
+                yield Again()
+            if not (seen.admitted and isinstance(event, Admitted)):
+                yield event
 
 
 class _Seen:

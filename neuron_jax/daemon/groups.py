@@ -11,6 +11,7 @@ from functools import partial
 import msgspec
 from attrs import frozen
 
+from neuron_jax.addresses import Address
 from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.peers import Offer, Peer, PeerError, peers_of
@@ -93,14 +94,15 @@ class Groups:
         return loans
 
     def _peer(self, name: str) -> Peer:
-        if not self._config.ranks.secret:
-            raise LoadError(
-                "bad_devices", "hosts are named, and [ranks] has no secret: nothing is lent or borrowed here"
-            )
         if name not in self._peers:
             known = ", ".join(sorted(self._peers)) or "nobody"
             raise LoadError("bad_devices", f"hosts names {name!r}, and [[peers]] knows {known}")
-        return self._peers[name]
+        peer = self._peers[name]
+        if not peer.secret:
+            raise LoadError(
+                "bad_devices", f"hosts names {name!r}, which lends nothing without a secret: none is set here"
+            )
+        return peer
 
     def _starter(self, loan: Loan, model: ModelSpec, devices: tuple[int, ...]) -> StartRank:
         return partial(_start_there, loan, model, devices)
@@ -110,7 +112,7 @@ class Groups:
             rank=0,
             world=world,
             host=host,
-            coordinator=f"[{host}]:0" if ":" in host else f"{host}:0",
+            coordinator=str(Address(host, 0)),
             secret=secrets.token_hex(16),
             deadline=self._config.ranks.deadline_secs,
         )

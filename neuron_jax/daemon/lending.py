@@ -5,7 +5,6 @@ the connection over which it was asked for.
 """
 
 import asyncio
-import hmac
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,9 +15,10 @@ import msgspec
 
 from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.daemon.devices import Devices
+from neuron_jax.daemon.door import knows
 from neuron_jax.daemon.fields import decode_object
 from neuron_jax.daemon.launch import TOTAL_ROW, row_mb
-from neuron_jax.daemon.problems import Problem, invalid_body, shutting_down
+from neuron_jax.daemon.problems import Problem, forbidden, invalid_body, shutting_down
 from neuron_jax.daemon.shares import Wish
 from neuron_jax.daemon.wire_common import HEARTBEAT_LINE, sse
 from neuron_jax.errors import ConfigError, LoadError
@@ -68,9 +68,9 @@ class Lender:
         """Raises Problem unless the caller knows the secret."""
         secret = self._config.ranks.secret
         if not secret:
-            raise Problem(403, "lends_nothing", "This neuron lends no devices: [ranks] in its config has no secret.")
-        if not hmac.compare_digest(authorization.encode(), f"Bearer {secret}".encode()):
-            raise Problem(403, "wrong_secret", "The secret of [ranks] is another one here.")
+            raise forbidden("lends_nothing", "This neuron lends no devices: its configuration has no secret.")
+        if not knows(authorization, secret):
+            raise forbidden("wrong_secret", "The secret of this neuron's [ranks] is another one.")
         if self._closing.is_set():
             raise shutting_down()
 

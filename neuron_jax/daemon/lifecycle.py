@@ -32,10 +32,13 @@ from neuron_jax.weights.describe import ModelDescription
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.frames import EngineSpec
 from neuron_jax.workers.process import DEFAULT_COMMAND
+from neuron_jax.workers.renderers import Renderers
 from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
 
 TEXTS_KEPT = 8
 """Tokenizers of models that are not loaded, kept for POST /tokenize."""
+RENDER_MB, COPIES = 256, 8
+"""MiB for rendering one chat: for any template, and for so many copies of the longest request."""
 WATCH_SECONDS = 1.0
 """Between two looks at the devices."""
 
@@ -86,6 +89,7 @@ class Lifecycle:
             locate=self._locate,
             choose=self._lend,
         )
+        self.renderers = Renderers(RENDER_MB + COPIES * config.server.max_body_mb, config.environ)
         self._groups = Groups(config, devices, command)
         self._metrics = metrics
         self._restarts = restarts
@@ -111,6 +115,7 @@ class Lifecycle:
         await self.lender.close()
         unloads = [self._remove(resident, drain_secs) for resident in tuple(self._residents.values())]
         await asyncio.gather(*unloads, return_exceptions=True)
+        await self.renderers.close()
 
     async def refuse_new_work(self) -> None:
         """The neuron is about to end: models that still load are given up, requests in flight go on."""
@@ -232,6 +237,7 @@ class Lifecycle:
         parts = assign_all(spec, self.devices.hardware, loads, self._crowd(), self.devices.lost)
         plan = Plan(
             fetch=partial(self.catalogue.fetch, source),
+            compile=self.renderers.compile,
             places=partial(self._places, spec, parts),
             admission=self.config.admission,
         )

@@ -1,20 +1,24 @@
 """A model's text side: tokenizer, template, limits and advice of its own files; must not know engines or HTTP."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
-from neuron_jax.daemon.schema import Turn
 from neuron_jax.text import formats
-from neuron_jax.text.errors import TemplateError
+from neuron_jax.text.errors import TemplateError, TooManyTokensError
 from neuron_jax.text.output import OutputText
-from neuron_jax.text.prompt import encode_chat
+from neuron_jax.text.prompt import Chat, ChatFormat, Rendered
+from neuron_jax.text.spelling import USUAL_CHARS
 from neuron_jax.text.template import ChatTemplate
 from neuron_jax.text.tokenizer import Tokenizer, load_tokenizer
 from neuron_jax.weights.describe import ModelDescription, describe
+
+Render = Callable[[ChatFormat, Chat, int], Awaitable[Rendered]]
+"""Renders a chat whose prompt has at most so many tokens; `workers.renderers` does."""
 
 
 @frozen
@@ -45,7 +49,7 @@ class ModelFacts:
     abilities: Abilities
 
 
-@frozen(eq=False)
+@frozen(eq=False, slots=False)
 class ModelText:
     """Immutable and shared by all requests of a model."""
 
@@ -53,44 +57,51 @@ class ModelText:
     tokenizer: Tokenizer
     template: ChatTemplate | None
 
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """What its prompts are rendered with."""
+        assert self.template is not None
+        return ChatFormat(
+            self.template.source,
+            bos_token=self.tokenizer.bos_token,
+            eos_token=self.tokenizer.eos_token,
+            names=tuple(sorted(self.tokenizer.special_tokens)),
+            spelling=self.tokenizer.spelling,
+        )
+
     @property
     def abilities(self) -> "Abilities":
         """What its template can do."""
         return _abilities(self.template)
 
-    def encode_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None,
-        variables: Mapping[str, Any],
-        turn: Turn,
-    ) -> Encoded:
-        """The chat as ids. Raises Problem where the template has no place for it, or refuses it."""
+    async def render_chat(self, render: Render, chat: Chat, most: int) -> Rendered:
+        """The chat's prompt. Raises Problem where the template has no place for it, or refuses it, and TooManyTokensError
+        where it surely has more than `most` tokens."""
         if self.template is None:
             raise Problem(
                 422, "template_render_failed", "This model has no chat template; use /v1/completions.", param="messages"
             )
-        if tools and not self.template.supports_tools:
+        if chat.tools and not self.template.supports_tools:
             raise unsupported("tools", "tools: this model's chat template has no place for tools.")
+        self._refuse_hopeless(chat.messages, most)
         try:
-            prompt, ids = encode_chat(
-                self.template,
-                self.tokenizer,
-                messages,
-                tools=tools,
-                add_generation_prompt=turn is Turn.NEW,
-                continue_final=turn is Turn.CONTINUED,
-                variables=variables,
-            )
+            return await render(self.chat_format, chat, most)
         except TemplateError as error:
             raise Problem(422, "template_render_failed", str(error), param="messages") from error
-        reasoning = formats.reasoning_format(self.template.source, prompt)
+
+    def encode_chat(self, prompt: Rendered, *, tools: bool, most: int) -> Encoded:
+        """A chat's prompt as ids. Raises TooManyTokensError where there are more than `most`."""
+        assert self.template is not None
+        ids = self.tokenizer.encode_rendered(prompt, most=most)
+        reasoning = formats.reasoning_format(self.template.source, prompt.plain)
         return Encoded(ids, reasoning, formats.tool_format(self.template.source) if tools else None)
 
-    def encode_prompt(self, name: str, prompt: str | list[int]) -> Encoded:
-        """A raw prompt as ids. Raises Problem on ids outside the vocabulary, or nothing at all."""
-        ids = prompt if isinstance(prompt, list) else self.tokenizer.encode(prompt, add_special=True)
+    def encode_prompt(self, name: str, prompt: str | list[int], most: int) -> Encoded:
+        """A raw prompt as ids. Raises Problem on ids outside the vocabulary, or nothing at all, and TooManyTokensError
+        where there are more than `most`."""
+        if isinstance(prompt, list) and len(prompt) > most:
+            raise TooManyTokensError(len(prompt), exact=True)
+        ids = prompt if isinstance(prompt, list) else self.tokenizer.encode(prompt, add_special=True, most=most)
         if not ids:
             raise invalid_body(name, f"{name} must have at least one token.")
         self.check_ids(name, ids)
@@ -103,6 +114,13 @@ class ModelText:
             raise invalid_body(
                 name, f"{name}: token {worst} is outside the vocabulary of {self.tokenizer.vocab_size} tokens."
             )
+
+    def _refuse_hopeless(self, messages: Sequence[Mapping[str, Any]], most: int) -> None:
+        """Refuses messages so long that nobody has to render them. Of the assistant's own, templates leave parts out."""
+        said = [text for one in messages if one["role"] != "assistant" for text in _texts(one.get("content"))]
+        least = self.tokenizer.spelling.least_tokens(*said)
+        if least > most:
+            raise TooManyTokensError(max(least, sum(map(len, said)) // USUAL_CHARS), exact=False)
 
     def output(self, encoded: Encoded, stops: Sequence[str], min_tokens: int, call_prefix: str) -> OutputText:
         """The reader of one answer to `encoded`."""
@@ -136,6 +154,13 @@ def read_facts(path: Path) -> ModelFacts:
     chat = description.chat_template
     template = ChatTemplate(chat, bos_token=None, eos_token=None) if chat is not None else None
     return ModelFacts(description, _abilities(template))
+
+
+def _texts(content: str | Sequence[Mapping[str, Any]] | None) -> Sequence[str]:
+    """A message's text, or its parts."""
+    if content is None or isinstance(content, str):
+        return [content or ""]
+    return [part["text"] for part in content]
 
 
 def _abilities(template: ChatTemplate | None) -> Abilities:

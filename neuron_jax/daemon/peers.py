@@ -7,15 +7,17 @@ finds the connection silent or closed holds the rank for dead. So nothing has to
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator
 from typing import Any, Self
 
 import httpx
 import msgspec
-from attrs import frozen
+from attrs import field, frozen
 
 from neuron_jax.config import ModelSpec, PeerConfig
 from neuron_jax.errors import EngineDied, LoadError
+from neuron_jax.tls import HUNG_UP, client_context, words
 from neuron_jax.workers.frames import EngineSpec, Sane
 
 CONNECT_SECONDS = 5.0
@@ -42,7 +44,8 @@ class Peer:
     """One of [[peers]]."""
 
     config: PeerConfig
-    secret: str
+    secret: str = field(repr=False)
+    tls: ssl.SSLContext | bool = True
 
     @property
     def name(self) -> str:
@@ -55,7 +58,7 @@ class Peer:
             async with self._client(OFFER_SECONDS) as http:
                 answer = await http.post("/ranks/offer", json=body)
         except httpx.HTTPError as error:
-            raise PeerError(f"{self.name} at {self.config.endpoint} does not answer: {_named(error)}") from error
+            raise PeerError(f"{self.name} at {self.config.endpoint} does not answer: {self.named(error)}") from error
         if answer.status_code != 200:
             raise PeerError(f"{self.name} lends nothing: {_reason(answer.content)}")
         found = answer.json()
@@ -66,10 +69,18 @@ class Peer:
         body = {"model": _told(model), "devices": list(devices), "spec": msgspec.to_builtins(spec)}
         return await BorrowedRank.start(self, spec, self._client(START_SECONDS), body)
 
+    def named(self, error: Exception, *, begun: bool = False) -> str:
+        """Why it could not be reached, in one line; `begun`: it had answered already."""
+        if isinstance(error, httpx.ReadError) and isinstance(self.tls, ssl.SSLContext) and not begun:
+            return words(error) or HUNG_UP
+        return words(error) or (f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
     def _client(self, patience: float) -> httpx.AsyncClient:
         timeout = httpx.Timeout(patience, connect=CONNECT_SECONDS)
         headers = {"Authorization": f"Bearer {self.secret}"}
-        return httpx.AsyncClient(base_url=self.config.endpoint, timeout=timeout, headers=headers, trust_env=False)
+        return httpx.AsyncClient(
+            base_url=self.config.endpoint, timeout=timeout, headers=headers, verify=self.tls, trust_env=False
+        )
 
 
 class BorrowedRank:
@@ -79,6 +90,7 @@ class BorrowedRank:
         loop = asyncio.get_running_loop()
         group = spec.group
         assert group is not None, "a rank has a group"
+        self._peer = peer
         self.host = group.host
         self.devices = devices
         self.pid = 0
@@ -126,7 +138,8 @@ class BorrowedRank:
         except (httpx.ReadTimeout, TimeoutError):
             self._end(EngineDied(f"{self._name} is out of reach: its neuron says nothing any more", "rank_silent"))
         except httpx.HTTPError as error:
-            self._end(EngineDied(f"{self._name} is out of reach: {_named(error)}", "rank_exited"))
+            why = self._peer.named(error, begun=self._begun.done())
+            self._end(EngineDied(f"{self._name} is out of reach: {why}", "rank_exited"))
 
     def _hear(self, event: dict[str, Any]) -> None:
         match event:
@@ -179,10 +192,13 @@ def _reason(content: bytes) -> str:
     return content.decode("utf-8", "replace")[:200] or "it did not say why"
 
 
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
 def peers_of(configs: tuple[PeerConfig, ...], secret: str) -> dict[str, Peer]:
-    """By name."""
-    return {config.name: Peer(config, secret) for config in configs}
+    """By name; `secret` is what they are shown who have none of their own."""
+    return {config.name: Peer(config, config.secret or secret, _tls(config)) for config in configs}
+
+
+def _tls(config: PeerConfig) -> ssl.SSLContext | bool:
+    """Whom the system trusts, where no file says whom; True, which is httpx's own word, where there is no TLS."""
+    if not config.endpoint.startswith("https://"):
+        return True
+    return client_context(config.tls_ca, config.tls_cert, config.tls_key)

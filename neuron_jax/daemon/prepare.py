@@ -1,6 +1,7 @@
 """A checked request and a model's text → a Job: prompt, limits, sampling; pure but for what is handed in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -8,9 +9,11 @@ import msgspec
 from attrs import frozen
 
 from neuron_jax.daemon.generation import Job
-from neuron_jax.daemon.model_text import Encoded, ModelText
+from neuron_jax.daemon.model_text import Encoded, ModelText, Render
 from neuron_jax.daemon.problems import context_too_long, invalid_body
 from neuron_jax.daemon.schema import ChatRequest, CompletionRequest, Wish
+from neuron_jax.text.errors import TooManyTokensError, UncutTextError
+from neuron_jax.text.prompt import Rendered
 from neuron_jax.workers.engine_client import Prompt
 from neuron_jax.workers.frames import Sampling
 
@@ -23,6 +26,8 @@ ADVISED: Mapping[str, type] = {
 }
 """Keys of a generation_config that are used where the request says nothing."""
 UINT64 = 2**64
+MAX_PROMPT_TOKENS = 2**19
+"""Of all prompts of one request together, where the context is shorter than that."""
 
 
 @frozen
@@ -35,9 +40,16 @@ class Outside:
     max_context: int
 
 
-def chat_job(request: ChatRequest, text: ModelText, outside: Outside) -> Job:
-    """Raises Problem when the template refuses, a token is unknown, or the prompt does not fit."""
-    encoded = text.encode_chat(request.messages, tools=request.tools, variables=request.variables, turn=request.turn)
+async def render_chat(render: Render, request: ChatRequest, text: ModelText, outside: Outside) -> Rendered:
+    """The prompt of a chat. Raises Problem when the template refuses it, or when it surely does not fit."""
+    with fitting("messages", outside.max_context):
+        return await text.render_chat(render, request.chat, outside.max_context - 1)
+
+
+def chat_job(request: ChatRequest, prompt: Rendered, text: ModelText, outside: Outside) -> Job:
+    """Raises Problem when a token is unknown, or the prompt leaves no room for an answer."""
+    with fitting("messages", outside.max_context):
+        encoded = text.encode_chat(prompt, tools=bool(request.chat.tools), most=outside.max_context - 1)
     return _job(request.wish, text, [attrs.evolve(encoded, one_call=request.one_call)], outside)
 
 
@@ -45,16 +57,31 @@ def completion_job(request: CompletionRequest, text: ModelText, outside: Outside
     """Raises Problem when a token is unknown or a prompt does not fit."""
     several = len(request.prompts) > 1
     names = [f"prompt[{index}]" if several else "prompt" for index in range(len(request.prompts))]
-    encoded = [text.encode_prompt(name, prompt) for name, prompt in zip(names, request.prompts, strict=True)]
+    encoded: list[Encoded] = []
+    left = max(MAX_PROMPT_TOKENS, outside.max_context)
+    for name, prompt in zip(names, request.prompts, strict=True):
+        with fitting(name, outside.max_context):
+            encoded.append(text.encode_prompt(name, prompt, outside.max_context - 1))
+        left -= len(encoded[-1].ids)
+        if left < 0:
+            raise invalid_body("prompt", f"prompt: more than {MAX_PROMPT_TOKENS} tokens in one request.")
     return _job(request.wish, text, encoded, outside)
+
+
+@contextmanager
+def fitting(name: str, limit: int) -> Iterator[None]:
+    """Raises Problem where the field `name` is too long for a context of `limit` tokens, or cannot be counted."""
+    try:
+        yield
+    except TooManyTokensError as error:
+        raise context_too_long(error.tokens, limit, exact=error.exact) from error
+    except UncutTextError as error:
+        raise invalid_body(name, f"{name}: {error}.") from error
 
 
 def _job(wish: Wish, text: ModelText, encoded: Sequence[Encoded], outside: Outside) -> Job:
     text.check_ids("stop_token_ids", wish.stop_token_ids)
     text.check_ids("logit_bias", tuple(wish.logit_bias))
-    for item in encoded:
-        if len(item.ids) + 1 > outside.max_context:
-            raise context_too_long(len(item.ids), outside.max_context)
     choices = [item for item in encoded for _ in range(wish.n)]
     base = sampling(wish, text.description.generation_config, outside.seed)
     return Job(

@@ -7,6 +7,8 @@ from typing import Any
 INVALID = "invalid_request_error"
 API = "api_error"
 RATE = "rate_limit_error"
+AUTHENTICATION = "authentication_error"
+PERMISSION = "permission_error"
 
 
 class Problem(Exception):  # noqa: N818 - it is an answer, not only an error
@@ -38,8 +40,9 @@ class Problem(Exception):  # noqa: N818 - it is an answer, not only an error
         return {"error": {**error, **self.extras}}
 
     def headers(self) -> dict[str, str]:
-        """Retry-After where trying again can help."""
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        """Retry-After where trying again can help, and how to say who one is where that is asked."""
+        again = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return again | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
 def invalid_body(param: str | None, message: str) -> Problem:
@@ -57,16 +60,33 @@ def malformed_json(detail: str) -> Problem:
     return Problem(400, "malformed_json", f"The body is not valid JSON: {detail}")
 
 
-def context_too_long(prompt: int, limit: int) -> Problem:
-    """400 in the words that clients match to compact their history."""
+def unsupported_media(message: str) -> Problem:
+    """415: the body is not JSON as it is."""
+    return Problem(415, "unsupported_media_type", message)
+
+
+def unauthorized(code: str, message: str) -> Problem:
+    """401: whoever asks must show who it is."""
+    return Problem(401, code, message, kind=AUTHENTICATION)
+
+
+def forbidden(code: str, message: str) -> Problem:
+    """403: whoever asks may not."""
+    return Problem(403, code, message, kind=PERMISSION)
+
+
+def context_too_long(prompt: int, limit: int, *, exact: bool = True) -> Problem:
+    """400 in the words that clients match to compact their history. `exact`: `prompt` was counted to the end."""
+    more: dict[str, Any] = {} if exact else {"estimated": True}
     return Problem(
         400,
         "context_length_exceeded",
-        f"This model's maximum context length is {limit} tokens. However, your messages resulted in {prompt} tokens. "
-        "Please reduce the length of the messages.",
+        f"This model's maximum context length is {limit} tokens. However, your messages resulted in {prompt} tokens"
+        f"{'' if exact else ' (an estimate)'}. Please reduce the length of the messages.",
         param="messages",
         prompt_len=prompt,
         max=limit,
+        **more,
     )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from neuron_jax.daemon.replica import Listener, Place, Replica
 from neuron_jax.daemon.shares import Shortage
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.text.errors import TextError
+from neuron_jax.text.prompt import ChatFormat
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineLoad, Progress
@@ -42,9 +43,13 @@ class AbandonedError(Exception):
 
 @frozen(eq=False)
 class Plan:
-    """How one model is loaded. `fetch` blocks and gives a local path; `places` says of it where its engines will be."""
+    """How one model is loaded. `fetch` blocks and gives a local path; `places` says of it where its engines will be.
+
+    `compile` raises TemplateError when its chat template cannot be run.
+    """
 
     fetch: Fetch
+    compile: Callable[[ChatFormat], Awaitable[None]]
     places: Callable[[Path], Sequence[Place]]
     admission: AdmissionConfig
 
@@ -232,7 +237,10 @@ class Resident:
 
     async def _load_steps(self) -> None:
         path = await self._fetch()
-        self._text = await asyncio.to_thread(read_text, path)
+        text = await asyncio.to_thread(read_text, path)
+        if text.template is not None:
+            await self._plan.compile(text.chat_format)
+        self._text = text
         places = self._plan.places(path)
         self.replicas = tuple(
             Replica(place, hear=self._hear if index == 0 else _deaf, changed=self._changed)

@@ -19,7 +19,7 @@ def of(request: Ask) -> Neuron:
     return neuron
 
 
-@get("/version", sync_to_thread=False)
+@get("/version", sync_to_thread=False, open=True)
 def version(request: Ask) -> Response[Any]:
     """Which build this is."""
     return json_response(views.version(of(request)))
@@ -31,7 +31,7 @@ def discovery(request: Ask) -> Response[Any]:
     return json_response(views.discovery(of(request)))
 
 
-@get("/health")
+@get("/health", open=True)
 async def health(request: Ask) -> Response[Any]:
     """How this host is."""
     return json_response(await views.health(of(request)))
@@ -44,20 +44,20 @@ async def models(request: Ask) -> Response[Any]:
     return json_response(views.models(lifecycle, await asyncio.to_thread(views.offered, lifecycle)))
 
 
-@post("/models/load")
+@post("/models/load", control=True)
 async def load(request: Ask) -> Response[Any]:
     """Loads a model; with `Accept: text/event-stream` it tells how far it is."""
     stream = loading.wants_stream(request.headers)
     return await loading.load(of(request).lifecycle, await request.body(), stream=stream)
 
 
-@post("/models/unload")
+@post("/models/unload", control=True)
 async def unload(request: Ask) -> Response[Any]:
     """Unloads a model after its work in flight."""
     return await loading.unload(of(request).lifecycle, await request.body())
 
 
-@post("/ranks/offer")
+@post("/ranks/offer", control=True, lending=True)
 async def offer(request: Ask) -> Response[Any]:
     """What this host would lend to another neuron's model."""
     lender = of(request).lifecycle.lender
@@ -65,7 +65,7 @@ async def offer(request: Ask) -> Response[Any]:
     return json_response(await lender.offer(await request.body()))
 
 
-@post("/ranks")
+@post("/ranks", control=True, lending=True)
 async def ranks(request: Ask) -> Response[Any]:
     """One rank of another neuron's model: it lives as long as this answer."""
     lender = of(request).lifecycle.lender
@@ -100,10 +100,10 @@ async def completions(request: Ask) -> Response[Any]:
 @post("/tokenize")
 async def tokenize(request: Ask) -> Response[Any]:
     """Counts the tokens of a chat or a prompt."""
-    return json_response(await service.tokenize(of(request), await request.body()))
+    return json_response(await service.tokenize(of(request), request))
 
 
-@get("/metrics")
+@get("/metrics", open=True)
 async def metrics(request: Ask) -> Response[Any]:
     """Prometheus text."""
     neuron = of(request)

@@ -8,12 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from attrs import field, frozen
+import msgspec
+from attrs import frozen
 
-from neuron_jax.daemon.fields import Fields, is_number
+from neuron_jax.daemon.fields import Fields, is_number, too_deep
+from neuron_jax.daemon.json_bounds import deep_path, may_be_deep
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
+from neuron_jax.text.prompt import Chat
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_MESSAGES = 16_384
+MAX_PARTS = 4_096
+MAX_TOOLS = 4_096
 MAX_CHOICES = 16
 MAX_PROMPTS = 128
 MAX_STOPS = 16
@@ -100,14 +106,16 @@ class Wish:
 
 @frozen
 class ChatRequest:
-    """POST /v1/chat/completions; `messages` and `tools` are as sent, checked."""
+    """POST /v1/chat/completions; messages and tools are as sent, checked."""
 
     wish: Wish
-    messages: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]] | None
-    variables: Mapping[str, Any]
-    turn: Turn
+    chat: Chat
     one_call: bool = False
+
+    @property
+    def answers(self) -> int:
+        """How many run side by side."""
+        return self.wish.n
 
 
 @frozen
@@ -117,6 +125,11 @@ class CompletionRequest:
     wish: Wish
     prompts: Sequence[str | list[int]]
 
+    @property
+    def answers(self) -> int:
+        """How many run side by side."""
+        return len(self.prompts) * self.wish.n
+
 
 @frozen
 class TokenizeRequest:
@@ -124,10 +137,7 @@ class TokenizeRequest:
 
     model: str
     prompt: str | None = None
-    messages: Sequence[Mapping[str, Any]] | None = None
-    tools: Sequence[Mapping[str, Any]] | None = None
-    variables: Mapping[str, Any] = field(factory=dict)
-    turn: Turn = Turn.NEW
+    chat: Chat | None = None
 
 
 def read_chat(body: Mapping[str, Any]) -> ChatRequest:
@@ -137,10 +147,7 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
     _refuse_unsupported(fields)
     return ChatRequest(
         wish=_read_wish(fields, model, _chat_logprobs(fields)),
-        messages=read_messages(fields),
-        tools=_chosen_tools(fields),
-        variables=_variables(fields),
-        turn=_turn(fields),
+        chat=_chat(fields, _chosen_tools),
         one_call=not fields.flag("parallel_tool_calls", absent=True),
     )
 
@@ -152,9 +159,10 @@ def read_completion(body: Mapping[str, Any]) -> CompletionRequest:
     _refuse_unsupported(fields)
     prompts = _prompts(fields)
     wish = _read_wish(fields, model, fields.integer("logprobs", 0, MAX_ALTERNATIVES))
-    if len(prompts) * wish.n > MAX_PROMPTS:
+    request = CompletionRequest(wish, prompts)
+    if request.answers > MAX_PROMPTS:
         raise fields.wrong("prompt", f"at most {MAX_PROMPTS} answers in one request, prompts times n")
-    return CompletionRequest(wish, prompts)
+    return request
 
 
 def read_tokenize(body: Mapping[str, Any]) -> TokenizeRequest:
@@ -164,8 +172,18 @@ def read_tokenize(body: Mapping[str, Any]) -> TokenizeRequest:
     prompt = fields.text("prompt")
     if prompt is not None:
         return TokenizeRequest(model, prompt=prompt)
-    messages = read_messages(fields)
-    return TokenizeRequest(model, None, messages, _tools(fields), _variables(fields), _turn(fields))
+    return TokenizeRequest(model, chat=_chat(fields, _tools))
+
+
+def _chat(fields: Fields, tools: Callable[[Fields], Sequence[Mapping[str, Any]] | None]) -> Chat:
+    messages, turn = read_messages(fields), _turn(fields)
+    return Chat(
+        messages=messages,
+        tools=tools(fields),
+        variables=_variables(fields),
+        add_generation_prompt=turn is Turn.NEW,
+        continue_final=turn is Turn.CONTINUED,
+    )
 
 
 def read_model(fields: Fields) -> str:
@@ -178,7 +196,7 @@ def read_model(fields: Fields) -> str:
 
 def read_messages(fields: Fields) -> Sequence[Mapping[str, Any]]:
     """The messages as sent. Raises Problem when one of them has a shape no template could take."""
-    messages = fields.objects("messages")
+    messages = fields.objects("messages", MAX_MESSAGES)
     if not messages:
         raise fields.wrong("messages", "a list of at least one message")
     for message in messages:
@@ -193,19 +211,35 @@ def _check_message(message: Fields) -> None:
         _check_parts(message)
     for key in ("name", "tool_call_id", "reasoning_content", "reasoning", "refusal"):
         message.text(key)
-    for call in message.objects("tool_calls"):
+    for call in message.objects("tool_calls", MAX_PARTS):
         function = call.object("function")
         if function is None:
             raise call.wrong("function", "an object")
         if not function.text("name"):
             raise function.wrong("name", "a string that is not empty")
-        if not isinstance(function.get("arguments"), str | dict | None):
-            raise function.wrong("arguments", "a string")
+        _check_arguments(function)
+
+
+def _check_arguments(function: Fields) -> None:
+    """Arguments are JSON in a string, which templates get as an object: what holds for the body holds for it."""
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str | dict | None):
+        raise function.wrong("arguments", "a string")
+    if not isinstance(arguments, str) or not may_be_deep(arguments):
+        return
+    try:
+        deep = deep_path(msgspec.json.decode(arguments)) is not None
+    except (msgspec.MsgspecError, ValueError):  # text then, which is not nested
+        return
+    except RecursionError:
+        deep = True
+    if deep:
+        raise too_deep(function.name("arguments"))
 
 
 def _check_parts(message: Fields) -> None:
     message.list("content", "a string or a list of parts")
-    for part in message.objects("content"):
+    for part in message.objects("content", MAX_PARTS):
         if part.get("type") != "text":
             raise unsupported(part.name("type"), f"{part.name('type')}: only text parts are supported.")
         if part.text("text") is None:
@@ -213,7 +247,7 @@ def _check_parts(message: Fields) -> None:
 
 
 def _tools(fields: Fields) -> Sequence[Mapping[str, Any]] | None:
-    tools = fields.objects("tools")
+    tools = fields.objects("tools", MAX_TOOLS)
     for tool in tools:
         if tool.get("type") != "function":
             raise tool.wrong("type", '"function"')
@@ -249,7 +283,7 @@ def _turn(fields: Fields) -> Turn:
         return Turn.NEW if opens or fields.get("add_generation_prompt") is None else Turn.NONE
     if opens:
         raise fields.wrong("add_generation_prompt", "false where continue_final_message is true")
-    if fields.objects("messages")[-1].get("role") != "assistant":
+    if fields.objects("messages", MAX_MESSAGES)[-1].get("role") != "assistant":
         raise fields.wrong("continue_final_message", "false unless the last message is the assistant's")
     return Turn.CONTINUED
 

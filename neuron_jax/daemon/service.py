@@ -4,15 +4,18 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
 from litestar import Request, Response
 
 from neuron_jax.build_info import BuildInfo
+from neuron_jax.daemon.admission import Admission, Ticket
+from neuron_jax.daemon.bodies import read_body
 from neuron_jax.daemon.chat_wire import ChatAnswer, ChatStream
 from neuron_jax.daemon.completion_wire import CompletionAnswer, CompletionStream
 from neuron_jax.daemon.fields import decode_object
@@ -20,7 +23,7 @@ from neuron_jax.daemon.generation import HEARTBEAT, Admitted, Again, Event, Grow
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics, Observation
 from neuron_jax.daemon.model_text import ModelText
-from neuron_jax.daemon.prepare import Outside, chat_job, completion_job
+from neuron_jax.daemon.prepare import Outside, chat_job, completion_job, fitting, render_chat
 from neuron_jax.daemon.problems import Problem, internal, recovering
 from neuron_jax.daemon.resident import Resident
 from neuron_jax.daemon.responses import primed, whole_answer
@@ -30,6 +33,8 @@ from neuron_jax.errors import EngineDied
 
 LONG_BODY = 16 * 1024
 """Bytes from which on reading, rendering and tokenizing go to a thread: some milliseconds for everybody else."""
+COUNTED, LEAST_COUNTED = 2, 65_536
+"""Of how many contexts, and of how many tokens, POST /tokenize counts a text: clients ask what is too long as well."""
 T = TypeVar("T")
 _log = logging.getLogger("neuron.daemon")
 
@@ -42,6 +47,7 @@ class Neuron:
     metrics: Metrics
     build: BuildInfo
     pool: ThreadPoolExecutor
+    counting: Admission  # the line in front of POST /tokenize
     started: float  # time.monotonic() at start
 
     async def offload(self, size: int, work: Callable[..., T], *arguments: Any) -> T:
@@ -72,50 +78,121 @@ Ask = Request[Any, Any, Any]
 
 @frozen
 class Route:
-    """What makes chat differ from completions: reading, encoding, answering."""
+    """What makes chat differ from completions: reading, rendering, encoding, answering."""
 
     prefix: str  # of the answer's id
     read: Callable[[dict[str, Any]], Any]
-    job: Callable[[Any, ModelText, Outside], Job]
+    job: Callable[[Neuron, "Asked"], Awaitable[Job]]
     stream: Callable[[Job, Wish], StreamEncoder]
     answer: Callable[[Job], AnswerEncoder]
 
 
-CHAT = Route("chatcmpl-", read_chat, chat_job, ChatStream, ChatAnswer)
-COMPLETIONS = Route("cmpl-", read_completion, completion_job, CompletionStream, CompletionAnswer)
+@frozen(eq=False)
+class Asked:
+    """A request that was read, of `size` bytes, and who is to answer it."""
+
+    wanted: Any  # ChatRequest or CompletionRequest
+    size: int
+    resident: Resident
+    route: Route
+    watch: Observation
+
+    @property
+    def wish(self) -> Wish:
+        """What it asks of generation."""
+        wish: Wish = self.wanted.wish
+        return wish
+
+    def outside(self) -> Outside:
+        """What its job needs from outside."""
+        return Outside(
+            id=self.route.prefix + secrets.token_hex(16),
+            seed=secrets.randbits(64),
+            created=int(time.time()),
+            max_context=self.resident.max_context,
+        )
+
+
+async def _chat_job(neuron: Neuron, asked: Asked) -> Job:
+    text, outside = asked.resident.text, asked.outside()
+    prompt = await render_chat(neuron.lifecycle.renderers.render, asked.wanted, text, outside)
+    return await neuron.offload(asked.size, chat_job, asked.wanted, prompt, text, outside)
+
+
+async def _completion_job(neuron: Neuron, asked: Asked) -> Job:
+    return await neuron.offload(asked.size, completion_job, asked.wanted, asked.resident.text, asked.outside())
+
+
+CHAT = Route("chatcmpl-", read_chat, _chat_job, ChatStream, ChatAnswer)
+COMPLETIONS = Route("cmpl-", read_completion, _completion_job, CompletionStream, CompletionAnswer)
 
 
 async def complete(neuron: Neuron, request: Ask, route: Route) -> Response[Any]:
     """POST /v1/chat/completions and /v1/completions, from body to answer."""
     began = time.monotonic()
-    body = await request.body()
-    wanted = await neuron.offload(len(body), lambda: route.read(decode_object(body)))
-    wish: Wish = wanted.wish
-    resident = neuron.lifecycle.serving(wish.model)
-    job = await neuron.offload(len(body), route.job, wanted, resident.text, _outside(route.prefix, resident))
-    watch = neuron.metrics.begin(resident.id, began)
-    if wish.stream:
-        return await primed(stream_chunks(resident, job, route.stream(job, wish), watch))
-    return await whole_answer(request, collected(resident, job, wish, route.answer, watch))
+    wanted, size = await _read(neuron, request, route.read)
+    resident = neuron.lifecycle.serving(wanted.wish.model)
+    asked = Asked(wanted, size, resident, route, neuron.metrics.begin(resident.id, began))
+    if asked.wish.stream:
+        return await primed(stream_chunks(neuron, asked))
+    return await whole_answer(request, collected(neuron, asked))
 
 
-async def tokenize(neuron: Neuron, body: bytes) -> dict[str, Any]:
+async def tokenize(neuron: Neuron, request: Ask) -> dict[str, Any]:
     """POST /tokenize."""
-    wanted = await neuron.offload(len(body), lambda: read_tokenize(decode_object(body)))
+    wanted, size = await _read(neuron, request, read_tokenize)
     text, limit = await neuron.lifecycle.text(wanted.model)
-    ids = await neuron.offload(len(body), _encode, wanted, text)
+    with neuron.counting.enter(1) as ticket:
+        while not await ticket.wait(HEARTBEAT):
+            pass
+        with fitting("messages" if wanted.prompt is None else "prompt", limit):
+            ids = await _count(neuron, wanted, size, text, max(COUNTED * limit, LEAST_COUNTED))
     return {"count": len(ids), "tokens": ids, "max_model_len": limit}
 
 
-async def stream_chunks(
-    resident: Resident, job: Job, encoder: StreamEncoder, watch: Observation
-) -> AsyncGenerator[bytes, None]:
+async def _count(neuron: Neuron, wanted: TokenizeRequest, size: int, text: ModelText, most: int) -> Sequence[int]:
+    if wanted.prompt is not None:
+        return (await neuron.offload(size, text.encode_prompt, "prompt", wanted.prompt, most)).ids
+    assert wanted.chat is not None
+    prompt = await text.render_chat(neuron.lifecycle.renderers.render, wanted.chat, most)
+    return (await neuron.offload(size, partial(text.encode_chat, prompt, tools=False, most=most))).ids
+
+
+async def _read(neuron: Neuron, request: Ask, read: Callable[[dict[str, Any]], T]) -> tuple[T, int]:
+    """What the request asks for, and how many bytes said so. Raises Problem."""
+    body = await read_body(request)
+    return await neuron.offload(len(body), lambda: read(decode_object(body))), len(body)
+
+
+@asynccontextmanager
+async def placed(neuron: Neuron, asked: Asked) -> AsyncGenerator[tuple[Job, Ticket], None]:
+    """A place in the model's line for as long as the block runs, and the job. Raises Problem.
+
+    The place comes first: what renders and counts a prompt is bounded like everything else that a model does.
+    """
+    try:
+        ticket = asked.resident.admission.enter(asked.wanted.answers)
+    except Problem as problem:
+        asked.watch.end(outcome_of(problem), None)
+        raise
+    with ticket:
+        yield await asked.route.job(neuron, asked), ticket
+
+
+async def stream_chunks(neuron: Neuron, asked: Asked) -> AsyncGenerator[bytes, None]:
     """The bytes of the stream. A failure before the first of them is raised; later ones are an event, and the end."""
+    async with placed(neuron, asked) as (job, ticket), aclosing(_chunks(asked, job, ticket)) as chunks:
+        async for chunk in chunks:
+            yield chunk
+
+
+async def _chunks(asked: Asked, job: Job, ticket: Ticket) -> AsyncGenerator[bytes, None]:
+    encoder = asked.route.stream(job, asked.wish)
     begun, told, outcome, last = False, False, "cancelled", time.monotonic()
     try:
-        async with aclosing(generate(resident, job)) as events:
+        async with aclosing(generate(asked.resident, job, ticket)) as events:
             async for event in events:
-                watch.see(event)
+                asked.watch.see(event)
                 data = b"".join(sse(chunk) for chunk in encoder.feed(event))
                 if data and isinstance(event, Grown) and not told:
                     told, data = True, usage_line(job) + data
@@ -127,35 +204,38 @@ async def stream_chunks(
         yield b"".join(sse(chunk) for chunk in encoder.close()) + usage_line(job) + DONE_LINE
         outcome = "ok"
     except Exception as error:
-        problem = as_problem(resident.id, error)
+        problem = as_problem(asked.resident.id, error)
         outcome = outcome_of(problem)
         if not begun:
             raise problem from error
         yield sse_problem(problem)
     finally:
-        watch.end(outcome, job)
+        asked.watch.end(outcome, job)
 
 
-async def collected(
-    resident: Resident, job: Job, wish: Wish, begin: Callable[[Job], AnswerEncoder], watch: Observation
-) -> dict[str, Any]:
+async def collected(neuron: Neuron, asked: Asked) -> dict[str, Any]:
     """The whole answer. Raises Problem."""
-    outcome, answer = "cancelled", begin(job)
+    async with placed(neuron, asked) as (job, ticket):
+        return await _collect(asked, job, ticket)
+
+
+async def _collect(asked: Asked, job: Job, ticket: Ticket) -> dict[str, Any]:
+    outcome, answer = "cancelled", asked.route.answer(job)
     try:
-        async with aclosing(generate(resident, job, whole=True)) as events:
+        async with aclosing(generate(asked.resident, job, ticket, whole=True)) as events:
             async for event in events:
-                watch.see(event)
+                asked.watch.see(event)
                 if isinstance(event, Again):
-                    answer = begin(job)
+                    answer = asked.route.answer(job)
                 answer.feed(event)
         outcome = "ok"
-        return answer.body(wish)
+        return answer.body(asked.wish)
     except Exception as error:
-        problem = as_problem(resident.id, error)
+        problem = as_problem(asked.resident.id, error)
         outcome = outcome_of(problem)
         raise problem from error
     finally:
-        watch.end(outcome, job)
+        asked.watch.end(outcome, job)
 
 
 def as_problem(model: str, error: Exception) -> Problem:
@@ -171,20 +251,3 @@ def as_problem(model: str, error: Exception) -> Problem:
 def outcome_of(problem: Problem) -> str:
     """The metrics' word for it."""
     return "rejected" if problem.code == "rate_limit_exceeded" else "error"
-
-
-def _outside(prefix: str, resident: Resident) -> Outside:
-    return Outside(
-        id=prefix + secrets.token_hex(16),
-        seed=secrets.randbits(64),
-        created=int(time.time()),
-        max_context=resident.max_context,
-    )
-
-
-def _encode(wanted: TokenizeRequest, text: ModelText) -> Sequence[int]:
-    if wanted.prompt is not None:
-        return list(text.encode_prompt("prompt", wanted.prompt).ids)
-    assert wanted.messages is not None
-    encoded = text.encode_chat(wanted.messages, tools=wanted.tools, variables=wanted.variables, turn=wanted.turn)
-    return list(encoded.ids)

@@ -1,6 +1,7 @@
 """Several engines' numbers as one model's: loads are summed, states joined; pure, must not know processes."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import attrs
 import msgspec
@@ -21,19 +22,26 @@ COUNTERS = (
 """What an engine counts from its start: a model's count goes on when one of its engines is started again."""
 
 AVERAGES = ("host_ms", "wait_ms")
+NAMES = ("dropped",)
 BEST_FIRST = (Phase.READY, Phase.DRAINING, Phase.RECOVERING, Phase.STARTING, Phase.FAILED, Phase.STOPPED)
 """A model is in the first of these that one of its engines is in."""
 
 
 def total(loads: Sequence[EngineLoad]) -> EngineLoad:
-    """The sum; of averages the highest."""
+    """The sum; of averages the highest; of names each once."""
     rows = [msgspec.structs.asdict(load) for load in loads]
     return EngineLoad(
         **{
-            name: (max if name in AVERAGES else sum)(row[name] for row in rows)
+            name: _together(name, [row[name] for row in rows])
             for name in (EngineLoad.__struct_fields__ if rows else ())
         }
     )
+
+
+def _together(name: str, values: Sequence[Any]) -> Any:
+    if name in NAMES:
+        return tuple(sorted(set().union(*values)))
+    return max(values) if name in AVERAGES else sum(values)
 
 
 def counters(load: EngineLoad) -> EngineLoad:

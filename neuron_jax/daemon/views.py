@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 from litestar import Response
 
+from neuron_jax.addresses import Address, parse_address
 from neuron_jax.daemon.catalogue import Entry
 from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW
 from neuron_jax.daemon.lifecycle import Lifecycle
@@ -60,7 +61,7 @@ def groups(lifecycle: Lifecycle, hostname: str) -> list[Json]:
 
 def _leader(spec: EngineSpec) -> str:
     assert spec.group is not None
-    return spec.group.coordinator.rpartition(":")[0].strip("[]")
+    return parse_address(spec.group.coordinator).host
 
 
 def _group(spec: EngineSpec, role: str, leader: str, ranks: Sequence[Rank]) -> Json:
@@ -149,7 +150,8 @@ def endpoint(lifecycle: Lifecycle, model_id: str, host: str) -> Response[bytes]:
     if resident is None or not resident.serving:
         return json_response({"error": f"{model_id} is not loaded"}, 404)
     server = lifecycle.config.server
-    return json_response({"url": f"http://{host or f'{server.host}:{server.port}'}"})
+    scheme = "https" if server.tls_cert else "http"
+    return json_response({"url": f"{scheme}://{host or Address(server.host, server.port)}"})
 
 
 async def capabilities(lifecycle: Lifecycle, model_id: str) -> Response[bytes]:
@@ -186,6 +188,8 @@ def resident_info(lifecycle: Lifecycle, resident: Resident) -> Json:
     elif (short := resident.shortage) is not None:
         detail = f"device {short.device} has {short.free} MiB free, and needs {short.required} MiB"
         info["servable"] = {"ok": False, "reason": "insufficient_vram", "detail": detail}
+    if resident.load.dropped:
+        info["dropped_programs"] = list(resident.load.dropped)
     if resident.client is not None:
         info["pid"] = resident.client.pid
     if ready is not None:

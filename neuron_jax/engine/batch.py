@@ -6,17 +6,18 @@ import numpy as np
 import numpy.typing as npt
 from attrs import define
 
-from neuron_jax.engine.buckets import StepKey, VerifyKey
+from neuron_jax.engine.buckets import StepKey
 from neuron_jax.engine.requests import Request
 
 
 @define(eq=False)
 class Row:
-    """One request's part of a step, from position `start` on.
+    """One request's part of a step: `count` tokens from position `start` on, after which it draws `draws` tokens.
 
-    Of a prompt, `count` tokens are computed, and `draws` is 1 when the last of them is the newest. Of a decode step,
-    `count` = `draws` tokens follow one another. With `guesses` for what comes after the next token, as many of those are
-    drawn as were guessed right, and one: at most `draws`. `stay` tells whether the request is still the one planned for.
+    A prompt's tokens are `fed` by the host, and it draws one token where it ends with them. Else the first token is the
+    newest, which the device knows. With `guesses` for those that come next, each token is drawn after; what counts ends
+    with the first that was guessed wrong, so it is at most `draws`. Without, in a step of several, each token is what was
+    drawn before it. `stay` tells whether the request is still the one planned for.
     """
 
     request: Request
@@ -25,11 +26,12 @@ class Row:
     count: int
     draws: int
     guesses: Sequence[int] = ()
+    fed: bool = False
 
 
 @define(eq=False)
 class Step:
-    """Rows computed together by the program `key`: one row with a chunk of its prompt, many rows that decode, or both."""
+    """Rows that are computed side by side in a step of size `key`."""
 
     key: StepKey
     rows: Sequence[Row]
@@ -39,9 +41,18 @@ class Step:
         return sum(row.count for row in self.rows)
 
     @property
+    def prompt_tokens(self) -> int:
+        return sum(row.count for row in self.rows if row.fed)
+
+    @property
+    def depth(self) -> float:
+        """At which position its tokens stand, on average."""
+        return sum(row.count * row.start for row in self.rows) / self.tokens
+
+    @property
     def open_ended(self) -> bool:
         """Whether only its result tells how far it got: nothing can be planned before that."""
-        return isinstance(self.key, VerifyKey)
+        return any(row.guesses for row in self.rows)
 
     @property
     def wants_logprobs(self) -> bool:
@@ -50,8 +61,8 @@ class Step:
 
 @define(eq=False)
 class Drawn:
-    """What came back of a step: tokens [rows][steps], -1 behind a row's last; and log-probabilities as `packing` has them,
-    where a row wants them."""
+    """What came back of a step, row by row: its tokens, -1 for what does not count; and where a row wants them, their
+    log-probabilities as `packing` has them, [tokens, LOGPROBS]."""
 
     tokens: list[list[int]]
-    logprobs: npt.NDArray[np.int32] | None
+    logprobs: list[npt.NDArray[np.int32]] | None

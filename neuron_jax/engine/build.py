@@ -23,7 +23,7 @@ from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat, choose_kv
 from neuron_jax.engine.attention.native import misfit
 from neuron_jax.engine.attention.trial import Case, kinds
-from neuron_jax.engine.buckets import Buckets, Menu, declare
+from neuron_jax.engine.buckets import Buckets, Menu, declare, one_size
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.memory import MIB, MemoryPlan, plan_memory, request_for
@@ -47,12 +47,7 @@ LAYER_BYTES = {"native": MIB // 2, "cpu": 2 * MIB, "cuda": 0}
 
 DEFAULT_SLOTS = {"cpu": 32, "cuda": 128}
 DEFAULT_CHUNK = {"cpu": 512, "cuda": 1024}
-"""Prompt tokens in one step while no stream is running. On two cores 512 tokens of a 135M model take about a second, for
-which a request that arrives meanwhile waits."""
-
-LEAST_CHUNK = {"cpu": 8, "cuda": 64}
-"""The shortest prompt step. Beside running streams a CPU can do but a few tokens without being felt; on a GPU this many
-cost no more than one."""
+"""Most tokens of a step. On two cores 512 of a 135M model take about half a second, for which whoever comes then waits."""
 
 DEFAULT_GUESSES = 4
 """Tokens guessed ahead by the native kernels: on two cores a stream that copies goes from 244 to 578 tokens a second, two
@@ -60,7 +55,7 @@ from 357 to 483, and one that does not is no slower. Without them nothing was me
 with others may differ in the last bit from the token by itself."""
 
 DEFAULT_STEPS = 4
-"""Tokens of a decode step while nobody waits for a turn: a fourth of the words between device, engine and daemon."""
+"""Tokens of a stream in one step while nobody waits for a turn: a fourth of the words between device, engine and daemon."""
 
 
 @frozen
@@ -103,14 +98,16 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
     slots = spec.max_slots or DEFAULT_SLOTS[spec.platform]
     exact = _exact(model, kv, dtype, spec, not_native)
     kept, kept_reason = keeps_promise(spec, slots, exact=exact)
-    buckets = declare(
-        max_slots=slots,
-        chunk_tokens=spec.chunk_tokens or DEFAULT_CHUNK[spec.platform],
-        least_chunk=LEAST_CHUNK[spec.platform],
-        decode_steps=spec.decode_steps or DEFAULT_STEPS,
-        guesses=_guesses(spec, not_native),
-        exact=exact,
-        together=slots if kept and not exact else 0,
+    buckets = (
+        one_size(slots)
+        if kept and not exact
+        else declare(
+            max_slots=slots,
+            chunk_tokens=spec.chunk_tokens or DEFAULT_CHUNK[spec.platform],
+            decode_steps=spec.decode_steps or DEFAULT_STEPS,
+            guesses=_guesses(spec, not_native),
+            exact=exact,
+        )
     )
     # A GPU is there for its engine: without a word on it, the pages get what is left. A CPU's memory is everybody's.
     pool = spec.kv_mb * MIB // spec.tensor_parallel or (limit if spec.platform == "cuda" else 0)
@@ -120,8 +117,8 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
         limit=limit,
         kv_token=kv.token_bytes(model.cache_spec.kv_heads, model.cache_spec.head_dim),
         runtime=_runtime(model, spec.platform, buckets),
-        rows=slots,
-        chunk=buckets.chunks[-1],
+        rows=buckets.rows,
+        chunk=buckets.tokens[-1],
         page_size=spec.page_size,
         max_slots=slots,
         context=spec.max_context,
@@ -198,7 +195,7 @@ def program_for(made: Design, devices: list[Any]) -> Program:
     """The programs of a design on these devices; attention is tried on them where there is a choice."""
     mesh = make_mesh(devices)
     case = Case(mesh, made.dtype, made.kv, made.plan.pages, made.shapes.page_size, kinds(made.model))
-    alike = made.buckets.together > 0
+    alike = made.deterministic and not made.buckets.exact
     sample = (
         native_sampler.sample if not native_sampler.refuses(mesh) else sampler.sample_alike if alike else sampler.sample
     )
@@ -223,8 +220,8 @@ def load_runner(
             lambda done, total: report(Progress("compile", done, total, "programs")),
         )
         runner = Runner(program, compiler, params, made.buckets)
-        if made.buckets.together:
-            prove(runner, made.buckets.together)
+        if made.deterministic and not made.buckets.exact:
+            prove(runner, made.buckets.rows)
     except BaseException:
         compiler.close()
         raise
@@ -245,8 +242,7 @@ def lead(made: Design, runner: Runner) -> Engine:
         menu=menu,
         pace=Pace(padded=not made.buckets.exact),
         naming=naming,
-        guessing=made.buckets.guesses > 0 and not made.buckets.together,
-        together=made.buckets.together,
+        guesses=made.buckets.guesses,
     )
     return Engine(scheduler, runner, made.plan.max_context, time.perf_counter)
 

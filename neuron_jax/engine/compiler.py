@@ -1,9 +1,11 @@
 """Compiles the declared programs ahead of time, in threads; knows keys and how to lower them, not what they compute.
 
 Only the thread that owns the engine looks at the results (`collect`). What is needed to serve is compiled at full speed;
-the rest behind the first requests, by one thread that yields to whatever else the machine has to do.
+the rest behind the first requests, by one thread that yields to whatever else the machine has to do. Of those that can be
+done without, one that cannot be compiled is dropped.
 """
 
+import logging
 import os
 import sys
 import threading
@@ -14,6 +16,8 @@ import jax
 from attrs import define, field
 
 from neuron_jax.engine.buckets import Key
+
+log = logging.getLogger("neuron.engine")
 
 NICENESS = 10
 """Of the thread that compiles in the background: steps get nine tenths of a processor that both want."""
@@ -29,6 +33,7 @@ class Compiler:
     lower: Callable[[Key], jax.stages.Lowered]
     workers: int
     ready: dict[Key, jax.stages.Compiled] = field(factory=dict, init=False)
+    dropped: set[Key] = field(factory=set, init=False)  # could not be compiled
     unplanned: int = field(default=0, init=False)  # programs that other threads compiled since `watch`
     _watching: bool = field(default=False, init=False)
     _front: ThreadPoolExecutor = field(init=False)
@@ -64,18 +69,14 @@ class Compiler:
         self.collect()
 
     @property
-    def planned(self) -> int:
+    def planned(self) -> set[Key]:
         """Programs that are ready or will be."""
-        return len(self.ready) + len(self._pending)
+        return self.ready.keys() | self._pending.keys()
 
-    def collect(self) -> list[Key]:
-        """Take over what has been compiled since, and say which. Raises what compiling raised."""
-        if not self._pending:
-            return []
-        done = [key for key, future in self._pending.items() if future.done()]
-        for key in done:
-            self.ready[key] = self._pending.pop(key).result()
-        return done
+    def collect(self) -> None:
+        """Take over what has been compiled since, and drop what could not be: steps are padded up to other programs."""
+        for key in [key for key, future in self._pending.items() if future.done()]:
+            self._take(key, self._pending.pop(key))
 
     def watch(self) -> None:
         """Count from now on, in `unplanned`, what is compiled outside of this plan: in steady state nothing should be."""
@@ -88,6 +89,13 @@ class Compiler:
             self._watching = False
         for pool in (self._front, self._tracer, self._behind):
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _take(self, key: Key, done: Future[jax.stages.Compiled]) -> None:
+        try:
+            self.ready[key] = done.result()
+        except Exception:
+            log.exception("%s cannot be compiled; the engine does without it", key)
+            self.dropped.add(key)
 
     def _compile(self, key: Key) -> jax.stages.Compiled:
         return self.lower(key).compile()

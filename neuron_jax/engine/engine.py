@@ -14,7 +14,6 @@ from attrs import define, field
 from msgspec.structs import replace
 
 from neuron_jax.engine.batch import Step
-from neuron_jax.engine.buckets import ExtendKey
 from neuron_jax.engine.programs import Result
 from neuron_jax.engine.requests import from_submit
 from neuron_jax.engine.runner import Runner
@@ -112,17 +111,25 @@ class Engine:
         return outputs + self._land(flight) if flight is not None else outputs
 
     def collect(self) -> None:
-        """Take over the programs that became usable meanwhile."""
+        """Take over the programs that became usable meanwhile, and note those that never will."""
         compiled = self.runner.collect()
-        if compiled:
+        if compiled or len(self.runner.dropped) > len(self.load.dropped):
             self.scheduler.menu.add(self.runner.sizes(compiled))
             self._note_load(compiles=self.load.compiles + len(compiled))
+
+    def check_idle(self) -> None:
+        """Assert that an idle engine has all its pages and slots back.
+
+        Two comparisons: whoever comes next waits for this. What has lost or shared a page wrongly shows in the counts once
+        everybody has left; which page it was tells `check_integrity`, which tests call after every step.
+        """
+        self.scheduler.check_idle()
 
     def check_integrity(self) -> None:
         """Assert that nothing is lost: every page and slot free or owned once; all of them free when idle."""
         self.scheduler.check_integrity()
         if self.scheduler.idle:
-            assert self.scheduler.pages.free == self.scheduler.pages.total
+            self.scheduler.check_idle()
 
     def _problem(self, submit: Submit) -> str | None:
         vocab = self.runner.program.model.vocab_size
@@ -173,25 +180,23 @@ class Engine:
         return outputs
 
     def _watched(self, step: Step) -> AbstractContextManager[None]:
-        return self.watch(str(step.key), self.scheduler.pace.usual(step.key, at=step.rows[0].start))
+        return self.watch(str(step.key), self.scheduler.pace.usual(step.key, at=step.depth))
 
     def _note_step(self, step: Step, seconds: float, *, host: float, wait: float) -> None:
-        load, tokens = self.load, step.tokens
-        # A prompt's remainder says nothing on what a full chunk takes, whether or not padding costs something.
-        if seconds > 0 and (not isinstance(step.key, ExtendKey) or 4 * tokens >= 3 * step.key.chunk):
-            self.scheduler.pace.saw(step.key, seconds, at=step.rows[0].start)
-        rate = tokens / max(seconds, 1e-9)
-        prompt = isinstance(step.key, ExtendKey)
+        load = self.load
+        if seconds > 0:
+            self.scheduler.pace.saw(step.key, seconds, at=step.depth)
+        prompts = step.prompt_tokens
+        rates = {"prefill_rate": prompts, "decode_rate": step.tokens - prompts}
         self._note_load(
             steps=load.steps + 1,
-            prefill_rate=_smooth(load.prefill_rate, rate) if prompt else load.prefill_rate,
-            decode_rate=load.decode_rate if prompt else _smooth(load.decode_rate, rate),
+            **{n: _smooth(getattr(load, n), made / max(seconds, 1e-9)) for n, made in rates.items() if made},
             host_ms=_smooth(load.host_ms, 1e3 * host),
             wait_ms=_smooth(load.wait_ms, 1e3 * wait),
         )
 
     def _note_load(self, **numbers: float) -> None:
-        scheduler, compiler = self.scheduler, self.runner.compiler
+        scheduler, runner = self.scheduler, self.runner
         self.load = replace(
             self.load,
             running=scheduler.running,
@@ -203,9 +208,10 @@ class Engine:
             prefix_hit_tokens=scheduler.hit_tokens,
             guessed_tokens=scheduler.guessed_tokens,
             right_guesses=scheduler.right_guesses,
-            programs=len(self.runner.usable),
-            programs_planned=compiler.planned,
-            steady_compiles=compiler.unplanned,
+            programs=len(runner.usable),
+            programs_planned=runner.planned,
+            dropped=tuple(sorted(map(str, runner.dropped))),
+            steady_compiles=runner.compiler.unplanned,
             **numbers,
         )
 

@@ -5,36 +5,35 @@ What it says only decides how work is cut, never what comes out.
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Sequence
 
 from attrs import define, field
 
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey, StepKey, VerifyKey
+from neuron_jax.engine.buckets import StepKey
 
 REMEMBERED = 5
-"""Times of a program of which the median counts: not the mean, because a first run, or one beside something else, takes
+"""Times of a size of which the median counts: not the mean, because a first run, or one beside something else, takes
 many times as long; and few, because the pace changes."""
 
 SPAN = 512
-"""Positions between two looks at how much dearer a chunk becomes by standing deeper in its prompt."""
+"""Positions between two looks at how much dearer a size becomes by its tokens' standing deeper in their texts."""
 
 GUESS = 32
 """Tokens that a step's fixed cost is taken to be worth as long as nothing was measured."""
 
-Point = tuple[int, float]
-Number = TypeVar("Number", int, float)
+Point = tuple[float, float]
 
 
 @define(eq=False)
-class Prompts:
-    """Prompt steps of one chunk size. Attention makes them dearer with every token before them: by `slope` seconds."""
+class Size:
+    """Steps of one size. Attention makes them dearer with every position that their tokens are deeper in their texts: by
+    `slope` seconds."""
 
     slope: float | None = field(default=None, init=False)
     _last: deque[Point] = field(factory=lambda: deque(maxlen=REMEMBERED), init=False)  # position, seconds
     _anchor: Point | None = field(default=None, init=False)
 
-    def add(self, at: int, seconds: float) -> None:
+    def add(self, at: float, seconds: float) -> None:
         self._last.append((at, seconds))
         if len(self._last) < REMEMBERED:
             return
@@ -45,8 +44,8 @@ class Prompts:
             self.slope = max((here[1] - self._anchor[1]) / (here[0] - self._anchor[0]), 0.0)
             self._anchor = here
 
-    def seconds(self, at: int, slope: float) -> float:
-        """What one beginning at position `at` usually takes, by the last ones and `slope`."""
+    def seconds(self, at: float, slope: float) -> float:
+        """What one at position `at` usually takes, by the last ones and `slope`."""
         return _median([max(seconds + slope * (at - seen), 0.0) for seen, seconds in self._last])
 
 
@@ -54,81 +53,67 @@ class Prompts:
 class Pace:
     """Seconds per size of a step: measured where it ran, else drawn through those that did.
 
-    `padded`: whether a chunk costs the same however much of it is padding.
+    `padded`: whether a step costs the same however much of it is padding.
     """
 
     padded: bool = True
-    _decode: dict[int, float] = field(factory=dict, init=False)  # rows -> seconds for one token of each
-    _extend: dict[int, Prompts] = field(factory=dict, init=False)  # by chunk
-    _other: dict[StepKey, float] = field(factory=dict, init=False)  # of steps that there is nothing to choose of
-    _last: dict[StepKey, deque[float]] = field(factory=dict, init=False)
+    _sizes: dict[int, Size] = field(factory=dict, init=False)  # by tokens
 
-    def saw(self, key: StepKey, seconds: float, *, at: int = 0) -> None:
-        """A step of `key` took `seconds` of the device's time; a chunk of a prompt began at position `at`."""
-        if isinstance(key, ExtendKey):
-            self._extend.setdefault(key.chunk, Prompts()).add(at, seconds)
-            return
-        last = self._last.setdefault(key, deque(maxlen=REMEMBERED))
-        last.append(seconds)
-        if isinstance(key, DecodeKey):
-            self._decode[key.rows] = _median(last) / key.steps
-        elif isinstance(key, VerifyKey):
-            self._other[key] = _median(last)
+    @property
+    def measured(self) -> bool:
+        return bool(self._sizes)
 
-    def decode(self, rows: int) -> float:
-        """Seconds until `rows` requests have one more token each; rather too few than too many; 0 = not known."""
-        return max((seconds for seen, seconds in self._decode.items() if seen <= rows), default=0.0)
+    def saw(self, key: StepKey, seconds: float, *, at: float = 0) -> None:
+        """A step of `key` took `seconds` of the device's time; its tokens stood at position `at` on average."""
+        self._sizes.setdefault(key.tokens, Size()).add(at, seconds / key.steps)
 
-    def verify(self, key: VerifyKey) -> float:
-        """Seconds of a step that verifies guesses; 0 = not known."""
-        return self._other.get(key, 0.0)
-
-    def extend(self, chunk: int, *, at: int = 0) -> float:
-        """Seconds of a prompt step at position `at`; in unknown units as long as no step at all was measured."""
-        known = self._extend.get(chunk)
+    def seconds(self, tokens: int, *, at: float = 0) -> float:
+        """Of a step of so many tokens at position `at`; in unknown units as long as no step at all was measured."""
+        known = self._sizes.get(tokens)
         if known is not None:
-            return known.seconds(at, self._slope(chunk))
-        extends = {seen: prompts.seconds(at, self._slope(seen)) for seen, prompts in self._extend.items()}
-        # A decode step computes tokens too: beside a single measured chunk it tells what a step costs by being one.
-        measured = extends if len(extends) > 1 else self._decode | extends
-        return _along(sorted(measured.items()), chunk)
+            return known.seconds(at, self._slope(tokens))
+        points = [(size, seen.seconds(at, self._slope(size))) for size, seen in sorted(self._sizes.items())]
+        return _along(points, tokens)
 
-    def usual(self, key: StepKey, *, at: int = 0) -> float:
+    def bounds(self, tokens: int) -> bool:
+        """Whether a step so small was measured that it tells what one of so many tokens costs at most by being one."""
+        return any(size <= tokens for size in self._sizes)
+
+    def usual(self, key: StepKey, *, at: float = 0) -> float:
         """Seconds that a step of `key` has taken so far; 0 where it has not run."""
-        match key:
-            case ExtendKey(chunk):
-                return self.extend(chunk, at=at) if chunk in self._extend else 0.0
-            case DecodeKey(rows, steps):
-                return self._decode.get(rows, 0.0) * steps
-        return self._other.get(key, 0.0)
+        return self.seconds(key.tokens, at=at) * key.steps if key.tokens in self._sizes else 0.0
 
-    def cut(self, tokens: int, chunks: Sequence[int], *, at: int = 0) -> int:
-        """The chunk, of `chunks` (ascending), with which to begin a prompt of `tokens`: the largest as long as it is full,
-        then whatever is cheaper, padding or another step."""
-        if tokens >= chunks[-1]:
-            return chunks[-1]
-        above = bisect_left(chunks, tokens)
+    def most(self, seconds: float, sizes: Sequence[int], at: Callable[[int], float]) -> int:
+        """The largest of `sizes` (ascending) that takes at most `seconds` `at` its position; 0 when none does."""
+        return max((size for size in sizes if self.seconds(size, at=at(size)) <= seconds), default=0)
+
+    def cut(self, tokens: int, sizes: Sequence[int], *, at: float = 0) -> int:
+        """The size, of `sizes` (ascending), with which to begin on `tokens` tokens: the largest as long as it is full, then
+        whatever is cheaper, padding or another step."""
+        if tokens >= sizes[-1]:
+            return sizes[-1]
+        above = bisect_left(sizes, tokens)
         if above == 0 or not self.padded:
-            return chunks[above]
-        pieces = self._pieces(tokens, chunks[:above], at)
-        return chunks[above] if self.extend(chunks[above], at=at) <= pieces else chunks[above - 1]
+            return sizes[above]
+        pieces = self._pieces(tokens, sizes[:above], at)
+        return sizes[above] if self.seconds(sizes[above], at=at) <= pieces else sizes[above - 1]
 
-    def _pieces(self, tokens: int, chunks: Sequence[int], at: int) -> float:
-        """Seconds for `tokens` in a full chunk of the largest of `chunks` and whatever is best for the rest."""
+    def _pieces(self, tokens: int, sizes: Sequence[int], at: float) -> float:
+        """Seconds for `tokens` in a full step of the largest of `sizes` and whatever is best for the rest."""
         seconds = 0.0
         while tokens > 0:
-            chunk = self.cut(tokens, chunks, at=at)
-            seconds += self.extend(chunk, at=at)
-            tokens -= chunk
+            size = self.cut(tokens, sizes, at=at)
+            seconds += self.seconds(size, at=at)
+            tokens -= size
         return seconds
 
-    def _slope(self, chunk: int) -> float:
-        """Of a larger chunk at least that of a smaller one: both read all that stands before them."""
-        slopes = (prompts.slope for seen, prompts in self._extend.items() if seen <= chunk)
+    def _slope(self, tokens: int) -> float:
+        """Of a larger step at least that of a smaller one."""
+        slopes = (size.slope for seen, size in self._sizes.items() if seen <= tokens)
         return max((slope for slope in slopes if slope is not None), default=0.0)
 
 
-def _median(values: Collection[Number]) -> Number:
+def _median(values: Collection[float]) -> float:
     """The lower one of two."""
     return sorted(values)[(len(values) - 1) // 2]
 

@@ -1,9 +1,12 @@
 """A step's host inputs as one int32 array up, its results as int32 arrays down. Knows layouts, not policy.
 
-One array per program and direction: a transfer costs far more than its bytes. Floats travel as their bits. A row is its
-request's parameters, its page table, and the few words that change with every step:
+One array per program and direction: a transfer costs far more than its bytes. Floats travel as their bits. What the device
+must know of a request beyond a step stands in the line of its slot: sampling parameters, then the numbers of its pages. It
+is told of a line only what is news; a step is
 
-    start, count, draws | slot, seed, sampling parameters | page numbers
+    news [NEWS * rows, 2]   a place in the lines, all of them in one row, and what stands there from now on
+    rows [rows, 4]          slot, position of the first token, tokens, and DRAWS
+    tokens [tokens]         the rows' tokens one after the other; -1 for the newest of the row's slot
 """
 
 from collections.abc import Sequence
@@ -17,17 +20,33 @@ from attrs import define, field
 from jax import lax
 
 from neuron_jax.engine.batch import Row
+from neuron_jax.engine.buckets import StepKey
 from neuron_jax.engine.requests import Request, has_penalties, wants_everything
-from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_ALTERNATIVES, MAX_BIAS, Drawn, Past, RowParams
+from neuron_jax.engine.sampler import (
+    DRAW,
+    FULL,
+    GREEDY,
+    MAX_ALTERNATIVES,
+    MAX_BIAS,
+    MOST_COUNTED,
+    Drawn,
+    Past,
+    RowParams,
+)
 from neuron_jax.workers.frames import Alternative
 
-_START, _COUNT, _DRAWS = range(3)
-_INTS = ("slot", "seed_low", "seed_high", "top_k", "biased", "need", "full_until")
+_INTS = ("seed_low", "seed_high", "top_k", "biased", "need", "full_until")
 _FLOATS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
 _UNSIGNED = ("seed_low", "seed_high", "full_until")
-_FIRST_INT = 3
-_FIRST_FLOAT = _FIRST_INT + len(_INTS)
-_TABLE = _FIRST_FLOAT + len(_FLOATS)
+PARAMS = len(_INTS) + len(_FLOATS)
+"""Words of a line before its page numbers."""
+
+SILENT, DRAWS, GUESSED = range(3)
+"""A row that draws nothing; one that draws; one whose token was guessed, and which draws if the row before it, of the same
+slot, has drawn that token."""
+
+NEWS = 16
+"""News for each row that a step has room for: a new request with a prompt of some pages, and any growth."""
 
 LOGPROBS = 1 + 2 * MAX_ALTERNATIVES
 """int32 words: the drawn token's log-probability, the likeliest ids and theirs."""
@@ -38,127 +57,122 @@ Words = npt.NDArray[np.int32]
 
 
 class Rows(NamedTuple):
-    """The rows of a step on the device, each [R]; `table` [R, W]. `position` in `params` is not known yet."""
+    """The rows of a step on the device, each [R]."""
 
+    slot: Any
     start: Any
     count: Any
     draws: Any
-    params: RowParams
-    table: Any
 
 
-def decode_width(table: int) -> int:
-    return _TABLE + table
+def step_words(key: StepKey) -> int:
+    return 2 * NEWS * key.rows + 4 * key.rows + key.tokens
 
 
-def extend_width(table: int, chunk: int) -> int:
-    return _TABLE + table + chunk
+def line_words(table: int) -> int:
+    return PARAMS + table
 
 
-def verify_width(table: int, width: int) -> int:
-    return _TABLE + table + width
-
-
-def together_width(table: int) -> int:
-    return _TABLE + table + 1
-
-
-def seat_width(vocab: int) -> int:
-    return 1 + 3 * MAX_BIAS + vocab
+def seat_words(table: int, vocab: int) -> int:
+    return 1 + line_words(table) + 3 * MAX_BIAS + vocab
 
 
 @define(eq=False)
 class Mirror:
-    """What the rows of all slots look like, kept on the host: packing a step is copying lines and filling in three columns.
+    """What the device has been told of every slot, kept on the host, and the words that tell it more.
 
     Every packed array is a new one: the device may still read the last while the next is made.
     """
 
     slots: int
     table: int
-    _lines: Words = field(init=False)  # the last is that of padding rows: greedy, no tokens, trash pages, trash slot
+    _lines: Words = field(init=False)  # the last is that of padding rows: greedy, trash pages
     _owners: list[tuple[Request, int] | None] = field(init=False)
-    _pages: list[int] = field(init=False)  # how many page numbers a line has
+    _pages: list[int] = field(init=False)  # how many page numbers of a line are its owner's
 
     def __attrs_post_init__(self) -> None:
-        self._lines = np.zeros((self.slots + 1, decode_width(self.table)), np.int32)
-        self._lines[:, _FIRST_INT] = np.arange(self.slots + 1)
+        self._lines = np.zeros((self.slots + 1, line_words(self.table)), np.int32)
         self._owners = [None] * self.slots
         self._pages = [0] * self.slots
 
-    def seat(self, request: Request) -> bool:
-        """Give `request` the line of its slot; whether that is news, because somebody else had it."""
-        slot = _slot(request)
-        owner = self._owners[slot]
-        if owner is not None and owner[0] is request and owner[1] == request.stay:
-            return False
-        self._owners[slot] = (request, request.stay)
-        self._pages[slot] = 0
-        line = self._lines[slot]
-        line[_FIRST_INT + 1 :] = 0
-        _fill(line, request)
-        return True
+    def is_new(self, request: Request) -> bool:
+        """Whether somebody else had the slot of `request` when the device was last told of it."""
+        owner = self._owners[_slot(request)]
+        return owner is None or owner[0] is not request or owner[1] != request.stay
 
-    def decode(self, rows: Sequence[Row], bucket: int) -> Words:
-        """int32 [bucket, decode_width]."""
-        for row in rows:
-            self._note_pages(row.request)
-        slots = [_slot(row.request) for row in rows]
-        packed: Words = self._lines[slots + [self.slots] * (bucket - len(rows))]
-        packed[: len(rows), :_FIRST_INT] = [(row.start, row.count, row.draws) for row in rows]
+    def note(self, request: Request) -> Words:
+        """What the device does not know yet of `request`, [news, 2]; from now on it does.
+
+        Of the owner before the last page numbers may stay behind those of the new one: nobody looks at them.
+        """
+        slot, pages = _slot(request), request.pages
+        line, known = self._lines[slot], self._pages[slot]
+        if not self.is_new(request) and known == len(pages):
+            return np.zeros((0, 2), np.int32)
+        before = line.copy()
+        if self.is_new(request):
+            self._owners[slot], known = (request, request.stay), 0
+            _fill(line, request)
+        line[PARAMS + known : PARAMS + len(pages)] = pages[known:]
+        self._pages[slot] = len(pages)
+        places = np.flatnonzero(line != before)
+        return np.stack([slot * line.size + places, line[places]], axis=1).astype(np.int32)
+
+    def pack(self, rows: Sequence[Row], key: StepKey, news: Sequence[Words]) -> Words:
+        """int32 [step_words]."""
+        packed = np.zeros(step_words(key), np.int32)
+        told, lines, tokens = _split(packed, key)
+        # Padding says of the trash slot what it knows.
+        told[:, 0] = self.slots * self._lines.shape[1]
+        lines[:, 0] = self.slots
+        fresh = np.concatenate([*news, told[:0]])
+        told[: len(fresh)] = fresh
+        packed_rows = [line for row in rows for line in _lines_of(row)]
+        lines[: len(packed_rows)] = packed_rows
+        # In a step of several tokens each row has but its first one here.
+        words = [token for row in rows for token in _tokens_of(row, key.steps)]
+        tokens[: len(words)] = words
         return packed
 
-    def verify(self, rows: Sequence[Row], bucket: int, width: int) -> Words:
-        """int32 [bucket, verify_width]: rows, and their guesses."""
-        packed = np.zeros((bucket, verify_width(self.table, width)), np.int32)
-        packed[:, :-width] = self.decode(rows, bucket)
-        for line, row in zip(packed, rows, strict=False):
-            line[len(line) - width :][: len(row.guesses)] = row.guesses
+    def seat(self, request: Request, vocab: int) -> Words:
+        """int32 [seat_words]: slot and line; biases and bans; how often a token was generated, times 2, plus 1 if in the
+        prompt."""
+        packed = np.zeros(seat_words(self.table, vocab), np.int32)
+        packed[0] = _slot(request)
+        line, biases, seen = _split_seat(packed[1:], line_words(self.table))
+        line[:] = self._lines[_slot(request)]
+        ids, bias, until = biases
+        entries = [(token, value, FOREVER) for token, value in request.sampling.logit_bias.items()]
+        entries += [(token, -np.inf, request.banned_until) for token in request.banned]
+        assert len(entries) <= MAX_BIAS, f"{len(entries)} biased ids, at most {MAX_BIAS}"
+        for i, (token, value, end) in enumerate(entries):
+            ids[i], bias.view(np.float32)[i], until.view(np.uint32)[i] = token, value, end
+        seen += 2 * np.bincount(request.tokens[request.prompt_length :], minlength=vocab).astype(np.int32)
+        seen[request.tokens[: request.prompt_length]] += 1
         return packed
 
-    def extend(self, row: Row, chunk: int) -> Words:
-        """int32 [extend_width]: a row, and its tokens."""
-        request = row.request
-        self._note_pages(request)
-        packed = np.zeros(extend_width(self.table, chunk), np.int32)
-        end = decode_width(self.table)
-        packed[:end] = self._lines[_slot(request)]
-        packed[:_FIRST_INT] = (row.start, row.count, row.draws)
-        packed[end : end + row.count] = request.tokens[row.start : row.start + row.count]
-        return packed
 
-    def together(self, rows: Sequence[Row], bucket: int) -> Words:
-        """int32 [bucket, together_width]: a line for every token of `rows`, and the token, -1 where only the device knows."""
-        for row in rows:
-            self._note_pages(row.request)
-        slots = [_slot(row.request) for row in rows for _ in range(row.count)]
-        places = [(row, row.start + i) for row in rows for i in range(row.count)]
-        packed = np.zeros((bucket, together_width(self.table)), np.int32)
-        packed[:, :-1] = self._lines[slots + [self.slots] * (bucket - len(slots))]
-        for line, (row, position) in zip(packed, places, strict=False):
-            draws = row.draws and position == row.start + row.count - 1
-            tokens = row.request.tokens
-            line[:_FIRST_INT] = (position, 1, draws)
-            line[-1] = tokens[position] if position < len(tokens) else -1
-        return packed
-
-    def _note_pages(self, request: Request) -> None:
-        slot = _slot(request)
-        known, pages = self._pages[slot], request.pages
-        if known != len(pages):
-            self._lines[slot, _TABLE + known : _TABLE + len(pages)] = pages[known:]
-            self._pages[slot] = len(pages)
+def lines_of(row: Row) -> int:
+    """How many rows of the device's a row is: one for each token that was guessed, besides its own."""
+    return 1 + len(row.guesses)
 
 
-def unpack_rows(packed: jax.Array) -> Rows:
-    """int32 [R, decode_width]."""
-    columns: dict[str, Any] = {"position": None}
-    for i, name in enumerate(_INTS, start=_FIRST_INT):
-        columns[name] = lax.bitcast_convert_type(packed[:, i], jnp.uint32) if name in _UNSIGNED else packed[:, i]
-    for i, name in enumerate(_FLOATS, start=_FIRST_FLOAT):
-        columns[name] = lax.bitcast_convert_type(packed[:, i], jnp.float32)
-    params = RowParams(**columns)
-    return Rows(packed[:, _START], packed[:, _COUNT], packed[:, _DRAWS], params, packed[:, _TABLE:])
+def unpack(packed: jax.Array, key: StepKey, lines: jax.Array) -> tuple[jax.Array, Rows, jax.Array]:
+    """int32 [step_words], lines [S + 1, words] -> the lines with the news, the rows, and the tokens [T]."""
+    news, rows, tokens = _split(packed, key)
+    told = lines.reshape(-1).at[news[:, 0]].set(news[:, 1], mode="promise_in_bounds")
+    return told.reshape(lines.shape), Rows(*rows.T), tokens
+
+
+def params_of(lines: jax.Array, slot: jax.Array) -> RowParams:
+    """The parameters of the rows in `slot` [R]; `position` is not known yet."""
+    words = lines[slot, :PARAMS]
+    columns: dict[str, Any] = {"position": None, "slot": slot}
+    for i, name in enumerate(_INTS):
+        columns[name] = lax.bitcast_convert_type(words[:, i], jnp.uint32) if name in _UNSIGNED else words[:, i]
+    for i, name in enumerate(_FLOATS, start=len(_INTS)):
+        columns[name] = lax.bitcast_convert_type(words[:, i], jnp.float32)
+    return RowParams(**columns)
 
 
 def needs_seat(request: Request) -> bool:
@@ -167,34 +181,18 @@ def needs_seat(request: Request) -> bool:
     return bool(sampling.logit_bias) or bool(request.banned) or has_penalties(sampling)
 
 
-def pack_seat(request: Request, vocab: int) -> Words:
-    """int32 [seat_width]: the slot; biases and bans; how often a token was generated, times 2, plus 1 if in the prompt."""
-    packed = np.zeros(seat_width(vocab), np.int32)
-    packed[0] = _slot(request)
-    ids, bias, until = packed[1 : 1 + 3 * MAX_BIAS].reshape(3, MAX_BIAS)
-    entries = [(token, value, FOREVER) for token, value in request.sampling.logit_bias.items()]
-    entries += [(token, -np.inf, request.banned_until) for token in request.banned]
-    assert len(entries) <= MAX_BIAS, f"{len(entries)} biased ids, at most {MAX_BIAS}"
-    for i, (token, value, end) in enumerate(entries):
-        ids[i], bias.view(np.float32)[i], until.view(np.uint32)[i] = token, value, end
-    seen = packed[1 + 3 * MAX_BIAS :]
-    seen += 2 * np.bincount(request.tokens[request.prompt_length :], minlength=vocab).astype(np.int32)
-    seen[request.tokens[: request.prompt_length]] += 1
-    return packed
-
-
-def seated(past: Past, packed: jax.Array) -> Past:
-    """`past` with one slot's part as `pack_seat` made it."""
+def seated(past: Past, lines: jax.Array, packed: jax.Array) -> tuple[Past, jax.Array]:
+    """`past` and `lines` with one slot's part as `Mirror.seat` made it."""
     slot = packed[0]
-    ids, bias, until = packed[1 : 1 + 3 * MAX_BIAS].reshape(3, MAX_BIAS)
-    seen = packed[1 + 3 * MAX_BIAS :]
-    return Past(
-        generated=past.generated.at[slot].set((seen >> 1).astype(jnp.int16)),
+    line, (ids, bias, until), seen = _split_seat(packed[1:], lines.shape[1])
+    told = Past(
+        generated=past.generated.at[slot].set(jnp.minimum(seen >> 1, MOST_COUNTED).astype(jnp.int16)),
         in_prompt=past.in_prompt.at[slot].set((seen & 1) > 0),
         bias_ids=past.bias_ids.at[slot].set(ids),
         bias=past.bias.at[slot].set(lax.bitcast_convert_type(bias, jnp.float32)),
         bias_until=past.bias_until.at[slot].set(lax.bitcast_convert_type(until, jnp.uint32)),
     )
+    return told, lines.at[slot].set(line)
 
 
 def pack_logprobs(drawn: Drawn) -> jax.Array:
@@ -211,11 +209,36 @@ def unpack_logprobs(line: Words, alternatives: int) -> tuple[float, list[Alterna
     return float(line[:1].view(np.float32)[0]), likeliest
 
 
+def _split(packed: Any, key: StepKey) -> tuple[Any, Any, Any]:
+    """The parts of a step's words: news [N, 2], rows [R, 4], tokens [T]."""
+    news, rows = 2 * NEWS * key.rows, 4 * key.rows
+    return packed[:news].reshape(-1, 2), packed[news : news + rows].reshape(-1, 4), packed[news + rows :]
+
+
+def _split_seat(packed: Any, line: int) -> tuple[Any, Any, Any]:
+    """The parts of a seat's words behind the slot: the line, biases [3, MAX_BIAS], and what was seen [V]."""
+    end = line + 3 * MAX_BIAS
+    return packed[:line], packed[line:end].reshape(3, MAX_BIAS), packed[end:]
+
+
+def _lines_of(row: Row) -> list[tuple[int, int, int, int]]:
+    slot = _slot(row.request)
+    if not row.guesses:
+        return [(slot, row.start, row.count, DRAWS if row.draws else SILENT)]
+    return [(slot, row.start + i, 1, GUESSED if i else DRAWS) for i in range(row.count)]
+
+
+def _tokens_of(row: Row, steps: int) -> Sequence[int]:
+    if row.fed:
+        return row.request.tokens[row.start : row.start + row.count]
+    assert row.count == 1 + len(row.guesses) or steps > 1, "tokens that nobody knows"
+    return [-1, *row.guesses]
+
+
 def _fill(line: Words, request: Request) -> None:
     sampling = request.sampling
     seed = sampling.seed % 2**64
-    line[_FIRST_INT:_FIRST_FLOAT].view(np.uint32)[:] = (
-        _slot(request),
+    line[: len(_INTS)].view(np.uint32)[:] = (
         seed & 0xFFFFFFFF,
         seed >> 32,
         sampling.top_k,
@@ -223,7 +246,7 @@ def _fill(line: Words, request: Request) -> None:
         FULL if wants_everything(sampling) else DRAW if sampling.temperature > 0 else GREEDY,
         request.banned_until if request.banned else 0,
     )
-    line[_FIRST_FLOAT:_TABLE].view(np.float32)[:] = (
+    line[len(_INTS) : PARAMS].view(np.float32)[:] = (
         sampling.temperature,
         sampling.top_p,
         sampling.min_p,

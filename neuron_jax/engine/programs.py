@@ -1,7 +1,7 @@
-"""The step programs: pure functions of one model, traced and lowered for each key. Knows shapes, no requests.
+"""The step program: a pure function of one model, traced and lowered for each size. Knows shapes, no requests.
 
-A step is one program: forward pass, sampling and bookkeeping of the device state, which is donated and comes back. What
-rows want of the sampler is data, so that it is no axis of the list of programs.
+A step is one program: what the host has to tell, forward pass, sampling and bookkeeping of the device state, which is
+donated and comes back. Whose tokens stand side by side in it, and what they want of the sampler, is data.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,9 @@ from models.spec import Model, ParamSpec, live_of
 from neuron_jax.engine import packing, sampler
 from neuron_jax.engine.attention.choose import Choice
 from neuron_jax.engine.attention.kv import LayerCache
+from neuron_jax.engine.attention.ragged import ragged
 from neuron_jax.engine.attention.reference import BLOCK
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key, TogetherKey, VerifyKey
+from neuron_jax.engine.buckets import Key, SeatKey, StepKey
 
 Pool = tuple[LayerCache, ...]
 
@@ -27,16 +28,18 @@ Pool = tuple[LayerCache, ...]
 class State(NamedTuple):
     """Everything that lives on the device besides the parameters. By slot, of which the last is that of padding rows.
 
-    `last_token` [S + 1] int32 is the newest token, whose keys and values are not in `pool` yet.
+    `last_token` [S + 1] int32 is the newest token, whose keys and values are not in `pool` yet. `lines` [S + 1, words] int32
+    are sampling parameters and page numbers, see `packing`.
     """
 
     pool: Pool
     past: sampler.Past
     last_token: Any
+    lines: Any
 
 
 class Result(NamedTuple):
-    """What a step brings: tokens int32 [R, steps], and `packing.pack_logprobs` of each, [R, steps, LOGPROBS]."""
+    """What a step brings: tokens int32 [R, steps], -1 for none, and `packing.pack_logprobs` of each, [R, steps, LOGPROBS]."""
 
     tokens: Any
     logprobs: Any
@@ -84,30 +87,20 @@ class Program:
             bias=self._whole((slots, sampler.MAX_BIAS), jnp.float32),
             bias_until=self._whole((slots, sampler.MAX_BIAS), jnp.uint32),
         )
-        return State(self._abstract_pool(), past, self._whole((slots,), jnp.int32))
+        lines = self._whole((slots, packing.line_words(self.shapes.table)), jnp.int32)
+        return State(self._abstract_pool(), past, self._whole((slots,), jnp.int32), lines)
 
     def lower(self, key: Key) -> jax.stages.Lowered:
         """The program of `key`, traced and lowered for this mesh. The state is donated."""
-        table = self.shapes.table
-        match key:
-            case DecodeKey(rows, steps):
-                return self._lower_step(partial(_decode, self, steps), (rows, packing.decode_width(table)))
-            case VerifyKey(rows, width):
-                return self._lower_step(partial(_verify, self, width), (rows, packing.verify_width(table, width)))
-            case ExtendKey(chunk):
-                return self._lower_step(partial(_extend, self, chunk), (packing.extend_width(table, chunk),))
-            case TogetherKey(rows):
-                return self._lower_step(partial(_together, self), (rows, packing.together_width(table)))
-        state = self.abstract_state()
-        seat = jax.jit(_seat, donate_argnums=0, out_shardings=_shardings(state))
-        return seat.lower(state, self._whole((packing.seat_width(self.model.vocab_size),), jnp.int32))
-
-    def _lower_step(self, function: Any, packed: tuple[int, ...]) -> jax.stages.Lowered:
         state, whole = self.abstract_state(), replicated(self.mesh)
+        if isinstance(key, SeatKey):
+            words = packing.seat_words(self.shapes.table, self.model.vocab_size)
+            seat = jax.jit(_seat, donate_argnums=0, out_shardings=_shardings(state))
+            return seat.lower(state, self._whole((words,), jnp.int32))
         # Named outright: left to itself, a mesh of one device would lose the pool's sharding and copy it every step.
         out = (_shardings(state), Result(whole, whole))
-        step = jax.jit(function, donate_argnums=1, out_shardings=out)
-        return step.lower(self.abstract_params(), state, self._whole(packed, jnp.int32))
+        step = jax.jit(partial(_step, self, key), donate_argnums=1, out_shardings=out)
+        return step.lower(self.abstract_params(), state, self._whole((packing.step_words(key),), jnp.int32))
 
     def _abstract_pool(self) -> Any:
         spec, shapes = self.model.cache_spec, self.shapes
@@ -124,112 +117,78 @@ class Program:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _decode(program: Program, steps: int, params: Any, state: State, packed: jax.Array) -> tuple[State, Result]:
-    """The next `steps` tokens of every row; a row that wants fewer idles behind its `count`."""
-    rows = packing.unpack_rows(packed)
-
-    def one(state: State, step: Any) -> tuple[State, Result]:
-        start, live = rows.start + step, step < rows.count
-        # Padding rows and rows that have all they wanted go on with the slot and the page that nobody reads.
-        slot = jnp.where(live, rows.params.slot, program.shapes.max_slots)
-        tokens = state.last_token[rows.params.slot]
-        now = rows._replace(start=start, count=live.astype(jnp.int32))
-        hidden, pool, real = _forward(program, params, state.pool, tokens, now)
-        logits = _logits(program, params, hidden, real)
-        drawn = program.sample(logits, _at(now, start + 1, live), state.past)
-        return _advance(state._replace(pool=pool), slot, drawn.token), _result(drawn)
-
-    if steps == 1:
-        state, result = one(state, jnp.int32(0))
+def _step(program: Program, key: StepKey, params: Any, state: State, packed: jax.Array) -> tuple[State, Result]:
+    """A step of `key`, with what the host has to tell."""
+    lines, rows, tokens = packing.unpack(packed, key, state.lines)
+    state = state._replace(lines=lines)
+    if key.steps == 1:
+        state, result = _compute(program, params, state, rows, tokens)
         return state, jax.tree.map(lambda part: part[:, None], result)
-    state, result = lax.scan(one, state, jnp.arange(steps, dtype=jnp.int32))
+
+    def once(state: State, step: Any) -> tuple[State, Result]:
+        """The next token of every row; one that wants fewer steps idles in the slot that nobody reads."""
+        live = step < rows.count
+        slot = jnp.where(live, rows.slot, program.shapes.max_slots)
+        draws = jnp.where(live, rows.draws, packing.SILENT)
+        one = packing.Rows(slot, rows.start + step, live.astype(jnp.int32), draws)
+        return _compute(program, params, state, one, jnp.full_like(tokens, -1))
+
+    state, result = lax.scan(once, state, jnp.arange(key.steps, dtype=jnp.int32))
     return state, jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), result)
 
 
-def _extend(program: Program, chunk: int, params: Any, state: State, packed: jax.Array) -> tuple[State, Result]:
-    """Up to `chunk` tokens of one prompt, and the token after them where the prompt ends here: tokens [1, 1]."""
-    rows = packing.unpack_rows(packed[None, : packed.shape[0] - chunk])
-    tokens = packed[packed.shape[0] - chunk :]
-    hidden, pool, _ = _forward(program, params, state.pool, tokens, rows)
-    last = lax.dynamic_slice_in_dim(hidden, jnp.maximum(rows.count[0] - 1, 0), 1)
-    draws = rows.draws[0] > 0
-    params_row = _at(rows, rows.start + rows.count, rows.draws > 0)
-    drawn: sampler.Drawn = lax.cond(
-        draws,
-        lambda: program.sample(_logits(program, params, last), params_row, state.past),
-        lambda: sampler.nothing(1),
-    )
-    slot = jnp.where(draws, rows.params.slot, program.shapes.max_slots)
-    state = _advance(state._replace(pool=pool), slot, drawn.token)
-    return state, jax.tree.map(lambda part: part[:, None], _result(drawn))
-
-
-def _verify(program: Program, width: int, params: Any, state: State, packed: jax.Array) -> tuple[State, Result]:
-    """The next token of every row, and those after it up to the first that was guessed wrong: tokens [R, 1 + width].
+def _compute(
+    program: Program, params: Any, state: State, rows: packing.Rows, tokens: jax.Array
+) -> tuple[State, Result]:
+    """tokens [T] of rows side by side -> the new state, and of each row the token drawn after its last, [R]; -1 where none
+    was, or what it was drawn after was guessed wrong.
 
     All guesses are computed as if they were right. Each token is drawn with the noise of its position, so those up to the
     first wrong guess, that one's correction included, are what one step after the other would have drawn.
     """
-    rows, guesses = packing.unpack_rows(packed[:, :-width]), packed[:, -width:]
-    tokens = jnp.concatenate([state.last_token[rows.params.slot][:, None], guesses], axis=1)
-    hidden, pool, live = _forward(program, params, state.pool, tokens.reshape(-1), rows)
-    place = jnp.arange(1 + width, dtype=jnp.int32)[None, :]
-    each = rows._replace(params=jax.tree.map(lambda part: jnp.repeat(part, 1 + width, axis=0), rows.params))
-    real = place < rows.count[:, None]
-    wanted = _at(each, (rows.start[:, None] + 1 + place).reshape(-1), real.reshape(-1))
-    drawn = program.sample(_logits(program, params, hidden, live), wanted, state.past)
-    token = drawn.token.reshape(tokens.shape)
-    right = (token[:, :-1] == guesses) & real[:, 1:]
-    last = jnp.cumprod(right.astype(jnp.int32), axis=1).sum(axis=1, dtype=jnp.int32)[:, None]
-    slot = jnp.where(rows.count > 0, rows.params.slot, program.shapes.max_slots)
-    # Rows that were guessed for have no penalties: what they count does not matter.
-    state = _advance(state._replace(pool=pool), slot, jnp.take_along_axis(token, last, axis=1)[:, 0])
-    logprobs = packing.pack_logprobs(drawn).reshape(*tokens.shape, packing.LOGPROBS)
-    return state, Result(jnp.where(place <= last, token, -1), logprobs)
+    shapes, model = program.shapes, program.model
+    where = ragged(state.lines[:, packing.PARAMS :], rows.slot, rows.start, rows.count, tokens.shape[0])
+    given = jnp.where(tokens >= 0, tokens, state.last_token[rows.slot[where.row]])
+    attend = program.attention.make(where)
+    hidden, pool = model.forward(params, given, where.position, attend, state.pool)
+    end = jnp.maximum(where.first + rows.count - 1, 0)
+    draws = rows.draws > packing.SILENT
+    wanted = _at(packing.params_of(state.lines, rows.slot), rows.start + rows.count, draws)
+    # Of what is behind the last row that draws no logits are wanted.
+    until = jnp.max(jnp.where(draws, 1 + jnp.arange(draws.size, dtype=jnp.int32), 0), keepdims=True)
+    logits = _logits(program, params, hidden[end], None if live_of(attend) is None else until)
+    drawn = program.sample(logits, wanted, state.past)
+    counts = draws & _right(rows.draws == packing.GUESSED, given[end], drawn.token)
+    followed = jnp.append(counts[1:] & (rows.draws[1:] == packing.GUESSED), False)
+    slot = jnp.where(counts, rows.slot, shapes.max_slots)
+    newest = jnp.where(followed, shapes.max_slots, slot)
+    state = state._replace(
+        pool=tuple(pool),
+        past=sampler.count(state.past, slot, drawn.token),
+        last_token=state.last_token.at[newest].set(drawn.token, mode="promise_in_bounds"),
+    )
+    return state, Result(jnp.where(counts, drawn.token, -1), packing.pack_logprobs(drawn))
 
 
-def _together(program: Program, params: Any, state: State, packed: jax.Array) -> tuple[State, Result]:
-    """One token a row, whosever it is and whether of a prompt or the newest: tokens [R, 1], of the rows that draw.
-
-    A token goes through the same operations of the same sizes in every step, so what it gets depends on its own past alone
-    wherever a row of a product does not depend on the other rows and its place among them.
-    """
-    rows, given = packing.unpack_rows(packed[:, :-1]), packed[:, -1]
-    tokens = jnp.where(given >= 0, given, state.last_token[rows.params.slot])
-    hidden, pool, real = _forward(program, params, state.pool, tokens, rows)
-    draws = rows.draws > 0
-    drawn = program.sample(_logits(program, params, hidden, real), _at(rows, rows.start + 1, draws), state.past)
-    slot = jnp.where(draws, rows.params.slot, program.shapes.max_slots)
-    state = _advance(state._replace(pool=pool), slot, drawn.token)
-    return state, jax.tree.map(lambda part: part[:, None], _result(drawn))
+def _right(guessed: jax.Array, token: jax.Array, drawn: jax.Array) -> jax.Array:
+    """Of each row, whether all that was guessed up to its own `token` [R] is what the rows before have drawn."""
+    wrong = guessed & (token != jnp.roll(drawn, 1))
+    place = jnp.arange(token.shape[0], dtype=jnp.int32)
+    begin = lax.cummax(jnp.where(guessed, 0, place))  # the row that its guesses follow upon
+    mistakes = jnp.cumsum(wrong, dtype=jnp.int32)
+    return mistakes == mistakes[begin]
 
 
 def _seat(state: State, packed: jax.Array) -> State:
-    return state._replace(past=packing.seated(state.past, packed))
+    past, lines = packing.seated(state.past, state.lines, packed)
+    return state._replace(past=past, lines=lines)
 
 
-def _forward(
-    program: Program, params: Any, pool: Pool, tokens: jax.Array, rows: packing.Rows
-) -> tuple[jax.Array, Pool, jax.Array | None]:
-    """tokens [R*C], the first `rows.count` of each row real -> hidden [R*C, D], the new pool, and of how many tokens, the
-    first ones, something was computed, [1]; None for all.
-    """
-    chunk = tokens.shape[0] // rows.table.shape[0]
-    attend = program.attention.make(rows.table, rows.start, rows.count, chunk)
-    positions = rows.start[:, None] + jnp.arange(chunk, dtype=jnp.int32)[None, :]
-    # Padding may reach past the last position that the rotary table of a model knows.
-    positions = jnp.minimum(positions, program.model.max_positions - 1).reshape(-1)
-    hidden, pool = program.model.forward(params, tokens, positions, attend, pool)
-    return hidden, tuple(pool), live_of(attend)
-
-
-def _at(rows: packing.Rows, position: jax.Array, wanted: jax.Array) -> sampler.RowParams:
+def _at(params: sampler.RowParams, position: jax.Array, wanted: jax.Array) -> sampler.RowParams:
     """What to draw by at `position`, and nothing where it is not `wanted`."""
-    need = jnp.where(wanted, rows.params.need, sampler.NOTHING)
-    full_until = jnp.where(wanted, rows.params.full_until, jnp.uint32(0))
-    return rows.params._replace(
-        position=lax.bitcast_convert_type(position, jnp.uint32), need=need, full_until=full_until
-    )
+    need = jnp.where(wanted, params.need, sampler.NOTHING)
+    full_until = jnp.where(wanted, params.full_until, jnp.uint32(0))
+    return params._replace(position=lax.bitcast_convert_type(position, jnp.uint32), need=need, full_until=full_until)
 
 
 def _logits(program: Program, params: Any, hidden: jax.Array, live: Any = None) -> jax.Array:
@@ -247,15 +206,6 @@ def _logits(program: Program, params: Any, hidden: jax.Array, live: Any = None) 
         logits = lax.with_sharding_constraint(logits, named_sharding(program.mesh, (None, "vocab")))
     whole: jax.Array = lax.with_sharding_constraint(logits, replicated(program.mesh))
     return whole
-
-
-def _advance(state: State, slot: jax.Array, token: jax.Array) -> State:
-    last = state.last_token.at[slot].set(token, mode="promise_in_bounds")
-    return state._replace(past=sampler.count(state.past, slot, token), last_token=last)
-
-
-def _result(drawn: sampler.Drawn) -> Result:
-    return Result(drawn.token, packing.pack_logprobs(drawn))
 
 
 def _shardings(tree: Any) -> Any:

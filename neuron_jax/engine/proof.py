@@ -11,7 +11,7 @@ import numpy as np
 from attrs import frozen
 
 from neuron_jax.engine.batch import Row, Step
-from neuron_jax.engine.buckets import TogetherKey
+from neuron_jax.engine.buckets import StepKey
 from neuron_jax.engine.requests import Request
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.sampler import MAX_ALTERNATIVES
@@ -71,18 +71,20 @@ class Trial:
         mine = [i for i, (_, ahead) in enumerate(requests) if not ahead]
         lines: list[Any] = []
         for position in range(LENGTH):
-            lines = self._computed([Row(request, 0, ahead + position, 1, 1) for request, ahead in requests])
+            lines = self._computed(
+                [Row(request, 0, ahead + position, 1, 1, fed=not ahead) for request, ahead in requests]
+            )
         return [lines[i] for i in mine]
 
     def at_once(self, text: list[int]) -> Any:
         """The text as a prompt, as many tokens in a step as fit -> the words on what may follow it."""
         request, lines = self._request(0, text), []
         for start in range(0, LENGTH, self.rows):
-            lines = self._computed([Row(request, 0, start, min(self.rows, LENGTH - start), 1)])
+            lines = self._computed([Row(request, 0, start, min(self.rows, LENGTH - start), 1, fed=True)])
         return lines[0]
 
     def _computed(self, rows: Sequence[Row]) -> list[Any]:
-        step = Step(TogetherKey(self.rows), rows)
+        step = Step(StepKey(self.rows, self.rows), rows)
         drawn = self.runner.fetch(step, self.runner.dispatch(step, self.runner.pack(step)))
         assert drawn.logprobs is not None
         return [line[0] for line in drawn.logprobs]

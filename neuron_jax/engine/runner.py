@@ -4,6 +4,7 @@ Steps run in the order in which they were dispatched, each on the state that the
 host while a step is under way may be given away at once: its new owner's step can only run after that one.
 """
 
+import logging
 from collections.abc import Collection
 from typing import Any, Protocol
 
@@ -14,10 +15,12 @@ from attrs import define, field
 
 from neuron_jax.engine import packing
 from neuron_jax.engine.batch import Drawn, Step
-from neuron_jax.engine.buckets import Buckets, DecodeKey, ExtendKey, Key, SeatKey, TogetherKey, VerifyKey
+from neuron_jax.engine.buckets import Buckets, Key, SeatKey, StepKey
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.programs import Program, Result, State
 from neuron_jax.engine.requests import Request
+
+log = logging.getLogger("neuron.engine")
 
 
 class Others(Protocol):
@@ -29,6 +32,9 @@ class Others(Protocol):
     def able(self) -> set[Key]:
         """The programs that all of them have compiled."""
 
+    def dropped(self) -> set[Key]:
+        """The programs that one of them cannot compile."""
+
 
 @define(eq=False)
 class Runner:
@@ -39,6 +45,7 @@ class Runner:
     params: Any
     buckets: Buckets | None = None  # where one program may serve several sizes of a step
     usable: set[Key] = field(factory=set, init=False)  # compiled, here and by all others
+    dropped: set[Key] = field(factory=set, init=False)  # never will be
     _others: Others | None = field(default=None, init=False)
     _state: State = field(init=False)
     _mirror: packing.Mirror = field(init=False)
@@ -54,13 +61,23 @@ class Runner:
         self._others = others
         self.usable.clear()
 
+    @property
+    def planned(self) -> int:
+        """How many programs are usable or will be."""
+        return len(self.compiler.planned - self.dropped)
+
     def collect(self) -> list[Key]:
-        """The programs that became usable since. Raises what compiling raised."""
+        """The programs that became usable since."""
         self.compiler.collect()
-        if len(self.usable) == len(self.compiler.ready):
+        self.dropped |= self.compiler.dropped
+        for key in self._others.dropped() - self.dropped if self._others is not None else ():
+            log.warning("%s cannot be compiled by another rank; the engine does without it", key)
+            self.dropped.add(key)
+        missing = self.compiler.ready.keys() - self.usable - self.dropped
+        if not missing:
             return []
-        able = self.compiler.ready.keys() & (self._others.able() if self._others else self.compiler.ready.keys())
-        new = [key for key in self.compiler.ready if key in able - self.usable]
+        able = missing if self._others is None else missing & self._others.able()
+        new = [key for key in self.compiler.ready if key in able]
         self.usable.update(new)
         return new
 
@@ -70,20 +87,21 @@ class Runner:
 
     def pack(self, step: Step) -> packing.Words:
         """What the device must be told to compute `step`."""
-        match self._program(step.key):
-            case DecodeKey(bucket, _):
-                return self._mirror.decode(step.rows, bucket)
-            case VerifyKey(bucket, width):
-                return self._mirror.verify(step.rows, bucket, width)
-            case ExtendKey(chunk):
-                # Decoding follows upon a prompt, so only here can a slot have a new owner.
-                self._seat(step.rows[0].request)
-                return self._mirror.extend(step.rows[0], chunk)
-            case TogetherKey(bucket):
-                for row in step.rows:
-                    self._seat(row.request)
-                return self._mirror.together(step.rows, bucket)
-        raise AssertionError(f"{step.key} is no step")
+        key = self._program(step.key)
+        assert isinstance(key, StepKey), f"{key} is no step"
+        room, news = packing.NEWS * key.rows, []
+        requests = dict.fromkeys(row.request for row in step.rows)
+        # Growth first: there is room for all of it, and only a new request may be seated.
+        for request in sorted(requests, key=self._mirror.is_new):
+            new = self._mirror.is_new(request)
+            told = self._mirror.note(request)
+            if len(told) > room or (new and packing.needs_seat(request)):
+                assert new, "no room for the pages that a request grew by"
+                self._seat(request)
+            else:
+                news.append(told)
+                room -= len(told)
+        return self._mirror.pack(step.rows, key, news)
 
     def dispatch(self, step: Step, packed: packing.Words) -> Result:
         """Start computing `step`; returns before it is done."""
@@ -106,20 +124,24 @@ class Runner:
 
     def fetch(self, step: Step, result: Result) -> Drawn:
         """Wait for `step`, and take what it brought."""
-        # Of a row of several tokens the last one draws; elsewhere a row is a line of the result.
-        lines = np.cumsum([row.count for row in step.rows]) - 1 if isinstance(step.key, TogetherKey) else slice(None)
-        tokens = np.asarray(result.tokens)[lines].tolist()
-        return Drawn(tokens, np.asarray(result.logprobs)[lines] if step.wants_logprobs else None)
+        tokens = np.asarray(result.tokens)
+        logprobs = np.asarray(result.logprobs) if step.wants_logprobs else None
+        ends = np.cumsum([packing.lines_of(row) for row in step.rows]).tolist()
+        # A row is one line of the result with the tokens of all steps, or of one step a line for each guess.
+        rows = [slice(end - packing.lines_of(row), end) for row, end in zip(step.rows, ends, strict=True)]
+        return Drawn(
+            [tokens[lines].reshape(-1).tolist() for lines in rows],
+            None if logprobs is None else [logprobs[lines].reshape(-1, packing.LOGPROBS) for lines in rows],
+        )
 
     def _program(self, size: Key) -> Key:
         return size if self.buckets is None else self.buckets.program(size)
 
     def _seat(self, request: Request) -> None:
-        if self._mirror.seat(request) and packing.needs_seat(request):
-            packed = packing.pack_seat(request, self.program.model.vocab_size)
-            if self._others is not None:
-                self._others.announce(SeatKey(), packed)
-            self.seat(packed)
+        packed = self._mirror.seat(request, self.program.model.vocab_size)
+        if self._others is not None:
+            self._others.announce(SeatKey(), packed)
+        self.seat(packed)
 
 
 def _zeros(abstract: Any) -> Any:

@@ -25,6 +25,9 @@ own ends."""
 MAX_ALTERNATIVES = 20
 """top_logprobs, as the OpenAI API bounds it."""
 
+MOST_COUNTED = 2**15 - 1
+"""How often a token may have come before it is counted no further: penalties stay what they are then."""
+
 NOTHING, GREEDY, DRAW, FULL = -1, 0, 1, 2
 """How much of the pipeline a row needs: no token at all; arg max; temperature and the cuts; and penalties, bias, bans,
 log-probabilities. A step does what the most demanding of its rows needs, which changes nothing for the others."""
@@ -52,8 +55,9 @@ class RowParams(NamedTuple):
 class Past(NamedTuple):
     """What the drawing of a slot's next token must know besides its logits; S slots.
 
-    `generated` [S, V] int16: how often, `in_prompt` [S, V] bool: whether a token came before. `bias_ids` int32, `bias`
-    float32 and `bias_until` uint32 [S, MAX_BIAS]: added to a token's logit at positions below `bias_until`.
+    `generated` [S, V] int16: how often, up to MOST_COUNTED, and `in_prompt` [S, V] bool: whether a token came before.
+    `bias_ids` int32, `bias` float32 and `bias_until` uint32 [S, MAX_BIAS]: added to a token's logit at positions below
+    `bias_until`.
     """
 
     generated: Any
@@ -94,14 +98,10 @@ def sample_alike(logits: jax.Array, row: RowParams, past: Past) -> Drawn:
     return _with_logprobs(logits, token)
 
 
-def nothing(rows: int) -> Drawn:
-    """As `sample`, where no row wants anything."""
-    return _bare(jnp.zeros(rows, jnp.int32))
-
-
 def count(past: Past, slot: jax.Array, token: jax.Array) -> Past:
     """`past` after `token` [R] was drawn in `slot` [R]."""
-    return past._replace(generated=past.generated.at[slot, token].add(jnp.int16(1), mode="promise_in_bounds"))
+    more = (past.generated[slot, token] < MOST_COUNTED).astype(jnp.int16)
+    return past._replace(generated=past.generated.at[slot, token].add(more, mode="promise_in_bounds"))
 
 
 def greedy(logits: jax.Array) -> jax.Array:

@@ -1,13 +1,13 @@
 """Which requests compute what next: admission, chunked prefill, decode, preemption. Pure bookkeeping; no device, no clock."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from attrs import define, field
 
 from neuron_jax.engine.batch import Drawn, Row, Step
-from neuron_jax.engine.buckets import ExtendKey, Menu, TogetherKey, VerifyKey
+from neuron_jax.engine.buckets import GUESSING_ROWS, Menu
 from neuron_jax.engine.guesses import Guesser
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.packing import unpack_logprobs
@@ -18,15 +18,15 @@ from neuron_jax.workers.frames import Output
 
 Finish = Literal["stop", "length"] | None
 
-STALL = 1.8
-"""Time that prompts may take between two decode steps, in decode steps: a stream's slowest gap is then under three times
-its median gap, with a little room for error."""
+GAP = 2.6
+"""What a step with prompts may take, in steps without: a stream's slowest gap is then under three times its median gap, with
+a little room for error."""
 
 BURST = 0.1
-"""Seconds that a decode step of several tokens may take: whoever arrives meanwhile waits for it."""
+"""Seconds that a step of several tokens may take: whoever arrives meanwhile waits for it."""
 
-SHORT = 64
-"""Tokens of a prompt that is not cut for the sake of running streams: in smaller pieces it would cost them more in all."""
+LEAST = 8
+"""Tokens of prompts that each step beside running streams brings on, however slow that is."""
 
 
 @define(eq=False)
@@ -34,18 +34,16 @@ class Scheduler:
     """Owner of the queue, the slots and the pages.
 
     Policy: requests are admitted in order of arrival while their tokens' pages are free with one page to spare for each
-    running request. Between two decode steps one short prompt is computed, or others for at most `STALL` times what such a
-    step takes, so a long prompt hardly slows the running streams down. While nobody waits for a turn, decode steps make
-    several tokens. When the pool is full the youngest request gives its pages back and is computed again later; its noise
-    is keyed by position, so its text does not change.
+    running request. A step is the next token of all that decode and, in order of arrival, as many tokens of prompts as
+    streams can bear: so that it takes at most `GAP` times what it would without them. Short prompts share a step so. While
+    nobody waits for a turn, streams make several tokens in one step. When the pool is full the youngest request gives its
+    pages back and is computed again later; its noise is keyed by position, so its text does not change.
 
     With `naming`, the pages of prompts and answers can be found as they fill, and a request begins with those that hold its
-    text's beginning already. A page can be found once the step that fills it was handed out: who reads it comes later.
+    text's beginning already. A page can be found once the step that fills it is planned: who reads it comes in the same
+    step or later.
 
     With `guessing`, a few requests that repeat themselves make several tokens a step: those guessed right, and one more.
-
-    With `together`, every step is of that one kind: the next token of all that decode, and as many tokens of prompts, in
-    order of arrival, as there are rows left.
 
     A step that was handed out counts as done, except for the tokens it draws: `absorb` brings those, in the same order.
     """
@@ -56,8 +54,7 @@ class Scheduler:
     menu: Menu
     pace: Pace
     naming: Naming | None = None
-    guessing: bool = False
-    together: int = 0
+    guesses: int = 0  # tokens ahead
     preemptions: int = field(default=0, init=False)
     lookup_tokens: int = field(default=0, init=False)  # of prompts whose beginnings were looked for
     hit_tokens: int = field(default=0, init=False)  # of these, found
@@ -66,7 +63,6 @@ class Scheduler:
     _waiting: deque[Request] = field(factory=deque, init=False)
     _admitted: list[Request] = field(factory=list, init=False)  # in order of arrival
     _slots: list[int] = field(init=False)
-    _spent: float = field(default=0.0, init=False)  # seconds of prompts since the last decode step
 
     def __attrs_post_init__(self) -> None:
         self._slots = list(range(self.max_slots - 1, -1, -1))
@@ -85,7 +81,7 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         assert pages_for(request.limit, self.page_size) <= self.pages.total, "a request longer than the whole pool"
-        if self.guessing and not wants_everything(request.sampling):
+        if self.guesses and not wants_everything(request.sampling):
             request.guesser = Guesser()
         self._waiting.append(request)
 
@@ -100,19 +96,16 @@ class Scheduler:
         After a step that is `open_ended`, `absorb` must come first.
         """
         self._admit()
-        if self.together:
-            return self._everybody()
-        decoding = [r for r in self._admitted if r.decoding]
-        feeding = self._feeding()
-        chunk = self._chunk(feeding, len(decoding)) if feeding is not None else 0
-        if feeding is not None and chunk:
-            # Nobody is kept waiting by what is computed while no stream runs.
-            self._spent += self.pace.extend(chunk, at=feeding.computed) if decoding else 0.0
-            return self._extend(feeding, chunk)
-        self._spent = 0.0
-        if not decoding:
-            return None
-        return self._verify(decoding) or self._decode(decoding, alone=feeding is None and not self._waiting)
+        streams = [request for request in self._admitted if request.decoding]
+        alone = not self._waiting and not any(request.to_feed for request in self._admitted)
+        guessed = self._guessed(streams)
+        steps = self._steps(streams) if alone and not guessed else 1
+        for request in streams:
+            self._grow(request, steps + len(guessed.get(request, ())))
+        rows = [_next(r, steps, guessed.get(r, ())) for r in streams if r.slot is not None]
+        rows += self._prompts(rows)
+        tokens = len(rows) if steps > 1 else sum(row.count for row in rows)
+        return Step(self.menu.fit(tokens, steps), rows) if rows else None
 
     def absorb(self, step: Step, drawn: Drawn) -> list[Output]:
         """Book the tokens of a computed step. Returns what came out, in the order of arrival."""
@@ -128,6 +121,12 @@ class Scheduler:
                 tokens = self._settle(row, tokens)
             outputs.append(self._take(request, tokens, drawn, i))
         return outputs
+
+    def check_idle(self) -> None:
+        """Assert that all pages and slots are free, by their numbers alone."""
+        assert self.idle, "somebody is being served"
+        assert self.pages.free == self.pages.total, f"{self.pages.free} pages free of {self.pages.total}, and no owner"
+        assert len(self._slots) == self.max_slots, f"{len(self._slots)} slots free of {self.max_slots}, and no owner"
 
     def check_integrity(self) -> None:
         """Assert that every page is free or has the owners that it should, and every slot is free or has one."""
@@ -194,82 +193,66 @@ class Scheduler:
             self.pages.publish(request.pages[i], request.names[i])
         request.published = full
 
-    def _chunk(self, request: Request, running: int) -> int:
-        """The chunk to compute of a prompt now; 0 when it is the running streams' turn."""
-        chunks, at = self.menu.chunks, request.computed
-        if not running:
-            return self.pace.cut(request.to_feed, chunks, at=at)
-        # The rest of a long prompt is not a short one: its streams have the gaps of its other pieces to compare with.
-        if request.fed - request.found * self.page_size <= SHORT and not self._spent:
-            return self.pace.cut(request.to_feed, chunks, at=at)
-        # Streams compare a pause with the gaps that they will have when all those run that come behind this prompt.
-        behind = len(self._waiting) + sum(r.to_feed > 0 for r in self._admitted) - 1
-        rows = min(running + behind, self.max_slots)
-        left = STALL * self.pace.decode(self.menu.decode(rows, 1).rows) - self._spent
-        affordable = [chunk for chunk in chunks if self.pace.extend(chunk, at=at) <= left]
-        if not affordable:
-            # However slow prompts are, each pause of the streams brings them on a little.
-            return 0 if self._spent else chunks[0]
-        return self.pace.cut(request.to_feed, affordable, at=at)
+    def _prompts(self, streams: Sequence[Row]) -> list[Row]:
+        """The tokens of prompts that are computed beside the rows of streams."""
+        rows: list[Row] = []
+        left = 0
+        while (request := self._feeding()) is not None:
+            if not rows:
+                left = self._room(request, streams)
+            if left <= 0:
+                break
+            rows.append(self._fed(request, left))
+            left -= rows[-1].count
+        return rows
 
-    def _extend(self, request: Request, chunk: int) -> Step:
-        return Step(ExtendKey(chunk), (self._fed(request, chunk),))
+    def _room(self, first: Request, streams: Sequence[Row]) -> int:
+        """For how many tokens of prompts, that of `first` before others, there is room in a step with `streams`."""
+        sizes, pace, at = self.menu.tokens, self.pace, first.computed
+        running = sum(row.count for row in streams)
+        depth = sum(row.count * row.start for row in streams)
+        feeding = [request for request in self._admitted if request.to_feed]
+        # Streams compare a pause with the gaps that they will have when all those run that come behind this prompt.
+        behind = min(len(feeding) + len(self._waiting), self.max_slots) - 1
+        coming = self.menu.fit(min(max(running + behind, 1), sizes[-1])).tokens
+        if running and pace.measured and not pace.bounds(coming):
+            return 0  # a step of streams alone tells what they are used to
+        plain = pace.seconds(coming, at=depth / running if running else at)
+        most = pace.most(GAP * plain, sizes, lambda size: (depth + (size - running) * at) / size)
+        if running:
+            size = max(most, next((size for size in sizes if size >= running + LEAST), sizes[-1]))
+        else:  # nobody is kept waiting
+            size = max(most, pace.cut(first.to_feed, sizes, at=at))
+        wanted = running + sum(request.to_feed for request in feeding)
+        return pace.cut(wanted, [allowed for allowed in sizes if allowed <= size], at=at) - running
 
     def _fed(self, request: Request, most: int) -> Row:
         """The next tokens of its prompt."""
         count = min(request.to_feed, most)
         draws = 1 if count == request.to_feed else 0
-        row = Row(request, request.stay, request.computed, count, draws)
+        row = Row(request, request.stay, request.computed, count, draws, fed=True)
         request.computed += count
         request.ahead += draws
         self._publish(request, request.computed)
         return row
 
-    def _everybody(self) -> Step | None:
-        decoding = [r for r in self._admitted if r.decoding]
-        for request in decoding:
-            self._grow(request, 1)
-        rows = [_next(request, 1) for request in decoding if request.slot is not None]
-        left = self.together - len(rows)
-        while left and (feeding := self._feeding()) is not None:
-            rows.append(self._fed(feeding, left))
-            left -= rows[-1].count
-        return Step(TogetherKey(self.together), rows) if rows else None
-
-    def _decode(self, requests: Sequence[Request], *, alone: bool) -> Step | None:
-        steps = self._steps(requests) if alone else 1
-        for request in requests:
-            self._grow(request, steps)
-        rows = [_next(request, steps) for request in requests if request.slot is not None]
-        return Step(self.menu.decode(len(rows), steps), rows) if rows else None
-
-    def _verify(self, requests: Sequence[Request]) -> Step | None:
-        """A step that verifies guesses, if there are any that promise more tokens a second than a plain step."""
-        key = self.menu.verify(len(requests)) if self.guessing else None
-        if key is None:
-            return None
-        guesses = [_guess(request, key.width) for request in requests]
-        missing = sum(max(self._missing(r, 1 + len(g)), 0) for r, g in zip(requests, guesses, strict=True))
-        if missing > self.pages.free or not self._promising(key, requests, guesses):
-            return None
-        rows = []
-        for request, guess in zip(requests, guesses, strict=True):
-            count = 1 + len(guess)
-            self._grow(request, count)
-            rows.append(Row(request, request.stay, request.computed, count, count, guess))
-            request.computed += count
-            request.ahead += count
-        return Step(key, rows)
-
-    def _promising(self, key: VerifyKey, requests: Sequence[Request], guesses: Sequence[Sequence[int]]) -> bool:
-        if not any(guesses):
-            return False
-        tokens = float(len(requests))
-        for request, guess in zip(requests, guesses, strict=True):
-            tokens += request.guesser.expected(len(guess)) if request.guesser is not None else 0.0
-        plain = self.pace.decode(self.menu.decode(len(requests), 1).rows)
+    def _guessed(self, requests: Sequence[Request]) -> Mapping[Request, Sequence[int]]:
+        """Guesses for each of `requests`, if there is room for them and they promise more tokens a second than none."""
+        if not self.guesses or not 0 < len(requests) <= GUESSING_ROWS:
+            return {}
+        guesses = {request: _guess(request, self.guesses) for request in requests}
+        rows, most = len(requests), sum(map(len, guesses.values()))
+        missing = sum(max(self._missing(request, 1 + len(guess)), 0) for request, guess in guesses.items())
+        if not most or missing > self.pages.free:
+            return {}
+        right = sum(request.guesser.expected(len(guess)) for request, guess in guesses.items() if request.guesser)
+        at = sum(request.computed for request in requests) / rows
+        plain, usual = (
+            self.pace.seconds(self.menu.fit(rows).tokens, at=at),
+            self.pace.usual(self.menu.fit(rows + most), at=at),
+        )
         # What was never measured is tried.
-        return tokens * plain >= len(requests) * self.pace.verify(key)
+        return guesses if (rows + right) * plain >= rows * usual else {}
 
     def _settle(self, row: Row, tokens: list[int]) -> list[int]:
         """What was really drawn of an open-ended row: the tokens after the first wrong guess are computed again."""
@@ -283,11 +266,14 @@ class Scheduler:
 
     def _steps(self, requests: Sequence[Request]) -> int:
         """How many tokens to make at once: several only when they come soon, somebody wants them all, and pages are free."""
+        if not requests or not self.pace.measured:
+            return 1
         steps = self.menu.most_steps(len(requests))
-        seconds = steps * self.pace.decode(self.menu.decode(len(requests), steps).rows)
+        at = sum(request.computed for request in requests) / len(requests)
+        seconds = steps * self.pace.seconds(self.menu.fit(len(requests), steps).tokens, at=at)
         wanted = max(r.limit - r.length for r in requests) >= steps
         pages = sum(max(self._missing(r, steps), 0) for r in requests)
-        return steps if wanted and 0 < seconds <= BURST and pages <= self.pages.free else 1
+        return steps if wanted and seconds <= BURST and pages <= self.pages.free else 1
 
     def _missing(self, request: Request, steps: int) -> int:
         """Pages that `request` lacks for `steps` more tokens; the newest token itself is only stored by the step after."""
@@ -338,15 +324,15 @@ class Scheduler:
         if drawn.logprobs is None or not request.wants_logprobs:
             return Output(request.id, tokens, finish=finish, cached_tokens=cached)
         wanted = request.sampling.logprobs or 0
-        chosen = [unpack_logprobs(words, wanted) for words in drawn.logprobs[line, : len(tokens)]]
+        chosen = [unpack_logprobs(words, wanted) for words in drawn.logprobs[line][: len(tokens)]]
         logprobs, alternatives = [c[0] for c in chosen], [c[1] for c in chosen]
         return Output(request.id, tokens, logprobs, alternatives, finish, cached_tokens=cached)
 
 
-def _next(request: Request, steps: int) -> Row:
-    """Its next `steps` tokens, or as many as it may still have."""
-    count = min(steps, request.limit - request.length)
-    row = Row(request, request.stay, request.computed, count, count)
+def _next(request: Request, steps: int, guesses: Sequence[int]) -> Row:
+    """Its next `steps` tokens, or as many as it may still have; or the next one and those guessed."""
+    count = 1 + len(guesses) if guesses else min(steps, request.limit - request.length)
+    row = Row(request, request.stay, request.computed, count, count, guesses)
     request.computed += count
     request.ahead += count
     return row

@@ -1,4 +1,4 @@
-"""Messages to ids, so that nothing a client writes becomes a control token; joins the template and the tokenizer.
+"""Messages to a prompt's text, so that nothing a client writes becomes a control token; joins template and names of tokens.
 
 A special token's name inside a message ("<|im_end|>" in a question about chat formats) is plain text: the name is broken
 by a character that occurs nowhere, the template runs, and the tokenizer takes the character out again without
@@ -7,37 +7,92 @@ recognising the name. Text without such names takes the ordinary path: its ids a
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
+from attrs import define, field, frozen
+
+from neuron_jax.text.errors import TooManyTokensError
+from neuron_jax.text.spelling import USUAL_CHARS, Spelling
 from neuron_jax.text.template import ChatTemplate, Message, unused_character
-from neuron_jax.text.tokenizer import Tokenizer
 
 
-def encode_chat(
-    template: ChatTemplate,
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    add_generation_prompt: bool = True,
-    continue_final: bool = False,
-    variables: Mapping[str, Any] | None = None,
-) -> tuple[str, list[int]]:
-    """The rendered prompt and its ids; the arguments are those of `ChatTemplate.render`. Raises TemplateError."""
-    render = partial(
-        template.render,
-        add_generation_prompt=add_generation_prompt,
-        continue_final=continue_final,
-    )
-    sent: dict[str, Any] = {"messages": list(messages), "tools": list(tools) if tools else None, "variables": variables}
-    names = tokenizer.special_names
-    if not _mentions(names, sent):
-        text = render(**sent)
-        return text, tokenizer.encode(text, add_special=False)
-    mark = unused_character([sent, template.source])
-    text = render(**_broken(names, mark, sent))
-    return text.replace(mark, ""), tokenizer.encode_marked(text, mark=mark)
+@frozen
+class ChatFormat:
+    """What the prompts of a model's chats are made with; `names` are those of its special tokens."""
+
+    source: str
+    bos_token: str | None = None
+    eos_token: str | None = None
+    names: tuple[str, ...] = ()
+    spelling: Spelling = field(factory=Spelling)
+
+
+@frozen
+class Chat:
+    """A conversation as it is rendered; the fields are the arguments of `ChatTemplate.render`."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    variables: Mapping[str, Any] = field(factory=dict)
+    add_generation_prompt: bool = True
+    continue_final: bool = False
+
+
+@frozen
+class Rendered:
+    """A prompt's text. In names of special tokens that are plain text stands `mark`, where there are any."""
+
+    text: str
+    mark: str = ""
+
+    @property
+    def plain(self) -> str:
+        """The text as a reader sees it."""
+        return self.text.replace(self.mark, "") if self.mark else self.text
+
+
+@define(slots=False)
+class Renderer:
+    """What renders chats of one format, which is read with the first of them."""
+
+    kind: ChatFormat
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The format's template. Raises TemplateError when it is none."""
+        return ChatTemplate(self.kind.source, bos_token=self.kind.bos_token, eos_token=self.kind.eos_token)
+
+    @cached_property
+    def names(self) -> re.Pattern[str]:
+        """Finds special tokens by name."""
+        return names_pattern(self.kind.names)
+
+    def render(self, chat: Chat, most: int | None = None) -> Rendered:
+        """The prompt of `chat`. Raises TemplateError, and TooManyTokensError when it surely has more than `most` tokens."""
+        render = partial(
+            self.template.render,
+            add_generation_prompt=chat.add_generation_prompt,
+            continue_final=chat.continue_final,
+        )
+        sent: dict[str, Any] = {"messages": chat.messages, "tools": chat.tools, "variables": chat.variables}
+        if not _mentions(self.names, sent):
+            return self._fitting(Rendered(render(**sent)), most)
+        mark = unused_character([sent, self.kind.source])
+        return self._fitting(Rendered(render(**_broken(self.names, mark, sent)), mark), most)
+
+    def _fitting(self, rendered: Rendered, most: int | None) -> Rendered:
+        marks = rendered.text.count(rendered.mark) if rendered.mark else 0
+        least = self.kind.spelling.least_tokens(rendered.text) - marks
+        if most is not None and least > most:
+            raise TooManyTokensError(max(least, len(rendered.text) // USUAL_CHARS), exact=False)
+        return rendered
+
+
+def names_pattern(names: Sequence[str]) -> re.Pattern[str]:
+    """Finds any of `names`, the longest first, as one group."""
+    listed = sorted(names, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, listed))})" if listed else r"(?!)()")
 
 
 def _mentions(names: re.Pattern[str], value: Any) -> bool:

@@ -1,8 +1,10 @@
 """Where a model's chat template runs: Hugging Face's dialect of Jinja, with bounds; knows no messages.
 
 A template comes with the weights: it is data, not code of ours. It reaches no attribute that starts with an underscore,
-changes nothing it is given, and ends after `MAX_STEPS` loop passes or `MAX_CHARS` characters, so that no conversation a
-client sends can make it run away. Source of the dialect: https://huggingface.co/docs/transformers/chat_templating_writing
+changes nothing it is given, and ends after `MAX_STEPS` loop passes or `MAX_CHARS` characters. These are the bounds that can
+be told in words; all others are those of the process that runs it (`neuron_jax.workers.render_process`).
+
+Source of the dialect: https://huggingface.co/docs/transformers/chat_templating_writing
 """
 
 import json
@@ -45,7 +47,7 @@ class _Budget:
 
 
 def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
-    """The template's output. Raises TemplateError for whatever goes wrong inside it."""
+    """The template's output. Raises TemplateError for whatever goes wrong inside it, but for want of memory."""
     parts: list[str] = []
     size = 0
     try:
@@ -55,7 +57,7 @@ def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
             parts.append(part)
     except TemplateError:
         raise
-    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError) as error:
+    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError) as error:
         raise TemplateError(str(error) or type(error).__name__) from error
     except (RuntimeError, TypeError, ValueError) as error:
         raise TemplateError(f"the chat template failed: {error}") from error

@@ -10,19 +10,26 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import jinja2
-from jinja2 import meta, nodes
+import msgspec
+from jinja2 import nodes
 
 from neuron_jax.text import sandbox
 from neuron_jax.text.errors import TemplateError
 
 Message = Mapping[str, Any]
+MAX_SOURCE = 1024 * 1024
+"""Characters of a template. The longest known have some 30,000."""
 
 
 class ChatTemplate:
-    """A compiled template. Raises TemplateError when `source` does not compile."""
+    """A template, read but not run: what it supports can be told of any template. Raises TemplateError when it is none.
+
+    It is compiled with the first `render`. Compiling computes its constants, so both take a process of their own.
+    """
 
     def __init__(
         self,
@@ -32,21 +39,32 @@ class ChatTemplate:
         eos_token: str | None,
         clock: Callable[[], datetime] = datetime.now,
     ) -> None:
-        environment = sandbox.environment(clock)
-        try:
-            tree = environment.parse(source)
-            self._template = environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise TemplateError(f"the chat template does not compile: {error}") from error
-        names = meta.find_undeclared_variables(tree)
+        if len(source) > MAX_SOURCE:
+            raise TemplateError(f"the chat template has {len(source)} characters; at most {MAX_SOURCE} are read")
         self.source = source
-        self.supports_tools = "tools" in names
-        self.supports_thinking = "enable_thinking" in names or "<think>" in source
+        self._environment = sandbox.environment(clock)
+        try:
+            tree = self._environment.parse(source)
+            self.supports_tools = _reads(tree, "tools")
+            self.supports_thinking = _reads(tree, "enable_thinking") or "<think>" in source
+            self._walks_parts = _walks_content(tree)
+        except (jinja2.TemplateError, RecursionError, ValueError) as error:  # the last for numbers of many digits
+            raise TemplateError(f"the chat template does not compile: {error}") from error
         self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
-        self._walks_parts = _walks_content(tree)
         self._knows_none = re.search(r"""content['"\]]*\s+is\s+(not\s+)?none\b""", source, re.IGNORECASE) is not None
         self._short_ids = re.search(r"length\s*!=\s*9\b", source) is not None
         self._wants_parts = self._walks_parts and not re.search(r"\bis\s+(not\s+)?string\b", source)
+
+    def compile(self) -> None:
+        """Raises TemplateError when it cannot be run."""
+        assert self._template is not None
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        try:
+            return self._environment.from_string(self.source)
+        except (jinja2.TemplateError, ArithmeticError, RecursionError, TypeError, ValueError, SyntaxError) as error:
+            raise TemplateError(f"the chat template does not compile: {error}") from error
 
     def render(
         self,
@@ -167,10 +185,41 @@ def _parsed_call(call: Any) -> Any:
 def _parsed_arguments(text: str) -> Any:
     """The object that `text` holds; `text` itself when it holds none (a call that was cut off and sent back)."""
     try:
-        value = json.loads(text or "{}")
-    except ValueError:
+        value = msgspec.json.decode(text or "{}")
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) else text
+
+
+def _reads(tree: nodes.Node, name: str) -> bool:
+    """Whether the template asks for the variable `name` before it sets one of that name itself.
+
+    Jinja's own `meta.find_undeclared_variables` would compute the template's constants.
+    """
+    first = next((node for node in _in_order(tree, name) if isinstance(node, nodes.Name) and node.name == name), None)
+    return first is not None and first.ctx == "load"
+
+
+def _in_order(node: nodes.Node, name: str) -> Iterator[nodes.Node]:
+    """All nodes in the order in which they run, but for the parts in which `name` is an argument or a loop's own."""
+    yield node
+    for child in _children(node, name):
+        yield from _in_order(child, name)
+
+
+def _children(node: nodes.Node, name: str) -> Sequence[nodes.Node]:
+    match node:
+        case nodes.Assign():
+            return [node.node, node.target]
+        case nodes.With():
+            return [*node.values, *node.targets, *node.body]
+        case nodes.Macro() | nodes.CallBlock() if any(argument.name == name for argument in node.args):
+            return [*([node.call] if isinstance(node, nodes.CallBlock) else []), *node.defaults]
+        case nodes.For() if any(target.name == name for target in node.target.find_all(nodes.Name)) or (
+            isinstance(node.target, nodes.Name) and node.target.name == name
+        ):
+            return [node.iter]
+    return list(node.iter_child_nodes())
 
 
 def _walks_content(tree: nodes.Template) -> bool:

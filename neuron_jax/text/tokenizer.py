@@ -12,8 +12,11 @@ from typing import Any
 
 import tokenizers
 
-from neuron_jax.text.errors import TokenizerError
+from neuron_jax.text.errors import TokenizerError, TooManyTokensError
 from neuron_jax.text.gguf_vocab import GgufVocab, from_gguf
+from neuron_jax.text.parts import Count, PartEncoder
+from neuron_jax.text.prompt import Rendered, names_pattern
+from neuron_jax.text.spelling import USUAL_CHARS, spelling_of
 from neuron_jax.text.vocab_bytes import strips_leading_space, token_bytes
 
 
@@ -46,6 +49,8 @@ class Tokenizer:
         self._bytes = token_bytes(self._description, backend.get_vocab())
         self.special_ids = frozenset(row["id"] for row in self._special.values())
         self.strips_leading_space = strips_leading_space(self._description)
+        self.spelling = spelling_of(self._description, self._bytes)
+        self._encoder = PartEncoder(backend, self._description)
 
     @property
     def vocab_size(self) -> int:
@@ -62,23 +67,42 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(token)
         return found
 
-    def encode(self, text: str, *, add_special: bool) -> list[int]:
+    def encode(self, text: str, *, add_special: bool, most: int | None = None) -> list[int]:
         """Ids of `text`, in which special tokens are recognised by their names, as every server does for raw prompts.
 
         `add_special` adds what the tokenizer puts around a raw prompt (a begin token); a chat template writes its own.
+        Raises TooManyTokensError where there are more than `most`, as early as it is certain, and UncutTextError.
         """
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special).ids
+        self._refuse_hopeless(text, most)
+        count = Count(most, len(text))
+        before, after = self._around if add_special else ([], [])
+        count.tokens = len(before) + len(after)
+        ids = [*before, *self._encoder.encode(text, count), *after]
+        count.close()
         return ids
 
-    def encode_marked(self, text: str, *, mark: str) -> list[int]:
+    def encode_rendered(self, rendered: Rendered, *, most: int | None = None) -> list[int]:
+        """Ids of a chat's prompt. Raises TooManyTokensError and UncutTextError."""
+        if rendered.mark:
+            return self.encode_marked(rendered.text, mark=rendered.mark, most=most)
+        return self.encode(rendered.text, add_special=False, most=most)
+
+    def encode_marked(self, text: str, *, mark: str, most: int | None = None) -> list[int]:
         """As `encode(text, add_special=False)`, but a special token's name with `mark` in it is plain text.
 
         `mark` is one character that is taken out again; see `neuron_jax.text.prompt`, which puts it there.
         """
+        self._refuse_hopeless(text, most, text.count(mark))
+        count = Count(most, len(text))
         ids: list[int] = []
         for part in self._parts(text):
             token = self._special.get(part)
-            ids += [token["id"]] if token else self._plain(part.replace(mark, ""), first=not ids)
+            if token is None:
+                ids += (self._inner if ids else self._verbatim).encode(part.replace(mark, ""), count)
+            else:
+                ids.append(token["id"])
+                count.add(1, len(part))
+        count.close()
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
@@ -94,43 +118,58 @@ class Tokenizer:
             return b""
         return self._bytes[id_]
 
+    def _refuse_hopeless(self, text: str, most: int | None, marks: int = 0) -> None:
+        least = 0 if most is None else self.spelling.least_tokens(text) - marks
+        if most is not None and least > most:
+            raise TooManyTokensError(max(least, len(text) // USUAL_CHARS), exact=False)
+
     def _parts(self, text: str) -> Iterator[str]:
         """`text` cut at its special tokens, which take the spaces they own with them; no empty parts."""
-        parts = self.special_names.split(text)
-        for at, part in enumerate(parts):
-            before = self._special.get(parts[at - 1]) if at else None
-            after = self._special.get(parts[at + 1]) if at + 1 < len(parts) else None
-            kept = part.lstrip() if before and before["rstrip"] else part
-            kept = kept.rstrip() if after and after["lstrip"] else kept
-            if kept:
-                yield kept
-
-    def _plain(self, text: str, *, first: bool) -> list[int]:
-        backend = self._verbatim if first else self._inner
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-        return ids
+        at, strips = 0, False
+        for found in self._special_names.finditer(text):
+            token = self._special[found[0]]
+            yield from _stripped(text[at : found.start()], left=strips, right=token["lstrip"])
+            yield found[0]
+            at, strips = found.end(), token["rstrip"]
+        yield from _stripped(text[at:], left=strips, right=False)
 
     @cached_property
-    def special_names(self) -> re.Pattern[str]:
-        """Finds special tokens by name, the longest first, as one group."""
-        names = sorted(self._special, key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, names))})" if names else r"(?!)()")
+    def _special_names(self) -> re.Pattern[str]:
+        return names_pattern(sorted(self._special))
 
     @cached_property
-    def _verbatim(self) -> tokenizers.Tokenizer:
+    def _around(self) -> tuple[list[int], list[int]]:
+        """What is put before and after a raw prompt."""
+        probe = "a"
+        whole: list[int] = self._backend.encode(probe, add_special_tokens=True).ids
+        inner: list[int] = self._backend.encode(probe, add_special_tokens=False).ids
+        fits = (at for at in range(len(whole) - len(inner) + 1) if whole[at : at + len(inner)] == inner)
+        at = next(fits, len(whole))
+        return whole[:at], whole[at + len(inner) :]
+
+    @cached_property
+    def _verbatim(self) -> PartEncoder:
         """A copy that takes special tokens' names for plain text. The flag of the shared one must not be flipped."""
         return _verbatim(self._description)
 
     @cached_property
-    def _inner(self) -> tokenizers.Tokenizer:
+    def _inner(self) -> PartEncoder:
         """The same for text that does not begin the prompt, where "first" means the prompt's first word only."""
         return _verbatim(_without_first_prefix(self._description))
 
 
-def _verbatim(description: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def _verbatim(description: Mapping[str, Any]) -> PartEncoder:
     backend = tokenizers.Tokenizer.from_str(jsonlib.dumps(description))
     backend.encode_special_tokens = True
-    return backend
+    return PartEncoder(backend, description, verbatim=True)
+
+
+def _stripped(text: str, *, left: bool, right: bool) -> Iterator[str]:
+    """`text` without the white space that its neighbours take, unless nothing is left."""
+    text = text.lstrip() if left else text
+    text = text.rstrip() if right else text
+    if text:
+        yield text
 
 
 def _without_first_prefix(node: Any) -> Any:
@@ -146,9 +185,12 @@ def _without_first_prefix(node: Any) -> Any:
 
 def _parse(json: bytes) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_buffer(json)
+        backend = tokenizers.Tokenizer.from_buffer(json)
     except Exception as error:  # the library raises bare Exception for every kind of bad file
         raise TokenizerError(f"tokenizer.json cannot be read: {error}") from error
+    backend.no_truncation()  # what its authors trained with; a prompt is refused, never cut
+    backend.no_padding()
+    return backend
 
 
 def _named(config: Mapping[str, Any], key: str) -> str | None:

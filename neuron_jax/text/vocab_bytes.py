@@ -1,12 +1,15 @@
 """The bytes that each token stands for, read off a tokenizer.json; knows the decoders that chat models use."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from neuron_jax.text.errors import TokenizerError
 
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
+
+SPACES: Mapping[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+"""The normalizer that writes it."""
 
 
 def token_bytes(description: Mapping[str, Any], vocab: Mapping[str, int]) -> list[bytes]:
@@ -24,18 +27,21 @@ def strips_leading_space(description: Mapping[str, Any]) -> bool:
     return any(
         (step["type"] == "Strip" and step["start"] > 0)
         or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
-        for step in _decoder_steps(description)
+        for step in steps(description.get("decoder"), "decoders")
     )
 
 
-def _decoder_steps(description: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    decoder = description.get("decoder")
-    if decoder is not None:
-        yield from decoder["decoders"] if decoder["type"] == "Sequence" else (decoder,)
+def steps(node: Mapping[str, Any] | None, inner: str) -> Sequence[Mapping[str, Any]]:
+    """A step of a tokenizer.json, or those of a sequence of steps under `inner`, as one list."""
+    if node is None:
+        return []
+    if node["type"] != "Sequence":
+        return [node]
+    return [step for part in node[inner] for step in steps(part, inner)]
 
 
 def _converter(description: Mapping[str, Any]) -> Callable[[str], bytes]:
-    kinds = [step["type"] for step in _decoder_steps(description)]
+    kinds = [step["type"] for step in steps(description.get("decoder"), "decoders")]
     if "ByteLevel" in kinds:
         return _byte_level
     if kinds and set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
@@ -53,7 +59,7 @@ def _sentence_piece(token: str) -> bytes:
 def _byte_level(token: str) -> bytes:
     """GPT-2's printable alphabet back to bytes; a token with a character outside it stands for itself."""
     try:
-        return bytes(map(_BYTES.__getitem__, token))
+        return bytes(map(BYTES.__getitem__, token))
     except KeyError:
         return token.encode()
 
@@ -68,4 +74,5 @@ def _alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
 
 
-_BYTES = _alphabet()
+BYTES = _alphabet()
+"""The byte of each character of a byte-level vocabulary."""

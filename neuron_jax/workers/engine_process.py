@@ -230,7 +230,7 @@ def _serve(engine: Any, door: Door) -> None:
     settled = False
     while True:
         if engine.idle:
-            engine.check_integrity()
+            engine.check_idle()
             door.tell(Report(engine.load))
             if not (settled or engine.compiling):
                 forget_tracing()

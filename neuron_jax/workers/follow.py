@@ -34,6 +34,9 @@ class Others:
     def able(self) -> set[Any]:
         return {self.keys[place] for place in self.leader.able()}
 
+    def dropped(self) -> set[Any]:
+        return {self.keys[place] for place in self.leader.dropped()}
+
 
 def follow(member: Member, runner: Any, keys: Sequence[Any], heart: Heart) -> NoReturn:
     """Run what the leader says for as long as it lives. `runner` is an `engine.runner.Runner` with `keys` to compile.
@@ -65,14 +68,15 @@ def _run(runner: Any, key: Any, message: Run) -> Any:
 
 
 def _tell_able(member: Member, runner: Any, keys: Sequence[Any], told: set[Any]) -> None:
-    """Tell the leader of programs that became usable since."""
+    """Tell the leader of programs that became usable since, and of those that never will be."""
     if len(told) == len(keys):
         return
     runner.collect()
-    new = [place for place, key in enumerate(keys) if key in runner.usable and key not in told]
+    new = {key: place for place, key in enumerate(keys) if key in runner.usable | runner.dropped and key not in told}
     if not new:
         return
-    told.update(keys[place] for place in new)
-    member.tell_able(new)
+    told.update(new)
+    dropped = [place for key, place in new.items() if key in runner.dropped]
+    member.tell_able([place for place in new.values() if place not in dropped], dropped)
     if len(told) == len(keys):
         forget_tracing()

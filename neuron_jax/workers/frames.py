@@ -74,7 +74,7 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     max_context: int = 0  # tokens of one request, prompt and output
     max_slots: int = 0  # requests running at once
     page_size: int = 16
-    chunk_tokens: int = 0  # most prompt tokens in one step
+    chunk_tokens: int = 0  # most tokens in one step, or one for each slot and guess
     decode_steps: int = 0  # most tokens of a request in one decode step
     speculate: int = -1  # tokens guessed ahead in a text that repeats itself; 0 = none, -1 = where it helps
     deterministic: bool = False  # the same bits however a request is served, at a cost where XLA computes
@@ -223,6 +223,7 @@ class EngineLoad(Struct, frozen=True):
     steady_compiles: int = 0  # programs built after Ready that the plan did not know: a step waited for each of them
     host_ms: float = 0.0  # of a step, averaged: from one result to asking for the next; the device works meanwhile
     wait_ms: float = 0.0  # of a step, averaged: from asking for a result to having it
+    dropped: tuple[str, ...] = ()  # programs that could not be compiled, and that the engine does without
 
 
 class Step(Struct, tag="step", frozen=True):

@@ -13,7 +13,6 @@ from jax.extend import backend
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from neuron_jax.workers.frames import Group
-from neuron_jax.workers.meeting import split_address
 
 HEARTBEAT_SECONDS = 100
 """After which jax.distributed itself gives a rank up, and ends all processes. The daemons notice within seconds."""
@@ -84,8 +83,7 @@ def _gloo_at(host: str) -> None:
     from jaxlib import _jax
 
     def make() -> Any:
-        name, _ = split_address(f"{host}:0")
-        collectives = _jax.make_gloo_tcp_collectives(distributed.global_state.client, hostname=name)
+        collectives = _jax.make_gloo_tcp_collectives(distributed.global_state.client, hostname=host)
         return xla_bridge.make_cpu_client(collectives)
 
     backend.register_backend_factory("cpu", make, priority=0, fail_quietly=False)

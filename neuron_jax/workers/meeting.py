@@ -1,6 +1,6 @@
 """Where the ranks of a group meet, and how the leader hands out its steps: blocking sockets; knows no JAX and no daemon.
 
-    rank -> leader   Hello, first; then Made, what it would serve; then Able, the programs it has compiled
+    rank -> leader   Hello, first; then Made, what it would serve; then Able, the programs it has compiled or cannot
     leader -> rank   Meet, once all are here; then Run, one program of the common list and what it is told
 
 jax.distributed ends a process that waits in vain, without a word that could be caught, so nobody calls it before all are
@@ -25,6 +25,7 @@ import numpy.typing as npt
 from attrs import define, field
 from msgspec import Struct
 
+from neuron_jax.addresses import Address, parse_address
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.frames import FrameError, FrameReader, Group, encode
 
@@ -54,9 +55,10 @@ class Made(Struct, tag="made", frozen=True):
 
 
 class Able(Struct, tag="able", frozen=True):
-    """Places, in the common list, of the programs that the rank has compiled since."""
+    """Places, in the common list, of the programs that the rank has compiled since, and of those that it never will have."""
 
-    programs: list[int]
+    programs: tuple[int, ...]
+    dropped: tuple[int, ...] = ()
 
 
 class Meet(Struct, tag="meet", frozen=True):
@@ -125,11 +127,12 @@ class Leader:
         self._listener = listener
         self._links: dict[int, _Link] = {}
         self._able: dict[int, set[int]] = {}
+        self._dropped: dict[int, set[int]] = {}
 
     @classmethod
     def listen(cls, group: Group) -> "Leader":
         """Raises LoadError port_taken."""
-        host, port = split_address(group.coordinator)
+        host, port = parse_address(group.coordinator)
         try:
             return cls(group, socket.create_server((host, port), family=_family(host), backlog=group.world))
         except OSError as error:
@@ -155,7 +158,7 @@ class Leader:
 
     def meet(self) -> str:
         """Calls all ranks to jax.distributed, and says where: HOST:PORT on this host, the port free a moment ago."""
-        host, _ = split_address(self.address)
+        host, _ = parse_address(self.address)
         with socket.create_server((host, 0), family=_family(host)) as probe:
             address = _name(probe)
         for link in self._links.values():
@@ -175,7 +178,7 @@ class Leader:
     def watch(self, lost: Callable[[int], None]) -> None:
         """From now on listens to the ranks; calls `lost`, in a thread of its own, with the first that is gone."""
         for rank, link in self._links.items():
-            self._able[rank] = set()
+            self._able[rank], self._dropped[rank] = set(), set()
             threading.Thread(target=self._listen_to, args=(rank, link, lost), name=f"rank {rank}", daemon=True).start()
 
     def run(self, program: int, words: Words) -> None:
@@ -187,6 +190,10 @@ class Leader:
     def able(self) -> set[int]:
         """The programs that every other rank has compiled."""
         return set.intersection(*(set(able) for able in self._able.values()))
+
+    def dropped(self) -> set[int]:
+        """The programs that one of the other ranks cannot compile."""
+        return set().union(*self._dropped.values())
 
     def _welcome(self, sock: socket.socket, whence: Any) -> None:
         _keep_alive(sock)
@@ -208,6 +215,7 @@ class Leader:
         for message in link.rest():
             assert isinstance(message, Able), message
             self._able[rank] = self._able[rank] | set(message.programs)
+            self._dropped[rank] = self._dropped[rank] | set(message.dropped)
         lost(rank)
 
     def _missing(self) -> LoadError:
@@ -233,7 +241,7 @@ class Member:
         until = time.monotonic() + group.deadline
         while True:
             try:
-                sock = socket.create_connection(split_address(group.coordinator), max(until - time.monotonic(), 0.001))
+                sock = socket.create_connection(parse_address(group.coordinator), max(until - time.monotonic(), 0.001))
                 break
             except OSError as error:
                 if time.monotonic() >= until:
@@ -268,8 +276,8 @@ class Member:
         """From now on listens to the leader; calls `lost`, in a thread of its own, when it is gone."""
         threading.Thread(target=self._listen, args=(lost,), name="rank 0", daemon=True).start()
 
-    def tell_able(self, programs: Sequence[int]) -> None:
-        self._link.send(Able(list(programs)))
+    def tell_able(self, programs: Sequence[int], dropped: Sequence[int] = ()) -> None:
+        self._link.send(Able(tuple(programs), tuple(dropped)))
 
     def next(self, timeout: float | None) -> Run | None:
         """What the leader says next; None when that is nothing for `timeout` seconds."""
@@ -288,14 +296,6 @@ class Member:
 Company = Leader | Member
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """HOST:PORT, the host of IPv6 in brackets. Raises ValueError."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{address!r} is no HOST:PORT")
-    return host.strip("[]"), int(port)
-
-
 def _keep_alive(sock: socket.socket) -> None:
     """Notice within seconds when the other host is gone without a word; and send words at once, however short."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -306,8 +306,7 @@ def _keep_alive(sock: socket.socket) -> None:
 
 
 def _name(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return str(Address(*sock.getsockname()[:2]))
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -13,6 +13,7 @@ import pytest
 from attrs import frozen
 
 from cortex_gateway.app import create_app
+from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config, Gateway, Neuron
 from cortex_gateway.dialects.grammar import TABLE
 from cortex_gateway.dialects.openai_chat import ChatDecoder
@@ -47,7 +48,7 @@ async def stack(folder: pathlib.Path, **model: Any) -> AsyncIterator[Stack]:
         fleet = Fleet(config, metrics, transport=NeuronTransport())
         await fleet.start()
         cleaning.push_async_callback(fleet.close)
-        transport = MemoryTransport({"gw": create_app(fleet, metrics, config)})
+        transport = MemoryTransport({"gw": create_app(fleet, metrics, config, Guard())})
         async with httpx.AsyncClient(transport=transport, base_url="http://gw", timeout=20) as client:
             yield Stack(client, neuron, records)
 

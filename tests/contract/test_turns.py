@@ -12,16 +12,19 @@ from typing import Any
 import attrs
 import pytest
 
+from cortex_gateway.dialects.anthropic.depth import MAX_DEPTH
 from cortex_gateway.dialects.anthropic.request import decode
 from cortex_gateway.dialects.anthropic.response import whole
 from cortex_gateway.dialects.openai_chat import decode_whole
 from neuron_jax.daemon.chat_wire import ChatAnswer
+from neuron_jax.daemon.fields import decode_object
 from neuron_jax.daemon.generation import Choice
 from neuron_jax.daemon.model_text import ModelText, read_text
-from neuron_jax.daemon.prepare import Outside, chat_job
+from neuron_jax.daemon.prepare import Outside
 from neuron_jax.daemon.schema import read_chat
 from neuron_jax.text.template import ChatTemplate
 from neuron_jax.workers.frames import Output
+from tests.fakes.rendering import job_of
 
 ROWS = json.loads((Path(__file__).parents[1] / "data" / "smollm2-greedy.json").read_text("utf-8"))
 OUTSIDE = Outside(id="chatcmpl-1", seed=1, created=1, max_context=4096)
@@ -92,7 +95,7 @@ class Chat:
     def ask(self, *messages: Json) -> int:
         """Add `messages` and render: how many tokens the prompt has in common with what the engine has seen."""
         self.body["messages"] += messages
-        self.job = chat_job(read_chat(json.loads(json.dumps(self.body))), self.text, OUTSIDE)
+        self.job = job_of(read_chat(json.loads(json.dumps(self.body))), self.text, OUTSIDE)
         ids = self.job.encoded[0].ids
         return next((at for at, (a, b) in enumerate(zip(self.held, ids, strict=False)) if a != b), len(self.held))
 
@@ -222,3 +225,15 @@ def test_a_call_is_found_where_the_model_writes_it_as_its_template_does(
 
     assert (hit == len(it.held)) is found
     assert hit >= it.said[0] + len(before)
+
+
+def test_what_is_as_deep_as_the_gateway_reads_is_read_by_the_neuron() -> None:
+    """Its translation adds levels, and the neuron has them left."""
+    schema: Any = {}
+    for _ in range(MAX_DEPTH - 4):
+        schema = {"a": schema}
+    call = {"type": "tool_use", "id": "t", "name": "f", "input": schema["a"]["a"]}
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": [call]}, NEXT]
+    body = {"model": "m", "max_tokens": 9, "messages": turns, "tools": [{"name": "f", "input_schema": schema}]}
+
+    assert read_chat(decode_object(decode(json.dumps(body).encode()).neuron_body("m"))).chat.tools

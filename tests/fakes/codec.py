@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from hypothesis import strategies as st
+
 from neuron_jax.text.pieces import Piece, merged
 
 
@@ -32,3 +34,10 @@ def cuts(data: Any) -> list[list[Any]]:
     """`data` whole, element by element, and split once at every place."""
     whole = [[data], [data[at : at + 1] for at in range(len(data))]]
     return whole + [[data[:at], data[at:]] for at in range(1, len(data))]
+
+
+@st.composite
+def pieces_of(draw: st.DrawFn, data: Any) -> list[Any]:
+    """`data` cut at any places, also several times at one."""
+    places = sorted(draw(st.lists(st.integers(0, len(data)), max_size=8)))
+    return [data[at:end] for at, end in zip([0, *places], [*places, len(data)], strict=True)]

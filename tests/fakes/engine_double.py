@@ -58,6 +58,7 @@ class Script:
     die_ready: int | None = None  # exit code right after ready
     load_seconds: float = 0.0
     stubborn: bool = False  # ignores Shutdown
+    dropped: Sequence[str] = ()  # programs that it could not compile
 
 
 @define
@@ -223,7 +224,10 @@ class Double:
 
     def busy(self) -> EngineLoad:
         free = 1024 - len(self.running)
-        return EngineLoad(running=len(self.running), free_pages=free, pages=1024, decode_rate=100.0, steps=self.steps)
+        dropped = tuple(self.script.dropped)
+        return EngineLoad(
+            len(self.running), free_pages=free, pages=1024, decode_rate=100.0, steps=self.steps, dropped=dropped
+        )
 
     def send(self, event: frames.Event) -> None:
         with self.lock:

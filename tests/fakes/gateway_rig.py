@@ -9,6 +9,7 @@ import msgspec
 from attrs import define
 
 from cortex_gateway.app import create_app
+from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config, Gateway
 from cortex_gateway.dialects.sse import SseEvent, SseParser
 from tests.fakes.fleet_double import FleetDouble, MetricsDouble
@@ -90,11 +91,13 @@ def run(
     nodes: Mapping[str, NeuronDouble | None] | None = None,
     settings: Gateway | None = None,
     beat_seconds: float = 5.0,
+    guard: Guard | None = None,
     **fleet: Any,
 ) -> None:
     """Run `scenario` against a fresh gateway called "gw". A node given as None refuses connections.
 
-    A test of what a client hears in the meantime needs another `beat_seconds`: on a slow machine every wait is long.
+    Without a `guard` there is no key. A test of what a client hears in the meantime needs another `beat_seconds`: on a
+    slow machine every wait is long.
     """
 
     async def main() -> None:
@@ -104,7 +107,7 @@ def run(
         double = FleetDouble(MemoryTransport(dict(there)), nodes=list(hosts), **fleet)
         metrics = MetricsDouble()
         config = Config(gateway=settings or Gateway(hosts=("gw",)))
-        app = create_app(double, metrics, config, beat_seconds=beat_seconds)  # type: ignore[arg-type]
+        app = create_app(double, metrics, config, guard or Guard(), beat_seconds=beat_seconds)  # type: ignore[arg-type]
         transport = MemoryTransport({"gw": app})
         async with httpx.AsyncClient(transport=transport, base_url="http://gw") as client:
             await scenario(Rig(next(iter(there.values()), neuron), double, metrics, client, app))

@@ -15,7 +15,7 @@ def main() -> None:
             pass
         ready = Ready(512, 1, 16, 32, "none", "", "float32", "", "xla", "", "float32", ("cpu:0",), (), 0.0)
         link.sendall(encode(ready))
-        link.sendall(encode(Pulse(busy=1.5, allowed=1.0, what="decode 4")))
+        link.sendall(encode(Pulse(busy=1.5, allowed=1.0, what="step 4")))
         while link.recv(1 << 20):
             pass
 

@@ -10,16 +10,19 @@ import attrs
 import httpx
 import uvicorn
 
-from neuron_jax.config import AdmissionConfig, ModelSpec, NeuronConfig, ServerConfig, load_config
-from neuron_jax.daemon.app import build_app
+from neuron_jax.config import AccessConfig, AdmissionConfig, ModelSpec, NeuronConfig, ServerConfig, load_config
+from neuron_jax.daemon.admission import Admission
+from neuron_jax.daemon.app import build_app, tls_of
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.lifecycle import Lifecycle
+from neuron_jax.daemon.service import Neuron
 from neuron_jax.hardware.records import Device, DeviceLoad, Hardware
 from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
 from tests.fakes.engine_double import COMMAND, environment
 from tests.fakes.tiny_model import write_tiny_model
 
 MODEL = "org/tiny"
+SERVER = ServerConfig(port=0, max_body_mb=1)
 
 
 class StillDevices:
@@ -40,11 +43,19 @@ def still_devices(count: int = 2) -> Devices:
 
 @attrs.frozen(eq=False)
 class LiveNeuron:
-    """A running daemon: an HTTP client bound to it, its lifecycle, its tiny model's folder."""
+    """A running daemon: an HTTP client bound to it, what its routes work with, its tiny model's folder."""
 
     http: httpx.AsyncClient
-    lifecycle: Lifecycle
+    neuron: Neuron
     folder: Path
+
+    @property
+    def lifecycle(self) -> Lifecycle:
+        return self.neuron.lifecycle
+
+    @property
+    def counting(self) -> Admission:
+        return self.neuron.counting
 
     @property
     def url(self) -> str:
@@ -68,7 +79,7 @@ def config_for(folder: Path, cache: Path, **changes: Any) -> NeuronConfig:
     """A config that offers the tiny model in `folder` as MODEL, alias `tiny`."""
     spec = ModelSpec(model_id=MODEL, source=str(folder), aliases=("tiny",))
     base = load_config(None, {**environment(), "CORTEX_CACHE": str(cache)})
-    defaults: Mapping[str, Any] = {"models": (spec,), "server": ServerConfig(port=0, max_body_mb=1)}
+    defaults: Mapping[str, Any] = {"models": (spec,), "server": SERVER}
     return attrs.evolve(base, **{**defaults, **changes})
 
 
@@ -80,17 +91,21 @@ async def live_neuron(
     queue: AdmissionConfig | None = None,
     restarts: RestartPolicy = RESTARTS,
     devices: Devices | None = None,
+    server: ServerConfig = SERVER,
+    secret: str = "",
+    trust_network: bool = False,
     **script: Any,
 ) -> AsyncIterator[LiveNeuron]:
     folder = write_tiny_model(tmp_path / "tiny", **script)
-    config = config_for(folder, tmp_path / "cache", admission=queue or AdmissionConfig())
+    access = AccessConfig(secret=secret, trust_network=trust_network)
+    config = config_for(folder, tmp_path / "cache", admission=queue or AdmissionConfig(), server=server, access=access)
     async with (
-        running(config, restarts, devices=devices) as (url, lifecycle),
+        serving(config, restarts, devices=devices) as (url, app_neuron),
         httpx.AsyncClient(base_url=url, timeout=20) as http,
     ):
-        neuron = LiveNeuron(http, lifecycle, folder)
+        neuron = LiveNeuron(http, app_neuron, folder)
         if load:
-            await neuron.load()
+            await app_neuron.lifecycle.load(config.models[0])
         yield neuron
 
 
@@ -101,21 +116,36 @@ async def running(
     command: Sequence[str] = COMMAND,
     devices: Devices | None = None,
 ) -> AsyncIterator[tuple[str, Lifecycle]]:
+    """As `serving`, for who needs the lifecycle only."""
+    async with serving(config, restarts, command, devices) as (url, neuron):
+        yield url, neuron.lifecycle
+
+
+@asynccontextmanager
+async def serving(
+    config: NeuronConfig,
+    restarts: RestartPolicy = RESTARTS,
+    command: Sequence[str] = COMMAND,
+    devices: Devices | None = None,
+) -> AsyncIterator[tuple[str, Neuron]]:
     """The daemon of `config` on a free port; afterwards none of its processes or tasks is left."""
     app = build_app(config, devices or still_devices(), command=command, restarts=restarts)
     settings = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=1
     )
+    settings.load()
+    settings.ssl = tls_of(config.server)
     server = uvicorn.Server(settings)
-    serving = asyncio.create_task(server._serve())
+    task = asyncio.create_task(server._serve())
     while not server.started:
-        assert not serving.done(), "the daemon ended at start"
+        assert not task.done(), "the daemon ended at start"
         await asyncio.sleep(0.005)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", app.state.neuron.lifecycle
+        scheme = "https" if settings.ssl else "http"
+        yield f"{scheme}://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", app.state.neuron
     finally:
         server.should_exit = True
-        await serving
+        await task
     left = [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     assert not [name for name in left if not name.startswith("Task-")], left
 

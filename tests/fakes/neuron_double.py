@@ -6,6 +6,7 @@ answers at once: `max_tokens` chunks of " token" (16 when absent).
 
 import argparse
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Delta = Mapping[str, Any]
 CREATED = 1_700_000_000
+OPEN = ("/version", "/health", "/metrics")
 GENERATION = ("/v1/chat/completions", "/v1/completions")
 
 
@@ -86,6 +88,7 @@ class NeuronDouble:
     answers: list[Answer] = field(factory=lambda: [Answer()])
     tokenizers: Sequence[str] | None = None  # models it can tokenize for; None = all of them
     groups: list[dict[str, Any]] = field(factory=list)  # as in GET /discovery
+    secret: str = ""  # what it wants to be shown for everything but GET /version and /health
     seen: list[Seen] = field(factory=list)
     begun: int = 0  # generation requests that arrived
     left: int = 0  # generation requests whose client went away before the end
@@ -96,11 +99,16 @@ class NeuronDouble:
             return
         request = Seen(scope["path"], _headers(scope), await _body(receive))
         self.seen.append(request)
-        if request.path in GENERATION:
+        if self.secret and not self._shown(request):
+            await _json(send, 401, msgspec.json.encode(_envelope("wants its secret", "missing_secret")))
+        elif request.path in GENERATION:
             await self._generate(request, receive, send)
         else:
             status, value = self._control(request)
             await _json(send, status, msgspec.json.encode(value))
+
+    def _shown(self, request: Seen) -> bool:
+        return request.path in OPEN or request.headers.get("authorization") == f"Bearer {self.secret}"
 
     @property
     def asked(self) -> list[Seen]:
@@ -346,7 +354,8 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="an id it has loaded; may be repeated (default: demo)")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds before each piece (default: none)")
     told = parser.parse_args()
-    app = InstantNeuron(models=told.model or ["demo"], pause=told.pause)
+    secret = os.environ.get("NEURON_SECRET", "")
+    app = InstantNeuron(models=told.model or ["demo"], pause=told.pause, secret=secret)
     uvicorn.run(app, host=told.host, port=told.port, log_level="warning", access_log=False)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from attrs import frozen
 
 from neuron_jax.engine.attention.kv import KVFormat
+from neuron_jax.engine.attention.ragged import Ragged, ragged
 
 MOST = {"int8": 127.0, "fp8": 448.0}
 STORED = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8, "fp8": ml_dtypes.float8_e4m3fn}
@@ -39,6 +40,16 @@ class PagedCase:
         """The keyword arguments of every kernel."""
         table, start, count = (jnp.asarray(part, jnp.int32) for part in (self.table, self.start, self.count))
         return {"table": table, "start": start, "count": count, "window": self.window}
+
+    def ragged(self, pad: int) -> Ragged:
+        """The same rows one after the other, each in the slot of its number, and `pad` tokens of padding."""
+        table, start, count = (jnp.asarray(part, jnp.int32) for part in (self.table, self.start, self.count))
+        slot = jnp.arange(len(self.start), dtype=jnp.int32)
+        return ragged(table, slot, start, count, int(self.count.sum()) + pad)
+
+    def flat(self, part: np.ndarray, pad: int = 0) -> np.ndarray:
+        """Of [R, C, ...] the real tokens, [T, ...], and padding."""
+        return np.concatenate([part[self.real], np.ones((pad, *part.shape[2:]), part.dtype)])
 
     def inputs(self, dtype: Any = jnp.float32) -> tuple[Any, ...]:
         """The positional arguments of every kernel."""

@@ -13,6 +13,7 @@ import numpy as np
 from models.attend import causal
 from models.registry import build
 from models.spec import Model, ParamSpec
+from tests.fakes import quick
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -48,7 +49,7 @@ def full_logits(model: Model, params: Any, ids: list[int]) -> np.ndarray:
     return np.asarray(_full(model, params, padded))[: len(ids)]
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(quick.jit, static_argnums=0)
 def _full(model: Model, params: Any, tokens: jax.Array) -> jax.Array:
     positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
     hidden, _ = model.forward(params, tokens, positions, causal(), [None] * model.cache_spec.layers)

@@ -205,13 +205,29 @@ def test_chat_does_not_wait_at_a_terminal_for_json(
     assert "a prompt is needed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "not a url"])
-def test_without_a_gateway_the_way_out_is_told(endpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """How to start one, or what a URL looks like."""
-    assert cli.run(["status", "--endpoint", endpoint]) == 1
+def test_without_a_gateway_the_way_out_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """How to start one."""
+    assert cli.run(["status", "--endpoint", "http://127.0.0.1:9"]) == 1
 
-    said = capsys.readouterr().err
-    assert "cortex up" in said or "is not a URL" in said
+    assert "cortex up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["status", "-e", "not a url"], "must be a URL, as http://host:port"),
+        (["status", "-e", "http://::1:31313"], 'stands in brackets, as "[::1]:31313"'),
+        (["up", "--host", "[::1]"], 'without brackets, as "::1"'),
+        (["up", "--neuron-port", "0"], "Must be >= 1"),
+    ],
+)
+def test_an_address_that_cannot_be_is_told_with_the_right_form(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is tried."""
+    assert cli.run(words) == 2
+
+    assert told in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
@@ -302,8 +318,11 @@ def test_a_second_ctrl_c_hurries_serve(host: HostDouble, tmp_path: pathlib.Path)
     assert process.returncode == 0
 
 
-def test_a_taken_port_is_named_with_its_setting(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And the command ends with 1."""
+def test_a_taken_port_is_named_with_its_setting(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the command ends with 1. A variable that sets nothing is told before."""
+    monkeypatch.setenv("CORTEX_NURONS", "[]")
     with live_gateway({}) as it:
         port = it.url.rpartition(":")[2]
         path = tmp_path / "cortex.toml"
@@ -311,6 +330,7 @@ def test_a_taken_port_is_named_with_its_setting(tmp_path: pathlib.Path, capsys: 
 
         assert cli.run(["serve", "--config", str(path)]) == 1
 
-    assert f"port {port} on 127.0.0.1 is taken by another program; choose another with [gateway] listen" in (
-        capsys.readouterr().err
-    )
+    assert capsys.readouterr().err.splitlines() == [
+        "cortex: environment: CORTEX_NURONS is not used; did you mean CORTEX_NEURONS?",
+        f"cortex: port {port} on 127.0.0.1 is taken by another program; choose another with [gateway] listen",
+    ]

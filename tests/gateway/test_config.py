@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from cortex_gateway import config as cfg
-from cortex_gateway.config import Config, ConfigError, Eviction, Gateway, Neuron, find_config, load_config
+from cortex_gateway.config import Auth, Config, ConfigError, Eviction, Gateway, Neuron, find_config, load_config
 from cortex_gateway.placement.snapshot import Cost, Limit, ModelConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def problems(path: pathlib.Path | None, environ: dict[str, str] | None = None) -
 
 def test_without_a_file_there_is_one_neuron_on_this_machine() -> None:
     """Loopback on every port."""
-    assert load_config(None, {}) == Config()
+    assert attrs.evolve(load_config(None, {}), state=None) == Config()
     assert Config().neurons == (Neuron(name="local", endpoint="http://127.0.0.1:13131"),)
     assert Config().gateway.listen == "127.0.0.1:31313"
 
@@ -48,6 +48,7 @@ def test_everything_that_may_be_written_is_read(tmp_path: pathlib.Path) -> None:
     )
 
     assert load_config(path, {}) == Config(
+        state=tmp_path / "cortex-state.db",
         gateway=Gateway(listen="[::1]:80", wait_secs=5.0),
         eviction=Eviction(strategy="priority", defrag_after_cycles=3),
         neurons=(Neuron(name="a", endpoint="http://a:13131"),),
@@ -85,14 +86,22 @@ def test_everything_that_may_be_written_is_read(tmp_path: pathlib.Path) -> None:
         ("[gateway]\nmax_body_mb = true\n", "gateway.max_body_mb: found True; allowed: a whole number"),
         ("[gateway]\nwait_secs = nan\n", "gateway.wait_secs: found nan; allowed: a finite number"),
         ("gateway = 3\n", "gateway: found 3; allowed: a table"),
-        ('[gateway]\nlisten = "31313"\n', 'gateway.listen: found "31313"; listen must be host:port'),
-        ('[gateway]\nlisten = "a:99999"\n', "gateway.listen: .* must be host:port"),
+        ('[gateway]\nlisten = "31313"\n', 'gateway.listen: found "31313"; must be host:port, as 127.0.0.1:31313'),
+        ('[gateway]\nlisten = "a:99999"\n', 'gateway.listen: found "a:99999"; a port is a number from 0 to 65535'),
+        ('[gateway]\nlisten = "::1"\n', r'gateway.listen: found "::1"; an IPv6 address .* as "\[::1\]:31313"'),
+        ('[gateway]\nmetrics_listen = "[::1:5"\n', r'gateway.metrics_listen: found "\[::1:5"; the port stands behind'),
         ('[eviction]\nstrategy = "fifo"\n', 'eviction.strategy: found "fifo"; allowed: "lru", "priority"'),
         ('[eviction]\nstrategy = "lrv"\n', 'did you mean "lru"'),
-        ("[entitlements]\nrequire_auth = false\n", "entitlements: API keys and budgets are not in this release"),
+        (
+            "[entitlements]\nrequire_auth = false\n",
+            r"entitlements: .* `cortex keys add NAME` .* \[auth\] required = true",
+        ),
+        ('[auth]\nrequired = "yes"\n', 'auth.required: found "yes"; allowed: true or false'),
+        ("[auth]\nrequire = true\n", 'auth.require: is not a key here; .* did you mean "required"'),
         ("[upstream]\nenabled = false\n", "upstream: an upstream authority is not in this release"),
         ('[[neurons]]\nname = "b"\n', r"neurons\[1\].endpoint: is missing"),
         ('[[neurons]]\nname = "b"\nendpoint = "b:13131"\n', r"neurons\[1\].endpoint: found .* must be a URL"),
+        ('[[neurons]]\nname = "b"\nendpoint = "http://::1:5"\n', r'neurons\[1\].endpoint: .* as "\[::1\]:5"'),
         (NODE, 'neurons.name: found "a" 2 times'),
     ],
 )
@@ -170,12 +179,50 @@ def test_the_environment_lies_over_the_file(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cortex", "environ", "place"),
+    [
+        ("", {}, "HERE/cortex-state.db"),
+        ('[auth]\nstate = "var/s.db"\n', {}, "HERE/var/s.db"),
+        ('[auth]\nstate = "/var/s.db"\n', {"XDG_STATE_HOME": "/xdg"}, "/var/s.db"),
+        ("", {"CORTEX_AUTH__STATE": "/env/s.db"}, "/env/s.db"),
+        (None, {"XDG_STATE_HOME": "/xdg"}, "/xdg/cortex/cortex-state.db"),
+        (None, {"XDG_STATE_HOME": "xdg"}, "HOME/.local/state/cortex/cortex-state.db"),
+        (None, {}, "HOME/.local/state/cortex/cortex-state.db"),
+        (None, {"CORTEX_AUTH__STATE": "s.db"}, "CWD/s.db"),
+    ],
+)
+def test_the_database_has_one_place(
+    tmp_path: pathlib.Path, cortex: str | None, environ: dict[str, str], place: str
+) -> None:
+    """Beside the file, or in the user's folder for state where there is none; the command and the gateway agree."""
+    path = None if cortex is None else written(tmp_path, cortex + NODE)
+    folders = {"HERE": tmp_path, "HOME": pathlib.Path.home(), "CWD": pathlib.Path.cwd()}
+    first, _, rest = place.partition("/")
+
+    assert load_config(path, environ).state == (folders[first] / rest if first else pathlib.Path(place))
+
+
+@pytest.mark.parametrize(("text", "required"), [("", None), ("required = true", True), ("required = false", False)])
+def test_unset_is_told_from_false(tmp_path: pathlib.Path, text: str, *, required: bool | None) -> None:
+    """For the warning, which false takes away."""
+    assert load_config(written(tmp_path, f"[auth]\n{text}\n{NODE}"), {}).auth == Auth(required=required)
+    assert load_config(None, {"CORTEX_AUTH__REQUIRED": "true"}).auth.required is True
+
+
+@pytest.mark.parametrize(
     ("name", "value", "told"),
     [
         ("CORTEX_GATEWAY__MAX_BODY_MB", "many", 'found "many"; allowed: a whole number'),
         ("CORTEX_GATEWAY__LISN", "x", 'allowed: "listen", .* did you mean "listen"'),
-        ("CORTEX_GATWAY__LISTEN", "x", 'allowed: "gateway", "eviction"; did you mean "gateway"'),
+        ("CORTEX_GATWAY__LISTEN", "x", 'allowed: "gateway", "eviction", "auth", "neurons"; did you mean "gateway"'),
         ("CORTEX_GATEWAY__LISTEN__PORT", "x", "allowed: nothing"),
+        ("CORTEX_NEURONS", "[{", "not TOML"),
+        ("CORTEX_GATEWAY__NEURON_SECRET", "", "allowed: a word of visible ASCII"),
+        ("CORTEX_NEURONS", "3", "found 3; allowed: a list"),
+        ("CORTEX_NEURONS", '[{name = "a", endpoint = "a:1"}]', r'neurons\[0\].endpoint: found "a:1"; must be a URL'),
+        ("CORTEX_GATEWAY", "{listn = 3}", 'gateway.listn: is not a key here; .* did you mean "listen"'),
+        ("CORTEX_NEURONS__1__NAME", "a", "there are 0 neurons; the next is 0"),
+        ("CORTEX_NEURONS__A__NAME", "a", 'found "neurons"; allowed:'),
     ],
 )
 def test_a_wrong_variable_is_named(name: str, value: str, told: str) -> None:
@@ -184,6 +231,59 @@ def test_a_wrong_variable_is_named(name: str, value: str, told: str) -> None:
 
     assert problem.startswith(f"environment: {name}: ")
     assert re.search(told, problem), problem
+
+
+def test_an_entry_of_a_list_is_set_by_its_number(tmp_path: pathlib.Path) -> None:
+    """As on a neuron: changed where it is there, added where it is the next."""
+    environ = {"CORTEX_NEURONS__0__ENDPOINT": "http://b:1", "CORTEX_NEURONS__1__NAME": "z"}
+    told = problems(written(tmp_path, NODE), environ)
+    found = load_config(written(tmp_path, NODE), {**environ, "CORTEX_NEURONS__1__ENDPOINT": "http://z:1"})
+
+    assert told == [f"{tmp_path / 'cortex.toml'}: neurons[1].endpoint: is missing"]
+    assert [(one.name, one.endpoint) for one in found.neurons] == [("a", "http://b:1"), ("z", "http://z:1")]
+
+
+def test_a_variable_that_sets_nothing_is_told() -> None:
+    """With the nearest that would; not what somebody else sets with reason."""
+    environ = {
+        "CORTEX_GATEWAY_LISTEN": "x",
+        "CORTEX_NURONS": "[]",
+        "CORTEX_ENDPIONT": "http://a",
+        "CORTEX_WHATEVER": "",
+        "CORTEX_GATEWAY__LISTEN": "127.0.0.1:1",
+        "CORTEX_NEURONS": "[]",
+        "CORTEX_PORT": "tcp://10.0.0.1:31313",
+        "CORTEX_GATEWAY_SERVICE_HOST": "10.0.0.1",
+        "CORTEX_PORT_31313_TCP_ADDR": "10.0.0.1",
+        **dict.fromkeys(cfg.OTHER_VARIABLES, "1"),
+    }
+
+    assert cfg.unused_variables(environ) == [
+        "environment: CORTEX_ENDPIONT is not used; did you mean CORTEX_ENDPOINT?",
+        "environment: CORTEX_GATEWAY_LISTEN is not used; did you mean CORTEX_GATEWAY__LISTEN?",
+        "environment: CORTEX_NURONS is not used; did you mean CORTEX_NEURONS?",
+        "environment: CORTEX_WHATEVER is not used",
+    ]
+
+
+def test_cortex_up_is_not_configured() -> None:
+    """So a setting in the environment does nothing there, and that is told."""
+    found = cfg.unused_variables({"CORTEX_GATEWAY__LISTEN": "x", "CORTEX_CACHE": "x"}, serving=False)
+
+    assert found == ["environment: CORTEX_GATEWAY__LISTEN is not used: only `cortex serve` is configured"]
+
+
+def test_the_list_of_other_variables_is_whole() -> None:
+    """Every CORTEX_ name in the tree that is no setting of the gateway."""
+    sources = [
+        *(ROOT / "cortex_gateway").rglob("*.py"),
+        *(ROOT / "neuron_jax").rglob("*.py"),
+        *ROOT.glob("models/**/*.py"),
+    ]
+    texts = [path.read_text() for path in [*sources, *ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("docs/*.md")]]
+    named = {name for text in texts for name in re.findall(r"\bCORTEX_[A-Z]+(?:_[A-Z]+)*\b(?!_)", text)}
+
+    assert cfg.unused_variables(dict.fromkeys(named, "1")) == []
 
 
 def test_the_first_default_place_that_exists_is_read(tmp_path: pathlib.Path) -> None:
@@ -222,6 +322,48 @@ def test_the_examples_load() -> None:
     assert found.aliases["demo"] == "smollm2-135m-instruct"
 
 
+def test_where_a_neuron_s_secret_comes_from(tmp_path: pathlib.Path) -> None:
+    """Its own, or the one of [gateway]; each a word or a file beside the configuration."""
+    (tmp_path / "word").write_text("of the file\n")
+    nodes = "".join(f'[[neurons]]\nname = "{name}"\nendpoint = "http://{name}"\n{{{name}}}\n' for name in "abc")
+    path = written(
+        tmp_path,
+        '[gateway]\nneuron_secret_file = "word"\n' + nodes.format(a='secret = "of a"', b="", c='secret_file = "word"'),
+    )
+
+    found = [one.secret for one in load_config(path, {}).neurons]
+    environ = {"CORTEX_GATEWAY__NEURON_SECRET": "from outside", "CORTEX_NEURONS__2__SECRET": "of c"}
+    changed = [one.secret for one in load_config(path, environ).neurons]
+
+    assert found == ["of a", "of the file", "of the file"]
+    assert changed == ["of a", "from outside", "of c"]
+    assert load_config(None, {"CORTEX_GATEWAY__NEURON_SECRET": "x"}).neurons[0].secret == "x"
+    assert not [word for word in (*found, *changed) if str(word) in repr(load_config(path, environ))]
+
+
+@pytest.mark.parametrize(
+    ("cortex", "told"),
+    [
+        ('[gateway]\nneuron_secret = "hunter2\\n"\n', "gateway.neuron_secret: allowed: a word of visible ASCII"),
+        ('[gateway]\nneuron_secret = ["hunter2"]\n', "gateway.neuron_secret: allowed: a word of visible ASCII"),
+        ('[gateway]\nneuron_secret = "hunter2"\nneuron_secret_file = "f"\n', "gateway.neuron_secret: is there besides"),
+        ('[gateway]\nneuron_secret_file = "none"\n', "neuron_secret_file: .*none cannot be read: No such file"),
+        ('[gateway]\nneuron_secret_file = "binary"\n', "neuron_secret_file: allowed: a word of visible ASCII"),
+        (
+            '[[neurons]]\nname = "b"\nendpoint = "http://a:13131/b"\nsecret = "hunter2"\n',
+            r"neurons\[1\].secret: is not that of another neuron at the same address, http://a:13131",
+        ),
+        ('[[gateway]]\nneuron_secret = "hunter2"\n', "gateway: found a list of tables; allowed: a table"),
+    ],
+)
+def test_a_wrong_secret_is_told_and_not_shown(tmp_path: pathlib.Path, cortex: str, told: str) -> None:
+    (tmp_path / "binary").write_bytes(b"\xffhunter2")
+    (problem,) = problems(written(tmp_path, cortex + NODE))
+
+    assert re.search(told, problem), problem
+    assert "hunter2" not in problem
+
+
 def keys(cls: type, path: str = "") -> list[str]:
     """Every key that may be written, by its path."""
     found = []
@@ -242,13 +384,13 @@ def test_every_key_is_documented(key: str) -> None:
     ("cls", "name"),
     [
         (cls, field.name)
-        for cls in (Gateway, Eviction, Neuron, ModelConfig, Limit, Cost, Config)
+        for cls in (Gateway, Eviction, Auth, Neuron, ModelConfig, Limit, Cost, Config)
         for field in attrs.fields(cls)
     ],
 )
 def test_every_field_has_a_reader(cls: type, name: str) -> None:
     """A setting that nobody reads is a lie. Cost is passed on whole."""
-    sources = [path.read_text() for path in (ROOT / "cortex_gateway").rglob("*.py") if path.name != "config.py"]
+    sources = [path.read_text() for path in (ROOT / "cortex_gateway").rglob("*.py")]
 
     assert cls is Cost or any(f".{name}" in source for source in sources)
 
@@ -259,6 +401,7 @@ def test_the_neurons_keys_are_documented() -> None:
 
     text = (ROOT / "docs/configuration.md").read_text()
     known = [f"{table}.{field.name}" for table, cls in neuron.TABLES.items() for field in attrs.fields(cls)]
-    known += [field.name for field in attrs.fields(neuron.ModelSpec)]
+    known += [field.name for cls in (neuron.ModelSpec, neuron.AccessConfig) for field in attrs.fields(cls)]
+    known += [f"peers.{field.name}" for field in attrs.fields(neuron.PeerConfig)]
 
     assert not [key for key in [*known, "models", "default_models"] if f"`{key}`" not in text]

@@ -26,7 +26,7 @@ PROGRAM = """
     if sys.argv[5] == "patient":
         child.STOP_SECS = module.DRAIN_SECS = 3600.0
     ports = dict(zip(("port", "metrics_port", "neuron_port"), map(int, sys.argv[1:4]), strict=True))
-    asked = Up(**ports, once=sys.argv[4] == "once")
+    asked = Up(**ports, once=sys.argv[4] == "once", host=os.environ["UP_HOST"])
     try:
         code = app._run(up(asked, tables.console(), os.environ, neuron=tuple(sys.argv[6:])))
     except UserError as error:
@@ -52,14 +52,17 @@ def started(
     patient: bool = False,
     neuron: tuple[str, ...] = NEURON,
     ports: list[int] | None = None,
+    host: str = "127.0.0.1",
+    **environ: str,
 ) -> Iterator[subprocess.Popen[str]]:
     """The command in a process group of its own, its output piped. `patient`: it drains and waits for hours."""
     numbers = map(str, ports or free_ports(3))
     how = ("once" if once else "stay", "patient" if patient else "usual")
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), *numbers, *how, *neuron]
-    environ = {**os.environ, "CORTEX_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    folders = {"CORTEX_CACHE": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+    env = {**os.environ, **folders, "UP_HOST": host, "PYTHONPATH": str(ROOT), **environ}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True
     ) as process:
         try:
             yield process
@@ -161,7 +164,29 @@ def test_once_answers_in_both_dialects_and_ends(tmp_path: pathlib.Path) -> None:
     assert f"http://127.0.0.1:{ports[1]}/metrics" in out
     assert out.rstrip().endswith(f"ready http://127.0.0.1:{ports[0]}")
     assert "\x1b" not in out
+    assert "WARNING" not in out
     assert all(map(gone, ports))
+
+
+def test_a_secret_in_the_environment_is_shown_to_the_neuron_that_inherits_it(tmp_path: pathlib.Path) -> None:
+    """And to nobody who looks at the processes or the output."""
+    with started(tmp_path, NEURON_SECRET="hunter2") as process:
+        _, said = until_ready(process)
+        processes = subprocess.run(["ps", "-ww", "-e", "-o", "args"], capture_output=True, check=True, text=True).stdout
+
+    assert "smollm2-135m-instruct" in processes
+    assert "hunter2" not in processes
+    assert "hunter2" not in "".join(said)
+
+
+def test_open_to_others_it_says_so(tmp_path: pathlib.Path) -> None:
+    """With the way to shut it."""
+    with started(tmp_path, once=True, host="0.0.0.0") as process:
+        out, err = process.communicate()
+
+    assert (process.returncode, err) == (0, "")
+    assert out.count("WARNING: whoever reaches 0.0.0.0:") == 1
+    assert "cortex keys add" in out
 
 
 def test_the_curl_lines_work_as_they_are_printed(tmp_path: pathlib.Path) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import pytest
 
+import tests.fakes.strict_jax  # noqa: F401
+
 
 @pytest.fixture(autouse=True)
 def gpu() -> Iterator[Any]:

@@ -14,6 +14,7 @@ from models.linears import XLA
 from models.registry import build
 from models.sharding import make_mesh, shard_tree
 from models.spec import Model, ParamSpec
+from tests.fakes import quick
 from tests.fakes.weight_files import random_tensors
 
 CONFIG: dict[str, Any] = {
@@ -36,7 +37,7 @@ def logits(model: Model, tensors: dict[str, np.ndarray], tokens: np.ndarray, dev
     mesh = make_mesh(jax.devices("cpu")[:devices])
     params = shard_tree(mapping.load(model.rules, tensors), model.param_specs, mesh)
 
-    @jax.jit
+    @quick.jit
     def run(params: Any, tokens: jax.Array) -> jax.Array:
         positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
         hidden, _ = model.forward(params, tokens, positions, causal(), [None] * model.cache_spec.layers)
@@ -171,7 +172,7 @@ def test_a_model_can_be_differentiated(whole: tuple[dict[str, np.ndarray], np.nd
         hidden, _ = model.forward(changed, tokens, jnp.arange(12, dtype=jnp.int32), causal(), [None] * 2)
         return model.logits(changed, hidden[:4]).sum()
 
-    gradient = np.asarray(jax.jit(jax.grad(loss))(jnp.asarray(params["embed"]["kernel"])))
+    gradient = np.asarray(quick.jit(jax.grad(loss))(jnp.asarray(params["embed"]["kernel"])))
 
     assert (np.abs(gradient[TOKENS[:4]]).max(axis=-1) > 0).all()
     assert np.abs(gradient[TOKENS[4:]]).max() == 0
@@ -182,7 +183,7 @@ def test_attention_weights_can_be_kept(whole: tuple[dict[str, np.ndarray], np.nd
     model = build(CONFIG, dtype=jnp.float32)
     params = mapping.load(model.rules, whole[0])
 
-    @jax.jit
+    @quick.jit
     def run(tokens: jax.Array) -> tuple[jax.Array, ...]:
         positions = jnp.arange(12, dtype=jnp.int32)
         return model.forward(params, tokens, positions, causal(keep_weights=True), [None] * 2)[1]

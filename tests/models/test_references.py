@@ -11,6 +11,7 @@ import pytest
 from models import mapping
 from models.attend import causal
 from models.registry import build
+from tests.fakes import quick
 from tests.fakes.weight_files import random_tensors
 
 _BASE: dict[str, Any] = {
@@ -58,7 +59,7 @@ def test_logits_are_those_of_transformers(name: str) -> None:
     model = build(CASES[name], dtype=jnp.float32)
     params = mapping.load(model.rules, random_tensors(model))
 
-    @jax.jit
+    @quick.jit
     def run(params: Any, tokens: jax.Array) -> jax.Array:
         positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
         hidden, _ = model.forward(params, tokens, positions, causal(), [None] * 2)

@@ -13,6 +13,7 @@ from models.linears import XLA
 from models.registry import FAMILIES, build
 from models.sharding import RULES, make_mesh, named_sharding, shard_tree
 from models.spec import Model, ParamSpec
+from tests.fakes import quick
 from tests.fakes.weight_files import random_tensors
 
 DEGREES = (2, 4, 8)
@@ -74,7 +75,7 @@ def logits(model: Model, tensors: dict[str, np.ndarray], devices: int) -> np.nda
     mesh = make_mesh(jax.devices("cpu")[:devices])
     params = shard_tree(mapping.load(model.rules, tensors), model.param_specs, mesh)
 
-    @jax.jit
+    @quick.jit
     def run(params: Any, tokens: jax.Array) -> jax.Array:
         positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
         hidden, _ = model.forward(params, tokens, positions, causal(), [None] * model.cache_spec.layers)

@@ -45,6 +45,15 @@ def test_discover_prints_a_table_for_people(capsys: pytest.CaptureFixture[str], 
     assert {"0", "1", "2"} <= {line.strip("│ ").split(" ")[0] for line in capsys.readouterr().out.splitlines()}
 
 
+def test_a_variable_that_sets_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """And stops nothing."""
+    assert run(["discover", "--json"], {"NEURON_PEER": "[]"}) == 0
+    shown = capsys.readouterr()
+
+    assert shown.err == "neuron: environment: NEURON_PEER is not used; did you mean NEURON_PEERS?\n"
+    assert json.loads(shown.out)
+
+
 @pytest.mark.parametrize(
     ("tokens", "environ", "words"),
     [
@@ -58,6 +67,8 @@ def test_discover_prints_a_table_for_people(capsys: pytest.CaptureFixture[str], 
         (["discover", "--jsn"], {}, "Unknown option: --jsn. Did you mean --json?"),
         (["serve", "--port", "99999"], {}, "--port. Must be <= 65535"),
         (["serve", "--port", "x"], {}, "unable to convert"),
+        (["serve", "--host", "::1:13131"], {}, "must be a name or an IP address, without a port"),
+        (["worker", "--rank", "0", "--world", "1", "--coordinator", "::1"], {}, 'stands in brackets, as "[::1]:13131"'),
         (["plan"], {}, "requires an argument"),
         (["plan", "demo", "--quant", "int3"], {}, "the command line: quant = 'int3': allowed is one of auto, none"),
         (["plan", "demo", "--kv-dtype", "int3"], {}, "kv_dtype = 'int3': allowed is one of auto, float32, bfloat16"),

@@ -22,6 +22,7 @@ from tests.fakes.waiting import until_sync
 
 MODEL = "org/tiny"
 SECRET = "of both"
+SHOWN = {"Authorization": f"Bearer {SECRET}"}
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
@@ -65,10 +66,17 @@ class Rig:
         peers = "" if lends else PEER.format(name="other", address=self.hosts.other.address)
         config = self.folder / f"{host.name}.toml"
         config.write_text(CONFIG.format(address=host.address, folder=self.model, peers=peers, model=MODEL))
-        host.serve(config, {"NEURON_RANKS__SECRET": SECRET, "CORTEX_CACHE": str(self.folder / host.name)})
+        host.serve(config, {"NEURON_SECRET": SECRET, "CORTEX_CACHE": str(self.folder / host.name)})
 
     def load(self, **spec: Any) -> httpx.Response:
-        return httpx.post(f"{self.hosts.one.url}/models/load", json={"model_id": MODEL, **spec}, timeout=120)
+        return httpx.post(
+            f"{self.hosts.one.url}/models/load", json={"model_id": MODEL, **spec}, headers=SHOWN, timeout=120
+        )
+
+    def unload(self) -> None:
+        body = {"model_id": MODEL}
+        answer = httpx.post(f"{self.hosts.one.url}/models/unload", json=body, headers=SHOWN, timeout=30)
+        assert answer.status_code == 200, answer.text
 
     def load_over_both(self) -> None:
         answer = self.load(tensor_parallel=2, hosts=["other"])
@@ -76,12 +84,14 @@ class Rig:
 
     def chat(self) -> str:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "once"}], "max_tokens": 60, "temperature": 0}
-        answer = httpx.post(f"{self.hosts.one.url}/v1/chat/completions", json=body | {"ignore_eos": True}, timeout=60)
+        answer = httpx.post(
+            f"{self.hosts.one.url}/v1/chat/completions", json=body | {"ignore_eos": True}, headers=SHOWN, timeout=60
+        )
         assert answer.status_code == 200, answer.text
         return str(answer.json()["choices"][0]["message"]["content"])
 
     def info(self) -> dict[str, Any]:
-        listed = httpx.get(f"{self.hosts.one.url}/models", timeout=10).json()
+        listed = httpx.get(f"{self.hosts.one.url}/models", headers=SHOWN, timeout=10).json()
         return next(model for model in listed if model["id"] == MODEL)
 
     def healed(self) -> bool:
@@ -114,7 +124,7 @@ class Ending:
             "ignore_eos": True,
             "stream": True,
         }
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as answer:
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=SHOWN, timeout=60) as answer:
             for line in answer.iter_lines():
                 if line.startswith("data: {"):
                     self.events.append(json.loads(line.removeprefix("data: ")))
@@ -166,12 +176,13 @@ def test_two_hosts_say_what_one_says(rig: Rig) -> None:
     """The leader alone lists the model; both tell who is in the group."""
     assert rig.load().status_code == 200
     rig.text = rig.chat()
-    assert httpx.post(f"{rig.hosts.one.url}/models/unload", json={"model_id": MODEL}, timeout=30).status_code == 200
+    rig.unload()
     rig.load_over_both()
 
     assert rig.chat() == rig.text
     led, lent = (
-        httpx.get(f"{host.url}/discovery", timeout=10).json()["groups"] for host in (rig.hosts.one, rig.hosts.other)
+        httpx.get(f"{host.url}/discovery", headers=SHOWN, timeout=10).json()["groups"]
+        for host in (rig.hosts.one, rig.hosts.other)
     )
     assert [(group["role"], [rank["rank"] for rank in group["ranks"]]) for group in (*led, *lent)] == [
         ("leader", [0, 1]),
@@ -179,7 +190,7 @@ def test_two_hosts_say_what_one_says(rig: Rig) -> None:
     ]
     assert [rank["host"] for rank in led[0]["ranks"]] == [rig.hosts.one.address, rig.hosts.other.address]
     assert lent[0]["leader"] == rig.hosts.one.address
-    there = httpx.get(f"{rig.hosts.other.url}/models", timeout=10).json()
+    there = httpx.get(f"{rig.hosts.other.url}/models", headers=SHOWN, timeout=10).json()
     assert {model["status"] for model in there} == {"unloaded"}
 
 
@@ -222,7 +233,9 @@ def test_without_its_leader_nothing_is_left(rig: Rig) -> None:
     rig.hosts.one.end(signal.SIGKILL)
 
     until_sync(lambda: rig.ranks_on(rig.hosts.one) == 0 and rig.ranks_on(rig.hosts.other) == 0, 15)
-    until_sync(lambda: httpx.get(f"{rig.hosts.other.url}/discovery", timeout=10).json()["groups"] == [], 10)
+    until_sync(
+        lambda: httpx.get(f"{rig.hosts.other.url}/discovery", headers=SHOWN, timeout=10).json()["groups"] == [], 10
+    )
     rig.serve(rig.hosts.one)
     rig.load_over_both()
     assert rig.chat() == rig.text
@@ -230,7 +243,7 @@ def test_without_its_leader_nothing_is_left(rig: Rig) -> None:
 
 def test_what_cannot_be_borrowed_is_told(rig: Rig) -> None:
     """After an unload both hosts are as before; three devices are more than both have."""
-    assert httpx.post(f"{rig.hosts.one.url}/models/unload", json={"model_id": MODEL}, timeout=30).status_code == 200
+    rig.unload()
     until_sync(lambda: rig.ranks_on(rig.hosts.one) == rig.ranks_on(rig.hosts.other) == 0, 10)
     refused = rig.load(tensor_parallel=3, hosts=["other"])
 

@@ -12,6 +12,7 @@ import msgspec
 from attrs import frozen
 
 from cortex_gateway.dialects.anthropic import turns
+from cortex_gateway.dialects.anthropic.depth import MAX_DEPTH, deep_path
 from cortex_gateway.dialects.anthropic.fields import (
     Json,
     array,
@@ -91,6 +92,8 @@ def _json(body: bytes) -> Json:
         raise _malformed("The body is nested too deeply.") from error
     except ValueError as error:
         raise _malformed(f"The body is not JSON: {error}.") from error
+    if (path := deep_path(body, top)) is not None:
+        raise refused(path, f"is nested too deeply: at most {MAX_DEPTH} levels are read")
     return obj(top, "body")
 
 

@@ -1,39 +1,65 @@
 // Attention of new tokens over a paged pool: rotates, writes keys and values, mixes. Knows pages and rows, no weights.
 //
-//     keys [pages, K, H, page_size]: 16 keys of one dimension are one vector, so that scores need no sum across lanes
+//     keys [pages, K, H, page_size]: a vector is one dimension of several keys, so that scores need no sum across lanes
 //     values [pages, K, page_size, H]
 //
 // The keys of a query are read in segments of SEGMENT positions that start at multiples of it, each with its own softmax,
 // merged in ascending order (Dao et al. 2022, arXiv:2205.14135). What a query gets is the same bits whatever the page
-// size, the chunk it came in, its neighbours and the thread.
+// size, the row it came in, its neighbours and the thread: those that are computed along with it only mask keys that it
+// does not see, which adds zeros to its sums.
+//
+// A row of several tokens is cut into tiles whose queries read each segment together, while it is in the cache. Of a row
+// of one token, with few queries and a long past, the segments are shared out among the threads.
 #pragma once
+
+#include <vector>
 
 #include "matmul.h"
 
 namespace cortex {
 
 constexpr int64_t SEGMENT = 128;
+constexpr int64_t TILE_TOKENS = 16;
+constexpr int64_t ROUND = 64;  // segments of single tokens whose parts are kept before they are merged
+#if defined(__AVX512F__)
+constexpr int MOST_QUERIES = 12, MOST_SUMS = 24;
+#else
+constexpr int MOST_QUERIES = 6, MOST_SUMS = 12;
+#endif
+
+// Vectors of keys, or of values, that Q queries are multiplied with at once.
+template <int Q>
+constexpr int VECTORS = MOST_SUMS / Q >= 4 ? 4 : MOST_SUMS / Q >= 2 ? 2 : 1;
 
 struct Attention {
-  const float* qkv;  // [rows * chunk, K, G + 2, H]
-  const float* cos;  // [rows * chunk, H / 2]
+  const float* qkv;  // [tokens, K, G + 2, H]
+  const float* cos;  // [tokens, H / 2]
   const float* sin;
-  const int32_t* table;  // [rows, table_width] page numbers
+  const int32_t* table;  // [slots, table_width] page numbers
+  const int32_t* slot;   // [rows]
   const int32_t* start;  // [rows] position of a row's first token
-  const int32_t* count;  // [rows] how many of its tokens are real
+  const int32_t* count;  // [rows] how many tokens it has; rows stand one after the other
   float* keys;
   float* values;
-  float* mixed;  // [rows * chunk, K, G, H]
-  int64_t rows, chunk, table_width, kv_heads, group, width, page_size, window;
+  float* mixed;  // [tokens, K, G, H]
+  int64_t tokens, rows, table_width, kv_heads, group, width, page_size, window;
   float scale;
 
-  int64_t page(int64_t row, int64_t position) const { return table[row * table_width + position / page_size]; }
-  const float* keys_at(int64_t row, int64_t head, int64_t position) const {
-    return keys + (page(row, position) * kv_heads + head) * width * page_size + position % page_size;
+  int64_t page(int64_t slot, int64_t position) const { return table[slot * table_width + position / page_size]; }
+  const float* keys_at(int64_t slot, int64_t head, int64_t position) const {
+    return keys + (page(slot, position) * kv_heads + head) * width * page_size + position % page_size;
   }
-  const float* values_at(int64_t row, int64_t head, int64_t position) const {
-    return values + ((page(row, position) * kv_heads + head) * page_size + position % page_size) * width;
+  const float* values_at(int64_t slot, int64_t head, int64_t position) const {
+    return values + ((page(slot, position) * kv_heads + head) * page_size + position % page_size) * width;
   }
+  // The queries of a token, rotated; what they gather takes their place.
+  float* queries(int64_t token, int64_t head) const { return mixed + (token * kv_heads + head) * group * width; }
+  int64_t first_seen(int64_t position) const { return window > 0 && position >= window ? position - window + 1 : 0; }
+};
+
+// Tokens of one row that stand one after the other.
+struct Span {
+  int64_t slot, token, position, count;
 };
 
 inline void rotate(const float* x, const float* cos, const float* sin, int64_t half, float scale, float* y, int64_t stride) {
@@ -45,31 +71,18 @@ inline void rotate(const float* x, const float* cos, const float* sin, int64_t h
 }
 
 // Queries, rotated and scaled, go to their places in `mixed`; keys and values into the pool.
-inline void enter(const Attention& a, int64_t token) {
-  const int64_t row = token / a.chunk, nth = token % a.chunk, half = a.width / 2;
-  float* queries = a.mixed + token * a.kv_heads * a.group * a.width;
-  if (nth >= a.count[row]) {
-    std::memset(queries, 0, sizeof(float) * static_cast<size_t>(a.kv_heads * a.group * a.width));
-    return;
-  }
-  const int64_t position = a.start[row] + nth;
+inline void enter(const Attention& a, int64_t slot, int64_t token, int64_t position) {
+  const int64_t half = a.width / 2;
   const float *cos = a.cos + token * half, *sin = a.sin + token * half;
   for (int64_t head = 0; head < a.kv_heads; ++head) {
     const float* x = a.qkv + (token * a.kv_heads + head) * (a.group + 2) * a.width;
     for (int64_t g = 0; g < a.group; ++g)
-      rotate(x + g * a.width, cos, sin, half, a.scale, queries + (head * a.group + g) * a.width, 1);
-    rotate(x + a.group * a.width, cos, sin, half, 1.0f, const_cast<float*>(a.keys_at(row, head, position)), a.page_size);
-    std::memcpy(const_cast<float*>(a.values_at(row, head, position)), x + (a.group + 1) * a.width,
+      rotate(x + g * a.width, cos, sin, half, a.scale, a.queries(token, head) + g * a.width, 1);
+    rotate(x + a.group * a.width, cos, sin, half, 1.0f, const_cast<float*>(a.keys_at(slot, head, position)), a.page_size);
+    std::memcpy(const_cast<float*>(a.values_at(slot, head, position)), x + (a.group + 1) * a.width,
                 sizeof(float) * static_cast<size_t>(a.width));
   }
 }
-
-// What Q queries gather from some keys: the largest score, the sum of weights, the weighted values [Q, width].
-template <int Q>
-struct Gathered {
-  float top[Q], total[Q];
-  float* sum;
-};
 
 inline vi lanes_from(int64_t first) {
   vi lane;
@@ -77,68 +90,53 @@ inline vi lanes_from(int64_t first) {
   return lane;
 }
 
-// Scores of keys [16 * block, + 16 * BLOCKS) into `score`, -inf where a key is not in [first, last).
+// Which keys a query sees: [first, last).
+struct Seen {
+  int64_t first, last;
+};
+
+// Scores of keys [at, + LANES * BLOCKS) for queries q [width, Q], -inf where a query does not see a key.
 template <int Q, int BLOCKS>
-inline void score_keys(const Attention& a, const float* q, int64_t row, int64_t head, int64_t at, int64_t first, int64_t last,
-                       float* score) {
+inline void score_keys(const Attention& a, const float* q, int64_t slot, int64_t head, int64_t at, const Seen* seen, float* score) {
   const float* k[BLOCKS];
-  for (int b = 0; b < BLOCKS; ++b) k[b] = a.keys_at(row, head, at + b * LANES);
+  for (int b = 0; b < BLOCKS; ++b) k[b] = a.keys_at(slot, head, at + b * LANES);
   vf acc[Q][BLOCKS] = {};
-  for (int64_t h = 0; h < a.width; ++h)
-    for (int b = 0; b < BLOCKS; ++b) {
-      const vf key = load<vf>(k[b] + h * a.page_size);
-      for (int g = 0; g < Q; ++g) acc[g][b] += key * splat(q[g * a.width + h]);
+  for (int64_t h = 0; h < a.width; ++h) {
+    vf key[BLOCKS];
+    for (int b = 0; b < BLOCKS; ++b) key[b] = load<vf>(k[b] + h * a.page_size);
+    for (int i = 0; i < Q; ++i) {
+      const vf query = splat(q[h * Q + i]);
+      for (int b = 0; b < BLOCKS; ++b) acc[i][b] += key[b] * query;
     }
+  }
   for (int b = 0; b < BLOCKS; ++b) {
     const vi lane = lanes_from(at + b * LANES);
-    const vi seen = (lane >= static_cast<int32_t>(first)) & (lane < static_cast<int32_t>(last));
-    for (int g = 0; g < Q; ++g)
-      store(score + g * SEGMENT + (at + b * LANES) % SEGMENT, seen ? acc[g][b] : splat(-__builtin_inff()));
-  }
-}
-
-template <int Q, int VECTORS>
-inline void mix_values(const Attention& a, int64_t row, int64_t head, int64_t first, int64_t last, const float* weight,
-                       int64_t h, float* sum) {
-  vf acc[Q][VECTORS] = {};
-  for (int64_t j = first; j < last;) {
-    const float* v = a.values_at(row, head, j) + h;
-    const int64_t end = (j / a.page_size + 1) * a.page_size < last ? (j / a.page_size + 1) * a.page_size : last;
-    for (; j < end; ++j, v += a.width)
-      for (int i = 0; i < VECTORS; ++i) {
-        const vf value = load<vf>(v + i * LANES);
-        for (int g = 0; g < Q; ++g) acc[g][i] += value * splat(weight[g * SEGMENT + j % SEGMENT]);
-      }
-  }
-  for (int g = 0; g < Q; ++g)
-    for (int i = 0; i < VECTORS; ++i) store(sum + g * a.width + h + i * LANES, acc[g][i]);
-}
-
-// Keys [first, last), all of one segment, as seen by Q queries of one kv head.
-template <int Q>
-void gather(const Attention& a, const float* q, int64_t row, int64_t head, int64_t first, int64_t last, Gathered<Q>& out) {
-  alignas(64) float score[Q * SEGMENT];
-  const int64_t from = first / LANES * LANES, to = (last + LANES - 1) / LANES * LANES;
-  int64_t at = from;
-  for (; at + 2 * LANES <= to; at += 2 * LANES) score_keys<Q, 2>(a, q, row, head, at, first, last, score);
-  for (; at < to; at += LANES) score_keys<Q, 1>(a, q, row, head, at, first, last, score);
-  const int64_t base = from % SEGMENT, size = to - from;
-  for (int g = 0; g < Q; ++g) {
-    float* s = score + g * SEGMENT + base;
-    vf top = load<vf>(s);
-    for (int64_t i = LANES; i < size; i += LANES) top = max(top, load<vf>(s + i));
-    out.top[g] = max(top);
-    vf total{};
-    for (int64_t i = 0; i < size; i += LANES) {
-      const vf weight = exp(load<vf>(s + i) - splat(out.top[g]));
-      store(s + i, weight);
-      total += weight;
+    for (int i = 0; i < Q; ++i) {
+      const vi sees = (lane >= static_cast<int32_t>(seen[i].first)) & (lane < static_cast<int32_t>(seen[i].last));
+      store(score + i * SEGMENT + (at + b * LANES) % SEGMENT, sees ? acc[i][b] : splat(-__builtin_inff()));
     }
-    out.total[g] = sum(total);
   }
-  int64_t h = 0;
-  for (; h + 4 * LANES <= a.width; h += 4 * LANES) mix_values<Q, 4>(a, row, head, first, last, score, h, out.sum);
-  for (; h < a.width; h += LANES) mix_values<Q, 1>(a, row, head, first, last, score, h, out.sum);
+}
+
+// Values [first, last) times their weights, of dimensions [h, + LANES * BLOCKS).
+template <int Q, int BLOCKS>
+inline void mix_values(const Attention& a, int64_t slot, int64_t head, int64_t first, int64_t last, const float* weight,
+                       int64_t h, float* sum) {
+  vf acc[Q][BLOCKS] = {};
+  for (int64_t j = first; j < last;) {
+    const float* v = a.values_at(slot, head, j) + h;
+    const int64_t end = (j / a.page_size + 1) * a.page_size < last ? (j / a.page_size + 1) * a.page_size : last;
+    for (; j < end; ++j, v += a.width) {
+      vf value[BLOCKS];
+      for (int b = 0; b < BLOCKS; ++b) value[b] = load<vf>(v + b * LANES);
+      for (int i = 0; i < Q; ++i) {
+        const vf one = splat(weight[i * SEGMENT + j % SEGMENT]);
+        for (int b = 0; b < BLOCKS; ++b) acc[i][b] += value[b] * one;
+      }
+    }
+  }
+  for (int i = 0; i < Q; ++i)
+    for (int b = 0; b < BLOCKS; ++b) store(sum + i * a.width + h + b * LANES, acc[i][b]);
 }
 
 // `into` and `more` (of later keys) together, in `into`.
@@ -154,122 +152,213 @@ inline void finish(float* sum, float total, int64_t width, float* out) {
   for (int64_t h = 0; h < width; h += LANES) store(out + h, load<vf>(sum + h) / splat(total));
 }
 
-inline int64_t first_seen(const Attention& a, int64_t position) {
-  return a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
-}
+// What a query has gathered: `top` score, the `total` of its weights, and their sum over the values.
+struct Gathered {
+  float top, total;
+};
 
-// Q query heads of one token over all its keys, one segment after the other.
+// Q queries [width, Q] over the keys of one segment: what each gathers there, in `found` and `sum` [Q, width].
 template <int Q>
-void attend_token(const Attention& a, int64_t token, int64_t head, int64_t g, float* scratch) {
-  const int64_t row = token / a.chunk, last = a.start[row] + token % a.chunk + 1, first = first_seen(a, last - 1);
-  float* q = a.mixed + ((token * a.kv_heads + head) * a.group + g) * a.width;
-  float top[Q], total[Q] = {}, *sum = scratch;
-  for (int i = 0; i < Q; ++i) top[i] = -__builtin_inff();
-  std::memset(sum, 0, sizeof(float) * static_cast<size_t>(Q * a.width));
-  for (int64_t at = first; at < last;) {
-    const int64_t end = (at / SEGMENT + 1) * SEGMENT < last ? (at / SEGMENT + 1) * SEGMENT : last;
-    Gathered<Q> part{{}, {}, scratch + Q * a.width};
-    gather<Q>(a, q, row, head, at, end, part);
-    for (int i = 0; i < Q; ++i)
-      merge(top[i], total[i], sum + i * a.width, part.top[i], part.total[i], part.sum + i * a.width, a.width);
-    at = end;
+void gather(const Attention& a, const float* q, int64_t slot, int64_t head, const Seen* seen, Gathered* found, float* sum) {
+  alignas(64) float score[Q * SEGMENT];
+  int64_t first = seen[0].first, last = seen[0].last;
+  for (int i = 1; i < Q; ++i) {
+    first = std::min(first, seen[i].first);
+    last = std::max(last, seen[i].last);
   }
-  for (int i = 0; i < Q; ++i) finish(sum + i * a.width, total[i], a.width, q + i * a.width);
+  const int64_t from = first / LANES * LANES, to = (last + LANES - 1) / LANES * LANES;
+  int64_t at = from;
+  for (; at + VECTORS<Q> * LANES <= to; at += VECTORS<Q> * LANES) score_keys<Q, VECTORS<Q>>(a, q, slot, head, at, seen, score);
+  for (; at < to; at += LANES) score_keys<Q, 1>(a, q, slot, head, at, seen, score);
+  const int64_t base = from % SEGMENT, size = to - from;
+  for (int i = 0; i < Q; ++i) {
+    float* s = score + i * SEGMENT + base;
+    vf top = load<vf>(s);
+    for (int64_t j = LANES; j < size; j += LANES) top = max(top, load<vf>(s + j));
+    found[i].top = max(top);
+    vf total{};
+    for (int64_t j = 0; j < size; j += LANES) {
+      const vf weight = exp(load<vf>(s + j) - splat(found[i].top));
+      store(s + j, weight);
+      total += weight;
+    }
+    found[i].total = cortex::sum(total);
+  }
+  int64_t h = 0;
+  for (; h + VECTORS<Q> * LANES <= a.width; h += VECTORS<Q> * LANES)
+    mix_values<Q, VECTORS<Q>>(a, slot, head, first, last, score, h, sum);
+  for (; h < a.width; h += LANES) mix_values<Q, 1>(a, slot, head, first, last, score, h, sum);
 }
 
-inline void attend_head(const Attention& a, int64_t token, int64_t head) {
-  static thread_local Scratch memory;
-  float* scratch = memory.get(8 * a.width);
-  int64_t g = 0;
-  for (; g + 4 <= a.group; g += 4) attend_token<4>(a, token, head, g, scratch);
-  switch (a.group - g) {
-    case 3: attend_token<3>(a, token, head, g, scratch); break;
-    case 2: attend_token<2>(a, token, head, g, scratch); break;
-    case 1: attend_token<1>(a, token, head, g, scratch); break;
-    default: break;
-  }
-}
-
-// One segment of one query head of a decoding row: top, total and sum go to `part`.
-inline void attend_part(const Attention& a, int64_t row, int64_t head, int64_t first, int64_t last, float* part) {
-  const int64_t stride = a.width + LANES;
-  const float* q = a.mixed + (row * a.kv_heads + head) * a.group * a.width;
-  for (int64_t g = 0; g < a.group;) {
-    const auto run = [&](auto constant) {
-      constexpr int Q = decltype(constant)::value;
-      static thread_local Scratch memory;
-      Gathered<Q> out{{}, {}, memory.get(Q * a.width)};
-      gather<Q>(a, q + g * a.width, row, head, first, last, out);
-      for (int i = 0; i < Q; ++i) {
-        float* to = part + (g + i) * stride;
-        to[0] = out.top[i];
-        to[1] = out.total[i];
-        std::memcpy(to + LANES, out.sum + i * a.width, sizeof(float) * static_cast<size_t>(a.width));
-      }
-      g += Q;
+// Calls use(constant Q, i) for blocks of queries [i, i + Q) that cover [0, queries).
+template <class Use>
+inline void in_blocks(int64_t queries, const Use& use) {
+  for (int64_t i = 0; i < queries;) {
+    const auto with = [&](auto constant) {
+      use(constant, i);
+      i += decltype(constant)::value;
     };
-    switch (a.group - g) {
-      case 1: run(std::integral_constant<int, 1>{}); break;
-      case 2: run(std::integral_constant<int, 2>{}); break;
-      case 3: run(std::integral_constant<int, 3>{}); break;
-      default: run(std::integral_constant<int, 4>{}); break;
+    const int64_t left = queries - i;
+    if constexpr (MOST_QUERIES >= 12) {
+      if (left >= 12) { with(std::integral_constant<int, 12>{}); continue; }
+      if (left >= 8) { with(std::integral_constant<int, 8>{}); continue; }
     }
+    if (left >= 6) with(std::integral_constant<int, 6>{});
+    else if (left >= 4) with(std::integral_constant<int, 4>{});
+    else if (left == 3) with(std::integral_constant<int, 3>{});
+    else if (left == 2) with(std::integral_constant<int, 2>{});
+    else with(std::integral_constant<int, 1>{});
   }
 }
 
-// Decode: few queries with long pasts, so the segments of one query are shared out too.
-inline void attend_rows(const Attention& a) {
-  static thread_local Scratch memory;
-  int64_t most = 0;
-  for (int64_t row = 0; row < a.rows; ++row)
-    if (a.count[row] > 0) most = std::max<int64_t>(most, a.start[row] + 1);
-  const int64_t segments = (most + SEGMENT - 1) / SEGMENT, stride = a.group * (a.width + LANES);
-  float* parts = memory.get((segments + 1) * a.rows * a.kv_heads * stride);
-  const auto bounds = [&](int64_t row, int64_t segment) {
-    const int64_t last = a.count[row] > 0 ? a.start[row] + 1 : 0, first = a.count[row] > 0 ? first_seen(a, last - 1) : 0;
-    return std::pair<int64_t, int64_t>{std::max(first, segment * SEGMENT), std::min(last, (segment + 1) * SEGMENT)};
-  };
-  Team::instance().run(a.rows * a.kv_heads * segments, 1, [&](int64_t from, int64_t to) {
-    for (int64_t item = from; item < to; ++item) {
-      const int64_t segment = item % segments, pair = item / segments;
-      const auto [first, last] = bounds(pair / a.kv_heads, segment);
-      if (first < last) attend_part(a, pair / a.kv_heads, pair % a.kv_heads, first, last, parts + item * stride);
-    }
-  });
-  float* sum = parts + a.rows * a.kv_heads * segments * stride;
-  for (int64_t pair = 0; pair < a.rows * a.kv_heads; ++pair) {
-    const int64_t row = pair / a.kv_heads;
-    if (a.count[row] <= 0) continue;
-    for (int64_t g = 0; g < a.group; ++g) {
-      float top = -__builtin_inff(), total = 0;
-      std::memset(sum, 0, sizeof(float) * static_cast<size_t>(a.width));
-      for (int64_t segment = 0; segment < segments; ++segment) {
-        const auto [first, last] = bounds(row, segment);
-        if (first >= last) continue;
-        const float* part = parts + (pair * segments + segment) * stride + g * (a.width + LANES);
-        merge(top, total, sum, part[0], part[1], part + LANES, a.width);
+// The queries of one kv head of a span of tokens, ready to gather segment after segment.
+class Queries {
+ public:
+  // The longest span, in floats of memory.
+  static int64_t floats(const Attention& a, int64_t tokens) { return tokens * a.group * 2 * a.width; }
+
+  Queries(const Attention& a, const Span& span, int64_t head, float* memory)
+      : a_(a), span_(span), head_(head), count_(span.count * a.group), packed_(memory), part_(memory + count_ * a.width) {
+    in_blocks(count_, [&](auto constant, int64_t first) {
+      constexpr int Q = decltype(constant)::value;
+      for (int i = 0; i < Q; ++i) {
+        const float* q = at(first + i);
+        for (int64_t h = 0; h < a_.width; ++h) packed_[first * a_.width + h * Q + i] = q[h];
       }
-      finish(sum, total, a.width, a.mixed + (pair * a.group + g) * a.width);
+    });
+  }
+
+  // use(query, gathered, sum [width]) for every query that sees any key of the segment.
+  template <class Use>
+  void gather_segment(int64_t segment, const Use& use) const {
+    const int64_t begin = segment * SEGMENT, end = begin + SEGMENT;
+    in_blocks(count_, [&](auto constant, int64_t first) {
+      constexpr int Q = decltype(constant)::value;
+      Seen seen[Q];
+      bool sees[Q], any = false;
+      for (int i = 0; i < Q; ++i) {
+        const int64_t position = span_.position + (first + i) / a_.group;
+        seen[i] = {std::max(a_.first_seen(position), begin), std::min(position + 1, end)};
+        any |= sees[i] = seen[i].first < seen[i].last;
+      }
+      if (!any) return;
+      // Whoever sees nothing here is taken along by seeing what a neighbour sees; nobody looks at what it gets.
+      for (int i = 0; i < Q; ++i)
+        for (int other = 0; other < Q && !(seen[i].first < seen[i].last); ++other)
+          if (sees[other]) seen[i] = seen[other];
+      Gathered found[Q];
+      float* sum = part_ + first * a_.width;
+      gather<Q>(a_, packed_ + first * a_.width, span_.slot, head_, seen, found, sum);
+      for (int i = 0; i < Q; ++i)
+        if (sees[i]) use(first + i, found[i], sum + i * a_.width);
+    });
+  }
+
+  int64_t count() const { return count_; }
+  float* at(int64_t query) const { return a_.queries(span_.token + query / a_.group, head_) + query % a_.group * a_.width; }
+
+ private:
+  const Attention& a_;
+  const Span span_;
+  int64_t head_, count_;
+  float *packed_, *part_;
+};
+
+// All that a span of tokens gathers for one kv head.
+inline void attend_span(const Attention& a, const Span& span, int64_t head) {
+  static thread_local Scratch memory;
+  const int64_t queries = span.count * a.group, needed = Queries::floats(a, span.count);
+  float* sums = memory.get(needed + queries * (a.width + 2));
+  Gathered* state = reinterpret_cast<Gathered*>(sums + queries * a.width);
+  const Queries q(a, span, head, sums + queries * (a.width + 2));
+  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(queries * a.width));
+  for (int64_t i = 0; i < queries; ++i) state[i] = {-__builtin_inff(), 0};
+  const int64_t last = (span.position + span.count - 1) / SEGMENT;
+  for (int64_t segment = a.first_seen(span.position) / SEGMENT; segment <= last; ++segment)
+    q.gather_segment(segment, [&](int64_t i, const Gathered& part, const float* sum) {
+      merge(state[i].top, state[i].total, sums + i * a.width, part.top, part.total, sum, a.width);
+    });
+  for (int64_t i = 0; i < queries; ++i) finish(sums + i * a.width, state[i].total, a.width, q.at(i));
+}
+
+// Single tokens: their segments are items of their own, ROUND of them at a time.
+inline void attend_singles(const Attention& a, const std::vector<Span>& singles) {
+  static thread_local Scratch memory;
+  const int64_t pairs = static_cast<int64_t>(singles.size()) * a.kv_heads, stride = a.group * (a.width + LANES);
+  int64_t most = 0;
+  for (const Span& span : singles) most = std::max(most, span.position / SEGMENT + 1);
+  const int64_t round = std::min(most, ROUND);
+  float* states = memory.get((round + 1) * pairs * stride);
+  float* parts = states + pairs * stride;
+  for (int64_t i = 0; i < pairs * a.group; ++i) {
+    float* state = states + i * (a.width + LANES);
+    std::memset(state, 0, sizeof(float) * static_cast<size_t>(a.width + LANES));
+    state[0] = -__builtin_inff();
+  }
+  const auto span_of = [&](int64_t pair) -> const Span& { return singles[static_cast<size_t>(pair / a.kv_heads)]; };
+  const auto sees = [&](const Span& span, int64_t segment) {
+    return a.first_seen(span.position) < (segment + 1) * SEGMENT && segment * SEGMENT <= span.position;
+  };
+  for (int64_t base = 0; base < most; base += round) {
+    Team::instance().run(pairs * round, 1, [&](int64_t from, int64_t to) {
+      static thread_local Scratch packed;
+      float* own = packed.get(Queries::floats(a, 1));
+      for (int64_t item = from; item < to; ++item) {
+        const int64_t pair = item / round, segment = base + item % round;
+        if (!sees(span_of(pair), segment)) continue;
+        const Queries q(a, span_of(pair), pair % a.kv_heads, own);
+        q.gather_segment(segment, [&](int64_t i, const Gathered& part, const float* sum) {
+          float* at = parts + item * stride + i * (a.width + LANES);
+          at[0] = part.top;
+          at[1] = part.total;
+          std::memcpy(at + LANES, sum, sizeof(float) * static_cast<size_t>(a.width));
+        });
+      }
+    });
+    for (int64_t item = 0; item < pairs * round; ++item) {
+      if (!sees(span_of(item / round), base + item % round)) continue;
+      for (int64_t i = 0; i < a.group; ++i) {
+        float* state = states + (item / round * a.group + i) * (a.width + LANES);
+        const float* part = parts + item * stride + i * (a.width + LANES);
+        merge(state[0], state[1], state + LANES, part[0], part[1], part + LANES, a.width);
+      }
     }
+  }
+  for (int64_t i = 0; i < pairs * a.group; ++i) {
+    const int64_t pair = i / a.group;
+    float* state = states + i * (a.width + LANES);
+    finish(state + LANES, state[1], a.width, a.queries(span_of(pair).token, pair % a.kv_heads) + i % a.group * a.width);
   }
 }
 
-inline void attend(Attention a) {
+inline void attend(const Attention& a) {
   Team& team = Team::instance();
-  while (a.rows > 0 && a.count[a.rows - 1] <= 0) --a.rows;
-  if (a.rows == 0) return;
-  // Up to the last real token: what is behind it is nobody's.
-  const int64_t tokens = (a.rows - 1) * a.chunk + std::min<int64_t>(a.count[a.rows - 1], a.chunk);
-  team.run(tokens, 4, [&](int64_t first, int64_t last) {
-    for (int64_t token = first; token < last; ++token) enter(a, token);
-  });
-  if (a.chunk == 1) return attend_rows(a);
-  team.run(tokens * a.kv_heads, 4, [&](int64_t first, int64_t last) {
-    for (int64_t item = first; item < last; ++item) {
-      // From the last token back: later ones have more keys, and the longest work goes out first.
-      const int64_t token = tokens - 1 - item / a.kv_heads;
-      if (token % a.chunk < a.count[token / a.chunk]) attend_head(a, token, item % a.kv_heads);
+  std::vector<Span> rows, tiles, singles;
+  int64_t tokens = 0;
+  for (int64_t row = 0; row < a.rows; ++row) {
+    const int64_t count = std::clamp<int64_t>(a.count[row], 0, a.tokens - tokens);
+    if (count > 0) rows.push_back({a.slot[row], tokens, a.start[row], count});
+    tokens += count;
+  }
+  // Fewer tokens to a tile where there would be too few tiles for everybody.
+  const int64_t size = tokens * a.kv_heads >= 8 * TILE_TOKENS * team.size() ? TILE_TOKENS : TILE_TOKENS / 2;
+  for (const Span& row : rows)
+    for (int64_t done = 0; done < row.count; done += size) {
+      const Span span{row.slot, row.token + done, row.position + done, std::min(size, row.count - done)};
+      (row.count == 1 ? singles : tiles).push_back(span);
     }
+  team.run(static_cast<int64_t>(singles.size() + tiles.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const size_t at = static_cast<size_t>(i);
+      const Span& span = at < singles.size() ? singles[at] : tiles[at - singles.size()];
+      for (int64_t n = 0; n < span.count; ++n) enter(a, span.slot, span.token + n, span.position + n);
+    }
+  });
+  if (!singles.empty()) attend_singles(a, singles);
+  team.run(static_cast<int64_t>(tiles.size()) * a.kv_heads, 1, [&](int64_t first, int64_t last) {
+    // From the last token back: later ones have more keys, and the longest work goes out first.
+    for (int64_t i = first; i < last; ++i)
+      attend_span(a, tiles[tiles.size() - 1 - static_cast<size_t>(i / a.kv_heads)], i % a.kv_heads);
   });
 }
 

@@ -24,8 +24,15 @@ struct Product {
   Epilogue epilogue;
 };
 
-constexpr int64_t FEW_BLOCKS = 2;  // up to which it is faster to decode the codes once for each block of rows
 constexpr int MOST_ROWS = 12;  // 24 accumulators, which leaves 8 of AVX-512's registers
+#if defined(__AVX512F__)
+constexpr bool NARROW = false;
+constexpr int64_t FEW_BLOCKS = 2;  // up to which it is faster to decode the codes once for each block of rows
+#else
+// With half as many registers of half the width more rows than two are computed 6 at a time, from expanded tiles.
+constexpr bool NARROW = true;
+constexpr int64_t FEW_BLOCKS = 0;
+#endif
 
 inline float inverse_rms(const float* x, int64_t width, float epsilon) {
   vf squares{};
@@ -63,7 +70,7 @@ inline void pack(const Product& p, int64_t first, int64_t count, int rows, float
 
 inline vf silu(vf v) { return v / (exp(-v) + 1.0f); }
 
-// Up to 16 outputs of one row into memory; `live` of them exist.
+// Up to LANES outputs of one row into memory; `live` of them exist.
 inline void put(const Product& p, int64_t row, int64_t column, vf value) {
   const int64_t live = p.outputs - column;
   if (live <= 0) return;
@@ -79,26 +86,66 @@ inline void put(const Product& p, int64_t row, int64_t column, vf value) {
 // TILES tiles times ROWS packed rows, of which `count` exist.
 template <int TILES, int ROWS, class W>
 inline void block(const Product& p, const W& w, int64_t from, int64_t tile, const float* x, int64_t first, int64_t count) {
-  vf acc[ROWS][2 * TILES] = {};
-  w.template each<TILES>(from, [&](int64_t k, const Pair* v) {
+  vf acc[ROWS][TILES][PARTS] = {};
+  w.template each<TILES>(from, [&](int64_t k, const Column* v) {
     for (int r = 0; r < ROWS; ++r) {
       const vf xr = splat(x[k * ROWS + r]);
-      for (int t = 0; t < TILES; ++t) {
-        acc[r][2 * t] += xr * v[t].a;
-        acc[r][2 * t + 1] += xr * v[t].b;
-      }
+      for (int t = 0; t < TILES; ++t)
+        for (int i = 0; i < PARTS; ++i) acc[r][t][i] += xr * v[t].part[i];
     }
   });
-  for (int r = 0; r < ROWS && r < count; ++r) {
-    if (p.epilogue == Epilogue::gated) {
-      if constexpr (TILES == 2) {
-        put(p, first + r, tile / 2 * TILE, silu(acc[r][0]) * acc[r][2]);
-        put(p, first + r, tile / 2 * TILE + LANES, silu(acc[r][1]) * acc[r][3]);
+  for (int r = 0; r < ROWS && r < count; ++r)
+    for (int i = 0; i < PARTS; ++i) {
+      if (p.epilogue == Epilogue::gated) {
+        if constexpr (TILES == 2) put(p, first + r, tile / 2 * TILE + i * LANES, silu(acc[r][0][i]) * acc[r][1][i]);
+        continue;
       }
-      continue;
+      for (int t = 0; t < TILES; ++t) put(p, first + r, (tile + t) * TILE + i * LANES, acc[r][t][i]);
     }
-    for (int t = 0; t < 2 * TILES; ++t) put(p, first + r, tile * TILE + t * LANES, acc[r][t]);
+}
+
+// The same for one expanded tile, or an expanded gate and what it gates: SUB of the ROWS rows, 16 outputs at a time.
+template <int TILES, int ROWS, int SUB>
+inline void part(const Product& p, const float* flat, int64_t tile, const float* x, int64_t first, int64_t count) {
+  constexpr int VECTORS = PARTS / 2;
+  for (int half = 0; half < 2; ++half) {
+    vf acc[SUB][TILES][VECTORS] = {};
+    const float* w = flat + half * TILE / 2;
+    for (int64_t k = 0; k < p.columns; ++k) {
+      vf v[TILES][VECTORS];
+      for (int t = 0; t < TILES; ++t)
+        for (int i = 0; i < VECTORS; ++i) v[t][i] = load<vf>(w + (t * p.columns + k) * TILE + i * LANES);
+      for (int r = 0; r < SUB; ++r) {
+        const vf xr = splat(x[k * ROWS + r]);
+        for (int t = 0; t < TILES; ++t)
+          for (int i = 0; i < VECTORS; ++i) acc[r][t][i] += xr * v[t][i];
+      }
+    }
+    for (int r = 0; r < SUB && r < count; ++r)
+      for (int i = 0; i < VECTORS; ++i) {
+        const int64_t at = half * TILE / 2 + i * LANES;
+        if constexpr (TILES == 2)
+          put(p, first + r, tile / 2 * TILE + at, silu(acc[r][0][i]) * acc[r][1][i]);
+        else
+          put(p, first + r, tile * TILE + at, acc[r][0][i]);
+      }
   }
+}
+
+// ROWS rows times the expanded tiles `tile` and, of a gated pair, the next.
+template <int ROWS>
+inline void expanded_block(const Product& p, const float* flat, int64_t tile, const float* x, int64_t first, int64_t count) {
+  const bool gated = p.epilogue == Epilogue::gated;
+  if constexpr (!NARROW) {
+    const Weights<Float32, Float32, false> plain{reinterpret_cast<const uint8_t*>(flat), nullptr, nullptr, p.columns, 0};
+    return gated ? block<2, ROWS>(p, plain, 0, tile, x, first, count) : block<1, ROWS>(p, plain, 0, tile, x, first, count);
+  }
+  constexpr int SIX = ROWS % 6 == 0 ? 6 : ROWS % 4 == 0 ? 4 : ROWS;
+  constexpr int THREE = ROWS % 3 == 0 ? 3 : ROWS % 2 == 0 ? 2 : ROWS;
+  if (gated)
+    for (int r = 0; r < ROWS && r < count; r += THREE) part<2, ROWS, THREE>(p, flat, tile, x + r, first + r, count - r);
+  else
+    for (int r = 0; r < ROWS && r < count; r += SIX) part<1, ROWS, SIX>(p, flat, tile, x + r, first + r, count - r);
 }
 
 struct Scratch {
@@ -137,7 +184,7 @@ void product(const Product& p, const W& w) {
     for (int64_t item = first_item; item < last_item; ++item) {
       const int64_t tile = 2 * item;
       const bool both = tile + 1 < tiles;
-      if (blocks <= FEW_BLOCKS) {
+      if (blocks <= FEW_BLOCKS || ROWS <= 2) {
         for (int64_t b = 0; b < blocks; ++b) {
           const float* x = packed + b * ROWS * p.columns;
           if constexpr (TILES == 2) {
@@ -155,13 +202,13 @@ void product(const Product& p, const W& w) {
       float* flat = expanded.get(2 * p.columns * TILE);
       const int count = both ? 2 : 1;
       for (int t = 0; t < count; ++t) w.expand(tile + t, flat + t * p.columns * TILE);
-      const Weights<Float32, Float32, false> plain{reinterpret_cast<const uint8_t*>(flat), nullptr, nullptr, p.columns, 0};
       for (int64_t b = 0; b < blocks; ++b) {
         const float* x = packed + b * ROWS * p.columns;
         if (p.epilogue == Epilogue::gated)
-          block<2, ROWS>(p, plain, 0, tile, x, b * ROWS, rows_of(b));
+          expanded_block<ROWS>(p, flat, tile, x, b * ROWS, rows_of(b));
         else
-          for (int t = 0; t < count; ++t) block<1, ROWS>(p, plain, t, tile + t, x, b * ROWS, rows_of(b));
+          for (int t = 0; t < count; ++t)
+            expanded_block<ROWS>(p, flat + t * p.columns * TILE, tile + t, x, b * ROWS, rows_of(b));
       }
     }
   });

@@ -107,8 +107,8 @@ ffi::Error norm(Floats x, Floats weight, Ints live, ffi::Result<Floats> y, float
   return ffi::Error::Success();
 }
 
-ffi::Error attention(Floats qkv, Floats cos, Floats sin, Ints table, Ints start, Ints count, Floats keys, Floats values,
-                     ffi::Result<Floats> mixed, ffi::Result<Floats> new_keys, ffi::Result<Floats> new_values,
+ffi::Error attention(Floats qkv, Floats cos, Floats sin, Ints table, Ints slot, Ints start, Ints count, Floats keys,
+                     Floats values, ffi::Result<Floats> mixed, ffi::Result<Floats> new_keys, ffi::Result<Floats> new_values,
                      int64_t window, float scale) {
   const auto shape = qkv.dimensions(), pool = values.dimensions();
   if (shape.size() != 4 || pool.size() != 4) return ffi::Error::InvalidArgument("qkv and the pool have four dimensions");
@@ -119,13 +119,14 @@ ffi::Error attention(Floats qkv, Floats cos, Floats sin, Ints table, Ints start,
   a.cos = cos.typed_data();
   a.sin = sin.typed_data();
   a.table = table.typed_data();
+  a.slot = slot.typed_data();
   a.start = start.typed_data();
   a.count = count.typed_data();
   a.keys = new_keys->typed_data();
   a.values = new_values->typed_data();
   a.mixed = mixed->typed_data();
-  a.rows = table.dimensions()[0];
-  a.chunk = shape[0] / std::max<int64_t>(a.rows, 1);
+  a.tokens = shape[0];
+  a.rows = static_cast<int64_t>(slot.element_count());
   a.table_width = table.dimensions()[1];
   a.kv_heads = shape[1];
   a.group = shape[2] - 2;
@@ -133,7 +134,10 @@ ffi::Error attention(Floats qkv, Floats cos, Floats sin, Ints table, Ints start,
   a.page_size = pool[2];
   a.window = window;
   a.scale = scale;
-  if (a.width % LANES != 0 || a.page_size % LANES != 0)
+  const int64_t slots = table.dimensions()[0];
+  for (int64_t row = 0; row < a.rows; ++row)
+    if (a.slot[row] < 0 || a.slot[row] >= slots) return ffi::Error::InvalidArgument("no such slot");
+  if (a.width % 16 != 0 || a.page_size % 16 != 0)
     return ffi::Error::InvalidArgument("head width and page size are multiples of 16");
   attend(a);
   return ffi::Error::Success();
@@ -214,6 +218,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_attention, cortex::attention,
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()

@@ -1,27 +1,34 @@
-// Sixteen lanes of float on any machine: the compiler splits them where registers are narrower. Knows lanes, no matrices.
+// A register of floats on any machine. Knows lanes, no matrices.
 //
-// GCC's and Clang's vector extensions rather than intrinsics: one source for AVX-512, AVX2 and NEON. `a * b + c` is one
-// fused operation wherever the machine has one (-ffp-contract=fast), in every place alike: results must not depend on
-// which copy of a loop computed them.
+// GCC's and Clang's vector extensions rather than intrinsics: one source for AVX-512, AVX2 and NEON. Vectors are as wide as
+// the machine's own: wider ones compile, too, but GCC keeps them in memory, which makes products ten times slower. `a * b +
+// c` is one fused operation wherever the machine has one (-ffp-contract=fast), in every place alike: results must not
+// depend on which copy of a loop computed them.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 namespace cortex {
 
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
 
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
-typedef uint16_t v16 __attribute__((vector_size(32)));
-typedef int8_t v8 __attribute__((vector_size(16)));
-typedef uint8_t vu8 __attribute__((vector_size(16)));
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+typedef uint16_t v16 __attribute__((vector_size(2 * LANES)));
+typedef int8_t v8 __attribute__((vector_size(LANES)));
+typedef uint8_t vu8 __attribute__((vector_size(LANES)));
 
 template <class V>
 inline V load(const void* from) {
@@ -35,13 +42,21 @@ inline void store(void* to, V v) {
   std::memcpy(to, &v, sizeof v);
 }
 
+#if defined(__AVX512F__)
 inline vf splat(float x) { return vf{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+#elif defined(__AVX2__)
+inline vf splat(float x) { return vf{x, x, x, x, x, x, x, x}; }
+#else
+inline vf splat(float x) { return vf{x, x, x, x}; }
+#endif
 
 inline vf from_bf16(v16 bits) { return reinterpret_cast<vf>(__builtin_convertvector(bits, vu) << 16); }
 
 inline vf from_half(v16 bits) {
 #if defined(__AVX512F__)
   return reinterpret_cast<vf>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(bits)));
+#elif defined(__AVX2__) && defined(__F16C__)
+  return reinterpret_cast<vf>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(bits)));
 #else
   // Exponent and mantissa moved into place, then scaled by the difference of the biases: exact, subnormals included.
   const vu wide = __builtin_convertvector(bits, vu);
@@ -50,10 +65,12 @@ inline vf from_half(v16 bits) {
 #endif
 }
 
-// 16 small integers as integers; written out because GCC 12 takes a detour over 16 bits.
+// Small integers as integers; written out because GCC 12 takes a detour over 16 bits.
 inline vi widen(v8 codes) {
 #if defined(__AVX512F__)
   return reinterpret_cast<vi>(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(codes)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<vi>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&codes))));
 #else
   return __builtin_convertvector(codes, vi);
 #endif
@@ -62,6 +79,8 @@ inline vi widen(v8 codes) {
 inline vi widen(vu8 codes) {
 #if defined(__AVX512F__)
   return reinterpret_cast<vi>(_mm512_cvtepu8_epi32(reinterpret_cast<__m128i>(codes)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<vi>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&codes))));
 #else
   return __builtin_convertvector(codes, vi);
 #endif

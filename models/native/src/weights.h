@@ -1,53 +1,75 @@
-// How a matrix lies in memory, and how 32 of its values become two vectors. Knows layouts, no products.
+// How a matrix lies in memory, and how 32 of its values become vectors. Knows layouts, no products.
 //
 // Rows (out-channels) lie in tiles of 32, a tile's columns one after the other:
 //     codes [tiles, K, 32]: float32, bfloat16, float16, int8, or two 4-bit codes to a byte [tiles, K, 16] (row i low, row i + 16 high)
 //     scale, offset [tiles, K / group, 32]: float16 or float32; a value is scale * code + offset
-// So a broadcast input times two vectors serves 32 outputs, without a sum across lanes.
+// So a broadcast input times those vectors serves 32 outputs, without a sum across lanes.
 #pragma once
 
 #include "vec.h"
 
 namespace cortex {
 
-constexpr int TILE = 2 * LANES;
+constexpr int TILE = 32;
+constexpr int PARTS = TILE / LANES;  // vectors of a column of a tile
 // Bytes ahead of a stream that are asked for: the hardware's own prefetching stops at the end of every 4 KiB page.
 constexpr int64_t AHEAD = 1536;
 
-struct Pair {
-  vf a, b;
+struct Column {
+  vf part[PARTS];
 };
+
+// `part(i)` for every vector of a column.
+template <class Part>
+inline Column column_of(const Part& part) {
+  Column column;
+  for (int i = 0; i < PARTS; ++i) column.part[i] = part(i);
+  return column;
+}
 
 struct Float32 {
   static constexpr int64_t BYTES = 4 * TILE;
   static constexpr bool CODED = false;
-  static Pair at(const uint8_t* p) { return {load<vf>(p), load<vf>(p + 64)}; }
+  static Column at(const uint8_t* p) {
+    return column_of([&](int i) { return load<vf>(p + 4 * LANES * i); });
+  }
 };
 
 struct Bfloat16 {
   static constexpr int64_t BYTES = 2 * TILE;
   static constexpr bool CODED = false;
-  static Pair at(const uint8_t* p) { return {from_bf16(load<v16>(p)), from_bf16(load<v16>(p + 32))}; }
+  static Column at(const uint8_t* p) {
+    return column_of([&](int i) { return from_bf16(load<v16>(p + 2 * LANES * i)); });
+  }
 };
 
 struct Float16 {
   static constexpr int64_t BYTES = 2 * TILE;
   static constexpr bool CODED = false;
-  static Pair at(const uint8_t* p) { return {from_half(load<v16>(p)), from_half(load<v16>(p + 32))}; }
+  static Column at(const uint8_t* p) {
+    return column_of([&](int i) { return from_half(load<v16>(p + 2 * LANES * i)); });
+  }
 };
 
 struct Int8 {
   static constexpr int64_t BYTES = TILE;
   static constexpr bool CODED = true;
-  static Pair at(const uint8_t* p) { return {to_float(widen(load<v8>(p))), to_float(widen(load<v8>(p + 16)))}; }
+  static Column at(const uint8_t* p) {
+    return column_of([&](int i) { return to_float(widen(load<v8>(p + LANES * i))); });
+  }
 };
 
 struct Int4 {
   static constexpr int64_t BYTES = TILE / 2;
   static constexpr bool CODED = true;
-  static Pair at(const uint8_t* p) {
-    const vi both = widen(load<vu8>(p));
-    return {to_float(both & 15), to_float(both >> 4)};
+  static Column at(const uint8_t* p) {
+    Column column;
+    for (int i = 0; i < PARTS / 2; ++i) {
+      const vi both = widen(load<vu8>(p + LANES * i));
+      column.part[i] = to_float(both & 15);
+      column.part[PARTS / 2 + i] = to_float(both >> 4);
+    }
+    return column;
   }
 };
 
@@ -68,7 +90,7 @@ struct Weights {
   void each(int64_t first, const Body& body) const {
     const int64_t groups = Codes::CODED ? columns / group : 1, width = step();
     for (int64_t g = 0; g < groups; ++g) {
-      Pair scales[TILES], offsets[TILES];
+      Column scales[TILES], offsets[TILES];
       for (int t = 0; t < TILES; ++t) {
         if constexpr (Codes::CODED) {
           const int64_t at = ((first + t) * groups + g) * ScaleT::BYTES;
@@ -77,18 +99,14 @@ struct Weights {
         }
       }
       for (int64_t k = g * width; k < (g + 1) * width; ++k) {
-        Pair values[TILES];
+        Column values[TILES];
         for (int t = 0; t < TILES; ++t) {
           const uint8_t* at = tile(first + t) + k * Codes::BYTES;
           __builtin_prefetch(at + AHEAD);
           values[t] = Codes::at(at);
-          if constexpr (Codes::CODED) {
-            values[t].a *= scales[t].a;
-            values[t].b *= scales[t].b;
-          }
-          if constexpr (Codes::CODED && OFFSET) {
-            values[t].a += offsets[t].a;
-            values[t].b += offsets[t].b;
+          for (int i = 0; i < PARTS; ++i) {
+            if constexpr (Codes::CODED) values[t].part[i] *= scales[t].part[i];
+            if constexpr (Codes::CODED && OFFSET) values[t].part[i] += offsets[t].part[i];
           }
         }
         body(k, values);
@@ -98,9 +116,8 @@ struct Weights {
 
   // The tile as float32 [columns, 32], which is a Float32 matrix of one tile.
   void expand(int64_t index, float* to) const {
-    each<1>(index, [&](int64_t k, const Pair* v) {
-      store(to + k * TILE, v->a);
-      store(to + k * TILE + LANES, v->b);
+    each<1>(index, [&](int64_t k, const Column* v) {
+      for (int i = 0; i < PARTS; ++i) store(to + k * TILE + i * LANES, v->part[i]);
     });
   }
 };

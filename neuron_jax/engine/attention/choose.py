@@ -1,7 +1,8 @@
 """Which attention an engine computes with, and why: a ladder of kernels, each tried on the device. Knows no requests.
 
-Decode steps (one token per row) and prompt steps choose on their own: the first rung that says it can and whose trial
-gives what the reference gives. A rung that fails, by whatever exception, costs a line of the reason and nothing else.
+Steps of single tokens, which is what decoding is, and steps with chunks of prompts choose on their own: the first rung that
+says it can and whose trial gives what the reference gives. A rung that fails, by whatever exception, costs a line of the
+reason and nothing else.
 """
 
 import logging
@@ -19,6 +20,7 @@ from models.spec import Attend
 from neuron_jax.engine.attention import native
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
 from neuron_jax.engine.attention.paged import Mix, PagedAttend
+from neuron_jax.engine.attention.ragged import Ragged
 from neuron_jax.engine.attention.reference import attend_blocks
 from neuron_jax.engine.attention.trial import Case, Make, disagreement, tolerance
 
@@ -38,7 +40,8 @@ class Rung:
 
 @frozen
 class Choice:
-    """The attention of decode steps and of prompt steps, over a pool of `kv`. GET /models tells `name` and `reason`."""
+    """The attention of steps of single tokens and of those with chunks, over a pool of `kv`. GET /models tells `name` and
+    `reason`."""
 
     name: str
     reason: str
@@ -46,8 +49,8 @@ class Choice:
     decode: Make
     extend: Make
 
-    def make(self, table: jax.Array, start: jax.Array, count: jax.Array, chunk: int) -> Attend[LayerCache]:
-        return (self.decode if chunk == 1 else self.extend)(table, start, count, chunk)
+    def make(self, rows: Ragged) -> Attend[LayerCache]:
+        return (self.decode if rows.single else self.extend)(rows)
 
 
 def choose(case: Case, rungs: Sequence[Rung] | None = None) -> Choice:
@@ -116,8 +119,8 @@ def _over_heads(mix: Mix, mesh: jax.sharding.Mesh) -> Mix:
 
 
 def _mixed_by(mix: Mix, case: Case) -> Make:
-    def make(table: jax.Array, start: jax.Array, count: jax.Array, chunk: int) -> Attend[LayerCache]:
-        return PagedAttend(mix, case.kv, table, start, count, chunk)
+    def make(rows: Ragged) -> Attend[LayerCache]:
+        return PagedAttend(mix, case.kv, rows, case.page_size)
 
     return make
 
@@ -133,7 +136,8 @@ def _cudnn(case: Case) -> Make:
 
 
 def _cudnn_refuses(case: Case, chunked: bool) -> str | None:
-    del chunked
+    if chunked:
+        return "would gather a prompt's keys for every tile of it"
     if case.capability < 8:
         return "needs an NVIDIA GPU of compute capability 8.0"
     if jnp.dtype(case.dtype).itemsize != 2:

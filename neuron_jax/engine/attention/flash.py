@@ -5,12 +5,13 @@ from their pages, for all query heads of the group at once; the second joins a r
 are joined in their order, and those that a row does not reach are never read: what a row gets does not depend on the
 other rows, on their number, or on the page size. (Flash-Decoding, https://pytorch.org/blog/flash-decoding.)
 
-Run in Pallas' interpreter only. It lowers for CUDA through Triton, which jax 0.10 has and later versions will not. What it
-lowers to went once through the compiler of Triton 3.9, which is not the one in XLA, for heads of 64, 80 and 128 without a
-window: for compute capability 9.0 in every format, for 8.0 in all but fp8. It has never been run on a device; SPLIT, BLOCK
-and the warps are guesses until then.
+Run in Pallas' interpreter only. It lowers for CUDA through Triton, which jax 0.10 to 0.12 have and later versions will not.
+What it lowers to went once through the compiler of Triton 3.9, which is not the one in XLA, for heads of 64, 80 and 128
+without a window: for compute capability 9.0 in every format, for 8.0 in all but fp8. It has never been run on a device;
+SPLIT, BLOCK and the warps are guesses until then.
 """
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -63,9 +64,7 @@ def _decode(
     rows, kv_heads, group, width = q.shape
     pages, page_size = pool[0].shape[:2]
     splits = pl.cdiv(table.shape[1] * page_size, SPLIT)
-    call: Any = partial(
-        pl.pallas_call, interpret=interpret, compiler_params=triton.CompilerParams(num_warps=4, num_stages=2)
-    )
+    call: Any = partial(pl.pallas_call, interpret=interpret, compiler_params=_triton())
     values, scales = _block((pages, page_size, None, width), head=2), _block((pages, page_size, None), head=2)
     accs, sums = (rows, kv_heads, splits, group, width), (rows, kv_heads, splits, group)
     parts = call(
@@ -97,6 +96,14 @@ def _decode(
         name="paged_decode_join",
     )(end, *parts)
     return mixed
+
+
+def _triton() -> triton.CompilerParams:
+    """How Triton compiles these kernels. From here on jax's warning of its deprecation, which we know of, is not shown."""
+    # It comes when the whole step is lowered, in whatever thread does that: a filter around the calls above would be gone by
+    # then. Where jax has Triton no more, `choose` passes this kernel over.
+    warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+    return triton.CompilerParams(num_warps=4, num_stages=2)
 
 
 def _block(shape: tuple[int | None, ...], *, row: int = -1, head: int = -1, split: int = -1) -> pl.BlockSpec:

@@ -1,15 +1,13 @@
 """Attention by `jax.nn.dot_product_attention`, hence cuDNN, over keys gathered from their pages; knows arrays, no engine.
 
-Three cases, decided by the rows of a step and not by the program: a prompt's first chunk is causal over itself; one token
-for each row needs the rows' lengths only; a later chunk, or a window, needs a mask [R, 1, C, S] in the dtype of q, since
-cuDNN's own causal mask puts the first query on the first key. Merging a causal part with the prefix would need sums in
-float32, which the public function does not return. As many pages are gathered as the longest row has, rounded up to one of
-few widths.
+One token for each row needs the rows' lengths only; several, or a window, need a mask [R, 1, C, S] in the dtype of q, since
+cuDNN's own causal mask puts the first query on the first key. As many pages are gathered as the longest row has, rounded up
+to one of few widths.
 
 With cuDNN this has never been run; its arrangement is tested with JAX's own implementation of the same function.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -54,10 +52,6 @@ def attend_gathered(
             )
         return mixed
 
-    def first_chunk() -> jax.Array:
-        k, v = (part[:, :chunk] for part in gather(chunk))
-        return attend(k, v, is_causal=True, local_window_size=None if window is None else (window - 1, 0))
-
     def lengths(width: int) -> jax.Array:
         # A padding row reads one key of the trash page, which is zero: no keys at all would be 0 / 0.
         return attend(*gather(width), key_value_seq_lengths=jnp.maximum(start + count, 1))
@@ -73,11 +67,7 @@ def attend_gathered(
     general = lengths if chunk == 1 and window is None else masked
     widths = _widths(chunk, table.shape[1] * page_size)
     needed = jnp.sum(jnp.max(start + count) > jnp.array(widths[:-1], jnp.int32), dtype=jnp.int32)
-    branches: list[Callable[[], jax.Array]] = [partial(general, width) for width in widths]
-    if chunk > 1:
-        branches.insert(0, first_chunk)
-        needed = jnp.where(jnp.max(start) == 0, 0, needed + 1)
-    mixed: jax.Array = lax.switch(needed, branches)
+    mixed: jax.Array = lax.switch(needed, [partial(general, width) for width in widths])
     return mixed.reshape(q.shape)
 
 

@@ -15,6 +15,7 @@ from models.native import ops
 from models.native.library import unavailable
 from models.spec import ParamSpec
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
+from neuron_jax.engine.attention.ragged import Ragged
 from neuron_jax.engine.attention.trial import Case
 
 LANES = 16
@@ -36,13 +37,10 @@ class NativeKV(KVFormat):
 
 @frozen
 class NativeAttend:
-    """An `Attend` for R rows of C tokens; see `PagedAttend` for table, start and count."""
+    """An `Attend` for the rows of a step."""
 
-    table: jax.Array
-    start: jax.Array
-    count: jax.Array
-    chunk: int
-    live: jax.Array = Factory(lambda self: _live(self.count, self.chunk), takes_self=True)  # up to the last real token
+    rows: Ragged
+    live: jax.Array = Factory(lambda self: self.rows.count.sum(keepdims=True, dtype=jnp.int32), takes_self=True)
 
     def rotated(
         self,
@@ -59,9 +57,10 @@ class NativeAttend:
             qkv,
             rotary,
             (keys, values),
-            table=self.table,
-            start=self.start,
-            count=self.count,
+            table=self.rows.table,
+            slot=self.rows.slot,
+            start=self.rows.start,
+            count=self.rows.count,
             scale=scale,
             window=window,
         )
@@ -90,9 +89,3 @@ def misfit(kv: KVFormat, dtype: Any, page_size: int, heads: Sequence[int]) -> st
     if page_size % LANES or any(width % LANES for width in heads):
         return f"takes pages and heads of multiples of {LANES}"
     return None
-
-
-def _live(count: jax.Array, chunk: int) -> jax.Array:
-    """count [R] -> [1]: tokens up to the last real one, of R rows of `chunk`."""
-    ends = jnp.arange(count.shape[0], dtype=jnp.int32) * chunk + count
-    return jnp.where(count > 0, ends, 0).max(keepdims=True)

@@ -1,19 +1,26 @@
-"""The `Attend` of an engine: stores and mixes the tokens of a step, whichever kernel mixes. Knows no requests."""
+"""The `Attend` of an engine: stores and mixes the tokens of a step, whichever kernel mixes. Knows no requests.
+
+Kernels take rows of equal length. Where a step has a row for each token they get single tokens; else its rows are cut into
+tiles of `TILE` tokens, so that chunks of prompts share what they read and a single token costs a tile.
+"""
 
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from attrs import frozen
+from attrs import Factory, frozen
 
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
+from neuron_jax.engine.attention.ragged import Ragged
+
+TILE = 16
 
 
 class Mix(Protocol):
-    """A kernel: q [R, C, K, G, H], scaled, over a layer's pool that holds the same tokens -> [R, C, K, G, H].
+    """A kernel: q [N, C, K, G, H], scaled, over a layer's pool that holds the same tokens -> [N, C, K, G, H].
 
-    The tokens are those from `start` [R], `count` [R] of them real; `table` [R, W] are the rows' pages. Padding tokens
-    get something finite.
+    The tokens are those from `start` [N], `count` [N] of them real; `table` [N, W] are the rows' pages, 0 (the trash page)
+    past their end. Padding tokens get something finite.
     """
 
     def __call__(
@@ -30,19 +37,25 @@ class Mix(Protocol):
 
 
 @frozen
-class PagedAttend:
-    """An `Attend` for R rows of C tokens whose keys and values live in pages of `kv`.
+class Tiles:
+    """The rows that a kernel gets, [N]; `token` [N, C]: which tokens they are; `place` [T]: where each token is among N * C."""
 
-    `table` [R, W] int32: each row's pages in order, 0 (the trash page) past its end.
-    `start` [R] int32: the position of a row's first token; `count` [R]: how many of its C tokens are real.
-    """
-
-    mix: Mix
-    kv: KVFormat
     table: jax.Array
     start: jax.Array
     count: jax.Array
-    chunk: int
+    token: jax.Array
+    place: jax.Array
+
+
+@frozen
+class PagedAttend:
+    """An `Attend` for the rows of a step, whose keys and values live in pages of `kv`."""
+
+    mix: Mix
+    kv: KVFormat
+    rows: Ragged
+    page_size: int
+    tiles: Tiles = Factory(lambda self: _tiles(self.rows, self.page_size), takes_self=True)
 
     def __call__(
         self,
@@ -53,18 +66,45 @@ class PagedAttend:
         *,
         window: int | None = None,
     ) -> tuple[jax.Array, LayerCache]:
-        """q [R*C, K, G, H], k and v [R*C, K, H] -> mixed [R*C, K, G, H] in q's dtype and the layer's new pool."""
-        cache = self.kv.write(cache, k, v, **self._places(cache[0].shape[1]))
-        rows = q.reshape(self.table.shape[0], self.chunk, *q.shape[1:])
-        mixed = self.mix(rows, cache, self.kv, table=self.table, start=self.start, count=self.count, window=window)
-        return mixed.reshape(q.shape), cache
+        """q [T, K, G, H], k and v [T, K, H] -> mixed [T, K, G, H] in q's dtype and the layer's new pool."""
+        cache = self.kv.write(cache, k, v, **self._places())
+        tiles = self.tiles
+        rows = q[:, None] if self.rows.single else q[tiles.token]
+        mixed = self.mix(rows, cache, self.kv, table=tiles.table, start=tiles.start, count=tiles.count, window=window)
+        flat = mixed.reshape(-1, *q.shape[1:])
+        return flat if self.rows.single else flat[tiles.place], cache
 
-    def _places(self, page_size: int) -> dict[str, Any]:
-        """Where the R*C tokens go; padding goes to the trash page."""
-        step = jnp.arange(self.chunk, dtype=jnp.int32)[None]
-        real = step < self.count[:, None]
-        position = self.start[:, None] + step
-        # Padding may lie past the table's end, where a clipped read would name a real page.
-        index = jnp.where(real, position // page_size, 0)
-        page = jnp.where(real, jnp.take_along_axis(self.table, index, axis=1), 0)
-        return {"page": page.reshape(-1), "offset": (position % page_size).reshape(-1), "real": real.reshape(-1)}
+    def _places(self) -> dict[str, Any]:
+        """Where the tokens go; padding goes to the trash page."""
+        rows = self.rows
+        page = rows.table[rows.slot[rows.row], rows.position // self.page_size]
+        return {"page": jnp.where(rows.real, page, 0), "offset": rows.position % self.page_size, "real": rows.real}
+
+
+def _tiles(rows: Ragged, page_size: int) -> Tiles:
+    tokens = jnp.arange(rows.row.shape[0], dtype=jnp.int32)
+    if rows.single:
+        count = rows.real.astype(jnp.int32)
+        table = _own(rows.table[rows.slot[rows.row]], rows.position + count, page_size)
+        return Tiles(table, rows.position, count, tokens[:, None], tokens)
+    # Each row may end with a tile that is not full.
+    most = rows.row.shape[0] // TILE + rows.slot.shape[0]
+    each = (rows.count + TILE - 1) // TILE
+    ends = jnp.cumsum(each, dtype=jnp.int32)
+    tile = jnp.arange(most, dtype=jnp.int32)
+    row = jnp.minimum(jnp.sum(tile[:, None] >= ends[None], axis=1, dtype=jnp.int32), rows.slot.shape[0] - 1)
+    before = (tile - (ends - each)[row]) * TILE
+    count = jnp.clip(rows.count[row] - before, 0, TILE)
+    start = jnp.where(count > 0, rows.start[row] + before, 0)
+    inside = jnp.arange(TILE, dtype=jnp.int32)
+    token = jnp.minimum((rows.first[row] + before)[:, None] + inside[None], tokens.size - 1)
+    nth = tokens - rows.first[rows.row]
+    place = ((ends - each)[rows.row] + nth // TILE) * TILE + nth % TILE
+    place = jnp.where(rows.real, place, 0)
+    return Tiles(_own(rows.table[rows.slot[row]], start + count, page_size), start, count, token, place)
+
+
+def _own(table: jax.Array, end: jax.Array, page_size: int) -> jax.Array:
+    """[N, W] with the trash page behind the page of the last token: what stands there was somebody else's."""
+    first = jnp.arange(table.shape[1], dtype=jnp.int32)[None] * page_size
+    return jnp.where(first < end[:, None], table, 0)

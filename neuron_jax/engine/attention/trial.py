@@ -1,6 +1,6 @@
 """Whether a way to compute attention gives on this device what the reference gives; knows shapes and arrays, no requests."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,14 +12,14 @@ from attrs import frozen
 from models.sharding import named_sharding
 from models.spec import Attend, Model, ParamSpec
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
+from neuron_jax.engine.attention.ragged import Ragged, ragged
 
 TOKENS = 512
 """Tokens that each row of a trial has pages for."""
 
-CHUNK = 32
-ROWS = ((1, 17, 300, 0),)
-PROMPTS = ((27,), (505,))
-"""Lengths of the rows of each step: decoding, the last padding; the first and a later chunk of a prompt."""
+CHUNK = 40
+LENGTHS = (1, 17, 300, 27, 505, 0)
+"""Of the rows of the step; the last is padding. The last `CHUNK` tokens of each are new, or just one."""
 
 
 @frozen
@@ -53,8 +53,8 @@ class Case:
         return float(getattr(self.device, "compute_capability", 0)) if self.device.platform == "gpu" else 0.0
 
 
-Make = Callable[[jax.Array, jax.Array, jax.Array, int], Attend[LayerCache]]
-"""(table [R, W], start [R], count [R], chunk) -> the `Attend` of a step of R rows of `chunk` tokens."""
+Make = Callable[[Ragged], Attend[LayerCache]]
+"""The rows of a step -> its `Attend`."""
 
 
 def kinds(model: Model) -> tuple[Layer, ...]:
@@ -85,35 +85,32 @@ def tolerance(dtype: Any) -> float:
 
 def disagreement(make: Make, reference: Make, case: Case, layer: Layer, *, chunked: bool) -> float:
     """The largest difference of the mixed values to the reference's, over their largest value. NaN where one is NaN."""
-    chunk = CHUNK if chunked else 1
     whole = named_sharding(case.mesh, ())  # so that every process of several can read it
     got, wanted = (jax.jit(partial(_step, case, layer, way), out_shardings=whole) for way in (make, reference))
-    off = []
-    for lengths in PROMPTS if chunked else ROWS:
-        given, real = _inputs(case, layer, chunk, lengths)
-        ours, theirs = (np.asarray(step(given), np.float32)[real] for step in (got, wanted))
-        off.append(np.abs(ours - theirs).max() / np.abs(theirs).max())
-    return float(np.max(off))
+    given, real = _inputs(case, layer, CHUNK if chunked else 1)
+    ours, theirs = (np.asarray(step(given), np.float32)[:real] for step in (got, wanted))
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def _step(case: Case, layer: Layer, make: Make, given: dict[str, jax.Array]) -> jax.Array:
     """One step over a pool that holds the tokens `before`."""
     cache = _filled(case, layer, given["before"], given["table"])
-    chunk = given["q"].shape[0] // given["table"].shape[0]
-    attend = make(given["table"], given["start"], given["count"], chunk)
-    return attend(given["q"], given["k"], given["v"], cache, window=layer.window)[0]
+    slot = jnp.arange(len(LENGTHS), dtype=jnp.int32)
+    rows = ragged(given["table"], slot, given["start"], given["count"], given["q"].shape[0])
+    return make(rows)(given["q"], given["k"], given["v"], cache, window=layer.window)[0]
 
 
-def _inputs(case: Case, layer: Layer, chunk: int, lengths: Sequence[int]) -> tuple[dict[str, jax.Array], Any]:
-    """Arguments of `_step` for rows of these lengths on shuffled pages, and which of their tokens exist."""
+def _inputs(case: Case, layer: Layer, chunk: int) -> tuple[dict[str, jax.Array], int]:
+    """Arguments of `_step` for rows on shuffled pages, and how many of the tokens exist."""
     rng = np.random.default_rng(0)
-    rows, width, size = len(lengths), TOKENS // case.page_size, layer.head_dim
-    ends = np.array(lengths, np.int32)
+    rows, width, size = len(LENGTHS), TOKENS // case.page_size, layer.head_dim
+    ends = np.array(LENGTHS, np.int32)
     start, count = np.maximum(ends - chunk, 0), np.minimum(ends, chunk)
+    tokens = rows * chunk
     table = 1 + rng.permutation(rows * width).reshape(rows, width).astype(np.int32)
     before = rng.standard_normal((2, rows * width * case.page_size, layer.kv_heads, size))
-    q = rng.standard_normal((rows * chunk, layer.kv_heads, layer.group, size)) * size**-0.5
-    k, v = rng.standard_normal((2, rows * chunk, layer.kv_heads, size))
+    q = rng.standard_normal((tokens, layer.kv_heads, layer.group, size)) * size**-0.5
+    k, v = rng.standard_normal((2, tokens, layer.kv_heads, size))
 
     def put(array: Any, axes: tuple[str | None, ...] = ()) -> jax.Array:
         placed: jax.Array = jax.device_put(array, named_sharding(case.mesh, axes))
@@ -128,7 +125,7 @@ def _inputs(case: Case, layer: Layer, chunk: int, lengths: Sequence[int]) -> tup
         "start": put(start),
         "count": put(count),
     }
-    return given, (np.arange(chunk)[None] < count[:, None]).reshape(-1)
+    return given, int(count.sum())
 
 
 def _filled(case: Case, layer: Layer, before: jax.Array, table: jax.Array) -> LayerCache:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cortex_gateway.dialects.anthropic.depth import MAX_DEPTH
 from cortex_gateway.dialects.anthropic.request import MessagesRequest, decode
 from cortex_gateway.dialects.failure import Failure, RefusedError
 
@@ -392,3 +393,44 @@ def test_counting_needs_no_limit_and_asks_for_the_same_prompt() -> None:
     counted = json.loads(counting.tokenize_body("m"))
 
     assert counted == {key: value for key, value in asked.items() if key not in ("max_tokens", "temperature")}
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        (
+            lambda levels: {"tools": [{"name": "f", "input_schema": nested(levels - 3)}]},
+            "tools.0.input_schema.a.a.a",
+        ),
+        (
+            lambda levels: {
+                "messages": [
+                    {"role": "user", "content": "x"},
+                    {
+                        "role": "assistant",
+                        "content": [{"type": "tool_use", "id": "t", "name": "f", "input": nested(levels - 5)}],
+                    },
+                    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "y"}]},
+                ]
+            },
+            "messages.1.content.0.input.a",
+        ),
+    ],
+)
+@pytest.mark.parametrize("levels", [MAX_DEPTH + 1, 400, 700])
+def test_what_is_nested_too_deeply_is_refused_with_its_path(change: Any, path: str, levels: int) -> None:
+    """Schemas of tools and inputs of calls; one level less is passed on."""
+    body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
+    with pytest.raises(RefusedError) as raised:
+        decode(json.dumps({**body, **change(levels)}).encode())
+
+    failure = raised.value.failure
+    assert (failure.status, failure.code, failure.param) == (400, "invalid_anthropic_body", path)
+    assert decode(json.dumps({**body, **change(MAX_DEPTH)}).encode())

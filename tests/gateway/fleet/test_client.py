@@ -230,3 +230,17 @@ def test_an_unload_counts_what_is_not_there_as_gone() -> None:
         ask(lambda _, code=status: httpx.Response(code, json={}), lambda client: client.unload("m", drain_secs=1))
     with pytest.raises(errors.UpstreamMalformed, match="500: stuck"):
         ask(lambda _: httpx.Response(500, text="stuck"), lambda client: client.unload("m", drain_secs=1))
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("use", ["observe", "load", "unload"])
+def test_a_neuron_that_does_not_let_us_in_is_heard(use: str, status: int) -> None:
+    """In its words, whatever it was asked."""
+    words = {"error": {"message": "This neuron wants its secret.", "type": "authentication_error", "code": "x"}}
+    uses: dict[str, Callable[[NeuronClient], Any]] = {
+        "observe": lambda client: client.observe(),
+        "load": lambda client: client.load(LoadSpec(model_id="m"), timeout_secs=5, report=lambda _: None),
+        "unload": lambda client: client.unload("m", drain_secs=1),
+    }
+    with pytest.raises(errors.UpstreamDenied, match="beast does not let this gateway in: This neuron wants its secret"):
+        ask(lambda _: httpx.Response(status, json=words), uses[use])

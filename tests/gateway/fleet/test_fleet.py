@@ -10,6 +10,7 @@ from cortex_gateway import errors
 from cortex_gateway.config import Config, Eviction, Gateway, Neuron
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.fleet import Fleet
+from cortex_gateway.fleet.residency import Residency
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.placement.catalogue import Location
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig, Replica
@@ -216,6 +217,7 @@ def test_a_dead_node_is_left_and_taken_back() -> None:
         lease.suspect("connection refused")
         other = await fleet.acquire("m", request_id="2")
         assert (lease.node, other.node) == ("a", "b")
+        await until(lambda: fleet.health()["nodes"]["healthy"] == 1)
         assert fleet.health() == {"status": "ok", "nodes": {"healthy": 1, "total": 2}}
         lease.release()
 
@@ -389,6 +391,55 @@ def test_a_bug_in_the_background_is_heard_of(caplog: pytest.LogCaptureFixture) -
 
     run({"a": host}, use, watch_secs=1000)
     assert "work on a has failed" in caplog.text
+
+
+def test_a_load_given_up_before_it_began_is_over() -> None:
+    """The node is lost in the moment in which the load is decided: afterwards it can work again."""
+    host = HostDouble(sizes={"m": 1000, "n": 1000})
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        waiting = asyncio.create_task(fleet.acquire("m", request_id="1"))
+        await until(lambda: fleet._work)  # decided, and its task has not run yet
+        for _ in range(3):
+            fleet.tell(m.Missed(node="a", reason="gone"))
+        with pytest.raises(errors.CortexError, match="gone"):
+            await waiting
+        fleet.look()
+        await until(lambda: fleet.health()["nodes"]["healthy"])
+
+        assert fleet.snapshot().nodes[0].busy is None
+        assert (await cold(fleet, "n")).node == "a"
+
+    run({"a": host}, use, watch_secs=1000)
+
+
+class Faulty(Residency):
+    """Decides, and then fails, on every answer of a node that has loaded something."""
+
+    def _on_seen(self, event: m.Seen) -> None:
+        super()._on_seen(event)
+        if any(one.status == "loaded" for one in event.observation.replicas):
+            raise KeyError("a bug of ours")
+
+
+def test_what_was_decided_before_a_fault_of_ours_is_done() -> None:
+    """A grant that is lost on the way would be a lease for ever, and a request that waits for ever."""
+
+    def seen(status: Any) -> m.Seen:
+        replica = Replica(model="m", status=status, devices=(0,))
+        return m.Seen(node="a", observation=m.Observation(harnesses=("jax",), replicas=(replica,)))
+
+    async def use(fleet: Fleet, _: MemoryTransport) -> None:
+        fleet._residency = Faulty(fleet._config)
+        fleet.tell(seen("loading"))
+        waiting = asyncio.create_task(fleet.acquire("m", request_id="1"))
+        await until(lambda: fleet.snapshot().waiting)
+        with pytest.raises(KeyError):
+            fleet.tell(seen("loaded"))
+
+        assert (await waiting).node == "a"
+
+    run({"a": HostDouble()}, use, watch_secs=1000)
 
 
 def test_what_somebody_else_has_loaded_is_no_cold_start() -> None:

@@ -6,7 +6,7 @@ from cortex_gateway import errors
 from cortex_gateway.config import Eviction, Gateway
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.placement.snapshot import Device, LoadStatus, ModelConfig, Replica
-from tests.fakes.bench import bench, loaded
+from tests.fakes.bench import Bench, bench, loaded
 
 
 def test_a_loaded_model_is_granted_at_once_and_warm() -> None:
@@ -375,6 +375,121 @@ def test_a_suspected_node_gets_no_request_until_it_answers() -> None:
     assert [it.outcome(it.want("m")) for _ in range(2)] == ["b", "b"]
     it.see("a", replicas=(loaded("m"),))
     assert it.outcome(it.want("m")) == "a"
+
+
+def suspected(it: Bench, node: str = "a") -> None:
+    it.tell(m.Looking(node=node))
+    it.tell(m.Suspected(node=node, reason="connection refused"))
+
+
+def missed(it: Bench, node: str = "a") -> None:
+    it.tell(m.Missed(node=node, reason="no answer"))
+
+
+def test_nobody_leaves_for_a_model_whose_node_could_not_be_reached_once() -> None:
+    """One failed connect is no proof: the request waits for the look, and the model that was there all along serves it."""
+    it = bench(nodes="ab")
+    it.see("a", free=4000, replicas=(loaded("m"),))
+    it.see("b", free=4000, replicas=(loaded("n"),))
+    suspected(it)
+    ticket = it.want("m")
+    assert (it.outcome(ticket), it.done_to("b")) == (None, [])
+
+    it.see("a", free=4000, replicas=(loaded("m"),))
+
+    assert it.outcome(ticket) == "a"
+    assert it.done_to("b") == []
+
+
+def test_a_look_that_is_missed_as_well_lets_the_request_go_elsewhere() -> None:
+    """At once, and not after three misses: two signs are enough to ask another node."""
+    it = bench(nodes="ab")
+    it.see("a", free=4000, replicas=(loaded("m"),))
+    it.see("b", free=4000, replicas=(loaded("n"),))
+    suspected(it)
+    it.want("m")
+
+    missed(it)
+
+    assert it.done_to("b") == ["unload n"]
+    (a, _) = it.residency.snapshot().nodes
+    assert (a.healthy, a.doubted, a.reason) == (False, False, "no answer")
+
+
+def test_without_another_node_the_request_waits_for_the_look_and_then_hears_the_reason() -> None:
+    """503 only when it is known."""
+    it = bench()
+    it.see(replicas=(loaded("m"),))
+    suspected(it)
+    ticket = it.want("m")
+    assert it.outcome(ticket) is None
+    assert it.residency.snapshot().nodes[0].doubted
+
+    missed(it)
+
+    assert isinstance(it.outcome(ticket), errors.NoHealthyNode)
+    assert "no answer" in it.outcome(ticket).message
+
+
+def test_a_cold_model_is_placed_where_there_is_room_and_else_waits_for_the_look() -> None:
+    """The suspected node would have had room: on the other one nobody is asked to leave before that is known."""
+    it = bench(nodes="abc")
+    it.see("a")
+    it.see("b", free=4000, replicas=(loaded("x"),))
+    suspected(it)
+    waits = it.want("m")
+    assert (it.done_to("b"), it.outcome(waits)) == ([], None)
+
+    it.see("c")
+
+    assert it.done_to("c") == ["load m"]
+
+
+def test_a_second_failed_connect_does_not_begin_the_doubt_anew() -> None:
+    """The look was missed: the requests that still fail say nothing new."""
+    it = bench(nodes="ab")
+    it.see("a", replicas=(loaded("m"),))
+    it.see("b")
+    suspected(it)
+    missed(it)
+    suspected(it)
+
+    it.want("m")
+
+    assert it.done_to("b") == ["load m"]
+
+
+def test_nothing_is_begun_on_a_node_that_could_not_be_reached() -> None:
+    """A victim that has drained is unloaded when the node has answered; when it has not, somebody else may load."""
+    it = bench(nodes="ab")
+    it.see("a", free=2000, replicas=(loaded("n"),))
+    it.see("b", free=2000, total=2000)
+    it.want("n")
+    it.want("m")
+    it.now += 10
+    it.tell(m.Ticked())
+    suspected(it)
+    it.back("a", "n")
+    assert it.done_to() == []
+
+    it.see("a", free=2000, replicas=(loaded("n"),))
+    assert it.done_to() == ["unload n"]
+
+
+def test_what_had_not_begun_on_a_silent_node_is_not_waited_for() -> None:
+    """The job is dropped with the first missed look, and the other node takes it."""
+    it = bench(nodes="ab")
+    it.see("a", free=2000, replicas=(loaded("n"),))
+    it.want("n")
+    ticket = it.want("m")
+    it.now += 10
+    it.tell(m.Ticked())
+    suspected(it)
+    it.see("b")
+    missed(it)
+    it.done("b")
+
+    assert it.outcome(ticket) == "b"
 
 
 def test_when_a_node_dies_in_a_load_the_load_goes_elsewhere() -> None:

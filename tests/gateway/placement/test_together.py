@@ -105,6 +105,15 @@ def test_spread(nodes: list[Node], decision: routing.Decision) -> None:
     assert decide(*nodes) == decision
 
 
+def test_nobody_leaves_a_lender_while_another_host_is_in_doubt() -> None:
+    """It may well be up: then it lends, and nothing has to end. Hosts with room enough do not wait for it."""
+    doubted = node("b", *TWO, doubted=True, reason="refused")
+    full = node("c", 1, 1, replicas=(idle("x", 0, 1),))
+
+    assert isinstance(decide(node("a", *TWO), doubted, full), Hold)
+    assert decide(node("a", *TWO), doubted, node("c", *TWO)) == led("a", "c")
+
+
 @pytest.mark.parametrize(
     ("nodes", "policy", "kind", "words"),
     [

@@ -50,10 +50,12 @@ def test_an_engine_that_leaves_moves_only_its_own_prompts() -> None:
 
 
 def test_loads_are_summed() -> None:
-    """But of averages the highest; and only counters outlive an engine."""
-    one = msgspec.convert(dict.fromkeys(EngineLoad.__struct_fields__, 2), EngineLoad)
-    both = tally.total([one, one])
+    """But of averages the highest, and names once; and only counters outlive an engine."""
+    numbers = dict.fromkeys(EngineLoad.__struct_fields__, 2)
+    one = msgspec.convert(numbers | {"dropped": ["b"]}, EngineLoad)
+    both = tally.total([one, msgspec.structs.replace(one, dropped=("b", "a"))])
 
+    assert both.dropped == ("a", "b")
     assert (both.running, both.pages, both.decode_rate, both.host_ms) == (4, 4, 4, 2)
     assert tally.total([]) == EngineLoad()
     assert (tally.counters(one).steps, tally.counters(one).running) == (2, 0)

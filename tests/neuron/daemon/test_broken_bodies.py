@@ -10,6 +10,7 @@ from tests.fakes.broken_json import broken
 from tests.fakes.live_neuron import LiveNeuron, with_neuron
 
 COUNT = 300
+JSON = {"Content-Type": "application/json"}
 WISH: dict[str, Any] = {
     "model": "tiny",
     "stream": False,
@@ -67,7 +68,7 @@ def test_broken_bodies_are_answered_and_nothing_else(
     async def use(neuron: LiveNeuron) -> None:
         good = 0
         for body in broken(BODIES[path], 11, COUNT):
-            answer = await neuron.http.post(path, content=body)
+            answer = await neuron.http.post(path, content=body, headers=JSON)
             good += answer.status_code == 200
             assert answer.status_code == 200 or 400 <= answer.status_code < 500, (body[:2000], answer.text)
             if answer.status_code != 200:

@@ -51,6 +51,21 @@ def test_version_and_discovery(tmp_path: Path) -> None:
     with_neuron(tmp_path, use, load=False)
 
 
+def test_programs_that_could_not_be_compiled_are_shown(tmp_path: Path) -> None:
+    """By name in the model's view, as a number in the metrics; nothing is shown where all could."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        await neuron.chat("a first answer brings the engine's load along")
+        (model, *_) = (await neuron.http.get("/models")).json()
+        metrics = (await neuron.http.get("/metrics")).text
+
+        assert model.get("dropped_programs", []) == dropped
+        assert f'neuron_programs_dropped{{model="{MODEL}"}} {len(dropped)}.0' in metrics
+
+    for dropped in ([], ["step 2", "step 8"]):
+        with_neuron(tmp_path, use, dropped=dropped)
+
+
 def test_models_before_and_after_loading(tmp_path: Path) -> None:
     """Unloaded with limits and an estimate, then loaded with process, plan, devices and formats."""
 

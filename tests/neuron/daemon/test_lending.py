@@ -12,10 +12,10 @@ import httpx
 import msgspec
 import pytest
 
-from neuron_jax.config import ModelSpec, PeerConfig, RanksConfig
+from neuron_jax.config import AccessConfig, ModelSpec, PeerConfig, RanksConfig
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.groups import Groups, split
-from neuron_jax.daemon.peers import Peer, PeerError
+from neuron_jax.daemon.peers import Peer, PeerError, peers_of
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineSpec, Group
@@ -29,11 +29,11 @@ TINY = {"model_id": MODEL}
 RANK = EngineSpec(MODEL, "", devices=(1,), tensor_parallel=2, group=Group(rank=1, world=2))
 
 
-def with_lender(tmp_path: Path, use: Callable[[str], Awaitable[Any]], secret: str = SECRET) -> Any:
+def with_lender(tmp_path: Path, use: Callable[[str], Awaitable[Any]], secret: str = SECRET, **more: Any) -> Any:
     """The result of `use` on the address of a neuron with two devices."""
     folder = write_tiny_model(tmp_path / "tiny")
     ranks = RanksConfig(address="10.0.0.9", secret=secret) if secret else RanksConfig()
-    config = config_for(folder, tmp_path / "cache", ranks=ranks)
+    config = config_for(folder, tmp_path / "cache", ranks=ranks, **more)
 
     async def run() -> Any:
         async with running(config) as (url, _):
@@ -60,7 +60,7 @@ def test_a_friend_is_offered_devices_and_an_address(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("secret", "told", "words"),
-    [("", SECRET, "has no secret"), (SECRET, "guess", "is another one here")],
+    [("", SECRET, "has no secret"), (SECRET, "guess", "is another one")],
     ids=["lends nothing", "wrong"],
 )
 def test_a_stranger_is_refused(tmp_path: Path, secret: str, told: str, words: str) -> None:
@@ -71,6 +71,26 @@ def test_a_stranger_is_refused(tmp_path: Path, secret: str, told: str, words: st
             await peer(url, told).start(RANK, ModelSpec(**TINY), (1,))
 
     with_lender(tmp_path, use, secret)
+
+
+def test_the_secret_of_ranks_is_the_one_that_lending_asks_for(tmp_path: Path) -> None:
+    """Whatever the neuron asks of its gateways, and whatever name it is called by."""
+
+    async def use(url: str) -> None:
+        assert (await peer(url).offer(ModelSpec(**TINY), 1)).devices == (1,)
+        with pytest.raises(PeerError, match="is another one"):
+            await peer(url, "of gateways").offer(ModelSpec(**TINY), 1)
+
+    with_lender(tmp_path, use, access=AccessConfig(secret="of gateways"))
+
+
+def test_a_peer_may_have_a_secret_of_its_own() -> None:
+    configs = (
+        PeerConfig(name="a", endpoint="http://a", secret="of a"),
+        PeerConfig(name="b", endpoint="http://b"),
+    )
+
+    assert {name: one.secret for name, one in peers_of(configs, SECRET).items()} == {"a": "of a", "b": SECRET}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +156,7 @@ def test_ranks_of_one_host() -> None:
 @pytest.mark.parametrize(
     ("hosts", "secret", "kind", "words"),
     [
-        (("friend",), "", "bad_devices", "has no secret"),
+        (("friend",), "", "bad_devices", "lends nothing without a secret"),
         (("stranger",), SECRET, "bad_devices", "hosts names 'stranger', and .* knows friend"),
         (("friend",), SECRET, "rendezvous_timeout", "friend at http://127.0.0.1:9 does not answer"),
         ((), SECRET, "rendezvous_timeout", "needs 1 .* and 0 can be had"),
@@ -182,6 +202,7 @@ def test_a_taken_port_is_met_by_another_meeting(tmp_path: Path) -> None:
 
 def test_secrets_are_not_shown() -> None:
     ranks = RanksConfig(secret=SECRET)
+    one = PeerConfig(name="a", endpoint="http://a", secret=SECRET)
 
-    assert SECRET not in repr(ranks)
+    assert SECRET not in repr((ranks, one, Peer(one, SECRET)))
     assert SECRET in json.dumps(attrs.asdict(ranks))

@@ -25,14 +25,15 @@ def test_every_metric_of_a_neuron_is_documented(name: str) -> None:
     assert f"`{name}`" in (ROOT / "docs/metrics.md").read_text()
 
 
-NUMBERS = {name: number for number, name in enumerate(EngineLoad.__struct_fields__, start=100)}
+NUMBERS = {name: number for number, name in enumerate(EngineLoad.__struct_fields__, start=100) if name != "dropped"}
+DROPPED = ("step 2", "step 4", "step 8")
 
 
 class Moment:
     """One model with a number of its own for everything that an engine reports."""
 
     def model_gauges(self) -> list[ModelGauges]:
-        load = msgspec.convert(NUMBERS, EngineLoad)
+        load = msgspec.convert({**NUMBERS, "dropped": DROPPED}, EngineLoad)
         return [ModelGauges("tiny", up=True, load=load, in_flight=1, queued=2, restarts=3)]
 
     def device_gauges(self) -> list[DeviceGauges]:
@@ -52,6 +53,7 @@ def test_everything_that_an_engine_reports_is_a_metric() -> None:
 
     wanted = {number / 1000 if name.endswith("_ms") else number for name, number in NUMBERS.items()}
     assert wanted <= set(shown.values())
+    assert shown["neuron_programs_dropped"] == len(DROPPED)
     assert shown["neuron_programs_compiled"] == NUMBERS["programs"]
     assert shown["neuron_programs"] == NUMBERS["programs_planned"]
     assert shown["neuron_step_host_seconds"] == NUMBERS["host_ms"] / 1000

@@ -5,7 +5,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from neuron_jax.config import ModelSpec, NeuronConfig, PeerConfig, load_config
+from neuron_jax.config import ModelSpec, NeuronConfig, PeerConfig, load_config, unused_variables
 from neuron_jax.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "neuron.example.toml"
@@ -62,6 +62,46 @@ def test_lists_of_tables_can_be_set_by_variables(tmp_path: Path) -> None:
     assert config.default_models == (ModelSpec(model_id="demo", devices=(1, 2)),)
 
 
+def test_a_whole_table_or_list_can_be_set_by_a_variable(tmp_path: Path) -> None:
+    """In TOML, as at the gateway; single values go over it."""
+    config = loaded(
+        tmp_path,
+        "[[peers]]\nname = 'x'\nendpoint = 'http://x'\n[server]\nport = 5\ndrain_secs = 9",
+        NEURON_PEERS='[{name = "a", endpoint = "http://a:1"}, {name = "b", endpoint = "http://b:1"}]',
+        NEURON_PEERS__1__NAME="c",
+        NEURON_SERVER="{port = 7}",
+        NEURON_MODELS='[{model_id = "m", devices = [0, 1], deterministic = true}]',
+    )
+
+    assert config.peers == (PeerConfig(name="a", endpoint="http://a:1"), PeerConfig(name="c", endpoint="http://b:1"))
+    assert (config.server.port, config.server.drain_secs) == (7, 30.0)
+    assert config.models == (ModelSpec(model_id="m", devices=(0, 1), deterministic=True),)
+
+
+def test_a_variable_that_sets_nothing_is_told() -> None:
+    """With the nearest that would; not what somebody else sets with reason."""
+    environ = {
+        "NEURON_PEER": "[]",
+        "NEURON_ENGINE_KV_MB": "1",
+        "NEURON_PORT": "9",
+        "NEURON_WHATEVER": "",
+        "NEURON_ENGINE__KV_MB": "1",
+        "NEURON_PEERS": "[]",
+        "NEURON_RT_LOG": "x",
+        "NEURON_SERVICE_HOST": "10.0.0.1",
+        "NEURON_GPU_PORT": "tcp://10.0.0.1:13131",
+        "NEURON_PORT_13131_TCP": "tcp://10.0.0.1:13131",
+        "CORTEX_WHATEVER": "",
+    }
+
+    assert unused_variables(environ) == [
+        "environment: NEURON_ENGINE_KV_MB is not used; did you mean NEURON_ENGINE__KV_MB?",
+        "environment: NEURON_PEER is not used; did you mean NEURON_PEERS?",
+        "environment: NEURON_PORT is not used",
+        "environment: NEURON_WHATEVER is not used",
+    ]
+
+
 def test_foreign_variables_with_our_prefix_are_left_alone() -> None:
     """NEURON_PORT is what an orchestrator sets for a service of that name, NEURON_RT_… another vendor's."""
     assert (
@@ -85,6 +125,11 @@ WRONG = [
     ("[server]\nport = 'x'", ["server.port = 'x'", "an integer from 0 to 65535"]),
     ("[server]\nport = 70000", ["server.port = 70000", "an integer from 0 to 65535"]),
     ("[server]\nport = true", ["server.port = True", "an integer"]),
+    ("[server]\nhost = '[::1]'", ["server.host = '[::1]': an address without a port", 'as "::1"']),
+    ("[server]\nhost = 'a:1'", ["server.host = 'a:1': must be a name or an IP address, without a port"]),
+    ("[server]\nhost = true", ["server.host = True: must be a text"]),
+    ("[ranks]\naddress = ''", ["ranks.address = '': must be a name or an IP address"]),
+    ("[[peers]]\nname = 'a'\nendpoint = 'http://::1:5'", ["peers[0].endpoint = 'http://::1:5'", 'as "[::1]:5"']),
     ("[engine]\npage_size = 24", ["engine.page_size = 24", "a power of two from 1 to 128"]),
     ("[engine]\npage_size = 256", ["engine.page_size = 256", "a power of two"]),
     ("[engine]\nprefix_cache = 1", ["engine.prefix_cache = 1", "true or false"]),
@@ -124,6 +169,12 @@ def test_a_wrong_file_is_named_with_key_found_and_allowed(tmp_path: Path, text: 
         ("NEURON_SERVER__PORT__X", "a", "server.port.x is not a key of a table"),
         ("NEURON_SERVER__", "a", "is not a key"),
         ("NEURON_ENGINE__PREFIX_CACHE", "maybe", "engine.prefix_cache = 'maybe': allowed is true or false"),
+        ("NEURON_PEERS", "[{", "not TOML"),
+        ("NEURON_PEERS", "3", "peers = 3: allowed is tables [[peers]]"),
+        ("NEURON_PEERS", '{name = "a"}', "peers = a table: allowed is tables [[peers]]"),
+        ("NEURON_PEERS", '[{name = "a", endpoint = "a:1"}]', "peers[0].endpoint = 'a:1': must be a URL"),
+        ("NEURON_PEERS", '[{nam = "a"}]', "unknown key peers[0].nam; nearest: peers[0].name"),
+        ("NEURON_ENGINE", "{cpu_devices = 0}", "engine.cpu_devices = 0: allowed is an integer"),
     ],
 )
 def test_a_wrong_variable_is_named(tmp_path: Path, name: str, value: str, words: str) -> None:
@@ -146,12 +197,75 @@ def test_the_environment_is_not_shown(tmp_path: Path) -> None:
     assert "hunter2" not in repr(loaded(tmp_path, "", PASSWORD="hunter2"))
 
 
+@pytest.mark.parametrize(
+    ("text", "environ", "secret"),
+    [
+        ("secret = 'a'", {}, "a"),
+        ("secret_file = 'word'", {}, "of the file"),
+        ("", {"NEURON_SECRET": "of the environment"}, "of the environment"),
+        ("secret = 'a'", {"NEURON_SECRET": "b"}, "b"),
+        ("secret_file = 'word'", {"NEURON_SECRET": "b"}, "b"),
+        ("secret = 'a'", {"NEURON_SECRET_FILE": "word"}, "of the file"),
+    ],
+)
+def test_where_the_secret_comes_from(tmp_path: Path, text: str, environ: dict[str, str], secret: str) -> None:
+    """A key or a file beside the configuration, and the environment before both. Peers are shown it by default."""
+    (tmp_path / "word").write_text("of the file\n")
+    config = loaded(tmp_path, text, **environ)
+
+    assert (config.access.secret, config.ranks.secret) == (secret, secret)
+    assert loaded(tmp_path, text + "\n[ranks]\nsecret = 'r'", **environ).ranks.secret == "r"
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "words"),
+    [
+        ("secret = 'a'\nsecret_file = 'word'", {}, "neuron.toml: secret and secret_file: give one of them"),
+        ("secret_file = 'none'", {}, "none': cannot be read: No such file"),
+        ("secret_file = 'empty'", {}, "empty': allowed in the file is a word"),
+        ("secret_file = 'binary'", {}, "binary': allowed in the file is a word"),
+        ("secret = 'hunter2\u00e9'", {}, "neuron.toml: secret: allowed is a word of visible ASCII characters"),
+        ("secret = ['hunter2']", {}, "neuron.toml: secret: allowed is a word"),
+        ("[ranks]\nsecret = '\thunter2'", {}, "neuron.toml: ranks.secret: allowed is a word"),
+        ("[peers]\nname = 'a'\nsecret = 'hunter2'", {}, "peers = a table: allowed is tables [[peers]]"),
+        ("", {"NEURON_SECRET": "hunter2\n"}, "NEURON_SECRET: secret: allowed is a word"),
+        ("", {"NEURON_PEERS": '[{name = "a", secret = "hunter2"'}, "NEURON_PEERS: not TOML"),
+        ("", {"NEURON_PEERS": '{name = "a", secret = "hunter2"}'}, "NEURON_PEERS: peers = a table"),
+        ("trust_network = 1", {}, "trust_network = 1: allowed is true or false"),
+    ],
+)
+def test_a_wrong_secret_is_told_and_not_shown(tmp_path: Path, text: str, environ: dict[str, str], words: str) -> None:
+    (tmp_path / "word").write_text("of the file")
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xffhunter2")
+    with pytest.raises(ConfigError) as raised:
+        loaded(tmp_path, text, **environ)
+
+    assert words in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_secrets_are_neither_shown_nor_inherited(tmp_path: Path) -> None:
+    """Nobody who computes needs them."""
+    secrets = {
+        "NEURON_SECRET": "hunter2",
+        "NEURON_RANKS__SECRET": "hunter2",
+        "NEURON_PEERS": '[{name = "a", endpoint = "http://a", secret = "hunter2"}]',
+        "CORTEX_API_KEY": "hunter2",
+        "CORTEX_GATEWAY__NEURON_SECRET": "hunter2",
+    }
+    config = loaded(tmp_path, "", **secrets, NEURON_ENGINE__KV_MB="1")
+
+    assert "hunter2" not in repr(config)
+    assert config.environ == {"HOME": "/home/u", "NEURON_ENGINE__KV_MB": "1"}
+
+
 def test_the_example_names_every_setting() -> None:
     """The example file loads, changes nothing but its models, and shows every key of every table."""
     config = load_config(EXAMPLE, {"HOME": "/home/u"})
     plain = load_config(None, {"HOME": "/home/u"})
 
-    names = ("server", "engine", "admission", "watchdog", "ranks", "peers")
+    names = ("access", "server", "engine", "admission", "watchdog", "ranks", "peers")
     assert [getattr(config, name) for name in names] == [getattr(plain, name) for name in names]
     text = EXAMPLE.read_text()
     tables = (*(type(getattr(config, name)) for name in (*names[:-1], "cache")), PeerConfig, ModelSpec)

@@ -8,10 +8,11 @@ import pytest
 
 from neuron_jax.daemon.generation import Job
 from neuron_jax.daemon.model_text import read_text
-from neuron_jax.daemon.prepare import Outside, chat_job, completion_job
+from neuron_jax.daemon.prepare import Outside, completion_job
 from neuron_jax.daemon.problems import Problem
 from neuron_jax.daemon.schema import read_chat, read_completion
 from neuron_jax.workers.frames import Sampling
+from tests.fakes.rendering import job_of
 from tests.fakes.tiny_model import END, write_tiny_model
 
 OUTSIDE = Outside(id="x", seed=7, created=1, max_context=100)
@@ -23,7 +24,7 @@ def job(folder: Path, advice: dict[str, Any] | None = None, **fields: Any) -> Jo
     if advice is not None:
         (folder / "generation_config.json").write_text(json.dumps(advice))
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
-    return chat_job(read_chat(body), read_text(folder), OUTSIDE)
+    return job_of(read_chat(body), read_text(folder), OUTSIDE)
 
 
 def test_nothing_said_is_neutral(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from models.sharding import make_mesh
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.trial import Case, kinds
-from neuron_jax.engine.buckets import DecodeKey, Menu, declare
+from neuron_jax.engine.buckets import Menu, StepKey, declare
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.pace import Pace
@@ -21,6 +21,7 @@ from neuron_jax.engine.prefix import Naming
 from neuron_jax.engine.programs import Program, Shapes
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.scheduler import Scheduler
+from tests.fakes.quick import Quick
 from tests.fakes.tiny_llama import tiny
 
 SLOTS, CHUNK, PAGE, PAGES, STEPS, GUESSES = 4, 64, 16, 48, 4, 5
@@ -33,7 +34,7 @@ def running(kv: str, *, chunk: int = CHUNK, guesses: int = GUESSES) -> Iterator[
     mesh = make_mesh(jax.devices("cpu")[:1])
     attention = choose(Case(mesh, jnp.float32, KVFormat(kv), PAGES, PAGE, kinds(model)))
     program = Program(model, mesh, Shapes(PAGE, PAGES, SLOTS, 512), attention)
-    compiler = Compiler(program.lower, workers=2)
+    compiler = Compiler(lambda key: Quick(program.lower(key)), workers=2)
     keys = declare(max_slots=SLOTS, chunk_tokens=chunk, decode_steps=STEPS, guesses=guesses).keys()
     compiler.start(keys)
     compiler.wait(keys, lambda done, total: None)
@@ -82,7 +83,7 @@ def engines_of(runner: Runner) -> Callable[..., Engine]:
         guessing: bool = False,
     ) -> Engine:
         menu = Menu()
-        menu.add(key for key in runner.compiler.ready if not isinstance(key, DecodeKey) or key.steps <= steps)
+        menu.add(key for key in runner.compiler.ready if not isinstance(key, StepKey) or key.steps <= steps)
         scheduler = Scheduler(
             Pages(pages),
             page_size=PAGE,
@@ -90,7 +91,7 @@ def engines_of(runner: Runner) -> Callable[..., Engine]:
             menu=menu,
             pace=Pace(),
             naming=Naming(PAGE, b"tests") if prefix else None,
-            guessing=guessing,
+            guesses=GUESSES if guessing else 0,
         )
         ticks = count()
         return Engine(scheduler, runner, 512, clock=lambda: next(ticks) / 1000, overlap=overlap)

@@ -25,11 +25,9 @@ def test_what_the_spec_says_of_guessing_is_done(guesses: int) -> None:
     made = buckets(speculate=guesses)
 
     assert made.guesses == guesses
-    programs = made.keys()
-    assert any("verify" in str(key) for key in programs) == (guesses > 0)
+    assert made.rows == 4 + 4 * guesses
 
 
 def test_what_the_spec_says_of_steps_and_chunks_is_done() -> None:
-    assert buckets().steps == (1, DEFAULT_STEPS)
-    assert buckets(decode_steps=1).steps == (1,)
-    assert (buckets(decode_steps=8).steps, buckets(chunk_tokens=32).chunks) == ((1, 8), (8, 16, 32))
+    assert (buckets().steps, buckets(decode_steps=1).steps, buckets(decode_steps=8).steps) == (DEFAULT_STEPS, 1, 8)
+    assert buckets(chunk_tokens=40).tokens[-1] == 40

@@ -13,8 +13,9 @@ from models.sharding import make_mesh
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.trial import Case, kinds
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey, Key, SeatKey, VerifyKey
+from neuron_jax.engine.buckets import Key, SeatKey, StepKey
 from neuron_jax.engine.programs import Program, Shapes
+from tests.fakes import quick
 
 LAYERS, WIDTH, EVEN, ODD = 2, 40, 304, 301
 CONFIG: dict[str, Any] = {
@@ -30,17 +31,13 @@ CONFIG: dict[str, Any] = {
     "mlp_bias": True,
     "max_position_embeddings": 512,
 }
-DECODE, PROMPT = DecodeKey(4, 1), ExtendKey(16)
-TOKENS: dict[Key, int] = {DECODE: 4, PROMPT: 16, DecodeKey(4, 4): 4, VerifyKey(2, 3): 8}
-"""Tokens that go through the layers at once; in the decode step of four tokens that is one turn of a loop."""
+DECODE, PROMPT, SEVERAL, SHORT = StepKey(4, 4), StepKey(16, 4), StepKey(4, 4, 4), StepKey(8, 8)
 
 COLLECTIVE = re.compile(
     r"= (?P<shapes>\(?\w+\[.*?) "
     r"(?P<name>all-reduce|all-gather|all-to-all|ragged-all-to-all|reduce-scatter|collective-permute|collective-broadcast)"
     r"(-start)?\("
 )
-UNOPTIMIZED = {"xla_backend_optimization_level": 0}
-"""Of the machine code, which nobody runs here; what is exchanged is settled before."""
 
 
 def collectives(devices: int, key: Key, vocab: int = EVEN, *, quant: str = "none", kv: str = "float32") -> Counter[str]:
@@ -48,7 +45,7 @@ def collectives(devices: int, key: Key, vocab: int = EVEN, *, quant: str = "none
     model = build(CONFIG | {"vocab_size": vocab}, tensor_parallel=devices, quant=quant, dtype=jnp.float32)
     mesh = make_mesh(jax.devices("cpu")[:devices])
     attention = choose(Case(mesh, jnp.float32, KVFormat(kv), 16, 16, kinds(model)))
-    hlo = Program(model, mesh, Shapes(16, 16, 4, 128), attention).lower(key).compile(UNOPTIMIZED).as_text()
+    hlo = Program(model, mesh, Shapes(16, 16, 4, 128), attention).lower(key).compile(quick.OPTIONS).as_text()
     return Counter(
         f"{found['name']} {shape}"
         for found in COLLECTIVE.finditer(hlo)
@@ -56,15 +53,15 @@ def collectives(devices: int, key: Key, vocab: int = EVEN, *, quant: str = "none
     )
 
 
-def expected(devices: int, key: Key, vocab: int = EVEN) -> dict[str, int]:
-    """Two sums a layer, after attention and after the MLP, and what stands outside of the layers.
+def expected(devices: int, key: StepKey, vocab: int = EVEN) -> dict[str, int]:
+    """Two sums a layer, after attention and after the MLP, and what stands outside of the layers. A step of several tokens
+    has its layers once, in a loop.
 
     The table of tokens is split by tokens: each device looks up what it has, and one more sum puts the rows together. The
     logits are gathered once, so that each device can draw by itself.
     """
-    drawn = 1 if isinstance(key, ExtendKey) else TOKENS[key]
     padded = -(-vocab // devices) * devices
-    return {f"all-reduce f32[{TOKENS[key]},{WIDTH}]": 2 * LAYERS + 1, f"all-gather f32[{drawn},{padded}]": 1}
+    return {f"all-reduce f32[{key.tokens},{WIDTH}]": 2 * LAYERS + 1, f"all-gather f32[{key.rows},{padded}]": 1}
 
 
 @pytest.mark.parametrize(
@@ -76,12 +73,12 @@ def expected(devices: int, key: Key, vocab: int = EVEN) -> dict[str, int]:
         (4, PROMPT, EVEN),
         (8, DECODE, EVEN),
         (8, PROMPT, ODD),
-        (4, DecodeKey(4, 4), EVEN),
-        (8, VerifyKey(2, 3), EVEN),
+        (4, SEVERAL, EVEN),
+        (8, SHORT, EVEN),
     ],
     ids=str,
 )
-def test_a_layer_costs_two_sums(devices: int, key: Key, vocab: int) -> None:
+def test_a_layer_costs_two_sums(devices: int, key: StepKey, vocab: int) -> None:
     """No weight, no page and no count of the sampler's moves, whatever divides or does not."""
     assert collectives(devices, key, vocab) == expected(devices, key, vocab)
 

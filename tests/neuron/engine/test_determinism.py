@@ -57,7 +57,7 @@ def runners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Runn
             stack.callback(compiler.close)
             buckets = declare(max_slots=SLOTS, chunk_tokens=64, decode_steps=4, guesses=5, exact=EXACT[page])
             declared = buckets.keys()
-            keys = [key for key in declared if EXACT[page] or getattr(key, "rows", 1) in {1, SLOTS}]
+            keys = [key for key in declared if EXACT[page] or getattr(key, "rows", 1) in {1, buckets.rows}]
             compiler.start(keys)
             compiler.wait(keys, lambda done, total: None)
             made[page] = Runner(program, compiler, params, buckets)
@@ -72,7 +72,7 @@ def engine(
     size = runner.program.shapes.page_size
     naming = Naming(size, b"tests") if prefix else None
     scheduler = Scheduler(
-        Pages(pages), page_size=size, max_slots=SLOTS, menu=menu, pace=Pace(), naming=naming, guessing=guess
+        Pages(pages), page_size=size, max_slots=SLOTS, menu=menu, pace=Pace(), naming=naming, guesses=5 * guess
     )
     return Engine(scheduler, runner, CONTEXT, clock=Ticks(), overlap=overlap)
 

@@ -66,7 +66,6 @@ def again(engine: Engine, *, pages: int = 0, overlap: bool = True, prefix: bool 
         menu=old.menu,
         pace=old.pace,
         naming=old.naming if prefix else None,
-        together=old.together,
     )
     return Engine(scheduler, engine.runner, engine.max_context, clock=Ticks(), overlap=overlap)
 
@@ -103,7 +102,7 @@ def test_it_gives_the_same_bits_however_a_request_is_served(mode: str, folder: P
     found = ways(engine)
     engine.runner.compiler.close()
 
-    assert engine.scheduler.together == SLOTS
+    assert engine.scheduler.menu.tokens == [SLOTS]
     for way, given in found.items():
         for number, answer in given.items():
             assert answer == found["alone"][number], f"{way}: request {number}"
@@ -137,7 +136,7 @@ def test_a_device_that_does_not_keep_it_is_refused(folder: Path, monkeypatch: py
     def swayed(runner: Any, step: Any, result: Any) -> Any:
         """The last bit of the first row depends on how many are beside it."""
         drawn = fetch(runner, step, result)
-        drawn.logprobs[0, 0, 0] ^= len(step.rows) & 1
+        drawn.logprobs[0] = drawn.logprobs[0] ^ (len(step.rows) & 1)
         return drawn
 
     monkeypatch.setattr(proof.Runner, "fetch", swayed)

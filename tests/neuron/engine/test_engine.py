@@ -40,6 +40,14 @@ class Recorder:
     def usable(self) -> Any:
         return self.real.usable
 
+    @property
+    def dropped(self) -> Any:
+        return self.real.dropped
+
+    @property
+    def planned(self) -> int:
+        return self.real.planned
+
     def collect(self) -> Any:
         return self.real.collect()
 
@@ -112,6 +120,7 @@ def test_however_it_is_served_each_request_gets_the_same(new_engine: NewEngine, 
 
     ways: list[dict[str, Any]] = [{"overlap": False, "steps": 1}, {"steps": 1}, {"overlap": False}, {}]
     ways += [{"pages": 9}, {"slots": 1}, {"guessing": True}, {"guessing": True, "overlap": False, "pages": 9}]
+    wrong = 0
     for way in ways:
         engine = new_engine(**way)
         got = serve(engine, clients)
@@ -125,7 +134,9 @@ def test_however_it_is_served_each_request_gets_the_same(new_engine: NewEngine, 
         assert engine.scheduler.pages.free == engine.scheduler.pages.total
         assert bool(engine.scheduler.preemptions) == ("pages" in way)
         load = engine.load
-        assert (load.guessed_tokens > load.right_guesses > 0) == way.get("guessing", False)
+        assert (load.right_guesses > 0) == way.get("guessing", False)
+        wrong += load.guessed_tokens - load.right_guesses
+    assert wrong > 0
 
 
 def test_serving_compiles_nothing(new_engine: NewEngine, runner: Runner) -> None:
@@ -299,19 +310,16 @@ def test_logit_bias_forces_and_forbids(new_engine: NewEngine) -> None:
 
 
 def test_a_long_prompt_lets_running_streams_through(new_engine: NewEngine) -> None:
-    """Between two tokens of a running stream at most as much of somebody's prompt is computed as it can bear."""
+    """They are in every step, of which the prompt gets as much as they can bear."""
     engine = new_engine(overlap=False)
     engine.submit(submit(1, [1, 2, 3], max_tokens=60))
     for _ in range(5):
         engine.step()
     engine.submit(submit(2, list(range(256)), max_tokens=2))
 
-    who: set[int] = set()
-    gaps, gap = [], 0
-    while 2 not in who:
-        who = {output.request for output in engine.step()}
-        gap = 0 if 1 in who else gap + 1
-        gaps.append(gap)
+    seen = []
+    while not seen or 2 not in seen[-1]:
+        seen.append({output.request for output in engine.step()})
 
-    assert max(gaps) == 1
-    assert len(gaps) >= 2 * 256 // 64
+    assert all(1 in who for who in seen)
+    assert len(seen) >= 256 // 64

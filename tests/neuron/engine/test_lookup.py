@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from neuron_jax.engine.lookup import LONGEST, SHORTEST, Lookup
+from neuron_jax.engine.lookup import AT_ONCE, LONGEST, SHORTEST, Lookup
 
 
 def by_search(tokens: list[int], most: int) -> list[int]:
@@ -54,23 +54,29 @@ def test_the_longest_ending_counts_then_the_latest_place(text: str, most: int, e
     assert Lookup().propose(list(map(ord, text)), most) == list(map(ord, expected))
 
 
-def test_every_token_is_looked_at_once() -> None:
-    """A step's work does not grow with the text."""
+def test_a_call_takes_over_a_bounded_part_of_a_new_text() -> None:
+    """The first guess in a long prompt makes every stream wait: it knows the beginning only, and later ones the rest."""
 
-    class Counting(list):
+    class Counting(list[int]):
         read = 0
 
-        def __getitem__(self, key: slice) -> list[int]:
+        def __getitem__(self, key: slice) -> list[int]:  # type: ignore[override]
             found = list(self)[key]
-            Counting.read += len(found)
+            Counting.read = max(Counting.read, len(found))
             return found
 
+    text = Counting([*range(3 * AT_ONCE), 2 * AT_ONCE + 7, 2 * AT_ONCE + 8])
     lookup = Lookup()
-    text = Counting(range(10_000))
-    lookup.propose(text, 4)
-    Counting.read = 0
-    for token in range(10):
-        text.append(-token)
+    guesses = [lookup.propose(text, 2) for _ in range(4)]
+
+    assert guesses == [[], [], [2 * AT_ONCE + 9, 2 * AT_ONCE + 10], [2 * AT_ONCE + 9, 2 * AT_ONCE + 10]]
+    assert Counting.read == AT_ONCE
+
+
+def test_what_is_kept_of_a_text_is_four_bytes_a_token() -> None:
+    lookup = Lookup()
+    text = list(range(10_000))
+    for _ in range(3):
         lookup.propose(text, 4)
 
-    assert Counting.read <= 10 * 2 * (2 + 3 + 4)
+    assert lookup._text.itemsize * len(lookup._text) == 4 * (10_000 + LONGEST)

@@ -1,5 +1,7 @@
 """The native sampler against XLA's, token by token, and its promise: bits that do not depend on the rows beside."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from models.native import library
 from models.sharding import make_mesh
 from neuron_jax.engine import native_sampler, sampler
 from neuron_jax.engine.noise import gumbel
-from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_BIAS, NOTHING, Drawn, Past, RowParams
+from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_BIAS, MOST_COUNTED, NOTHING, Drawn, Past, RowParams
 from tests.neuron.engine.test_sampler import row_params
 
 pytestmark = pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
@@ -129,6 +131,19 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours() -> None:
         part = native(logits[:rows], RowParams(*(column[:rows] for column in row)), past)
         for one, all_ in zip(part, together, strict=True):
             assert np.array_equal(one, all_[:rows])
+
+
+@pytest.mark.parametrize("draw", [xla, native])
+def test_a_token_that_was_said_without_end_is_penalized_for_good(draw: Callable[..., Drawn]) -> None:
+    """40,000 times are more than an int16 counts. The likeliest token by far has lost to all others long before."""
+    past = some_past(np.random.default_rng(4))
+    many = past.generated.at[:].set(0).at[3, 7].set(MOST_COUNTED - 2)
+    past = past._replace(generated=many, in_prompt=past.in_prompt.at[:].set(False))
+    logits = jnp.zeros((1, VOCAB), jnp.float32).at[0, 7].set(1000.0)
+    row = row_params(1, slot=3, temperature=0.0, frequency=0.1, need=FULL)
+    for _ in range(4):
+        assert draw(logits, row, past).token.tolist() == [0]
+        past = sampler.count(past, jnp.asarray([3], jnp.int32), jnp.asarray([7], jnp.int32))
 
 
 def test_a_row_that_wants_nothing_gets_nothing() -> None:

@@ -2,119 +2,117 @@
 
 import pytest
 
-from neuron_jax.engine.buckets import DecodeKey, ExtendKey, VerifyKey
+from neuron_jax.engine.buckets import StepKey
 from neuron_jax.engine.pace import Pace
 
-CHUNKS = (8, 16, 32, 64, 128)
+SIZES = (8, 16, 32, 64, 128)
 
 
-def measured(**extends: float) -> Pace:
+def saw(pace: Pace, tokens: int, seconds: float, *, steps: int = 1, at: float = 0) -> None:
+    pace.saw(StepKey(tokens, tokens, steps), seconds, at=at)
+
+
+def measured(**sizes: float) -> Pace:
     pace = Pace()
-    for chunk, seconds in extends.items():
-        pace.saw(ExtendKey(int(chunk.removeprefix("of"))), seconds)
+    for size, seconds in sizes.items():
+        saw(pace, int(size.removeprefix("of")), seconds)
     return pace
 
 
-def test_a_program_takes_what_it_usually_took() -> None:
+def test_a_size_takes_what_it_usually_took() -> None:
     """A first run and an accident do not count."""
     pace = Pace()
     for seconds in (9.0, 0.2, 0.3, 7.0, 0.2):
-        pace.saw(ExtendKey(64), seconds)
+        saw(pace, 64, seconds)
 
-    assert pace.extend(64) == 0.3
+    assert pace.seconds(64) == 0.3
 
 
 def test_it_forgets() -> None:
     pace = Pace()
     for seconds in (1.0,) * 10 + (2.0,) * 5:
-        pace.saw(ExtendKey(64), seconds)
+        saw(pace, 64, seconds)
 
-    assert pace.extend(64) == 2.0
+    assert pace.seconds(64) == 2.0
 
 
-def test_a_chunk_deep_in_its_prompt_is_dearer() -> None:
+def test_a_step_deep_in_its_texts_is_dearer() -> None:
     """1 s and 1 ms for every token before it, learnt on the way; and soon known of the next prompt's beginning."""
     pace = Pace()
     for at in range(0, 2000, 16):
-        pace.saw(ExtendKey(16), 1.0 + at / 1000, at=at)
+        saw(pace, 16, 1.0 + at / 1000, at=at)
 
-    assert pace.extend(16, at=2000) == pytest.approx(3.0, abs=0.01)
-    assert pace.extend(16, at=4000) == pytest.approx(5.0, abs=0.01)
-    assert pace.extend(16, at=0) == pytest.approx(1.0, abs=0.01)
+    assert pace.seconds(16, at=2000) == pytest.approx(3.0, abs=0.01)
+    assert pace.seconds(16, at=4000) == pytest.approx(5.0, abs=0.01)
+    assert pace.seconds(16, at=0) == pytest.approx(1.0, abs=0.01)
 
 
-def test_depth_costs_a_larger_chunk_at_least_as_much_as_a_smaller_one() -> None:
-    """The larger one was seen at the beginning of prompts only."""
+def test_depth_costs_a_larger_step_at_least_as_much_as_a_smaller_one() -> None:
+    """The larger one was seen at the beginning of texts only."""
     pace = measured(of64=2.0)
     for at in range(0, 2000, 16):
-        pace.saw(ExtendKey(16), 1.0 + at / 1000, at=at)
+        saw(pace, 16, 1.0 + at / 1000, at=at)
 
-    assert pace.extend(64, at=3000) == pytest.approx(5.0, abs=0.01)
-    assert pace.extend(32, at=3000) == pytest.approx(4 + 1 / 3, abs=0.01)
+    assert pace.seconds(64, at=3000) == pytest.approx(5.0, abs=0.01)
+    assert pace.seconds(32, at=3000) == pytest.approx(4 + 1 / 3, abs=0.01)
 
 
 def test_an_accident_does_not_pass_for_depth() -> None:
     pace = Pace()
     for at in range(0, 4000, 16):
-        pace.saw(ExtendKey(16), 9.0 if at % 160 == 0 else 1.0, at=at)
+        saw(pace, 16, 9.0 if at % 160 == 0 else 1.0, at=at)
 
-    assert pace.extend(16, at=4000) == 1.0
+    assert pace.seconds(16, at=4000) == 1.0
 
 
 def test_steps_of_several_tokens_count_by_the_token() -> None:
     pace = Pace()
-    pace.saw(DecodeKey(2, 4), 0.4)
+    saw(pace, 2, 0.4, steps=4)
 
-    assert pace.decode(2) == pytest.approx(0.1)
+    assert pace.seconds(2) == pytest.approx(0.1)
+    assert pace.usual(StepKey(2, 2, 4)) == pytest.approx(0.4)
 
 
-def test_verifying_is_a_matter_of_its_own() -> None:
+def test_what_never_ran_has_no_usual_time() -> None:
     pace = Pace()
-    pace.saw(VerifyKey(2, 4), 0.4)
+    assert (pace.usual(StepKey(4, 4)), pace.measured) == (0.0, False)
+    saw(pace, 4, 0.4)
 
-    assert (pace.verify(VerifyKey(2, 4)), pace.verify(VerifyKey(1, 4)), pace.decode(2)) == (0.4, 0.0, 0.0)
-
-
-def test_an_unknown_row_count_is_taken_to_be_as_fast_as_a_smaller_one() -> None:
-    pace = Pace()
-    assert pace.decode(4) == 0.0
-    pace.saw(DecodeKey(4, 1), 0.4)
-
-    assert (pace.decode(2), pace.decode(4), pace.decode(8)) == (0.0, 0.4, 0.4)
+    assert (pace.usual(StepKey(4, 4)), pace.usual(StepKey(8, 8)), pace.measured) == (0.4, 0.0, True)
 
 
-def test_unknown_chunks_lie_on_the_line_through_the_known() -> None:
+def test_unknown_sizes_lie_on_the_line_through_the_known() -> None:
     pace = measured(of16=1.0, of64=2.0)
 
-    assert pace.extend(8) == 1.0
-    assert pace.extend(32) == pytest.approx(4 / 3)
-    assert pace.extend(128) == pytest.approx(10 / 3)
+    assert pace.seconds(8) == 1.0
+    assert pace.seconds(32) == pytest.approx(4 / 3)
+    assert pace.seconds(128) == pytest.approx(10 / 3)
 
 
-def test_one_known_chunk_and_a_decode_step_tell_what_a_step_costs_by_being_one() -> None:
-    alone = measured(of16=1.0)
-    beside = measured(of16=1.0)
-    beside.saw(DecodeKey(1, 1), 0.85)
+def test_the_largest_size_within_a_time_is_found_at_its_own_depth() -> None:
+    """A step costs a second and one for 16 tokens; the larger sizes stand deeper here, which costs twice as much."""
+    pace = measured(**{f"of{size}": 1 + size / 16 for size in SIZES})
 
-    assert alone.extend(32) == pytest.approx(2.0)
-    assert beside.extend(32) == pytest.approx(1.16)
+    assert pace.most(5.0, SIZES, lambda _: 0) == 64
+    assert pace.most(4.9, SIZES, lambda _: 0) == 32
+    assert pace.most(0.5, SIZES, lambda _: 0) == 0
 
 
 @pytest.mark.parametrize(
-    ("tokens", "chunk"), [(300, 128), (128, 128), (127, 128), (120, 128), (100, 64), (40, 32), (33, 32), (3, 8)]
+    ("tokens", "size"), [(300, 128), (128, 128), (127, 128), (120, 128), (100, 64), (40, 32), (33, 32), (3, 8)]
 )
-def test_a_prompt_is_cut_so_that_little_is_padding(tokens: int, chunk: int) -> None:
+def test_a_prompt_is_cut_so_that_little_is_padding(tokens: int, size: int) -> None:
     """Here a step costs as much as 8 tokens besides its own."""
-    pace = measured(**{f"of{size}": size + 8.0 for size in CHUNKS})
+    pace = measured(**{f"of{size}": size + 8.0 for size in SIZES})
 
-    assert pace.cut(tokens, CHUNKS) == chunk
+    assert pace.cut(tokens, SIZES) == size
 
 
 def test_where_padding_costs_nothing_a_prompt_is_padded() -> None:
     """As on a GPU, where a step reads all weights for one token or for many."""
-    pace = measured(**{f"of{size}": 1.0 for size in CHUNKS})
+    pace = measured(**{f"of{size}": 1.0 for size in SIZES})
 
-    assert [pace.cut(tokens, CHUNKS) for tokens in (3, 17, 70)] == [8, 32, 128]
+    assert [pace.cut(tokens, SIZES) for tokens in (3, 17, 70)] == [8, 32, 128]
 
 
 def test_a_prompt_longer_than_what_is_allowed_begins_with_the_most_that_is() -> None:

@@ -5,19 +5,27 @@ import numpy as np
 import pytest
 
 from neuron_jax.engine.batch import Row
+from neuron_jax.engine.buckets import StepKey
 from neuron_jax.engine.packing import (
+    DRAWS,
     FOREVER,
+    GUESSED,
     LOGPROBS,
+    NEWS,
+    PARAMS,
+    SILENT,
     Mirror,
+    Rows,
+    line_words,
     needs_seat,
     pack_logprobs,
-    pack_seat,
+    params_of,
     seated,
+    unpack,
     unpack_logprobs,
-    unpack_rows,
 )
 from neuron_jax.engine.requests import Request, from_submit
-from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_ALTERNATIVES, MAX_BIAS, Drawn, Past
+from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_ALTERNATIVES, MAX_BIAS, MOST_COUNTED, Drawn, Past
 from neuron_jax.workers.frames import Sampling, Submit
 
 SLOTS, TABLE, VOCAB = 4, 8, 300
@@ -31,40 +39,63 @@ def request(slot: int, pages: list[int], **changes: object) -> Request:
     return made
 
 
-def row(of: Request, start: int, count: int, draws: int = 1) -> Row:
-    return Row(of, of.stay, start, count, draws)
+def row(
+    of: Request, start: int, count: int, draws: int = 1, *, guesses: tuple[int, ...] = (), fed: bool = False
+) -> Row:
+    return Row(of, of.stay, start, count, draws, guesses, fed)
 
 
-def test_together_every_token_is_a_line() -> None:
-    """Of a prompt each with its token, of which the last draws; and one that only the device knows."""
-    mirror = Mirror(SLOTS, TABLE)
-    fed, decoding = request(1, [2]), request(3, [4])
-    for each in (fed, decoding):
-        mirror.seat(each)
-    packed = jnp.asarray(mirror.together([row(decoding, 3, 1), row(fed, 1, 2)], 5))
-    rows = unpack_rows(packed[:, :-1])
+class Device:
+    """What a device makes of the words it is sent."""
 
-    assert packed[:, -1].tolist() == [-1, 6, 7, 0, 0]
-    assert rows.start.tolist() == [3, 1, 2, 0, 0]
-    assert (rows.count.tolist(), rows.draws.tolist()) == ([1, 1, 1, 0, 0], [1, 0, 1, 0, 0])
-    assert rows.params.slot.tolist() == [3, 1, 1, SLOTS, SLOTS]
-    assert rows.table[:, 0].tolist() == [4, 2, 2, 0, 0]
+    def __init__(self) -> None:
+        self.mirror = Mirror(SLOTS, TABLE)
+        self.lines = jnp.zeros((SLOTS + 1, line_words(TABLE)), jnp.int32)
+
+    def step(self, key: StepKey, *rows: Row) -> tuple[Rows, list[int]]:
+        news = [self.mirror.note(request) for request in dict.fromkeys(row.request for row in rows)]
+        packed = self.mirror.pack(rows, key, news)
+        self.lines, told, tokens = unpack(jnp.asarray(packed), key, self.lines)
+        return told, tokens.tolist()
+
+    def pages(self, slot: int) -> list[int]:
+        return self.lines[slot, PARAMS:].tolist()
 
 
-def test_a_decode_step_is_its_rows_and_padding() -> None:
-    """Every parameter in its column, floats and unsigned words by their bits; padding is greedy and touches nothing."""
-    mirror = Mirror(SLOTS, TABLE)
+def test_rows_of_all_kinds_stand_side_by_side() -> None:
+    """One that decodes, one that is guessed for, prompts that draw and that do not, and padding."""
+    device = Device()
+    old, sure, fed, long = (request(slot, [slot + 1]) for slot in (3, 0, 1, 2))
+    rows, tokens = device.step(
+        StepKey(16, 8),
+        row(old, 3, 1),
+        row(sure, 4, 3, 3, guesses=(8, 9)),
+        row(fed, 1, 2, fed=True),
+        row(long, 0, 2, 0, fed=True),
+    )
+
+    assert rows.slot.tolist() == [3, 0, 0, 0, 1, 2, SLOTS, SLOTS]
+    assert rows.start.tolist() == [3, 4, 5, 6, 1, 0, 0, 0]
+    assert rows.count.tolist() == [1, 1, 1, 1, 2, 2, 0, 0]
+    assert rows.draws.tolist() == [DRAWS, DRAWS, GUESSED, GUESSED, DRAWS, SILENT, SILENT, SILENT]
+    assert tokens == [-1, -1, 8, 9, 6, 7, 5, 6, *[0] * 8]
+
+
+def test_a_row_of_several_steps_has_its_newest_token_and_how_many_it_wants() -> None:
+    rows, tokens = Device().step(StepKey(4, 4, 4), row(request(1, [2]), 3, 4, 4), row(request(2, [3]), 9, 2, 2))
+
+    assert (rows.count.tolist(), tokens) == ([4, 2, 0, 0], [-1, -1, 0, 0])
+
+
+def test_the_device_knows_every_parameter_of_a_row() -> None:
+    """Floats and unsigned words by their bits; padding is greedy."""
+    device = Device()
     hot = request(2, [7, 8], temperature=0.5, top_p=0.25, seed=2**64 - 2, top_k=9, min_p=0.125)
     sore = request(0, [3], presence_penalty=1.5, frequency_penalty=-0.5, repetition_penalty=1.25)
-    for each in (hot, sore):
-        mirror.seat(each)
+    rows, _ = device.step(StepKey(4, 4), row(hot, 17, 1), row(sore, 3, 1))
+    params = params_of(device.lines, rows.slot)
 
-    rows = unpack_rows(jnp.asarray(mirror.decode([row(hot, 17, 4, 4), row(sore, 3, 1)], 4)))
-
-    assert rows.start.tolist() == [17, 3, 0, 0]
-    assert rows.count.tolist() == [4, 1, 0, 0]
-    assert rows.table.tolist() == [[7, 8] + [0] * 6, [3] + [0] * 7, [0] * 8, [0] * 8]
-    params = rows.params
+    assert (device.pages(2), device.pages(0)) == ([7, 8] + [0] * 6, [3] + [0] * 7)
     assert params.slot.tolist() == [2, 0, SLOTS, SLOTS]
     assert params.need.tolist() == [DRAW, FULL, GREEDY, GREEDY]
     assert params.temperature.tolist() == [0.5, 0, 0, 0]
@@ -74,68 +105,50 @@ def test_a_decode_step_is_its_rows_and_padding() -> None:
     assert params.biased.tolist() == [0, 1, 0, 0]
 
 
-def test_a_chunk_is_its_row_and_its_tokens() -> None:
-    mirror = Mirror(SLOTS, TABLE)
-    one = request(1, [4])
-    mirror.seat(one)
-    packed = mirror.extend(row(one, 1, 2), 8)
-    rows = unpack_rows(jnp.asarray(packed[None, :-8]))
-
-    assert packed[-8:].tolist() == [6, 7, 0, 0, 0, 0, 0, 0]
-    assert (int(rows.start[0]), int(rows.count[0]), int(rows.draws[0])) == (1, 2, 1)
-    assert rows.table[0].tolist() == [4] + [0] * 7
-
-
-def test_guesses_stand_behind_their_rows() -> None:
-    mirror = Mirror(SLOTS, TABLE)
-    one, two = request(1, [4]), request(3, [6])
-    for each in (one, two):
-        mirror.seat(each)
-    guessed = Row(one, one.stay, 3, 3, 3, [9, 8])
-    packed = mirror.verify([guessed, row(two, 7, 1)], 4, 3)
-
-    assert (packed[:2, :-3] == mirror.decode([guessed, row(two, 7, 1)], 2)).all()
-    assert packed[:, -3:].tolist() == [[9, 8, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
-
-
-def test_pages_are_noted_as_they_are_granted() -> None:
-    mirror = Mirror(SLOTS, TABLE)
-    one = request(1, [4])
-    mirror.seat(one)
-    mirror.decode([row(one, 3, 1)], 1)
+def test_only_news_goes_up() -> None:
+    device = Device()
+    one = request(1, [4], temperature=0.5)
+    device.step(StepKey(1, 1), row(one, 3, 1))
+    assert len(device.mirror.note(one)) == 0
     one.pages += [9, 2]
 
-    assert unpack_rows(jnp.asarray(mirror.decode([row(one, 4, 1)], 1))).table[0].tolist() == [4, 9, 2] + [0] * 5
+    assert len(device.mirror.note(one)) == 2
+    one.pages += [6]
+    device.step(StepKey(1, 1), row(one, 4, 1))
+    assert device.pages(1)[3] == 6
 
 
-def test_a_slot_s_new_owner_starts_from_nothing() -> None:
-    """Another request, or the same one once it was preempted; but a request that stays is not seated twice."""
-    mirror = Mirror(SLOTS, TABLE)
+def test_a_slot_s_new_owner_has_its_own_line() -> None:
+    """Another request, or the same one once it was preempted; but a request that stays is not new."""
+    device = Device()
+    mirror = device.mirror
     first, second = request(1, [4, 5, 6], temperature=0.7), request(1, [8])
-    assert mirror.seat(first)
-    mirror.decode([row(first, 3, 1)], 1)
-    assert not mirror.seat(first)
+    assert mirror.is_new(first)
+    mirror.note(first)
+    assert not mirror.is_new(first)
     first.stay += 1
     first.pages = [7]
-    assert mirror.seat(first)
-    assert unpack_rows(jnp.asarray(mirror.decode([row(first, 3, 1)], 1))).table[0].tolist() == [7] + [0] * 7
-    assert mirror.seat(second)
+    assert mirror.is_new(first)
+    device.step(StepKey(1, 1), row(first, 3, 1))
+    assert device.pages(1)[:1] == [7]
+    rows, _ = device.step(StepKey(1, 1), row(second, 3, 1))
 
-    rows = unpack_rows(jnp.asarray(mirror.decode([row(second, 3, 1)], 1)))
+    assert device.pages(1)[:1] == [8]
+    assert params_of(device.lines, rows.slot).temperature.tolist() == [0]
 
-    assert rows.table[0].tolist() == [8] + [0] * 7
-    assert rows.params.temperature[0] == 0
+
+def test_there_is_room_for_a_new_request_in_every_step() -> None:
+    assert NEWS > PARAMS
 
 
 def test_what_was_packed_does_not_change_with_the_mirror() -> None:
     """The device may still be reading it."""
     mirror = Mirror(SLOTS, TABLE)
     first = request(1, [4])
-    mirror.seat(first)
-    packed = mirror.decode([row(first, 3, 1)], 2)
+    packed = mirror.pack([row(first, 3, 1)], StepKey(2, 2), [mirror.note(first)])
     before = packed.copy()
-    mirror.seat(request(1, [5], seed=3))
-    mirror.decode([row(request(1, [5], seed=3), 9, 1)], 2)
+    second = request(1, [5], seed=3)
+    mirror.pack([row(second, 9, 1)], StepKey(2, 2), [mirror.note(second)])
 
     assert (packed == before).all()
 
@@ -156,20 +169,38 @@ def test_only_penalties_biases_and_bans_need_a_seat(changes: dict, needed: bool)
 
 
 def test_a_seat_holds_biases_bans_and_what_was_said() -> None:
-    one = request(2, [], logit_bias={3: -1.5, 4: 100.0}, stop_ids=(4,), min_tokens=6)
+    one = request(1, [7], logit_bias={3: -1.5, 4: 100.0}, stop_ids=(4,), min_tokens=6)
     one.tokens += [6, 9, 9]
     zero = Past(
         *(jnp.zeros((3, width), dtype) for width, dtype in ((VOCAB, jnp.int16), (VOCAB, jnp.bool_))),
         *[jnp.zeros((3, MAX_BIAS), dtype) for dtype in (jnp.int32, jnp.float32, jnp.uint32)],
     )
-    past = seated(zero, jnp.asarray(pack_seat(one, VOCAB)))
+    mirror = Mirror(2, TABLE)
+    mirror.note(one)
+    past, lines = seated(zero, jnp.zeros((3, line_words(TABLE)), jnp.int32), jnp.asarray(mirror.seat(one, VOCAB)))
 
-    assert np.flatnonzero(past.in_prompt[2]).tolist() == [5, 6, 7]
-    assert {i: int(past.generated[2, i]) for i in np.flatnonzero(past.generated[2])} == {6: 1, 9: 2}
-    assert past.bias_ids[2, :4].tolist() == [3, 4, 4, 0]
-    assert past.bias[2, :4].tolist() == [-1.5, 100.0, -np.inf, 0.0]
-    assert past.bias_until[2, :4].tolist() == [FOREVER, FOREVER, 9, 0]
-    assert not any(np.asarray(part[:2]).any() for part in past)
+    assert np.flatnonzero(past.in_prompt[1]).tolist() == [5, 6, 7]
+    assert {i: int(past.generated[1, i]) for i in np.flatnonzero(past.generated[1])} == {6: 1, 9: 2}
+    assert past.bias_ids[1, :4].tolist() == [3, 4, 4, 0]
+    assert past.bias[1, :4].tolist() == [-1.5, 100.0, -np.inf, 0.0]
+    assert past.bias_until[1, :4].tolist() == [FOREVER, FOREVER, 9, 0]
+    assert lines[1, PARAMS] == 7
+    assert not any(np.asarray(part)[[0, 2]].any() for part in past)
+
+
+def test_a_count_that_is_too_large_is_the_most_that_is_counted() -> None:
+    """Of a request that comes back to its slot with a token said 40,000 times."""
+    again = request(0, [4], frequency_penalty=0.5)
+    again.tokens += [9] * 40_000
+    zero = Past(
+        *(jnp.zeros((1, VOCAB), dtype) for dtype in (jnp.int16, jnp.bool_)),
+        *[jnp.zeros((1, MAX_BIAS), dtype) for dtype in (jnp.int32, jnp.float32, jnp.uint32)],
+    )
+    mirror = Mirror(1, TABLE)
+    mirror.note(again)
+    past, _ = seated(zero, jnp.zeros((2, line_words(TABLE)), jnp.int32), jnp.asarray(mirror.seat(again, VOCAB)))
+
+    assert int(past.generated[0, 9]) == MOST_COUNTED
 
 
 def test_log_probabilities_travel_by_their_bits() -> None:

@@ -13,7 +13,7 @@ import pytest
 from attrs import define, field, frozen
 
 from neuron_jax.engine.batch import Drawn, Step
-from neuron_jax.engine.buckets import ExtendKey, Menu, declare
+from neuron_jax.engine.buckets import Menu, declare
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.prefix import Naming
@@ -59,25 +59,27 @@ class Device:
     line: deque[list[Sent]] = field(factory=deque)
 
     def dispatch(self, step: Step) -> None:
-        prompt = isinstance(step.key, ExtendKey)
-        self.line.append([self._sent(row, prompt) for row in step.rows])
+        self.line.append([self._sent(row) for row in step.rows])
 
     def fetch(self) -> Drawn:
-        return Drawn([self._run(row) for row in self.line.popleft()], None)
+        rows = self.line.popleft()
+        # All tokens are stored before any is read.
+        for row in rows:
+            for at, token in enumerate(row.fed, start=row.start):
+                self._write(row.pages, at, token)
+        return Drawn([self._run(row) for row in rows], None)
 
     def text(self, pages: Sequence[int], length: int) -> list[int]:
         return [self.held[pages[at // self.page_size]][at % self.page_size] for at in range(length)]
 
-    def _sent(self, row: Any, prompt: bool) -> Sent:
+    def _sent(self, row: Any) -> Sent:
         request = row.request
         assert request.slot is not None
-        fed = request.tokens[row.start : row.start + row.count] if prompt else []
+        fed = request.tokens[row.start : row.start + row.count] if row.fed else []
         return Sent(row.start, row.count, row.draws, request.slot, list(request.pages), fed)
 
     def _run(self, row: Sent) -> list[int]:
         if row.fed:
-            for at, token in enumerate(row.fed, start=row.start):
-                self._write(row.pages, at, token)
             return [self._draw(row, row.start + row.count)] if row.draws else []
         return [self._decode(row, at) for at in range(row.start, row.start + row.count)]
 
@@ -114,9 +116,9 @@ class Loop:
         step = self.scheduler.next_batch()
         if step is not None:
             self.device.dispatch(step)
-            if isinstance(step.key, ExtendKey):
-                id_ = step.rows[0].request.id
-                self.computed[id_] = self.computed.get(id_, 0) + step.tokens
+            for row in step.rows:
+                id_ = row.request.id
+                self.computed[id_] = self.computed.get(id_, 0) + (row.count if row.fed else 0)
         if self.overlap:
             step, self.flight = self.flight, step
         came = self.scheduler.absorb(step, self.device.fetch()) if step is not None else []
@@ -146,7 +148,7 @@ def new_loop(
     salt: bytes | None = b"salt",
 ) -> Loop:
     menu = Menu()
-    menu.add(declare(max_slots=slots, chunk_tokens=16, least_chunk=4, decode_steps=steps).keys())
+    menu.add(declare(max_slots=slots, chunk_tokens=16, decode_steps=steps).keys())
     naming = Naming(size, salt) if salt is not None else None
     scheduler = Scheduler(Pages(pages), page_size=size, max_slots=slots, menu=menu, pace=Pace(), naming=naming)
     return Loop(scheduler, Device(size), overlap=overlap)

@@ -7,7 +7,7 @@ import pytest
 
 from neuron_jax.engine import sampler
 from neuron_jax.engine.noise import gumbel, threefry2x32
-from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_BIAS, Past, RowParams
+from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_BIAS, MOST_COUNTED, Past, RowParams
 
 VOCAB = 1000
 
@@ -190,6 +190,15 @@ def test_a_slot_counts_what_was_drawn() -> None:
     assert int(past.generated[0, 5]) == 2
     assert int(past.generated[2, 7]) == 1
     assert int(past.generated.sum()) == 3
+
+
+def test_a_count_stops_at_the_most_that_is_counted() -> None:
+    """One more would be -32,768: a penalty that has grown with every repetition would become a reward."""
+    past = no_past(2)
+    full = past._replace(generated=past.generated.at[1, 5].set(MOST_COUNTED))
+    past = sampler.count(full, jnp.asarray([1, 0], jnp.int32), jnp.asarray([5, 5], jnp.int32))
+
+    assert past.generated[:, 5].tolist() == [1, MOST_COUNTED]
 
 
 def test_a_bias_holds_up_to_its_position_and_for_its_own_request() -> None:

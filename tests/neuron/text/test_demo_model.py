@@ -8,10 +8,10 @@ import pytest
 
 from neuron_jax.text.output import OutputText
 from neuron_jax.text.pieces import Text, merged
-from neuron_jax.text.prompt import encode_chat
 from neuron_jax.text.template import ChatTemplate
 from neuron_jax.text.tokenizer import Tokenizer, load_tokenizer
 from neuron_jax.weights.describe import describe
+from tests.fakes.rendering import encode_chat
 
 ROWS = json.loads((Path(__file__).parents[2] / "data" / "smollm2-greedy.json").read_text("utf-8"))
 

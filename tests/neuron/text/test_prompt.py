@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from neuron_jax.text.errors import TemplateError
-from neuron_jax.text.prompt import encode_chat
 from neuron_jax.text.template import ChatTemplate
+from tests.fakes.rendering import encode_chat
 from tests.fakes.vocabularies import byte_level
 
 TOKENIZER = byte_level()

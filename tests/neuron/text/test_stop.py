@@ -1,9 +1,11 @@
 """Stop strings: nothing of them leaks, wherever the chunks end."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from neuron_jax.text.stop import Matched, StopMatcher
-from tests.fakes.codec import cuts
+from tests.fakes.codec import cuts, pieces_of
 
 
 def run(stops: list[str], chunks: list[str]) -> tuple[str, str | None]:
@@ -80,3 +82,33 @@ def test_a_match_passed_over_is_text_that_may_begin_another(
     assert shown.stop is None
     assert last == expected
     assert shown.text + last.text + (last.stop or "") + last.rest == early + late
+
+
+def searched(stops: list[str], text: str) -> tuple[str, str | None]:
+    """By looking at every end in turn: the first one at which a stop string ends, the longest that does."""
+    for end in range(len(text) + 1):
+        ending = [stop for stop in stops if text[:end].endswith(stop)]
+        if ending:
+            longest = max(ending, key=len)
+            return text[: end - len(longest)], longest
+    return text, None
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=5), max_size=4), st.text("abc", max_size=20), st.data())
+def test_any_stops_in_any_text_cut_anywhere(stops: list[str], text: str, data: st.DataObject) -> None:
+    """Two letters make stop strings that overlap each other and themselves."""
+    assert run(stops, data.draw(pieces_of(text))) == searched(stops, text)
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=4), st.text("abc", max_size=20), st.data())
+def test_whatever_the_cuts_nothing_is_lost_or_said_twice(stops: list[str], text: str, data: st.DataObject) -> None:
+    """Shown, stop string and rest together are what was fed, up to the end of the chunk that held the match."""
+    matcher, shown, fed = StopMatcher(stops), "", ""
+    for chunk in data.draw(pieces_of(text)):
+        fed += chunk
+        matched = matcher.feed(chunk)
+        shown += matched.text
+        if matched.stop is not None:
+            assert shown + matched.stop + matched.rest == fed
+            return
+    assert shown + matcher.close() == text

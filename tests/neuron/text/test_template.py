@@ -1,5 +1,6 @@
 """Chat templates: Hugging Face's dialect, OpenAI's messages, and bounds."""
 
+import tracemalloc
 from datetime import datetime
 from typing import Any
 
@@ -289,6 +290,46 @@ def test_what_a_template_supports_is_read_off_it(source: str, tools: bool, think
     template = ChatTemplate(source, bos_token=None, eos_token=None)
 
     assert (template.supports_tools, template.supports_thinking) == (tools, thinking)
+
+
+def test_what_a_template_supports_is_told_without_running_any_of_it() -> None:
+    """Jinja computes constants when it compiles: this one has 300 MB. A daemon reads the templates of all its files."""
+    tracemalloc.start()
+    template = ChatTemplate("{{ 'a' | center(300000000) }}{{ tools }}", bos_token=None, eos_token=None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert template.supports_tools
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("source", "tools"),
+    [
+        ("{% macro m(tools) %}{{ tools }}{% endmacro %}{{ m([]) }}", False),
+        ("{% macro m(tools) %}{{ tools }}{% endmacro %}{{ m(tools) }}", True),
+        ("{% for tools in messages %}{{ tools }}{% endfor %}", False),
+        ("{% for a, tools in messages %}{{ tools }}{% endfor %}", False),
+        ("{% for tools in tools %}{% endfor %}", True),
+        ("{% set tools = tools or [] %}", True),
+        ("{% set tools = [] %}{{ tools }}", False),
+        ("{% with tools = tools %}{% endwith %}", True),
+        ("{% with tools = 1 %}{{ tools }}{% endwith %}", False),
+        ("{% call(tools) m() %}{{ tools }}{% endcall %}", False),
+    ],
+)
+def test_a_name_of_the_template_s_own_is_no_variable(source: str, tools: bool) -> None:
+    """Arguments of macros, loops and assignments hide what the caller gives."""
+    assert ChatTemplate(source, bos_token=None, eos_token=None).supports_tools is tools
+
+
+@pytest.mark.parametrize(
+    "source", ["x" * 1_100_000, "{{ " + "(" * 20_000 + "}}", "{{ " + "9" * 5_000 + " }}", "{% if %}"]
+)
+def test_a_template_that_cannot_be_read_is_an_error(source: str) -> None:
+    """Too long, too deep, with numbers nobody can hold, or wrong."""
+    with pytest.raises(TemplateError):
+        ChatTemplate(source, bos_token=None, eos_token=None)
 
 
 def test_the_mark_is_in_no_message() -> None:

@@ -1,10 +1,12 @@
 """Tool calls are found in text, whole and nothing else, wherever the chunks end."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from neuron_jax.text.formats import tool_parser
 from neuron_jax.text.pieces import Piece, Text, ToolArguments, ToolEnd, ToolStart
-from tests.fakes.codec import check
+from tests.fakes.codec import check, collect, pieces_of
 
 WEATHER = '{"name": "weather", "arguments": {"city": "Köln", "days": 2}}'
 TIME = '{"name": "time", "parameters": {}}'
@@ -120,3 +122,44 @@ def test_the_only_call_ends_the_output(name: str, text: str, expected: list[Piec
     """With `only_one` nothing comes after the first call, in any envelope; what is no call does not count."""
     refused = [Text("<tool_call>no</tool_call>"), *FIRST]
     check(lambda: tool_parser(name, "call_x", only_one=True), text, *(refused if expected is None else expected))
+
+
+FRAGMENTS = (
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "<|python_tag|>",
+    WEATHER,
+    TIME,
+    "[",
+    "]",
+    ", ",
+    "; ",
+    " ",
+    "\n",
+)
+WORDS = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text('ab{}"<', max_size=4)), max_size=8).map("".join)
+
+
+@pytest.mark.parametrize("only_one", [False, True])
+@pytest.mark.parametrize("name", ["hermes", "llama3_json", "mistral"])
+@given(WORDS, st.data())
+def test_any_text_cut_anywhere_says_what_the_whole_says(
+    name: str, only_one: bool, text: str, data: st.DataObject
+) -> None:
+    """Where the chunks end decides nothing, for calls, for text, and for what is neither."""
+    whole = collect(tool_parser(name, "call_x", only_one=only_one), [text])
+    chunks = data.draw(pieces_of(text))
+
+    assert collect(tool_parser(name, "call_x", only_one=only_one), chunks) == whole
+
+
+@pytest.mark.parametrize("name", ["hermes", "llama3_json", "mistral"])
+@given(WORDS)
+def test_text_without_a_call_goes_through(name: str, text: str) -> None:
+    """What is no call is shown as it came, but for the tag that Llama and Mistral begin one with."""
+    found = collect(tool_parser(name, "call_x"), [text])
+    if not any(isinstance(piece, ToolStart) for piece in found):
+        shown = "".join(piece.text for piece in found if isinstance(piece, Text))
+        tag = {"hermes": None, "llama3_json": "<|python_tag|>", "mistral": "[TOOL_CALLS]"}[name]
+        assert shown in (text, text.replace(tag, "", 1) if tag else text)

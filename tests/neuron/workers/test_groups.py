@@ -125,6 +125,20 @@ def test_a_rank_that_lies_is_found_out_before_anything_is_loaded(checkpoint: pat
     assert failed.value.kind == "sanity_mismatch"
 
 
+@pytest.mark.slow
+def test_a_program_that_one_rank_cannot_compile_is_used_by_none(checkpoint: pathlib.Path) -> None:
+    """The group serves on without it, and its load says so."""
+    weak = (sys.executable, "-m", "tests.fakes.weak_rank")
+
+    async def use(client: EngineClient) -> list[int]:
+        await until(lambda: client.load.dropped, 60)
+        assert client.load.dropped == ("step 1x2",)
+        assert client.load.programs == client.load.programs_planned > 0
+        return await tokens(client, [1, 2, 3], GREEDY)
+
+    assert len(asyncio.run(with_group(one_at_a_time(checkpoint, decode_steps=2), use, weak))) == 24
+
+
 def test_who_does_not_come_is_named(checkpoint: pathlib.Path) -> None:
     """The other rank does not know the secret, which is as good as not coming."""
     told = EngineSpec(

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from neuron_jax.addresses import parse_address
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.frames import Group
-from neuron_jax.workers.meeting import Leader, Member, split_address
+from neuron_jax.workers.meeting import Leader, Member
 
 
 def group(rank: int, at: str = "127.0.0.1:0", secret: str = "s", deadline: float = 10.0) -> Group:
@@ -55,7 +56,7 @@ def test_all_meet_at_one_address(met: Met) -> None:
     address = leader.meet()
 
     assert [member.meet() for member in members] == [address, address]
-    assert split_address(address)[0] == "127.0.0.1"
+    assert parse_address(address)[0] == "127.0.0.1"
 
 
 def test_programs_are_usable_when_all_have_compiled_them(met: Met) -> None:
@@ -76,6 +77,18 @@ def test_programs_are_usable_when_all_have_compiled_them(met: Met) -> None:
         assert told.program == 1
         assert np.array_equal(told.array(), words)
         assert member.next(0.01) is None
+
+
+def test_a_program_that_one_cannot_compile_is_known_to_the_leader(met: Met) -> None:
+    leader, members = met
+    leader.watch(lambda rank: None)
+    assert leader.dropped() == set()
+    members[0].tell_able([0, 1])
+    members[1].tell_able([0], [1])
+    members[1].tell_able([], [3])
+    wait_for(lambda: leader.dropped() == {1, 3})
+
+    assert leader.able() == {0}
 
 
 def test_an_end_is_noticed_by_all(met: Met) -> None:
@@ -116,7 +129,7 @@ def test_who_leaves_before_agreeing_is_named(met: Met) -> None:
 def test_strangers_are_sent_away_and_keep_nobody_out(words: bytes) -> None:
     with closing(Leader.listen(group(0))) as leader, ExitStack() as ends:
         gathering = in_thread(leader.gather)
-        stranger = ends.enter_context(socket.create_connection(split_address(leader.address)))
+        stranger = ends.enter_context(socket.create_connection(parse_address(leader.address)))
         stranger.sendall(words)
         stranger.shutdown(socket.SHUT_WR)
         for rank in (1, 2):
@@ -156,20 +169,6 @@ def test_a_taken_port_is_told() -> None:
             Leader.listen(group(0, address))
 
     assert refused.value.kind == "port_taken"
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [("10.0.0.1:80", ("10.0.0.1", 80)), ("[::1]:0", ("::1", 0)), ("host.lan:65535", ("host.lan", 65535))],
-)
-def test_addresses(text: str, found: tuple[str, int]) -> None:
-    assert split_address(text) == found
-
-
-@pytest.mark.parametrize("text", ["", "host", "host:", ":80", "host:http", "host:65536"])
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(ValueError, match="is no HOST:PORT"):
-        split_address(text)
 
 
 def wait_for(holds: Callable[[], bool]) -> None:

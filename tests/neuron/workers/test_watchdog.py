@@ -32,8 +32,8 @@ def test_what_a_step_may_take(usual: float, seconds: float) -> None:
         (Pulse(), 10.1, True, "rank_silent"),
         (Pulse(), 10.1, False, None),
         (Pulse(), 60.1, False, "rank_silent"),
-        (Pulse(29.0, 30.0, "decode 8"), 0.1, True, None),
-        (Pulse(30.5, 30.0, "decode 8"), 0.1, True, "step_timeout"),
+        (Pulse(29.0, 30.0, "step 8"), 0.1, True, None),
+        (Pulse(30.5, 30.0, "step 8"), 0.1, True, "step_timeout"),
         (Pulse(9999.0, 0.0, "a follower's step"), 0.1, True, None),
         (Pulse(61.0, 60.0, "the sanity all-reduce"), 0.1, False, "step_timeout"),
     ],
@@ -45,10 +45,10 @@ def test_who_must_go(pulse: Pulse, silent: float, serving: bool, kind: str | Non
 
 
 def test_the_words_name_the_step() -> None:
-    verdict = judge(SPEC, Pulse(31.0, 30.0, "extend 512"), 0.0, serving=True)
+    verdict = judge(SPEC, Pulse(31.0, 30.0, "step 512"), 0.0, serving=True)
 
     assert verdict is not None
-    assert verdict.words == "took over 30 s for extend 512: it hangs"
+    assert verdict.words == "took over 30 s for step 512: it hangs"
 
 
 def test_a_heart_tells_what_its_process_is_at() -> None:

@@ -16,6 +16,7 @@ from neuron_jax.engine.attention.choose import RUNGS, Rung, choose
 from neuron_jax.engine.attention.flash import attend_decode
 from neuron_jax.engine.attention.gathered import attend_gathered
 from neuron_jax.engine.attention.kv import KVFormat
+from neuron_jax.engine.attention.ragged import ragged
 from neuron_jax.engine.attention.reference import attend_blocks
 from neuron_jax.engine.attention.trial import Case, Layer
 
@@ -87,11 +88,12 @@ def test_decoding_and_prompts_choose_on_their_own() -> None:
 
     decodes = rung("new", again, refuses=lambda case, chunked: "decodes only" if chunked else None)
     choice = choose(case(), with_last(decodes))
-    rows = (jnp.ones((1, 8), jnp.int32), jnp.zeros(1, jnp.int32), jnp.ones(1, jnp.int32))
+    one, table = jnp.ones(1, jnp.int32), jnp.ones((2, 8), jnp.int32)
+    single, chunk = (ragged(table, one, 0 * one, tokens * one, tokens) for tokens in (1, 4))
 
     assert choice.name == "new for decoding, xla for prompts"
     assert choice.reason == "new: decodes only"
-    assert (choice.make(*rows, 1).mix, choice.make(*rows, 4).mix) == (again, attend_blocks)
+    assert (choice.make(single).mix, choice.make(chunk).mix) == (again, attend_blocks)
 
 
 @pytest.mark.parametrize(("kv", "window"), [("float32", None), ("bfloat16", 100), ("int8", 100), ("fp8", None)])

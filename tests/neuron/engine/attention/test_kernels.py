@@ -12,6 +12,7 @@ import pytest
 from neuron_jax.engine.attention.flash import attend_decode
 from neuron_jax.engine.attention.gathered import attend_gathered
 from neuron_jax.engine.attention.reference import BLOCK, attend_blocks
+from tests.fakes import quick
 from tests.fakes.paged_case import PagedCase, paged_case
 
 PAGE = 16
@@ -23,11 +24,18 @@ KERNELS: dict[str, Callable[..., jax.Array]] = {
     "pallas": partial(attend_decode, interpret=True),
 }
 PREFILL = ["xla", "gathered"]
+H100 = jax.sharding.AbstractMesh(
+    (1,),
+    ("tp",),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    abstract_device=jax.sharding.AbstractDevice("NVIDIA H100", num_cores=None, platform="gpu"),
+)
+"""What Triton's code is for, where none is there to be asked."""
 
 
 def run(kernel: str, case: PagedCase, dtype: Any = jnp.float32) -> np.ndarray:
     q, cache, kv = case.inputs(dtype)
-    mixed = jax.jit(lambda q, cache: KERNELS[kernel](q, cache, kv, **case.rows))(q, cache)
+    mixed = quick.jit(lambda q, cache: KERNELS[kernel](q, cache, kv, **case.rows))(q, cache)
     assert mixed.dtype == dtype
     return np.asarray(mixed.astype(jnp.float32))
 
@@ -57,16 +65,6 @@ def test_chunks_are_dense_attention(kernel: str, window: int | None, chunk: int)
     case = paged_case(LENGTHS, chunk=chunk, window=window)
 
     np.testing.assert_allclose(run(kernel, case)[case.real], case.stored[case.real], atol=2e-5)
-
-
-@pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize("kernel", PREFILL)
-def test_the_first_chunk_of_a_prompt(kernel: str, window: int | None) -> None:
-    """With nothing before it, cuDNN's own causal mask fits, which is another path."""
-    for length in (1, 23, 24):
-        case = paged_case([length], chunk=24, window=window, heads=(2, 3, 64))
-
-        np.testing.assert_allclose(run(kernel, case)[case.real], case.stored[case.real], atol=2e-5)
 
 
 @pytest.mark.parametrize("kv", ["bfloat16", "int8", "fp8"])
@@ -126,6 +124,7 @@ def test_the_pallas_kernel_lowers_for_cuda(kv: str, size: int) -> None:
     def step(q: Any, cache: Any, table: Any, start: Any, count: Any) -> jax.Array:
         return attend_decode(q, cache, case.kv, table=table, start=start, count=count, window=4096)
 
-    lowered = jax.jit(step).trace(q, cache, table, ints, ints).lower(lowering_platforms=("cuda",))
+    with jax.sharding.use_abstract_mesh(H100):
+        lowered = jax.jit(step).trace(q, cache, table, ints, ints).lower(lowering_platforms=("cuda",))
 
     assert lowered.as_text().count("triton") == 2

@@ -15,22 +15,21 @@ pytestmark = pytest.mark.skipif(library.unavailable() is not None, reason=f"no k
 
 
 def attended(case: PagedCase) -> np.ndarray:
-    """What the kernel makes of the step's new tokens, [R, C, K, G, H]."""
-    rows, chunk = case.q.shape[:2]
+    """What the kernel makes of the step's new tokens, [R, C, K, G, H]; zeros for padding."""
     keys, values = case.cache
     pool = jnp.asarray(keys.transpose(0, 2, 3, 1)), jnp.asarray(values.transpose(0, 2, 1, 3))
-    given = case.rows
-    attend = NativeAttend(given["table"], given["start"], given["count"], chunk)
-    flat = [jnp.asarray(part.reshape(rows * chunk, *part.shape[2:])) for part in (case.q, case.k, case.v)]
-    mixed, (new_keys, new_values) = attend(*flat, pool, window=given["window"])
-    # The case's pool holds the new tokens already: writing them again must change nothing but the trash.
-    assert np.array_equal(new_keys[1:], pool[0][1:])
-    assert np.array_equal(new_values[1:], pool[1][1:])
-    return np.asarray(mixed).reshape(case.q.shape)
+    flat = [jnp.asarray(case.flat(part)) for part in (case.q, case.k, case.v)]
+    mixed, (new_keys, new_values) = NativeAttend(case.ragged(pad=0))(*flat, pool, window=case.window)
+    # The case's pool holds the new tokens already: writing them again must change nothing.
+    assert np.array_equal(new_keys, pool[0])
+    assert np.array_equal(new_values, pool[1])
+    found = np.zeros_like(case.q)
+    found[case.real] = np.asarray(mixed)
+    return found
 
 
 @pytest.mark.parametrize("window", [None, 5, 100, 130])
-@pytest.mark.parametrize("chunk", [1, 24])
+@pytest.mark.parametrize("chunk", [1, 24, 150])
 @pytest.mark.parametrize("heads", [(2, 3, 16), (1, 8, 64), (3, 1, 80), (2, 4, 128), (1, 6, 96)])
 def test_it_is_dense_attention(heads: tuple[int, int, int], chunk: int, window: int | None) -> None:
     lengths = [1, 15, 16, 17, 127, 128, 129, 300, 512, 0]
@@ -41,7 +40,7 @@ def test_it_is_dense_attention(heads: tuple[int, int, int], chunk: int, window: 
 
 @pytest.mark.parametrize("page_size", [16, 32, 64])
 def test_a_tokens_bits_depend_on_its_own_past_alone(page_size: int) -> None:
-    """500 tokens in one chunk, in chunks of 1 and of 7, alone and beside others."""
+    """500 tokens in one chunk, and in chunks of 1, of 7 and of 60."""
     kind: dict[str, Any] = {"heads": (2, 3, 32), "most": 512}
     whole = attended(paged_case([500], chunk=500, page_size=16, **kind))[0]
     for chunk in (1, 7, 60):
@@ -62,8 +61,11 @@ def same_text(case: PagedCase, whole: PagedCase, page_size: int) -> PagedCase:
     return evolve(case, cache=(keys, values), **new)
 
 
-def test_rows_beside_each_other_get_what_each_gets_alone() -> None:
-    case = paged_case([300, 17, 512, 128, 1], heads=(2, 3, 32))
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("chunk", [1, 30])
+def test_rows_beside_each_other_get_what_each_gets_alone(chunk: int, window: int | None) -> None:
+    """Single tokens and chunks stand side by side: of the rows with 1 and 17 tokens all are new."""
+    case = paged_case([300, 17, 512, 128, 1], chunk=chunk, heads=(2, 3, 32), window=window)
     together = attended(case)
     for row in range(5):
         part = slice(row, row + 1)

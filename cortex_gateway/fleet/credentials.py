@@ -1,0 +1,36 @@
+"""What the gateway shows a neuron, and by what it knows it again, by the neuron's address; knows no route and no socket."""
+
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+
+import httpx
+
+from cortex_gateway.config import Neuron
+from cortex_gateway.tls import client_context
+
+Hook = Callable[[httpx.Request], Awaitable[None]]
+
+
+def showing(neurons: Iterable[Neuron]) -> list[Hook]:
+    """Request hooks for httpx: what goes to a neuron with a secret bears it. A client's own credentials never do."""
+    secrets = {_place(httpx.URL(one.endpoint)): f"Bearer {one.secret}" for one in neurons if one.secret}
+
+    async def show(request: httpx.Request) -> None:
+        secret = secrets.get(_place(request.url))
+        if secret is not None:
+            request.headers["Authorization"] = secret
+
+    return [show] if secrets else []
+
+
+def contexts(neurons: Iterable[Neuron]) -> dict[tuple[str, bytes], ssl.SSLContext]:
+    """The TLS of each neuron that has files for it, by scheme and place of its URL. The files were looked at before."""
+    return {
+        _place(httpx.URL(one.endpoint)): client_context(one.tls_ca, one.tls_cert, one.tls_key)
+        for one in neurons
+        if one.tls_ca or one.tls_cert
+    }
+
+
+def _place(url: httpx.URL) -> tuple[str, bytes]:
+    return url.scheme, url.netloc

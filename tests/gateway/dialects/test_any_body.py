@@ -1,0 +1,88 @@
+"""Whatever JSON a client or a neuron sends, the decoders answer it or refuse it in words; nothing else ever comes out."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortex_gateway.dialects import openai_errors, openai_request
+from cortex_gateway.dialects.anthropic import request as messages
+from cortex_gateway.dialects.failure import RefusedError
+from cortex_gateway.dialects.openai_chat import ChatDecoder, decode_whole
+from cortex_gateway.dialects.openai_scan import whole_usage
+from tests.fakes.any_json import any_json, objects
+
+MESSAGES_WORDS = (
+    *("model", "messages", "role", "content", "type", "text", "tools", "name", "input_schema", "system", "tool_choice"),
+    *("thinking", "signature", "tool_use", "tool_result", "tool_use_id", "input", "id", "user", "assistant", "stream"),
+    *("max_tokens", "stop_sequences", "disable_parallel_tool_use", "budget_tokens", "enabled", "output_config", "any"),
+)
+CHUNK_WORDS = (
+    *("choices", "delta", "content", "reasoning_content", "tool_calls", "index", "id", "function", "name", "arguments"),
+    *(
+        "finish_reason",
+        "stop",
+        "length",
+        "usage",
+        "prompt_tokens",
+        "completion_tokens",
+        "error",
+        "message",
+        "stop_reason",
+    ),
+)
+
+
+def decoded(body: bytes, *, counting: bool = False) -> Any:
+    try:
+        return messages.decode(body, counting=counting)
+    except RefusedError as refused:
+        return refused.failure
+
+
+@pytest.mark.parametrize("counting", [False, True])
+@given(any_json(MESSAGES_WORDS))
+def test_any_json_as_a_messages_body(counting: bool, value: Any) -> None:
+    """A request that a neuron can be sent, or a 4xx with words."""
+    found = decoded(msgspec.json.encode(value), counting=counting)
+    if isinstance(found, messages.MessagesRequest):
+        assert msgspec.json.decode(found.neuron_body("m"))["model"] == "m"
+    else:
+        assert 400 <= found.status < 500
+        assert found.message
+
+
+@given(objects(MESSAGES_WORDS), objects(MESSAGES_WORDS))
+def test_any_turn_and_any_tool_in_a_good_body(turn: Any, tool: Any) -> None:
+    """The rest of the body is right, so that the decoder gets to what is not."""
+    body = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", **turn}], "tools": [{"name": "f", **tool}]}
+    found = decoded(msgspec.json.encode(body))
+
+    assert isinstance(found, messages.MessagesRequest) or 400 <= found.status < 500
+
+
+@given(st.one_of(st.binary(max_size=40), any_json(("model", "stream")).map(msgspec.json.encode)))
+def test_any_bytes_as_a_body_that_is_passed_on(body: bytes) -> None:
+    """What is taken has a model and says whether it streams; addressed to another model, only that one value differs."""
+    try:
+        request = openai_request.read(body)
+    except RefusedError:
+        return
+    before, after = msgspec.json.decode(body), msgspec.json.decode(request.addressed("other"))
+
+    assert {**before, "model": "other"} == after
+
+
+@given(any_json(CHUNK_WORDS))
+def test_any_json_from_a_neuron(value: Any) -> None:
+    """A stream's chunk and a whole answer: events in legal order that end the stream, never an exception."""
+    raw = msgspec.json.encode(value)
+    decoder = ChatDecoder()
+    streamed = [*decoder.feed(b"data: " + raw + b"\n\n"), *decoder.close()]
+    whole_usage(raw)
+    openai_errors.read(500, raw)
+
+    assert streamed
+    assert decode_whole(raw)
