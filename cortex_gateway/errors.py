@@ -9,6 +9,7 @@
     │   ├── RouteNotFound           404  not_found
     │   ├── ModelNotFound           404  model_not_found        (nearest)
     │   ├── MethodNotAllowed        405  method_not_allowed     (allow)
+    │   ├── AlreadyLoaded           409  already_loaded         (node, differs)
     │   ├── BodyTooLarge            413  body_too_large         (limit_bytes)
     │   └── UnsupportedMedia        415  unsupported_media_type
     ├── UpstreamError               502  api_error
@@ -121,6 +122,13 @@ class MethodNotAllowed(BadRequest):
         self.allow = tuple(allow)
         taken = f" It takes {', '.join(self.allow)}." if self.allow else ""
         super().__init__(f"{path} does not take {method}.{taken}")
+
+
+class AlreadyLoaded(BadRequest):
+    """The model is loaded, but not as the operator asks for it. `differs`: option -> {loaded, asked}."""
+
+    status = 409
+    code = "already_loaded"
 
 
 class BodyTooLarge(BadRequest):
