@@ -14,6 +14,7 @@
     │   ├── ModelNotFound           404  model_not_found        (nearest)
     │   ├── MethodNotAllowed        405  method_not_allowed     (allow)
     │   ├── RequestTimeout          408  request_timeout
+    │   ├── AlreadyLoaded           409  already_loaded         (node, differs)
     │   ├── BodyTooLarge            413  body_too_large         (limit_bytes)
     │   └── UnsupportedMedia        415  unsupported_media_type
     ├── UpstreamError               502  api_error
@@ -193,6 +194,13 @@ class RequestTimeout(BadRequest):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"Nothing more of the request's body came for {seconds:g} s.")
+
+
+class AlreadyLoaded(BadRequest):
+    """The model is loaded, but not as the operator asks for it. `differs`: option -> {loaded, asked}."""
+
+    status = 409
+    code = "already_loaded"
 
 
 class BodyTooLarge(BadRequest):

@@ -148,6 +148,9 @@ def load(
     ranks: Annotated[
         Literal["host", "device"] | None, Parameter(help="One process per host or per device of a group.")
     ] = None,
+    reload: Annotated[
+        bool, Parameter(negative="", help="Where it is loaded already: load it anew, once its requests have ended.")
+    ] = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     key_file: KeyFile = None,
     json: Json = False,
@@ -162,6 +165,7 @@ def load(
         "tensor_parallel": tensor_parallel,
         "hosts": [name.strip() for name in hosts.split(",")] if hosts else None,
         "ranks": ranks,
+        "reload": reload or None,
     }
     body = {name: value for name, value in asked.items() if value is not None}
     gateway = _api(endpoint, key_file)

@@ -248,11 +248,15 @@ class Fleet:
         tensor_parallel: int | None = None,
         hosts: Sequence[str] | None = None,
         ranks: Literal["host", "device"] | None = None,
+        reload: bool = False,
         report: Reporter | None = None,
     ) -> None:
-        """Load it, on `node` or where it fits best, and wait until it serves. Raises as `acquire` does, and InvalidBody.
+        """Load it, on `node` or where it fits best, and wait until it serves.
 
-        `hosts` are the only nodes that it may be on, together where none has enough devices; `node` then leads.
+        `hosts` are the only nodes that it may be on, together where none has enough devices; `node` then leads. What is
+        loaded already leaves first with `reload`; without it AlreadyLoaded says where that is not as asked for.
+
+        Raises as `acquire` does, InvalidBody and AlreadyLoaded.
         """
         asked = m.LoadAsked(
             ticket=next(self._numbers),
@@ -264,6 +268,7 @@ class Fleet:
             tensor_parallel=tensor_parallel,
             hosts=tuple(hosts or ()),
             ranks=ranks,
+            reload=reload,
         )
         await self._wait(asked, report)
 

@@ -42,6 +42,7 @@ class Job:
     model: str  # what it is for; "" for defrag
     steps: deque["Unload | Load | Lend"]
     running: bool = False
+    otherwise: LoadSpec | None = None  # what is to be loaded again where the load fails
     retried: bool = False  # nobody else is to leave if the node refuses for want of memory
     not_before: float = 0.0  # seconds; the next load begins then at the earliest
     pause: float = 0.0  # seconds; the last wait for memory that was still coming back, 0 = there was none

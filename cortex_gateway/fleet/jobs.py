@@ -6,6 +6,7 @@ model has ended. So nothing that runs is ever killed to make room.
 
 import logging
 from collections import deque
+from collections.abc import Iterable
 
 from attrs import define, evolve, field, frozen
 
@@ -52,19 +53,35 @@ class Jobs:
     out: list[m.Effect] = field(factory=list, init=False)
 
     def start(
-        self, model: ModelConfig, spec: m.LoadSpec, place: routing.Place, whom: str, *, retried: bool = False
+        self,
+        model: ModelConfig,
+        spec: m.LoadSpec,
+        place: routing.Place,
+        whom: str,
+        *,
+        retried: bool = False,
+        first: Iterable[Unload] = (),
     ) -> None:
         """Begin to make room and to load, for `whom`."""
         host = self.hosts[place.node]
         with_whom = f" together with {', '.join(spec.hosts)}" if spec.hosts else ""
         log.info("loading %s on %s%s for %s", model.id, host.name, with_whom, whom)
         host.job = evolve(_job(model, spec, place), retried=retried)
+        host.job.steps.extendleft(first)
         for lender in place.lenders:
             unloads = _unloads(model, lender.node, lender.victims)
             steps: deque[Unload | Load | Lend] = deque([*unloads, Lend(leader=host.name)])
             self.hosts[lender.node].job = Job(why="load", model=model.id, steps=steps)
         for name in (host.name, *spec.hosts):
             self.advance(self.hosts[name])
+
+    def reload(self, model: ModelConfig, spec: m.LoadSpec, place: routing.Place) -> None:
+        """Unload what is loaded there, and load it as `spec` says; as it was, where that fails."""
+        host = self.hosts[place.node]
+        before = self.memory.spec_again(host, model.id)
+        self.start(model, spec, place, "an operator, instead of what is loaded", first=(Unload(model=model.id),))
+        assert host.job is not None
+        host.job.otherwise = None if before.hosts else before
 
     def unload(self, host: Host, model: str) -> None:
         """Begin to unload it; the node has no job."""
@@ -214,7 +231,7 @@ class Jobs:
             self.out.append(m.Look(node=name))
         if error is None:
             self._release_lenders(host, step)
-            self.memory.loaded(step.spec, host)
+            self.memory.loaded(step.spec, host, self.now)
             host.loaded(step.spec, self.now)
             self.evictions = [one for one in self.evictions if one.incoming != step.spec.model_id]
             return
@@ -229,7 +246,11 @@ class Jobs:
         if job.why == "defrag":
             self.memory.fail(step.spec.model_id, (host.name,), error, self.now)
             return
-        if wants_room and not job.retried and self._retry(host, step, error):
+        if wants_room and not job.retried and self._retry(host, job, step, error):
+            return
+        if job.otherwise:
+            self.memory.fail(job.model, (host.name,), error, self.now)
+            job.steps, job.otherwise = deque([Load(spec=job.otherwise)]), None
             return
         self._fail(host, job, error, step.spec.hosts)
 
@@ -251,7 +272,7 @@ class Jobs:
         vacant = room.vacant(node, self.memory.policy_after(spec.model_id, host.name, 0), besides=spec.model_id)
         return sum(free >= needed for free in vacant.values()) >= spec.tensor_parallel
 
-    def _retry(self, host: Host, step: Load, error: errors.CortexError) -> bool:
+    def _retry(self, host: Host, job: Job, step: Load, error: errors.CortexError) -> bool:
         """Once, after evicting what the node's own numbers call for; at least one model, for ours said it fitted."""
         if step.spec.hosts:  # what lacks room may be any of them
             return False
@@ -261,7 +282,8 @@ class Jobs:
         found = routing.consider(model, node, self.memory.policy_after(model.id, host.name, needed * model.shards))
         if not isinstance(found, routing.Place):
             return False
-        host.job = evolve(_job(model, evolve(step.spec, devices=found.devices), found), retried=True)
+        again = _job(model, evolve(step.spec, devices=found.devices), found)
+        host.job = evolve(again, retried=True, otherwise=job.otherwise)
         return True
 
     def _fail(self, host: Host, job: Job, error: errors.CortexError, lenders: tuple[str, ...] = ()) -> None:

@@ -43,10 +43,17 @@ class Ticket:
     tensor_parallel: int | None = None
     hosts: tuple[str, ...] = ()
     ranks: Literal["host", "device"] | None = None
+    reload: bool = False
+    reloading: str = ""  # the node where what was loaded leaves for it
     request_id: str = ""
     others: int = 0  # nodes that had a replica besides the one to be restored
     cold: bool = False
     reported: LoadStatus | None = None
+
+    @property
+    def named(self) -> tuple[str, ...] | None:
+        """The nodes that may serve it, or lead where several do; None = any."""
+        return (self.node,) if self.node else self.hosts or None
 
     @property
     def wish(self) -> object:
@@ -77,6 +84,7 @@ class Memory:
     failures: dict[str, dict[str, Failure]] = field(factory=dict, init=False)  # model -> node -> the last one
     _knowledge: fit.Knowledge = field(factory=fit.Knowledge, init=False)
     _policies: dict[object, Policy] = field(factory=dict, init=False)  # by all that they depend on besides knowledge
+    _loaded_at: dict[tuple[str, str], float] = field(factory=dict, init=False)
     _specs: dict[tuple[str, str], LoadSpec] = field(factory=dict, init=False)  # how it was loaded, to load it again
 
     def __attrs_post_init__(self) -> None:
@@ -93,8 +101,9 @@ class Memory:
             self._knowledge = fit.Knowledge(measured={**self._knowledge.measured, **told})
             self._policies = {}
 
-    def loaded(self, spec: LoadSpec, host: Host) -> None:
+    def loaded(self, spec: LoadSpec, host: Host, now: float) -> None:
         self._specs[spec.model_id, host.name] = spec
+        self._loaded_at[spec.model_id, host.name] = now
         self.failures.get(spec.model_id, {}).pop(host.name, None)
 
     def fail(
@@ -112,6 +121,8 @@ class Memory:
         failures = self.failures.get(ticket.model)
         if not failures:
             return {}
+        if ticket.kind == "restore":  # what it left for has failed just then
+            return {node: failure for node, failure in failures.items() if failure.at > ticket.since}
         floor = ticket.since if ticket.kind == "load" else min(ticket.since, now - seconds)
         return {node: failure for node, failure in failures.items() if failure.at >= floor}
 
@@ -129,10 +140,11 @@ class Memory:
         recent = self.cooling(ticket, now, SPARING_SECS)
         sparing = frozenset(node for node, failure in recent.items() if failure.dear)
         drain = ticket.kind == "load" or now >= ticket.since + PATIENCE_SECS
-        key = (excluded, apart, sparing, ticket.node, offering, drain)
+        only = ticket.named
+        key = (excluded, apart, sparing, only, offering, drain)
         if key not in self._policies:
             self._policies[key] = self._policy(
-                excluded=excluded, apart=apart, sparing=sparing, only=ticket.node, offering=offering, drain=drain
+                excluded=excluded, apart=apart, sparing=sparing, only=only, offering=offering, drain=drain
             )
         return self._policies[key]
 
@@ -191,6 +203,14 @@ class Memory:
             ranks=spec.ranks,
             others=others,
         )
+
+    def loaded_since(self, ticket: Ticket, host: Host) -> bool:
+        """It was loaded there after this was asked for."""
+        return self._loaded_at.get((ticket.model, host.name), -math.inf) >= ticket.since
+
+    def spec(self, model: str, node: str) -> LoadSpec | None:
+        """How we last loaded it there."""
+        return self._specs.get((model, node))
 
     def spec_again(self, host: Host, model: str) -> LoadSpec:
         """How to load what is loaded there: as we loaded it, else on the same devices in the same formats."""

@@ -95,6 +95,7 @@ class LoadAsked:
     tensor_parallel: int | None = None
     hosts: tuple[str, ...] = ()
     ranks: Literal["host", "device"] | None = None
+    reload: bool = False  # what is loaded leaves first, once its requests have ended
 
 
 @frozen(kw_only=True)

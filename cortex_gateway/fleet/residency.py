@@ -9,15 +9,16 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from cortex_gateway import errors
 from cortex_gateway.config import Config
 from cortex_gateway.fleet import messages as m
+from cortex_gateway.fleet import options
 from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.jobs import RETURN_SECS, Eviction, Jobs
 from cortex_gateway.fleet.memory import PATIENCE_SECS, Memory, Ticket, not_loaded, spec_for
-from cortex_gateway.placement import catalogue
+from cortex_gateway.placement import catalogue, room
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
 from cortex_gateway.placement.circuit import Circuit
@@ -141,6 +142,7 @@ class Residency:
             tensor_parallel=event.tensor_parallel,
             hosts=event.hosts,
             ranks=event.ranks,
+            reload=event.reload,
         )
         if self._names_nodes(ticket):
             self._try((ticket,))
@@ -285,7 +287,9 @@ class Residency:
             self._try_unload(line[0])
         elif line[0].kind == "restore":
             self._try_restore(line[0])
-        elif line[0].kind == "load" or not self._grant(line):
+        elif line[0].kind == "load":
+            self._try_load(line[0])
+        elif not self._grant(line):
             self._decide_for(line)
 
     def _grant(self, line: Iterable[Ticket]) -> bool:
@@ -373,6 +377,64 @@ class Residency:
             if host.job is None:
                 self._picture = None
                 self._jobs.unload(host, ticket.model)
+
+    def _try_load(self, ticket: Ticket) -> None:
+        """Complete it where the model serves as asked for; what serves otherwise is told, or reloaded."""
+        serving = [host for host in self.hosts.values() if self._serves_for(ticket, host)]
+        failed = self._memory.cooling(ticket, self._now).get(ticket.reloading)
+        if failed:
+            self._refuse(ticket, failed.error)
+        elif not serving:
+            self._decide_for((ticket,))
+        elif ticket.reload and not any(self._memory.loaded_since(ticket, host) for host in serving):
+            self._try_reload(ticket, serving)
+        else:
+            self._compare(ticket, serving)
+
+    def _serves_for(self, ticket: Ticket, host: Host) -> bool:
+        named = ticket.named is None or host.name in ticket.named
+        said = host.replica(ticket.model)
+        up = host.healthy and not host.silent
+        return named and up and said is not None and said.status == "loaded" and not said.draining
+
+    def _compare(self, ticket: Ticket, serving: list[Host]) -> None:
+        differs = {host.name: options.differing(ticket, self._loaded(ticket.model, host)) for host in serving}
+        if not all(differs.values()):
+            self._decide_for((ticket,))
+            return
+        node, found = next(iter(differs.items()))
+        message = (
+            f"{ticket.model} is loaded on {node} with {options.words(found)}. To have it as asked for, say reload (cortex load "
+            f"{ticket.model} --reload): it is loaded anew once its running requests have ended."
+        )
+        told = {name: {"loaded": loaded, "asked": asked} for name, (loaded, asked) in found.items()}
+        self._refuse(ticket, errors.AlreadyLoaded(message, node=node, differs=told))
+
+    def _loaded(self, model: str, host: Host) -> options.Loaded:
+        replica = host.replica(model)
+        assert replica is not None
+        lending = [one.name for one in self.hosts.values() if any(group.model == model for group in one.lent())]
+        lenders = lending if replica.group else []
+        return options.Loaded(replica=replica, spec=self._memory.spec(model, host.name), lenders=lenders)
+
+    def _try_reload(self, ticket: Ticket, serving: list[Host]) -> None:
+        """Find room for it as if it had left already: it leaves only when there is."""
+        host = serving[0]
+        if len(serving) > 1:
+            names = ", ".join(one.name for one in serving)
+            message = f"{ticket.model} is loaded on {names}: name the node to reload it on."
+            self._refuse(ticket, errors.InvalidBody(message, param="node"))
+            return
+        policy = evolve(self._memory.policy(ticket, self._now), only=(host.name,))
+        model = self._memory.asked(ticket, self.hosts.values())
+        decision = routing.place(model, room.without(self.snapshot(), ticket.model, host.name), policy)
+        if not isinstance(decision, routing.Place):
+            self._obey(ticket, decision)
+            return
+        self._picture, ticket.reloading = None, host.name
+        spec = spec_for(model, decision, ticket.quant, ticket.kv_dtype, ticket.deterministic)
+        self._jobs.reload(model, spec, decision)
+        self._report(ticket)
 
     def _wish_back(self, eviction: Eviction) -> None:
         self._restored -= 1

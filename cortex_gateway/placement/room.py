@@ -1,8 +1,10 @@
 """Whether one node has room for a model, who would have to leave for it, and what is in the way. Pure."""
 
+from attrs import evolve
+
 from cortex_gateway.placement import evict, fit
 from cortex_gateway.placement.decisions import Obstacle, Place, Policy
-from cortex_gateway.placement.snapshot import ModelConfig, Node, Replica
+from cortex_gateway.placement.snapshot import FleetSnapshot, ModelConfig, Node, Replica
 
 
 def consider(model: ModelConfig, node: Node, policy: Policy) -> Place | Obstacle:
@@ -16,8 +18,8 @@ def consider(model: ModelConfig, node: Node, policy: Policy) -> Place | Obstacle
 
 def _unsuited(model: ModelConfig, node: Node, needed: fit.Need, policy: Policy) -> Obstacle | None:
     """Why the node is not to be asked for this model, however much room it has."""
-    if policy.only not in (None, node.name):
-        return Obstacle(why="never", reason="is not the node that was asked for")
+    if policy.only is not None and node.name not in policy.only:
+        return Obstacle(why="never", reason=f"is not what was asked for ({', '.join(policy.only)})")
     if policy.offering is not None and node.name not in policy.offering:
         return Obstacle(why="never", reason="does not offer it")
     if not node.healthy:
@@ -83,6 +85,25 @@ def vacant(node: Node, policy: Policy, *, besides: str) -> dict[int, int]:
         for index in set(member.devices) & left.keys():
             left[index] -= fit.lent_size(member, node) // len(member.devices)
     return left
+
+
+def without(snapshot: FleetSnapshot, model: str, leader: str) -> FleetSnapshot:
+    """The fleet as it will be when the model that this node serves has left it."""
+    return evolve(snapshot, nodes=tuple(_vacated(node, model, leader) for node in snapshot.nodes))
+
+
+def _vacated(node: Node, model: str, leader: str) -> Node:
+    back: dict[int, int] = {}
+    replica = node.replica(model) if node.name == leader else None
+    if replica:
+        back = dict.fromkeys(replica.devices, (replica.vram_used_mb or 0) // (replica.spread or 1))
+    lent = [one for one in node.members if one.model == model and one.leader == leader]
+    for member in lent:
+        back |= dict.fromkeys(member.devices, fit.lent_size(member, node) // (len(member.devices) or 1))
+    devices = tuple(evolve(one, vram_free_mb=one.vram_free_mb + back.get(one.index, 0)) for one in node.devices)
+    replicas = tuple(one for one in node.replicas if one is not replica)
+    members = tuple(one for one in node.members if one not in lent)
+    return evolve(node, devices=devices, replicas=replicas, members=members)
 
 
 def residents(node: Node, policy: Policy, *, besides: str | None = None) -> list[evict.Resident]:

@@ -86,7 +86,7 @@ def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy, consideri
     hosts = [
         (node, replica)
         for node in snapshot.nodes
-        if node.healthy and policy.only in (None, node.name) and (replica := node.replica(model.id))
+        if node.healthy and (policy.only is None or node.name in policy.only) and (replica := node.replica(model.id))
     ]
     serving = [(node.name, replica) for node, replica in hosts if replica.serving and not node.doubted]
     best = least_wait([Candidate(name, replica.pending, replica.load) for name, replica in serving])

@@ -60,9 +60,8 @@ class Hosts:
 
     def may_lead(self, node: Node) -> bool:
         pinned, only = self.model.pinned_on, self.policy.only
-        return (
-            (not pinned or node.name in pinned) and only in (None, node.name) and node.name not in self.policy.excluded
-        )
+        named = only is None or node.name in only
+        return named and (not pinned or node.name in pinned) and node.name not in self.policy.excluded
 
     def best(self, leave: int) -> Place | None:
         """Led by the host with the most free memory that can lead."""

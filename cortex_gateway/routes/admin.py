@@ -32,6 +32,7 @@ class LoadBody(UnloadBody):
     tensor_parallel: int | None = None
     hosts: list[str] | None = None
     ranks: Literal["host", "device"] | None = None
+    reload: bool = False
 
 
 @get("/admin/fleet")

@@ -113,6 +113,18 @@ def test_load_tells_its_phases_and_unload_ends_it(
     assert host.done == ["load small", "unload small"]
 
 
+def test_a_model_that_is_loaded_otherwise_is_told_and_reloaded(
+    gateway: LiveGateway, host: HostDouble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1 with what differs; `--reload` does as asked."""
+    assert run(gateway, "load", "small", "--quant", "int8") == 0
+    assert run(gateway, "load", "small", "--quant", "none") == 1
+    assert "small is loaded on beast with quant int8 (asked for: none)" in capsys.readouterr().err
+
+    assert run(gateway, "load", "small", "--quant", "none", "--reload") == 0
+    assert host.done == ["load small", "unload small", "load small"]
+
+
 def test_load_and_unload_speak_json(gateway: LiveGateway, capsys: pytest.CaptureFixture[str]) -> None:
     """Without progress."""
     assert run(gateway, "load", "small", "--json") == 0

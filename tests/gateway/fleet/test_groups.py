@@ -205,6 +205,21 @@ def test_a_lender_lost_while_it_is_ready_ends_the_plan() -> None:
     assert isinstance(it.outcome(ticket), errors.NoHealthyNode)
 
 
+def test_a_group_is_reloaded_on_its_hosts() -> None:
+    """It ends first, and what it has there counts as free; both hosts keep that for it until it is loaded."""
+    it = big()
+    serving(it)
+    it.now += 1
+    asked = it.load("m", ranks="device", reload=True)
+    other = it.want("x")
+    assert (it.done_to("a"), it.outcome(other)) == (["unload m"], None)
+    it.done("a")
+
+    assert specs(it) == [("a", ("b",))]
+    it.done("a")
+    assert it.outcome(asked) == "complete"
+
+
 def test_who_leaves_before_anything_has_begun_leaves_the_victims() -> None:
     """An unload under way still ends; no load follows it."""
     it = big()

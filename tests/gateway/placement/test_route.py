@@ -109,7 +109,7 @@ def test_devices_are_named_where_there_is_a_choice() -> None:
         pytest.param([], {}, "down", "there is no node", id="no node at all"),
         pytest.param([node("a", healthy=False)], {}, "down", "not seen yet", id="not seen yet"),
         pytest.param([node("a", healthy=False, reason="refused")], {}, "down", "refused", id="down, and why"),
-        pytest.param([node("a")], {"only": "b"}, "never", "not the node", id="another node was named"),
+        pytest.param([node("a")], {"only": ("b",)}, "never", "asked for (b)", id="another node was named"),
         pytest.param([node("a", harnesses=("candle",))], {}, "never", "harness", id="no node could ever"),
         pytest.param([node("a")], {"excluded": {"a"}}, "failed", "just failed", id="it has just failed there"),
         pytest.param(
@@ -125,7 +125,7 @@ def test_devices_are_named_where_there_is_a_choice() -> None:
         pytest.param([node("a", replica(draining=True))], {}, "full", "it is leaving", id="leaving"),
         pytest.param([node("a", free=1)], {}, "full", "the freest has 1", id="no room"),
         pytest.param(
-            [node("a"), node("b")], {"excluded": {"a"}, "only": "a"}, "failed", "b is not", id="the worst says"
+            [node("a"), node("b")], {"excluded": {"a"}, "only": ("a",)}, "failed", "b is not", id="the worst says"
         ),
     ],
 )

@@ -92,6 +92,7 @@ def test_a_load_is_asked_for_and_awaited() -> None:
         assert (response.status_code, response.json()) == (200, {"status": "loaded"})
         open_ = dict.fromkeys(("quant", "kv_dtype", "deterministic"))
         asked = {"model": "demo", "node": "one", "tensor_parallel": 2, "hosts": ["one"], "ranks": "device", **open_}
+        asked["reload"] = False
         assert rig.fleet.calls == [("load", asked)]
         assert rig.metrics.records == []
 

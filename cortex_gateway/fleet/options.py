@@ -1,0 +1,89 @@
+"""How a model that is loaded differs from what an operator asks for. Pure."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from attrs import frozen
+
+from cortex_gateway.fleet.memory import Ticket
+from cortex_gateway.fleet.messages import LoadSpec
+from cortex_gateway.placement.snapshot import Replica
+
+
+@frozen(kw_only=True)
+class Loaded:
+    """One replica as its node tells of it, as we have loaded it, where we have, and the nodes that lend to it."""
+
+    replica: Replica
+    spec: LoadSpec | None
+    lenders: Collection[str] = ()
+
+
+def differing(ticket: Ticket, it: Loaded) -> dict[str, tuple[Any, Any]]:
+    """Option -> (what is loaded, what is asked for), of those that the operator named and that are not so."""
+    asked = {name: value for name in CHECKS if (value := getattr(ticket, name)) not in (None, ())}
+    found = {name: (CHECKS[name](value, it), value) for name, value in asked.items()}
+    return {name: pair for name, pair in found.items() if pair[0] is not None}
+
+
+def words(differs: dict[str, tuple[Any, Any]]) -> str:
+    return ", ".join(f"{name} {_word(loaded)} (asked for: {_word(asked)})" for name, (loaded, asked) in differs.items())
+
+
+def _word(value: Any) -> str:
+    return (
+        ",".join(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+    )
+
+
+def _format(name: str) -> Callable[[Any, Loaded], Any]:
+    """A format is as asked for where it was asked for so, or where the node has chosen it by itself."""
+
+    def check(asked: str, it: Loaded) -> str | None:
+        chosen = (getattr(it.replica, name) or {}).get("chosen")
+        told = (getattr(it.spec, name) or "auto") if it.spec else "auto" if asked == "auto" else None
+        return None if asked in (told, chosen) or (told is None and chosen is None) else str(chosen or told)
+
+    return check
+
+
+def _deterministic(asked: bool, it: Loaded) -> bool | None:
+    """What is deterministic at no cost, without having been asked to be, is as good as what is not."""
+    chosen = (it.replica.deterministic or {}).get("chosen")
+    told = it.spec.deterministic if it.spec else None
+    has = bool(chosen or told)
+    wanted = has if asked else told is True
+    return None if wanted == asked else has
+
+
+def _tensor_parallel(asked: int, it: Loaded) -> int | None:
+    has = it.replica.spread or (it.spec.tensor_parallel if it.spec else 0)
+    return None if has in (0, asked) or (it.spec and it.spec.tensor_parallel == asked) else has
+
+
+def _hosts(asked: tuple[str, ...], it: Loaded) -> tuple[str, ...] | None:
+    """Whoever leads is one of them, else another replica would be asked for."""
+    strangers = [name for name in it.lenders if name not in asked]
+    return tuple(it.lenders) if strangers else None
+
+
+def _ranks(asked: str, it: Loaded) -> str | None:
+    if it.spec:
+        has = it.spec.ranks or "host"
+    elif it.replica.group:
+        each = len(it.replica.group.ranks) > len(it.replica.group.hosts)
+        has = "device" if each else "host"
+    else:
+        return None
+    return None if has == asked else has
+
+
+CHECKS: dict[str, Callable[[Any, Loaded], Any]] = {
+    "quant": _format("quant"),
+    "kv_dtype": _format("kv_dtype"),
+    "deterministic": _deterministic,
+    "tensor_parallel": _tensor_parallel,
+    "hosts": _hosts,
+    "ranks": _ranks,
+}
+"""Option -> (what is asked for, what is there) -> what is loaded, None where that is as asked for."""
