@@ -249,10 +249,10 @@ def test_what_a_text_has_at_least_is_never_more_than_it_has(name: str) -> None:
     tokenizer = Tokenizer(BACKENDS[name], bos_token=None, eos_token=None)
     longest = max(map(tokenizer.piece, range(tokenizer.vocab_size)), key=len).decode()
     for text in [*mixtures(60, 7), longest * 50]:
-        assert tokenizer.least_tokens(text) <= len(tokenizer.encode(text, add_special=False))
+        assert tokenizer.spelling.least_tokens(text) <= len(tokenizer.encode(text, add_special=False))
 
     certain = name != "llama 2"  # whose trained vocabulary does not spell every byte
-    assert (tokenizer.least_tokens("x" * 10**6) > 0) is certain
+    assert (tokenizer.spelling.least_tokens("x" * 10**6) > 0) is certain
 
 
 def test_characters_that_a_vocabulary_does_not_spell_do_not_count() -> None:
