@@ -80,4 +80,4 @@ def test_a_hanging_step_ends_its_engine() -> None:
     died = asyncio.run(run())
 
     assert died.kind == "step_timeout"
-    assert "the engine process of tiny took over 1 s for decode 4" in str(died)
+    assert "the engine process of tiny took over 1 s for step 4" in str(died)
