@@ -90,12 +90,12 @@ class Door:
         origin, host = headers.get("origin"), headers.get("host", "")
         if origin is not None and not {EVERY, origin.lower()} & self.origins:
             raise forbidden(
-                "foreign_origin",
+                "origin_not_allowed",
                 f"Pages of {shown(origin)} may not ask this neuron; allowed_origins in [server] says which may.",
             )
         if not self._is_ours(host):
             raise forbidden(
-                "foreign_host",
+                "host_not_allowed",
                 f"This neuron does not go by the name {shown(host)}; allowed_hosts in [server] says what other names "
                 "than IP addresses and local ones it has.",
             )

@@ -33,10 +33,10 @@ FOREIGN = [
     ({"Content-Type": "multipart/form-data; boundary=x"}, 415, "unsupported_media_type"),
     ({**JSON, "Content-Encoding": "gzip"}, 415, "unsupported_media_type"),
     ({**JSON, "Content-Encoding": "br, gzip"}, 415, "unsupported_media_type"),
-    ({**JSON, "Origin": "https://evil.example"}, 403, "foreign_origin"),
-    ({**JSON, "Origin": "null"}, 403, "foreign_origin"),
-    ({**JSON, "Host": "evil.example:13131"}, 403, "foreign_host"),
-    ({**JSON, "Host": "127.0.0.1.evil.example"}, 403, "foreign_host"),
+    ({**JSON, "Origin": "https://evil.example"}, 403, "origin_not_allowed"),
+    ({**JSON, "Origin": "null"}, 403, "origin_not_allowed"),
+    ({**JSON, "Host": "evil.example:13131"}, 403, "host_not_allowed"),
+    ({**JSON, "Host": "127.0.0.1.evil.example"}, 403, "host_not_allowed"),
 ]
 
 
