@@ -111,7 +111,7 @@ def still_serves(it: LiveGateway) -> None:
 def test_an_idle_connection_is_kept_longer_than_clients_keep_theirs() -> None:
     """On both listeners: who closes first may close while the other sends."""
     for lifespan in (True, False):
-        server = serving._server(lambda *_: None, Patience(read_secs=1, write_secs=1), 1, lifespan=lifespan)  # type: ignore[arg-type,return-value]
+        server = serving._server(lambda *_: None, Patience(read_secs=1, write_secs=1), 1, None, lifespan=lifespan)  # type: ignore[arg-type,return-value]
 
         assert server.config.timeout_keep_alive == KEEP_SECS == 75
 

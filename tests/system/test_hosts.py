@@ -98,8 +98,10 @@ class Rig:
         return bool(self.info()["status"] == "loaded")
 
     def ranks_on(self, host: Host) -> int:
-        """Processes there besides the neuron."""
-        return len(host.processes()) - (host.neuron is not None)
+        """Processes there besides the neuron and those that render its templates, which go with it."""
+        if host.neuron is None:
+            return len(host.processes())
+        return sum(not renders_templates(pid) for pid in host.processes()) - 1
 
     def stream_until_it_ends(self, tokens: int = 450) -> "Ending":
         """A long answer that is being written; `Ending` tells how it ends."""
@@ -107,6 +109,13 @@ class Rig:
         threading.Thread(target=ending.read, args=(self.hosts.one.url,), daemon=True).start()
         assert ending.begun.wait(30)
         return ending
+
+
+def renders_templates(pid: int) -> bool:
+    try:
+        return b"neuron_jax.workers.render_process" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended meanwhile
+        return True
 
 
 class Ending:

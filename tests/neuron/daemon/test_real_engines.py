@@ -15,7 +15,7 @@ from neuron_jax.daemon.devices import Devices
 from neuron_jax.hardware.discover import Sampler, discover
 from neuron_jax.workers.engine_client import DEFAULT_COMMAND
 from neuron_jax.workers.supervisor import RestartPolicy
-from tests.fakes.live_neuron import MODEL, LiveNeuron, config_for, running
+from tests.fakes.live_neuron import MODEL, LiveNeuron, config_for, serving
 from tests.fakes.tiny_llama import write_checkpoint
 from tests.fakes.tiny_model import write_tiny_model
 from tests.fakes.waiting import until
@@ -33,12 +33,12 @@ async def real_neuron(tmp_path: Path, **spec: Any) -> AsyncIterator[LiveNeuron]:
     with Sampler(hardware) as sampler:
         devices = Devices(hardware, sampler)
         async with (
-            running(config, QUICK, DEFAULT_COMMAND, devices) as (url, lifecycle),
+            serving(config, QUICK, DEFAULT_COMMAND, devices) as (url, neuron),
             httpx.AsyncClient(base_url=url, timeout=120) as http,
         ):
             answer = await http.post("/models/load", json={"model_id": MODEL, **spec})
             assert answer.status_code == 200, answer.text
-            yield LiveNeuron(http, lifecycle, folder)
+            yield LiveNeuron(http, neuron, folder)
 
 
 async def tell(neuron: LiveNeuron, seed: int) -> str:
