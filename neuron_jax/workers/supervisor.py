@@ -229,6 +229,16 @@ class Supervisor:
 
     async def _run(self) -> None:
         try:
+            await self._live()
+        except Exception as error:  # a fault of ours: without this its model would be what it was last, for ever
+            _log.exception("%s: its supervisor failed", self._name)
+            said = f"{type(error).__name__}: {error}"
+            self.state = attrs.evolve(self.state, phase=Phase.FAILED, last_error=said, kind="internal")
+            self._settle(LoadError("internal", said))
+            self._changed(self.state)
+
+    async def _live(self) -> None:
+        try:
             while not self._stopping.is_set():
                 await self._turn()
             self._move(StopAsked())

@@ -197,6 +197,28 @@ def test_an_engine_that_dies_while_loading(tmp_path: Path) -> None:
     with_neuron(tmp_path, use, load=False, die_loading=3)
 
 
+def _fault(*_: Any) -> Any:
+    raise RuntimeError("nobody foresaw this")
+
+
+def test_a_load_that_fails_for_a_reason_that_nobody_foresaw_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For who asked first and who joined; the model is failed rather than loading, and can be loaded again."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr("neuron_jax.daemon.resident.read_text", _fault)
+            for answer in await asyncio.gather(load(neuron), load(neuron)):
+                assert answer.status_code == 422, answer.text
+                assert answer.json()["error"]["kind"] == "engine_failed"
+                assert answer.json()["error"]["message"] == "RuntimeError: nobody foresaw this"
+        assert [one.status for one in neuron.lifecycle.residents] == ["failed"]
+        assert (await load(neuron)).json() == {"status": "loaded"}
+
+    with_neuron(tmp_path, use, load=False)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
@@ -279,6 +301,24 @@ def test_default_models_are_loaded_at_start(tmp_path: Path) -> None:
     assert health["activation"]["completed"] == [MODEL]
     assert [failed["model_id"] for failed in health["activation"]["failed"]] == ["x/y"]
     assert [model["id"] for model in health["models"]] == [MODEL]
+
+
+def test_a_fault_with_one_default_model_leaves_the_next_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is: the neuron does not stay `pre_warming`."""
+    folder = write_tiny_model(tmp_path / "tiny")
+    models = tuple(ModelSpec(model_id=name, source=str(folder)) for name in ("x/y", MODEL))
+    config = attrs.evolve(config_for(folder, tmp_path), models=(), default_models=models)
+    monkeypatch.setattr("neuron_jax.daemon.lifecycle.Lifecycle.load", _fault)
+
+    async def run() -> None:
+        async with running(config) as (_, lifecycle):
+            await until(lambda: lifecycle.activation.state == "ready")
+            said = "RuntimeError: nobody foresaw this"
+            assert lifecycle.activation.failed == [("x/y", said), (MODEL, said)]
+
+    asyncio.run(run())
 
 
 def test_metrics_name_what_happened(tmp_path: Path) -> None:

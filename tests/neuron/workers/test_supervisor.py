@@ -180,6 +180,30 @@ def test_a_first_start_that_fails_is_not_tried_again(tmp_path: Path) -> None:
     assert supervised(tmp_path, use, fail=["does_not_fit", "too big"]) is Phase.FAILED
 
 
+def test_a_supervisor_that_fails_itself_has_failed(tmp_path: Path) -> None:
+    """A fault in who is told of states: the engine is ended, who waits is told, and it can be stopped."""
+    seen: list[State] = []
+
+    def changed(state: State) -> None:
+        seen.append(state)
+        if state.phase is Phase.READY:
+            raise RuntimeError("nobody foresaw this")
+
+    async def run() -> None:
+        spec = EngineSpec(model_id="org/tiny", path=str(write_tiny_model(tmp_path / "tiny")))
+        supervisor = Supervisor(
+            "org/tiny", lambda: EngineClient.start(spec, inherited=environment(), command=COMMAND), changed=changed
+        )
+        with pytest.raises(LoadError, match="nobody foresaw this"):
+            await supervisor.started()
+        assert supervisor.engine is None
+        assert supervisor.state == seen[-1]
+        assert (supervisor.state.phase, supervisor.state.kind) == (Phase.FAILED, "internal")
+        await supervisor.stop(0.0)
+
+    asyncio.run(run())
+
+
 def test_a_model_that_became_unloadable_is_given_up(tmp_path: Path) -> None:
     """A restart that is refused for good ends in failed, with the last error kept."""
 
