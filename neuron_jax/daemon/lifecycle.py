@@ -350,7 +350,7 @@ class Lifecycle:
             return
         except AlreadyLoadedError:
             _log.info("%s was loaded before its turn", spec.model_id)
-        except Exception as error:  # a fault of ours: the next default model has its turn all the same
+        except Exception as error:  # noqa: BLE001  # a fault of ours: the next default model has its turn all the same
             _log.exception("the default model %s could not be loaded", spec.model_id)
             self.activation.failed.append((spec.model_id, f"{type(error).__name__}: {error}"))
             return

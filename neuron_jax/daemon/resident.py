@@ -229,7 +229,7 @@ class Resident:
             self.error = LoadError("engine_failed" if error.kind == "exited" else error.kind, str(error))
         except OSError as error:
             self.error = LoadError("repo_fetch_failed", f"{type(error).__name__}: {error}")
-        except Exception as error:  # a fault of ours ends this load, and with it the wait of all who asked for it
+        except Exception as error:  # noqa: BLE001  # a fault of ours ends this load, and with it the wait of all who asked for it
             _log.exception("loading %s failed for a reason that nobody foresaw", self.id)
             self.error = LoadError("internal", f"{type(error).__name__}: {error}")
         finally:

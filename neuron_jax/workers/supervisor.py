@@ -230,7 +230,7 @@ class Supervisor:
     async def _run(self) -> None:
         try:
             await self._live()
-        except Exception as error:  # a fault of ours: without this its model would be what it was last, for ever
+        except Exception as error:  # noqa: BLE001  # a fault of ours: without this its model would be what it was last, for ever
             _log.exception("%s: its supervisor failed", self._name)
             said = f"{type(error).__name__}: {error}"
             self.state = attrs.evolve(self.state, phase=Phase.FAILED, last_error=said, kind="internal")
