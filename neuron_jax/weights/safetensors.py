@@ -91,6 +91,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def files_of_index(path: Path) -> dict[str, str]:
+    """File names by tensor, of an index; all in its own folder. Raises WeightsError."""
+    where = read_json(path).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise bad_checkpoint(path, ["weight_map is not an object of file names"])
+    if outside := sorted({name for name in where.values() if Path(name).name != name}):
+        raise bad_checkpoint(path, [f"weight_map names {outside[0]!r}, which is no file of this folder"])
+    return where
+
+
 def _scan(folder: Path, stack: ExitStack) -> dict[str, _Stored]:
     """Every tensor of the folder by name."""
     where, names = _files(folder)
@@ -113,9 +123,7 @@ def _scan(folder: Path, stack: ExitStack) -> dict[str, _Stored]:
 def _files(folder: Path) -> tuple[dict[str, str], list[str]]:
     """What the index says (tensor -> file; empty without one), and the files."""
     if (folder / INDEX).is_file():
-        where = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
-            raise bad_checkpoint(folder / INDEX, ["weight_map is not an object of file names"])
+        where = files_of_index(folder / INDEX)
         return where, sorted(set(where.values()))
     if (folder / SINGLE).is_file():
         return {}, [SINGLE]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,62 @@ def test_safetensors_arrive_with_what_belongs_to_them(tmp_path: Path) -> None:
     assert {file.name for file in path.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
     assert (path / "model.safetensors").read_bytes() == SAFETENSORS["model.safetensors"]
     assert progress[-1] == ("download", 5010, 5010, "bytes")
+
+
+INDEX = "model.safetensors.index.json"
+SHARDS = {
+    "config.json": b"{}",
+    INDEX: json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode(),
+    "model-1.safetensors": b"\1" * 700,
+    "model-2.safetensors": b"\2" * 800,
+    "consolidated.safetensors": b"\3" * 1500,
+}
+
+
+def test_only_the_weights_that_the_index_names_are_fetched(tmp_path: Path) -> None:
+    """Some repositories have them once more, in another format; the index comes along."""
+    path, progress = fetched(tmp_path, SHARDS, Hub("org/tiny"))
+
+    assert {file.name for file in path.iterdir()} == set(SHARDS) - {"consolidated.safetensors"}
+    assert progress[-1] == ("download", 1502, 1502, "bytes")
+
+
+def test_without_an_index_the_usual_file_is_all(tmp_path: Path) -> None:
+    path, _ = fetched(tmp_path, SAFETENSORS | {"consolidated.safetensors": b"\3"}, Hub("org/tiny"))
+
+    assert [file.name for file in path.glob("*.safetensors")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("named", "kind", "words"),
+    [
+        ("model-3.safetensors", "repo_fetch_failed", "names model-3.safetensors, which is not there"),
+        ("../model-1.safetensors", "bad_checkpoint", "'../model-1.safetensors', which is no file of this folder"),
+    ],
+)
+def test_an_index_that_names_what_is_not_there_is_told(tmp_path: Path, named: str, kind: str, words: str) -> None:
+    """Before a byte of the weights is fetched."""
+    files = SHARDS | {INDEX: json.dumps({"weight_map": {"a": named}}).encode()}
+    with pytest.raises(WeightsError, match=words) as caught:
+        fetched(tmp_path, files, Hub("org/tiny"))
+
+    assert caught.value.kind == kind
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+def test_two_fetches_at_once_are_one(tmp_path: Path) -> None:
+    """The second waits for the first and finds what that has brought."""
+    told: list[tuple[str, int, int, str]] = []
+    with serving(repository(SHARDS)) as server, ThreadPoolExecutor(4) as pool:
+        dressed(server)
+        asked = [
+            pool.submit(fetch, Hub("org/tiny"), tmp_path, lambda *row: told.append(row), endpoint=server.url)
+            for _ in range(4)
+        ]
+        paths = {one.result() for one in asked}
+
+    assert paths == {tmp_path / "hub" / "org" / "tiny@main"}
+    assert [row for row in told if row[1] == row[2]] == [("download", 1502, 1502, "bytes")]
 
 
 def test_a_gguf_is_taken_by_a_part_of_its_name(tmp_path: Path) -> None:
