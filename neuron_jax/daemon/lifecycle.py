@@ -21,7 +21,7 @@ from neuron_jax.daemon.groups import Groups
 from neuron_jax.daemon.launch import engine_spec
 from neuron_jax.daemon.lending import Lender
 from neuron_jax.daemon.metrics import DeviceGauges, Metrics, ModelGauges
-from neuron_jax.daemon.model_text import ModelFacts, ModelText, read_facts, read_text
+from neuron_jax.daemon.model_text import Broken, ModelFacts, ModelText, read_facts, read_text
 from neuron_jax.daemon.problems import Problem, model_not_found, shutting_down
 from neuron_jax.daemon.replica import Listener, Place
 from neuron_jax.daemon.resident import Plan, Resident
@@ -94,7 +94,7 @@ class Lifecycle:
         self._metrics = metrics
         self._restarts = restarts
         self._residents: dict[str, Resident] = {}
-        self._facts: dict[tuple[Path, int], ModelFacts | None] = {}
+        self._facts: dict[tuple[Path, int], ModelFacts | Broken] = {}
         self._texts: OrderedDict[Path, ModelText] = OrderedDict()
         self._tasks: list[asyncio.Task[None]] = []
         devices.keep_free(config.engine.min_free_mb)
@@ -185,11 +185,11 @@ class Lifecycle:
             self._texts.popitem(last=False)
         return text, self.context_limit(name, text.description)
 
-    def facts(self, path: Path) -> ModelFacts | None:
-        """What the files at `path` say, or None when they are no model; blocks on the first question about a file."""
-        key = (path, path.stat().st_mtime_ns if path.exists() else 0)
+    def facts(self, path: Path) -> ModelFacts | Broken:
+        """What the files at `path` say; blocks on the first question about a file."""
+        key = (path, _changed_at(path))
         if key not in self._facts:
-            self._facts[key] = _facts(path)
+            self._facts[key] = read_facts(path)
         return self._facts[key]
 
     def context_limit(self, name: str, description: ModelDescription) -> int:
@@ -357,13 +357,13 @@ class Lifecycle:
         self.activation.completed.append(spec.model_id)
 
 
+def _changed_at(path: Path) -> int:
+    """When anything at `path` changed last, in ns: a folder itself does not change with what is written into its files."""
+    try:
+        return max(int(one.stat().st_mtime_ns) for one in (path, *(path.iterdir() if path.is_dir() else ())))
+    except OSError:
+        return 0
+
+
 def _ignore(phase: str, done: int, total: int, unit: str) -> None:
     """Nobody asks how far a peer is."""
-
-
-def _facts(path: Path) -> ModelFacts | None:
-    try:
-        return read_facts(path)
-    except (WeightsError, TextError) as error:
-        _log.warning("%s is listed without details: %s", path, error)
-        return None

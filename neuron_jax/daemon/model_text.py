@@ -1,5 +1,6 @@
 """A model's text side: tokenizer, template, limits and advice of its own files; must not know engines or HTTP."""
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,13 +10,16 @@ from attrs import frozen
 
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
 from neuron_jax.text import formats
-from neuron_jax.text.errors import TemplateError, TooManyTokensError
+from neuron_jax.text.errors import TemplateError, TextError, TooManyTokensError
 from neuron_jax.text.output import OutputText
 from neuron_jax.text.prompt import Chat, ChatFormat, Rendered
 from neuron_jax.text.spelling import USUAL_CHARS
 from neuron_jax.text.template import ChatTemplate
 from neuron_jax.text.tokenizer import Tokenizer, load_tokenizer
 from neuron_jax.weights.describe import ModelDescription, describe
+from neuron_jax.weights.errors import WeightsError
+
+_log = logging.getLogger("neuron.models")
 
 Render = Callable[[ChatFormat, Chat, int], Awaitable[Rendered]]
 """Renders a chat whose prompt has at most so many tokens; `workers.renderers` does."""
@@ -47,6 +51,13 @@ class ModelFacts:
 
     description: ModelDescription
     abilities: Abilities
+
+
+@frozen
+class Broken:
+    """Files that are no model that could be loaded, and why."""
+
+    reason: str
 
 
 @frozen(eq=False, slots=False)
@@ -148,12 +159,19 @@ def read_text(path: Path) -> ModelText:
     return ModelText(description, tokenizer, template)
 
 
-def read_facts(path: Path) -> ModelFacts:
-    """As `read_text`, without the tokenizer. Raises WeightsError and TextError."""
-    description = describe(path)
-    chat = description.chat_template
-    template = ChatTemplate(chat, bos_token=None, eos_token=None) if chat is not None else None
-    return ModelFacts(description, _abilities(template))
+def read_facts(path: Path) -> ModelFacts | Broken:
+    """As `read_text`, without the tokenizer, for lists: one model's files, whatever is in them, leave the others alone."""
+    try:
+        description = describe(path)
+        chat = description.chat_template
+        template = ChatTemplate(chat, bos_token=None, eos_token=None) if chat is not None else None
+        return ModelFacts(description, _abilities(template))
+    except (WeightsError, TextError, OSError) as error:
+        _log.warning("%s cannot be loaded: %s", path, error)
+        return Broken(str(error))
+    except Exception as error:  # noqa: BLE001  # we should have foreseen it, but it is one model's
+        _log.exception("%s cannot be loaded, for a reason that nobody foresaw", path)
+        return Broken(f"{path}: {type(error).__name__}: {error}")
 
 
 def _texts(content: str | Sequence[Mapping[str, Any]] | None) -> Sequence[str]:

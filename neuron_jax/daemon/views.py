@@ -12,7 +12,7 @@ from neuron_jax.addresses import Address, parse_address
 from neuron_jax.daemon.catalogue import Entry
 from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW
 from neuron_jax.daemon.lifecycle import Lifecycle
-from neuron_jax.daemon.model_text import Abilities, ModelFacts
+from neuron_jax.daemon.model_text import Abilities, Broken, ModelFacts
 from neuron_jax.daemon.replica import Replica
 from neuron_jax.daemon.resident import STATUS, Resident
 from neuron_jax.daemon.responses import json_response
@@ -129,13 +129,13 @@ def model_load(resident: Resident) -> Json:
     }
 
 
-def offered(lifecycle: Lifecycle) -> list[tuple[Entry, ModelFacts | None]]:
+def offered(lifecycle: Lifecycle) -> list[tuple[Entry, ModelFacts | Broken | None]]:
     """Everything this host could load, with what its files say. Reads files, so call it in a thread."""
     entries = lifecycle.catalogue.entries()
     return [(entry, lifecycle.facts(entry.path) if entry.path is not None else None) for entry in entries]
 
 
-def models(lifecycle: Lifecycle, offers: Sequence[tuple[Entry, ModelFacts | None]]) -> list[Json]:
+def models(lifecycle: Lifecycle, offers: Sequence[tuple[Entry, ModelFacts | Broken | None]]) -> list[Json]:
     """GET /models: what is loaded first, then what could be."""
     loaded = {resident.id for resident in lifecycle.residents}
     known = {entry.id for entry, _ in offers}
@@ -223,10 +223,12 @@ def replica_info(replica: Replica) -> Json:
     }
 
 
-def unloaded_info(lifecycle: Lifecycle, entry: Entry, facts: ModelFacts | None) -> Json:
+def unloaded_info(lifecycle: Lifecycle, entry: Entry, facts: ModelFacts | Broken | None) -> Json:
     """ModelInfo of something that could be loaded; limits and sizes only where its files are here."""
-    info = _info(entry.id, entry.aliases, "unloaded", facts.abilities if facts else Abilities())
-    if facts is not None:
+    info = _info(entry.id, entry.aliases, "unloaded", facts.abilities if isinstance(facts, ModelFacts) else Abilities())
+    if isinstance(facts, Broken):
+        info["servable"] = {"ok": False, "reason": "bad_checkpoint", "detail": facts.reason}
+    elif facts is not None:
         info["limit"] = limit(lifecycle.context_limit(entry.id, facts.description))
         info["vram_estimate_mb"] = -(-lifecycle.least_bytes(entry.id, facts.description) // MIB)
     return info

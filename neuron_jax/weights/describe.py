@@ -10,12 +10,24 @@ from attrs import frozen
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.errors import bad_checkpoint
 from neuron_jax.weights.gguf_llama import GgufCheckpoint
+from neuron_jax.weights.reading import read_text, read_whole
 from neuron_jax.weights.safetensors import read_json
 from neuron_jax.weights.spec import Checkpoint
 
 _TOKENIZER = "tokenizer.ggml."
+_MOST = 2**31
 GENERATION_CONFIG = "generation_config.json"
 _GGUF_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_COUNTS = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_size",
+    "intermediate_size",
+    "vocab_size",
+)
+"""What is calculated with before the model's own code reads it; each may be absent, or null as if it were."""
 
 
 @frozen(eq=False)
@@ -80,7 +92,7 @@ def _of_folder(folder: Path, checkpoint: Checkpoint) -> ModelDescription:
     return _description(
         folder,
         checkpoint,
-        tokenizer=TokenizerSource(json=tokenizer.read_bytes(), gguf=None, config=config),
+        tokenizer=TokenizerSource(json=read_whole(tokenizer), gguf=None, config=config),
         chat_template=_chat_template(folder, config),
         advice=advice,
         ends=[advice.get("eos_token_id") or checkpoint.config.get("eos_token_id")],
@@ -92,14 +104,19 @@ def _description(
     checkpoint: Checkpoint,
     *,
     tokenizer: TokenizerSource,
-    chat_template: str | None,
+    chat_template: Any,
     advice: Mapping[str, Any],
     ends: list[Any],
 ) -> ModelDescription:
     config = checkpoint.config
     length = config.get("max_position_embeddings")
-    if not isinstance(length, int) or length < 1:
-        raise bad_checkpoint(path, [f"max_position_embeddings is {length!r}, must be a positive integer"])
+    counts = {key: config[key] for key in _COUNTS if config.get(key) is not None} | {"max_position_embeddings": length}
+    wrong = [f"{key} is {value!r}, must be a positive integer" for key, value in counts.items() if not _counts(value)]
+    if chat_template is not None and not isinstance(chat_template, str):
+        wrong.append(f"the chat template is {chat_template!r}, must be text")
+    if wrong:
+        raise bad_checkpoint(path, wrong)
+    assert isinstance(length, int)
     return ModelDescription(
         config=config,
         context_length=length,
@@ -113,17 +130,21 @@ def _description(
     )
 
 
+def _counts(value: Any) -> bool:
+    return type(value) is int and 1 <= value < _MOST
+
+
 def _ids(values: list[Any]) -> tuple[int, ...]:
     """Token ids out of numbers, lists of numbers and None, each once."""
     flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
-    return tuple(dict.fromkeys(item for item in flat if isinstance(item, int)))
+    return tuple(dict.fromkeys(item for item in flat if type(item) is int and 0 <= item < _MOST))
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """A file of its own in newer repositories; else in tokenizer_config.json, as text or as a list of named ones."""
     alone = folder / "chat_template.jinja"
     if alone.is_file():
-        return alone.read_text()
+        return read_text(alone)
     template = config.get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}

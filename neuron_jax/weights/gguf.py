@@ -219,6 +219,8 @@ def _metadata(cursor: _Cursor) -> tuple[int, dict[str, Any]]:
     if magic != _MAGIC:
         raise _MalformedError(f"it starts with {magic!r}, not {_MAGIC!r}")
     version = cursor.scalar(4)
+    if int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS:
+        raise _MalformedError("it is big-endian, and only little-endian files can be read")
     if version not in _VERSIONS:
         raise _MalformedError(f"version {version}; readable are {_VERSIONS}")
     tensors, pairs = cursor.scalar(10), cursor.scalar(10)

@@ -14,13 +14,49 @@ import numpy.typing as npt
 from models.blocks import Array
 from neuron_jax.weights.errors import bad_checkpoint
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the small file begins that git keeps in place of one that Git LFS has: git-lfs, docs/spec.md."""
+
 
 def open_file(path: Path) -> BinaryIO:
-    """Raises WeightsError when it cannot be opened."""
+    """Raises WeightsError when it cannot be opened, or is not the file itself."""
     try:
-        return path.open("rb", buffering=0)
+        file = path.open("rb", buffering=0)
     except OSError as error:
-        raise bad_checkpoint(path, [f"cannot be read: {error}"]) from error
+        raise bad_checkpoint(path, [_unreadable(error)]) from error
+    try:
+        _refuse_pointer(path, os.pread(file.fileno(), len(LFS_POINTER), 0))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_whole(path: Path) -> bytes:
+    """All of a small file. Raises WeightsError as `open_file`."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise bad_checkpoint(path, [_unreadable(error)]) from error
+    _refuse_pointer(path, content)
+    return content
+
+
+def read_text(path: Path) -> str:
+    """The same as text. Raises WeightsError also where it is not UTF-8."""
+    try:
+        return read_whole(path).decode()
+    except UnicodeDecodeError as error:
+        raise bad_checkpoint(path, [f"not UTF-8: {error}"]) from error
+
+
+def _unreadable(error: OSError) -> str:
+    return "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror or error}"
+
+
+def _refuse_pointer(path: Path, begin: bytes) -> None:
+    if begin.startswith(LFS_POINTER):
+        raise bad_checkpoint(path, ["a Git LFS pointer in place of the file: run `git lfs pull` in its folder"])
 
 
 def read_into(file: BinaryIO, start: int, target: Array) -> None:

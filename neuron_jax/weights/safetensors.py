@@ -5,6 +5,7 @@ https://huggingface.co/docs/safetensors/index#format
 
 import json
 import os
+import re
 import struct
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from attrs import frozen
 
 from models.blocks import BFLOAT16, FLOAT16, FLOAT32, Array, Storage
 from neuron_jax.weights.errors import WeightsError, bad_checkpoint
-from neuron_jax.weights.reading import open_file, read_bytes, read_into
+from neuron_jax.weights.reading import open_file, read_bytes, read_into, read_whole
 from neuron_jax.weights.spec import TensorInfo
 
 INDEX = "model.safetensors.index.json"
@@ -27,6 +28,10 @@ SINGLE = "model.safetensors"
 _DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
 _STORAGES = {"F16": FLOAT16, "BF16": BFLOAT16}
 _LENGTH = struct.Struct("<Q")
+_BUFFER = re.compile(
+    r"(.*\.)?(position_ids|masked_bias|rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached))"
+)
+"""What old versions of transformers kept in a layer, and so in its checkpoints, though it follows from the config."""
 
 
 class _Entry(msgspec.Struct):
@@ -83,9 +88,9 @@ class SafetensorsCheckpoint:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises WeightsError when it is not there or not an object."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise bad_checkpoint(path, [f"cannot be read: {error}"]) from error
+        value = json.loads(read_whole(path))
+    except (ValueError, RecursionError) as error:
+        raise bad_checkpoint(path, [f"not JSON: {error}"]) from error
     if not isinstance(value, dict):
         raise bad_checkpoint(path, ["not a JSON object"])
     return value
@@ -114,7 +119,8 @@ def _scan(folder: Path, stack: ExitStack) -> dict[str, _Stored]:
             continue
         misfits += [f"{tensor} is in {name} and in another file" for tensor in found.keys() & stored.keys()]
         stored |= found
-        misfits += [f"{name}: {key} is missing" for key, file in where.items() if file == name and key not in found]
+        wanted = [key for key, file in where.items() if file == name and not _BUFFER.fullmatch(key)]
+        misfits += [f"{name}: {key} is missing" for key in wanted if key not in found]
     if misfits:
         raise bad_checkpoint(folder, misfits)
     return stored
@@ -160,9 +166,11 @@ def _header(path: Path, file: BinaryIO, size: int) -> tuple[int, dict[str, _Entr
         raise bad_checkpoint(path, [f"cut short: the header ends at byte {start} of {size}"])
     try:
         table = json.loads(read_bytes(file, _LENGTH.size, length))
-        table.pop("__metadata__", None)
-        return start, msgspec.convert(table, dict[str, _Entry])
-    except (ValueError, AttributeError) as error:
+        weights = {
+            name: entry for name, entry in table.items() if name != "__metadata__" and not _BUFFER.fullmatch(name)
+        }
+        return start, msgspec.convert(weights, dict[str, _Entry])
+    except (ValueError, AttributeError, RecursionError) as error:
         raise bad_checkpoint(path, [f"not a safetensors header: {error}"]) from error
 
 

@@ -10,6 +10,7 @@ from neuron_jax.weights import hub
 from neuron_jax.weights.builtin import BUILT_IN, BuiltInModel, fetch_built_in, local_file
 from neuron_jax.weights.download import Report
 from neuron_jax.weights.errors import WeightsError
+from neuron_jax.weights.gguf_parts import part_names, whole_models
 from neuron_jax.weights.hub import Hub
 
 __all__ = [
@@ -38,7 +39,7 @@ class BuiltIn:
 
 @frozen
 class Folder:
-    """A local folder with config.json and safetensors."""
+    """A local folder with config.json and safetensors, or with the files of one GGUF model."""
 
     path: Path
 
@@ -107,7 +108,7 @@ def locate(source: Source, cache: Path) -> Path | None:
         case BuiltIn(name):
             return local_file(BUILT_IN[name], cache)
         case Folder(path):
-            return path if (path / "config.json").is_file() else None
+            return path if (path / "config.json").is_file() else _only_gguf(path)
         case GgufFile(path):
             return path if path.is_file() else None
         case Hub():
@@ -124,9 +125,25 @@ def fetch(source: Source, cache: Path, report: Report) -> Path:
         case Folder(path) | GgufFile(path):
             found = locate(source, cache)
             if found is None:
-                wanted = "a .gguf file" if isinstance(source, GgufFile) else "a folder with config.json"
-                raise WeightsError("repo_fetch_failed", f"{path} is not {wanted}")
+                raise WeightsError("repo_fetch_failed", f"{path} {_unusable(source)}")
             return found
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The first file of the only GGUF model in a folder."""
+    models = whole_models(path.name for path in folder.glob("*.gguf"))
+    return folder / models[0][0] if len(models) == 1 else None
+
+
+def _unusable(source: Folder | GgufFile) -> str:
+    """Why there is no model at this path."""
+    if isinstance(source, GgufFile):
+        return "is not a .gguf file"
+    names = sorted(path.name for path in source.path.glob("*.gguf"))
+    if len(models := whole_models(names)) > 1:
+        return f"holds {len(models)} GGUF models; give the path of one: {', '.join(files[0] for files in models)}"
+    missing = sorted({part for name in names for part in part_names(name)} - set(names))
+    return f"lacks {', '.join(missing)}" if missing else "is not a folder with config.json, nor one with .gguf files"
 
 
 def local_models(cache: Path) -> list[LocalModel]:

@@ -150,11 +150,20 @@ def test_missing_and_broken_parts_are_told_by_name(tmp_path: Path) -> None:
     assert "token_embd.weight is in m-00002-of-00002.gguf and in another file" in misfits(first)
 
     second.unlink()
-    assert misfits(first)[0].startswith("m-00002-of-00002.gguf: cannot be read")
+    assert misfits(first)[0].startswith("m-00002-of-00002.gguf: is not there")
 
     assert (
         "one of 2 files, which must be named ...-00001-of-00002.gguf" in misfits(first.rename(tmp_path / "m.gguf"))[0]
     )
+
+
+def test_a_big_endian_file_is_told(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[4:8] = content[4:8][::-1]
+    path.write_bytes(content)
+
+    assert misfits(path) == ["not a usable GGUF file: it is big-endian, and only little-endian files can be read"]
 
 
 def test_a_file_that_shrinks_is_an_error(tmp_path: Path) -> None:

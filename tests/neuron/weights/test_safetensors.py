@@ -76,6 +76,21 @@ def test_shards_are_read_through_the_index(tmp_path: Path) -> None:
         np.testing.assert_array_equal(checkpoint.read("b"), TENSORS["b"])
 
 
+def test_old_buffers_are_no_weights(tmp_path: Path) -> None:
+    """Whatever their dtype, and whether an index names them."""
+    path = folder(tmp_path, {})
+    names = ["model.embeddings.position_ids", "model.layers.0.self_attn.rotary_emb.cos_cached", "rotary_emb.inv_freq"]
+    header = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    header |= {name: {"dtype": "I64", "shape": [1], "data_offsets": [4, 12]} for name in names}
+    text = json.dumps(header).encode()
+    (path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(12))
+    (path / INDEX).write_text(
+        json.dumps({"weight_map": dict.fromkeys(["a", *names, "masked_bias"], "model.safetensors")})
+    )
+    with open_checkpoint(path) as checkpoint:
+        assert list(checkpoint.tensors) == ["a"]
+
+
 def test_missing_shards_and_tensors_are_told_together(tmp_path: Path) -> None:
     """One file gone and one tensor gone: both in one error."""
     path = folder(tmp_path)
@@ -83,7 +98,7 @@ def test_missing_shards_and_tensors_are_told_together(tmp_path: Path) -> None:
     (path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     found = misfits(path)
 
-    assert any(row.startswith("gone.safetensors: cannot be read") for row in found)
+    assert any(row.startswith("gone.safetensors: is not there") for row in found)
     assert "model.safetensors: zz is missing" in found
 
 

@@ -94,7 +94,7 @@ def test_local_sources_are_not_fetched(tmp_path: Path) -> None:
     """A missing file or folder is told with what was expected."""
     for source in (Folder(tmp_path), GgufFile(tmp_path / "x.gguf")):
         assert sources.locate(source, tmp_path) is None
-        with pytest.raises(WeightsError, match=r"is not a (folder with config.json|.gguf file)"):
+        with pytest.raises(WeightsError, match=r"is not a (folder with config.json, nor one with .gguf|.gguf) file"):
             sources.fetch(source, tmp_path, silent)
 
 
@@ -160,3 +160,23 @@ def test_the_cache_lists_what_is_whole(tmp_path: Path) -> None:
     }
     assert sources.locate(sources.parse_source("org/b"), tmp_path) is None
     assert sources.locate(sources.parse_source("org/c@v1"), tmp_path) == ggufs / "c.Q4_0.gguf"
+
+
+@pytest.mark.parametrize(
+    ("names", "found", "words"),
+    [
+        (["m.gguf"], "m.gguf", ""),
+        (["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], "m-00001-of-00002.gguf", ""),
+        (["a.gguf", "b.gguf"], None, "holds 2 GGUF models; give the path of one: a.gguf, b.gguf"),
+        (["m-00002-of-00003.gguf"], None, "lacks m-00001-of-00003.gguf, m-00003-of-00003.gguf"),
+    ],
+)
+def test_a_folder_of_gguf_files(tmp_path: Path, names: list[str], found: str | None, words: str) -> None:
+    """It is the model whose files it has; of several one has to be named."""
+    for name in names:
+        (tmp_path / name).touch()
+
+    assert sources.locate(Folder(tmp_path), tmp_path) == (tmp_path / found if found else None)
+    if not found:
+        with pytest.raises(WeightsError, match=words):
+            sources.fetch(Folder(tmp_path), tmp_path, lambda *_: None)
