@@ -6,7 +6,7 @@ from typing import Any
 
 from neuron_jax.daemon.generation import Chosen, Ended, Event, Grown, Job
 from neuron_jax.daemon.schema import Wish
-from neuron_jax.daemon.wire_common import envelope, token_text, usage
+from neuron_jax.daemon.wire_common import envelope, usage
 from neuron_jax.text.pieces import Piece, Text
 
 OBJECT = "text_completion"
@@ -106,20 +106,36 @@ class _Logprobs:
             return None
         rows, self._pending = self._pending, []
         return {
-            "tokens": [token_text(self._job, row.token) for row in rows],
+            "tokens": [self._name(row.token) for row in rows],
             "token_logprobs": [row.logprob for row in rows],
             "top_logprobs": [self._alternatives(row) for row in rows],
             "text_offset": [self._advance(row.token) for row in rows],
         }
 
     def _alternatives(self, row: Chosen) -> dict[str, float]:
-        ranked = {token_text(self._job, other.token): other.logprob for other in row.alternatives}
-        return {**ranked, token_text(self._job, row.token): row.logprob}
+        ranked: dict[str, float] = {}
+        for other in row.alternatives:
+            name = self._name(other.token)  # two tokens may stand for the same text
+            ranked[name if name not in ranked else self._bytes(other.token)] = other.logprob
+        return {**ranked, self._name(row.token): row.logprob}
+
+    def _name(self, token: int) -> str:
+        """Its text, or as OpenAI writes it its bytes, where they are a part of a character."""
+        try:
+            return self._piece(token).decode()
+        except UnicodeDecodeError:
+            return self._bytes(token)
+
+    def _bytes(self, token: int) -> str:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self._piece(token))
+
+    def _piece(self, token: int, *, skip_special: bool = False) -> bytes:
+        return self._job.text.tokenizer.piece(token, skip_special=skip_special)
 
     def _advance(self, token: int) -> int:
-        """Where the token's text begins, in characters of the answer."""
+        """Where the token's text begins, in characters of the answer, in which special tokens have none."""
         at = self._offset
-        self._offset += len(self._utf8.decode(self._job.text.tokenizer.piece(token)))
+        self._offset += len(self._utf8.decode(self._piece(token, skip_special=True)))
         return at
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import frozen
 
+from neuron_jax.daemon.advice import read_advice
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
 from neuron_jax.text import formats
 from neuron_jax.text.errors import TemplateError, TextError, TooManyTokensError
@@ -67,6 +68,7 @@ class ModelText:
     description: ModelDescription
     tokenizer: Tokenizer
     template: ChatTemplate | None
+    advice: Mapping[str, float | int]
 
     @cached_property
     def chat_format(self) -> ChatFormat:
@@ -156,7 +158,10 @@ def read_text(path: Path) -> ModelText:
     template = (
         ChatTemplate(chat, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token) if chat is not None else None
     )
-    return ModelText(description, tokenizer, template)
+    advice, refused = read_advice(description.generation_config)
+    for why in refused:
+        _log.warning("%s: generation_config.json is not followed: %s", path, why)
+    return ModelText(description, tokenizer, template, advice)
 
 
 def read_facts(path: Path) -> ModelFacts | Broken:

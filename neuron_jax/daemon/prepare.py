@@ -17,14 +17,6 @@ from neuron_jax.text.prompt import Rendered
 from neuron_jax.workers.engine_client import Prompt
 from neuron_jax.workers.frames import Sampling
 
-ADVISED: Mapping[str, type] = {
-    "temperature": float,
-    "top_p": float,
-    "top_k": int,
-    "min_p": float,
-    "repetition_penalty": float,
-}
-"""Keys of a generation_config that are used where the request says nothing."""
 UINT64 = 2**64
 MAX_PROMPT_TOKENS = 2**19
 """Of all prompts of one request together, where the context is shorter than that."""
@@ -83,7 +75,7 @@ def _job(wish: Wish, text: ModelText, encoded: Sequence[Encoded], outside: Outsi
     text.check_ids("stop_token_ids", wish.stop_token_ids)
     text.check_ids("logit_bias", tuple(wish.logit_bias))
     choices = [item for item in encoded for _ in range(wish.n)]
-    base = sampling(wish, text.description.generation_config, outside.seed)
+    base = sampling(wish, text.advice, outside.seed)
     return Job(
         id=outside.id,
         model=wish.model,
@@ -126,10 +118,9 @@ def _prompt(wish: Wish, encoded: Encoded, *, eos_ids: Sequence[int], drawn: Samp
 
 
 def sampling(wish: Wish, advice: Mapping[str, Any], seed: int) -> Sampling:
-    """Request, then the model's own generation_config, then neutral; a drawn `seed` where the client gave none."""
-    advised = {key: kind(advice[key]) for key, kind in ADVISED.items() if isinstance(advice.get(key), int | float)}
+    """Request, then what the model's authors advise, then neutral; a drawn `seed` where the client gave none."""
     return Sampling(
-        **{**advised, **wish.sampling},
+        **{**advice, **wish.sampling},
         seed=seed if wish.seed is None else wish.seed,
         logit_bias=dict(wish.logit_bias),
         logprobs=wish.logprobs,

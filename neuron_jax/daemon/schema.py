@@ -323,7 +323,7 @@ def _read_wish(fields: Fields, model: str, logprobs: int | None) -> Wish:
         continuous_usage=options.flag("continuous_usage_stats"),
         max_tokens=fields.integer("max_tokens", 1, MAX_TOKENS) if most is None else most,
         min_tokens=fields.integer("min_tokens", 0, MAX_TOKENS) or 0,
-        sampling=_sampling(fields),
+        sampling=read_sampling(fields),
         logit_bias=_bias(fields),
         seed=None if seed is None else seed % (2 * INT64),
         stops=_stops(fields),
@@ -337,7 +337,8 @@ def _read_wish(fields: Fields, model: str, logprobs: int | None) -> Wish:
     return wish
 
 
-def _sampling(fields: Fields) -> Mapping[str, float | int]:
+def read_sampling(fields: Fields) -> dict[str, float | int]:
+    """What is said of sampling, within its bounds. Raises Problem."""
     top_k = fields.integer("top_k", -1, MAX_TOKEN)
     said: dict[str, float | int | None] = {
         "temperature": fields.number("temperature", 0, 2),

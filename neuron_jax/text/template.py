@@ -21,6 +21,8 @@ from neuron_jax.text import sandbox
 from neuron_jax.text.errors import TemplateError
 
 Message = Mapping[str, Any]
+MALFORMED = "malformed_arguments"
+"""The key under which a template that walks arguments finds those that are no object."""
 MAX_SOURCE = 1024 * 1024
 """Characters of a template. The longest known have some 30,000."""
 
@@ -103,11 +105,12 @@ class ChatTemplate:
         raise refused
 
     def _ways(self, messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-        """Absent content as none where the template asks for none, else empty; arguments as objects, else as sent."""
-        called = any("tool_calls" in message for message in messages)
+        """Absent content as none where the template asks for none, else empty.
+
+        Arguments as objects, else as sent; where they are no objects and the template takes neither, within one.
+        """
         nulls = self._knows_none and any(message["content"] is None for message in messages)
-        for parsed in (True, False) if called else (False,):
-            written = [_parsed_calls(message) for message in messages] if parsed else messages
+        for written in _argument_ways(messages):
             if nulls:
                 yield written
             yield [message if message["content"] is not None else {**message, "content": ""} for message in written]
@@ -168,22 +171,43 @@ def _short_id(id_: str) -> str:
     return id_ if re.fullmatch("[A-Za-z0-9]{9}", id_) else hashlib.sha256(id_.encode()).hexdigest()[:9]
 
 
-def _parsed_calls(message: dict[str, Any]) -> dict[str, Any]:
-    """`message` with the arguments of its tool calls as objects."""
+def _argument_ways(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The messages with their tool calls' arguments written in each way that a template may expect."""
+    if not any("tool_calls" in message for message in messages):
+        yield messages
+        return
+    parsed = [_with_arguments(message, _parsed_arguments) for message in messages]
+    yield parsed
+    yield messages
+    boxed = [_with_arguments(message, _boxed_arguments) for message in messages]
+    if boxed != parsed:
+        yield boxed
+
+
+def _with_arguments(message: dict[str, Any], write: Callable[[Any], Any]) -> dict[str, Any]:
+    """`message` with the arguments of its tool calls as `write` gives them."""
     if "tool_calls" not in message:
         return message
-    return {**message, "tool_calls": [_parsed_call(call) for call in message["tool_calls"]]}
+    return {**message, "tool_calls": [_call_with(call, write) for call in message["tool_calls"]]}
 
 
-def _parsed_call(call: Any) -> Any:
+def _call_with(call: Any, write: Callable[[Any], Any]) -> Any:
     function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+    if not isinstance(function, Mapping) or "arguments" not in function:
         return call
-    return {**call, "function": {**function, "arguments": _parsed_arguments(function["arguments"])}}
+    return {**call, "function": {**function, "arguments": write(function["arguments"])}}
 
 
-def _parsed_arguments(text: str) -> Any:
+def _boxed_arguments(sent: Any) -> Any:
+    """An object in any case: models do write calls that are cut off, and a conversation with one must go on."""
+    arguments = _parsed_arguments(sent)
+    return arguments if isinstance(arguments, Mapping) else {MALFORMED: arguments}
+
+
+def _parsed_arguments(text: Any) -> Any:
     """The object that `text` holds; `text` itself when it holds none (a call that was cut off and sent back)."""
+    if not isinstance(text, str):
+        return text
     try:
         value = msgspec.json.decode(text or "{}")
     except (msgspec.MsgspecError, ValueError, RecursionError):

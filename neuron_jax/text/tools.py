@@ -222,7 +222,26 @@ def _as_call(value: Any, need_arguments: bool) -> tuple[str, str] | None:
         arguments = _read_json(arguments, 0)[0] if arguments.strip() else {}
     elif arguments is None and not need_arguments:
         arguments = {}
-    return (call["name"], json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
+    written = _written(arguments) if isinstance(arguments, dict) and _is_text(call["name"]) else None
+    return None if written is None else (call["name"], written)
+
+
+def _written(arguments: Any) -> str | None:
+    """As JSON text; None where they are none: models write NaN, Infinity and 1e999."""
+    try:
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):
+        return None
+    return text if _is_text(text) else json.dumps(arguments)
+
+
+def _is_text(text: str) -> bool:
+    """False with half a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text(text: str) -> list[Piece]:

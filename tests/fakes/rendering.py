@@ -25,7 +25,7 @@ def job_of(request: ChatRequest, text: ModelText, outside: Outside) -> Job:
 
 def format_of(template: ChatTemplate, tokenizer: Tokenizer) -> ChatFormat:
     """What the daemon renders a model's chats with."""
-    return ModelText(None, tokenizer, template).chat_format  # type: ignore[arg-type] - the description is not asked
+    return ModelText(None, tokenizer, template, {}).chat_format  # type: ignore[arg-type] - the description is not asked
 
 
 def encode_chat(

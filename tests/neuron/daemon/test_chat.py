@@ -256,6 +256,11 @@ def test_completions(tmp_path: Path) -> None:
         assert one["choices"][0]["text"] == "abé"
         assert one["choices"][0]["logprobs"]["text_offset"] == [0, 1, 2, 2]
         assert one["choices"][0]["logprobs"]["top_logprobs"][0] == {"a": -0.5}
+        parts = (await complete("a😀", logprobs=2))["choices"][0]["logprobs"]
+
+        assert parts["tokens"] == ["a", *(rf"bytes:\x{byte:02x}" for byte in "😀".encode())]
+        assert parts["text_offset"] == [0, 1, 1, 1, 1]
+        assert [len(row) for row in parts["top_logprobs"]] == [2] * 5
         assert [choice["text"] for choice in many["choices"]] == ["ab", "ab", "cd", "cd"]
         assert many["usage"]["prompt_tokens"] == 4
 

@@ -43,6 +43,20 @@ def test_the_request_wins_over_the_models_advice(tmp_path: Path) -> None:
     assert sampling == Sampling(temperature=0.2, top_p=0.5, top_k=20, presence_penalty=1.0, seed=7)
 
 
+def test_advice_that_a_request_would_be_refused_for_is_not_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rest of it is; the log names file, key and value."""
+    advice = {"temperature": -1, "top_p": True, "top_k": "9", "min_p": 0.1, "repetition_penalty": None}
+    sampling = job(tmp_path, advice).prompts[0].sampling
+
+    assert sampling == Sampling(min_p=0.1, seed=7)
+    assert len(caplog.messages) == 3
+    assert all(f"{tmp_path}: generation_config.json is not followed: " in line for line in caplog.messages)
+    assert "temperature" in caplog.messages[0]
+    assert "-1" in caplog.messages[0]
+
+
 def test_seeds_count_up_over_the_choices(tmp_path: Path) -> None:
     """Choice i has seed + i, so that one of them can be asked for again alone; it wraps at 64 bits."""
     seeds = [prompt.sampling.seed for prompt in job(tmp_path, n=3, seed=-2).prompts]

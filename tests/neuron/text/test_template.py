@@ -173,6 +173,22 @@ def test_tool_arguments_are_objects_for_the_template(arguments: Any, expected: s
     assert render(CALLS, call(arguments)) == expected
 
 
+WALKS = (
+    "{% for call in messages[0].tool_calls %}"
+    "{% for k, v in call.function.arguments.items() %}{{ k }}={{ v }};{% endfor %}"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("arguments", ['{"x', "[]", "1", "null", '"a"', "{} {}", "{" * 200])
+def test_a_template_that_walks_arguments_gets_an_object_in_any_case(arguments: str) -> None:
+    """Models do write such calls; with one in its history the conversation goes on, beside those that are whole."""
+    message = call('{"a": 1}')
+    message["tool_calls"] += call(arguments)["tool_calls"]
+
+    assert render(WALKS, message) == f"a=1;malformed_arguments={arguments};"
+
+
 def test_templates_that_paste_arguments_get_the_text() -> None:
     """What fails with an object is tried with the string the client sent."""
     source = "{{ 'x' + messages[0].tool_calls[0].function.arguments }}"

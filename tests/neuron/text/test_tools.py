@@ -107,6 +107,28 @@ def test_mistral_calls_stand_behind_its_tag(text: str, expected: list[Piece]) ->
     check(lambda: tool_parser("mistral", "call_x"), text, *expected)
 
 
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", "[NaN]", '{"b": Infinity}'])
+def test_a_call_that_would_be_no_json_is_text(value: str) -> None:
+    """What goes out as arguments can be read by every client."""
+    text = f'<tool_call>{{"name": "f", "arguments": {{"a": {value}}}}}</tool_call>'
+    check(lambda: tool_parser("hermes", "call_x"), text, Text(text))
+
+
+def test_half_a_surrogate_pair_stays_escaped() -> None:
+    """UTF-8 has no bytes for it, JSON has an escape; a function of such a name there cannot be."""
+    text = r'<tool_call>{"name": "f", "arguments": {"a": "\ud800é"}}</tool_call>'
+    arguments = r'{"a": "\ud800\u00e9"}'
+    check(
+        lambda: tool_parser("hermes", "call_x"),
+        text,
+        ToolStart(0, "call_x0", "f"),
+        ToolArguments(0, arguments),
+        ToolEnd(0),
+    )
+    named = r'<tool_call>{"name": "\ud800", "arguments": {}}</tool_call>'
+    check(lambda: tool_parser("hermes", "call_x"), named, Text(named))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
