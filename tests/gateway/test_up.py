@@ -160,7 +160,6 @@ def test_once_answers_in_both_dialects_and_ends(tmp_path: pathlib.Path) -> None:
     assert out.count("What is the capital of France?") == 4, "two curl lines, two questions"
     assert out.count(" token token") >= 2
     assert out.count("64 tokens in ") == 2
-    assert "tokens/s" not in out, "the double answers at once, which is no speed"
     assert f"http://127.0.0.1:{ports[1]}/metrics" in out
     assert out.rstrip().endswith(f"ready http://127.0.0.1:{ports[0]}")
     assert "\x1b" not in out

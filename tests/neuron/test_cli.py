@@ -163,6 +163,7 @@ def test_a_plan_lists_what_would_be_compiled_in_order(tmp_path: Path, capsys: py
     assert all(set(program) == {"name", "essential"} for program in programs)
 
 
+@pytest.mark.slow
 def test_a_plan_can_fill_the_compile_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every program with its times and sizes; the second time all of them are there, and an engine's are the same."""
     folder = model_folder(tmp_path / "tiny")

@@ -203,6 +203,7 @@ def test_two_hosts_say_what_one_says(rig: Rig) -> None:
     assert {model["status"] for model in there} == {"unloaded"}
 
 
+@pytest.mark.slow
 def test_a_cut_cable_ends_the_group_on_both_sides_and_heals(rig: Rig) -> None:
     """Bounded, told honestly, no rank left behind; back by itself when the cable is."""
     story = rig.stream_until_it_ends()
@@ -217,6 +218,7 @@ def test_a_cut_cable_ends_the_group_on_both_sides_and_heals(rig: Rig) -> None:
     assert rig.info()["restarts"] >= 1
 
 
+@pytest.mark.slow
 def test_a_host_that_goes_ends_the_group_and_a_host_that_comes_back_heals_it(rig: Rig) -> None:
     story = rig.stream_until_it_ends()
     rig.hosts.other.end(signal.SIGKILL)
@@ -228,6 +230,7 @@ def test_a_host_that_goes_ends_the_group_and_a_host_that_comes_back_heals_it(rig
     assert rig.chat() == rig.text
 
 
+@pytest.mark.slow
 def test_a_lender_that_is_told_to_end_says_so(rig: Rig) -> None:
     story = rig.stream_until_it_ends()
 
@@ -238,6 +241,7 @@ def test_a_lender_that_is_told_to_end_says_so(rig: Rig) -> None:
     until_sync(rig.healed, 90)
 
 
+@pytest.mark.slow
 def test_without_its_leader_nothing_is_left(rig: Rig) -> None:
     rig.hosts.one.end(signal.SIGKILL)
 
@@ -262,6 +266,7 @@ def test_what_cannot_be_borrowed_is_told(rig: Rig) -> None:
     assert rig.load(tensor_parallel=2, hosts=["nobody"]).json()["error"]["kind"] == "bad_devices"
 
 
+@pytest.mark.slow
 def test_a_leader_that_is_told_to_end_finishes_what_it_has_begun(rig: Rig) -> None:
     """As systemd ends a service: the answer is whole, the exit code 0, and nothing is left on either host."""
     rig.load_over_both()

@@ -5,6 +5,8 @@ import json
 import pathlib
 from typing import Any
 
+import pytest
+
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineSpec, Group, Sampling
 from tests.fakes.groups import tokens, with_group
@@ -13,6 +15,7 @@ ROWS = json.loads((pathlib.Path(__file__).parent.parent / "data/smollm2-greedy.j
 SHORT = [row for row in ROWS if len(row["prompt_ids"]) <= 64][:3]
 
 
+@pytest.mark.slow
 def test_two_ranks_serve_the_demo_model(demo_gguf: pathlib.Path) -> None:
     """All at once, so that steps are shared; `deterministic` has one program to compile instead of twenty."""
     spec = EngineSpec(

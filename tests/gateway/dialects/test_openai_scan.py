@@ -121,7 +121,7 @@ BEGUN = b': usage {"prompt_tokens":5,"completion_tokens":1,"prompt_tokens_detail
     ("stream", "counts"),
     [
         (ROLE + BEGUN + delta(content="a") * 3, Usage(5, 3, 4)),
-        (ROLE + BEGUN + delta(content="x" * 300) * 100, Usage(5, 100, 4)),
+        (ROLE + BEGUN + delta(content="x" * 300) * 20, Usage(5, 20, 4)),
         (ROLE + BEGUN + delta(content="a") * 3 + COMMENT + DONE, Usage(5, 2, 1)),
         (ROLE + BEGUN + delta(content="a") * 3 + event(error={"message": "died"}), Usage(5, 3, 4)),
         (ROLE + delta(content="a") * 3, None),

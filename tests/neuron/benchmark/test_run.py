@@ -25,6 +25,7 @@ def environ(folder: Path) -> dict[str, str]:
     return dict(os.environ) | {"CORTEX_CACHE": str(folder / "cache")} | limits
 
 
+@pytest.mark.slow
 def test_everything_is_measured_once_and_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two cases of streams, one of a prompt; a table, JSON and a picture."""
     outputs = ["--json", str(folder / "out.json"), "--plot", str(folder / "out.png")]

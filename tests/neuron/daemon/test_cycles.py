@@ -1,4 +1,4 @@
-"""A hundred loads and unloads leave nothing behind: no file, process, port, task or memory. The double stands for engines."""
+"""Fifty loads and unloads leave nothing behind: no file, process, port, task or memory. The double stands for engines."""
 
 import asyncio
 import gc
@@ -10,7 +10,7 @@ from attrs import frozen
 from neuron_jax.hardware.cpu import read_resident
 from tests.fakes.live_neuron import LiveNeuron, with_neuron
 
-CYCLES, WARM = 100, 20
+CYCLES, WARM = 50, 15
 SLACK = 4 << 20
 """Bytes by which memory may differ without growing: allocators are not exact."""
 
@@ -34,7 +34,7 @@ def held() -> Held:
     )
 
 
-def test_a_hundred_loads_and_unloads(tmp_path: Path) -> None:
+def test_loads_and_unloads_leave_nothing(tmp_path: Path) -> None:
     """Measured when things have warmed up, and at the end."""
 
     async def cycle(neuron: LiveNeuron, number: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from neuron_jax.config import EngineConfig
 from neuron_jax.daemon.devices import Devices
@@ -71,6 +72,7 @@ def test_an_answer_survives_its_engine(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_two_engines_on_one_cpu(tmp_path: Path) -> None:
     """They share its memory and say the same; one is killed, the other answers what it was asked, and the first comes back."""
 

@@ -119,6 +119,7 @@ def test_pages_of_another_size_change_nothing(folder: Path) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_kernels")
 def test_without_it_the_bits_depend_on_the_company(folder: Path) -> None:
     engine = served(folder)
