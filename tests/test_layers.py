@@ -18,7 +18,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.weights": ({"models.blocks"}, {"httpx"}),
     "neuron_jax.weights.place": ({"models"}, JAX),
     "neuron_jax.hardware": (set(), set()),
-    "neuron_jax.workers": ({"neuron_jax.errors", "neuron_jax.addresses"}, set()),
+    "neuron_jax.workers": ({"neuron_jax.errors", "neuron_jax.addresses", "neuron_jax.log_format"}, set()),
     "neuron_jax.workers.renderers": ({"neuron_jax.text"}, set()),
     "neuron_jax.workers.render_process": ({"neuron_jax.text"}, set()),
     "neuron_jax.workers.handshake": ({"neuron_jax.errors"}, JAX),
@@ -34,7 +34,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.quality.worker": ({"models", "neuron_jax.weights", "neuron_jax.workers"}, JAX),
     "neuron_jax.daemon": (
         {"neuron_jax." + x for x in ("addresses", "text", "weights", "hardware", "workers", "config", "errors")}
-        | {"neuron_jax.build_info", "neuron_jax.tls"},
+        | {"neuron_jax.build_info", "neuron_jax.tls", "neuron_jax.log_format"},
         WEB,
     ),
     "neuron_jax": ({"neuron_jax", "models.errors"}, WEB),

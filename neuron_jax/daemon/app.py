@@ -7,7 +7,6 @@ import logging
 import signal
 import socket
 import ssl
-import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Generator, Sequence
@@ -37,6 +36,7 @@ from neuron_jax.daemon.routes import ROUTES
 from neuron_jax.daemon.service import Neuron
 from neuron_jax.errors import ListenError
 from neuron_jax.hardware.discover import Sampler, discover
+from neuron_jax.log_format import log_to_stderr
 from neuron_jax.tls import server_context
 from neuron_jax.workers.process import DEFAULT_COMMAND
 from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
@@ -105,7 +105,7 @@ def listen(server: ServerConfig) -> socket.socket:
 
 
 def _serve_on(listener: socket.socket, config: NeuronConfig, command: Sequence[str]) -> None:
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr("%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if warning := exposure(config):

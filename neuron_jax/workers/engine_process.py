@@ -23,6 +23,7 @@ import numpy as np
 from attrs import define, field
 
 from neuron_jax.errors import LoadError
+from neuron_jax.log_format import log_to_stderr
 from neuron_jax.workers import watchdog
 from neuron_jax.workers.follow import Others, follow
 from neuron_jax.workers.frames import (
@@ -102,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(fd: int) -> None:
     """The whole life of an engine or rank process whose daemon is at the other end of the socket `fd`."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr("%(levelname)s %(name)s: %(message)s")
     _die_with_parent()
     sys.setswitchinterval(SWITCH_SECONDS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the daemon's to handle
