@@ -55,7 +55,7 @@ def _quantize(matrix: Array | Blocks, storage: Storage, rounded: Callable[[Float
         if target.offset is not None and offset is not None:
             target.offset[part] = offset.reshape(count, -1)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(int(os.environ.get("CORTEX_THREADS", "0")) or len(os.sched_getaffinity(0))) as threads:
         list(threads.map(fill, range(0, rows, step)))
     return target
 

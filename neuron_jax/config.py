@@ -195,6 +195,7 @@ class EngineConfig:
     prefix_cache: bool = _setting(FLAG, True)
     min_free_mb: int = _setting(_integer(-1, 2**31), -1)
     cpu_devices: int = _setting(_integer(1, 64), 1)
+    threads: int = _setting(_integer(0, 1024), 0)
 
 
 @frozen

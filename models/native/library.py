@@ -38,6 +38,9 @@ FLAGS = (
 DISABLE = "CORTEX_NATIVE"
 """Environment variable; `0` turns the kernels off."""
 
+THREADS = "CORTEX_THREADS"
+"""Environment variable; how many threads share a kernel's work, as many as there are processors without it."""
+
 BUILD_SECONDS = 300
 
 

@@ -45,6 +45,7 @@ def engine_spec(
         max_slots=engine.max_slots,
         page_size=engine.page_size,
         prefix_cache=engine.prefix_cache,
+        threads=engine.threads,
         chunk_tokens=engine.chunk_tokens,
         decode_steps=engine.decode_steps,
         speculate=engine.speculate,

@@ -198,6 +198,7 @@ def resident_info(lifecycle: Lifecycle, resident: Resident) -> Json:
         info["kv_dtype"] = {"chosen": ready.kv_dtype, "reason": ready.kv_reason}
         info["deterministic"] = {"chosen": ready.deterministic, "reason": ready.deterministic_reason}
         info["attention"] = {"chosen": ready.attention, "reason": ready.attention_reason}
+        info["threads"] = ready.threads
         info["plan"] = [{"what": row.what, "bytes": row.bytes} for row in plan]
     return info
 

@@ -293,6 +293,7 @@ def _ready(started: Started) -> Ready:
         load_seconds=sum(started.seconds.values()),
         deterministic=made.deterministic,
         deterministic_reason=made.deterministic_reason,
+        threads=int(os.environ["PJRT_NPROC"]),
     )
 
 

@@ -78,6 +78,7 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     decode_steps: int = 0  # most tokens of a request in one decode step
     speculate: int = -1  # tokens guessed ahead in a text that repeats itself; 0 = none, -1 = where it helps
     deterministic: bool = False  # the same bits however a request is served, at a cost where XLA computes
+    threads: int = 0  # that compute on a CPU; 0 = as many as are worth it
     prefix_cache: bool = True  # off: how soon an answer begins tells nobody what others have asked
     compile_cache: str = ""  # folder of JAX's persistent cache; "" = off
     step_seconds: float = 30.0  # a step that takes longer, and many times as long as usual, hangs
@@ -174,6 +175,7 @@ class Ready(Struct, tag="ready", frozen=True):
     load_seconds: float
     deterministic: bool = False
     deterministic_reason: str = ""
+    threads: int = 0
 
 
 class Failed(Struct, tag="failed", frozen=True):

@@ -6,6 +6,7 @@ Whoever imports jax before `configure` has run gets JAX's own settings instead o
 import ctypes
 import gc
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ import attrs
 from attrs import frozen
 
 from neuron_jax.errors import LoadError
+from neuron_jax.hardware.threads import Threads, read_threads
 from neuron_jax.workers.faults import classify
 from neuron_jax.workers.frames import EngineSpec, Failed, MemoryRow, Progress
 
@@ -105,8 +107,15 @@ def start(spec: EngineSpec, report: Report, join: Join = lambda: None, agree: Ag
 
 
 def configure(spec: EngineSpec) -> None:
-    """JAX's own settings, before its first use."""
+    """JAX's own settings, before its first use, and the number of threads that compute on a CPU."""
     import jax
+
+    from models.native.library import THREADS
+
+    threads = _threads(spec)
+    os.environ["PJRT_NPROC"] = os.environ[THREADS] = str(threads.count)  # XLA's pool, and that of the native kernels
+    if spec.platform == "cpu":
+        log.info("computes with %d threads: %s", threads.count, threads.reason)
 
     jax.config.update("jax_platforms", spec.platform)
     if spec.platform == "cpu" and spec.group is not None:
@@ -117,6 +126,10 @@ def configure(spec: EngineSpec) -> None:
         jax.config.update("jax_compilation_cache_dir", spec.compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _threads(spec: EngineSpec) -> Threads:
+    return Threads(spec.threads, "engine.threads says so") if spec.threads else read_threads()
 
 
 def require(platform: str) -> None:

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -57,6 +58,7 @@ class Team {
   }
 
   static int cores() {
+    if (const char* told = std::getenv("CORTEX_THREADS"); told && std::atoi(told) > 0) return std::atoi(told);
 #if defined(__linux__)
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);

@@ -107,7 +107,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def peer(checkpoint: pathlib.Path) -> Iterator[Peer]:
-    with engine(spec(checkpoint)) as peer:
+    with engine(spec(checkpoint, threads=1)) as peer:
         yield peer
 
 
@@ -118,6 +118,7 @@ def test_it_reports_its_load_and_then_its_plan(peer: Peer) -> None:
     assert isinstance(ready, Ready)
     assert {event.phase for event in before if isinstance(event, Progress)} == {"weights", "compile"}
     assert ready.max_context == 512
+    assert ready.threads == 1
     assert [row.what for row in ready.plan][-2:] == ["total", "may use"]
     assert any(row.what.startswith("step peak (measured; ") for row in ready.plan)
 
