@@ -162,9 +162,11 @@ class KeyReader:
 
 def _is_ours(db: sqlite3.Connection, path: pathlib.Path) -> bool:
     """Whether it has our tables; False for an empty one. Raises StoreError for another program's, or a newer cortex's."""
-    (application,) = db.execute("PRAGMA application_id").fetchone()
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    # In one statement, which sees one moment: another command may be making the tables just now.
+    (application, version, tables) = db.execute(
+        "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master)"
+        " FROM pragma_application_id, pragma_user_version"
+    ).fetchone()
     if application != APPLICATION and tables:
         raise StoreError(f"{path} is the database of another program: let [auth] state name another file")
     if version > VERSION:
