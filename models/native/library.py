@@ -63,6 +63,19 @@ def unavailable() -> str | None:
     return None
 
 
+def threads() -> int:
+    """How many share a kernel's work, the caller among them."""
+    told = os.environ.get(THREADS, "")
+    return int(told) if told.isdigit() and int(told) > 0 else len(os.sched_getaffinity(0))
+
+
+def scratch_kept() -> int:
+    """Bytes that the kernels of this process keep now to work in. Only where they are not `unavailable`."""
+    count = ctypes.CDLL(str(build(cache_folder()))).cortex_scratch_kept
+    count.restype = ctypes.c_int64
+    return int(count())
+
+
 def build(folder: Path) -> Path:
     """The shared library in `folder`, compiled if it is not there yet. Raises BuildError."""
     compiler = _compiler()

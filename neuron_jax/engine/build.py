@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from attrs import frozen
 
 from models.blocks import Storage
-from models.native.library import unavailable
+from models.native.library import threads, unavailable
+from models.native.scratch import scratch_bytes
 from models.registry import build
 from models.sharding import make_mesh
 from models.spec import Model
@@ -123,6 +124,7 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
         max_slots=slots,
         context=spec.max_context,
         kv=pool,
+        scratch=_scratch(model, config, buckets) if exact else 0,
     )
     plan = plan_memory(request)
     shapes = Shapes(spec.page_size, plan.pages, slots, plan.max_context)
@@ -158,6 +160,21 @@ def _runtime(model: Model, platform: Literal["cpu", "cuda"], buckets: Buckets) -
     """Bytes of the process itself and of its programs."""
     layer = LAYER_BYTES["native" if buckets.exact else platform]
     return RUNTIME_BYTES[platform] + len(buckets.keys()) * model.cache_spec.layers * layer
+
+
+def _scratch(model: Model, config: Any, buckets: Buckets) -> int:
+    """Bytes that the native kernels will keep."""
+    heads = model.cache_spec
+    return scratch_bytes(
+        tokens=buckets.tokens[-1],
+        rows=buckets.rows,
+        columns=model.widest,
+        vocab=model.vocab_size,
+        kv_heads=heads.kv_heads,
+        group=int(config["num_attention_heads"]) // heads.kv_heads,
+        width=heads.head_dim,
+        threads=threads(),
+    )
 
 
 def _guesses(spec: EngineSpec, not_native: str | None) -> int:

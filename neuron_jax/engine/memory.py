@@ -50,6 +50,7 @@ class PlanRequest:
     max_slots: int
     context: int = 0  # tokens of the longest request
     kv: int = 0  # bytes of the pool
+    scratch: int = 0  # what native kernels keep to work in
 
 
 @frozen
@@ -93,7 +94,7 @@ def request_for(
 ) -> PlanRequest:
     """The plan request of a model; `kv_token` bytes of a token in one layer, steps of `rows` requests or a `chunk` of tokens.
 
-    `asked`: page_size, max_slots, context, kv as in PlanRequest.
+    `asked`: page_size, max_slots, context, kv, scratch as in PlanRequest.
     """
     spec = model.cache_spec
     specs = list(_leaves(model.param_specs))
@@ -194,7 +195,7 @@ def _wanted_pages(request: PlanRequest) -> int:
 
 
 def _affordable(request: PlanRequest) -> int:
-    left = request.limit - request.weights - request.step - request.runtime
+    left = request.limit - request.weights - request.step - request.runtime - request.scratch
     return max(left, 0) // request.page
 
 
@@ -204,11 +205,12 @@ def _on_grid(pages: int) -> int:
 
 def _rows(request: PlanRequest, pages: int) -> tuple[MemoryRow, ...]:
     kv = pages * request.page
-    total = request.weights + request.step + request.runtime + kv
+    total = request.weights + request.step + request.runtime + request.scratch + kv
     return (
         MemoryRow("weights", request.weights),
         MemoryRow(STEP, request.step),
         MemoryRow("runtime", request.runtime),
+        *([MemoryRow("kernels' scratch", request.scratch)] if request.scratch else []),
         MemoryRow(f"KV pages ({pages} of {request.page_size} tokens)", kv),
         MemoryRow(TOTAL, total),
         MemoryRow(LIMIT, request.limit),

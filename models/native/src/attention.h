@@ -20,7 +20,8 @@ namespace cortex {
 
 constexpr int64_t SEGMENT = 128;
 constexpr int64_t TILE_TOKENS = 16;
-constexpr int64_t ROUND = 64;  // segments of single tokens whose parts are kept before they are merged
+constexpr int64_t ROUND = 64;  // segments of single tokens whose parts are kept before they are merged, at most,
+constexpr int64_t KEPT = int64_t{1} << 22;  // and no more floats of parts than these, or those of one segment
 #if defined(__AVX512F__)
 constexpr int MOST_QUERIES = 12, MOST_SUMS = 24;
 #else
@@ -283,11 +284,12 @@ inline void attend_span(const Attention& a, const Span& span, int64_t head) {
 
 // Single tokens: their segments are items of their own, ROUND of them at a time.
 inline void attend_singles(const Attention& a, const std::vector<Span>& singles) {
-  static thread_local Scratch memory;
+  static Shelf shelf;
+  Shelf::Lent memory(shelf);
   const int64_t pairs = static_cast<int64_t>(singles.size()) * a.kv_heads, stride = a.group * (a.width + LANES);
   int64_t most = 0;
   for (const Span& span : singles) most = std::max(most, span.position / SEGMENT + 1);
-  const int64_t round = std::min(most, ROUND);
+  const int64_t round = std::min(most, std::clamp<int64_t>(KEPT / (pairs * stride), 1, ROUND));
   float* states = memory.get((round + 1) * pairs * stride);
   float* parts = states + pairs * stride;
   for (int64_t i = 0; i < pairs * a.group; ++i) {

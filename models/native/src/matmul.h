@@ -5,8 +5,8 @@
 #pragma once
 
 #include <cmath>
-#include <memory>
 
+#include "scratch.h"
 #include "team.h"
 #include "weights.h"
 
@@ -148,26 +148,11 @@ inline void expanded_block(const Product& p, const float* flat, int64_t tile, co
     for (int r = 0; r < ROWS && r < count; r += SIX) part<1, ROWS, SIX>(p, flat, tile, x + r, first + r, count - r);
 }
 
-struct Scratch {
-  float* get(int64_t floats) {
-    if (floats > size_) {
-      data_.reset(static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>((floats * 4 + 63) / 64 * 64))));
-      size_ = floats;
-    }
-    return data_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  std::unique_ptr<float, Free> data_;
-  int64_t size_ = 0;
-};
+inline Shelf packed_shelf;
 
 template <int ROWS, class W>
 void product(const Product& p, const W& w) {
-  static thread_local Scratch packed_rows;
+  Shelf::Lent packed_rows(packed_shelf);
   const int64_t blocks = (p.rows + ROWS - 1) / ROWS, tiles = (p.outputs + TILE - 1) / TILE * (p.epilogue == Epilogue::gated ? 2 : 1);
   float* packed = packed_rows.get(blocks * ROWS * p.columns);
   Team& team = Team::instance();

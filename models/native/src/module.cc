@@ -2,6 +2,7 @@
 //
 // https://openxla.org/xla/custom_call: a handler checks what it is given and never throws.
 #include <algorithm>
+#include <new>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -178,10 +179,30 @@ ffi::Error sampled(Floats logits, Ints ints, Floats floats, ffi::Buffer<ffi::S16
   return ffi::Error::Success();
 }
 
+template <auto handler>
+struct Guarded;
+
+// A handler that tells of memory that is not there, as XLA tells of its own.
+template <class... Args, ffi::Error (*handler)(Args...)>
+struct Guarded<handler> {
+  static ffi::Error call(Args... args) {
+    try {
+      return handler(std::move(args)...);
+    } catch (const std::bad_alloc&) {
+      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "Out of memory: the scratch of a native kernel");
+    }
+  }
+};
+
+template <auto handler>
+constexpr auto guarded = &Guarded<handler>::call;
+
 }  // namespace
 }  // namespace cortex
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_linear, cortex::linear,
+extern "C" int64_t cortex_scratch_kept() { return cortex::kept_bytes.load(); }
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_linear, cortex::guarded<cortex::linear>,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::U8>>()
@@ -195,7 +216,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_linear, cortex::linear,
                                   .Attr<bool>("norm")
                                   .Attr<int64_t>("epilogue")
                                   .Attr<float>("epsilon"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_rows, cortex::rows,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_rows, cortex::guarded<cortex::rows>,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::U8>>()
@@ -206,14 +227,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_rows, cortex::rows,
                                   .Attr<bool>("half")
                                   .Attr<bool>("offset")
                                   .Attr<int64_t>("tiles"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_norm, cortex::norm,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_norm, cortex::guarded<cortex::norm>,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Attr<float>("epsilon"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_attention, cortex::attention,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_attention, cortex::guarded<cortex::attention>,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
@@ -229,7 +250,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_attention, cortex::attention,
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Attr<int64_t>("window")
                                   .Attr<float>("scale"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_sample, cortex::sampled,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_sample, cortex::guarded<cortex::sampled>,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()

@@ -1,7 +1,7 @@
 // The threads that share one kernel's work. Knows items and threads, no matrices.
 //
 // Kernels are a few microseconds long and follow each other closely, so a worker looks for the next one for a while
-// before it sleeps. Work is handed out in small pieces and nobody waits for a worker that was never scheduled: beside
+// before it sleeps. Work that throws std::bad_alloc, on whatever thread, makes run() throw it. Work is handed out in small pieces and nobody waits for a worker that was never scheduled: beside
 // other processes on the same cores a kernel is as fast as the threads that really run.
 #pragma once
 
@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -47,6 +48,7 @@ class Team {
     take();
     open_.store(false, std::memory_order_seq_cst);
     while (inside_.load(std::memory_order_seq_cst) != 0) rest();
+    if (failed_.exchange(false, std::memory_order_relaxed)) throw std::bad_alloc();
   }
 
  private:
@@ -85,7 +87,11 @@ class Team {
     for (;;) {
       const int64_t first = next_.fetch_add(grain_, std::memory_order_relaxed);
       if (first >= items_) return;
-      call_(self_, first, first + grain_ < items_ ? first + grain_ : items_);
+      try {
+        call_(self_, first, first + grain_ < items_ ? first + grain_ : items_);
+      } catch (const std::bad_alloc&) {  // out of a worker's thread it would end the process
+        failed_.store(true, std::memory_order_relaxed);
+      }
     }
   }
 
@@ -118,7 +124,7 @@ class Team {
   std::condition_variable wake_;
   std::atomic<uint64_t> epoch_{0};
   std::atomic<int> inside_{0}, asleep_{0};
-  std::atomic<bool> open_{false};
+  std::atomic<bool> open_{false}, failed_{false};
   alignas(64) std::atomic<int64_t> next_{0};
   void (*call_)(const void*, int64_t, int64_t) = nullptr;
   const void* self_ = nullptr;
