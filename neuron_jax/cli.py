@@ -34,10 +34,10 @@ Count = Annotated[int, Parameter(validator=Number(gte=1))]
 
 
 def _numbers(_: object, tokens: Sequence[Token]) -> tuple[int, ...]:
-    """`1,4,16`."""
+    """`1,4,16`, or `1 4 16`, or the option once for each."""
     found = tuple(int(text) for token in tokens for text in token.value.split(","))
     if not all(number >= 1 for number in found):
-        raise ValueError("numbers from 1 on, with commas between them")
+        raise ValueError("numbers from 1 on, with commas or spaces between them")
     return found
 
 
@@ -50,7 +50,7 @@ def _address(_: object, value: str) -> None:
     parse_address(value)
 
 
-Numbers = Annotated[tuple[int, ...], Parameter(converter=_numbers, n_tokens=1, negative="")]
+Numbers = Annotated[tuple[int, ...], Parameter(converter=_numbers, consume_multiple=True, negative="")]
 
 LOOK_SECONDS = 0.1
 """How long a CPU is watched before its utilization is told."""

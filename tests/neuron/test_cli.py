@@ -89,6 +89,16 @@ def test_wrong_flags_and_configuration_exit_with_2(
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize(
+    "words", ["--streams 1 8", "--streams 1,8", "--streams=1,8", "--streams 1 --streams 8", "--streams 1 8 --rounds 2"]
+)
+def test_several_numbers_of_one_option(words: str) -> None:
+    """In every way that people write them."""
+    _, bound, *_ = app.parse_args(["bench", "demo", *words.split()], exit_on_error=False, print_error=False)
+
+    assert bound.arguments["streams"] == (1, 8)
+
+
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a command the help is the answer."""
     assert run([], {}) == 0
