@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from models.errors import ModelError
     from models.registry import build
     from models.sharding import make_mesh, named_sharding
-    from models.spec import Attend, CacheSpec, Model, Params, ParamSpec
+    from models.spec import Mixer, Model, PagedLayer, Params, ParamSpec
 
 __all__ = [
-    "Attend",
-    "CacheSpec",
+    "Mixer",
     "Model",
     "ModelError",
+    "PagedLayer",
     "ParamSpec",
     "Params",
     "build",
@@ -31,7 +31,7 @@ _HOMES = {
     "errors": ("ModelError",),
     "registry": ("build",),
     "sharding": ("make_mesh", "named_sharding"),
-    "spec": ("Attend", "CacheSpec", "Model", "Params", "ParamSpec"),
+    "spec": ("Mixer", "Model", "PagedLayer", "Params", "ParamSpec"),
 }
 
 

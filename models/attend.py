@@ -1,29 +1,65 @@
-"""Plain causal attention over one sequence, for notebooks and tests; knows arrays, must not know pages."""
+"""The plain `Mixer` of one sequence, for notebooks and tests; knows arrays, must not know pages."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from attrs import frozen
 
-from models.spec import Attend
+from models.spec import Mixer, PagedLayer, RecurrentLayer
 
 
-def causal(*, keep_weights: bool = False) -> Attend[Any]:
-    """An `Attend` in which token i sees the tokens 0..i of the same call, in float32. Its cache goes in as None.
+def causal(*, keep_weights: bool = False) -> Mixer[Any]:
+    """A `Mixer` in which token i sees the tokens 0..i of the same call, in float32. Its caches go in as None.
 
     With `keep_weights` a layer's new cache is its attention weights, float32 [K, G, T, T]; without, it is None.
     """
+    return Causal(keep_weights)
+
+
+@frozen
+class Causal:
+    """See `causal`."""
+
+    keep_weights: bool
+    live: jax.Array | None = None
+    rotates: bool = False
 
     def attend(
-        q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, *, window: int | None = None
+        self,
+        layer: PagedLayer,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        cache: Any,
+        *,
+        sinks: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
+        """See `models.spec.Mixer`."""
         assert cache is None, "plain causal attention reads no cache"
         scores = jnp.einsum("tkgh,skh->kgts", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(jnp.where(_visible(q.shape[0], window)[None, None], scores, -jnp.inf), axis=-1)
+        if layer.soft_cap is not None:
+            scores = layer.soft_cap * jnp.tanh(scores / layer.soft_cap)
+        scores = jnp.where(_visible(q.shape[0], layer.window)[None, None], scores, -jnp.inf)
+        if sinks is not None:
+            column = jnp.broadcast_to(sinks[:, :, None, None], (*scores.shape[:3], 1))
+            scores = jnp.concatenate([scores, column], axis=-1)
+        weights = jax.nn.softmax(scores, axis=-1)[..., : k.shape[0]]
         mixed = jnp.einsum("kgts,skh->tkgh", weights, v.astype(jnp.float32)).astype(q.dtype)
-        return mixed, weights if keep_weights else None
+        return mixed, weights if self.keep_weights else None
 
-    return attend
+    def recur(
+        self, layer: RecurrentLayer, update: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, cache: Any
+    ) -> tuple[Any, Any]:
+        """See `models.spec.Mixer`."""
+        del cache
+        begin = tuple(jnp.zeros(leaf.shape, leaf.dtype) for leaf in layer.state)
+        return jax.lax.scan(update, begin, inputs)[1], None
+
+    def attend_rotated(self, *_: Any, **__: Any) -> tuple[jax.Array, Any]:
+        """Never called: `rotates` is False."""
+        raise AssertionError("plain causal attention rotates nothing")
 
 
 def _visible(tokens: int, window: int | None) -> jax.Array:

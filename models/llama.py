@@ -23,7 +23,7 @@ from models.mapping import Ignore, Part, Rule, Store, store_as, unroll
 from models.native.tiles import Tiles
 from models.nn import Live, RMSNorm, rotary_table, rotate
 from models.registry import architecture
-from models.spec import Attend, CacheSpec, CacheT, Params, RotatingAttend, live_of
+from models.spec import CacheT, Mixer, PagedLayer, Params
 
 _SIZES = (
     "vocab_size",
@@ -149,6 +149,10 @@ class Layout:
             return np.dtype(np.float32) if self.quant == "none" else None
         return self.dtype if self.quant == "none" else np.dtype(np.float32)
 
+    def layer(self, c: LlamaConfig) -> PagedLayer:
+        """What every layer keeps."""
+        return PagedLayer(self.heads.slots, self.heads.width, c.head_dim, c.head_dim, c.window)
+
     def store(self, inputs: int) -> Store:
         """What a matrix with `inputs` in-dimensions is kept as."""
         return untiled if self.native else linear_store(inputs, self.quant)
@@ -167,28 +171,27 @@ class Attention(nnx.Module):
         self.out = make(
             "attention.out", (*groups, (width, None), (size, None)), embed, bias=c.attention_bias, fine=True
         )
-        self.width = width
         self.scale = size**-0.5
-        self.window = c.window
+        self.layer = layout.layer(c)
 
     def __call__(
-        self, x: jax.Array, table: tuple[jax.Array, jax.Array], attend: Attend[CacheT], cache: CacheT
+        self, x: jax.Array, table: tuple[jax.Array, jax.Array], mixer: Mixer[CacheT], cache: CacheT
     ) -> tuple[jax.Array, CacheT]:
         """x [T, D] -> x with what its tokens gather from each other, [T, D]."""
-        live = live_of(attend)
-        qkv = self.qkv(x, self.norm, live)
-        mixed, cache = self._mix(qkv, table, attend, cache)
-        return self.out.add(mixed, x, live), cache
+        qkv = self.qkv(x, self.norm, mixer.live)
+        mixed, cache = self._mix(qkv, table, mixer, cache)
+        return self.out.add(mixed, x, mixer.live), cache
 
     def _mix(
-        self, qkv: jax.Array, table: tuple[jax.Array, jax.Array], attend: Attend[CacheT], cache: CacheT
+        self, qkv: jax.Array, table: tuple[jax.Array, jax.Array], mixer: Mixer[CacheT], cache: CacheT
     ) -> tuple[jax.Array, CacheT]:
         """qkv [T, K, G + 2, H] -> [T, K, G, H]."""
-        if isinstance(attend, RotatingAttend):
-            return attend.rotated(qkv, table, cache, scale=self.scale, window=self.window)
-        turned = rotate(qkv[:, :, : self.width + 1], table)
-        q, k, v = turned[:, :, : self.width] * self.scale, turned[:, :, self.width], qkv[:, :, self.width + 1]
-        return attend(q, k, v, cache, window=self.window)
+        if mixer.rotates:
+            return mixer.attend_rotated(self.layer, qkv, table, cache, scale=self.scale)
+        width = self.layer.group
+        turned = rotate(qkv[:, :, : width + 1], table)
+        q, k, v = turned[:, :, :width] * self.scale, turned[:, :, width], qkv[:, :, width + 1]
+        return mixer.attend(self.layer, q, k, v, cache)
 
 
 class MLP(nnx.Module):
@@ -215,11 +218,11 @@ class Block(nnx.Module):
         self.mlp = MLP(c, layout, make)
 
     def __call__(
-        self, x: jax.Array, table: tuple[jax.Array, jax.Array], attend: Attend[CacheT], cache: CacheT
+        self, x: jax.Array, table: tuple[jax.Array, jax.Array], mixer: Mixer[CacheT], cache: CacheT
     ) -> tuple[jax.Array, CacheT]:
         """x [T, D] -> [T, D]."""
-        x, cache = self.attention(x, table, attend, cache)
-        return self.mlp(x, live_of(attend)), cache
+        x, cache = self.attention(x, table, mixer, cache)
+        return self.mlp(x, mixer.live), cache
 
 
 class Llama(nnx.Module):
@@ -233,17 +236,16 @@ class Llama(nnx.Module):
         self.frequencies = tuple(rope.frequencies(c.head_dim, c.theta, c.scaling).tolist())
 
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, attend: Attend[CacheT], cache: Sequence[CacheT]
+        self, tokens: jax.Array, positions: jax.Array, mixer: Mixer[CacheT], cache: Sequence[CacheT]
     ) -> tuple[jax.Array, tuple[CacheT, ...]]:
         """tokens, positions [T] -> final normed hidden [T, D], one cache entry per layer."""
         table = rotary_table(positions, np.array(self.frequencies, np.float32))
-        live = live_of(attend)
-        x = self.embed.rows(tokens, live)
+        x = self.embed.rows(tokens, mixer.live)
         left = []
         for layer, entry in zip(self.layers, cache, strict=True):
-            x, entry_left = layer(x, table, attend, entry)
+            x, entry_left = layer(x, table, mixer, entry)
             left.append(entry_left)
-        return self.norm(x, live), tuple(left)
+        return self.norm(x, mixer.live), tuple(left)
 
     def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:
         """hidden [R, D] -> float32 [R, V as laid out]."""
@@ -258,7 +260,7 @@ class LlamaModel:
     vocab_size: int
     max_positions: int
     widest: int
-    cache_spec: CacheSpec
+    layers: Sequence[PagedLayer]
     rules: Sequence[Rule | Ignore]
     _network: Functional[Llama]
 
@@ -271,11 +273,11 @@ class LlamaModel:
         params: Params,
         tokens: jax.Array,
         positions: jax.Array,
-        attend: Attend[CacheT],
+        mixer: Mixer[CacheT],
         cache: Sequence[CacheT],
     ) -> tuple[jax.Array, tuple[CacheT, ...]]:
         """See `models.spec.Model`."""
-        return self._network.bind(params)(tokens, positions, attend, cache)
+        return self._network.bind(params)(tokens, positions, mixer, cache)
 
     def logits(self, params: Params, hidden: jax.Array, live: Live = None) -> jax.Array:
         """See `models.spec.Model`."""
@@ -410,7 +412,7 @@ def build(
         vocab_size=c.vocab_size,
         max_positions=c.max_positions,
         widest=max(c.hidden_size, c.intermediate_size),
-        cache_spec=CacheSpec(c.layers, layout.heads.slots, c.head_dim),
+        layers=(layout.layer(c),) * c.layers,
         rules=rules,
         network=functional(lambda: Llama(c, layout, make)),
     )

@@ -9,8 +9,8 @@ Dimension letters, used all over `models/` and `neuron_jax/engine/`:
     R  rows (requests) in one call                        C  tokens per row (chunk)
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import jax
 from attrs import frozen
@@ -23,44 +23,52 @@ Params = Any
 CacheT = TypeVar("CacheT")
 
 
-class Attend(Protocol[CacheT]):
-    """Mixes tokens. Handed to a model by its runner: paged for serving, plain causal for a notebook or a test.
+class Mixer(Protocol[CacheT]):
+    """Lets tokens see each other. A model's runner hands in one for all layers of a call: over pages and rows for serving,
+    `models.attend.causal` for a notebook or a test. `cache` is what the runner keeps of this layer, None for `causal`.
 
-    `q` [T, K, G, H] comes already multiplied by the softmax scale; `k`, `v` [T, K, H] are not yet in `cache`.
-    `cache` is this layer's part of whatever the runner carries (None for plain causal). `window` limits a query to
-    the last `window` positions, itself included. Returns the mixed values [T, K, G, H] and the layer's new cache.
+    `live` int32 [1]: the first so many tokens are real, and nobody looks at what is computed of the others; None: all are.
+    With `rotates` it has `attend_rotated` for every `PagedLayer`: a kernel that rotates and scales as well.
     """
 
-    def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: CacheT, *, window: int | None = None
-    ) -> tuple[jax.Array, CacheT]: ...
+    @property
+    def live(self) -> jax.Array | None: ...
 
+    @property
+    def rotates(self) -> bool: ...
 
-@runtime_checkable
-class RotatingAttend(Protocol):
-    """An `Attend` that rotates and scales as well: for a kernel that does all of it in one call.
-
-    `live` int32 [1]: the first so many tokens are real; nobody looks at what is computed of the others.
-    """
-
-    live: jax.Array
-
-    def rotated(
+    def attend(
         self,
-        qkv: jax.Array,
-        rotary: tuple[jax.Array, jax.Array],
-        cache: Any,
+        layer: "PagedLayer",
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        cache: CacheT,
         *,
-        scale: float,
-        window: int | None = None,
-    ) -> tuple[jax.Array, Any]:
+        sinks: jax.Array | None = None,
+    ) -> tuple[jax.Array, CacheT]:
+        """q [T, K, G, k_width], multiplied by the softmax scale; k [T, K, k_width] and v [T, K, v_width], which are not yet
+        in `cache` -> mixed [T, K, G, v_width] and the layer's new cache. `sinks` float32 [K, G] where the layer has them.
+        """
+        ...
+
+    def attend_rotated(
+        self, layer: "PagedLayer", qkv: jax.Array, rotary: tuple[jax.Array, jax.Array], cache: CacheT, *, scale: float
+    ) -> tuple[jax.Array, CacheT]:
         """qkv [T, K, G + 2, H] not rotated, rotary cos and sin [T, H / 2] -> mixed [T, K, G, H], the layer's new cache."""
         ...
 
-
-def live_of(attend: Any) -> jax.Array | None:
-    """How many of the tokens that `attend` mixes are real; None: all, or it does not say."""
-    return attend.live if isinstance(attend, RotatingAttend) else None
+    def recur(
+        self,
+        layer: "RecurrentLayer",
+        update: Callable[[Any, Any], tuple[Any, Any]],
+        inputs: Any,
+        cache: CacheT,
+    ) -> tuple[Any, CacheT]:
+        """`update` (a text's state, what one token brings) -> (the state behind it, what it gives), for each token after the
+        one before it in its text. `inputs` and what is returned beside the new cache: trees of [T, ...].
+        """
+        ...
 
 
 @frozen
@@ -81,27 +89,55 @@ class ParamSpec:
 
 
 @frozen
-class CacheSpec:
-    """What one token leaves behind in every layer: k and v of [kv_heads, head_dim], `kv_heads` as laid out."""
+class PagedLayer:
+    """Attention over the keys and values of all tokens before, or of the last `window` ones, the query's own included.
 
-    layers: int
+    Every token leaves k [kv_heads, k_width] and v [kv_heads, v_width], `kv_heads` as laid out (K), each read by `group`
+    query heads (G). Scores s become soft_cap * tanh(s / soft_cap) where there is a `soft_cap`. With `sinks` each query head
+    has one more score, of a key without a value: it takes its share of the softmax.
+    """
+
     kv_heads: int
-    head_dim: int
+    group: int
+    k_width: int
+    v_width: int
+    window: int | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
+
+
+@frozen
+class RecurrentLayer:
+    """A state of one size, whatever the length of the text, that every token changes and reads: short convolutions, the
+    gated delta rule, Mamba's. `state` are its arrays for one text, zeros before the first token.
+    """
+
+    state: tuple[ParamSpec, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one text's state, over all devices when sharded."""
+        return sum(leaf.nbytes for leaf in self.state)
+
+
+LayerSpec = PagedLayer | RecurrentLayer
+"""What a layer keeps of the tokens it has seen, and how it mixes them."""
 
 
 class Model(Protocol):
     """One family bound to one checkpoint's config, a tensor-parallel degree and a quantization. Holds no arrays.
 
     `param_specs` has the same tree as `Params`. `forward` and `logits` are pure and may be jitted, differentiated and
-    instrumented. `widest` is the number of values of a token's widest activation. `rules` maps checkpoint tensors to
-    parameters (see `models.mapping`).
+    instrumented. `layers` has a spec for each layer that mixes tokens, in the order in which `forward` takes their caches.
+    `widest` is the number of values of a token's widest activation. `rules` maps checkpoint tensors to parameters (see
+    `models.mapping`).
     """
 
     architecture: str
     vocab_size: int
     max_positions: int
     widest: int
-    cache_spec: CacheSpec
+    layers: Sequence[LayerSpec]
     param_specs: Mapping[str, Any]
     rules: Sequence[Any]
 
@@ -110,10 +146,10 @@ class Model(Protocol):
         params: Params,
         tokens: jax.Array,
         positions: jax.Array,
-        attend: Attend[CacheT],
+        mixer: Mixer[CacheT],
         cache: Sequence[CacheT],
     ) -> tuple[jax.Array, tuple[CacheT, ...]]:
-        """tokens [T] int32, positions [T] int32, one cache entry per layer -> final normed hidden [T, D], new cache."""
+        """tokens and positions [T] int32, one cache entry for each of `layers` -> final normed hidden [T, D], new cache."""
         ...
 
     def logits(self, params: Params, hidden: jax.Array, live: jax.Array | None = None) -> jax.Array:

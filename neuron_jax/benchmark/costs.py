@@ -8,7 +8,7 @@ import jax
 from attrs import frozen
 
 from models.registry import build
-from models.spec import Model, ParamSpec
+from models.spec import Model, PagedLayer, ParamSpec
 
 
 @frozen
@@ -36,13 +36,16 @@ def costs(model: Model, config: Mapping[str, Any], kv_token: int) -> Costs:
     matrices = [leaf for leaf in _leaves(plain.param_specs) if len(leaf.shape) > 1]
     inner = [leaf for leaf in matrices if "vocab" not in leaf.axes]
     table = next(leaf for leaf in matrices if "vocab" in leaf.axes)
-    spec = plain.cache_spec
     return Costs(
         weights=_read_by_decode(model),
         kv_token=kv_token,
         matmul=sum(math.prod(leaf.shape) for leaf in inner),
         head=math.prod(table.shape),
-        attention=2 * spec.layers * int(config["num_attention_heads"]) * spec.head_dim,
+        attention=sum(
+            layer.kv_heads * layer.group * (layer.k_width + layer.v_width)
+            for layer in plain.layers
+            if isinstance(layer, PagedLayer)
+        ),
     )
 
 

@@ -17,7 +17,8 @@ class Row:
     A prompt's tokens are `fed` by the host, and it draws one token where it ends with them. Else the first token is the
     newest, which the device knows. With `guesses` for those that come next, each token is drawn after; what counts ends
     with the first that was guessed wrong, so it is at most `draws`. Without, in a step of several, each token is what was
-    drawn before it. `stay` tells whether the request is still the one planned for.
+    drawn before it. `stay` tells whether the request is still the one planned for. `states` are the snapshots of recurrent
+    state that the row begins from and that it leaves, 0 for none: see `Cache.states`.
     """
 
     request: Request
@@ -27,6 +28,7 @@ class Row:
     draws: int
     guesses: Sequence[int] = ()
     fed: bool = False
+    states: tuple[int, int] = (0, 0)
 
 
 @define(eq=False)

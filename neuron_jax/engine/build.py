@@ -18,15 +18,17 @@ from models.native.library import threads, unavailable
 from models.native.scratch import scratch_bytes
 from models.registry import build
 from models.sharding import make_mesh
-from models.spec import Model
+from models.spec import Model, RecurrentLayer
 from neuron_jax.engine import native_sampler, sampler
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat, choose_kv
 from neuron_jax.engine.attention.native import misfit
 from neuron_jax.engine.attention.trial import Case, kinds
 from neuron_jax.engine.buckets import Buckets, Menu, declare, one_size
+from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
+from neuron_jax.engine.groups import page_groups
 from neuron_jax.engine.memory import MIB, MemoryPlan, plan_memory, request_for
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
@@ -106,7 +108,7 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
             max_slots=slots,
             chunk_tokens=spec.chunk_tokens or DEFAULT_CHUNK[spec.platform],
             decode_steps=spec.decode_steps or DEFAULT_STEPS,
-            guesses=_guesses(spec, not_native),
+            guesses=0 if _recurs(model) else _guesses(spec, not_native),
             exact=exact,
         )
     )
@@ -116,18 +118,19 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
         model,
         tensor_parallel=spec.tensor_parallel,
         limit=limit,
-        kv_token=kv.token_bytes(model.cache_spec.kv_heads, model.cache_spec.head_dim),
+        kv=kv,
         runtime=_runtime(model, spec.platform, buckets),
         rows=buckets.rows,
         chunk=buckets.tokens[-1],
         page_size=spec.page_size,
         max_slots=slots,
         context=spec.max_context,
-        kv=pool,
-        scratch=_scratch(model, config, buckets) if exact else 0,
+        kv_bytes=pool,
+        prefix_cache=spec.prefix_cache,
+        scratch=_scratch(model, buckets) if exact else 0,
     )
     plan = plan_memory(request)
-    shapes = Shapes(spec.page_size, plan.pages, slots, plan.max_context)
+    shapes = Shapes(spec.page_size, plan.groups, slots, plan.max_context, plan.snapshots)
     return Design(
         model,
         quant,
@@ -159,21 +162,23 @@ def refuses_native(config: Any, spec: EngineSpec) -> str | None:
 def _runtime(model: Model, platform: Literal["cpu", "cuda"], buckets: Buckets) -> int:
     """Bytes of the process itself and of its programs."""
     layer = LAYER_BYTES["native" if buckets.exact else platform]
-    return RUNTIME_BYTES[platform] + len(buckets.keys()) * model.cache_spec.layers * layer
+    return RUNTIME_BYTES[platform] + len(buckets.keys()) * len(model.layers) * layer
 
 
-def _scratch(model: Model, config: Any, buckets: Buckets) -> int:
+def _scratch(model: Model, buckets: Buckets) -> int:
     """Bytes that the native kernels will keep."""
-    heads = model.cache_spec
-    return scratch_bytes(
-        tokens=buckets.tokens[-1],
-        rows=buckets.rows,
-        columns=model.widest,
-        vocab=model.vocab_size,
-        kv_heads=heads.kv_heads,
-        group=int(config["num_attention_heads"]) // heads.kv_heads,
-        width=heads.head_dim,
-        threads=threads(),
+    return max(
+        scratch_bytes(
+            tokens=buckets.tokens[-1],
+            rows=buckets.rows,
+            columns=model.widest,
+            vocab=model.vocab_size,
+            kv_heads=layer.kv_heads,
+            group=layer.group,
+            width=layer.k_width,
+            threads=threads(),
+        )
+        for layer in kinds(model)
     )
 
 
@@ -185,7 +190,12 @@ def _guesses(spec: EngineSpec, not_native: str | None) -> int:
 
 def _exact(model: Model, kv: KVFormat, dtype: Any, spec: EngineSpec, not_native: str | None) -> bool:
     """Whether programs skip what is padding: where nothing but the native kernels computes tokens."""
-    return not_native is None and misfit(kv, dtype, spec.page_size, [model.cache_spec.head_dim]) is None
+    return not_native is None and not _recurs(model) and misfit(kv, dtype, spec.page_size, kinds(model)) is None
+
+
+def _recurs(model: Model) -> bool:
+    """Whether a text has a state that only goes forward: a wrong guess could not be taken back."""
+    return any(isinstance(layer, RecurrentLayer) for layer in model.layers)
 
 
 def keeps_promise(spec: EngineSpec, slots: int, *, exact: bool) -> tuple[bool, str]:
@@ -251,14 +261,22 @@ def lead(made: Design, runner: Runner) -> Engine:
     """The engine over a runner whose essential programs are usable."""
     menu = Menu()
     menu.add(runner.sizes(runner.usable))
-    naming = Naming(made.shapes.page_size, secrets.token_bytes(NAME_BYTES)) if made.prefix_cache else None
-    scheduler = Scheduler(
-        Pages(made.plan.pages),
+    snapshots = made.shapes.snapshots
+    found_again = made.prefix_cache and (snapshots > 0 or not _recurs(made.model))
+    naming = Naming(made.shapes.page_size, secrets.token_bytes(NAME_BYTES)) if found_again else None
+    cache = Cache(
+        [Pages(count) for count in made.plan.groups],
         page_size=made.shapes.page_size,
+        naming=naming,
+        windows=page_groups(made.model.layers),
+        step_tokens=made.buckets.tokens[-1],
+        snapshots=Pages(snapshots) if snapshots else None,
+    )
+    scheduler = Scheduler(
+        cache,
         max_slots=made.shapes.max_slots,
         menu=menu,
         pace=Pace(padded=not made.buckets.exact),
-        naming=naming,
         guesses=made.buckets.guesses,
     )
     return Engine(scheduler, runner, made.plan.max_context, time.perf_counter)

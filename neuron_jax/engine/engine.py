@@ -71,7 +71,7 @@ class Engine:
     _landed: float = field(default=0.0, init=False)  # when the last result came, or work began
 
     def __attrs_post_init__(self) -> None:
-        self.load = EngineLoad(pages=self.scheduler.pages.total)
+        self.load = EngineLoad(pages=self.scheduler.cache.total)
         self._note_load()
 
     @property
@@ -201,11 +201,11 @@ class Engine:
             self.load,
             running=scheduler.running,
             waiting=scheduler.waiting,
-            free_pages=scheduler.pages.free,
-            kept_pages=scheduler.pages.kept,
+            free_pages=scheduler.cache.free,
+            kept_pages=scheduler.cache.kept,
             preemptions=scheduler.preemptions,
-            prefix_lookup_tokens=scheduler.lookup_tokens,
-            prefix_hit_tokens=scheduler.hit_tokens,
+            prefix_lookup_tokens=scheduler.cache.lookup_tokens,
+            prefix_hit_tokens=scheduler.cache.hit_tokens,
             guessed_tokens=scheduler.guessed_tokens,
             right_guesses=scheduler.right_guesses,
             programs=len(runner.usable),

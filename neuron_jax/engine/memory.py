@@ -5,13 +5,16 @@ of the finished programs is then held against it (`settle`).
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 from attrs import evolve, frozen
 
-from models.spec import Model, ParamSpec
+from models.spec import Model, PagedLayer, ParamSpec, RecurrentLayer
+from neuron_jax.engine.attention.kv import KVFormat
+from neuron_jax.engine.groups import page_groups
 from neuron_jax.engine.pages import pages_for
 from neuron_jax.workers.frames import LEAST_CONTEXT, MemoryRow
 
@@ -24,6 +27,17 @@ free memory at start must not throw the compile cache away."""
 
 TOKENS_PER_SLOT = 512
 """KV tokens reckoned for each of the requests that run at once, where nobody says how large the pool shall be."""
+
+
+SNAPSHOTS = 2
+"""Snapshots of recurrent state for each slot, where the memory is there: what of a conversation is found again is its last
+prompt and its last answer."""
+
+SNAPSHOT_SHARE = 8
+"""The part of what is left for pages that snapshots may take: without pages nothing is served."""
+
+WINDOWS_KEPT = 2
+"""Windows of each slot that there are pages for: the running one, and one of a text that may go on."""
 
 
 class DoesNotFitError(Exception):
@@ -44,22 +58,30 @@ class PlanRequest:
     weights_int8: int  # what they would be with quant=int8; 0 = they are
     step: int  # peak of one step besides weights and pages
     runtime: int  # the JAX runtime: its code, threads and compiled programs
-    page: int  # one page, over all layers
+    page: int  # one page, over all layers that see everything
     page_size: int
     max_positions: int
     max_slots: int
     context: int = 0  # tokens of the longest request
-    kv: int = 0  # bytes of the pool
+    kv_bytes: int = 0  # bytes of the pool
+    windows: tuple[tuple[int, int], ...] = ()  # of layers that see so many tokens: one page, over all of these
+    step_tokens: int = 0  # of the largest step
+    state: int = 0  # recurrent state of one text, over all layers
+    prefix_cache: bool = True
     scratch: int = 0  # what native kernels keep to work in
 
 
 @frozen
 class MemoryPlan:
-    """`pages` of KV, requests of at most `max_context` tokens, and the rows of the table that led there."""
+    """Requests of at most `max_context` tokens, and the rows of the table that led there. There are `pages` of KV for layers
+    that see everything, of each group of layers (see `groups`) so many, and `snapshots` of recurrent state.
+    """
 
     pages: int
     max_context: int
     rows: tuple[MemoryRow, ...]
+    groups: tuple[int, ...] = ()
+    snapshots: int = 0
 
 
 @frozen
@@ -86,17 +108,24 @@ def plan_memory(request: PlanRequest) -> MemoryPlan:
         raise DoesNotFitError(_rows(request, least), _suggestion(request, affordable))
     wanted = max(_wanted_pages(request), least)
     pages = wanted if wanted <= affordable else max(_on_grid(affordable), least)
-    return MemoryPlan(pages, min(_context(request), pages * request.page_size), _rows(request, pages))
+    context = min(_context(request), pages * request.page_size)
+    groups = tuple(count for _, count, _ in _groups(request, pages))
+    return MemoryPlan(pages, context, _rows(request, pages), groups, _snapshots(request))
 
 
 def request_for(
-    model: Model, *, tensor_parallel: int, limit: int, kv_token: int, runtime: int, rows: int, chunk: int, **asked: int
+    model: Model, *, tensor_parallel: int, limit: int, kv: KVFormat, runtime: int, rows: int, chunk: int, **asked: Any
 ) -> PlanRequest:
-    """The plan request of a model; `kv_token` bytes of a token in one layer, steps of `rows` requests or a `chunk` of tokens.
+    """The plan request of a model whose pages are in `kv`, for steps of `rows` requests or a `chunk` of tokens.
 
-    `asked`: page_size, max_slots, context, kv, scratch as in PlanRequest.
+    `asked`: page_size, max_slots, context, kv_bytes, prefix_cache, scratch as in PlanRequest.
     """
-    spec = model.cache_spec
+    size = asked["page_size"]
+    pages = dict.fromkeys(page_groups(model.layers), 0)
+    for layer in model.layers:
+        if isinstance(layer, PagedLayer):
+            pages[layer.window] += kv.token_bytes(layer) * size // tensor_parallel
+    recurrent = [leaf for layer in model.layers if isinstance(layer, RecurrentLayer) for leaf in layer.state]
     specs = list(_leaves(model.param_specs))
     weights = sum(leaf.nbytes // _shards(leaf, tensor_parallel) for leaf in specs)
     int8 = sum(leaf.nbytes // leaf.dtype.itemsize // _shards(leaf, tensor_parallel) for leaf in specs)
@@ -106,7 +135,10 @@ def request_for(
         weights_int8=int8 if int8 < weights // 2 else 0,
         step=_step_peak(model, rows=rows, chunk=chunk),
         runtime=runtime,
-        page=spec.layers * kv_token * asked["page_size"] // tensor_parallel,
+        page=pages.pop(None, 0),
+        windows=tuple((window, count) for window, count in pages.items() if window is not None),
+        step_tokens=chunk,
+        state=sum(leaf.nbytes // _shards(leaf, tensor_parallel) for leaf in recurrent),
         max_positions=model.max_positions,
         **asked,
     )
@@ -182,6 +214,36 @@ def _context(request: PlanRequest) -> int:
     return min(request.context or request.max_positions, request.max_positions)
 
 
+def _groups(request: PlanRequest, pages: int) -> list[tuple[int | None, int, int]]:
+    """Window, pages and bytes of each group of layers, where those that see everything have `pages`."""
+    groups: list[tuple[int | None, int, int]] = [(None, pages, pages * request.page)] if request.page else []
+    size = request.page_size
+    for window, page in request.windows:
+        running = WINDOWS_KEPT * request.max_slots * (pages_for(window, size) + 1)
+        count = min(pages, running + pages_for(request.step_tokens, size) + 1)
+        groups.append((window, count, count * page))
+    return groups
+
+
+def _fitting(request: PlanRequest, available: int) -> int:
+    """The most pages, in terms of layers that see everything, for which so many bytes are enough."""
+    most = pages_for(request.max_positions, request.page_size) * request.max_slots
+    sizes = range(1, most + 1)
+    return bisect_right(sizes, available, key=lambda pages: sum(taken for _, _, taken in _groups(request, pages)))
+
+
+def _left(request: PlanRequest) -> int:
+    """Bytes for pages and snapshots."""
+    taken = request.weights + request.step + request.runtime + request.scratch + (request.max_slots + 1) * request.state
+    return max(request.limit - taken, 0)
+
+
+def _snapshots(request: PlanRequest) -> int:
+    if not request.state or not request.prefix_cache:
+        return 0
+    return min(SNAPSHOTS * request.max_slots, _left(request) // SNAPSHOT_SHARE // request.state)
+
+
 def _least_pages(request: PlanRequest) -> int:
     tokens = _context(request) if request.context else min(_context(request), LEAST_CONTEXT)
     return pages_for(tokens, request.page_size)
@@ -189,14 +251,13 @@ def _least_pages(request: PlanRequest) -> int:
 
 def _wanted_pages(request: PlanRequest) -> int:
     one = pages_for(_context(request), request.page_size)
-    if request.kv:
-        return min(request.kv // request.page, one * request.max_slots)
+    if request.kv_bytes:
+        return min(_fitting(request, request.kv_bytes), one * request.max_slots)
     return max(one, pages_for(TOKENS_PER_SLOT * request.max_slots, request.page_size))
 
 
 def _affordable(request: PlanRequest) -> int:
-    left = request.limit - request.weights - request.step - request.runtime - request.scratch
-    return max(left, 0) // request.page
+    return _fitting(request, _left(request) - _snapshots(request) * request.state)
 
 
 def _on_grid(pages: int) -> int:
@@ -204,17 +265,21 @@ def _on_grid(pages: int) -> int:
 
 
 def _rows(request: PlanRequest, pages: int) -> tuple[MemoryRow, ...]:
-    kv = pages * request.page
-    total = request.weights + request.step + request.runtime + request.scratch + kv
-    return (
+    size, snapshots = request.page_size, _snapshots(request)
+    rows = [
         MemoryRow("weights", request.weights),
         MemoryRow(STEP, request.step),
         MemoryRow("runtime", request.runtime),
         *([MemoryRow("kernels' scratch", request.scratch)] if request.scratch else []),
-        MemoryRow(f"KV pages ({pages} of {request.page_size} tokens)", kv),
-        MemoryRow(TOTAL, total),
-        MemoryRow(LIMIT, request.limit),
-    )
+    ]
+    for window, count, taken in _groups(request, pages):
+        seen = "" if window is None else f" of layers that see {window} tokens"
+        rows.append(MemoryRow(f"KV pages{seen} ({count} of {size} tokens)", taken))
+    if request.state:
+        states = request.max_slots + 1 + snapshots
+        rows.append(MemoryRow(f"recurrent state ({snapshots} of {states} are snapshots)", states * request.state))
+    total = sum(row.bytes for row in rows)
+    return (*rows, MemoryRow(TOTAL, total), MemoryRow(LIMIT, request.limit))
 
 
 def _suggestion(request: PlanRequest, affordable: int) -> str:

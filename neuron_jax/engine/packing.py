@@ -1,11 +1,11 @@
 """A step's host inputs as one int32 array up, its results as int32 arrays down. Knows layouts, not policy.
 
 One array per program and direction: a transfer costs far more than its bytes. Floats travel as their bits. What the device
-must know of a request beyond a step stands in the line of its slot: sampling parameters, then the numbers of its pages. It
-is told of a line only what is news; a step is
+must know of a request beyond a step stands in the line of its slot: sampling parameters, then for each group of layers the
+numbers of its pages. It is told of a line only what is news; a step is
 
     news [NEWS * rows, 2]   a place in the lines, all of them in one row, and what stands there from now on
-    rows [rows, 4]          slot, position of the first token, tokens, and DRAWS
+    rows [rows, 6]          slot, position of the first token, tokens, DRAWS, snapshots of state to begin from and to leave
     tokens [tokens]         the rows' tokens one after the other; -1 for the newest of the row's slot
 """
 
@@ -57,16 +57,22 @@ Words = npt.NDArray[np.int32]
 
 
 class Rows(NamedTuple):
-    """The rows of a step on the device, each [R]."""
+    """The rows of a step on the device, each [R]. `load` and `save` are places of snapshots, 0 for none."""
 
     slot: Any
     start: Any
     count: Any
     draws: Any
+    load: Any
+    save: Any
+
+
+ROW = len(Rows._fields)
+"""Words of a row."""
 
 
 def step_words(key: StepKey) -> int:
-    return 2 * NEWS * key.rows + 4 * key.rows + key.tokens
+    return 2 * NEWS * key.rows + ROW * key.rows + key.tokens
 
 
 def line_words(table: int) -> int:
@@ -81,19 +87,21 @@ def seat_words(table: int, vocab: int) -> int:
 class Mirror:
     """What the device has been told of every slot, kept on the host, and the words that tell it more.
 
-    Every packed array is a new one: the device may still read the last while the next is made.
+    `table` is how many page numbers a line has for each of `groups` groups of layers. Every packed array is a new one: the
+    device may still read the last while the next is made.
     """
 
     slots: int
     table: int
+    groups: int = 1
     _lines: Words = field(init=False)  # the last is that of padding rows: greedy, trash pages
     _owners: list[tuple[Request, int] | None] = field(init=False)
-    _pages: list[int] = field(init=False)  # how many page numbers of a line are its owner's
+    _pages: list[list[int]] = field(init=False)  # how many page numbers of each group in a line are its owner's
 
     def __attrs_post_init__(self) -> None:
-        self._lines = np.zeros((self.slots + 1, line_words(self.table)), np.int32)
+        self._lines = np.zeros((self.slots + 1, line_words(self.table * self.groups)), np.int32)
         self._owners = [None] * self.slots
-        self._pages = [0] * self.slots
+        self._pages = [[] for _ in range(self.slots)]
 
     def is_new(self, request: Request) -> bool:
         """Whether somebody else had the slot of `request` when the device was last told of it."""
@@ -103,18 +111,22 @@ class Mirror:
     def note(self, request: Request) -> Words:
         """What the device does not know yet of `request`, [news, 2]; from now on it does.
 
-        Of the owner before the last page numbers may stay behind those of the new one: nobody looks at them.
+        Of the owner before the last page numbers may stay behind those of the new one, and those of pages that a window has
+        left: nobody looks at them.
         """
-        slot, pages = _slot(request), request.pages
+        slot = _slot(request)
         line, known = self._lines[slot], self._pages[slot]
-        if not self.is_new(request) and known == len(pages):
+        counts = [len(pages) for pages in request.pages]
+        if not self.is_new(request) and known == counts:
             return np.zeros((0, 2), np.int32)
         before = line.copy()
         if self.is_new(request):
-            self._owners[slot], known = (request, request.stay), 0
+            self._owners[slot], known = (request, request.stay), [0] * self.groups
             _fill(line, request)
-        line[PARAMS + known : PARAMS + len(pages)] = pages[known:]
-        self._pages[slot] = len(pages)
+        for group, pages in enumerate(request.pages):
+            begin = PARAMS + group * self.table
+            line[begin + known[group] : begin + counts[group]] = pages[known[group] :]
+        self._pages[slot] = counts
         places = np.flatnonzero(line != before)
         return np.stack([slot * line.size + places, line[places]], axis=1).astype(np.int32)
 
@@ -137,9 +149,9 @@ class Mirror:
     def seat(self, request: Request, vocab: int) -> Words:
         """int32 [seat_words]: slot and line; biases and bans; how often a token was generated, times 2, plus 1 if in the
         prompt."""
-        packed = np.zeros(seat_words(self.table, vocab), np.int32)
+        packed = np.zeros(seat_words(self._lines.shape[1] - PARAMS, vocab), np.int32)
         packed[0] = _slot(request)
-        line, biases, seen = _split_seat(packed[1:], line_words(self.table))
+        line, biases, seen = _split_seat(packed[1:], self._lines.shape[1])
         line[:] = self._lines[_slot(request)]
         ids, bias, until = biases
         entries = [(token, value, FOREVER) for token, value in request.sampling.logit_bias.items()]
@@ -210,9 +222,9 @@ def unpack_logprobs(line: Words, alternatives: int) -> tuple[float, list[Alterna
 
 
 def _split(packed: Any, key: StepKey) -> tuple[Any, Any, Any]:
-    """The parts of a step's words: news [N, 2], rows [R, 4], tokens [T]."""
-    news, rows = 2 * NEWS * key.rows, 4 * key.rows
-    return packed[:news].reshape(-1, 2), packed[news : news + rows].reshape(-1, 4), packed[news + rows :]
+    """The parts of a step's words: news [N, 2], rows [R, ROW], tokens [T]."""
+    news, rows = 2 * NEWS * key.rows, ROW * key.rows
+    return packed[:news].reshape(-1, 2), packed[news : news + rows].reshape(-1, ROW), packed[news + rows :]
 
 
 def _split_seat(packed: Any, line: int) -> tuple[Any, Any, Any]:
@@ -221,11 +233,12 @@ def _split_seat(packed: Any, line: int) -> tuple[Any, Any, Any]:
     return packed[:line], packed[line:end].reshape(3, MAX_BIAS), packed[end:]
 
 
-def _lines_of(row: Row) -> list[tuple[int, int, int, int]]:
+def _lines_of(row: Row) -> list[tuple[int, ...]]:
     slot = _slot(row.request)
     if not row.guesses:
-        return [(slot, row.start, row.count, DRAWS if row.draws else SILENT)]
-    return [(slot, row.start + i, 1, GUESSED if i else DRAWS) for i in range(row.count)]
+        return [(slot, row.start, row.count, DRAWS if row.draws else SILENT, *row.states)]
+    assert not any(row.states), "a state that goes forward only, and guesses"
+    return [(slot, row.start + i, 1, GUESSED if i else DRAWS, *row.states) for i in range(row.count)]
 
 
 def _tokens_of(row: Row, steps: int) -> Sequence[int]:

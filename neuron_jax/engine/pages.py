@@ -58,6 +58,10 @@ class Pages:
             self._names[page] = name
             self._found[name] = page
 
+    def get(self, name: bytes) -> int:
+        """The page of that name; 0 when nobody has it."""
+        return self._found.get(name, 0)
+
     def find(self, names: Iterable[bytes]) -> list[int]:
         """The pages of `names` up to the first that nobody has."""
         pages = []

@@ -14,13 +14,15 @@ from attrs import frozen
 from jax import lax
 
 from models.sharding import named_sharding, replicated
-from models.spec import Model, ParamSpec, live_of
+from models.spec import Model, PagedLayer, ParamSpec
 from neuron_jax.engine import packing, sampler
 from neuron_jax.engine.attention.choose import Choice
 from neuron_jax.engine.attention.kv import LayerCache
 from neuron_jax.engine.attention.ragged import ragged
+from neuron_jax.engine.attention.recurrent import Snapshots, state_specs
 from neuron_jax.engine.attention.reference import BLOCK
 from neuron_jax.engine.buckets import Key, SeatKey, StepKey
+from neuron_jax.engine.groups import Groups, page_groups
 
 Pool = tuple[LayerCache, ...]
 
@@ -50,13 +52,14 @@ class Shapes:
     """The sizes that every program is compiled for, besides its key."""
 
     page_size: int
-    pages: int  # without the trash page
+    pages: tuple[int, ...]  # of each group of layers, without the trash page
     max_slots: int
     max_context: int
+    snapshots: int = 0  # of recurrent state, without the trash one
 
     @property
     def table(self) -> int:
-        """Page numbers per row: the context, rounded up to whole attention blocks."""
+        """Page numbers per row and group: the context, rounded up to whole attention blocks."""
         return -(-self.max_context // BLOCK) * BLOCK // self.page_size
 
 
@@ -69,6 +72,10 @@ class Program:
     shapes: Shapes
     attention: Choice
     sample: Callable[[jax.Array, sampler.RowParams, sampler.Past], sampler.Drawn] = sampler.sample
+
+    @property
+    def groups(self) -> Groups:
+        return page_groups(self.model.layers)
 
     def abstract_params(self) -> Any:
         return jax.tree.map(
@@ -87,14 +94,14 @@ class Program:
             bias=self._whole((slots, sampler.MAX_BIAS), jnp.float32),
             bias_until=self._whole((slots, sampler.MAX_BIAS), jnp.uint32),
         )
-        lines = self._whole((slots, packing.line_words(self.shapes.table)), jnp.int32)
+        lines = self._whole((slots, packing.line_words(self.shapes.table * len(self.groups))), jnp.int32)
         return State(self._abstract_pool(), past, self._whole((slots,), jnp.int32), lines)
 
     def lower(self, key: Key) -> jax.stages.Lowered:
         """The program of `key`, traced and lowered for this mesh. The state is donated."""
         state, whole = self.abstract_state(), replicated(self.mesh)
         if isinstance(key, SeatKey):
-            words = packing.seat_words(self.shapes.table, self.model.vocab_size)
+            words = packing.seat_words(self.shapes.table * len(self.groups), self.model.vocab_size)
             seat = jax.jit(_seat, donate_argnums=0, out_shardings=_shardings(state))
             return seat.lower(state, self._whole((words,), jnp.int32))
         # Named outright: left to itself, a mesh of one device would lose the pool's sharding and copy it every step.
@@ -103,11 +110,15 @@ class Program:
         return step.lower(self.abstract_params(), state, self._whole((packing.step_words(key),), jnp.int32))
 
     def _abstract_pool(self) -> Any:
-        spec, shapes = self.model.cache_spec, self.shapes
-        leaves = self.attention.kv.layer(
-            pages=shapes.pages, page_size=shapes.page_size, kv_heads=spec.kv_heads, head_dim=spec.head_dim
-        )
-        return (tuple(self._abstract(leaf.shape, leaf.dtype, leaf.axes) for leaf in leaves),) * spec.layers
+        shapes, kv = self.shapes, self.attention.kv
+        pages = dict(zip(self.groups, shapes.pages, strict=True))
+        pools = [
+            kv.pool(layer, pages=pages[layer.window], page_size=shapes.page_size)
+            if isinstance(layer, PagedLayer)
+            else state_specs(layer, slots=shapes.max_slots, snapshots=shapes.snapshots)
+            for layer in self.model.layers
+        ]
+        return tuple(tuple(self._abstract(leaf.shape, leaf.dtype, leaf.axes) for leaf in pool) for pool in pools)
 
     def _whole(self, shape: tuple[int, ...], dtype: Any) -> Any:
         return self._abstract(shape, dtype, (None,) * len(shape))
@@ -130,7 +141,8 @@ def _step(program: Program, key: StepKey, params: Any, state: State, packed: jax
         live = step < rows.count
         slot = jnp.where(live, rows.slot, program.shapes.max_slots)
         draws = jnp.where(live, rows.draws, packing.SILENT)
-        one = packing.Rows(slot, rows.start + step, live.astype(jnp.int32), draws)
+        load, save = jnp.where(step == 0, rows.load, 0), jnp.where(live, rows.save, 0)
+        one = packing.Rows(slot, rows.start + step, live.astype(jnp.int32), draws, load, save)
         return _compute(program, params, state, one, jnp.full_like(tokens, -1))
 
     state, result = lax.scan(once, state, jnp.arange(key.steps, dtype=jnp.int32))
@@ -147,16 +159,16 @@ def _compute(
     first wrong guess, that one's correction included, are what one step after the other would have drawn.
     """
     shapes, model = program.shapes, program.model
-    where = ragged(state.lines[:, packing.PARAMS :], rows.slot, rows.start, rows.count, tokens.shape[0])
+    where = ragged(_tables(program, state.lines), rows.slot, rows.start, rows.count, tokens.shape[0])
     given = jnp.where(tokens >= 0, tokens, state.last_token[rows.slot[where.row]])
-    attend = program.attention.make(where)
-    hidden, pool = model.forward(params, given, where.position, attend, state.pool)
+    mixer = program.attention.mixer(where, Snapshots(rows.load, rows.save, shapes.page_size))
+    hidden, pool = model.forward(params, given, where.position, mixer, state.pool)
     end = jnp.maximum(where.first + rows.count - 1, 0)
     draws = rows.draws > packing.SILENT
     wanted = _at(packing.params_of(state.lines, rows.slot), rows.start + rows.count, draws)
     # Of what is behind the last row that draws no logits are wanted.
     until = jnp.max(jnp.where(draws, 1 + jnp.arange(draws.size, dtype=jnp.int32), 0), keepdims=True)
-    logits = _logits(program, params, hidden[end], None if live_of(attend) is None else until)
+    logits = _logits(program, params, hidden[end], None if mixer.live is None else until)
     drawn = program.sample(logits, wanted, state.past)
     counts = draws & _right(rows.draws == packing.GUESSED, given[end], drawn.token)
     followed = jnp.append(counts[1:] & (rows.draws[1:] == packing.GUESSED), False)
@@ -168,6 +180,13 @@ def _compute(
         last_token=state.last_token.at[newest].set(drawn.token, mode="promise_in_bounds"),
     )
     return state, Result(jnp.where(counts, drawn.token, -1), packing.pack_logprobs(drawn))
+
+
+def _tables(program: Program, lines: jax.Array) -> dict[int | None, jax.Array]:
+    """By window the pages of every slot, [S + 1, W], of the layers that see so far."""
+    width = program.shapes.table
+    begins = range(packing.PARAMS, lines.shape[1], width)
+    return {window: lines[:, at : at + width] for window, at in zip(program.groups, begins, strict=True)}
 
 
 def _right(guessed: jax.Array, token: jax.Array, drawn: jax.Array) -> jax.Array:

@@ -62,7 +62,7 @@ class Trial:
     @property
     def places(self) -> range:
         """The slots that there are pages for."""
-        return range(min(self.rows, self.runner.program.shapes.pages // self._pages))
+        return range(min(self.rows, min(self.runner.program.shapes.pages, default=FAR) // self._pages))
 
     def token_by_token(self, ours: dict[int, list[int]], theirs: dict[int, list[int]]) -> list[Any]:
         """Texts by place -> of each of ours the words on what may follow it. The others stand far ahead in theirs."""
@@ -105,6 +105,6 @@ class Trial:
             stop_ids=frozenset(),
             arrival=place,
             wants_logprobs=True,
-            pages=list(range(first, first + self._pages)),
+            pages=[list(range(first, first + self._pages)) for _ in self.runner.program.groups],
             slot=place,
         )

@@ -11,12 +11,15 @@ class Request:
     """What the scheduler knows of a request; 0 <= computed < length <= limit.
 
     `tokens` is the prompt and what was generated and fetched; `ahead` counts tokens that steps under way will add.
-    `computed` counts the tokens whose keys and values are in `pages`, as soon as the step that computes them is planned.
+    `computed` counts the tokens whose keys and values are in pages, as soon as the step that computes them is planned.
     `fed` is the length when it was admitted: tokens up to there come from the host, later ones never leave the device.
     `slot` is its row of the device state while it is admitted; `stay` counts how often it gave that up, so that what a
     step under way brings for an earlier stay is known to be void. `arrival` orders requests: the youngest is preempted first.
-    Of `pages`, the first `found` were others' before, and the first `published` can be found by others; `names` are what
-    its full pages are called. `cached` counts the prompt's tokens that were found at its first stay.
+    Of its pages, the first `found` were others' before, and the first `published` can be found by others; `names` are what
+    its full pages are called. `cached` counts the prompt's tokens that were found at its first stay. What it holds is
+    the `Cache`'s business: `pages` by group of layers, 0 where a window has `left` them behind (by group, how many); the
+    `snapshot` that its first row begins from, the one that it leaves (`rolling`: place, and pages of text behind which
+    the state is), and where its text `parted` from others, in pages.
     """
 
     id: int
@@ -31,7 +34,11 @@ class Request:
     computed: int = 0
     ahead: int = 0
     fed: int = 0
-    pages: list[int] = field(factory=list)
+    pages: list[list[int]] = field(factory=list)
+    left: dict[int, int] = field(factory=dict)
+    snapshot: int = 0
+    rolling: tuple[int, int] = (0, 0)
+    parted: int = 0
     slot: int | None = None
     stay: int = 0
     names: list[bytes] = field(factory=list)

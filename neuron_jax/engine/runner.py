@@ -54,7 +54,7 @@ class Runner:
         self.usable.update(self.compiler.ready)
         self._state = _zeros(self.program.abstract_state())
         shapes = self.program.shapes
-        self._mirror = packing.Mirror(shapes.max_slots, shapes.table)
+        self._mirror = packing.Mirror(shapes.max_slots, shapes.table, len(shapes.pages))
 
     def lead(self, others: Others) -> None:
         """From now on `others` run every program as well; what they have not compiled is not usable."""
@@ -91,12 +91,14 @@ class Runner:
         assert isinstance(key, StepKey), f"{key} is no step"
         room, news = packing.NEWS * key.rows, []
         requests = dict.fromkeys(row.request for row in step.rows)
+        fed = {row.request for row in step.rows if row.fed}
         # Growth first: there is room for all of it, and only a new request may be seated.
         for request in sorted(requests, key=self._mirror.is_new):
             new = self._mirror.is_new(request)
             told = self._mirror.note(request)
             if len(told) > room or (new and packing.needs_seat(request)):
-                assert new, "no room for the pages that a request grew by"
+                # Of a prompt the host knows all tokens: seating it again changes nothing else.
+                assert new or request in fed, "no room for the pages that a request grew by"
                 self._seat(request)
             else:
                 news.append(told)

@@ -8,11 +8,10 @@ from attrs import define, field
 
 from neuron_jax.engine.batch import Drawn, Row, Step
 from neuron_jax.engine.buckets import GUESSING_ROWS, Menu
+from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.guesses import Guesser
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.packing import unpack_logprobs
-from neuron_jax.engine.pages import Pages, pages_for
-from neuron_jax.engine.prefix import Naming
 from neuron_jax.engine.requests import Request, wants_everything
 from neuron_jax.workers.frames import Output
 
@@ -31,7 +30,7 @@ LEAST = 8
 
 @define(eq=False)
 class Scheduler:
-    """Owner of the queue, the slots and the pages.
+    """Owner of the queue and the slots; what requests hold of the `cache` it asks for and gives back.
 
     Policy: requests are admitted in order of arrival while their tokens' pages are free with one page to spare for each
     running request. A step is the next token of all that decode and, in order of arrival, as many tokens of prompts as
@@ -39,25 +38,21 @@ class Scheduler:
     nobody waits for a turn, streams make several tokens in one step. When the pool is full the youngest request gives its
     pages back and is computed again later; its noise is keyed by position, so its text does not change.
 
-    With `naming`, the pages of prompts and answers can be found as they fill, and a request begins with those that hold its
-    text's beginning already. A page can be found once the step that fills it is planned: who reads it comes in the same
-    step or later.
+    Where pages have names, those of prompts and answers can be found as they fill, and a request begins with those that hold
+    its text's beginning already. A page can be found once the step that fills it is planned: who reads it comes in the
+    same step or later.
 
     With `guessing`, a few requests that repeat themselves make several tokens a step: those guessed right, and one more.
 
     A step that was handed out counts as done, except for the tokens it draws: `absorb` brings those, in the same order.
     """
 
-    pages: Pages
-    page_size: int
+    cache: Cache
     max_slots: int
     menu: Menu
     pace: Pace
-    naming: Naming | None = None
     guesses: int = 0  # tokens ahead
     preemptions: int = field(default=0, init=False)
-    lookup_tokens: int = field(default=0, init=False)  # of prompts whose beginnings were looked for
-    hit_tokens: int = field(default=0, init=False)  # of these, found
     guessed_tokens: int = field(default=0, init=False)
     right_guesses: int = field(default=0, init=False)
     _waiting: deque[Request] = field(factory=deque, init=False)
@@ -80,7 +75,7 @@ class Scheduler:
         return not self._waiting and not self._admitted
 
     def add(self, request: Request) -> None:
-        assert pages_for(request.limit, self.page_size) <= self.pages.total, "a request longer than the whole pool"
+        assert self.cache.holds(request.limit), "a request longer than the whole pool"
         if self.guesses and not wants_everything(request.sampling):
             request.guesser = Guesser()
         self._waiting.append(request)
@@ -96,13 +91,26 @@ class Scheduler:
         After a step that is `open_ended`, `absorb` must come first.
         """
         self._admit()
+        step = self._plan()
+        while step is None and self._stuck:
+            self._preempt(self._admitted[-1])
+            step = self._plan()
+        self.cache.settle()
+        return step
+
+    @property
+    def _stuck(self) -> bool:
+        """Whether prompts hold the pages that others wait for, and nobody will end before one of them gives way."""
+        return len(self._admitted) > 1 and not any(request.ahead for request in self._admitted)
+
+    def _plan(self) -> Step | None:
         streams = [request for request in self._admitted if request.decoding]
         alone = not self._waiting and not any(request.to_feed for request in self._admitted)
         guessed = self._guessed(streams)
         steps = self._steps(streams) if alone and not guessed else 1
         for request in streams:
             self._grow(request, steps + len(guessed.get(request, ())))
-        rows = [_next(r, steps, guessed.get(r, ())) for r in streams if r.slot is not None]
+        rows = [self._next(r, steps, guessed.get(r, ())) for r in streams if r.slot is not None]
         rows += self._prompts(rows)
         tokens = len(rows) if steps > 1 else sum(row.count for row in rows)
         return Step(self.menu.fit(tokens, steps), rows) if rows else None
@@ -125,12 +133,12 @@ class Scheduler:
     def check_idle(self) -> None:
         """Assert that all pages and slots are free, by their numbers alone."""
         assert self.idle, "somebody is being served"
-        assert self.pages.free == self.pages.total, f"{self.pages.free} pages free of {self.pages.total}, and no owner"
+        self.cache.check_idle()
         assert len(self._slots) == self.max_slots, f"{len(self._slots)} slots free of {self.max_slots}, and no owner"
 
     def check_integrity(self) -> None:
         """Assert that every page is free or has the owners that it should, and every slot is free or has one."""
-        self.pages.check_integrity(r.pages for r in self._admitted)
+        self.cache.check_integrity(self._admitted)
         slots = sorted([*self._slots, *(r.slot for r in self._admitted if r.slot is not None)])
         assert slots == list(range(self.max_slots)), f"slots lost or owned twice: {slots}"
         assert all(not r.pages and r.slot is None and not r.ahead for r in self._waiting)
@@ -138,60 +146,21 @@ class Scheduler:
     def _admit(self) -> None:
         while self._waiting and self._slots:
             request = self._waiting[0]
-            found = self._find(request)
-            need = pages_for(len(request.tokens) + 1, self.page_size) - len(found)
             # A lone request may take the last page: nobody else is there to need one.
-            spare = len(self._admitted)
-            if need + self.pages.unowned(found) + spare > self.pages.free:
+            if not self.cache.admit(request, spare=len(self._admitted)):
                 return
             self._waiting.popleft()
             request.slot = self._slots.pop()
-            self._share(request, found)
-            request.pages += self.pages.take(need)
             request.fed = len(request.tokens)
-            if self.naming is not None and request.stay == 0:
-                self.lookup_tokens += request.prompt_length
             self._admitted.append(request)
             self._admitted.sort(key=lambda r: r.arrival)
 
     def _feeding(self) -> Request | None:
         """Whose prompt comes next."""
         request = next((r for r in self._admitted if r.to_feed), None)
-        if request is not None and request.computed == request.found * self.page_size:
-            # Nothing of it was computed yet: others may have computed its beginning since it was admitted.
-            self._share(request, self._find(request))
+        if request is not None:
+            self.cache.look_again(request)
         return request
-
-    def _find(self, request: Request) -> list[int]:
-        """The pages that hold the beginning of its text, so that at least one token is left to compute."""
-        if self.naming is None:
-            return []
-        full = (len(request.tokens) - 1) // self.page_size
-        self.naming.extend(request.names, request.tokens, full)
-        return self.pages.find(request.names[:full])
-
-    def _share(self, request: Request, found: Sequence[int]) -> None:
-        """Let `request` begin with the pages `found`; the first of them may be what it has already, others replace its own."""
-        more = found[request.found :]
-        self.pages.share(more)
-        self.pages.give_back(request.pages[request.found : len(found)])
-        request.pages[request.found : len(found)] = more
-        request.found = request.published = len(found)
-        request.computed = len(found) * self.page_size
-        # What a preempted request finds again it has computed itself.
-        if request.stay == 0:
-            self.hit_tokens += len(more) * self.page_size
-            request.cached = request.computed
-
-    def _publish(self, request: Request, tokens: int) -> None:
-        """Let the pages be found that are full of the first `tokens` tokens."""
-        full = tokens // self.page_size
-        if self.naming is None or full <= request.published:
-            return
-        self.naming.extend(request.names, request.tokens, full)
-        for i in range(request.published, full):
-            self.pages.publish(request.pages[i], request.names[i])
-        request.published = full
 
     def _prompts(self, streams: Sequence[Row]) -> list[Row]:
         """The tokens of prompts that are computed beside the rows of streams."""
@@ -200,10 +169,13 @@ class Scheduler:
         while (request := self._feeding()) is not None:
             if not rows:
                 left = self._room(request, streams)
-            if left <= 0:
+            count = self.cache.feed(request, min(request.to_feed, left)) if left > 0 else 0
+            if count <= 0:
                 break
-            rows.append(self._fed(request, left))
-            left -= rows[-1].count
+            rows.append(self._fed(request, count))
+            left -= count
+            if request.to_feed:
+                break  # one row for each request: its state goes on where the row before ends
         return rows
 
     def _room(self, first: Request, streams: Sequence[Row]) -> int:
@@ -226,14 +198,23 @@ class Scheduler:
         wanted = running + sum(request.to_feed for request in feeding)
         return pace.cut(wanted, [allowed for allowed in sizes if allowed <= size], at=at) - running
 
-    def _fed(self, request: Request, most: int) -> Row:
-        """The next tokens of its prompt."""
-        count = min(request.to_feed, most)
+    def _fed(self, request: Request, count: int) -> Row:
+        """The next `count` tokens of its prompt."""
         draws = 1 if count == request.to_feed else 0
-        row = Row(request, request.stay, request.computed, count, draws, fed=True)
+        states = self.cache.states(request, request.computed, count, fed=True)
+        row = Row(request, request.stay, request.computed, count, draws, fed=True, states=states)
         request.computed += count
         request.ahead += draws
-        self._publish(request, request.computed)
+        self.cache.publish(request, request.computed)
+        return row
+
+    def _next(self, request: Request, steps: int, guesses: Sequence[int]) -> Row:
+        """Its next `steps` tokens, or as many as it may still have; or the next one and those guessed."""
+        count = 1 + len(guesses) if guesses else min(steps, request.limit - request.length)
+        states = self.cache.states(request, request.computed, count, fed=False)
+        row = Row(request, request.stay, request.computed, count, count, guesses, states=states)
+        request.computed += count
+        request.ahead += count
         return row
 
     def _guessed(self, requests: Sequence[Request]) -> Mapping[Request, Sequence[int]]:
@@ -242,8 +223,7 @@ class Scheduler:
             return {}
         guesses = {request: _guess(request, self.guesses) for request in requests}
         rows, most = len(requests), sum(map(len, guesses.values()))
-        missing = sum(max(self._missing(request, 1 + len(guess)), 0) for request, guess in guesses.items())
-        if not most or missing > self.pages.free:
+        if not most or not self.cache.room((one, _last(one, 1 + len(guess))) for one, guess in guesses.items()):
             return {}
         right = sum(request.guesser.expected(len(guess)) for request, guess in guesses.items() if request.guesser)
         at = sum(request.computed for request in requests) / rows
@@ -272,21 +252,13 @@ class Scheduler:
         at = sum(request.computed for request in requests) / len(requests)
         seconds = steps * self.pace.seconds(self.menu.fit(len(requests), steps).tokens, at=at)
         wanted = max(r.limit - r.length for r in requests) >= steps
-        pages = sum(max(self._missing(r, steps), 0) for r in requests)
-        return steps if wanted and seconds <= BURST and pages <= self.pages.free else 1
-
-    def _missing(self, request: Request, steps: int) -> int:
-        """Pages that `request` lacks for `steps` more tokens; the newest token itself is only stored by the step after."""
-        last = min(request.computed + steps, request.limit - 1)
-        return pages_for(last, self.page_size) - len(request.pages)
+        room = self.cache.room((request, _last(request, steps)) for request in requests)
+        return steps if wanted and seconds <= BURST and room else 1
 
     def _grow(self, request: Request, steps: int) -> None:
         """Make sure that `request` has pages for a decode step, taking them from the youngest if need be."""
-        while request.slot is not None and (missing := self._missing(request, steps)) > 0:
-            if self.pages.free:
-                request.pages += self.pages.take(min(missing, self.pages.free))
-            else:
-                self._preempt(self._admitted[-1])
+        while request.slot is not None and not self.cache.grow(request, _last(request, steps)):
+            self._preempt(self._admitted[-1])
 
     def _preempt(self, victim: Request) -> None:
         self._release(victim)
@@ -295,11 +267,11 @@ class Scheduler:
         self.preemptions += 1
 
     def _release(self, request: Request) -> None:
-        """Take back what `request` holds. Steps under way may still write there, before any that a new owner could be in."""
+        """Take back what `request` holds."""
         assert request.slot is not None
-        self.pages.give_back(request.pages)
+        self.cache.release(request)
         self._slots.append(request.slot)
-        request.pages, request.slot, request.found = [], None, 0
+        request.slot = None
         request.stay += 1
         request.ahead = 0
         self._admitted.remove(request)
@@ -317,7 +289,7 @@ class Scheduler:
         cached = 0 if len(request.tokens) > request.prompt_length else request.cached
         request.tokens += tokens
         # The newest token is only stored by the step that draws the next, if there is one.
-        self._publish(request, len(request.tokens) - 1)
+        self.cache.publish(request, len(request.tokens) - 1)
         finish: Finish = "stop" if stop is not None else "length" if len(request.tokens) >= request.limit else None
         if finish is not None:
             self._drop(request)
@@ -329,13 +301,9 @@ class Scheduler:
         return Output(request.id, tokens, logprobs, alternatives, finish, cached_tokens=cached)
 
 
-def _next(request: Request, steps: int, guesses: Sequence[int]) -> Row:
-    """Its next `steps` tokens, or as many as it may still have; or the next one and those guessed."""
-    count = 1 + len(guesses) if guesses else min(steps, request.limit - request.length)
-    row = Row(request, request.stay, request.computed, count, count, guesses)
-    request.computed += count
-    request.ahead += count
-    return row
+def _last(request: Request, steps: int) -> int:
+    """Tokens stored after `steps` more; the newest token itself is only stored by the step after."""
+    return min(request.computed + steps, request.limit - 1)
 
 
 def _guess(request: Request, width: int) -> list[int]:

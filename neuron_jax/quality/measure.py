@@ -68,7 +68,7 @@ def predictions(model: Model, params: Params, cut: Sequence[npt.NDArray[np.int32
     @jax.jit
     def run(params: Params, tokens: jax.Array) -> jax.Array:
         positions = jnp.arange(WINDOW, dtype=jnp.int32)
-        hidden, _ = model.forward(params, tokens, positions, causal(), [None] * model.cache_spec.layers)
+        hidden, _ = model.forward(params, tokens, positions, causal(), [None] * len(model.layers))
         return model.logits(params, hidden)
 
     for window in cut:

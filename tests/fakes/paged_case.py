@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 from attrs import frozen
 
+from models.spec import PagedLayer
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.ragged import Ragged, ragged
 
@@ -26,7 +27,8 @@ class PagedCase:
     table: np.ndarray
     start: np.ndarray
     count: np.ndarray
-    window: int | None
+    layer: PagedLayer
+    sinks: np.ndarray | None
     stored: np.ndarray  # float64: the answer over the numbers that the cache holds
     exact: np.ndarray  # float64: the answer over the numbers before they were stored
 
@@ -39,13 +41,14 @@ class PagedCase:
     def rows(self) -> dict[str, Any]:
         """The keyword arguments of every kernel."""
         table, start, count = (jnp.asarray(part, jnp.int32) for part in (self.table, self.start, self.count))
-        return {"table": table, "start": start, "count": count, "window": self.window}
+        rows: dict[str, Any] = {"table": table, "start": start, "count": count, "layer": self.layer}
+        return rows if self.sinks is None else rows | {"sinks": jnp.asarray(self.sinks)}
 
     def ragged(self, pad: int) -> Ragged:
         """The same rows one after the other, each in the slot of its number, and `pad` tokens of padding."""
         table, start, count = (jnp.asarray(part, jnp.int32) for part in (self.table, self.start, self.count))
         slot = jnp.arange(len(self.start), dtype=jnp.int32)
-        return ragged(table, slot, start, count, int(self.count.sum()) + pad)
+        return ragged({self.layer.window: table}, slot, start, count, int(self.count.sum()) + pad)
 
     def flat(self, part: np.ndarray, pad: int = 0) -> np.ndarray:
         """Of [R, C, ...] the real tokens, [T, ...], and padding."""
@@ -66,10 +69,16 @@ def paged_case(
     window: int | None = None,
     kv: str = "float32",
     seed: int = 1,
+    v_width: int = 0,
+    soft_cap: float | None = None,
+    sinks: bool = False,
 ) -> PagedCase:
     """Rows of these lengths whose last `chunk` tokens are new, K, G and H in `heads`, tables for `most` tokens."""
     rng = np.random.default_rng(seed)
     kv_heads, group, size = heads
+    layer = PagedLayer(kv_heads, group, size, v_width or size, window, soft_cap, sinks)
+    if layer.v_width != size:
+        assert kv not in MOST, "scales are worked out for one width"
     rows, width = len(lengths), most // page_size
     ids = rng.permutation(np.arange(1, rows * width + 1)).reshape(rows, width)
     table = np.where(np.arange(width)[None] < -(-np.array(lengths) // page_size)[:, None], ids, 0)
@@ -80,6 +89,7 @@ def paged_case(
     count = np.array(lengths) - start
     codes, scales = store(text, kv)
     cache = _dirty(rng, (rows * width + 1, page_size, kv_heads, size), kv)
+    extra = rng.standard_normal((kv_heads, group)).astype(np.float32) if sinks else None
     for row, length in enumerate(lengths):
         for position in range(length):
             at = (table[row, position // page_size], position % page_size)
@@ -88,14 +98,16 @@ def paged_case(
                 if scales is not None:
                     cache[2 + i][at] = scales[row, i, position]
     held = codes.astype(np.float32) if scales is None else codes.astype(np.float32) * scales[..., None]
-    answers = [np.zeros(q.shape), np.zeros(q.shape)]
+    answers = [np.zeros((*q.shape[:-1], layer.v_width)), np.zeros((*q.shape[:-1], layer.v_width))]
+    held, shown = ((both[:, 0], both[:, 1, ..., : layer.v_width]) for both in (held, text))
+    cache[1] = np.ascontiguousarray(cache[1][..., : layer.v_width])
     for row in range(rows):
         for i in range(count[row]):
-            for answer, values in zip(answers, (held, text), strict=True):
-                answer[row, i] = dense(q[row, i], *values[row], position=start[row] + i, window=window)
+            for answer, (k, v) in zip(answers, (held, shown), strict=True):
+                answer[row, i] = dense(q[row, i], k[row], v[row], position=start[row] + i, layer=layer, sinks=extra)
     new = np.minimum(start[:, None] + np.arange(chunk)[None], most - 1)
-    k, v = (np.stack([text[row, i, new[row]] for row in range(rows)]) for i in range(2))
-    return PagedCase(q, k, v, tuple(cache), KVFormat(kv), table, start, count, window, *answers)
+    k, v = (np.stack([part[row, new[row]] for row in range(rows)]) for part in shown)
+    return PagedCase(q, k, v, tuple(cache), KVFormat(kv), table, start, count, layer, extra, *answers)
 
 
 def store(values: np.ndarray, kv: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -107,13 +119,24 @@ def store(values: np.ndarray, kv: str) -> tuple[np.ndarray, np.ndarray | None]:
     return (np.rint(steps) if kv == "int8" else steps).astype(STORED[kv]), scale
 
 
-def dense(q: np.ndarray, k: np.ndarray, v: np.ndarray, *, position: int, window: int | None) -> np.ndarray:
+def dense(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    position: int,
+    layer: PagedLayer,
+    sinks: np.ndarray | None,
+) -> np.ndarray:
     """One query [K, G, H] at `position` over keys and values [S, K, H], in float64."""
-    first = 0 if window is None else max(0, position - window + 1)
+    first = 0 if layer.window is None else max(0, position - layer.window + 1)
     k, v = k[first : position + 1].astype(np.float64), v[first : position + 1].astype(np.float64)
     score = np.einsum("kgh,skh->kgs", q.astype(np.float64), k)
-    weight = np.exp(score - score.max(-1, keepdims=True))
-    return np.einsum("kgs,skh->kgh", weight / weight.sum(-1, keepdims=True), v)
+    if layer.soft_cap is not None:
+        score = layer.soft_cap * np.tanh(score / layer.soft_cap)
+    weight = np.exp(score)
+    total = weight.sum(-1, keepdims=True) + (0 if sinks is None else np.exp(sinks.astype(np.float64))[..., None])
+    return np.einsum("kgs,skh->kgh", weight / total, v)
 
 
 def _dirty(rng: np.random.Generator, shape: tuple[int, ...], kv: str) -> list[np.ndarray]:

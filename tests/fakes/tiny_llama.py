@@ -52,7 +52,7 @@ def full_logits(model: Model, params: Any, ids: list[int]) -> np.ndarray:
 @partial(quick.jit, static_argnums=0)
 def _full(model: Model, params: Any, tokens: jax.Array) -> jax.Array:
     positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    hidden, _ = model.forward(params, tokens, positions, causal(), [None] * model.cache_spec.layers)
+    hidden, _ = model.forward(params, tokens, positions, causal(), [None] * len(model.layers))
     return model.logits(params, hidden)
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from models.sharding import make_mesh
+from models.spec import PagedLayer
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.flash import attend_decode
 from neuron_jax.engine.attention.gathered import attend_gathered
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.reference import BLOCK, attend_blocks
-from neuron_jax.engine.attention.trial import Case, Layer
+from neuron_jax.engine.attention.trial import Case
 from tests.fakes.paged_case import paged_case
 
 pytestmark = pytest.mark.gpu
@@ -48,7 +49,7 @@ def test_kernels_are_dense_attention(
 
 @pytest.mark.parametrize("kv", ["bfloat16", "int8", "fp8"])
 def test_an_8b_model_gets_the_kernels_that_were_made_for_it(gpu: Any, kv: str) -> None:
-    choice = choose(Case(make_mesh([gpu]), jnp.bfloat16, KVFormat(kv), 4096, PAGE, (Layer(8, 4, 128, None),)))
+    choice = choose(Case(make_mesh([gpu]), jnp.bfloat16, KVFormat(kv), 4096, PAGE, (PagedLayer(8, 4, 128, 128),)))
 
     assert choice.name == "pallas for decoding, xla for prompts", choice.reason
 

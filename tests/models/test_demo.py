@@ -34,7 +34,7 @@ class Scorer:
 
     def _run(self, params: Any, tokens: jax.Array) -> jax.Array:
         positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-        layers = self.model.cache_spec.layers
+        layers = len(self.model.layers)
         hidden, _ = self.model.forward(params, tokens, positions, causal(), [None] * layers)
         return jax.nn.log_softmax(self.model.logits(params, hidden))
 

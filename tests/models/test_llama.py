@@ -40,7 +40,7 @@ def logits(model: Model, tensors: dict[str, np.ndarray], tokens: np.ndarray, dev
     @quick.jit
     def run(params: Any, tokens: jax.Array) -> jax.Array:
         positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-        hidden, _ = model.forward(params, tokens, positions, causal(), [None] * model.cache_spec.layers)
+        hidden, _ = model.forward(params, tokens, positions, causal(), [None] * len(model.layers))
         return model.logits(params, hidden)
 
     return np.asarray(run(params, jnp.asarray(tokens)))

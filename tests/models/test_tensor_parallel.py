@@ -78,7 +78,7 @@ def logits(model: Model, tensors: dict[str, np.ndarray], devices: int) -> np.nda
     @quick.jit
     def run(params: Any, tokens: jax.Array) -> jax.Array:
         positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-        hidden, _ = model.forward(params, tokens, positions, causal(), [None] * model.cache_spec.layers)
+        hidden, _ = model.forward(params, tokens, positions, causal(), [None] * len(model.layers))
         return model.logits(params, hidden)
 
     return np.asarray(run(params, jnp.asarray(TOKENS)))
@@ -114,7 +114,7 @@ def test_every_parameter_lies_on_the_mesh_as_the_table_says(quant: str, devices:
 
             # Both raise: the first where two dimensions clash, the second where a dimension does not divide.
             named_sharding(mesh, spec.axes).shard_shape(spec.shape)
-        assert model.cache_spec.kv_heads % devices == 0
+        assert model.layers[0].kv_heads % devices == 0
 
 
 def test_the_table_holds_no_axis_that_nobody_uses_but_that_of_experts() -> None:

@@ -1,26 +1,28 @@
 """Which attention an engine computes with, and why: a ladder of kernels, each tried on the device. Knows no requests.
 
-Steps of single tokens, which is what decoding is, and steps with chunks of prompts choose on their own: the first rung that
-says it can and whose trial gives what the reference gives. A rung that fails, by whatever exception, costs a line of the
-reason and nothing else.
+Every kind of layer chooses for itself, but for the native kernel, which computes all or none. So do steps of single tokens,
+which is what decoding is, and steps with chunks of prompts: the first rung that says it can and whose trial gives what the
+reference gives. A rung that fails, by whatever exception, costs a line of the reason and nothing else.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from attrs import frozen
+from attrs import evolve, frozen
 from jax.sharding import PartitionSpec
 
 from models.formats_xla import FP8_CAPABILITY
 from models.sharding import TENSOR
-from models.spec import Attend
+from models.spec import Mixer, PagedLayer
 from neuron_jax.engine.attention import native
-from neuron_jax.engine.attention.kv import KVFormat, LayerCache
+from neuron_jax.engine.attention.kv import KVFormat, LayerCache, extras
+from neuron_jax.engine.attention.mixer import StepMixer
 from neuron_jax.engine.attention.paged import Mix, PagedAttend
 from neuron_jax.engine.attention.ragged import Ragged
+from neuron_jax.engine.attention.recurrent import Snapshots
 from neuron_jax.engine.attention.reference import attend_blocks
 from neuron_jax.engine.attention.trial import Case, Make, disagreement, tolerance
 
@@ -39,18 +41,28 @@ class Rung:
 
 
 @frozen
+class Pair:
+    """What one kind of layer computes steps of single tokens with, and what those with chunks."""
+
+    decode: Make
+    extend: Make
+
+
+@frozen
 class Choice:
-    """The attention of steps of single tokens and of those with chunks, over a pool of `kv`. GET /models tells `name` and
-    `reason`."""
+    """The attention of every kind of layer, over pools of `kv`. GET /models tells `name` and `reason`. With `rotates` it is
+    the native kernel."""
 
     name: str
     reason: str
     kv: KVFormat
-    decode: Make
-    extend: Make
+    kinds: Mapping[PagedLayer, Pair]
+    rotates: bool = False
 
-    def make(self, rows: Ragged) -> Attend[LayerCache]:
-        return (self.decode if rows.single else self.extend)(rows)
+    def mixer(self, rows: Ragged, snapshots: Snapshots) -> Mixer[LayerCache]:
+        """For the rows of one step."""
+        made = {layer: (pair.decode if rows.single else pair.extend)(rows) for layer, pair in self.kinds.items()}
+        return StepMixer(rows, made, self.rotates, snapshots)
 
 
 def choose(case: Case, rungs: Sequence[Rung] | None = None) -> Choice:
@@ -62,16 +74,23 @@ def choose(case: Case, rungs: Sequence[Rung] | None = None) -> Choice:
         if why is None:
             log.info("attention: native")
             reason = "the kernel made for a CPU; its own tests hold it against the reference"
-            return Choice("native", reason, native.NativeKV(), native.NativeAttend, native.NativeAttend)
+            pairs = {layer: Pair(make, make) for layer in case.layers for make in [partial(native.NativeAttend, layer)]}
+            return Choice("native", reason, native.NativeKV(), pairs, rotates=True)
         refused = [f"native: {why}"]
-    decode, not_decode = _first(case, ladder, chunked=False)
-    extend, not_extend = _first(case, ladder, chunked=True)
-    same = decode.name == extend.name
-    name = decode.name if same else f"{decode.name} for decoding, {extend.name} for prompts"
-    reasons = dict.fromkeys([*refused, *not_decode, *not_extend])
-    reason = "; ".join(reasons) or f"the first choice on {case.device.device_kind}"
+    names: list[str] = []
+    pairs = {}
+    for layer in case.layers:
+        kind = evolve(case, layers=(layer,))
+        decode, not_decode = _first(kind, ladder, chunked=False)
+        extend, not_extend = _first(kind, ladder, chunked=True)
+        same = decode.name == extend.name
+        names.append(decode.name if same else f"{decode.name} for decoding, {extend.name} for prompts")
+        refused += [*not_decode, *not_extend]
+        pairs[layer] = Pair(decode.make(kind), extend.make(kind))
+    name = " and ".join(dict.fromkeys(names))
+    reason = "; ".join(dict.fromkeys(refused)) or f"the first choice on {case.device.device_kind}"
     log.info("attention: %s (%s)", name, reason)
-    return Choice(name, reason, case.kv, decode.make(case), extend.make(case))
+    return Choice(name, reason, case.kv, pairs)
 
 
 def _first(case: Case, ladder: Sequence[Rung], *, chunked: bool) -> tuple[Rung, list[str]]:
@@ -107,9 +126,19 @@ def _over_heads(mix: Mix, mesh: jax.sharding.Mesh) -> Mix:
         return mix
     heads, whole = PartitionSpec(None, None, TENSOR), PartitionSpec()
 
-    def call(q: jax.Array, cache: LayerCache, kv: KVFormat, *, window: int | None, **rows: jax.Array) -> jax.Array:
+    def call(
+        q: jax.Array,
+        cache: LayerCache,
+        kv: KVFormat,
+        *,
+        layer: PagedLayer,
+        sinks: jax.Array | None = None,
+        **rows: jax.Array,
+    ) -> jax.Array:
+        assert sinks is None, "the kernels that XLA cannot split know no sinks"
+
         def local(q: jax.Array, cache: LayerCache, rows: dict[str, jax.Array]) -> jax.Array:
-            return mix(q, cache, kv, window=window, **rows)
+            return mix(q, cache, kv, layer=layer, **rows)
 
         split = jax.shard_map(local, mesh=mesh, in_specs=(heads, heads, whole), out_specs=heads, check_vma=False)
         mixed: jax.Array = split(q, cache, rows)
@@ -119,10 +148,8 @@ def _over_heads(mix: Mix, mesh: jax.sharding.Mesh) -> Mix:
 
 
 def _mixed_by(mix: Mix, case: Case) -> Make:
-    def make(rows: Ragged) -> Attend[LayerCache]:
-        return PagedAttend(mix, case.kv, rows, case.page_size)
-
-    return make
+    (layer,) = case.layers
+    return partial(PagedAttend, mix, case.kv, layer, page_size=case.page_size)
 
 
 def _reference(case: Case) -> Make:
@@ -140,10 +167,12 @@ def _cudnn_refuses(case: Case, chunked: bool) -> str | None:
         return "would gather a prompt's keys for every tile of it"
     if case.capability < 8:
         return "needs an NVIDIA GPU of compute capability 8.0"
+    if missing := [what for layer in case.layers for what in extras(layer)]:
+        return f"knows no {missing[0]}"
     if jnp.dtype(case.dtype).itemsize != 2:
         return f"computes in 16 bits, not in {jnp.dtype(case.dtype).name}"
-    widest, most = max(layer.head_dim for layer in case.layers), 256 if case.capability >= 9 else 128
-    if widest > most or any(layer.head_dim % 8 for layer in case.layers):
+    widest, most = max(layer.k_width for layer in case.layers), 256 if case.capability >= 9 else 128
+    if widest > most or any(layer.k_width % 8 for layer in case.layers):
         return f"heads of {widest}; takes multiples of 8 up to {most}"
     return None
 
@@ -160,9 +189,11 @@ def _pallas_refuses(case: Case, chunked: bool) -> str | None:
         return "decodes only"
     if case.capability < 8:
         return "needs an NVIDIA GPU of compute capability 8.0"
+    if missing := [what for layer in case.layers for what in extras(layer)]:
+        return f"knows no {missing[0]}"
     if case.kv.name == "fp8" and case.capability < FP8_CAPABILITY:
         return f"reads float8 from compute capability {FP8_CAPABILITY} on"
-    values = max(layer.kv_heads * layer.head_dim for layer in case.layers) * (case.pages + 1) * case.page_size
+    values = max(layer.kv_heads * layer.k_width for layer in case.layers) * (case.pages + 1) * case.page_size
     if 2**31 <= values // case.mesh.size <= 2**32 // case.kv.dtype.itemsize:
         return "a layer's pool is too large for 32-bit offsets, and too small for Pallas to use 64"
     return None

@@ -21,6 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from models.spec import PagedLayer
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
 
 SPLIT = 256
@@ -41,10 +42,11 @@ def attend_decode(
     cache: LayerCache,
     kv: KVFormat,
     *,
+    layer: PagedLayer,
     table: jax.Array,
     start: jax.Array,
     count: jax.Array,
-    window: int | None = None,
+    sinks: jax.Array | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """q [R, 1, K, G, H], scaled, of the tokens at `start` [R], where `count` [R] is 1 and not 0 -> [R, 1, K, G, H].
@@ -52,9 +54,10 @@ def attend_decode(
     `cache` is one layer's pool with these tokens' keys and values in it; `table` [R, W] their pages. Padding gets zeros.
     """
     assert q.shape[1] == 1, "one token per row"
+    assert sinks is None, "knows no sinks"
     assert cache[0].dtype == kv.dtype
     end = jnp.where(count > 0, start + count, 0)
-    return _decode(q[:, 0], cache, table, end, window=window, interpret=interpret)[:, None]
+    return _decode(q[:, 0], cache, table, end, window=layer.window, interpret=interpret)[:, None]
 
 
 def _decode(

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from models.spec import PagedLayer
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache, widened
 
 LEAST_WIDTH = 512
@@ -26,16 +27,19 @@ def attend_gathered(
     cache: LayerCache,
     kv: KVFormat,
     *,
+    layer: PagedLayer,
     table: jax.Array,
     start: jax.Array,
     count: jax.Array,
-    window: int | None = None,
+    sinks: jax.Array | None = None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
     """q [R, C, K, G, H], scaled, of the tokens from `start` [R], `count` [R] of them real -> [R, C, K, G, H].
 
     `cache` is one layer's pool with these tokens' keys and values in it; `table` [R, W] their pages.
     """
+    assert sinks is None, "knows no sinks"
+    window = layer.window
     rows, chunk, kv_heads, group, size = q.shape
     page_size = cache[0].shape[1]
     heads = q.reshape(rows, chunk, kv_heads * group, size)

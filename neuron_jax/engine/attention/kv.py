@@ -1,9 +1,9 @@
 """How a token's keys and values are stored in the pages of a layer: number formats; knows arrays, not who asks for them.
 
-A pool of a layer is (k, v), each [pages + 1, page_size, K, H], and for the 8-bit formats (k, v, k_scale, v_scale) with
-float32 scales [pages + 1, page_size, K]: one for each token and head, so that the rounding of a token depends on itself
-alone, whoever else is written in the same step. Readers multiply scores by k's scale and weights by v's: a pool is never
-widened as a whole.
+A pool of a layer is k [pages + 1, page_size, K, k_width] and v [pages + 1, page_size, K, v_width], and for the 8-bit
+formats float32 scales k_scale and v_scale, each [pages + 1, page_size, K]: one for each token and head, so that the rounding
+of a token depends on itself alone, whoever else is written in the same step. Readers multiply scores by k's scale and
+weights by v's: a pool is never widened as a whole.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from attrs import frozen
 
 from models.errors import ModelError
-from models.spec import ParamSpec
+from models.spec import PagedLayer, ParamSpec
 
 LayerCache = tuple[jax.Array, ...]
 """One layer's pool."""
@@ -55,25 +55,24 @@ class KVFormat:
     def quantized(self) -> bool:
         return self.name in _LARGEST
 
-    def token_bytes(self, kv_heads: int, head_dim: int) -> int:
-        """Bytes of one token in one layer."""
-        scale = jnp.dtype(jnp.float32).itemsize if self.quantized else 0
-        return 2 * kv_heads * (head_dim * int(self.dtype.itemsize) + scale)
+    def token_bytes(self, layer: PagedLayer) -> int:
+        """Bytes of one token in `layer`."""
+        return sum(leaf.nbytes for leaf in self.pool(layer, pages=0, page_size=1))
 
-    def layer(self, *, pages: int, page_size: int, kv_heads: int, head_dim: int) -> tuple[ParamSpec, ...]:
-        """The arrays of one layer's pool; `pages` without the trash page."""
-        shape, axes = (pages + 1, page_size, kv_heads), (None, None, "kv_heads")
-        values = ParamSpec((*shape, head_dim), self.dtype, (*axes, None))
+    def pool(self, layer: PagedLayer, *, pages: int, page_size: int) -> tuple[ParamSpec, ...]:
+        """The arrays of the layer's pool; `pages` without the trash page."""
+        shape, axes = (pages + 1, page_size, layer.kv_heads), (None, None, "kv_heads")
+        values = [ParamSpec((*shape, width), self.dtype, (*axes, None)) for width in (layer.k_width, layer.v_width)]
         scales = ParamSpec(shape, jnp.dtype(jnp.float32), axes)
-        return (values, values, scales, scales) if self.quantized else (values, values)
+        return (*values, scales, scales) if self.quantized else tuple(values)
 
     def write(
         self, cache: LayerCache, k: jax.Array, v: jax.Array, *, page: jax.Array, offset: jax.Array, real: jax.Array
     ) -> LayerCache:
-        """The pool with k and v [T, K, H] at `page` [T] and `offset` [T]. Tokens that are not `real` [T] are zeros there.
+        """The pool with k [T, K, k_width] and v [T, K, v_width] at `page` [T] and `offset` [T].
 
-        They go to the trash page, which stays zero: a masked weight of 0 times a NaN that one request left there would
-        reach all others.
+        Tokens that are not `real` [T] are zeros. They go to the trash page, which stays zero: a masked weight of 0 times a
+        NaN that one request left there would reach all others.
         """
         k, v = (jnp.where(real[:, None, None], part, jnp.zeros((), part.dtype)) for part in (k, v))
         new: LayerCache = (k, v)
@@ -105,6 +104,16 @@ def widened(tokens: Tokens, dtype: Any) -> tuple[jax.Array, jax.Array]:
     k = tokens.k.astype(jnp.float32) * tokens.k_scale[..., None]
     v = tokens.v.astype(jnp.float32) * tokens.v_scale[..., None]
     return k.astype(dtype), v.astype(dtype)
+
+
+def extras(layer: PagedLayer) -> list[str]:
+    """What makes a layer more than plain softmax over keys and values of one width; a window does not."""
+    found = {
+        "soft caps": layer.soft_cap is not None,
+        "sinks": layer.sinks,
+        "values of another width than keys": layer.k_width != layer.v_width,
+    }
+    return [what for what, has in found.items() if has]
 
 
 def choose_kv(asked: str, platform: str) -> tuple[KVFormat, str]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from attrs import Factory, frozen
+from attrs import frozen
 
 from models.native import ops
 from models.native.library import unavailable
-from models.spec import ParamSpec
-from neuron_jax.engine.attention.kv import KVFormat, LayerCache
+from models.spec import PagedLayer, ParamSpec
+from neuron_jax.engine.attention.kv import KVFormat, LayerCache, extras
 from neuron_jax.engine.attention.ragged import Ragged
 from neuron_jax.engine.attention.trial import Case
 
@@ -28,64 +28,62 @@ class NativeKV(KVFormat):
 
     name: str = "float32"
 
-    def layer(self, *, pages: int, page_size: int, kv_heads: int, head_dim: int) -> tuple[ParamSpec, ...]:
+    def pool(self, layer: PagedLayer, *, pages: int, page_size: int) -> tuple[ParamSpec, ...]:
         """Keys [pages + 1, K, H, page_size] and values [pages + 1, K, page_size, H]."""
         axes = (None, "kv_heads", None, None)
-        keys = ParamSpec((pages + 1, kv_heads, head_dim, page_size), self.dtype, axes)
-        return keys, ParamSpec((pages + 1, kv_heads, page_size, head_dim), self.dtype, axes)
+        keys = ParamSpec((pages + 1, layer.kv_heads, layer.k_width, page_size), self.dtype, axes)
+        return keys, ParamSpec((pages + 1, layer.kv_heads, page_size, layer.v_width), self.dtype, axes)
 
 
 @frozen
 class NativeAttend:
-    """An `Attend` for the rows of a step."""
+    """Attention of one kind of layer for the rows of a step."""
 
+    layer: PagedLayer
     rows: Ragged
-    live: jax.Array = Factory(lambda self: self.rows.count.sum(keepdims=True, dtype=jnp.int32), takes_self=True)
 
     def rotated(
-        self,
-        qkv: jax.Array,
-        rotary: tuple[jax.Array, jax.Array],
-        cache: LayerCache,
-        *,
-        scale: float,
-        window: int | None = None,
+        self, qkv: jax.Array, rotary: tuple[jax.Array, jax.Array], cache: LayerCache, *, scale: float
     ) -> tuple[jax.Array, LayerCache]:
-        """See `models.spec.RotatingAttend`."""
+        """See `models.spec.Mixer.attend_rotated`."""
         keys, values = cache
         return ops.attention(
             qkv,
             rotary,
             (keys, values),
-            table=self.rows.table,
+            table=self.rows.tables[self.layer.window],
             slot=self.rows.slot,
             start=self.rows.start,
             count=self.rows.count,
             scale=scale,
-            window=window,
+            window=self.layer.window,
         )
 
     def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache, *, window: int | None = None
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache, sinks: jax.Array | None = None
     ) -> tuple[jax.Array, LayerCache]:
-        """See `models.spec.Attend`: what is rotated already is turned by nothing."""
+        """See `models.spec.Mixer.attend`: what is rotated already is turned by nothing."""
+        assert sinks is None, "the kernel knows no sinks"
         qkv = jnp.concatenate([q, k[:, :, None], v[:, :, None]], axis=2)
         half = (q.shape[0], q.shape[-1] // 2)
         still = jnp.ones(half, jnp.float32), jnp.zeros(half, jnp.float32)
-        return self.rotated(qkv, still, cache, scale=1.0, window=window)
+        return self.rotated(qkv, still, cache, scale=1.0)
 
 
 def refuses(case: Case) -> str | None:
     """Why the kernel cannot serve `case`; None when it can."""
     if case.device.platform != "cpu" or case.mesh.size > 1:
         return "serves one CPU device"
-    return misfit(case.kv, case.dtype, case.page_size, [layer.head_dim for layer in case.layers]) or unavailable()
+    return misfit(case.kv, case.dtype, case.page_size, case.layers) or unavailable()
 
 
-def misfit(kv: KVFormat, dtype: Any, page_size: int, heads: Sequence[int]) -> str | None:
-    """Why the kernel cannot serve heads of these widths over such a cache, on whatever device."""
+def misfit(kv: KVFormat, dtype: Any, page_size: int, layers: Sequence[PagedLayer]) -> str | None:
+    """Why the kernel cannot serve these layers over such a cache, on whatever device."""
     if kv.name != "float32" or jnp.dtype(dtype) != jnp.float32:
         return f"computes in float32 over a float32 cache, not in {jnp.dtype(dtype).name} over {kv.name}"
-    if page_size % LANES or any(width % LANES for width in heads):
+    missing = [what for layer in layers for what in extras(layer)]
+    if missing:
+        return f"knows no {missing[0]}"
+    if page_size % LANES or any(layer.k_width % LANES for layer in layers):
         return f"takes pages and heads of multiples of {LANES}"
     return None

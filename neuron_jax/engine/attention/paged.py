@@ -1,4 +1,4 @@
-"""The `Attend` of an engine: stores and mixes the tokens of a step, whichever kernel mixes. Knows no requests.
+"""Attention of one kind of layer: stores and mixes the tokens of a step, whichever kernel mixes. Knows no requests.
 
 Kernels take rows of equal length. Where a step has a row for each token they get single tokens; else its rows are cut into
 tiles of `TILE` tokens, so that chunks of prompts share what they read and a single token costs a tile.
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from attrs import Factory, frozen
 
+from models.spec import PagedLayer
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
 from neuron_jax.engine.attention.ragged import Ragged
 
@@ -17,10 +18,10 @@ TILE = 16
 
 
 class Mix(Protocol):
-    """A kernel: q [N, C, K, G, H], scaled, over a layer's pool that holds the same tokens -> [N, C, K, G, H].
+    """A kernel: q [N, C, K, G, k_width], scaled, over a layer's pool that holds the same tokens -> [N, C, K, G, v_width].
 
     The tokens are those from `start` [N], `count` [N] of them real; `table` [N, W] are the rows' pages, 0 (the trash page)
-    past their end. Padding tokens get something finite.
+    past their end and behind the layer's window. Padding tokens get something finite.
     """
 
     def __call__(
@@ -29,10 +30,11 @@ class Mix(Protocol):
         cache: LayerCache,
         kv: KVFormat,
         *,
+        layer: PagedLayer,
         table: jax.Array,
         start: jax.Array,
         count: jax.Array,
-        window: int | None,
+        sinks: jax.Array | None = None,
     ) -> jax.Array: ...
 
 
@@ -49,43 +51,39 @@ class Tiles:
 
 @frozen
 class PagedAttend:
-    """An `Attend` for the rows of a step, whose keys and values live in pages of `kv`."""
+    """Attention for the rows of a step, whose keys and values live in pages of `kv`."""
 
     mix: Mix
     kv: KVFormat
+    layer: PagedLayer
     rows: Ragged
     page_size: int
-    tiles: Tiles = Factory(lambda self: _tiles(self.rows, self.page_size), takes_self=True)
+    tiles: Tiles = Factory(lambda self: _tiles(self.rows, self.page_size, self.layer.window), takes_self=True)
 
     def __call__(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        cache: LayerCache,
-        *,
-        window: int | None = None,
+        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache, sinks: jax.Array | None = None
     ) -> tuple[jax.Array, LayerCache]:
-        """q [T, K, G, H], k and v [T, K, H] -> mixed [T, K, G, H] in q's dtype and the layer's new pool."""
+        """See `models.spec.Mixer.attend`; the mixed values are in q's dtype."""
         cache = self.kv.write(cache, k, v, **self._places())
         tiles = self.tiles
         rows = q[:, None] if self.rows.single else q[tiles.token]
-        mixed = self.mix(rows, cache, self.kv, table=tiles.table, start=tiles.start, count=tiles.count, window=window)
-        flat = mixed.reshape(-1, *q.shape[1:])
+        where = {"table": tiles.table, "start": tiles.start, "count": tiles.count}
+        mixed = self.mix(rows, cache, self.kv, layer=self.layer, **where, sinks=sinks)
+        flat = mixed.reshape(-1, *mixed.shape[2:])
         return flat if self.rows.single else flat[tiles.place], cache
 
     def _places(self) -> dict[str, Any]:
         """Where the tokens go; padding goes to the trash page."""
         rows = self.rows
-        page = rows.table[rows.slot[rows.row], rows.position // self.page_size]
+        page = rows.tables[self.layer.window][rows.slot[rows.row], rows.position // self.page_size]
         return {"page": jnp.where(rows.real, page, 0), "offset": rows.position % self.page_size, "real": rows.real}
 
 
-def _tiles(rows: Ragged, page_size: int) -> Tiles:
+def _tiles(rows: Ragged, page_size: int, window: int | None) -> Tiles:
     tokens = jnp.arange(rows.row.shape[0], dtype=jnp.int32)
     if rows.single:
         count = rows.real.astype(jnp.int32)
-        table = _own(rows.table[rows.slot[rows.row]], rows.position + count, page_size)
+        table = _own(rows.tables[window][rows.slot[rows.row]], rows.position, count, page_size, window)
         return Tiles(table, rows.position, count, tokens[:, None], tokens)
     # Each row may end with a tile that is not full.
     most = rows.row.shape[0] // TILE + rows.slot.shape[0]
@@ -101,10 +99,14 @@ def _tiles(rows: Ragged, page_size: int) -> Tiles:
     nth = tokens - rows.first[rows.row]
     place = ((ends - each)[rows.row] + nth // TILE) * TILE + nth % TILE
     place = jnp.where(rows.real, place, 0)
-    return Tiles(_own(rows.table[rows.slot[row]], start + count, page_size), start, count, token, place)
+    return Tiles(_own(rows.tables[window][rows.slot[row]], start, count, page_size, window), start, count, token, place)
 
 
-def _own(table: jax.Array, end: jax.Array, page_size: int) -> jax.Array:
-    """[N, W] with the trash page behind the page of the last token: what stands there was somebody else's."""
+def _own(table: jax.Array, start: jax.Array, count: jax.Array, page_size: int, window: int | None) -> jax.Array:
+    """[N, W] with the trash page past the page of the last token and before the first that a window reaches: what stands
+    there is somebody else's."""
     first = jnp.arange(table.shape[1], dtype=jnp.int32)[None] * page_size
-    return jnp.where(first < end[:, None], table, 0)
+    own = first < (start + count)[:, None]
+    if window is not None:
+        own &= first + page_size > (start - window + 1)[:, None]
+    return jnp.where(own, table, 0)

@@ -6,6 +6,8 @@ Two rows may be of one request. All keys and values of a layer are stored before
 own step that stand before it in its text, whichever row they are in.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from attrs import frozen
@@ -13,11 +15,12 @@ from attrs import frozen
 
 @frozen
 class Ragged:
-    """`table` int32 [S, W]: the pages of every slot in order, of which a slot's own end where its tokens do. By row, int32
-    [R]: `slot`, `start`, `count`, and `first`, its place among the tokens. By token, [T]: `row`, `position`, `real`.
+    """`tables` int32 [S, W] by window of a layer: the pages of every slot in order, of which a slot's own end where its
+    tokens do. By row, int32 [R]: `slot`, `start`, `count`, and `first`, its place among the tokens. By token, [T]: `row`,
+    `position`, `real`.
     """
 
-    table: jax.Array
+    tables: Mapping[int | None, jax.Array]
     slot: jax.Array
     start: jax.Array
     count: jax.Array
@@ -32,7 +35,9 @@ class Ragged:
         return self.row.shape[0] <= self.slot.shape[0]
 
 
-def ragged(table: jax.Array, slot: jax.Array, start: jax.Array, count: jax.Array, tokens: int) -> Ragged:
+def ragged(
+    tables: Mapping[int | None, jax.Array], slot: jax.Array, start: jax.Array, count: jax.Array, tokens: int
+) -> Ragged:
     """The rows of a step of `tokens` tokens."""
     ends = jnp.cumsum(count, dtype=jnp.int32)
     first = ends - count
@@ -41,4 +46,4 @@ def ragged(table: jax.Array, slot: jax.Array, start: jax.Array, count: jax.Array
     real = row < slot.shape[0]
     row = jnp.minimum(row, slot.shape[0] - 1)
     position = jnp.where(real, start[row] + place - first[row], 0)
-    return Ragged(table, slot, start, count, first, row, position, real)
+    return Ragged(tables, slot, start, count, first, row, position, real)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from models.spec import PagedLayer
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
 
 BLOCK = 128
@@ -24,17 +25,19 @@ def attend_blocks(
     cache: LayerCache,
     kv: KVFormat,
     *,
+    layer: PagedLayer,
     table: jax.Array,
     start: jax.Array,
     count: jax.Array,
-    window: int | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """q [R, C, K, G, H], scaled, of the tokens from `start` [R], `count` [R] of them real -> [R, C, K, G, H].
+    """q [R, C, K, G, k_width], scaled, of the tokens from `start` [R], `count` [R] of them real -> [R, C, K, G, v_width].
 
     `cache` is one layer's pool with these tokens' keys and values in it; `table` [R, W] their pages, 0 (the trash page)
     past a row's end; W * page_size is a multiple of BLOCK.
     """
     rows, chunk, kv_heads, group, width = q.shape
+    window = layer.window
     queries = group * chunk
     by_head = q.transpose(0, 2, 3, 1, 4).reshape(rows, kv_heads, queries, width)
     assert BLOCK % cache[0].shape[1] == 0, f"pages of {cache[0].shape[1]} tokens"
@@ -49,6 +52,8 @@ def attend_blocks(
         # The maximum changes nothing. Without it score * scale - top is rounded once or twice, depending on how XLA:CPU
         # fuses it, which is not the same for one row and for several; a barrier is gone before it fuses.
         score = jnp.maximum(_by_key(score, tokens.k_scale), jnp.float32(NEVER))
+        if layer.soft_cap is not None:
+            score = layer.soft_cap * jnp.tanh(score / layer.soft_cap)
         at = (block * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32))[None, None, None, :]
         visible = at <= position
         if window is not None:
@@ -66,16 +71,23 @@ def attend_blocks(
     carry = (
         jnp.full(shape, NEVER, jnp.float32),
         jnp.zeros(shape, jnp.float32),
-        jnp.zeros((*shape, width), jnp.float32),
+        jnp.zeros((*shape, layer.v_width), jnp.float32),
     )
     first = 0 if window is None else jnp.maximum(jnp.min(start) - window + 1, 0) // BLOCK
     last = (jnp.max(start + count) + BLOCK - 1) // BLOCK
-    total: jax.Array
-    acc: jax.Array
-    _, total, acc = lax.fori_loop(first, last, body, carry)
+    top, total, acc = lax.fori_loop(first, last, body, carry)
+    if sinks is not None:
+        top, total, acc = _with_sinks(jnp.repeat(sinks, chunk, axis=1)[None], top, total, acc)
     # A padding query behind a window sees nothing at all: 0 / tiny is 0, not NaN.
-    mixed = acc / jnp.maximum(total, jnp.float32(1e-30))[..., None]
-    return mixed.reshape(rows, kv_heads, group, chunk, width).transpose(0, 3, 1, 2, 4).astype(q.dtype)
+    mixed: jax.Array = acc / jnp.maximum(total, jnp.float32(1e-30))[..., None]
+    return mixed.reshape(rows, kv_heads, group, chunk, -1).transpose(0, 3, 1, 2, 4).astype(q.dtype)
+
+
+def _with_sinks(sinks: jax.Array, top: jax.Array, total: jax.Array, acc: jax.Array) -> tuple[jax.Array, ...]:
+    """The carry with one more score, `sinks` [1, K, Q], that has no value."""
+    new_top = jnp.maximum(top, sinks)
+    shrink = jnp.exp(top - new_top)
+    return new_top, total * shrink + jnp.exp(sinks - new_top), acc * shrink[..., None]
 
 
 def _by_key(per_key: jax.Array, scale: jax.Array | None) -> jax.Array:

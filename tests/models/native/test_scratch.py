@@ -15,18 +15,20 @@ PROGRAM = textwrap.dedent("""
     from models.native import library
     from models.native.scratch import scratch_bytes
     from neuron_jax.engine.attention.native import NativeAttend
+    from models.spec import PagedLayer
     from neuron_jax.engine.attention.ragged import ragged
 
     assert library.unavailable() is None
     K, G, H, PAGE, LENGTH = 8, 8, 64, 16, 16384
+    LAYER = PagedLayer(K, G, H, H)
     for rows, chunk in ((40, 1), (3, 128), (1, 1)):
         # All rows read the same pages: what they hold is not the point.
         table = jnp.tile(jnp.arange(1, LENGTH // PAGE + 1, dtype=jnp.int32), (rows, 1))
         each = jnp.full(rows, chunk, jnp.int32)
-        step = ragged(table, jnp.arange(rows, dtype=jnp.int32), LENGTH - each, each, rows * chunk)
+        step = ragged({None: table}, jnp.arange(rows, dtype=jnp.int32), LENGTH - each, each, rows * chunk)
         q, k = jnp.ones((rows * chunk, K, G, H)), jnp.ones((rows * chunk, K, H))
         pool = jnp.zeros((LENGTH // PAGE + 1, K, H, PAGE)), jnp.zeros((LENGTH // PAGE + 1, K, PAGE, H))
-        NativeAttend(step)(q, k, k, pool)[0].block_until_ready()
+        NativeAttend(LAYER, step)(q, k, k, pool)[0].block_until_ready()
     print(library.scratch_kept())
     print(scratch_bytes(tokens=384, rows=40, columns=0, vocab=0, kv_heads=K, group=G, width=H, threads=library.threads()))
 """)
@@ -42,7 +44,7 @@ def test_long_texts_of_many_rows_take_no_more_than_is_planned() -> None:
 
 
 WITHOUT_MEMORY = PROGRAM.replace(
-    "    NativeAttend(step)",
+    "    NativeAttend(LAYER, step)",
     textwrap.indent(
         textwrap.dedent("""
             if rows == 40:  # this much of address space is left: the arrays are there, the scratch is not
@@ -52,7 +54,7 @@ WITHOUT_MEMORY = PROGRAM.replace(
         """),
         "    ",
     )
-    + "    NativeAttend(step)",
+    + "    NativeAttend(LAYER, step)",
 ).replace("((40, 1), (3, 128), (1, 1))", "((1, 1), (40, 1))")
 
 

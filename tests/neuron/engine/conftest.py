@@ -13,6 +13,7 @@ from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.trial import Case, kinds
 from neuron_jax.engine.buckets import Menu, StepKey, declare
+from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.pace import Pace
@@ -33,7 +34,7 @@ def running(kv: str, *, chunk: int = CHUNK, guesses: int = GUESSES) -> Iterator[
     model, params = tiny()
     mesh = make_mesh(jax.devices("cpu")[:1])
     attention = choose(Case(mesh, jnp.float32, KVFormat(kv), PAGES, PAGE, kinds(model)))
-    program = Program(model, mesh, Shapes(PAGE, PAGES, SLOTS, 512), attention)
+    program = Program(model, mesh, Shapes(PAGE, (PAGES,), SLOTS, 512), attention)
     compiler = Compiler(lambda key: Quick(program.lower(key)), workers=2)
     keys = declare(max_slots=SLOTS, chunk_tokens=chunk, decode_steps=STEPS, guesses=guesses).keys()
     compiler.start(keys)
@@ -85,12 +86,10 @@ def engines_of(runner: Runner) -> Callable[..., Engine]:
         menu = Menu()
         menu.add(key for key in runner.compiler.ready if not isinstance(key, StepKey) or key.steps <= steps)
         scheduler = Scheduler(
-            Pages(pages),
-            page_size=PAGE,
+            Cache([Pages(pages)], PAGE, Naming(PAGE, b"tests") if prefix else None),
             max_slots=slots,
             menu=menu,
             pace=Pace(),
-            naming=Naming(PAGE, b"tests") if prefix else None,
             guesses=GUESSES if guessing else 0,
         )
         ticks = count()

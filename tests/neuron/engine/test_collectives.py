@@ -45,7 +45,7 @@ def collectives(devices: int, key: Key, vocab: int = EVEN, *, quant: str = "none
     model = build(CONFIG | {"vocab_size": vocab}, tensor_parallel=devices, quant=quant, dtype=jnp.float32)
     mesh = make_mesh(jax.devices("cpu")[:devices])
     attention = choose(Case(mesh, jnp.float32, KVFormat(kv), 16, 16, kinds(model)))
-    hlo = Program(model, mesh, Shapes(16, 16, 4, 128), attention).lower(key).compile(quick.OPTIONS).as_text()
+    hlo = Program(model, mesh, Shapes(16, (16,), 4, 128), attention).lower(key).compile(quick.OPTIONS).as_text()
     return Counter(
         f"{found['name']} {shape}"
         for found in COLLECTIVE.finditer(hlo)

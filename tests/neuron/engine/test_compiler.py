@@ -15,6 +15,7 @@ from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.trial import Case, kinds
 from neuron_jax.engine.buckets import Key, Menu, StepKey, declare
+from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.pace import Pace
@@ -35,7 +36,7 @@ def program() -> Program:
     model, _ = tiny()
     mesh = make_mesh(jax.devices("cpu")[:1])
     attention = choose(Case(mesh, jnp.float32, KVFormat("float32"), 24, 16, kinds(model)))
-    return Program(model, mesh, Shapes(16, 24, 2, 256), attention)
+    return Program(model, mesh, Shapes(16, (24,), 2, 256), attention)
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def engine_of(runner: Runner) -> Engine:
     menu = Menu()
     menu.add(runner.sizes(runner.usable))
     ticks = iter(range(10**9))
-    scheduler = Scheduler(Pages(24), page_size=16, max_slots=2, menu=menu, pace=Pace())
+    scheduler = Scheduler(Cache([Pages(24)], 16), max_slots=2, menu=menu, pace=Pace())
     return Engine(scheduler, runner, 256, clock=lambda: next(ticks) / 1000)
 
 

@@ -16,6 +16,7 @@ from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.trial import Case, kinds
 from neuron_jax.engine.buckets import Menu, declare
+from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.pace import Pace
@@ -50,7 +51,7 @@ def runners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Runn
         made = {}
         for page in (16, 32):
             case = Case(mesh, jnp.float32, KVFormat("float32"), PAGES, page, kinds(model))
-            shapes = Shapes(page, PAGES, SLOTS, CONTEXT)
+            shapes = Shapes(page, (PAGES,), SLOTS, CONTEXT)
             program = Program(model, mesh, shapes, choose(case), native_sampler.sample)
             assert program.attention.name == "native"
             compiler = Compiler(program.lower, workers=2)
@@ -72,7 +73,7 @@ def engine(
     size = runner.program.shapes.page_size
     naming = Naming(size, b"tests") if prefix else None
     scheduler = Scheduler(
-        Pages(pages), page_size=size, max_slots=SLOTS, menu=menu, pace=Pace(), naming=naming, guesses=5 * guess
+        Cache([Pages(pages)], size, naming), max_slots=SLOTS, menu=menu, pace=Pace(), guesses=5 * guess
     )
     return Engine(scheduler, runner, CONTEXT, clock=Ticks(), overlap=overlap)
 

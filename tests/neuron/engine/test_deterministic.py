@@ -11,6 +11,7 @@ from models.native import library
 from neuron_jax.engine import build, proof
 from neuron_jax.engine.attention.kv import choose_kv
 from neuron_jax.engine.build import assemble, design
+from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.proof import NotDeterministicError, prove
@@ -60,12 +61,10 @@ def again(engine: Engine, *, pages: int = 0, overlap: bool = True, prefix: bool 
     """An engine with the same programs and another pool."""
     old = engine.scheduler
     scheduler = Scheduler(
-        Pages(pages or old.pages.total),
-        page_size=old.page_size,
+        Cache([Pages(pages or old.cache.total)], old.cache.page_size, old.cache.naming if prefix else None),
         max_slots=old.max_slots,
         menu=old.menu,
         pace=old.pace,
-        naming=old.naming if prefix else None,
     )
     return Engine(scheduler, engine.runner, engine.max_context, clock=Ticks(), overlap=overlap)
 

@@ -131,7 +131,7 @@ def test_however_it_is_served_each_request_gets_the_same(new_engine: NewEngine, 
             assert said(part) == said(whole) if count is None else tokens(part) == tokens(whole)[:count], (way, client)
             for ours, theirs in zip(logprobs(part), logprobs(whole)[:count], strict=True):
                 assert ours == pytest.approx(theirs, abs=1e-4)
-        assert engine.scheduler.pages.free == engine.scheduler.pages.total
+        assert engine.scheduler.cache.free == engine.scheduler.cache.total
         assert bool(engine.scheduler.preemptions) == ("pages" in way)
         load = engine.load
         assert (load.right_guesses > 0) == way.get("guessing", False)
@@ -224,7 +224,7 @@ def test_cancelling_at_any_moment_frees_everything(new_engine: NewEngine) -> Non
     finished = drain(engine)
 
     assert set(finished) <= living
-    assert engine.scheduler.pages.free == engine.scheduler.pages.total
+    assert engine.scheduler.cache.free == engine.scheduler.cache.total
 
 
 def test_a_cancelled_request_says_nothing_more(new_engine: NewEngine) -> None:

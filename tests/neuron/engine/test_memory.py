@@ -40,8 +40,8 @@ def test_without_wishes_each_slot_gets_its_share_and_the_context_is_whole() -> N
 
 
 def test_a_wish_for_pages_is_granted_up_to_what_fits_on_the_grid() -> None:
-    assert plan_memory(attrs.evolve(REQUEST, kv=700 * MIB)).pages == 700
-    assert plan_memory(attrs.evolve(REQUEST, kv=9000 * MIB)).pages == 2496  # 2500 left, in steps of 64
+    assert plan_memory(attrs.evolve(REQUEST, kv_bytes=700 * MIB)).pages == 700
+    assert plan_memory(attrs.evolve(REQUEST, kv_bytes=9000 * MIB)).pages == 2496  # 2500 left, in steps of 64
 
 
 def test_the_context_shrinks_when_nobody_asked_for_one() -> None:
@@ -112,7 +112,7 @@ def test_a_program_that_copies_its_state_is_a_bug() -> None:
 
 
 def test_a_step_beyond_its_estimate_is_told_with_the_numbers() -> None:
-    plan = plan_memory(attrs.evolve(REQUEST, kv=9000 * MIB))  # 4 MiB are left over
+    plan = plan_memory(attrs.evolve(REQUEST, kv_bytes=9000 * MIB))  # 4 MiB are left over
 
     assert excess(plan, 100 * MIB) is None
     assert excess(plan, 103 * MIB) == "a step takes 103 MiB, 100 MiB were planned for it"
@@ -135,3 +135,27 @@ def test_a_sharded_array_is_held_in_parts() -> None:
     halves = jax.ShapeDtypeStruct((8, 6), jnp.float32, sharding=named_sharding(mesh, (None, "kv_heads")))
 
     assert held((halves, jax.ShapeDtypeStruct((3,), jnp.int8))) == 8 * 3 * 4 + 3
+
+
+def test_layers_with_a_window_get_pages_for_windows() -> None:
+    """However much the others have: twice for each slot, and for the largest step."""
+    plan = plan_memory(attrs.evolve(REQUEST, windows=((512, MIB // 4),), step_tokens=256))
+    rows = {row.what.split(" (")[0]: row.bytes for row in plan.rows}
+
+    assert plan.groups == (1024, min(1024, 2 * 32 * 33 + 17))
+    assert rows["KV pages of layers that see 512 tokens"] == plan.groups[1] * MIB // 4
+    assert rows["total"] == sum(size for what, size in rows.items() if what not in ("total", "may use"))
+    few = plan_memory(attrs.evolve(REQUEST, windows=((128, MIB // 4),), step_tokens=256, max_slots=4))
+    assert few.groups == (512, 2 * 4 * 9 + 17)
+
+
+def test_recurrent_state_is_planned_for_each_slot_and_for_snapshots() -> None:
+    """Snapshots take an eighth of what is left at most; without a prefix cache there are none."""
+    asked = attrs.evolve(REQUEST, state=2 * MIB)
+    plan, cold = plan_memory(asked), plan_memory(attrs.evolve(asked, prefix_cache=False))
+    tight = plan_memory(attrs.evolve(asked, limit=1700 * MIB, max_slots=8))
+
+    assert (plan.snapshots, cold.snapshots) == (64, 0)
+    assert next(row.bytes for row in plan.rows if row.what.startswith("recurrent state")) == (33 + 64) * 2 * MIB
+    assert tight.snapshots == (200 - 18) // 8 // 2
+    assert tight.pages > 0

@@ -36,7 +36,7 @@ def test_however_it_is_served_each_request_gets_the_same(new_narrow_engine: NewE
                 assert said(part) == said(whole), (way, client)
             else:
                 assert tokens(part) == tokens(whole)[: len(tokens(part))], (way, client)
-        assert engine.scheduler.pages.free == engine.scheduler.pages.total
+        assert engine.scheduler.cache.free == engine.scheduler.cache.total
 
 
 def test_where_the_model_is_sure_the_text_is_that_of_float32(

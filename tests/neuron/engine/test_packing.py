@@ -35,7 +35,7 @@ def request(slot: int, pages: list[int], **changes: object) -> Request:
     fields = {name: changes.pop(name) for name in ("stop_ids", "min_tokens") if name in changes}
     submit = Submit(1, [5, 6, 7], Sampling(**{"temperature": 0.0} | changes), 20, **fields)
     made = from_submit(submit, arrival=1, max_context=100)
-    made.slot, made.pages = slot, pages
+    made.slot, made.pages = slot, [pages]
     return made
 
 
@@ -110,10 +110,10 @@ def test_only_news_goes_up() -> None:
     one = request(1, [4], temperature=0.5)
     device.step(StepKey(1, 1), row(one, 3, 1))
     assert len(device.mirror.note(one)) == 0
-    one.pages += [9, 2]
+    one.pages[0] += [9, 2]
 
     assert len(device.mirror.note(one)) == 2
-    one.pages += [6]
+    one.pages[0] += [6]
     device.step(StepKey(1, 1), row(one, 4, 1))
     assert device.pages(1)[3] == 6
 
@@ -127,7 +127,7 @@ def test_a_slot_s_new_owner_has_its_own_line() -> None:
     mirror.note(first)
     assert not mirror.is_new(first)
     first.stay += 1
-    first.pages = [7]
+    first.pages = [[7]]
     assert mirror.is_new(first)
     device.step(StepKey(1, 1), row(first, 3, 1))
     assert device.pages(1)[:1] == [7]

@@ -14,6 +14,7 @@ from attrs import define, field, frozen
 
 from neuron_jax.engine.batch import Drawn, Step
 from neuron_jax.engine.buckets import Menu, declare
+from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.prefix import Naming
@@ -76,7 +77,7 @@ class Device:
         request = row.request
         assert request.slot is not None
         fed = request.tokens[row.start : row.start + row.count] if row.fed else []
-        return Sent(row.start, row.count, row.draws, request.slot, list(request.pages), fed)
+        return Sent(row.start, row.count, row.draws, request.slot, list(request.pages[0]), fed)
 
     def _run(self, row: Sent) -> list[int]:
         if row.fed:
@@ -150,7 +151,8 @@ def new_loop(
     menu = Menu()
     menu.add(declare(max_slots=slots, chunk_tokens=16, decode_steps=steps).keys())
     naming = Naming(size, salt) if salt is not None else None
-    scheduler = Scheduler(Pages(pages), page_size=size, max_slots=slots, menu=menu, pace=Pace(), naming=naming)
+    cache = Cache([Pages(pages)], size, naming)
+    scheduler = Scheduler(cache, max_slots=slots, menu=menu, pace=Pace())
     return Loop(scheduler, Device(size), overlap=overlap)
 
 
@@ -202,7 +204,7 @@ def test_equal_prompts_that_come_together_are_computed_once() -> None:
 
     assert it.computed == {0: 33, 1: 1, 2: 1, 3: 1}
     assert [it.outputs[id_][0].cached_tokens for id_ in range(4)] == [0, 32, 32, 32]
-    assert (it.scheduler.lookup_tokens, it.scheduler.hit_tokens) == (4 * 33, 3 * 32)
+    assert (it.scheduler.cache.lookup_tokens, it.scheduler.cache.hit_tokens) == (4 * 33, 3 * 32)
     assert all(tokens(it.outputs[id_]) == answer(prompt, 12) for id_ in range(4))
 
 
@@ -211,7 +213,7 @@ def test_the_cache_takes_no_room_from_requests() -> None:
     it = new_loop(pages=10)
     for id_ in range(5):
         it.ask(id_, words(20, seed=id_))
-    assert it.scheduler.pages.kept > 0
+    assert it.scheduler.cache.kept > 0
 
     prompt = words(30, seed=9)
     assert it.ask(9, prompt, max_tokens=10)[0] == answer(prompt, 10)
@@ -255,7 +257,7 @@ def test_a_preempted_request_finds_its_pages_again_and_does_not_call_them_cached
     assert sum(it.computed.values()) < sum(map(len, prompts.values())) + it.scheduler.preemptions * 14
     assert {id_: tokens(out) for id_, out in it.outputs.items()} == {id_: answer(p, 12) for id_, p in prompts.items()}
     assert not any(output.cached_tokens for out in it.outputs.values() for output in out)
-    assert it.scheduler.hit_tokens == 0
+    assert it.scheduler.cache.hit_tokens == 0
 
 
 def test_without_names_nothing_is_found_or_kept() -> None:
@@ -265,7 +267,7 @@ def test_without_names_nothing_is_found_or_kept() -> None:
 
     assert it.ask(2, prompt) == (answer(prompt, 12), 0)
     assert it.computed == {1: 20, 2: 20}
-    assert (it.scheduler.pages.kept, it.scheduler.lookup_tokens) == (0, 0)
+    assert (it.scheduler.cache.kept, it.scheduler.cache.lookup_tokens) == (0, 0)
 
 
 @pytest.mark.parametrize("size", [1, 4, 5])
@@ -297,10 +299,10 @@ def test_whatever_is_shared_cancelled_or_preempted_every_text_is_right(size: int
     for id_, text in expected.items():
         assert tokens(it.outputs[id_]) == text
     assert it.scheduler.preemptions > 0
-    assert it.scheduler.hit_tokens > it.scheduler.lookup_tokens // 4
-    assert it.scheduler.pages.free == it.scheduler.pages.total
+    assert it.scheduler.cache.hit_tokens > it.scheduler.cache.lookup_tokens // 4
+    assert it.scheduler.cache.free == it.scheduler.cache.total
     for text in texts:
         names: list[bytes] = []
         Naming(size, b"salt").extend(names, text, len(text) // size)
-        found = it.scheduler.pages.find(names)
+        found = it.scheduler.cache.groups[0].find(names)
         assert it.device.text(found, len(found) * size) == text[: len(found) * size]

@@ -69,7 +69,7 @@ def test_a_menu_pads_up_to_what_is_ready() -> None:
 @pytest.mark.parametrize("key", [StepKey(4, 4), StepKey(4, 4, 4), StepKey(64, 24)])
 def test_the_state_is_donated_and_not_copied(runner: Runner, key: StepKey) -> None:
     """alias bytes >= state bytes, and temporaries that do not grow with the pool (openxla/xla#45912)."""
-    larger = attrs.evolve(runner.program, shapes=attrs.evolve(runner.program.shapes, pages=1000))
+    larger = attrs.evolve(runner.program, shapes=attrs.evolve(runner.program.shapes, pages=(1000,)))
     state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(larger.abstract_state()))
     memory = Quick(larger.lower(key)).compile().memory_analysis()
 

@@ -7,6 +7,7 @@ import pytest
 
 from neuron_jax.engine.batch import Drawn, Step
 from neuron_jax.engine.buckets import Menu, StepKey, declare, one_size
+from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.requests import Request, from_submit
@@ -31,7 +32,7 @@ def scheduler(
     menu = Menu()
     menu.add(declare(max_slots=slots, chunk_tokens=chunk, decode_steps=4, guesses=guesses).keys())
     pace = taught(cost, menu.tokens) if cost else Pace()
-    return Scheduler(Pages(pages), page_size=16, max_slots=slots, menu=menu, pace=pace, guesses=guesses)
+    return Scheduler(Cache([Pages(pages)], 16), max_slots=slots, menu=menu, pace=pace, guesses=guesses)
 
 
 def by_token(seconds: float, each: float = 0.001) -> Cost:
@@ -181,7 +182,7 @@ def test_several_tokens_are_made_at_once_when(why: str, seconds: float, pages: i
     run(busy)
     if pages == 1:
         run(busy)  # 11 of 16 tokens stored
-        busy.pages.take(busy.pages.free)
+        busy.cache.groups[0].take(busy.cache.groups[0].free)
     for i in range(waiting):
         add(busy, 2 + i, 10)
     step = busy.next_batch()
@@ -385,7 +386,7 @@ def test_guesses_push_nobody_out() -> None:
     busy = scheduler(guesses=20, pages=2)
     add(busy, 1, 9, max_tokens=20)
     run_with(busy, [[1]])
-    busy.pages.take(1)
+    busy.cache.groups[0].take(1)
     step = busy.next_batch()
 
     assert step is not None
@@ -396,7 +397,7 @@ def simulated(cost: Cost, prompts: list[int], *, slots: int, chunk: int) -> tupl
     """Seconds to the first token of prompts that come together, and between the tokens of all, on a device of this cost."""
     menu, pace = Menu(), Pace()
     menu.add(declare(max_slots=slots, chunk_tokens=chunk, decode_steps=4).keys())
-    busy = Scheduler(Pages(4000), page_size=16, max_slots=slots, menu=menu, pace=pace)
+    busy = Scheduler(Cache([Pages(4000)], 16), max_slots=slots, menu=menu, pace=pace)
     for number, length in enumerate(prompts):
         add(busy, number, length, max_tokens=32)
     now, came = 0.0, {number: [] for number in range(len(prompts))}
@@ -434,7 +435,7 @@ def test_a_long_prompt_beside_streams_is_hardly_slower_than_alone_and_hardly_fel
     menu, pace = Menu(), Pace(padded=False)
     buckets = declare(max_slots=32, chunk_tokens=512, exact=True)
     menu.add(buckets.sizes(buckets.keys()))
-    busy = Scheduler(Pages(1000), page_size=16, max_slots=32, menu=menu, pace=pace)
+    busy = Scheduler(Cache([Pages(1000)], 16), max_slots=32, menu=menu, pace=pace)
 
     def seconds(step: Step) -> float:
         return 0.003 + sum(row.count * (0.001 + 2e-7 * (row.start + row.count / 2)) for row in step.rows)
@@ -473,15 +474,15 @@ def test_an_idle_scheduler_notices_what_is_lost_by_counting(lost: str) -> None:
             raise AssertionError("every page was looked at")
 
     idle = scheduler()
-    idle.pages._owners = Unread(idle.pages._owners)
-    idle.pages._blank = Unread(idle.pages._blank)
+    idle.cache.groups[0]._owners = Unread(idle.cache.groups[0]._owners)
+    idle.cache.groups[0]._blank = Unread(idle.cache.groups[0]._blank)
     idle.check_idle()
     if lost == "page":
-        idle.pages._blank.pop()
+        idle.cache.groups[0]._blank.pop()
     elif lost == "slot":
         idle._slots.pop()
     else:
-        idle.pages._blank.append(1)
+        idle.cache.groups[0]._blank.append(1)
 
     with pytest.raises(AssertionError, match="slots free" if lost == "slot" else "pages free"):
         idle.check_idle()

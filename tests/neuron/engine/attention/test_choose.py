@@ -11,6 +11,7 @@ import pytest
 from attrs import evolve
 
 from models.sharding import make_mesh
+from models.spec import PagedLayer
 from neuron_jax.engine.attention import choose as ladder
 from neuron_jax.engine.attention.choose import RUNGS, Rung, choose
 from neuron_jax.engine.attention.flash import attend_decode
@@ -18,12 +19,12 @@ from neuron_jax.engine.attention.gathered import attend_gathered
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.ragged import ragged
 from neuron_jax.engine.attention.reference import attend_blocks
-from neuron_jax.engine.attention.trial import Case, Layer
+from neuron_jax.engine.attention.trial import Case
 
-LAYER = Layer(kv_heads=2, group=3, head_dim=16, window=None)
+LAYER = PagedLayer(kv_heads=2, group=3, k_width=16, v_width=16)
 
 
-def case(devices: int = 1, kv: str = "float32", dtype: Any = jnp.float32, layer: Layer = LAYER) -> Case:
+def case(devices: int = 1, kv: str = "float32", dtype: Any = jnp.float32, layer: PagedLayer = LAYER) -> Case:
     return Case(make_mesh(jax.devices("cpu")[:devices]), dtype, KVFormat(kv), 40, 16, (layer,))
 
 
@@ -89,17 +90,18 @@ def test_decoding_and_prompts_choose_on_their_own() -> None:
     decodes = rung("new", again, refuses=lambda case, chunked: "decodes only" if chunked else None)
     choice = choose(case(), with_last(decodes))
     one, table = jnp.ones(1, jnp.int32), jnp.ones((2, 8), jnp.int32)
-    single, chunk = (ragged(table, one, 0 * one, tokens * one, tokens) for tokens in (1, 4))
+    single, chunk = (ragged({None: table}, one, 0 * one, tokens * one, tokens) for tokens in (1, 4))
 
     assert choice.name == "new for decoding, xla for prompts"
     assert choice.reason == "new: decodes only"
-    assert (choice.make(single).mix, choice.make(chunk).mix) == (again, attend_blocks)
+    mixers = [choice.mixer(rows).attention[LAYER] for rows in (single, chunk)]
+    assert [mixer.mix for mixer in mixers] == [again, attend_blocks]
 
 
 @pytest.mark.parametrize(("kv", "window"), [("float32", None), ("bfloat16", 100), ("int8", 100), ("fp8", None)])
 def test_our_rungs_pass_their_trial(kv: str, window: int | None) -> None:
     """Where they can run: in Pallas' interpreter, and with JAX's own implementation in cuDNN's place."""
-    layer = Layer(kv_heads=2, group=3, head_dim=80, window=window)
+    layer = PagedLayer(kv_heads=2, group=3, k_width=80, v_width=80, window=window)
     pallas = rung("pallas", partial(attend_decode, interpret=True), refuses=RUNGS[0].refuses)
     pallas = Rung("pallas", lambda case, chunked: "decodes only" if chunked else None, pallas.make)
     choice = choose(
@@ -128,7 +130,7 @@ def gpu(
 ) -> Case:
     device = SimpleNamespace(platform="gpu", compute_capability=capability)
     mesh: Any = SimpleNamespace(devices=np.array([device], object), size=1)
-    return Case(mesh, dtype, KVFormat(kv), pages, 16, (Layer(8, 4, size, None),))
+    return Case(mesh, dtype, KVFormat(kv), pages, 16, (PagedLayer(8, 4, size, size),))
 
 
 @pytest.mark.parametrize(
@@ -153,3 +155,52 @@ def test_what_a_rung_says_of_a_gpu(name: str, case: Case, says: str | None) -> N
     refusal = next(rung for rung in RUNGS if rung.name == name).refuses(case, False)
 
     assert refusal == says if says is None else says in str(refusal)
+
+
+@pytest.mark.parametrize(
+    ("extra", "what"),
+    [
+        ({"soft_cap": 30.0}, "soft caps"),
+        ({"sinks": True}, "sinks"),
+        ({"v_width": 32}, "values of another width than keys"),
+    ],
+)
+def test_what_a_kernel_does_not_know_it_refuses(extra: dict[str, Any], what: str) -> None:
+    """On a CPU the native one, on a GPU those of cuDNN and Pallas; the reference serves it."""
+    layer = evolve(LAYER, **extra)
+    choice = choose(case(layer=layer))
+    gpu = SimpleNamespace(platform="gpu", device_kind="made up", compute_capability="9.0")
+    asked = SimpleNamespace(capability=9.0, layers=(layer,), kv=KVFormat("bfloat16"), dtype=jnp.bfloat16, device=gpu)
+
+    assert (choice.name, choice.reason) == ("xla", f"native: knows no {what}")
+    assert [rung.refuses(asked, False) for rung in RUNGS[:2]] == [f"knows no {what}"] * 2
+
+
+def test_each_kind_of_layer_gets_its_own_kernel() -> None:
+    """A rung that refuses windows leaves those layers to the next, and no others."""
+    windowed = evolve(LAYER, window=8)
+
+    def again(*args: Any, **kwargs: Any) -> jax.Array:
+        return attend_blocks(*args, **kwargs)
+
+    picky = rung("new", again, refuses=lambda case, _: "no windows" if case.layers[0].window else None)
+    choice = choose(evolve(case(), layers=(windowed, LAYER)), with_last(picky))
+    one = jnp.ones(1, jnp.int32)
+    mixer = choice.mixer(ragged(dict.fromkeys((8, None), jnp.ones((2, 8), jnp.int32)), one, 0 * one, one, 1))
+
+    assert (choice.name, choice.reason) == ("xla and new", "new: no windows")
+    assert [mixer.attention[layer].mix for layer in (windowed, LAYER)] == [attend_blocks, again]
+
+
+def test_layers_with_extras_pass_the_trial() -> None:
+    """The trial gives a rung sinks and values of another width where the layers have them."""
+    layer = evolve(LAYER, soft_cap=2.0, sinks=True, v_width=24, window=100)
+
+    def again(*args: Any, **kwargs: Any) -> jax.Array:
+        return attend_blocks(*args, **kwargs)
+
+    def deaf(*args: Any, sinks: Any, **kwargs: Any) -> jax.Array:
+        return attend_blocks(*args, sinks=0 * sinks, **kwargs)
+
+    assert choose(case(layer=layer), with_last(rung("new", again))).name == "new"
+    assert choose(case(layer=layer), with_last(rung("new", deaf))).name == "xla"

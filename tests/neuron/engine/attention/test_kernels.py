@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attrs import evolve
 
+from models.spec import PagedLayer
 from neuron_jax.engine.attention.flash import attend_decode
 from neuron_jax.engine.attention.gathered import attend_gathered
 from neuron_jax.engine.attention.reference import BLOCK, attend_blocks
@@ -93,12 +95,28 @@ def test_bfloat16_queries_are_summed_in_float32(kernel: str, chunk: int) -> None
 def test_a_row_does_not_depend_on_its_neighbours(kernel: str, kv: str) -> None:
     """Bit for bit: alone, among others, and beside one ten times as long."""
     many = paged_case([40, 1, 512, 257], kv=kv)
-    alone = PagedCase(
-        many.q[:1], many.k[:1], many.v[:1], many.cache, many.kv, many.table[:1], many.start[:1], many.count[:1], None,
-        many.stored[:1], many.exact[:1],
-    )  # fmt: skip
+    names = ("q", "k", "v", "table", "start", "count", "stored", "exact")
+    alone = evolve(many, **{name: getattr(many, name)[:1] for name in names})
 
     np.testing.assert_array_equal(run(kernel, many)[:1], run(kernel, alone))
+
+
+EXTRAS: dict[str, dict[str, Any]] = {
+    "a soft cap": {"soft_cap": 1.5},
+    "sinks": {"sinks": True},
+    "narrower values": {"v_width": 8},
+    "all of it behind a window": {"soft_cap": 1.5, "sinks": True, "v_width": 12, "window": 20},
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 24])
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_reference_does_what_families_differ_in(extra: str, chunk: int) -> None:
+    case = paged_case(LENGTHS, chunk=chunk, **EXTRAS[extra])
+    got = run("xla", case)
+
+    np.testing.assert_allclose(got[case.real], case.stored[case.real], atol=2e-5)
+    assert np.isfinite(got).all(), "padding stays finite"
 
 
 @pytest.mark.parametrize("page_size", [8, 32])
@@ -118,11 +136,12 @@ def test_the_pallas_kernel_lowers_for_cuda(kv: str, size: int) -> None:
     scales = jax.ShapeDtypeStruct((1000, PAGE, 8), jnp.float32)
     cache = (leaf, leaf, scales, scales) if case.kv.quantized else (leaf, leaf)
     q = jax.ShapeDtypeStruct((4, 1, 8, 4, size), jnp.bfloat16)
+    layer = PagedLayer(8, 4, size, size, window=4096)
     ints = jax.ShapeDtypeStruct((4,), jnp.int32)
     table = jax.ShapeDtypeStruct((4, 512), jnp.int32)
 
     def step(q: Any, cache: Any, table: Any, start: Any, count: Any) -> jax.Array:
-        return attend_decode(q, cache, case.kv, table=table, start=start, count=count, window=4096)
+        return attend_decode(q, cache, case.kv, table=table, start=start, count=count, layer=layer)
 
     with jax.sharding.use_abstract_mesh(H100):
         lowered = jax.jit(step).trace(q, cache, table, ints, ints).lower(lowering_platforms=("cuda",))

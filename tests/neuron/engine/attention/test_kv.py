@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.spec import ParamSpec
+from models.spec import PagedLayer, ParamSpec
 from neuron_jax.engine.attention.kv import KV_DTYPES, KVFormat, choose_kv, widened
 from tests.fakes.paged_case import store
 
@@ -24,7 +24,7 @@ def zeros(specs: tuple[ParamSpec, ...]) -> tuple[jax.Array, ...]:
 
 
 def write(kv: KVFormat, values: np.ndarray) -> tuple[jax.Array, ...]:
-    cache = zeros(kv.layer(pages=PAGES, page_size=PAGE, kv_heads=K, head_dim=H))
+    cache = zeros(kv.pool(PagedLayer(K, 1, H, H), pages=PAGES, page_size=PAGE))
     k, v = jnp.asarray(values)
     return jax.jit(lambda: kv.write(cache, k, v, page=PAGE_OF, offset=OFFSET, real=REAL))()
 
@@ -32,14 +32,14 @@ def write(kv: KVFormat, values: np.ndarray) -> tuple[jax.Array, ...]:
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_layer_takes_the_bytes_that_its_tokens_do(name: str) -> None:
     kv = KVFormat(name)
-    layer = kv.layer(pages=PAGES, page_size=PAGE, kv_heads=K, head_dim=H)
+    layer = kv.pool(PagedLayer(K, 1, H, H), pages=PAGES, page_size=PAGE)
 
-    assert sum(leaf.nbytes for leaf in layer) == (PAGES + 1) * PAGE * kv.token_bytes(K, H)
+    assert sum(leaf.nbytes for leaf in layer) == (PAGES + 1) * PAGE * kv.token_bytes(PagedLayer(K, 1, H, H))
     assert all(leaf.axes[2] == "kv_heads" for leaf in layer), "sharded as the heads are"
 
 
 def test_8_bits_take_a_quarter_of_float32_and_the_scales() -> None:
-    assert [KVFormat(name).token_bytes(8, 128) for name in FORMATS] == [8192, 4096, 2112, 2112]
+    assert [KVFormat(name).token_bytes(PagedLayer(8, 1, 128, 128)) for name in FORMATS] == [8192, 4096, 2112, 2112]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -19,7 +19,7 @@ def attended(case: PagedCase) -> np.ndarray:
     keys, values = case.cache
     pool = jnp.asarray(keys.transpose(0, 2, 3, 1)), jnp.asarray(values.transpose(0, 2, 1, 3))
     flat = [jnp.asarray(case.flat(part)) for part in (case.q, case.k, case.v)]
-    mixed, (new_keys, new_values) = NativeAttend(case.ragged(pad=0))(*flat, pool, window=case.window)
+    mixed, (new_keys, new_values) = NativeAttend(case.layer, case.ragged(pad=0))(*flat, pool)
     # The case's pool holds the new tokens already: writing them again must change nothing.
     assert np.array_equal(new_keys, pool[0])
     assert np.array_equal(new_values, pool[1])

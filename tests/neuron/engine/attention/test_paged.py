@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.spec import PagedLayer
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.paged import PagedAttend
 from neuron_jax.engine.attention.ragged import ragged
@@ -46,9 +47,10 @@ def step(lengths: list[int], chunk: int, window: int | None) -> tuple[np.ndarray
     # Slots in another order than rows, and behind their own pages what an owner before them left.
     slot = rng.permutation(rows)
     tables = np.where(np.arange(W)[None] < used[:, None], ids, rows * W + 1)[np.argsort(slot)]
-    given = ragged(*(jnp.asarray(x, jnp.int32) for x in (tables, slot, start, count)), len(flat[0]))
-    attend = PagedAttend(attend_blocks, KVFormat("float32"), given, PAGE)
-    got, cache = attend(*map(jnp.asarray, flat), (jnp.asarray(pool[0]), jnp.asarray(pool[1])), window=window)
+    table, *rest = (jnp.asarray(x, jnp.int32) for x in (tables, slot, start, count))
+    given = ragged({window: table}, *rest, len(flat[0]))
+    attend = PagedAttend(attend_blocks, KVFormat("float32"), PagedLayer(K, G, H, H, window), given, PAGE)
+    got, cache = attend(*map(jnp.asarray, flat), (jnp.asarray(pool[0]), jnp.asarray(pool[1])))
     assert not np.asarray(cache[0][0]).any(), "the trash page stays zero"
     assert np.isfinite(got).all(), "nobody reads a page that is not its own"
     real = [(r, c) for r in range(rows) for c in range(count[r])]

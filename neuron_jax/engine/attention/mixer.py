@@ -1,0 +1,59 @@
+"""The `Mixer` that an engine hands its model: for each kind of layer what was chosen for it. Knows rows, no requests."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from attrs import Factory, frozen
+
+from models.spec import PagedLayer, RecurrentLayer
+from neuron_jax.engine.attention import recurrent
+from neuron_jax.engine.attention.kv import LayerCache
+from neuron_jax.engine.attention.native import NativeAttend
+from neuron_jax.engine.attention.ragged import Ragged
+from neuron_jax.engine.attention.trial import Attend
+
+
+@frozen
+class StepMixer:
+    """`models.spec.Mixer` for the rows of a step. With `rotates` all attention is the native kernel's."""
+
+    rows: Ragged
+    attention: Mapping[PagedLayer, Attend]
+    rotates: bool
+    snapshots: recurrent.Snapshots
+    live: jax.Array | None = Factory(lambda self: _live(self.rows) if self.rotates else None, takes_self=True)
+
+    def attend(
+        self,
+        layer: PagedLayer,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        cache: LayerCache,
+        *,
+        sinks: jax.Array | None = None,
+    ) -> tuple[jax.Array, LayerCache]:
+        """See `models.spec.Mixer`."""
+        assert layer.sinks == (sinks is not None), f"{layer} and its sinks"
+        return self.attention[layer](q, k, v, cache, sinks)
+
+    def attend_rotated(
+        self, layer: PagedLayer, qkv: jax.Array, rotary: tuple[jax.Array, jax.Array], cache: LayerCache, *, scale: float
+    ) -> tuple[jax.Array, LayerCache]:
+        """See `models.spec.Mixer`."""
+        native = self.attention[layer]
+        assert isinstance(native, NativeAttend), f"{native} does not rotate"
+        return native.rotated(qkv, rotary, cache, scale=scale)
+
+    def recur(
+        self, layer: RecurrentLayer, update: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, cache: LayerCache
+    ) -> tuple[Any, LayerCache]:
+        """See `models.spec.Mixer`."""
+        assert len(cache) == 2 * len(layer.state), f"{layer} and its states"
+        return recurrent.recur(update, inputs, cache, self.rows, self.snapshots)
+
+
+def _live(rows: Ragged) -> jax.Array:
+    return rows.count.sum(keepdims=True, dtype=jnp.int32)

@@ -1,0 +1,307 @@
+"""What an engine keeps of texts: pages, by group of layers, and copies of recurrent state. Knows owners, no device, no policy.
+
+Layers that see equally far back share one table of pages: a *group*. A group with a `window` gives back the pages that the
+window has left. Every group has a pool of its own (`Pages`), and a text's pages have the same names in all of them.
+
+Recurrent layers keep one state for each slot, which only goes forward. So that a text can begin behind a beginning that was
+computed before, the state at some page boundaries is copied to a *snapshot*: where a prompt's last full page ends, where
+it parted from another one, and where an answer's last page ends. Snapshots have a pool of places, in which they are named,
+found and forgotten like pages.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from attrs import define, field, frozen
+
+from neuron_jax.engine.pages import Pages, pages_for
+from neuron_jax.engine.prefix import Naming
+from neuron_jax.engine.requests import Request
+
+NOWHERE = 0
+"""Stands for no page and no snapshot: the trash page has this number."""
+
+
+@frozen
+class Found:
+    """The beginning of a text that is there already: `count` pages of it, by group, NOWHERE where no window reaches them;
+    the snapshot of the state behind them; and how many pages there would be but for a snapshot."""
+
+    count: int
+    pages: tuple[list[int], ...]
+    snapshot: int
+    parted: int
+
+
+@define(eq=False)
+class Cache:
+    """The pools, and what each request has of them.
+
+    `groups` and their `windows` (None: all tokens) stand side by side. A request holds, of a group without a window, pages
+    for its whole text; of one with a window, those that the window reaches and those of a step of `step_tokens` tokens.
+    `snapshots` is the pool of snapshots where the model has recurrent layers. Without `naming` nothing is found again.
+    """
+
+    groups: Sequence[Pages]
+    page_size: int
+    naming: Naming | None = None
+    windows: Sequence[int | None] = (None,)
+    step_tokens: int = 0
+    snapshots: Pages | None = None
+    lookup_tokens: int = field(default=0, init=False)  # of prompts whose beginnings were looked for
+    hit_tokens: int = field(default=0, init=False)  # of these, found
+    _windowed: Sequence[int] = field(init=False)  # numbers of the groups with a window
+    _saved: list[tuple[int, bytes]] = field(factory=list, init=False)  # by the step that is being planned
+
+    def __attrs_post_init__(self) -> None:
+        assert len(self.groups) == len(self.windows), "groups and windows"
+        self._windowed = [group for group, window in enumerate(self.windows) if window is not None]
+
+    @property
+    def total(self) -> int:
+        return sum(pool.total for pool in self.groups)
+
+    @property
+    def free(self) -> int:
+        """Pages that can be taken, kept ones included."""
+        return sum(pool.free for pool in self.groups)
+
+    @property
+    def kept(self) -> int:
+        return sum(pool.kept for pool in self.groups)
+
+    def holds(self, tokens: int) -> bool:
+        """Whether a request of so many tokens can be served when it is alone."""
+        return all(self._granted(group, tokens, 0) <= pool.total for group, pool in enumerate(self.groups))
+
+    def admit(self, request: Request, spare: int) -> bool:
+        """Give `request` the pages that its text begins with, and room for the rest, if that leaves `spare` pages free."""
+        found = self._find(request)
+        wanted = [self._granted(group, len(request.tokens) + 1, found.count) for group in range(len(self.groups))]
+        for pool, pages, count in zip(self.groups, found.pages, wanted, strict=True):
+            if count - len(pages) + pool.unowned(_there(pages)) + spare > pool.free:
+                return False
+        request.pages = [[] for _ in self.groups]
+        self._share(request, found)
+        for pool, pages, count in zip(self.groups, request.pages, wanted, strict=True):
+            pages.extend(pool.take(count - len(pages)))
+        if self.naming is not None and request.stay == 0:
+            self.lookup_tokens += request.prompt_length
+        return True
+
+    def look_again(self, request: Request) -> None:
+        """Of a request of which nothing was computed yet: others may have computed its beginning since it was admitted."""
+        if request.computed == request.found * self.page_size:
+            found = self._find(request)
+            if found.count > request.found:
+                self._share(request, found)
+
+    def room(self, wanted: Iterable[tuple[Request, int]]) -> bool:
+        """Whether each of these requests could grow to so many tokens."""
+        texts = list(wanted)
+        for group, pool in enumerate(self.groups):
+            if sum(max(self._missing(group, *text), 0) for text in texts) > pool.free:
+                return False
+        return True
+
+    def grow(self, request: Request, tokens: int) -> bool:
+        """Give `request` pages for so many tokens, or as many as are free; whether that is enough."""
+        self._leave_behind(request)
+        enough = True
+        for group, pool in enumerate(self.groups):
+            missing = self._missing(group, request, tokens)
+            if missing > 0:
+                request.pages[group] += pool.take(min(missing, pool.free))
+                enough = enough and self._missing(group, request, tokens) == 0
+        return enough
+
+    def feed(self, request: Request, count: int) -> int:
+        """How many of the next `count` tokens of a prompt can be computed in one row; it gets the pages for them."""
+        if self._windowed:
+            self.grow(request, min(request.computed + count, len(request.tokens)))
+            count = min(count, *(len(pages) * self.page_size - request.computed for pages in request.pages))
+        begin, parted = request.computed, request.parted * self.page_size
+        if self.snapshots is not None and begin <= parted < begin + count:
+            # A row saves the state at the last boundary before its end: this one shall be it.
+            count = min(count, parted + self.page_size - begin)
+        return count
+
+    def publish(self, request: Request, tokens: int) -> None:
+        """Let the pages be found that are full of the first `tokens` tokens."""
+        full = tokens // self.page_size
+        if self.naming is None or full <= request.published:
+            return
+        self.naming.extend(request.names, request.tokens, full)
+        for pool, pages in zip(self.groups, request.pages, strict=True):
+            for i in range(request.published, full):
+                if pages[i] != NOWHERE:
+                    pool.publish(pages[i], request.names[i])
+        request.published = full
+
+    def states(self, request: Request, start: int, count: int, *, fed: bool) -> tuple[int, int]:
+        """Of a row of `count` tokens from `start` on: the snapshot that it begins from, and that which it leaves, of the
+        state at the last page boundary before its last token. NOWHERE for none."""
+        if self.snapshots is None:
+            return NOWHERE, NOWHERE
+        load, request.snapshot = request.snapshot, NOWHERE
+        if load != NOWHERE:
+            # Whoever is given this place next writes there in this step or later, behind this row's reading.
+            self.snapshots.give_back([load])
+        boundary = (start + count - 1) // self.page_size
+        if self.naming is None or boundary == 0 or boundary * self.page_size < start:
+            return load, NOWHERE
+        return load, self._save_prompt(request, boundary) if fed else self._save_answer(request, boundary)
+
+    def settle(self) -> None:
+        """Let the snapshots be found that the step just planned takes: only later steps can begin from them."""
+        for place, name in self._saved:
+            assert self.snapshots is not None
+            self.snapshots.publish(place, name)
+            self.snapshots.give_back([place])
+        self._saved.clear()
+
+    def release(self, request: Request) -> None:
+        """Take back what `request` holds. Steps under way may still write there, before any that a new owner could be in."""
+        for pool, pages in zip(self.groups, request.pages, strict=True):
+            pool.give_back(_there(pages))
+        request.pages, request.found, request.published = [], 0, 0
+        if self.snapshots is None:
+            return
+        place, boundary = request.rolling
+        # Behind a stop nothing is text.
+        if place != NOWHERE and boundary * self.page_size <= len(request.tokens) and self.naming is not None:
+            self.naming.extend(request.names, request.tokens, boundary)
+            self.snapshots.publish(place, request.names[boundary - 1])
+        self.snapshots.give_back(_there([request.snapshot, place]))
+        request.snapshot, request.rolling = NOWHERE, (NOWHERE, 0)
+
+    def check_idle(self) -> None:
+        """Assert that everything is free, by numbers alone."""
+        for pool in self.groups:
+            assert pool.free == pool.total, f"{pool.free} pages free of {pool.total}, and no owner"
+        if (states := self.snapshots) is not None:
+            assert states.free == states.total, f"{states.free} snapshots free of {states.total}, and no owner"
+
+    def check_integrity(self, admitted: Iterable[Request]) -> None:
+        """Assert that every page and snapshot is free or has the owners that it should."""
+        requests = list(admitted)
+        for group, pool in enumerate(self.groups):
+            pool.check_integrity(_there(request.pages[group]) for request in requests)
+        if self.snapshots is not None:
+            assert not self._saved, "a step was planned and not settled"
+            self.snapshots.check_integrity(_there([request.snapshot, request.rolling[0]]) for request in requests)
+
+    def _granted(self, group: int, tokens: int, found: int) -> int:
+        """Pages that a request gets when it is admitted, for a text of `tokens` of which `found` pages are there."""
+        whole, window = pages_for(tokens, self.page_size), self.windows[group]
+        if window is None:
+            return whole
+        reach = pages_for(window + self.step_tokens, self.page_size) + 1
+        return min(whole, self._first(window, found * self.page_size) + reach)
+
+    def _first(self, window: int | None, position: int) -> int:
+        """The first page that the token at `position` sees."""
+        return 0 if window is None else max(position - window + 1, 0) // self.page_size
+
+    def _missing(self, group: int, request: Request, tokens: int) -> int:
+        return pages_for(tokens, self.page_size) - len(request.pages[group])
+
+    def _leave_behind(self, request: Request) -> None:
+        """Give back the pages that no token from the next one on sees."""
+        for group in self._windowed:
+            pages = request.pages[group]
+            first = min(self._first(self.windows[group], request.computed), len(pages))
+            left = [i for i in range(request.left.get(group, 0), first) if pages[i] != NOWHERE]
+            self.groups[group].give_back([pages[i] for i in left])
+            for i in left:
+                pages[i] = NOWHERE
+            request.left[group] = first
+
+    def _find(self, request: Request) -> Found:
+        """The pages that hold the beginning of its text, so that at least one token is left to compute."""
+        if self.naming is None:
+            return Found(0, tuple([] for _ in self.groups), NOWHERE, 0)
+        full = (len(request.tokens) - 1) // self.page_size
+        self.naming.extend(request.names, request.tokens, full)
+        names = request.names[:full]
+        pages = [pool.find(names) for pool, window in zip(self.groups, self.windows, strict=True) if window is None]
+        count = min([full, *map(len, pages)])
+        if not self._windowed and self.snapshots is None:
+            return Found(count, tuple(found[:count] for found in pages), NOWHERE, count)
+        return self._find_all(names[:count])
+
+    def _find_all(self, names: Sequence[bytes]) -> Found:
+        """The longest beginning of which every group has what a window reaches, and of which there is a snapshot. Those
+        without a window have all."""
+        known = [[pool.get(name) for name in names] for pool in self.groups]
+        reached = self._reached(known, len(names))
+        states = self.snapshots
+        able = [count for count in reached if states is None or count == 0 or states.get(names[count - 1]) != NOWHERE]
+        count = able[-1]
+        pages = []
+        for found, window in zip(known, self.windows, strict=True):
+            first = self._first(window, count * self.page_size)
+            pages.append([NOWHERE] * min(first, count) + found[first:count])
+        snapshot = states.get(names[count - 1]) if states is not None and count else NOWHERE
+        return Found(count, tuple(pages), snapshot, reached[-1])
+
+    def _reached(self, known: Sequence[Sequence[int]], most: int) -> list[int]:
+        """The lengths, in pages, of beginnings of which every group knows what its window reaches."""
+        reached, lacking = [0], [-1] * len(known)  # the last page that each group does not know
+        for count in range(1, most + 1):
+            for group, found in enumerate(known):
+                lacking[group] = count - 1 if found[count - 1] == NOWHERE else lacking[group]
+            first = [self._first(window, count * self.page_size) for window in self.windows]
+            if all(missed < begin for missed, begin in zip(lacking, first, strict=True)):
+                reached.append(count)
+        return reached
+
+    def _share(self, request: Request, found: Found) -> None:
+        """Let `request` begin with what was found, in place of pages of its own."""
+        for pool, pages, new in zip(self.groups, request.pages, found.pages, strict=True):
+            pool.share(_there(new))
+            pool.give_back(_there(pages[: len(new)]))
+            pages[: len(new)] = new
+        if self.snapshots is not None:
+            self.snapshots.share(_there([found.snapshot]))
+            self.snapshots.give_back(_there([request.snapshot]))
+            request.snapshot = found.snapshot
+        more = found.count - request.found
+        request.parted = found.parted if found.parted > found.count else 0
+        request.found = request.published = found.count
+        request.computed = found.count * self.page_size
+        request.left = {group: self._first(self.windows[group], request.computed) for group in self._windowed}
+        # What a preempted request finds again it has computed itself.
+        if request.stay == 0:
+            self.hit_tokens += more * self.page_size
+            request.cached = request.computed
+
+    def _save_prompt(self, request: Request, boundary: int) -> int:
+        """A place for the state of a prompt behind its first `boundary` pages, where that is of use to others."""
+        assert self.snapshots is not None
+        assert self.naming is not None
+        last = (request.fed - 1) // self.page_size
+        if boundary not in (last, request.parted) or not self.snapshots.free:
+            return NOWHERE
+        self.naming.extend(request.names, request.tokens, boundary)
+        name = request.names[boundary - 1]
+        if self.snapshots.get(name) != NOWHERE:
+            return NOWHERE
+        (place,) = self.snapshots.take(1)
+        self._saved.append((place, name))
+        return place
+
+    def _save_answer(self, request: Request, boundary: int) -> int:
+        """The place for the state of an answer that has just filled page `boundary`: the one of the page before, if any. It
+        gets its name when the request ends: until then nobody else could use it."""
+        assert self.snapshots is not None
+        place, _ = request.rolling
+        if place == NOWHERE:
+            if not self.snapshots.free:
+                return NOWHERE
+            (place,) = self.snapshots.take(1)
+        request.rolling = (place, boundary)
+        return place
+
+
+def _there(pages: Iterable[int]) -> list[int]:
+    return [page for page in pages if page != NOWHERE]

@@ -1,0 +1,245 @@
+"""Layers of every kind through the whole engine: text depends neither on company, chunks, the cache nor preemption."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count as counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.sharding import make_mesh
+from models.spec import RecurrentLayer
+from neuron_jax.engine.attention.choose import choose
+from neuron_jax.engine.attention.kv import KVFormat
+from neuron_jax.engine.attention.trial import Case, kinds
+from neuron_jax.engine.buckets import Menu, declare
+from neuron_jax.engine.cache import Cache
+from neuron_jax.engine.compiler import Compiler
+from neuron_jax.engine.engine import Engine
+from neuron_jax.engine.groups import page_groups
+from neuron_jax.engine.pace import Pace
+from neuron_jax.engine.pages import Pages
+from neuron_jax.engine.prefix import Naming
+from neuron_jax.engine.programs import Program, Shapes
+from neuron_jax.engine.runner import Runner
+from neuron_jax.engine.scheduler import Scheduler
+from tests.fakes.engines import Client, drain, serve, submit, tokens
+from tests.fakes.quick import Quick
+from tests.fakes.tiny_kinds import Kinds, full_logits, tiny
+
+SLOTS, CHUNK, PAGE, PAGES, WINDOWED, SNAPSHOTS, CONTEXT = 4, 32, 16, 64, 24, 12, 256
+MODELS: dict[str, tuple[str, ...]] = {
+    "windows": ("window", "full", "window, sinks, soft cap, narrow values"),
+    "windows only": ("window",),
+    "hybrid": ("gated delta rule", "full", "short convolution"),
+    "hybrid with windows": ("short convolution", "window"),
+    "recurrent": ("gated delta rule",),
+    "latent": ("latent", "latent"),
+}
+NewEngine = Callable[..., Engine]
+
+
+QUICK = ("windows", "hybrid")
+"""Between them they have layers of every kind but the latent one."""
+
+
+@pytest.fixture(
+    scope="module", params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
+def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    """A runner of one of MODELS with everything compiled."""
+    with running(request.param) as runner:
+        yield runner
+
+
+@contextmanager
+def running(name: str, devices: int = 1) -> Iterator[Runner]:
+    model, params = tiny(*MODELS[name])
+    mesh = make_mesh(jax.devices("cpu")[:devices])
+    attention = choose(Case(mesh, jnp.float32, KVFormat("float32"), PAGES, PAGE, kinds(model)))
+    program = Program(model, mesh, Shapes(PAGE, pools(model), SLOTS, CONTEXT, snapshots(model)), attention)
+    compiler = Compiler(lambda key: Quick(program.lower(key)), workers=2)
+    keys = declare(max_slots=SLOTS, chunk_tokens=CHUNK, decode_steps=2).keys()
+    compiler.start(keys)
+    compiler.wait(keys, lambda done, total: None)
+    placed = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), params, program.abstract_params())
+    yield Runner(program, compiler, placed)
+    compiler.close()
+
+
+def snapshots(model: Kinds) -> int:
+    return SNAPSHOTS if any(isinstance(layer, RecurrentLayer) for layer in model.layers) else 0
+
+
+def pools(model: Kinds, pages: int = PAGES, windowed: int = WINDOWED) -> tuple[int, ...]:
+    return tuple(pages if window is None else min(windowed, pages) for window in page_groups(model.layers))
+
+
+@pytest.fixture
+def new_engine(runner: Runner) -> NewEngine:
+    """Engines sharing one runner: pages and states start out dirty with what the test before left in them."""
+    return engines_of(runner)
+
+
+def engines_of(runner: Runner) -> NewEngine:
+    def make(
+        *, pages: int = PAGES, windowed: int = WINDOWED, chunk: int = CHUNK, overlap: bool = True, prefix: bool = True
+    ) -> Engine:
+        model = runner.program.model
+        menu = Menu()
+        menu.add(key for key in runner.compiler.ready if getattr(key, "tokens", 0) <= chunk)
+        cache = Cache(
+            [Pages(count) for count in pools(model, pages, windowed)],
+            PAGE,
+            Naming(PAGE, b"tests") if prefix else None,
+            windows=page_groups(model.layers),
+            step_tokens=CHUNK,
+            snapshots=Pages(count) if prefix and (count := snapshots(model)) else None,
+        )
+        scheduler = Scheduler(cache, max_slots=SLOTS, menu=menu, pace=Pace())
+        ticks = counter()
+        return Engine(scheduler, runner, CONTEXT, clock=lambda: next(ticks) / 1000, overlap=overlap)
+
+    return make
+
+
+def words(count: int, seed: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(300) for _ in range(count)]
+
+
+def ask(engine: Engine, prompt: list[int], **options: Any) -> tuple[list[int], int]:
+    """The answer, and what was cached of the prompt."""
+    engine.submit(submit(1, prompt, **options))
+    outputs = drain(engine)[1]
+    return tokens(outputs), outputs[0].cached_tokens
+
+
+def wanted(new_engine: NewEngine, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+    """What each is answered alone, in the plain loop, without a cache."""
+    plain = new_engine(overlap=False, prefix=False)
+    return [ask(plain, prompt, **options)[0] for prompt in prompts]
+
+
+SAMPLED = {"temperature": 0.9, "seed": 5, "max_tokens": 30}
+
+
+def assert_plain(name: str, new_engine: NewEngine) -> None:
+    """Each token that an engine says is the arg max of one pass over all before it."""
+    model, params = tiny(*MODELS[name])
+    for length in (1, 15, 40, 150):
+        prompt = words(length, seed=length)
+        text = ask(new_engine(), prompt, max_tokens=40)[0]
+
+        logits = full_logits(model, params, prompt + text)[length - 1 : -1]
+        top = np.sort(logits, axis=-1)
+        clear = top[:, -1] - top[:, -2] > 1e-3
+        assert clear.mean() > 0.8
+        assert (logits.argmax(-1) == text)[clear].all()
+
+
+def test_greedy_text_is_that_of_a_plain_pass(new_engine: NewEngine, runner: Runner) -> None:
+    """Paged and chunked."""
+    model = runner.program.model
+    assert_plain(next(name for name, layers in MODELS.items() if tiny(*layers)[0].layers == model.layers), new_engine)
+
+
+@pytest.mark.parametrize("name", [pytest.param("windows", marks=pytest.mark.slow), "hybrid"])
+def test_two_devices_say_what_a_plain_pass_says(name: str) -> None:
+    """Heads, and with them pages and states, are spread over both."""
+    with running(name, devices=2) as runner:
+        pools = runner.program.abstract_state().pool
+        assert all(leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in pools[0])
+        assert_plain(name, engines_of(runner))
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_in_a_batch_as_alone(new_engine: NewEngine, overlap: bool) -> None:
+    prompts = [words(length, seed=length) for length in (1, 16, 17, 33, 70, 110, 31, 150)]
+    expected = wanted(new_engine, prompts, **SAMPLED)
+    clients = [Client(submit(number, prompt, **SAMPLED), number, None) for number, prompt in enumerate(prompts)]
+    outputs = serve(new_engine(overlap=overlap, prefix=False), clients)
+
+    assert [tokens(outputs[number]) for number in range(len(prompts))] == expected
+
+
+@pytest.mark.parametrize("chunk", [4, 12])
+def test_in_chunks_as_at_once(new_engine: NewEngine, chunk: int) -> None:
+    prompt = words(125, seed=3)
+
+    assert [ask(new_engine(chunk=chunk, prefix=False), prompt, **SAMPLED)[0]] == wanted(new_engine, [prompt], **SAMPLED)
+
+
+def test_preempted_as_not(new_engine: NewEngine) -> None:
+    """Pages for about two of the texts at a time; where no layer sees everything whoever is admitted has all it needs."""
+    prompts = [words(20 + 5 * number, seed=number) for number in range(8)]
+    options = SAMPLED | {"max_tokens": 90}
+    expected = wanted(new_engine, prompts, **options)
+    for prefix in (False, True):
+        engine = new_engine(pages=13, windowed=6, prefix=prefix)
+        for number, prompt in enumerate(prompts):
+            engine.submit(submit(number, prompt, **options))
+        outputs = drain(engine)
+
+        assert engine.scheduler.preemptions > 0 or None not in engine.scheduler.cache.windows
+        assert [tokens(outputs[number]) for number in range(len(prompts))] == expected
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_cached_as_cold(new_engine: NewEngine, overlap: bool) -> None:
+    """Turn after turn, and a text that parts from the first in its middle."""
+    # Cold first: the engines share the device's pages, of which each believes that it is the only owner.
+    bare = new_engine(overlap=overlap, prefix=False)
+    texts, expected = [words(50, seed=1)], []
+    for turn in range(4):
+        expected.append(ask(bare, texts[turn], **SAMPLED)[0])
+        texts.append(texts[turn] + expected[turn] + words(9, seed=turn))
+    texts[4] = texts[3][:70] + words(40, seed=9)
+    expected.append(ask(bare, texts[4], **SAMPLED)[0])
+
+    engine = new_engine(overlap=overlap)
+    found = [ask(engine, text, **SAMPLED) for text in texts]
+    again = ask(engine, texts[4], **SAMPLED)
+
+    assert [said for said, _ in found] == expected
+    assert again[0] == expected[4]
+    cached = [count for _, count in found]
+    # All that was computed before, in full pages: the newest token of an answer never was.
+    whole = [0, *((len(texts[turn]) + 29) // PAGE * PAGE for turn in range(3))]
+    assert cached[:4] == whole
+    assert cached[4] == 64
+    assert again[1] == 96
+
+
+def test_what_a_window_has_left_is_given_back(new_engine: NewEngine) -> None:
+    """A long text holds all pages of layers that see everything, and a few of those that do not."""
+    engine = new_engine(prefix=False)
+    windows = [window for window in engine.scheduler.cache.windows if window is not None]
+    if not windows:
+        pytest.skip("a model without windows")
+    engine.submit(submit(1, words(180, seed=1), max_tokens=60))
+    most = [0] * len(engine.scheduler.cache.groups)
+    while not engine.idle:
+        engine.step()
+        for group, pool in enumerate(engine.scheduler.cache.groups):
+            most[group] = max(most[group], pool.total - pool.free)
+
+    for window, held in zip(engine.scheduler.cache.windows, most, strict=True):
+        assert held == (-(-239 // PAGE) if window is None else -(-(window + CHUNK) // PAGE) + 1)
+
+
+def test_equal_prompts_at_once(new_engine: NewEngine) -> None:
+    """Four answers to one prompt, each as it would be alone."""
+    prompt = words(100, seed=4)
+    engine = new_engine()
+    for number in range(4):
+        engine.submit(submit(number, prompt, temperature=1.0, seed=number))
+    outputs = drain(engine)
+
+    for number in range(4):
+        alone = ask(new_engine(prefix=False), prompt, temperature=1.0, seed=number)[0]
+        assert tokens(outputs[number]) == alone
