@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -40,6 +42,16 @@ def first_match(stream: IO[str], pattern: str) -> str:
     raise AssertionError(f"no line with {pattern}")
 
 
+@contextmanager
+def started(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    """A process that is gone afterwards, also where a test fails before it told it to end."""
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_says_where_and_ends_with_zero(tmp_path: Path, number: signal.Signals) -> None:
     """It prints its address, serves, and a signal drains it: exit code 0, the stream whole, no engine left."""
@@ -47,7 +59,7 @@ def test_serve_says_where_and_ends_with_zero(tmp_path: Path, number: signal.Sign
     config = tmp_path / "neuron.toml"
     config.write_text(f'[server]\nport = 0\n[[default_models]]\nmodel_id = "{MODEL}"\nsource = "{folder}"\n')
     command = [sys.executable, "-c", PROGRAM, str(config)]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+    with started(command) as process:
         assert process.stdout is not None
         url = first_match(process.stdout, r"^neuron ready (http://127\.0\.0\.1:\d+)$")
         with httpx.Client(base_url=url, timeout=20) as http:
