@@ -1,6 +1,6 @@
 """The one owner of loaded models: load, unload, what is loaded, what could be; must not know HTTP.
 
-Everything here runs in the event loop's thread; `_residents` is written by `_begin` and `_remove` only.
+Everything here runs in the event loop's thread; `_residents` is written by `_begin` and `_forget` only.
 """
 
 import asyncio
@@ -114,7 +114,7 @@ class Lifecycle:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.lender.close()
-        unloads = [self._remove(resident, drain_secs) for resident in tuple(self._residents.values())]
+        unloads = [resident.unload(drain_secs) for resident in tuple(self._residents.values())]
         await asyncio.gather(*unloads, return_exceptions=True)
         await self.renderers.close()
 
@@ -124,7 +124,7 @@ class Lifecycle:
         self.devices.close()
         await self.lender.close()
         loading = [resident for resident in self._residents.values() if resident.status == "loading"]
-        await asyncio.gather(*(self._remove(resident, 0.0) for resident in loading), return_exceptions=True)
+        await asyncio.gather(*(resident.unload(0.0) for resident in loading), return_exceptions=True)
 
     @property
     def residents(self) -> Sequence[Resident]:
@@ -153,7 +153,7 @@ class Lifecycle:
         if self.closing:
             raise shutting_down()
         while (resident := self._residents.get(spec.model_id)) and resident.status in ("failed", "draining"):
-            await self._remove(resident, 0.0)
+            await resident.unload(0.0)
         if resident is None:
             resident = await self._begin(spec)
         elif resident.serving:
@@ -166,7 +166,7 @@ class Lifecycle:
         resident = self.resident(name)
         if resident is None:
             return False
-        await self._remove(resident, drain_secs)
+        await resident.unload(drain_secs)
         return True
 
     async def text(self, name: str) -> tuple[ModelText, int]:
@@ -242,6 +242,7 @@ class Lifecycle:
             compile=self.renderers.compile,
             places=partial(self._places, spec, parts),
             admission=self.config.admission,
+            gone=partial(self._forget, spec.model_id),
         )
         devices = tuple(sorted({index for part in parts for index in part}))
         resident = self._residents[spec.model_id] = Resident(spec.model_id, spec, devices, plan)
@@ -288,12 +289,11 @@ class Lifecycle:
         lent = [rank.devices for rank in self.lender.lent]
         return Counter(index for devices in (*loading, *placed, *lent) for index in devices)
 
-    async def _remove(self, resident: Resident, drain_secs: float) -> None:
-        await resident.unload(drain_secs)
-        if self._residents.get(resident.id) is resident:
-            del self._residents[resident.id]
-            self._metrics.forget(resident.id)
-            _log.info("unloaded %s", resident.id)
+    def _forget(self, model_id: str) -> None:
+        """The model is unloaded, whether or not anybody still waits for it."""
+        del self._residents[model_id]
+        self._metrics.forget(model_id)
+        _log.info("unloaded %s", model_id)
 
     async def _lend(self, count: int) -> tuple[int, ...]:
         loads = await self.devices.look()

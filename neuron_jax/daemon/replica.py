@@ -4,6 +4,7 @@ A start asks for devices and a share anew each time, so that it finds what is th
 less when the last engine ran out of memory.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from neuron_jax.workers.frames import EngineLoad, EngineSpec, Progress, Ready
 from neuron_jax.workers.supervisor import REMEDIES, Phase, Remedy, RestartPolicy, State, Supervisor
 
 Listener = Callable[[Progress], None]
+_log = logging.getLogger("neuron.lifecycle")
 
 
 class Shares(Protocol):
@@ -107,10 +109,16 @@ class Replica:
 
     async def stop(self, drain_secs: float) -> None:
         """Waits up to `drain_secs` for what is in flight; the process, its grant and its memory are gone after."""
-        await self._place.shares.look(fresh=True)  # what it uses can only be seen while it is there
-        await self._supervisor.stop(drain_secs)
-        self._place.shares.release(self.holder)
-        await self._place.shares.returned(self.holder)
+        shares = self._place.shares
+        try:
+            await shares.look(fresh=True)  # what it uses can only be seen while it is there
+        except Exception as error:  # noqa: BLE001  # the driver's, say: an engine must end on devices that cannot be looked at
+            _log.warning("%s ends unseen: the devices could not be looked at: %s", self.holder, error)
+        try:
+            await self._supervisor.stop(drain_secs)
+        finally:
+            shares.release(self.holder)
+        await shares.returned(self.holder)
 
     async def _start(self) -> EngineClient:
         place, shares = self._place, self._place.shares

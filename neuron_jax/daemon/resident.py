@@ -45,13 +45,14 @@ class AbandonedError(Exception):
 class Plan:
     """How one model is loaded. `fetch` blocks and gives a local path; `places` says of it where its engines will be.
 
-    `compile` raises TemplateError when its chat template cannot be run.
+    `compile` raises TemplateError when its chat template cannot be run. `gone` is told when the model was unloaded.
     """
 
     fetch: Fetch
     compile: Callable[[ChatFormat], Awaitable[None]]
     places: Callable[[Path], Sequence[Place]]
     admission: AdmissionConfig
+    gone: Callable[[], None]
 
 
 class Resident:
@@ -181,11 +182,11 @@ class Resident:
     async def loaded(self) -> None:
         """Returns when it serves for the first time. Raises LoadError, or Problem when it was given up."""
         await asyncio.wait([self._loading])
+        if self.error is not None:
+            raise self.error
         if self._loading.cancelled():
             raise unavailable(f"Loading {self.id!r} was given up.")
         self._loading.result()
-        if self.error is not None:
-            raise self.error
 
     @contextmanager
     def heard_by(self, listener: Listener) -> Iterator[None]:
@@ -208,13 +209,18 @@ class Resident:
     async def _end(self, drain_secs: float) -> None:
         if self._admission is not None:
             self._admission.fail(unavailable(f"The model {self.id!r} is being unloaded."))
-        if not self._loading.done():
+        if self.error is None:  # a load that failed is about to end by itself, and tells why
             self._loading.cancel()
         await asyncio.wait([self._loading])
         await self._stop_all(drain_secs)
+        self._plan.gone()
 
     async def _stop_all(self, drain_secs: float) -> None:
-        await asyncio.gather(*(replica.stop(drain_secs) for replica in self.replicas))
+        """A fault while one engine ends is told, and keeps neither the others nor the model from ending."""
+        stops = (replica.stop(drain_secs) for replica in self.replicas)
+        for replica, found in zip(self.replicas, await asyncio.gather(*stops, return_exceptions=True), strict=True):
+            if isinstance(found, Exception):
+                _log.error("%s did not end as it should", replica.holder, exc_info=found)
 
     async def _load(self) -> None:
         try:
@@ -229,6 +235,11 @@ class Resident:
             self.error = LoadError("engine_failed" if error.kind == "exited" else error.kind, str(error))
         except OSError as error:
             self.error = LoadError("repo_fetch_failed", f"{type(error).__name__}: {error}")
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            _log.exception("loading %s waited for something that was cancelled", self.id)
+            self.error = LoadError("internal", "what the load waited for was cancelled")
         except Exception as error:  # noqa: BLE001  # a fault of ours ends this load, and with it the wait of all who asked for it
             _log.exception("loading %s failed for a reason that nobody foresaw", self.id)
             self.error = LoadError("internal", f"{type(error).__name__}: {error}")
@@ -301,6 +312,12 @@ class Resident:
         if serving:
             self.max_context = min(ready.max_context for ready in serving)
             self.admission.resize(sum(ready.max_slots for ready in serving))
+
+
+def _is_cancelled() -> bool:
+    """Whether this task itself was told to end, rather than something that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _deaf(_: Progress) -> None:

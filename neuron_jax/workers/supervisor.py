@@ -273,10 +273,15 @@ class Supervisor:
             self.engine = done
             self._move(Started())
             self._settle(done.ready)
+        elif isinstance(done, asyncio.CancelledError) and not self._stopping.is_set():
+            self._start_failed(EngineDied("its start waited for something that was cancelled", "internal"))
         elif isinstance(done, Exception):
-            self._move(StartFailed(str(done), _kind(done)))
-            if self.state.ended:
-                self._settle(done)
+            self._start_failed(done)
+
+    def _start_failed(self, error: Exception) -> None:
+        self._move(StartFailed(str(error), _kind(error)))
+        if self.state.ended:
+            self._settle(error)
 
     async def _serve(self) -> None:
         assert self.engine is not None

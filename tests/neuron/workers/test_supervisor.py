@@ -204,6 +204,23 @@ def test_a_supervisor_that_fails_itself_has_failed(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_start_that_is_cancelled_from_within_has_failed() -> None:
+    """Nobody asked it to stop: it is told as any other failure, instead of being tried for ever without a pause."""
+
+    async def start() -> EngineClient:
+        raise asyncio.CancelledError
+
+    async def run() -> None:
+        supervisor = Supervisor("org/tiny", start)
+        async with asyncio.timeout(10):
+            with pytest.raises(EngineDied, match="was cancelled"):
+                await supervisor.started()
+            assert supervisor.state.phase is Phase.FAILED
+            await supervisor.stop(0.0)
+
+    asyncio.run(run())
+
+
 def test_a_model_that_became_unloadable_is_given_up(tmp_path: Path) -> None:
     """A restart that is refused for good ends in failed, with the last error kept."""
 
