@@ -156,7 +156,7 @@ def test_a_scrape_over_http_can_be_parsed() -> None:
         gateway = Gateway(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", drain_secs=0)
         config = Config(gateway=gateway, neurons=(Neuron(name="a", endpoint="http://127.0.0.1:9"),))
         listeners = bind(config)
-        async with running(config, listeners) as it, httpx.AsyncClient(base_url=it.metrics_url) as http:
+        async with running(config, listeners) as it, httpx.AsyncClient(base_url=it.metrics_url, timeout=30) as http:
             it.metrics.observe_request(RECORD)
             return await http.get("/metrics"), await http.head("/metrics"), await http.get("/")
 

@@ -290,7 +290,7 @@ def test_default_models_are_loaded_at_start(tmp_path: Path) -> None:
     config = attrs.evolve(config_for(folder, tmp_path), models=(), default_models=(bad, good))
 
     async def run() -> dict[str, Any]:
-        async with running(config) as (url, lifecycle), httpx.AsyncClient(base_url=url) as http:
+        async with running(config) as (url, lifecycle), httpx.AsyncClient(base_url=url, timeout=30) as http:
             assert (await http.get("/health")).json()["activation"]["state"] == "pre_warming"
             await until(lambda: lifecycle.activation.state == "ready")
             health: dict[str, Any] = (await http.get("/health")).json()

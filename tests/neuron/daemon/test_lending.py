@@ -110,7 +110,7 @@ def test_what_makes_no_sense_is_refused_in_words(
     tmp_path: Path, route: str, body: dict[str, Any], status: int, words: str
 ) -> None:
     async def use(url: str) -> httpx.Response:
-        async with httpx.AsyncClient(base_url=url) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
             return await http.post(route, json=body, headers={"Authorization": f"Bearer {SECRET}"})
 
     answer = with_lender(tmp_path, use)
@@ -131,7 +131,7 @@ def test_a_rank_lives_as_long_as_its_borrower_listens(tmp_path: Path) -> None:
     """The double stands for the rank's process; the lender shows it, counts its device, and forgets it after."""
 
     async def use(url: str) -> None:
-        async with httpx.AsyncClient(base_url=url) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
             rank = await peer(url).start(RANK, ModelSpec(**TINY), (1,))
             await until(lambda: rank.phase == "ready")
             groups = (await http.get("/discovery")).json()["groups"]

@@ -63,7 +63,7 @@ def test_shares_are_kept_and_the_sum_is_checked(tmp_path: Path) -> None:
 
     async def run() -> None:
         devices = MovingDevices(free={0: 9_000}).devices()
-        async with running(config, devices=devices) as (url, _), httpx.AsyncClient(base_url=url) as http:
+        async with running(config, devices=devices) as (url, _), httpx.AsyncClient(base_url=url, timeout=30) as http:
 
             async def load(model: str, memory_mb: int) -> httpx.Response:
                 return await http.post("/models/load", json={"model_id": model, "memory_mb": memory_mb})
@@ -88,7 +88,7 @@ def test_two_loads_of_all_there_is_come_one_after_the_other(tmp_path: Path) -> N
 
     async def run() -> None:
         devices = MovingDevices(free={0: 9_000}).devices()
-        async with running(config, devices=devices) as (url, _), httpx.AsyncClient(base_url=url) as http:
+        async with running(config, devices=devices) as (url, _), httpx.AsyncClient(base_url=url, timeout=30) as http:
             first = asyncio.create_task(http.post("/models/load", json={"model_id": MODEL}))
             await until(lambda: devices.grants)
             second = await http.post("/models/load", json={"model_id": OTHER})
@@ -224,7 +224,10 @@ def test_the_floor_can_be_turned_off(tmp_path: Path) -> None:
 
     async def run() -> None:
         devices = moving.devices()
-        async with running(config, devices=devices) as (url, lifecycle), httpx.AsyncClient(base_url=url) as http:
+        async with (
+            running(config, devices=devices) as (url, lifecycle),
+            httpx.AsyncClient(base_url=url, timeout=30) as http,
+        ):
             assert (await http.post("/models/load", json={"model_id": MODEL})).status_code == 200
             moving.free[0] = 0
             await devices.look(fresh=True)
