@@ -49,5 +49,5 @@ def _token(config: Mapping[str, Any], width: int, scale: int) -> int:
     layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
     if not layers or not heads:
         return 0
-    head = config.get("head_dim") or config.get("hidden_size", 0) // heads
+    head = config.get("head_dim") or (config.get("hidden_size") or 0) // heads
     return int(2 * layers * (config.get("num_key_value_heads") or heads) * (head * width + scale))

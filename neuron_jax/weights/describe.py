@@ -5,6 +5,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from attrs import frozen
 
 from neuron_jax.weights.checkpoint import open_checkpoint
@@ -57,6 +58,12 @@ class ModelDescription:
     weight_bytes: int
 
 
+class _TokenizerFile(msgspec.Struct):
+    """What a tokenizer.json has at least; a download that was cut short has not even that. Read in a few milliseconds."""
+
+    model: msgspec.Raw
+
+
 def describe(path: Path) -> ModelDescription:
     """Reads headers and small files only. Raises WeightsError listing all that is wrong with them.
 
@@ -87,12 +94,17 @@ def _of_folder(folder: Path, checkpoint: Checkpoint) -> ModelDescription:
     tokenizer = folder / "tokenizer.json"
     if not tokenizer.is_file():
         raise bad_checkpoint(folder, ["has no tokenizer.json"])
+    content = read_whole(tokenizer)
+    try:
+        msgspec.json.decode(content, type=_TokenizerFile)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise bad_checkpoint(tokenizer, [f"not a tokenizer: {error}"]) from error
     config = _optional_json(folder / "tokenizer_config.json")
     advice = _optional_json(folder / GENERATION_CONFIG)
     return _description(
         folder,
         checkpoint,
-        tokenizer=TokenizerSource(json=read_whole(tokenizer), gguf=None, config=config),
+        tokenizer=TokenizerSource(json=content, gguf=None, config=config),
         chat_template=_chat_template(folder, config),
         advice=advice,
         ends=[advice.get("eos_token_id") or checkpoint.config.get("eos_token_id")],
@@ -114,6 +126,9 @@ def _description(
     wrong = [f"{key} is {value!r}, must be a positive integer" for key, value in counts.items() if not _counts(value)]
     if chat_template is not None and not isinstance(chat_template, str):
         wrong.append(f"the chat template is {chat_template!r}, must be text")
+    wrong += [
+        f"eos_token_id is {value!r}, must be a token or a list of tokens" for value in ends if not _names_ids(value)
+    ]
     if wrong:
         raise bad_checkpoint(path, wrong)
     assert isinstance(length, int)
@@ -134,23 +149,40 @@ def _counts(value: Any) -> bool:
     return type(value) is int and 1 <= value < _MOST
 
 
+def _names_ids(value: Any) -> bool:
+    """A model whose ends are lost would not stop. Some files have -1 for none."""
+    return value is None or all(type(item) is int for item in (value if isinstance(value, list) else [value]))
+
+
 def _ids(values: list[Any]) -> tuple[int, ...]:
     """Token ids out of numbers, lists of numbers and None, each once."""
     flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
     return tuple(dict.fromkeys(item for item in flat if type(item) is int and 0 <= item < _MOST))
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """A file of its own in newer repositories; else in tokenizer_config.json, as text or as a list of named ones."""
+def _chat_template(folder: Path, config: Mapping[str, Any]) -> Any:
+    """As it stands there, which should be text.
+
+    A file of its own in newer repositories; else in tokenizer_config.json, as text or as a list of named ones.
+    """
     alone = folder / "chat_template.jinja"
-    if alone.is_file():
+    if _is_there(alone):
         return read_text(alone)
     template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    if not isinstance(template, list):
+        return template
+    named = [entry["template"] for entry in template if isinstance(entry, dict) and _is_default(entry)]
+    return named[0] if named else None
+
+
+def _is_default(entry: Mapping[str, Any]) -> bool:
+    return entry.get("name") == "default" and "template" in entry
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if _is_there(path) else {}
+
+
+def _is_there(path: Path) -> bool:
+    """Also when it cannot be read: a model without its template or its limits would serve, and answer otherwise."""
+    return path.exists() or path.is_symlink()

@@ -25,6 +25,10 @@ _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
 _STRING, _ARRAY = 8, 9
+_MAX_VALUES = 1 << 24
+"""Of one array in the header. The largest vocabularies known have some 300,000 tokens, and some more merges."""
+_MAX_DEPTH = 8
+"""Of arrays within arrays, which the format allows and nobody is known to use."""
 _CHUNK = 1 << 20
 """Bytes unpacked at a time: the intermediate arrays of a few of these stay in a CPU's cache."""
 _SCALARS = {
@@ -80,19 +84,21 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise _MalformedError(f"a string before byte {self.at} is not UTF-8") from error
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind == _STRING:
             return self.string()
-        return self.array() if kind == _ARRAY else self.scalar(kind)
+        return self.array(depth) if kind == _ARRAY else self.scalar(kind)
 
-    def array(self) -> list[Any]:
+    def array(self, depth: int) -> list[Any]:
         kind, count = self.scalar(4), self.scalar(10)
+        if count > len(self.data):
+            raise _TruncatedError
+        if count > _MAX_VALUES or depth > _MAX_DEPTH:
+            raise _MalformedError(f"an array of {count} values, {depth} deep in others, before byte {self.at}")
         if kind in _SCALARS:
-            packed = struct.Struct(f"<{count}{_SCALARS[kind].format[-1]}") if count < len(self.data) else None
-            if packed is None:
-                raise _TruncatedError
+            packed = struct.Struct(f"<{count}{_SCALARS[kind].format[-1]}")
             return list(packed.unpack(self.take(packed.size)))
-        return [self.value(kind) for _ in range(count)]
+        return [self.value(kind, depth + 1) for _ in range(count)]
 
 
 @frozen
@@ -180,6 +186,8 @@ def _scan(path: Path, stack: ExitStack) -> tuple[list[BinaryIO], dict[str, Any],
         misfits += [f"{tensor} is in {name} and in another file" for tensor in found.keys() & tensors.keys()]
         metadata, tensors = metadata or said, tensors | found
     count = metadata.get("split.count", 1)
+    if not misfits and not isinstance(count, int):
+        misfits.append(f"split.count is {count!r}, must be a number of files")
     if not misfits and count > 1 and len(names) == 1:
         misfits.append(f"it is one of {count} files, which must be named ...-00001-of-{count:05}.gguf and so on")
     if misfits:

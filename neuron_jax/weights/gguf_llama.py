@@ -119,6 +119,11 @@ def _config(path: Path, file: GgufFile) -> dict[str, Any]:
         for key in (*_REQUIRED, *_OPTIONAL)
         if f"{family}.{key}" in header and not _positive(header[f"{family}.{key}"])
     ]
+    rotated, count = header.get(f"{family}.rope.dimension_count"), header.get(f"{family}.embedding_length")
+    if rotated is not None and not _positive(rotated):
+        misfits.append(f"{family}.rope.dimension_count is {rotated!r}, must be a positive number")
+    if not misfits and count < header[f"{family}.attention.head_count"]:
+        misfits.append(f"{family}.embedding_length is {count}, which is less than one for each attention head")
     misfits += [f"tensor {name} is missing" for name in ("token_embd.weight",) if name not in file.tensors]
     if header.get(f"{family}.expert_count", 0):
         misfits.append(
@@ -142,7 +147,7 @@ def _config(path: Path, file: GgufFile) -> dict[str, Any]:
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and value > 0
+    return type(value) in (int, float) and 0 < value < float("inf")
 
 
 def _rope_scaling(file: GgufFile) -> dict[str, Any] | None:

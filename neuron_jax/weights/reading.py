@@ -5,6 +5,7 @@ signal that ends the process.
 """
 
 import os
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,15 +17,19 @@ from neuron_jax.weights.errors import bad_checkpoint
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How the small file begins that git keeps in place of one that Git LFS has: git-lfs, docs/spec.md."""
+MAX_WHOLE = 256 * 1024 * 1024
+"""Bytes of a file that is read at once. The longest tokenizer.json known has some 35 MB."""
 
 
 def open_file(path: Path) -> BinaryIO:
     """Raises WeightsError when it cannot be opened, or is not the file itself."""
     try:
-        file = path.open("rb", buffering=0)
+        # A pipe that nobody writes into would be waited for, and a device never ends.
+        file = open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except OSError as error:
-        raise bad_checkpoint(path, [_unreadable(error)]) from error
+        raise bad_checkpoint(path, [_unreadable(path, error)]) from error
     try:
+        _refuse_other_kinds(path, os.fstat(file.fileno()).st_mode)
         _refuse_pointer(path, os.pread(file.fileno(), len(LFS_POINTER), 0))
     except BaseException:
         file.close()
@@ -33,13 +38,12 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_whole(path: Path) -> bytes:
-    """All of a small file. Raises WeightsError as `open_file`."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise bad_checkpoint(path, [_unreadable(error)]) from error
-    _refuse_pointer(path, content)
-    return content
+    """All of a file of at most MAX_WHOLE bytes. Raises WeightsError as `open_file`."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_WHOLE:
+            raise bad_checkpoint(path, [f"has {size} bytes; at most {MAX_WHOLE} are read"])
+        return read_bytes(file, 0, size)
 
 
 def read_text(path: Path) -> str:
@@ -50,8 +54,15 @@ def read_text(path: Path) -> str:
         raise bad_checkpoint(path, [f"not UTF-8: {error}"]) from error
 
 
-def _unreadable(error: OSError) -> str:
-    return "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror or error}"
+def _unreadable(path: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "is a link to a file that is not there" if path.is_symlink() else "is not there"
+    return f"cannot be read: {error.strerror or error}"
+
+
+def _refuse_other_kinds(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise bad_checkpoint(path, ["is no file, but a pipe or a device"])
 
 
 def _refuse_pointer(path: Path, begin: bytes) -> None:

@@ -28,6 +28,8 @@ SINGLE = "model.safetensors"
 _DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
 _STORAGES = {"F16": FLOAT16, "BF16": BFLOAT16}
 _LENGTH = struct.Struct("<Q")
+_MAX_HEADER = 100_000_000
+"""The format's own bound, of its reference implementation."""
 _BUFFER = re.compile(
     r"(.*\.)?(position_ids|masked_bias|rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached))"
 )
@@ -162,6 +164,8 @@ def _header(path: Path, file: BinaryIO, size: int) -> tuple[int, dict[str, _Entr
         raise bad_checkpoint(path, [f"cut short: {size} bytes"])
     (length,) = _LENGTH.unpack(read_bytes(file, 0, _LENGTH.size))
     start = _LENGTH.size + length
+    if length > _MAX_HEADER:
+        raise bad_checkpoint(path, [f"not a safetensors file: its header would have {length} bytes"])
     if start > size:
         raise bad_checkpoint(path, [f"cut short: the header ends at byte {start} of {size}"])
     try:

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import shutil
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from neuron_jax.config import ModelSpec
 from neuron_jax.daemon.estimate import least_bytes
 from neuron_jax.daemon.model_text import Broken, read_facts
+from neuron_jax.weights.reading import MAX_WHOLE
 from tests.fakes.any_json import any_json
 from tests.fakes.live_neuron import MODEL, config_for, running
 from tests.fakes.tiny_model import write_tiny_model
@@ -45,6 +49,59 @@ BROKEN: list[tuple[str, Any, str]] = [
     (WEIGHTS, lambda content: content[:20], "cut short"),
     (WEIGHTS, None, "has neither model.safetensors nor"),
     (TOKENIZER, None, "has no tokenizer.json"),
+    (TOKENIZER, lambda content: content[:-1], "tokenizer.json: not a tokenizer: "),
+    (TOKENIZER, lambda _: b"[]", "tokenizer.json: not a tokenizer: "),
+    (TOKENIZER_CONFIG, changed(chat_template=5), "the chat template is 5, must be text"),
+    (
+        TOKENIZER_CONFIG,
+        changed(chat_template=[{"name": "default", "template": []}]),
+        "the chat template is [], must be",
+    ),
+    (ADVICE, changed(eos_token_id="2"), "eos_token_id is '2', must be a token or a list of tokens"),
+    (CONFIG, changed(eos_token_id={"a": 1}), "eos_token_id is {'a': 1}, must be a token or a list of tokens"),
+]
+
+
+def pipe(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def endless(file: Path) -> None:
+    file.symlink_to("/dev/zero")
+
+
+def subfolder(file: Path) -> None:
+    file.mkdir()
+
+
+def nowhere(file: Path) -> None:
+    file.symlink_to("no such file")
+
+
+def sparse(file: Path) -> None:
+    with file.open("wb") as sized:
+        sized.truncate(MAX_WHOLE + 1)
+
+
+def long_header(file: Path) -> None:
+    with file.open("wb") as sized:
+        sized.write(struct.pack("<Q", 2**40))
+        sized.truncate(2**41)
+
+
+NO_FILES: list[tuple[str, Callable[[Path], None], str]] = [
+    (CONFIG, pipe, "config.json: is no file, but a pipe or a device"),
+    (CONFIG, endless, "config.json: is no file, but a pipe or a device"),
+    (CONFIG, subfolder, "config.json: cannot be read: Is a directory"),
+    (CONFIG, sparse, f"has {MAX_WHOLE + 1} bytes; at most {MAX_WHOLE} are read"),
+    (ADVICE, pipe, "generation_config.json: is no file, but a pipe or a device"),
+    (ADVICE, nowhere, "generation_config.json: is a link to a file that is not there"),
+    (TEMPLATE, nowhere, "chat_template.jinja: is a link to a file that is not there"),
+    (TEMPLATE, endless, "chat_template.jinja: is no file, but a pipe or a device"),
+    (TOKENIZER_CONFIG, subfolder, "tokenizer_config.json: cannot be read: Is a directory"),
+    (TOKENIZER, pipe, "has no tokenizer.json"),
+    (WEIGHTS, endless, "model.safetensors: is no file, but a pipe or a device"),
+    (WEIGHTS, long_header, "not a safetensors file: its header would have 1099511627776 bytes"),
 ]
 
 
@@ -89,6 +146,23 @@ def test_a_broken_model_is_listed_with_the_reason_and_the_others_serve(tmp_path:
     asyncio.run(run())
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(("name", "make", "words"), NO_FILES)
+def test_what_is_in_the_place_of_a_file_is_neither_waited_for_nor_read_to_its_end(
+    tmp_path: Path, whole: Path, name: str, make: Callable[[Path], None], words: str
+) -> None:
+    """Pipes, devices, folders, links to nothing, and files of a size that no model has."""
+    model = tmp_path / "one"
+    shutil.copytree(whole, model)
+    (model / name).unlink(missing_ok=True)
+    make(model / name)
+
+    facts = read_facts(model)
+
+    assert isinstance(facts, Broken)
+    assert words in facts.reason
+
+
 def test_a_model_that_was_mended_is_no_longer_broken(tmp_path: Path, whole: Path) -> None:
     """Nobody has to start the neuron anew: it reads a file that has changed again."""
     folder = broken(tmp_path / "one", whole, CONFIG, lambda _: b"{}")
@@ -118,9 +192,13 @@ def test_a_model_that_was_mended_is_no_longer_broken(tmp_path: Path, whole: Path
             "vocab_size",
             "num_hidden_layers",
             "architectures",
+            "rope_scaling",
+            "rope_theta",
+            "quantization_config",
+            "sliding_window",
         ]
     ),
-    any_json(["4", "llama", "rope_type", "default"]),
+    st.one_of(st.none(), any_json(["4", "llama", "rope_type", "default"])),
 )
 def test_any_value_in_a_file_of_json_leaves_the_list_whole(
     tmp_path_factory: pytest.TempPathFactory, whole: Path, name: str, key: str, value: Any

@@ -16,7 +16,7 @@ def folder(path: Path, **files: Any) -> Path:
     """A model folder; `files` are JSON files by stem."""
     contents = {
         "config": {"max_position_embeddings": 99, "bos_token_id": 1, "eos_token_id": 2},
-        "tokenizer": {"version": "1.0"},
+        "tokenizer": {"version": "1.0", "model": {}},
     } | files
     for stem, value in contents.items():
         (path / f"{stem}.json").write_text(json.dumps(value))
@@ -54,7 +54,7 @@ def test_a_folder_describes_its_model(tmp_path: Path) -> None:
     assert (found.context_length, found.bos_id, found.eos_ids) == (99, 1, (7, 8))
     assert found.generation_config["top_p"] == 0.5
     assert (found.parameters, found.weight_bytes) == (15, 30)
-    assert found.tokenizer.json == b'{"version": "1.0"}'
+    assert found.tokenizer.json == b'{"version": "1.0", "model": {}}'
     assert found.chat_template is None
 
 

@@ -1,11 +1,14 @@
 """The GGUF reader: header values, Hugging Face names and row order, and every way a file can be broken."""
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.blocks import Blocks, storage_of
 from models.registry import build
@@ -239,6 +242,43 @@ def test_a_damaged_header_is_told(tmp_path: Path, patch: tuple[int, bytes], mess
     path.write_bytes(damaged)
 
     assert message in misfits(path)[0]
+
+
+WORDS = [*(key.removeprefix("llama.") for key in GGUF_LLAMA if key.startswith("llama.")), "rope.dimension_count"]
+
+
+@given(
+    st.sampled_from(
+        [*(f"llama.{word}" for word in WORDS), "llama.rope.scaling.type", "split.count", "general.alignment"]
+    ),
+    st.one_of(st.booleans(), st.integers(0, 2**32 - 1), st.floats(width=32), st.text(max_size=3), st.just([1, 2])),
+)
+def test_any_value_in_the_header_is_taken_or_told(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
+) -> None:
+    """What the model's code or the reader calculates with is a number, or the file is refused as a checkpoint."""
+    path = written(tmp_path_factory.mktemp("any"), **{key.replace(".", "__"): value})
+    with suppress(WeightsError):
+        open_checkpoint(path).close()
+
+
+def test_arrays_within_arrays_end_somewhere(tmp_path: Path) -> None:
+    """A file that is nothing but the beginnings of arrays is malformed, instead of being read as deep as Python goes."""
+    path = tmp_path / "deep.gguf"
+    key = struct.pack("<Q", 1) + b"x" + struct.pack("<I", 9)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key + struct.pack("<IQ", 9, 1) * 5000)
+
+    assert "not a usable GGUF file: an array of 1 values, 9 deep in others" in misfits(path)[0]
+
+
+def test_an_array_that_no_model_has_is_not_read(tmp_path: Path) -> None:
+    """As Python objects its values would take ten times the file."""
+    path = tmp_path / "long.gguf"
+    key = struct.pack("<Q", 1) + b"x" + struct.pack("<I", 9)
+    count = gguf._MAX_VALUES + 1
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key + struct.pack("<IQ", 0, count) + bytes(count))
+
+    assert f"an array of {count} values" in misfits(path)[0]
 
 
 def test_another_architecture_is_told(tmp_path: Path) -> None:
