@@ -25,6 +25,7 @@ OTHER_VARIABLES = (
     "CORTEX_CACHE",  # `cortex up`, and neurons
     "CORTEX_ENDPOINT",  # the commands of `cortex`
     "CORTEX_NATIVE",  # neurons
+    "CORTEX_THREADS",  # the same, set for an engine by its configuration
     "CORTEX_URL",  # the notebooks
 )
 """What is no setting of the gateway, and is set with reason: all of it, in one list."""
