@@ -181,6 +181,7 @@ def test_the_network_alone_can_be_tried(rig: Rig) -> None:
     assert [report["ranks"][0]["value"] for report in told] == [2, 2]
 
 
+@pytest.mark.slow
 def test_two_hosts_say_what_one_says(rig: Rig) -> None:
     """The leader alone lists the model; both tell who is in the group."""
     assert rig.load().status_code == 200
@@ -254,6 +255,7 @@ def test_without_its_leader_nothing_is_left(rig: Rig) -> None:
     assert rig.chat() == rig.text
 
 
+@pytest.mark.slow
 def test_what_cannot_be_borrowed_is_told(rig: Rig) -> None:
     """After an unload both hosts are as before; three devices are more than both have."""
     rig.unload()

@@ -174,6 +174,7 @@ def test_a_prompt_is_found_again(peer: Peer) -> None:
     assert second[0].cached_tokens == 32
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_tokens_of_one(peer: Peer, checkpoint: pathlib.Path) -> None:
     """tensor_parallel 2 on two fake CPU devices, the KV pool sharded by heads, without prefix cache; ended by command."""
     wanted = peer.generate(greedy(30, list(range(50)), max_tokens=20))

@@ -100,7 +100,13 @@ def test_decoding_and_prompts_choose_on_their_own() -> None:
     assert [mixer.mix for mixer in mixers] == [again, attend_blocks]
 
 
-@pytest.mark.parametrize(("kv", "window"), [("float32", None), ("bfloat16", 100), ("int8", 100), ("fp8", None)])
+@pytest.mark.parametrize(
+    ("kv", "window"),
+    [
+        ("bfloat16", 100),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("float32", None), ("int8", 100), ("fp8", None))),
+    ],
+)
 def test_our_rungs_pass_their_trial(kv: str, window: int | None) -> None:
     """Where they can run: in Pallas' interpreter, and with JAX's own implementation in cuDNN's place."""
     layer = PagedLayer(kv_heads=2, group=3, k_width=80, v_width=80, window=window)
