@@ -5,6 +5,7 @@
 Collectives are NCCL's on GPUs and Gloo's on CPUs; jax.distributed introduces the ranks to each other.
 """
 
+import os
 from typing import Any
 
 import jax
@@ -18,15 +19,20 @@ HEARTBEAT_SECONDS = 100
 """After which jax.distributed itself gives a rank up, and ends all processes. The daemons notice within seconds."""
 
 RANKS = "ranks"
+PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Where gRPC looks for a proxy, which it would ask for other ranks as well: grpc/doc/environment_variables.md."""
 
 
 def join(group: Group, address: str, platform: str) -> list[Any]:
     """Joins the other ranks at `address`, HOST:PORT, and returns this rank's devices. JAX must not have been used before.
 
+    From now on this process knows no proxy: ranks are reached directly, and nothing else is fetched here.
     Where a rank does not come, or the address is taken, jax.distributed aborts the process: let nobody be missing.
     """
     if platform == "cpu":
         _gloo_at(group.host)
+    for name in PROXIES:
+        os.environ.pop(name, None)
     jax.distributed.initialize(
         address,
         group.world,

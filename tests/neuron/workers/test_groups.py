@@ -67,6 +67,19 @@ def test_ranks_say_what_one_process_says(world: int, checkpoint: pathlib.Path, a
     assert asyncio.run(with_group(grouped(checkpoint, world), use)) == alone
 
 
+def test_ranks_meet_past_a_proxy(checkpoint: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator's proxy is for the world outside: asked for another rank it answers nobody, or not before the deadline."""
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("no_grpc_proxy", raising=False)
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    async def use(client: EngineClient) -> list[int]:
+        return [rank.sane.result().value for rank in client.ranks]
+
+    assert asyncio.run(with_group(one_at_a_time(checkpoint), use)) == [2, 2]
+
+
 @pytest.mark.slow
 def test_a_rank_may_have_several_devices(checkpoint: pathlib.Path, alone: list[list[int]]) -> None:
     group = Group(rank=0, world=2, secret="s")
