@@ -1,7 +1,7 @@
 """Neutral events → OpenAI completions answers, streamed and whole; pure, must not know engines or HTTP."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from neuron_jax.daemon.generation import Chosen, Ended, Event, Grown, Job
@@ -113,11 +113,17 @@ class _Logprobs:
         }
 
     def _alternatives(self, row: Chosen) -> dict[str, float]:
+        """The chosen one under the name that `tokens` gives it, and the likeliest. Where several stand for the same text,
+        each has its entry."""
+        known = {row.token: row.logprob} | {other.token: other.logprob for other in row.alternatives}
         ranked: dict[str, float] = {}
-        for other in row.alternatives:
-            name = self._name(other.token)  # two tokens may stand for the same text
-            ranked[name if name not in ranked else self._bytes(other.token)] = other.logprob
-        return {**ranked, self._name(row.token): row.logprob}
+        for token, logprob in known.items():
+            ranked[self._free_name(token, ranked)] = logprob
+        return ranked
+
+    def _free_name(self, token: int, taken: Container[str]) -> str:
+        names = (self._name(token), self._bytes(token), f"token:{token}")
+        return next(name for name in names if name not in taken)
 
     def _name(self, token: int) -> str:
         """Its text, or as OpenAI writes it its bytes, where they are a part of a character."""
