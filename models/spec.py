@@ -114,11 +114,6 @@ class RecurrentLayer:
 
     state: tuple[ParamSpec, ...]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one text's state, over all devices when sharded."""
-        return sum(leaf.nbytes for leaf in self.state)
-
 
 LayerSpec = PagedLayer | RecurrentLayer
 """What a layer keeps of the tokens it has seen, and how it mixes them."""

@@ -1,7 +1,9 @@
-"""How much memory the native kernels keep to work in; knows the sizes in `src`, must not know models or requests.
+"""How much memory the native kernels keep to work in; knows the sizes in `src` and a layer's, must not know requests.
 
 Each kernel keeps the most that it ever needed: what its caller packs once, what each thread expands and sums for itself.
 """
+
+from models.spec import PagedLayer
 
 TILE = 32
 """Outputs of a tile, as in src/weights.h."""
@@ -12,16 +14,14 @@ LANES = 16
 FLOAT = 4
 
 
-def scratch_bytes(
-    *, tokens: int, rows: int, columns: int, vocab: int, kv_heads: int, group: int, width: int, threads: int
-) -> int:
-    """Bytes that are kept after steps of at most `tokens` tokens and `rows` rows.
+def scratch_bytes(layer: PagedLayer, step: tuple[int, int], columns: int, vocab: int, threads: int) -> int:
+    """Bytes that are kept after steps of at most so many tokens and rows, of a model whose layers mix as `layer` does.
 
-    `columns`: in-dimensions of the widest matrix; `group` query heads of `width` to each of the `kv_heads`.
+    `columns`: in-dimensions of the widest matrix.
     """
+    (tokens, rows), group, width = step, layer.group, layer.k_width
     packed = (tokens + MOST_ROWS) * columns
-    pair = group * (width + LANES)
-    states = rows * kv_heads * pair
+    states = rows * layer.kv_heads * group * (width + LANES)
     singles = states + min(ROUND * states, max(KEPT, states))
     expanded = 2 * columns * TILE
     spans = TILE_TOKENS * group * (3 * width + 2)

@@ -168,11 +168,14 @@ def _limits(spec: EngineSpec, started: Started, kv_token: int) -> Limits:
 
 
 def _planned(started: Started) -> dict[str, int]:
-    """Bytes over all devices of what is computed with."""
-    plan, devices = started.made.plan, len(started.devices)
-    weights = next(row.bytes for row in plan.rows if row.what == "weights") * devices
-    kv = next(row.bytes for row in plan.rows if row.what.startswith("KV")) * devices
-    return {"weights": weights, "kv": kv, "kv_token": kv // (plan.pages * started.made.shapes.page_size)}
+    """Bytes over all devices of what is computed with; `kv_token` of a token that no window has left."""
+    from models.spec import PagedLayer
+
+    made, devices = started.made, len(started.devices)
+    weights = sum(row.bytes for row in made.plan.rows if row.what == "weights") * devices
+    kv = sum(row.bytes for row in made.plan.rows if row.what.startswith("KV")) * devices
+    paged = [layer for layer in made.model.layers if isinstance(layer, PagedLayer)]
+    return {"weights": weights, "kv": kv, "kv_token": sum(made.kv.token_bytes(layer) for layer in paged)}
 
 
 def _model(spec: EngineSpec, started: Started) -> Record:

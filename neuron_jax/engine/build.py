@@ -4,6 +4,7 @@ Compiling and reading weights overlap: the programs are built from shapes alone.
 """
 
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from attrs import frozen
 
 from models.blocks import Storage
-from models.native.library import threads, unavailable
+from models.native import library
 from models.native.scratch import scratch_bytes
 from models.registry import build
 from models.sharding import make_mesh
@@ -28,9 +29,9 @@ from neuron_jax.engine.buckets import Buckets, Menu, declare, one_size
 from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
-from neuron_jax.engine.groups import page_groups
 from neuron_jax.engine.memory import MIB, MemoryPlan, plan_memory, request_for
 from neuron_jax.engine.pace import Pace
+from neuron_jax.engine.page_groups import page_groups
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.prefix import NAME_BYTES, Naming
 from neuron_jax.engine.programs import Program, Shapes
@@ -38,6 +39,8 @@ from neuron_jax.engine.proof import prove
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.scheduler import Scheduler
 from neuron_jax.workers.frames import EngineSpec, Progress
+
+log = logging.getLogger("neuron.engine")
 
 Report = Callable[[Progress], None]
 
@@ -102,15 +105,7 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
     exact = _exact(model, kv, dtype, spec, not_native)
     kept, kept_reason = keeps_promise(spec, slots, exact=exact)
     buckets = (
-        one_size(slots)
-        if kept and not exact
-        else declare(
-            max_slots=slots,
-            chunk_tokens=spec.chunk_tokens or DEFAULT_CHUNK[spec.platform],
-            decode_steps=spec.decode_steps or DEFAULT_STEPS,
-            guesses=0 if _recurs(model) else _guesses(spec, not_native),
-            exact=exact,
-        )
+        one_size(slots) if kept and not exact else _sizes(spec, slots, _guesses(spec, model, not_native), exact=exact)
     )
     # A GPU is there for its engine: without a word on it, the pages get what is left. A CPU's memory is everybody's.
     pool = spec.kv_mb * MIB // spec.tensor_parallel or (limit if spec.platform == "cuda" else 0)
@@ -156,7 +151,17 @@ def refuses_native(config: Any, spec: EngineSpec) -> str | None:
         return "they serve one device"
     if config.get("mlp_bias"):
         return "they know no mlp_bias"
-    return unavailable()
+    return library.unavailable()
+
+
+def _sizes(spec: EngineSpec, slots: int, guesses: int, *, exact: bool) -> Buckets:
+    return declare(
+        max_slots=slots,
+        chunk_tokens=spec.chunk_tokens or DEFAULT_CHUNK[spec.platform],
+        decode_steps=spec.decode_steps or DEFAULT_STEPS,
+        guesses=guesses,
+        exact=exact,
+    )
 
 
 def _runtime(model: Model, platform: Literal["cpu", "cuda"], buckets: Buckets) -> int:
@@ -167,22 +172,17 @@ def _runtime(model: Model, platform: Literal["cpu", "cuda"], buckets: Buckets) -
 
 def _scratch(model: Model, buckets: Buckets) -> int:
     """Bytes that the native kernels will keep."""
-    return max(
-        scratch_bytes(
-            tokens=buckets.tokens[-1],
-            rows=buckets.rows,
-            columns=model.widest,
-            vocab=model.vocab_size,
-            kv_heads=layer.kv_heads,
-            group=layer.group,
-            width=layer.k_width,
-            threads=threads(),
-        )
-        for layer in kinds(model)
-    )
+    step = (buckets.tokens[-1], buckets.rows)
+    return max(scratch_bytes(layer, step, model.widest, model.vocab_size, library.threads()) for layer in kinds(model))
 
 
-def _guesses(spec: EngineSpec, not_native: str | None) -> int:
+def _guesses(spec: EngineSpec, model: Model, not_native: str | None) -> int:
+    if _recurs(model):
+        if spec.speculate > 0:
+            log.warning(
+                "speculate = %d is not used: the state of %s only goes forward", spec.speculate, model.architecture
+            )
+        return 0
     if spec.speculate >= 0:
         return spec.speculate
     return DEFAULT_GUESSES if not_native is None else 0

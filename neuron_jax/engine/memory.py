@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 
 from models.spec import Model, PagedLayer, ParamSpec, RecurrentLayer
 from neuron_jax.engine.attention.kv import KVFormat
-from neuron_jax.engine.groups import page_groups
+from neuron_jax.engine.page_groups import page_groups
 from neuron_jax.engine.pages import pages_for
 from neuron_jax.workers.frames import LEAST_CONTEXT, MemoryRow
 

@@ -19,10 +19,11 @@ from neuron_jax.engine import packing, sampler
 from neuron_jax.engine.attention.choose import Choice
 from neuron_jax.engine.attention.kv import LayerCache
 from neuron_jax.engine.attention.ragged import ragged
-from neuron_jax.engine.attention.recurrent import Snapshots, state_specs
 from neuron_jax.engine.attention.reference import BLOCK
 from neuron_jax.engine.buckets import Key, SeatKey, StepKey
-from neuron_jax.engine.groups import Groups, page_groups
+from neuron_jax.engine.mixer import StepMixer
+from neuron_jax.engine.page_groups import PageGroups, page_groups
+from neuron_jax.engine.recurrent import Snapshots, state_specs
 
 Pool = tuple[LayerCache, ...]
 
@@ -74,7 +75,7 @@ class Program:
     sample: Callable[[jax.Array, sampler.RowParams, sampler.Past], sampler.Drawn] = sampler.sample
 
     @property
-    def groups(self) -> Groups:
+    def groups(self) -> PageGroups:
         return page_groups(self.model.layers)
 
     def abstract_params(self) -> Any:
@@ -161,7 +162,9 @@ def _compute(
     shapes, model = program.shapes, program.model
     where = ragged(_tables(program, state.lines), rows.slot, rows.start, rows.count, tokens.shape[0])
     given = jnp.where(tokens >= 0, tokens, state.last_token[rows.slot[where.row]])
-    mixer = program.attention.mixer(where, Snapshots(rows.load, rows.save, shapes.page_size))
+    attention = program.attention
+    snapshots = Snapshots(rows.load, rows.save, shapes.page_size)
+    mixer = StepMixer(where, attention.of_rows(where), attention.rotates, snapshots)
     hidden, pool = model.forward(params, given, where.position, mixer, state.pool)
     end = jnp.maximum(where.first + rows.count - 1, 0)
     draws = rows.draws > packing.SILENT

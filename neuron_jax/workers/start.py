@@ -110,10 +110,12 @@ def configure(spec: EngineSpec) -> None:
     """JAX's own settings, before its first use, and the number of threads that compute on a CPU."""
     import jax
 
-    from models.native.library import THREADS
+    from models.native import library
 
     threads = _threads(spec)
-    os.environ["PJRT_NPROC"] = os.environ[THREADS] = str(threads.count)  # XLA's pool, and that of the native kernels
+    os.environ["PJRT_NPROC"] = os.environ[library.THREADS] = str(
+        threads.count
+    )  # XLA's pool, and that of the native kernels
     if spec.platform == "cpu":
         log.info("computes with %d threads: %s", threads.count, threads.reason)
 

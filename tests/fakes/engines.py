@@ -31,6 +31,19 @@ def tokens(outputs: list[Output]) -> list[int]:
     return [token for output in outputs for token in output.tokens]
 
 
+def words(count: int, seed: int) -> list[int]:
+    """Tokens of a tiny model's text."""
+    rng = random.Random(seed)
+    return [rng.randrange(300) for _ in range(count)]
+
+
+def ask(engine: Engine, prompt: list[int], **options: Any) -> tuple[list[int], int]:
+    """The answer, and what was cached of the prompt."""
+    engine.submit(submit(1, prompt, **options))
+    outputs = drain(engine)[1]
+    return tokens(outputs), outputs[0].cached_tokens
+
+
 @define
 class Client:
     """One request of the mixed traffic: it comes before step `begin`, and leaves before step `leave` if it is still there."""

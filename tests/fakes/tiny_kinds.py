@@ -4,19 +4,16 @@ A stand-in for families that are not written yet: real `models.spec.Model`s, wri
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from attrs import frozen
 
 from models import rope
-from models.attend import causal
 from models.nn import rotary_table, rotate
 from models.spec import LayerSpec, Mixer, PagedLayer, ParamSpec, RecurrentLayer
-from tests.fakes import quick
+from tests.fakes.plain_pass import random_params
 
 D, F, V = 32, 48, 300
 K, G, H = 2, 2, 16
@@ -85,30 +82,11 @@ class Kinds:
 def tiny(*kinds: str) -> tuple[Kinds, Any]:
     """The model with these layers and its parameters, the same on every call."""
     model = Kinds(kinds)
-    rng = np.random.default_rng(7)
-    return model, jax.tree.map(
-        lambda spec: jnp.asarray(rng.standard_normal(spec.shape) * 0.3, spec.dtype), model.param_specs, is_leaf=_is_spec
-    )
-
-
-def full_logits(model: Kinds, params: Any, ids: list[int]) -> np.ndarray:
-    """float32 [T, V] of one plain pass over the whole text: what any paged, chunked or batched way must agree with."""
-    padded = jnp.asarray(ids + [0] * (256 - len(ids)), jnp.int32)
-    return np.asarray(_full(model, params, padded))[: len(ids)]
-
-
-@partial(quick.jit, static_argnums=0)
-def _full(model: Kinds, params: Any, tokens: jax.Array) -> jax.Array:
-    positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    return model.logits(params, model.forward(params, tokens, positions, causal(), [None] * len(model.layers))[0])
+    return model, random_params(model, seed=7)
 
 
 def _spec(shape: tuple[int, ...], *axes: str | None) -> ParamSpec:
     return ParamSpec(shape, jnp.dtype(jnp.float32), axes or (None,) * len(shape))
-
-
-def _is_spec(node: Any) -> bool:
-    return isinstance(node, ParamSpec)
 
 
 _MLP = {"up": _spec((D, F), None, "mlp"), "down": _spec((F, D), "mlp", None)}

@@ -3,17 +3,14 @@
 import json
 import pathlib
 import struct
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.attend import causal
 from models.registry import build
-from models.spec import Model, ParamSpec
-from tests.fakes import quick
+from models.spec import Model
+from tests.fakes.plain_pass import random_params
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -34,26 +31,7 @@ CONFIG: dict[str, Any] = {
 def tiny(**changes: Any) -> tuple[Model, Any]:
     """The model and its parameters, the same on every call."""
     model = build(CONFIG | changes, dtype=jnp.float32)
-    rng = np.random.default_rng(11)
-    params = jax.tree.map(
-        lambda spec: jnp.asarray(rng.standard_normal(spec.shape) * 0.3, spec.dtype),
-        model.param_specs,
-        is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
-    )
-    return model, params
-
-
-def full_logits(model: Model, params: Any, ids: list[int]) -> np.ndarray:
-    """float32 [T, V] of one plain causal pass: what any paged, chunked or batched way must agree with."""
-    padded = jnp.asarray(ids + [0] * (256 - len(ids)), jnp.int32)
-    return np.asarray(_full(model, params, padded))[: len(ids)]
-
-
-@partial(quick.jit, static_argnums=0)
-def _full(model: Model, params: Any, tokens: jax.Array) -> jax.Array:
-    positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    hidden, _ = model.forward(params, tokens, positions, causal(), [None] * len(model.layers))
-    return model.logits(params, hidden)
+    return model, random_params(model, seed=11)
 
 
 def write_checkpoint(folder: pathlib.Path, **changes: Any) -> pathlib.Path:

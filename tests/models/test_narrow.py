@@ -15,7 +15,8 @@ from models.narrow import NARROW
 from models.nn import Dims
 from models.quantize import INT4, quantize_int4
 from models.registry import build
-from tests.fakes.tiny_llama import CONFIG, full_logits
+from tests.fakes.plain_pass import full_logits
+from tests.fakes.tiny_llama import CONFIG
 from tests.fakes.weight_files import random_tensors
 
 RNG = np.random.default_rng(12)

@@ -16,15 +16,13 @@ from jax.sharding import PartitionSpec
 
 from models.formats_xla import FP8_CAPABILITY
 from models.sharding import TENSOR
-from models.spec import Mixer, PagedLayer
+from models.spec import PagedLayer
 from neuron_jax.engine.attention import native
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache, extras
-from neuron_jax.engine.attention.mixer import StepMixer
 from neuron_jax.engine.attention.paged import Mix, PagedAttend
 from neuron_jax.engine.attention.ragged import Ragged
-from neuron_jax.engine.attention.recurrent import Snapshots
 from neuron_jax.engine.attention.reference import attend_blocks
-from neuron_jax.engine.attention.trial import Case, Make, disagreement, tolerance
+from neuron_jax.engine.attention.trial import Attend, Case, Make, disagreement, tolerance
 
 log = logging.getLogger("neuron.engine")
 
@@ -59,10 +57,9 @@ class Choice:
     kinds: Mapping[PagedLayer, Pair]
     rotates: bool = False
 
-    def mixer(self, rows: Ragged, snapshots: Snapshots) -> Mixer[LayerCache]:
+    def of_rows(self, rows: Ragged) -> Mapping[PagedLayer, Attend]:
         """For the rows of one step."""
-        made = {layer: (pair.decode if rows.single else pair.extend)(rows) for layer, pair in self.kinds.items()}
-        return StepMixer(rows, made, self.rotates, snapshots)
+        return {layer: (pair.decode if rows.single else pair.extend)(rows) for layer, pair in self.kinds.items()}
 
 
 def choose(case: Case, rungs: Sequence[Rung] | None = None) -> Choice:

@@ -30,7 +30,7 @@ PROGRAM = textwrap.dedent("""
         pool = jnp.zeros((LENGTH // PAGE + 1, K, H, PAGE)), jnp.zeros((LENGTH // PAGE + 1, K, PAGE, H))
         NativeAttend(LAYER, step)(q, k, k, pool)[0].block_until_ready()
     print(library.scratch_kept())
-    print(scratch_bytes(tokens=384, rows=40, columns=0, vocab=0, kv_heads=K, group=G, width=H, threads=library.threads()))
+    print(scratch_bytes(LAYER, (384, 40), 0, 0, library.threads()))
 """)
 
 

@@ -50,7 +50,9 @@ def runner() -> Iterator[Runner]:
         yield runner
 
 
-@pytest.fixture(scope="module", params=["int8", pytest.param("fp8", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=[pytest.param("int8", marks=pytest.mark.slow), pytest.param("fp8", marks=pytest.mark.slow)]
+)
 def narrow_runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     """Keys and values in fewer bits than the model computes in."""
     # Each program takes XLA seconds: chunks and guesses are of no more kinds than it takes to see that they do not matter.

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from models.native.library import unavailable
+from neuron_jax.engine import build
 from neuron_jax.engine.buckets import Buckets
 from neuron_jax.engine.build import DEFAULT_GUESSES, DEFAULT_STEPS, design
 from neuron_jax.workers.frames import EngineSpec
+from tests.fakes.tiny_kinds import tiny
 from tests.fakes.tiny_llama import CONFIG
 
 
@@ -26,6 +28,15 @@ def test_what_the_spec_says_of_guessing_is_done(guesses: int) -> None:
 
     assert made.guesses == guesses
     assert made.rows == 4 + 4 * guesses
+
+
+def test_nothing_is_guessed_where_a_state_only_goes_forward(caplog: pytest.LogCaptureFixture) -> None:
+    """A wish for it is told to be none that can be fulfilled."""
+    model, _ = tiny("gated delta rule", "full")
+    found = [build._guesses(EngineSpec("tiny", "", speculate=guesses), model, None) for guesses in (-1, 0, 4)]
+
+    assert found == [0, 0, 0]
+    assert caplog.messages == ["speculate = 4 is not used: the state of MadeUp only goes forward"]
 
 
 def test_what_the_spec_says_of_steps_and_chunks_is_done() -> None:

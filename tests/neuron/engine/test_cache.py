@@ -55,12 +55,18 @@ def test_a_prompt_goes_on_only_as_far_as_there_are_pages() -> None:
     assert compute(held, one, 64) == 3 * SIZE + 3 * SIZE
 
 
-def test_a_text_is_found_as_far_as_every_window_is_there() -> None:
-    held, one, again = cache(), request(60), request(60, 2)
+def remembering() -> Cache:
+    """A cache in which a text of 60 tokens was, which has left."""
+    held, one = cache(), request(60)
     assert held.admit(one, spare=0)
     while one.computed < 60:
         compute(held, one, min(STEP, 60 - one.computed))
     held.release(one)
+    return held
+
+
+def test_a_text_is_found_as_far_as_every_window_is_there() -> None:
+    held, again = remembering(), request(60, 2)
     assert held.admit(again, spare=0)
 
     assert again.computed == 56  # one page is left to compute
@@ -72,11 +78,7 @@ def test_a_text_is_found_as_far_as_every_window_is_there() -> None:
 
 def test_without_the_last_window_nothing_of_it_is_found() -> None:
     """Others took the pages of the window: those of all tokens alone are of no use."""
-    held, one, again = cache(), request(60), request(60, 2)
-    assert held.admit(one, spare=0)
-    while one.computed < 60:
-        compute(held, one, min(STEP, 60 - one.computed))
-    held.release(one)
+    held, again = remembering(), request(60, 2)
     held.groups[1].give_back(held.groups[1].take(10))
     assert held.admit(again, spare=0)
 

@@ -16,7 +16,7 @@ from neuron_jax.engine.programs import Result
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.sampler import MAX_BIAS
 from tests.fakes.engines import drain, logprobs, mixed, said, serve, submit, tokens
-from tests.fakes.tiny_llama import full_logits
+from tests.fakes.plain_pass import full_logits
 
 NewEngine = Callable[..., Engine]
 

@@ -1,6 +1,5 @@
 """Layers of every kind through the whole engine: text depends neither on company, chunks, the cache nor preemption."""
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count as counter
@@ -20,16 +19,17 @@ from neuron_jax.engine.buckets import Menu, declare
 from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
-from neuron_jax.engine.groups import page_groups
 from neuron_jax.engine.pace import Pace
+from neuron_jax.engine.page_groups import page_groups
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.prefix import Naming
 from neuron_jax.engine.programs import Program, Shapes
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.scheduler import Scheduler
-from tests.fakes.engines import Client, drain, serve, submit, tokens
+from tests.fakes.engines import Client, ask, drain, serve, submit, tokens, words
+from tests.fakes.plain_pass import full_logits
 from tests.fakes.quick import Quick
-from tests.fakes.tiny_kinds import Kinds, full_logits, tiny
+from tests.fakes.tiny_kinds import Kinds, tiny
 
 SLOTS, CHUNK, PAGE, PAGES, WINDOWED, SNAPSHOTS, CONTEXT = 4, 32, 16, 64, 24, 12, 256
 MODELS: dict[str, tuple[str, ...]] = {
@@ -107,18 +107,6 @@ def engines_of(runner: Runner) -> NewEngine:
     return make
 
 
-def words(count: int, seed: int) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(300) for _ in range(count)]
-
-
-def ask(engine: Engine, prompt: list[int], **options: Any) -> tuple[list[int], int]:
-    """The answer, and what was cached of the prompt."""
-    engine.submit(submit(1, prompt, **options))
-    outputs = drain(engine)[1]
-    return tokens(outputs), outputs[0].cached_tokens
-
-
 def wanted(new_engine: NewEngine, prompts: list[list[int]], **options: Any) -> list[list[int]]:
     """What each is answered alone, in the plain loop, without a cache."""
     plain = new_engine(overlap=False, prefix=False)
@@ -148,7 +136,8 @@ def test_greedy_text_is_that_of_a_plain_pass(new_engine: NewEngine, runner: Runn
     assert_plain(next(name for name, layers in MODELS.items() if tiny(*layers)[0].layers == model.layers), new_engine)
 
 
-@pytest.mark.parametrize("name", [pytest.param("windows", marks=pytest.mark.slow), "hybrid"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["windows", "hybrid"])
 def test_two_devices_say_what_a_plain_pass_says(name: str) -> None:
     """Heads, and with them pages and states, are spread over both."""
     with running(name, devices=2) as runner:

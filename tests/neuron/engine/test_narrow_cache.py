@@ -11,7 +11,8 @@ from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.runner import Runner
 from neuron_jax.workers.frames import EngineSpec
 from tests.fakes.engines import drain, mixed, said, serve, submit, tokens
-from tests.fakes.tiny_llama import CONFIG, full_logits
+from tests.fakes.plain_pass import full_logits
+from tests.fakes.tiny_llama import CONFIG
 
 NewEngine = Callable[..., Engine]
 PROMPT = [(7 * i) % 300 for i in range(70)]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from neuron_jax.engine.engine import Engine
-from tests.fakes.engines import drain, submit, tokens
+from tests.fakes.engines import ask, drain, submit, tokens, words
 
 NewEngine = Callable[..., Engine]
 SAMPLING: list[dict[str, Any]] = [
@@ -16,18 +16,6 @@ SAMPLING: list[dict[str, Any]] = [
     {"temperature": 1.0, "seed": 9, "top_k": 5, "min_p": 0.01},
     {"temperature": 0.7, "seed": 10, "presence_penalty": 0.5, "frequency_penalty": 0.4, "repetition_penalty": 1.2},
 ]
-
-
-def words(count: int, seed: int) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(300) for _ in range(count)]
-
-
-def ask(engine: Engine, prompt: list[int], **options: Any) -> tuple[list[int], int]:
-    """The answer, and what was cached of the prompt."""
-    engine.submit(submit(1, prompt, **options))
-    outputs = drain(engine)[1]
-    return tokens(outputs), outputs[0].cached_tokens
 
 
 @pytest.mark.parametrize("sampling", SAMPLING)

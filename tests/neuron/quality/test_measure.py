@@ -10,7 +10,8 @@ import pytest
 from models import mapping
 from models.registry import build
 from neuron_jax.quality.measure import WINDOW, Compared, Quality, compare, predictions, windows
-from tests.fakes.tiny_llama import CONFIG, full_logits
+from tests.fakes.plain_pass import full_logits
+from tests.fakes.tiny_llama import CONFIG
 from tests.fakes.weight_files import random_tensors
 
 IDS = [int(id_) for id_ in np.random.default_rng(0).integers(0, CONFIG["vocab_size"], 2 * WINDOW + 40)]

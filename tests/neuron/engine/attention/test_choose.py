@@ -18,12 +18,10 @@ from neuron_jax.engine.attention.flash import attend_decode
 from neuron_jax.engine.attention.gathered import attend_gathered
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.ragged import ragged
-from neuron_jax.engine.attention.recurrent import Snapshots
 from neuron_jax.engine.attention.reference import attend_blocks
 from neuron_jax.engine.attention.trial import Case
 
 LAYER = PagedLayer(kv_heads=2, group=3, k_width=16, v_width=16)
-NO_SNAPSHOTS = Snapshots(jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32), 16)
 
 
 def case(devices: int = 1, kv: str = "float32", dtype: Any = jnp.float32, layer: PagedLayer = LAYER) -> Case:
@@ -96,7 +94,7 @@ def test_decoding_and_prompts_choose_on_their_own() -> None:
 
     assert choice.name == "new for decoding, xla for prompts"
     assert choice.reason == "new: decodes only"
-    mixers = [choice.mixer(rows, NO_SNAPSHOTS).attention[LAYER] for rows in (single, chunk)]
+    mixers = [choice.of_rows(rows)[LAYER] for rows in (single, chunk)]
     assert [mixer.mix for mixer in mixers] == [again, attend_blocks]
 
 
@@ -195,10 +193,10 @@ def test_each_kind_of_layer_gets_its_own_kernel() -> None:
     choice = choose(evolve(case(), layers=(windowed, LAYER)), with_last(picky))
     one = jnp.ones(1, jnp.int32)
     rows = ragged(dict.fromkeys((8, None), jnp.ones((2, 8), jnp.int32)), one, 0 * one, one, 1)
-    mixer = choice.mixer(rows, NO_SNAPSHOTS)
+    made = choice.of_rows(rows)
 
     assert (choice.name, choice.reason) == ("xla and new", "new: no windows")
-    assert [mixer.attention[layer].mix for layer in (windowed, LAYER)] == [attend_blocks, again]
+    assert [made[layer].mix for layer in (windowed, LAYER)] == [attend_blocks, again]
 
 
 def test_layers_with_extras_pass_the_trial() -> None:

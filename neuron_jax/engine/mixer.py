@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from attrs import Factory, frozen
 
 from models.spec import PagedLayer, RecurrentLayer
-from neuron_jax.engine.attention import recurrent
+from neuron_jax.engine import recurrent
 from neuron_jax.engine.attention.kv import LayerCache
 from neuron_jax.engine.attention.native import NativeAttend
 from neuron_jax.engine.attention.ragged import Ragged
