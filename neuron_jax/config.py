@@ -346,7 +346,8 @@ def read_record(cls: type[T], table: Mapping[str, Any], origin: str, prefix: str
             raise _unknown_key(table[key], key, fields, origin, prefix)
     for name, item in fields.items():
         if item.default is attrs.NOTHING and name not in table:
-            raise ConfigError(f"{origin}: {prefix}{name} is missing; it must be {item.metadata['rule'].allowed}")
+            where = _origin_of(dict(table), origin) if all(map(_is_told_by_variable, table.values())) else origin
+            raise ConfigError(f"{where}: {prefix}{name} is missing; it must be {item.metadata['rule'].allowed}")
     return cls(**{key: _value(fields[key].metadata["rule"], table[key], origin, prefix + key) for key in table})
 
 
@@ -566,6 +567,10 @@ def _origin_of(value: Any, origin: str) -> str:
     while isinstance(found, (dict, list)) and found:
         found = next(iter(found.values())) if isinstance(found, dict) else found[0]
     return found.name if isinstance(found, _Variable) else origin
+
+
+def _is_told_by_variable(value: Any) -> bool:
+    return _origin_of(value, "") != ""
 
 
 def _found(value: Any) -> str:

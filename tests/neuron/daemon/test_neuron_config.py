@@ -173,6 +173,7 @@ def test_a_wrong_file_is_named_with_key_found_and_allowed(tmp_path: Path, text: 
         ("NEURON_PEERS", "3", "peers = 3: allowed is tables [[peers]]"),
         ("NEURON_PEERS", '{name = "a"}', "peers = a table: allowed is tables [[peers]]"),
         ("NEURON_PEERS", '[{name = "a", endpoint = "a:1"}]', "peers[0].endpoint = 'a:1': must be a URL"),
+        ("NEURON_PEERS", '[{name = "a"}]', "peers[0].endpoint is missing; it must be a URL"),
         ("NEURON_PEERS", '[{nam = "a"}]', "unknown key peers[0].nam; nearest: peers[0].name"),
         ("NEURON_ENGINE", "{cpu_devices = 0}", "engine.cpu_devices = 0: allowed is an integer"),
     ],
