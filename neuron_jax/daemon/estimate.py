@@ -32,7 +32,7 @@ def least_bytes(
     width = WIDTH[platform]
     tokens = min(max_context or LEAST_CONTEXT, description.context_length)
     token = _token(description.config, KV_WIDTH.get(kv_dtype, width), SCALE if kv_dtype in SCALED else 0)
-    return _weights(description, platform, quant) + tokens * token
+    return _weights(description, platform, quant) + _reached(description.config, tokens) * token
 
 
 def _weights(description: ModelDescription, platform: Literal["cpu", "cuda"], quant: str) -> int:
@@ -42,6 +42,12 @@ def _weights(description: ModelDescription, platform: Literal["cpu", "cuda"], qu
     if platform == "cpu" and quant != "none":
         return min(description.weight_bytes, description.parameters * WIDTH[platform])
     return description.parameters * WIDTH[platform]
+
+
+def _reached(config: Mapping[str, Any], tokens: int) -> int:
+    """Of a text of `tokens` those that are kept: pages that a window has left are given back."""
+    window = config.get("sliding_window")
+    return min(tokens, window) if isinstance(window, int) and window > 0 else tokens
 
 
 def _token(config: Mapping[str, Any], width: int, scale: int) -> int:

@@ -74,5 +74,5 @@ def shrunk(spec: EngineSpec, pool_mb: int, times: int) -> tuple[EngineSpec, str]
 
 
 def row_mb(plan: Sequence[MemoryRow], what: str) -> int:
-    """MiB on each device of the first row that begins with `what`, rounded up; 0 without one."""
-    return next((-(-row.bytes // (1 << 20)) for row in plan if row.what.startswith(what)), 0)
+    """MiB on each device of the rows that begin with `what`, rounded up; 0 without one."""
+    return -(-sum(row.bytes for row in plan if row.what.startswith(what)) // (1 << 20))

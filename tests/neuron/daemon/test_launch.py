@@ -1,22 +1,28 @@
-"""What a host's limits become in the words to an engine process."""
+"""What is read of an engine's memory plan, and what an engine that ran out of memory begins again with."""
 
-from pathlib import Path
+from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW, row_mb, shrunk
+from neuron_jax.workers.frames import EngineSpec, MemoryRow
 
-import attrs
-import msgspec
+MIB = 1 << 20
+PLAN = (
+    MemoryRow("weights", 10 * MIB),
+    MemoryRow("KV pages (64 of 16 tokens)", 6 * MIB),
+    MemoryRow("KV pages of layers that see 128 tokens (17 of 16 tokens)", MIB + 1),
+    MemoryRow("total", 18 * MIB),
+)
 
-from neuron_jax.config import EngineConfig, ModelSpec, load_config
-from neuron_jax.daemon.launch import engine_spec
-from neuron_jax.workers.frames import EngineSpec
+
+def test_pages_of_all_groups_of_layers_are_the_pool() -> None:
+    """Rounded up as a whole."""
+    assert row_mb(PLAN, KV_ROW) == 8
+    assert row_mb(PLAN, TOTAL_ROW) == 18
+    assert row_mb((), KV_ROW) == 0
 
 
-def test_every_limit_of_the_host_reaches_its_engines() -> None:
-    """Under the same name; `cpu_devices` and `min_free_mb` are the daemon's own business."""
-    names = {item.name for item in attrs.fields(EngineConfig)} & set(EngineSpec.__struct_fields__)
-    wanted = dict.fromkeys(names, 7) | {"prefix_cache": False}
-    config = attrs.evolve(load_config(None, {"HOME": "/h"}), engine=EngineConfig(**wanted))
+def test_an_engine_begins_again_with_less() -> None:
+    """Of its pool where it had planned one, else of the whole; a fifth less each time."""
+    spec = EngineSpec("tiny", "", memory_mb=1000)
 
-    spec = engine_spec(config, ModelSpec(model_id="m"), "cpu", (0,), Path("/m"))
-
-    assert names == {item.name for item in attrs.fields(EngineConfig)} - {"cpu_devices", "min_free_mb"}
-    assert {name: msgspec.structs.asdict(spec)[name] for name in names} == wanted
+    assert shrunk(spec, 100, 0) == (spec, "")
+    assert shrunk(spec, 100, 2)[0].kv_mb == 64
+    assert shrunk(spec, 0, 1)[0].memory_mb == 800
