@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from neuron_jax.cli import app, run
+from tests.fakes.programs import program
 from tests.fakes.tiny_llama import write_checkpoint
 from tests.fakes.vocabularies import byte_level_json
 
@@ -128,14 +129,11 @@ def test_serve_listens_where_the_flags_say_and_ends_on_interrupt(tmp_path: Path)
     config.write_text("[server]\nhost = '192.0.2.1'\nport = 1\n")
     command = [sys.executable, "-m", "neuron_jax", "serve", "-c", str(config), "--host", "127.0.0.1", "--port", "0"]
     environ = os.environ | {"CORTEX_CACHE": str(tmp_path / "cache")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as process:
-        try:
-            assert process.stdout is not None
-            ready = process.stdout.readline()
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=30)
-        finally:
-            process.kill()
+    with program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ) as process:
+        assert process.stdout is not None
+        ready = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
 
     assert ready.startswith("neuron ready http://127.0.0.1:"), errors
     assert process.returncode == 0

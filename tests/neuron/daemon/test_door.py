@@ -15,6 +15,7 @@ from neuron_jax.daemon.door import Door, check_media, check_place, exposure
 from neuron_jax.daemon.problems import Problem
 from tests.fakes.engine_double import ROOT, environment
 from tests.fakes.live_neuron import MODEL, LiveNeuron, with_neuron
+from tests.fakes.programs import program
 
 POSTS = (
     "/models/load",
@@ -269,13 +270,12 @@ serve(load_config(None, os.environ))
 def test_a_neuron_that_listens_everywhere_says_so_and_obeys_this_host(tmp_path: Path) -> None:
     """Once, on stderr; loopback of IPv4 is loopback, though it comes in over IPv6."""
     settings = {"NEURON_SERVER__HOST": "::", "NEURON_SERVER__PORT": "0", "CORTEX_CACHE": str(tmp_path)}
-    with subprocess.Popen(
+    with program(
         [sys.executable, "-c", PROGRAM],
         cwd=ROOT,
         env=environment() | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
     ) as process:
         assert process.stdout is not None
         port = process.stdout.readline().rpartition(":")[2].strip()

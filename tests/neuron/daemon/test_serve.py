@@ -7,8 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +20,7 @@ from neuron_jax.daemon.app import listen
 from neuron_jax.errors import ListenError
 from tests.fakes.engine_double import ROOT, environment
 from tests.fakes.live_neuron import MODEL, LiveNeuron, with_neuron
+from tests.fakes.programs import program
 from tests.fakes.tiny_model import write_tiny_model
 
 PROGRAM = """
@@ -42,16 +41,6 @@ def first_match(stream: IO[str], pattern: str) -> str:
     raise AssertionError(f"no line with {pattern}")
 
 
-@contextmanager
-def started(command: list[str]) -> Iterator["subprocess.Popen[str]"]:
-    """A process that is gone afterwards, also where a test fails before it told it to end."""
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_says_where_and_ends_with_zero(tmp_path: Path, number: signal.Signals) -> None:
     """It prints its address, serves, and a signal drains it: exit code 0, the stream whole, no engine left."""
@@ -59,7 +48,7 @@ def test_serve_says_where_and_ends_with_zero(tmp_path: Path, number: signal.Sign
     config = tmp_path / "neuron.toml"
     config.write_text(f'[server]\nport = 0\n[[default_models]]\nmodel_id = "{MODEL}"\nsource = "{folder}"\n')
     command = [sys.executable, "-c", PROGRAM, str(config)]
-    with started(command) as process:
+    with program(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         url = first_match(process.stdout, r"^neuron ready (http://127\.0\.0\.1:\d+)$")
         with httpx.Client(base_url=url, timeout=20) as http:
@@ -76,6 +65,17 @@ def test_serve_says_where_and_ends_with_zero(tmp_path: Path, number: signal.Sign
         assert process.wait(timeout=20) == 0
     with pytest.raises(ProcessLookupError):
         os.kill(engine, 0)
+
+
+@pytest.mark.timeout(60)
+def test_a_test_that_fails_ends_its_program() -> None:
+    """At once: none waits until the run's limit for a program that nobody will end."""
+    sleeper = program([sys.executable, "-c", "import time; time.sleep(300)"])
+    process = sleeper.__enter__()
+    error = AssertionError("of a test")
+
+    assert not sleeper.__exit__(AssertionError, error, None)
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_port_in_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

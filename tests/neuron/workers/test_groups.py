@@ -56,8 +56,15 @@ def alone(checkpoint: pathlib.Path) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_ranks_say_what_one_process_says(world: int, checkpoint: pathlib.Path, alone: list[list[int]]) -> None:
-    """Two kv heads: with four ranks each head is on two of them."""
+def test_ranks_say_what_one_process_says(
+    world: int, checkpoint: pathlib.Path, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two kv heads: with four ranks each head is on two of them. They meet past a proxy, which is for the world outside:
+    asked for another rank it answers nobody."""
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
 
     async def use(client: EngineClient) -> list[list[int]]:
         assert [rank.phase for rank in client.ranks] == ["ready"] * world
@@ -65,19 +72,6 @@ def test_ranks_say_what_one_process_says(world: int, checkpoint: pathlib.Path, a
         return await conversation(client)
 
     assert asyncio.run(with_group(grouped(checkpoint, world), use)) == alone
-
-
-def test_ranks_meet_past_a_proxy(checkpoint: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operator's proxy is for the world outside: asked for another rank it answers nobody, or not before the deadline."""
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("no_grpc_proxy", raising=False)
-    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-
-    async def use(client: EngineClient) -> list[int]:
-        return [rank.sane.result().value for rank in client.ranks]
-
-    assert asyncio.run(with_group(one_at_a_time(checkpoint), use)) == [2, 2]
 
 
 @pytest.mark.slow
