@@ -2,39 +2,53 @@
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.types import ASGIApp
 
+from cortex_gateway.auth import policy
 from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config
+from cortex_gateway.dialects.dialect import Count, Dialect, Generation
+from cortex_gateway.dialects.table import DIALECTS
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.origins import policy_of
-from cortex_gateway.routes import admin, health, messages, models, openai
+from cortex_gateway.routes import admin, health, models
+from cortex_gateway.routes.count import count
 from cortex_gateway.routes.cross_origin import CrossOrigin
+from cortex_gateway.routes.exchange import Route
+from cortex_gateway.routes.failures import refuse
 from cortex_gateway.routes.gateway import Gateway
-from cortex_gateway.routes.plain import refuse
-from cortex_gateway.stream import BEAT_SECONDS
+from cortex_gateway.routes.generate import generate
+from cortex_gateway.stream import KEEP_ALIVE_SECONDS
 
-HANDLERS = (
-    openai.chat_completions,
-    openai.completions,
-    messages.messages,
-    messages.count_tokens,
-    models.models,
-    models.model,
-    health.health,
-    admin.fleet,
-    admin.load,
-    admin.unload,
-)
+
+def routes(dialects: Sequence[Dialect]) -> list[Route]:
+    """The table of all routes: those of each dialect and the gateway's own."""
+    spoken = [_route(row) for dialect in dialects for row in dialect.routes]
+    return [*spoken, *models.ROUTES, *health.ROUTES, *admin.ROUTES]
+
+
+def _route(row: Generation | Count) -> Route:
+    match row:
+        case Generation():
+            return Route("POST", row.path, partial(generate, route=row), need=policy.INFER, label=row.label)
+        case Count():
+            return Route("POST", row.path, partial(count, route=row), need=policy.INFER)
 
 
 def create_app(
-    fleet: Fleet, metrics: Metrics, config: Config, guard: Guard, *, beat_seconds: float = BEAT_SECONDS
+    fleet: Fleet,
+    metrics: Metrics,
+    config: Config,
+    guard: Guard,
+    *,
+    dialects: tuple[Dialect, ...] = DIALECTS,
+    keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
 ) -> ASGIApp:
     """The gateway's API. The fleet starts and closes with the app; which web pages may call it is said in `origins`.
 
@@ -56,15 +70,16 @@ def create_app(
         guard=guard,
         max_body_bytes=it.max_body_mb << 20,
         body_silence_secs=it.read_timeout_secs,
-        beat_seconds=beat_seconds,
+        keep_alive_seconds=keep_alive_seconds,
+        dialects=dialects,
     )
     app = Litestar(
-        route_handlers=HANDLERS,
+        route_handlers=[row.handler() for row in routes(dialects)],
         state=State({"gateway": gateway}),
         lifespan=[lifespan],
-        exception_handlers={Exception: refuse},
+        exception_handlers={Exception: partial(refuse, dialects=dialects)},
         openapi_config=None,
         logging_config=None,
         debug=False,
     )
-    return CrossOrigin(app, policy_of(it.listen, it.hosts, it.origins, socket.gethostname()))
+    return CrossOrigin(app, policy_of(it.listen, it.hosts, it.origins, socket.gethostname()), dialects)

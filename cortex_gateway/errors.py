@@ -34,7 +34,7 @@
     ├── RateLimited                 429  rate_limit_error, rate_limit_exceeded, Retry-After by what the key has used
     └── NeuronRefused                    a neuron's own error, carried over with its status, type, code and extras
 
-Each dialect renders these through one table: `dialects/openai_errors.py` and `dialects/anthropic/errors.py`.
+Each dialect renders these through one table: `dialects/openai/errors.py` and `dialects/anthropic/errors.py`.
 """
 
 # ruff: noqa: N818 -- the names say what happened; that they are errors is said by where they live

@@ -1,4 +1,4 @@
-"""One client waiting for one answer over ASGI: reads its body, notices when it leaves, keeps it company; knows no dialect."""
+"""One client waiting for one answer over ASGI: reads its body, notices when it leaves, keeps it waiting; knows no dialect."""
 
 import asyncio
 import contextlib
@@ -9,16 +9,14 @@ from typing import Any
 
 from litestar.types import HTTPScope, Receive, Send
 
+from cortex_gateway.dialects.dialect import EVENT_STREAM
+from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.errors import BodyTooLarge, RequestTimeout, UnsupportedMedia
 
 Header = tuple[bytes, bytes]
-STREAM_HEADERS: tuple[Header, ...] = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-)
+STREAM_HEADERS: tuple[Header, ...] = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 JSON_HEADERS: tuple[Header, ...] = ((b"content-type", b"application/json"),)
-BEAT_SECONDS = 1.0
+KEEP_ALIVE_SECONDS = 1.0
 # Nothing that a form or a simple request of a web page can send (https://fetch.spec.whatwg.org/#cors-safelisted-request-header).
 JSON_TYPES = re.compile(r"application/(?:json|[\w.-]+\+json)|text/json")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -29,7 +27,7 @@ class ClientGoneError(Exception):
 
 
 class Client:
-    """The other end of one request. Writes whole events only, so that heartbeats may come between them.
+    """The other end of one request. Writes whole events only, so that what keeps it alive may come between them.
 
     Attributes:
         request_id: the client's own x-request-id, or a new one.
@@ -37,17 +35,20 @@ class Client:
         ended: whether the last byte is out.
         status: the status that went out, 0 before.
         broken_off: the rest of the request is not read, so the connection ends with the answer.
+        fail: the last bytes of a stream that has begun and fails; None until one is to begin.
         before_end: called before the last byte goes out: what a client sees as over is over here, too.
     """
 
-    def __init__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: HTTPScope, receive: Receive, send: Send, *, stream_type: str = EVENT_STREAM) -> None:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         self.request_id = request_id(self.headers)
         self.started = False
         self.ended = False
         self.status = 0
         self.broken_off = False
+        self.fail: Callable[[Failure], bytes] | None = None
         self.before_end: Callable[[], None] | None = None
+        self._stream_type = stream_type
         self._gone = False
         self._receive = receive
         self._send = send
@@ -87,6 +88,11 @@ class Client:
         self.started, self.status = True, status
         tagged = [*headers, (b"x-request-id", self.request_id.encode("latin-1"))]
         await self._send({"type": "http.response.start", "status": status, "headers": tagged})
+
+    async def begin_stream(self) -> None:
+        """Send the status line of a stream, unless a keep-alive has done so."""
+        if not self.started:
+            await self.start(200, [(b"content-type", self._stream_type.encode()), *STREAM_HEADERS])
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the body now."""
@@ -131,27 +137,26 @@ class Client:
             task.cancel()
 
     @contextlib.asynccontextmanager
-    async def beating(self, beat: bytes, every: float) -> AsyncIterator[None]:
-        """Within the block the client is never left in silence: after `every` seconds of it `beat` is sent.
+    async def kept_alive(self, keep_alive: Callable[[], bytes], every: float) -> AsyncIterator[None]:
+        """Within the block the client is never left in silence: after `every` seconds of it `keep_alive` is sent.
 
         The first one starts the stream, so until then a failure still has its own status.
         """
-        heart = asyncio.create_task(self._beat(beat, every))
+        task = asyncio.create_task(self._keep_alive(keep_alive, every))
         try:
             yield
         finally:
-            await _cancelled(heart)
+            await _cancelled(task)
 
-    async def _beat(self, beat: bytes, every: float) -> None:
+    async def _keep_alive(self, keep_alive: Callable[[], bytes], every: float) -> None:
         loop = asyncio.get_running_loop()
         while not self.ended:
             silent = loop.time() - self._wrote
             if silent < every:
                 await asyncio.sleep(every - silent)
                 continue
-            if not self.started:
-                await self.start(200, STREAM_HEADERS)
-            await self.write(beat)
+            await self.begin_stream()
+            await self.write(keep_alive())
 
 
 async def _cancelled(task: "asyncio.Task[None]") -> None:

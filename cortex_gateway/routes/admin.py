@@ -5,19 +5,14 @@ from typing import Any, Literal
 
 import attrs
 import msgspec
-from litestar import Request, Response, get, post
-from litestar.types import ASGIApp
 
 from cortex_gateway.auth.policy import ADMIN
 from cortex_gateway.dialects import sse
+from cortex_gateway.dialects.openai import errors as openai_errors
 from cortex_gateway.errors import InvalidBody, MalformedJson
 from cortex_gateway.placement.circuit import Circuit
 from cortex_gateway.placement.snapshot import LoadStatus, Node, Replica
-from cortex_gateway.routes.exchange import Exchange, exchange
-from cortex_gateway.routes.failures import OPENAI
-from cortex_gateway.routes.gateway import Gateway
-from cortex_gateway.routes.plain import plain
-from cortex_gateway.stream import STREAM_HEADERS
+from cortex_gateway.routes.exchange import Exchange, Route
 
 
 class UnloadBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -35,27 +30,11 @@ class LoadBody(UnloadBody):
     reload: bool = False
 
 
-@get("/admin/fleet")
-async def fleet(request: Request[Any, Any, Any]) -> Response[bytes]:
+async def _fleet(it: Exchange, _: bytes) -> None:
     """Every node with its devices and models as last seen."""
-    gateway = Gateway.of(request.app.state)
-    gateway.guard.identify(request.scope, ADMIN)
-    snapshot = gateway.fleet.snapshot()
+    snapshot = it.gateway.fleet.snapshot()
     nodes = [_node(node, snapshot.at) for node in snapshot.nodes]
-    return plain(request, {"nodes": nodes, "waiting": snapshot.waiting})
-
-
-@post("/admin/load")
-async def load(request: Request[Any, Any, Any]) -> ASGIApp:
-    """Load a model and wait until it serves; with `Accept: text/event-stream` the progress comes as events."""
-    streaming = "text/event-stream" in request.headers.get("accept", "")
-    return exchange(Gateway.of(request.app.state), None, OPENAI, _load_streaming if streaming else _load, need=ADMIN)
-
-
-@post("/admin/unload")
-async def unload(request: Request[Any, Any, Any]) -> ASGIApp:
-    """Unload a model once its running requests have ended."""
-    return exchange(Gateway.of(request.app.state), None, OPENAI, _unload, need=ADMIN)
+    await it.answer({"nodes": nodes, "waiting": snapshot.waiting})
 
 
 def _node(node: Node, at: float) -> dict[str, Any]:
@@ -77,17 +56,21 @@ def _circuit(circuit: Circuit, at: float) -> dict[str, Any]:
 
 
 async def _load(it: Exchange, body: bytes) -> None:
-    await it.gateway.fleet.load(**_asked(it, body, LoadBody))
-    await it.client.answer(200, b'{"status":"loaded"}')
-
-
-async def _load_streaming(it: Exchange, body: bytes) -> None:
+    """Load a model and wait until it serves; with `Accept: text/event-stream` the progress comes as events."""
     asked = _asked(it, body, LoadBody)
+    if "text/event-stream" in it.client.headers.get("accept", ""):
+        await _load_streaming(it, asked)
+        return
+    await it.gateway.fleet.load(**asked)
+    await it.answer({"status": "loaded"})
+
+
+async def _load_streaming(it: Exchange, asked: dict[str, Any]) -> None:
     reports: asyncio.Queue[LoadStatus | None] = asyncio.Queue()
     loading = asyncio.create_task(it.gateway.fleet.load(**asked, report=reports.put_nowait))
     loading.add_done_callback(lambda _: reports.put_nowait(None))
     try:
-        async with it.client.beating(OPENAI.beat, it.gateway.beat_seconds):
+        async with it.streaming(lambda: sse.COMMENT, openai_errors.event):
             while (status := await reports.get()) is not None:
                 await _event(it, attrs.asdict(status))
             await loading
@@ -99,14 +82,14 @@ async def _load_streaming(it: Exchange, body: bytes) -> None:
 
 
 async def _event(it: Exchange, value: dict[str, Any]) -> None:
-    if not it.client.started:
-        await it.client.start(200, STREAM_HEADERS)
+    await it.client.begin_stream()
     await it.client.write(sse.encode(msgspec.json.encode(value)))
 
 
 async def _unload(it: Exchange, body: bytes) -> None:
+    """Unload a model once its running requests have ended."""
     await it.gateway.fleet.unload(**_asked(it, body, UnloadBody))
-    await it.client.answer(200, b'{"status":"unloaded"}')
+    await it.answer({"status": "unloaded"})
 
 
 def _asked(it: Exchange, body: bytes, kind: type[UnloadBody]) -> dict[str, Any]:
@@ -119,3 +102,10 @@ def _asked(it: Exchange, body: bytes, kind: type[UnloadBody]) -> dict[str, Any]:
         raise MalformedJson(f"The body is not JSON: {error}.") from error
     it.check_model(asked.model)
     return msgspec.structs.asdict(asked)
+
+
+ROUTES = (
+    Route("GET", "/admin/fleet", _fleet, need=ADMIN),
+    Route("POST", "/admin/load", _load, need=ADMIN),
+    Route("POST", "/admin/unload", _unload, need=ADMIN),
+)

@@ -4,14 +4,17 @@ Litestar's own CORS only adds headers: a page could not read an answer and its r
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import frozen
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from cortex_gateway.dialects.dialect import Dialect
+from cortex_gateway.dialects.table import spoken
 from cortex_gateway.errors import BadRequest
 from cortex_gateway.origins import Asked, OriginPolicy
-from cortex_gateway.routes.failures import report, spelling
+from cortex_gateway.routes.failures import report
 from cortex_gateway.stream import Client, Header
 
 METHODS = b"GET, HEAD, POST, OPTIONS"
@@ -26,6 +29,7 @@ class CrossOrigin:
 
     app: ASGIApp
     policy: OriginPolicy
+    dialects: Sequence[Dialect]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         http: Any = scope
@@ -36,7 +40,7 @@ class CrossOrigin:
         try:
             allowed = self.policy.check(_asked(http["path"], headers))
         except BadRequest as error:
-            await _refuse(http, receive, send, error)
+            await report(Client(http, receive, send), error, spoken(self.dialects, http["path"]))
             return
         if allowed is None:
             await self.app(scope, receive, send)
@@ -60,10 +64,6 @@ def _asked(path: str, headers: list[Header]) -> Asked:
         origin=", ".join(origins) if origins else None,  # two of them are an origin that nobody has
         site=sites[0] if sites else None,
     )
-
-
-async def _refuse(scope: HTTPScope, receive: Receive, send: Send, error: BadRequest) -> None:
-    await report(Client(scope, receive, send), error, spelling(scope["path"]))
 
 
 def _preflight(headers: list[Header]) -> bytes | None:

@@ -1,57 +1,27 @@
-"""One request from its body to its record: routed, sent on, retried, answered; knows HTTP and the fleet, no dialect."""
+"""One HTTP request from its first byte to its record: who may, how it fails, what is counted; knows no route's work."""
 
 import asyncio
 import contextlib
-import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Literal
 
-import httpx
-from attrs import Factory, define, field, frozen
+import msgspec
+from attrs import define, frozen
+from litestar import HttpMethod, Request
+from litestar import route as litestar_route
+from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from cortex_gateway.auth import policy
 from cortex_gateway.auth.guard import Admission
 from cortex_gateway.auth.principal import Principal
-from cortex_gateway.dialects import openai_errors
-from cortex_gateway.errors import (
-    CortexError,
-    NotConnected,
-    ShuttingDown,
-    UpstreamMalformed,
-    UpstreamReadFailed,
-    UpstreamUnreachable,
-)
-from cortex_gateway.fleet.client import DENIED, denied
-from cortex_gateway.fleet.fleet import Lease
-from cortex_gateway.routes.failures import Spelling, refusal, report
+from cortex_gateway.dialects.failure import Failure
+from cortex_gateway.errors import ShuttingDown
+from cortex_gateway.routes.failures import report
 from cortex_gateway.routes.gateway import Gateway, Record
-from cortex_gateway.routes.retry import ATTEMPTS, BROKEN, Again, blames, fault
 from cortex_gateway.stream import Client, ClientGoneError
 
-CONNECT_SECONDS = 5.0
-# A neuron's stream is never silent for long (docs/wire.md section 3): one that is has lost its host.
-SILENCE_SECONDS = 30.0
-
-
-@frozen
-class Outgoing:
-    """What to ask a neuron.
-
-    Attributes:
-        model: as the client called it.
-        path: the neuron's route.
-        body: resolved model id -> the bytes to post.
-        stream: whether the answer is a stream.
-        silence: seconds without a byte after which no answer is expected; None = as long as the node answers looks.
-    """
-
-    model: str
-    path: str
-    body: Callable[[str], bytes]
-    stream: bool
-    silence: float | None = field(
-        default=Factory(lambda self: SILENCE_SECONDS if self.stream else None, takes_self=True)
-    )
+Method = Literal["GET", "POST"]
 
 
 @frozen
@@ -62,218 +32,109 @@ class Exchange:
     client: Client
     record: Record
     principal: Principal
+    path_params: dict[str, Any]
 
     def check_model(self, model: str) -> None:
         """Raises Forbidden where who sent it may not use the model."""
         policy.check_model(self.principal, model, self.gateway.fleet.resolve)
 
+    async def answer(self, value: object) -> None:
+        """`value` as JSON, with status 200."""
+        await self.client.answer(200, msgspec.json.encode(value))
+
     @contextlib.asynccontextmanager
-    async def answered(self, outgoing: Outgoing) -> AsyncIterator[httpx.Response]:
-        """A neuron's good answer, its body not read yet; of another replica where `retry` says that this one may be asked.
-
-        Raises Forbidden, NeuronRefused, UpstreamError, and what `Fleet.acquire` raises.
-        """
-        self.check_model(outgoing.model)
-        self.record.model = outgoing.model
-        tries = Tries(self.gateway, outgoing.model, self.client.request_id)
-        lease = await tries.first()
-        while True:
-            async with lease:
-                self.record.leased(lease)
-                try:
-                    response = await self._good(lease.base_url, outgoing, lease.model)
-                except CortexError as error:
-                    failed = error
-                    self._blame(lease, error)
-                else:
-                    lease.heard = functools.partial(getattr, response, "num_bytes_downloaded")
-                    lease.begun()
-                    async with contextlib.aclosing(response):
-                        with self._judged(lease):
-                            yield response
-                    return
-            lease = await tries.next(lease, failed)
-
-    @contextlib.contextmanager
-    def _judged(self, lease: Lease) -> Iterator[None]:
-        """What the rest of an answer says of the replica that gives it."""
-        try:
+    async def streaming(self, keep_alive: Callable[[], bytes], fail: Callable[[Failure], bytes]) -> AsyncIterator[None]:
+        """Within the block the client is not left in silence, and a failure of what has begun is told by `fail`."""
+        self.client.fail = fail
+        async with self.client.kept_alive(keep_alive, self.gateway.keep_alive_seconds):
             yield
-        except CortexError as error:
-            self._blame(lease, error)
-            raise
-        failure = self.record.failure
-        if failure is None:
-            lease.served()
-        elif blames(failure):
-            self._failed(lease, failure.message)
-
-    def _blame(self, lease: Lease, error: CortexError) -> None:
-        """Tell the fleet what a failure says of its node and of the replica."""
-        found = fault(error)
-        if found.suspect:
-            lease.suspect(error.message)
-        if found.absent:
-            lease.absent()
-        if found.blames:
-            self._failed(lease, f"{error.status}: {error.message}")
-
-    def _failed(self, lease: Lease, reason: str) -> None:
-        lease.failed(reason)
-        self.gateway.metrics.observe_failure(lease.model, lease.node)
-
-    @contextlib.asynccontextmanager
-    async def asked(self, base_url: str, outgoing: Outgoing, model: str) -> AsyncIterator[httpx.Response]:
-        """One node's good answer, without a lease and without a second try. Raises as `answered` does."""
-        response = await self._good(base_url, outgoing, model)
-        async with contextlib.aclosing(response):
-            yield response
-
-    async def _good(self, base_url: str, outgoing: Outgoing, model: str) -> httpx.Response:
-        """The answer to one try, to be closed by the caller. Raises where it is none."""
-        response = await self._send(self._request(base_url, outgoing, model))
-        try:
-            await _check(response, outgoing)
-        except BaseException:
-            await response.aclose()
-            raise
-        return response
-
-    def _request(self, base_url: str, outgoing: Outgoing, model: str) -> httpx.Request:
-        headers = {
-            "content-type": "application/json",
-            "accept": "text/event-stream" if outgoing.stream else "application/json",
-            "accept-encoding": "identity",
-            "x-request-id": self.client.request_id,
-        }
-        timeout = {"connect": CONNECT_SECONDS, "read": outgoing.silence, "write": SILENCE_SECONDS, "pool": None}
-        return httpx.Request(
-            "POST",
-            base_url + outgoing.path,
-            headers=headers,
-            content=outgoing.body(model),
-            extensions={"timeout": timeout},
-        )
-
-    async def _send(self, request: httpx.Request) -> httpx.Response:
-        try:
-            return await self.gateway.fleet.client.send(request, stream=True)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise NotConnected(f"The neuron could not be reached: {_words(error)}") from error
-        except httpx.TransportError as error:
-            raise UpstreamUnreachable(
-                f"The neuron had the request and gave no answer: {_words(error)}. "
-                "It was not sent to another one, for it may be what kept this one from it."
-            ) from error
 
 
-@define
-class Tries:
-    """How often and where one request was tried."""
+@frozen
+class Route:
+    """A row of the gateway's table of routes.
 
-    gateway: Gateway
-    model: str
-    request_id: str
-    _failed_on: list[str] = field(factory=list, init=False)
-    _again: list[Again] = field(factory=list, init=False)
-
-    async def first(self) -> Lease:
-        """Raises as `Fleet.acquire` does."""
-        return await self.gateway.fleet.acquire(self.model, request_id=self.request_id)
-
-    async def next(self, lease: Lease, error: CortexError) -> Lease:
-        """Another one after `lease` has failed with `error`, which is raised where there is none."""
-        self._failed_on.append(lease.node)
-        self._again.append(fault(error).again)
-        if self._again[-1] == "never" or len(self._again) == ATTEMPTS or self._again.count("broken") > BROKEN:
-            raise error
-        found = await self.first() if set(self._again) == {"anywhere"} else await self._elsewhere()
-        if found is None:
-            raise error
-        self.gateway.metrics.observe_retry(lease.model, lease.node)
-        return found
-
-    async def _elsewhere(self) -> Lease | None:
-        return await self.gateway.fleet.another(self.model, request_id=self.request_id, besides=self._failed_on)
-
-
-async def _check(response: httpx.Response, outgoing: Outgoing) -> None:
-    """Let only a good answer of the right kind through."""
-    if response.status_code != 200:
-        raw = await read(response)
-        if response.status_code in DENIED:
-            raise denied("The neuron", raw)
-        failure = openai_errors.read(response.status_code, raw, _retry_after(response))
-        if failure is None or response.status_code < 400:
-            raise UpstreamMalformed(
-                f"The neuron answered {response.status_code} without an error that can be read.",
-                answered=response.status_code,
-            )
-        raise refusal(failure)
-    media = response.headers.get("content-type", "")
-    if outgoing.stream and not media.startswith("text/event-stream"):
-        raise UpstreamMalformed(f"The neuron answered a stream request with {media!r}.")
-
-
-def _words(error: Exception) -> str:
-    return str(error) or type(error).__name__
-
-
-def _retry_after(response: httpx.Response) -> int | None:
-    sent = response.headers.get("retry-after", "")
-    return int(sent) if sent.isascii() and sent.isdigit() else None
-
-
-@contextlib.contextmanager
-def reading() -> Iterator[None]:
-    """Around every read of an answer's body. Raises UpstreamReadFailed when it breaks off."""
-    try:
-        yield
-    except httpx.TransportError as error:
-        raise UpstreamReadFailed(f"The neuron's answer broke off: {_words(error)}") from error
-
-
-async def read(response: httpx.Response) -> bytes:
-    """The whole body."""
-    with reading():
-        return await response.aread()
-
-
-def exchange(
-    gateway: Gateway,
-    dialect: str | None,
-    spelling: Spelling,
-    work: Callable[[Exchange, bytes], Awaitable[None]],
-    *,
-    need: policy.Need = policy.INFER,
-) -> ASGIApp:
-    """An ASGI app for one request: `work(exchange, body)`, every failure told in the client's dialect.
-
-    `dialect` is the name that metrics know it by; None for what generates nothing and is not counted. Nobody's body is
-    read before it is known that he may.
+    Attributes:
+        work: (the exchange, the request's body) -> the client is answered. Whatever it raises is told to the client.
+        need: the scopes of which a key must have one; None: whoever asks.
+        label: what metrics call requests on it; None for what generates nothing and is not counted.
     """
+
+    method: Method
+    path: str
+    work: Callable[[Exchange, bytes], Awaitable[None]]
+    need: policy.Need | None
+    label: str | None = None
+
+    def handler(self) -> HTTPRouteHandler:
+        """As the framework takes it. HEAD is asked where GET is."""
+        methods = [HttpMethod.GET, HttpMethod.HEAD] if self.method == "GET" else [HttpMethod.POST]
+
+        async def handle(request: Request[Any, Any, Any]) -> ASGIApp:
+            return exchange(Gateway.of(request.app.state), self)
+
+        return litestar_route(self.path, http_method=methods)(handle)
+
+
+def exchange(gateway: Gateway, route: Route) -> ASGIApp:
+    """An ASGI app for one request: the route's work, every failure told in the dialect of its path."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         http: HTTPScope = scope  # type: ignore[assignment]  # only HTTP handlers return this app
-        client, record = Client(http, receive, send), Record(dialect or "")
-        admission: Admission | None = None
+        dialect = gateway.spoken(http["path"])
+        client, record = Client(http, receive, send, stream_type=dialect.stream_type), Record(route.label or "")
+        door = _Door(gateway, route, client, record)
         try:
-            admission = gateway.guard.admit(http, need)
-            client.before_end = lambda: admission.end(record.tokens)
-            body = await client.body(gateway.max_body_bytes, gateway.body_silence_secs)
-            async with client.connected():
-                await work(Exchange(gateway, client, record, admission.principal), body)
+            await door.pass_through(http)
         except ClientGoneError:
             record.outcome = "cancelled"
         except Exception as error:  # noqa: BLE001 -- the last place where the client can still be told
-            record.failed(await report(client, error, spelling))
+            record.failed(await report(client, error, dialect))
         except asyncio.CancelledError:  # the server stops, and has waited long enough for this one
-            record.failed(await report(client, ShuttingDown("The gateway is going down."), spelling))
+            record.failed(await report(client, ShuttingDown("The gateway is going down."), dialect))
             raise
         finally:
-            if admission is not None:
-                admission.end(record.tokens)
-            if dialect is not None:
-                gateway.metrics.observe_request(record.finish(client.status))
+            door.close()
 
     return app
+
+
+@define
+class _Door:
+    """Lets a request in, and counts it when it has ended."""
+
+    gateway: Gateway
+    route: Route
+    client: Client
+    record: Record
+    _admission: Admission | None = None
+
+    async def pass_through(self, http: HTTPScope) -> None:
+        """Nobody's body is read before it is known that he may."""
+        principal = self._admit(http)
+        body = await self._body()
+        it = Exchange(self.gateway, self.client, self.record, principal, http.get("path_params") or {})
+        async with self.client.connected():
+            await self.route.work(it, body)
+
+    def close(self) -> None:
+        """However it has ended."""
+        self._leave()
+        if self.route.label is not None:
+            self.gateway.metrics.observe_request(self.record.finish(self.client.status))
+
+    def _admit(self, http: HTTPScope) -> Principal:
+        if self.route.need is None:
+            return policy.NOBODY
+        self._admission = self.gateway.guard.admit(http, self.route.need)
+        self.client.before_end = self._leave
+        return self._admission.principal
+
+    async def _body(self) -> bytes:
+        if self.route.method == "GET":
+            return b""
+        return await self.client.body(self.gateway.max_body_bytes, self.gateway.body_silence_secs)
+
+    def _leave(self) -> None:
+        if self._admission is not None:
+            self._admission.end(self.record.tokens)

@@ -1,48 +1,21 @@
-"""Every exception as a neutral failure, and the two ways to spell one; the one place where both are known."""
+"""Every exception as a neutral failure, and how a client is told of it; knows no dialect by name."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 from attrs import frozen
+from litestar import Request, Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFoundException
 
-from cortex_gateway.dialects import openai_errors, sse
-from cortex_gateway.dialects.anthropic import errors as anthropic_errors
-from cortex_gateway.dialects.anthropic.stream import PING
+from cortex_gateway.dialects.dialect import Dialect
 from cortex_gateway.dialects.failure import Failure, RefusedError
+from cortex_gateway.dialects.table import spoken
 from cortex_gateway.errors import BadRequest, CortexError, MethodNotAllowed, NeuronRefused, RouteNotFound, Unauthorized
-from cortex_gateway.stream import JSON_HEADERS, Client, Header
+from cortex_gateway.stream import JSON_HEADERS, Client, Header, request_id
 
 LOG = logging.getLogger("cortex.gateway")
 INTERNAL = Failure(500, "api_error", None, "The gateway failed on this request. Its log says why.")
-
-
-@frozen
-class Spelling:
-    """How one dialect says that something failed, or that nothing has happened yet.
-
-    Attributes:
-        body: (failure, request id) -> the body of an HTTP answer.
-        event: (failure, request id) -> the last event of a stream.
-        beat: what keeps a silent stream alive.
-    """
-
-    body: Callable[[Failure, str], bytes]
-    event: Callable[[Failure, str], bytes]
-    beat: bytes
-
-
-OPENAI = Spelling(
-    body=lambda failure, _: openai_errors.body(failure),
-    event=lambda failure, _: openai_errors.event(failure),
-    beat=sse.COMMENT,
-)
-ANTHROPIC = Spelling(body=anthropic_errors.body, event=anthropic_errors.event, beat=PING)
-
-
-def spelling(path: str) -> Spelling:
-    """The dialect that a path is spoken in, also one that does not exist."""
-    return ANTHROPIC if path == "/v1/messages" or path.startswith("/v1/messages/") else OPENAI
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -91,15 +64,48 @@ def headers_of(error: BaseException, failure: Failure) -> list[Header]:
     return headers
 
 
-async def report(client: Client, error: Exception, spelling: Spelling) -> Failure:
-    """Tell the client: with a status of its own while that is possible, else as the stream's last event."""
+@frozen
+class ErrorAnswer:
+    """An error as an HTTP answer; `failure.status` is its status."""
+
+    failure: Failure
+    headers: list[Header]
+    body: bytes
+
+
+def error_answer(error: BaseException, dialect: Dialect, identity: str) -> ErrorAnswer:
+    """What a client is told of `error`, and the log where the fault is ours. `identity`: the request's id."""
     failure = failure_of(error)
     if failure is INTERNAL:
-        LOG.error("request %s failed", client.request_id, exc_info=error)
+        LOG.error("request %s failed", identity, exc_info=error)
+    return ErrorAnswer(failure, headers_of(error, failure), dialect.error(failure, identity))
+
+
+async def report(client: Client, error: BaseException, dialect: Dialect) -> Failure:
+    """Tell the client: with a status of its own while that is possible, else as the stream's last event."""
+    answer = error_answer(error, dialect, client.request_id)
+    failure = answer.failure
     if client.ended:
         return failure
     if client.started:
-        await client.end(spelling.event(failure, client.request_id))
+        assert client.fail is not None, "what has begun and not ended is a stream"
+        await client.end(client.fail(failure))
     else:
-        await client.answer(failure.status, spelling.body(failure, client.request_id), headers_of(error, failure))
+        await client.answer(failure.status, answer.body, answer.headers)
     return failure
+
+
+def refuse(request: Request[Any, Any, Any], error: Exception, *, dialects: Sequence[Dialect]) -> Response[bytes]:
+    """The handler of every exception that reaches the framework, its own 404 and 405 included."""
+    path = request.scope["path"]
+    if isinstance(error, HTTPException):
+        error = of_framework(error, request.method, path)
+    identity = request_id(request.headers)
+    answer = error_answer(error, spoken(dialects, path), identity)
+    headers = {name.decode(): value.decode() for name, value in answer.headers}
+    return Response(
+        answer.body,
+        status_code=answer.failure.status,
+        headers={**headers, "x-request-id": identity},
+        media_type="application/json",
+    )

@@ -6,8 +6,10 @@ from attrs import define, field, frozen
 from litestar.datastructures import State
 
 from cortex_gateway.auth.guard import Guard
+from cortex_gateway.dialects.dialect import Dialect
 from cortex_gateway.dialects.events import Usage
 from cortex_gateway.dialects.failure import Failure
+from cortex_gateway.dialects.table import spoken
 from cortex_gateway.fleet.fleet import Fleet, Lease
 from cortex_gateway.metrics import Metrics, RequestRecord
 
@@ -25,7 +27,8 @@ class Gateway:
         guard: who may do what.
         max_body_bytes: a larger request body is refused.
         body_silence_secs: how long a client may send nothing of a body that it began.
-        beat_seconds: how long a client that asked for a stream may be left in silence.
+        keep_alive_seconds: how long a client that asked for a stream may be left in silence.
+        dialects: all that are spoken; the first one tells the errors of paths that are no dialect's own.
     """
 
     fleet: Fleet
@@ -33,7 +36,8 @@ class Gateway:
     guard: Guard
     max_body_bytes: int
     body_silence_secs: float
-    beat_seconds: float
+    keep_alive_seconds: float
+    dialects: tuple[Dialect, ...]
 
     @classmethod
     def of(cls, state: State) -> "Gateway":
@@ -42,10 +46,14 @@ class Gateway:
         assert isinstance(gateway, cls)
         return gateway
 
+    def spoken(self, path: str) -> Dialect:
+        """The dialect that errors on `path` are told in."""
+        return spoken(self.dialects, path)
+
 
 @define
 class Record:
-    """One request as metrics will see it. Seconds count from its arrival to its last byte."""
+    """One request as metrics will see it; `dialect` is the route's label. Seconds count from its arrival to its last byte."""
 
     dialect: str
     model: str = UNKNOWN

@@ -1,14 +1,11 @@
 """GET /health and the root: whether the fleet can serve; always 200, for whoever asks."""
 
-from typing import Any
-
-from litestar import HttpMethod, Request, Response, route
-
-from cortex_gateway.routes.gateway import Gateway
-from cortex_gateway.routes.plain import plain
+from cortex_gateway.routes.exchange import Exchange, Route
 
 
-@route(["/", "/health"], http_method=[HttpMethod.GET, HttpMethod.HEAD])
-async def health(request: Request[Any, Any, Any]) -> Response[bytes]:
+async def _health(it: Exchange, _: bytes) -> None:
     """How many nodes are up, and what is loaded but cannot serve."""
-    return plain(request, Gateway.of(request.app.state).fleet.health())
+    await it.answer(it.gateway.fleet.health())
+
+
+ROUTES = tuple(Route("GET", path, _health, need=None) for path in ("/", "/health"))

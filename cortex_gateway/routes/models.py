@@ -4,39 +4,32 @@ import datetime as dt
 from typing import Any
 
 import attrs
-from litestar import Request, Response, get
 
 from cortex_gateway.auth import policy
 from cortex_gateway.dialects.models_list import Entry, entry, listing
 from cortex_gateway.placement.catalogue import ModelEntry
-from cortex_gateway.routes.gateway import Gateway
-from cortex_gateway.routes.plain import plain
+from cortex_gateway.routes.exchange import Exchange, Route
 
 # Nobody knows when a model was made; one fixed moment keeps the answer the same from call to call.
 CREATED = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 
 
-@get("/v1/models")
-async def models(request: Request[Any, Any, Any]) -> Response[bytes]:
+async def _models(it: Exchange, _: bytes) -> None:
     """Every model and alias that whoever asks may use."""
-    gateway = Gateway.of(request.app.state)
-    principal = gateway.guard.identify(request.scope, policy.EITHER)
-    ids = policy.allowed(principal, gateway.fleet.resolve)
-    entries = [one for one in gateway.fleet.catalogue_entries() if ids is None or (one.alias_of or one.id) in ids]
-    return plain(request, listing([_render(known) for known in entries]))
+    fleet = it.gateway.fleet
+    ids = policy.allowed(it.principal, fleet.resolve)
+    entries = [one for one in fleet.catalogue_entries() if ids is None or (one.alias_of or one.id) in ids]
+    await it.answer(listing([_render(known) for known in entries]))
 
 
-@get("/v1/models/{name:path}")
-async def model(request: Request[Any, Any, Any]) -> Response[bytes]:
+async def _model(it: Exchange, _: bytes) -> None:
     """One of them; its id may contain slashes."""
-    gateway = Gateway.of(request.app.state)
-    principal = gateway.guard.identify(request.scope, policy.EITHER)
-    fleet = gateway.fleet
-    wanted = str(request.path_params["name"]).removeprefix("/")
-    policy.check_model(principal, wanted, fleet.resolve)
+    fleet = it.gateway.fleet
+    wanted = str(it.path_params["name"]).removeprefix("/")
+    it.check_model(wanted)
     fleet.resolve(wanted)  # raises ModelNotFound with the nearest names
     entries = {known.id: known for known in fleet.catalogue_entries()}
-    return plain(request, _render(entries[wanted]))
+    await it.answer(_render(entries[wanted]))
 
 
 def _render(known: ModelEntry) -> Entry:
@@ -58,3 +51,9 @@ def _render(known: ModelEntry) -> Entry:
 
 def _known(record: attrs.AttrsInstance) -> dict[str, Any]:
     return {key: value for key, value in attrs.asdict(record).items() if value is not None}
+
+
+ROUTES = (
+    Route("GET", "/v1/models", _models, need=policy.EITHER),
+    Route("GET", "/v1/models/{name:path}", _model, need=policy.EITHER),
+)

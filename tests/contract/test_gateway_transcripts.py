@@ -11,8 +11,8 @@ import pytest
 
 from cortex_gateway.dialects.anthropic.request import decode
 from cortex_gateway.dialects.anthropic.stream import MessageEncoder
-from cortex_gateway.dialects.openai_chat import ChatDecoder
-from cortex_gateway.dialects.openai_scan import StreamRelay
+from cortex_gateway.dialects.openai.relay import StreamRelay
+from cortex_gateway.dialects.translation import Translation
 from tests.fakes.codec import cuts
 
 CASES = sorted(folder for folder in (pathlib.Path(__file__).parent / "transcripts").iterdir() if folder.is_dir())
@@ -32,11 +32,9 @@ def test_the_client_reads_what_the_neuron_said(case: pathlib.Path) -> None:
     """Byte for byte, however the neuron's bytes are cut."""
     stream = (case / "neuron.sse").read_bytes()
     for chunks in [*cuts(stream)[:2], *cuts(stream)[2::97]]:
-        decoder = ChatDecoder()
-        encoder = MessageEncoder(message_id="msg_7", model="demo", request_id="req_7")
-        events = [event for chunk in chunks for event in decoder.feed(chunk)] + decoder.close()
+        answer = Translation(MessageEncoder(message_id="msg_7", model="demo", request_id="req_7"))
 
-        assert b"".join(map(encoder.feed, events)) == (case / "client.sse").read_bytes()
+        assert b"".join(map(answer.feed, chunks)) + answer.close() == (case / "client.sse").read_bytes()
 
 
 @every_case
@@ -44,8 +42,8 @@ def test_passed_through_it_is_the_same_stream(case: pathlib.Path) -> None:
     """A chat client reads the neuron's own bytes, and metrics count the same tokens as a message's."""
     stream = (case / "neuron.sse").read_bytes()
     relay = StreamRelay()
-    passed = relay.feed(stream) + relay.rest
-    usage = relay.usage()
+    passed = relay.feed(stream) + relay.close()
+    usage = relay.usage
 
     assert passed == stream
     assert relay.passed

@@ -15,8 +15,8 @@ from attrs import frozen
 from cortex_gateway.app import create_app
 from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config, Gateway, Neuron
+from cortex_gateway.dialects.chat import ChatDecoder
 from cortex_gateway.dialects.grammar import TABLE
-from cortex_gateway.dialects.openai_chat import ChatDecoder
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics, RequestRecord
 from cortex_gateway.transport import NeuronTransport

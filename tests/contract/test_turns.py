@@ -15,7 +15,7 @@ import pytest
 from cortex_gateway.dialects.anthropic.depth import MAX_DEPTH
 from cortex_gateway.dialects.anthropic.request import decode
 from cortex_gateway.dialects.anthropic.response import whole
-from cortex_gateway.dialects.openai_chat import decode_whole
+from cortex_gateway.dialects.chat import decode_whole
 from neuron_jax.daemon.chat_wire import ChatAnswer
 from neuron_jax.daemon.fields import decode_object
 from neuron_jax.daemon.generation import Choice

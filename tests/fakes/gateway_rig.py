@@ -11,7 +11,9 @@ from attrs import define
 from cortex_gateway.app import create_app
 from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config, Gateway
+from cortex_gateway.dialects.dialect import Dialect
 from cortex_gateway.dialects.sse import SseEvent, SseParser
+from cortex_gateway.dialects.table import DIALECTS
 from tests.fakes.fleet_double import FleetDouble, MetricsDouble
 from tests.fakes.memory_transport import MemoryTransport
 from tests.fakes.neuron_double import Answer, NeuronDouble
@@ -90,13 +92,14 @@ def run(
     *answers: Answer,
     nodes: Mapping[str, NeuronDouble | None] | None = None,
     settings: Gateway | None = None,
-    beat_seconds: float = 5.0,
+    keep_alive_seconds: float = 5.0,
     guard: Guard | None = None,
+    dialects: tuple[Dialect, ...] = DIALECTS,
     **fleet: Any,
 ) -> None:
     """Run `scenario` against a fresh gateway called "gw". A node given as None refuses connections.
 
-    Without a `guard` there is no key. A test of what a client hears in the meantime needs another `beat_seconds`: on a
+    Without a `guard` there is no key. A test of what a client hears in the meantime needs another `keep_alive_seconds`: on a
     slow machine every wait is long.
     """
 
@@ -107,7 +110,14 @@ def run(
         double = FleetDouble(MemoryTransport(dict(there)), nodes=list(hosts), **fleet)
         metrics = MetricsDouble()
         config = Config(gateway=settings or Gateway(hosts=("gw",)))
-        app = create_app(double, metrics, config, guard or Guard(), beat_seconds=beat_seconds)  # type: ignore[arg-type]
+        app = create_app(
+            double,  # type: ignore[arg-type]
+            metrics,
+            config,
+            guard or Guard(),
+            dialects=dialects,
+            keep_alive_seconds=keep_alive_seconds,
+        )
         transport = MemoryTransport({"gw": app})
         async with httpx.AsyncClient(transport=transport, base_url="http://gw") as client:
             await scenario(Rig(next(iter(there.values()), neuron), double, metrics, client, app))

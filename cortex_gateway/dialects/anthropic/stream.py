@@ -18,6 +18,7 @@ from cortex_gateway.dialects.events import (
     ToolEnd,
     ToolStart,
 )
+from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.grammar import Grammar
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
@@ -55,9 +56,17 @@ class MessageEncoder:
                 encoded = self._start(event)
             case Finish():
                 encoded = self._close() + self._finish(event)
-            case Error(failure):
-                encoded = errors.event(failure, self._request_id)
+            case Error():
+                raise AssertionError("an error is what `fail` is for")
         return encoded
+
+    def keep_alive(self) -> bytes:
+        """A ping, which may come anywhere."""
+        return PING
+
+    def fail(self, failure: Failure) -> bytes:
+        """The error that ends the stream, wherever it stands."""
+        return errors.event(failure, self._request_id)
 
     def _start(self, event: Start) -> bytes:
         message: dict[str, Any] = {

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
+from cortex_gateway.dialects.chat import ChatDecoder
 from cortex_gateway.dialects.events import Event
-from cortex_gateway.dialects.openai_chat import ChatDecoder
 from tests.fakes.codec import cuts
 
 DONE = b"data: [DONE]\n\n"

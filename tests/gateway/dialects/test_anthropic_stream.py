@@ -40,7 +40,8 @@ def finish(reason: FinishReason = "stop", stop: str | None = None) -> Finish:
 
 def streamed(*events: Event) -> list[Any]:
     encoder = MessageEncoder(message_id="msg_1", model="m", request_id="req_1")
-    parsed = SseParser().feed(b"".join(map(encoder.feed, events)))
+    encoded = [encoder.fail(event.failure) if isinstance(event, Error) else encoder.feed(event) for event in events]
+    parsed = SseParser().feed(b"".join(encoded))
     assert all(json.loads(event.data)["type"] == event.event for event in parsed)
     return [json.loads(event.data) for event in parsed]
 

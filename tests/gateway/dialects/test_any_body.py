@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortex_gateway.dialects import openai_errors, openai_request
 from cortex_gateway.dialects.anthropic import request as messages
+from cortex_gateway.dialects.chat import ChatDecoder, decode_whole
 from cortex_gateway.dialects.failure import RefusedError
-from cortex_gateway.dialects.openai_chat import ChatDecoder, decode_whole
-from cortex_gateway.dialects.openai_scan import whole_usage
+from cortex_gateway.dialects.openai import errors as openai_errors
+from cortex_gateway.dialects.openai import request as openai_request
+from cortex_gateway.dialects.openai.relay import whole_usage
 from tests.fakes.any_json import any_json, objects
 
 MESSAGES_WORDS = (

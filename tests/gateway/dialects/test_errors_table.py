@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from cortex_gateway.dialects import openai_errors
 from cortex_gateway.dialects.anthropic import errors as anthropic_errors
 from cortex_gateway.dialects.failure import Failure
+from cortex_gateway.dialects.openai import errors as openai_errors
 
 TOO_LONG = Failure(
     400, "invalid_request_error", "context_length_exceeded", "too long", extras={"prompt_len": 9000, "max": 8192}

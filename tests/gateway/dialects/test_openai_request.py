@@ -3,7 +3,7 @@
 import pytest
 
 from cortex_gateway.dialects.failure import RefusedError
-from cortex_gateway.dialects.openai_request import read
+from cortex_gateway.dialects.openai.request import read
 
 ODD = b'{ "z": 1.10, "model":"a" ,"messages":[{"b":"\\u00e9","a":1e2}], "stream" : true}'
 

@@ -291,7 +291,7 @@ def test_what_went_by_of_an_answer_is_counted_when_its_client_leaves(path: str) 
         await settled()
         assert (await ask(rig, "POST", path)).status_code == 429
 
-    run(scenario, Answer(deltas=({"content": " word "},) * 500), guard=guarded(key), beat_seconds=5)
+    run(scenario, Answer(deltas=({"content": " word "},) * 500), guard=guarded(key), keep_alive_seconds=5)
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MESSAGES])

@@ -69,7 +69,7 @@ def test_a_5xx_before_the_first_byte_is_tried_on_another_replica(
         (record,) = rig.metrics.records
         assert (record.node, record.outcome) == ("b", "ok")
 
-    run(scenario, nodes=hosts, beat_seconds=5)
+    run(scenario, nodes=hosts, keep_alive_seconds=5)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -84,7 +84,7 @@ def test_it_may_be_tried_behind_heartbeats(path: str) -> None:
         assert b"Hello" in raw
         assert asked(hosts) == [1, 1]
 
-    run(scenario, nodes=hosts, beat_seconds=0.0)
+    run(scenario, nodes=hosts, keep_alive_seconds=0.0)
 
 
 @pytest.mark.parametrize("status", [500, 503])

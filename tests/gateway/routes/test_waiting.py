@@ -23,7 +23,7 @@ def gated(scenario: Callable[[Rig, asyncio.Event], Any], **options: Any) -> None
     async def wrapped(rig: Rig) -> None:
         await scenario(rig, gate)
 
-    run(wrapped, gate=gate, **{"beat_seconds": 0.01, **options})
+    run(wrapped, gate=gate, **{"keep_alive_seconds": 0.01, **options})
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -140,7 +140,7 @@ def test_a_silent_prompt_is_kept_company(path: str) -> None:
         assert b"Hello" in raw
         assert payloads(raw)
 
-    run(scenario, Answer(gate=gate, comments=1), beat_seconds=0.01)
+    run(scenario, Answer(gate=gate, comments=1), keep_alive_seconds=0.01)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -314,4 +314,4 @@ def test_a_gateway_that_stops_says_so(path: str, beats: int) -> None:
         assert sent[-1]["more_body"] is False
         assert rig.fleet.abandoned == 1
 
-    gated(scenario, beat_seconds=0.01 if beats else 5)
+    gated(scenario, keep_alive_seconds=0.01 if beats else 5)

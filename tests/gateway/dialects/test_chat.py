@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cortex_gateway.dialects.chat import CUT_SHORT, decode_whole
 from cortex_gateway.dialects.events import (
     Error,
     Event,
@@ -18,7 +19,6 @@ from cortex_gateway.dialects.events import (
     Usage,
 )
 from cortex_gateway.dialects.grammar import Grammar
-from cortex_gateway.dialects.openai_chat import CUT_SHORT, decode_whole
 from tests.gateway.dialects.chat_streams import DONE, call, check, decoded, delta, event, finish, role, total, usage
 
 

@@ -5,7 +5,6 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
-from cortex_gateway.dialects import openai_errors
 from cortex_gateway.dialects.events import (
     Error,
     Event,
@@ -21,6 +20,7 @@ from cortex_gateway.dialects.events import (
 )
 from cortex_gateway.dialects.failure import Failure, malformed
 from cortex_gateway.dialects.grammar import Grammar, GrammarError
+from cortex_gateway.dialects.openai import errors
 from cortex_gateway.dialects.sse import SseError, SseParser
 
 CUT_SHORT = Failure(
@@ -242,7 +242,7 @@ def _whole_call(index: int, call: ToolCall) -> list[Event]:
 
 def _reported(error: object) -> Failure:
     """The neuron's own mid-stream error; the status it would have had is told by its type."""
-    failure = openai_errors.of_envelope(500, error)
+    failure = errors.of_envelope(500, error)
     if failure is None:
         return malformed("the neuron's stream failed without saying how")
     status: Literal[400, 500, 503] = 500

@@ -2,8 +2,10 @@
 
 import pytest
 
+from cortex_gateway.dialects.chat import CUT_SHORT
 from cortex_gateway.dialects.events import Usage
-from cortex_gateway.dialects.openai_scan import StreamRelay, whole_usage
+from cortex_gateway.dialects.openai import errors
+from cortex_gateway.dialects.openai.relay import StreamRelay, whole_usage
 from tests.fakes.codec import cuts
 from tests.gateway.dialects.chat_streams import DONE, call, delta, event, finish, role, total
 
@@ -13,7 +15,7 @@ COMMENT = b': usage {"prompt_tokens":5,"completion_tokens":2,"prompt_tokens_deta
 def relayed(chunks: list[bytes]) -> tuple[StreamRelay, bytes, list[bytes]]:
     relay = StreamRelay()
     sent = [relay.feed(chunk) for chunk in chunks]
-    return relay, b"".join(sent) + relay.rest, sent
+    return relay, b"".join(sent) + relay.close(), sent
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,17 @@ def test_an_event_cut_by_a_broken_line_is_kept_back() -> None:
     relay = StreamRelay()
 
     assert relay.feed(role() + b'data: {"choi') == role()
-    assert relay.rest == b'data: {"choi'
+    assert relay.close() == errors.event(CUT_SHORT)
+    assert relay.failure == CUT_SHORT
+
+
+def test_a_stream_that_something_else_ends_has_its_error() -> None:
+    """What the gateway itself ends it with counts as its end."""
+    relay = StreamRelay()
+    relay.feed(role())
+
+    assert relay.fail(CUT_SHORT) == errors.event(CUT_SHORT)
+    assert relay.failure == CUT_SHORT
 
 
 def test_an_enormous_event_passes_in_pieces() -> None:
@@ -110,7 +122,7 @@ def test_chunks_of_the_answer_are_counted_as_they_go_by(stream: bytes, passed: i
 def test_counts_come_from_the_comment_or_the_last_chunk_that_has_them(stream: bytes, counts: Usage | None) -> None:
     """The client need not have asked for usage."""
     for chunks in cuts(stream):
-        assert relayed(chunks)[0].usage() == counts
+        assert relayed(chunks)[0].usage == counts
 
 
 ROLE = event(choices=[{"delta": {"role": "assistant", "content": ""}}])
@@ -132,7 +144,7 @@ BEGUN = b': usage {"prompt_tokens":5,"completion_tokens":1,"prompt_tokens_detail
 def test_a_stream_that_was_cut_off_has_the_counts_of_its_beginning(stream: bytes, counts: Usage | None) -> None:
     """The prompt's were told before the first token; of the answer counts what has passed."""
     for chunks in cuts(stream):
-        assert relayed(chunks)[0].usage() == counts
+        assert relayed(chunks)[0].usage == counts
 
 
 @pytest.mark.parametrize(
@@ -167,7 +179,7 @@ def test_a_long_stream_s_end_is_still_read() -> None:
     relay = relayed([role(), *[delta(content="x" * 50)] * 1000, COMMENT, DONE])[0]
 
     assert relay.done
-    assert relay.usage() == Usage(5, 2, 1)
+    assert relay.usage == Usage(5, 2, 1)
 
 
 @pytest.mark.parametrize(

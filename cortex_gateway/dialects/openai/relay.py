@@ -8,10 +8,12 @@ import re
 import msgspec
 from msgspec import Struct
 
-from cortex_gateway.dialects import openai_errors
+from cortex_gateway.dialects import sse
+from cortex_gateway.dialects.chat import CUT_SHORT, ChatUsage
+from cortex_gateway.dialects.dialect import Whole
 from cortex_gateway.dialects.events import Usage
 from cortex_gateway.dialects.failure import Failure
-from cortex_gateway.dialects.openai_chat import ChatUsage
+from cortex_gateway.dialects.openai import errors
 
 # A token of text, reasoning or a tool call. Inside JSON strings quotes are escaped, so no text can look like this.
 _TOKEN = re.compile(rb'"(?:content|reasoning_content|reasoning|text)": ?"(?=[^"])|"tool_calls": ?\[(?=[^\]])')
@@ -33,10 +35,11 @@ _WHOLE_DECODER = msgspec.json.Decoder(_Whole)
 
 
 class StreamRelay:
-    """One relayed stream: `feed` what came, send what it returns; at the end send `rest` or an error event."""
+    """One relayed stream, a `dialect.Answer`."""
 
     def __init__(self) -> None:
         self.passed = 0  # chunks from the first with a token on, which is one or more tokens each
+        self._failed: Failure | None = None  # with what `close` or `fail` ended it
         self._begun: bytes | None = None  # the counts that the neuron told before the first token
         self._tail = b""  # the last bytes that came
         self._held = b""  # an event that has not ended: a client never sees half an event and then an error
@@ -54,10 +57,18 @@ class StreamRelay:
         self._count(chunk)
         return chunk
 
-    @property
-    def rest(self) -> bytes:
-        """What `feed` kept back: nothing, unless the stream ended without its last blank line."""
-        return self._held
+    def close(self) -> bytes:
+        """What `feed` kept back, which is nothing unless the last blank line is missing; of a stream cut short an error."""
+        return self._held if self.done or self.failure else self.fail(CUT_SHORT)
+
+    def keep_alive(self) -> bytes:
+        """A comment, which every parser skips."""
+        return sse.COMMENT
+
+    def fail(self, failure: Failure) -> bytes:
+        """The error event that ends it in the neuron's place."""
+        self._failed = failure
+        return errors.event(failure)
 
     @property
     def done(self) -> bool:
@@ -66,9 +77,14 @@ class StreamRelay:
 
     @property
     def failure(self) -> Failure | None:
-        """What the neuron itself ended the stream with, when that was an error event."""
+        """What the stream ended with, when that was an error event."""
+        return self._failed or self._reported
+
+    @property
+    def _reported(self) -> Failure | None:
+        """The neuron's own error event."""
         found = _ERROR.search(self._tail)
-        return openai_errors.read(500, found[1]) if found else None
+        return errors.read(500, found[1]) if found else None
 
     def _count(self, ready: bytes) -> None:
         """A line end is escaped inside JSON, so it begins a line wherever it is."""
@@ -80,6 +96,7 @@ class StreamRelay:
         if found := _TOKEN.search(ready):
             self.passed = 1 + ready.count(b"\ndata: {", found.end())
 
+    @property
     def usage(self) -> Usage | None:
         """The counts from the last usage comment (docs/wire.md section 3) or from the last chunk that has them.
 
@@ -95,8 +112,13 @@ class StreamRelay:
             begun = _USAGE_DECODER.decode(self._begun).neutral() if self._begun else None
         except ValueError:
             return None
-        answered = self.passed - (self.failure is not None)
+        answered = self.passed - (self._reported is not None)
         return begun and Usage(begun.prompt, max(begun.completion, answered), begun.cached)
+
+
+def relay_whole(raw: bytes) -> Whole:
+    """A whole answer, as it came."""
+    return Whole(raw, whole_usage(raw))
 
 
 def whole_usage(raw: bytes) -> Usage | None:

@@ -1,0 +1,27 @@
+"""OpenAI's chat and completions, which a neuron speaks itself: bodies pass through; knows no other dialect."""
+
+from cortex_gateway.dialects.dialect import Decoded, Dialect, Generation
+from cortex_gateway.dialects.openai import errors, request
+from cortex_gateway.dialects.openai.relay import StreamRelay, relay_whole
+
+
+def _decode(body: bytes) -> Decoded:
+    asked = request.read(body)
+    return Decoded(
+        model=asked.model,
+        stream=asked.stream,
+        body=asked.addressed,
+        answer=lambda _: StreamRelay(),
+        whole=lambda raw, _: relay_whole(raw),
+    )
+
+
+OPENAI = Dialect(
+    name="OpenAI",
+    prefixes=(),
+    error=lambda failure, _: errors.body(failure),
+    routes=(
+        Generation("/v1/chat/completions", "/v1/chat/completions", "chat", _decode),
+        Generation("/v1/completions", "/v1/completions", "completions", _decode),
+    ),
+)

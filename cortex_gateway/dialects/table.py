@@ -1,0 +1,14 @@
+"""Every dialect that the gateway speaks; the one place that knows them all."""
+
+from collections.abc import Sequence
+
+from cortex_gateway.dialects.anthropic.dialect import ANTHROPIC
+from cortex_gateway.dialects.dialect import Dialect
+from cortex_gateway.dialects.openai.dialect import OPENAI
+
+DIALECTS: tuple[Dialect, ...] = (OPENAI, ANTHROPIC)
+
+
+def spoken(dialects: Sequence[Dialect], path: str) -> Dialect:
+    """The dialect that errors on `path` are told in: the first one's where no other covers it."""
+    return next((dialect for dialect in dialects if dialect.covers(path)), dialects[0])
