@@ -22,6 +22,7 @@ from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.memory import PATIENCE_SECS
 from cortex_gateway.fleet.residency import Residency
 from cortex_gateway.placement.snapshot import Device, ModelConfig, ModelLoad, Replica
+from tests.fakes.contexts import asked
 
 NODES, MODELS, LOADED, WAITING = 8, 20, 4, 256
 TOTAL_MB, PART_MB = 24_000, 22_000
@@ -55,10 +56,13 @@ def _waiting(wanted: int, taken: Times) -> Residency:
         _look(residency, node, taken)
         for index in range(LOADED):
             _tell(
-                residency, m.Wanted(ticket=-1, model=_loaded(node, index), request_id="first"), taken, "a warm request"
+                residency,
+                m.Wanted(ticket=-1, model=_loaded(node, index), context=asked("first")),
+                taken,
+                "a warm request",
             )
     for number in range(WAITING):
-        event = m.Wanted(ticket=number, model=f"could-{number % wanted}", request_id=str(number))
+        event = m.Wanted(ticket=number, model=f"could-{number % wanted}", context=asked(str(number)))
         _tell(residency, event, taken, "one more waits")
     assert len(residency.tickets) == WAITING, "nobody has room"
     return residency

@@ -52,7 +52,7 @@ class AccessLog:
 
 
 def line(method: str, path: str, status: int, seconds: float, records: list[RequestRecord]) -> str:
-    """`POST /v1/messages [messages] demo on local 200 ok 812 ms 36+8 tokens`; what is not known is left out.
+    """`POST /v1/messages [messages] demo on local 200 ok 812 ms 36+8 tokens req_7`; what is not known is left out.
 
     Text of a client is one word each. `path` is best as it was sent, %0a and all.
     """
@@ -72,4 +72,6 @@ def line(method: str, path: str, status: int, seconds: float, records: list[Requ
     if record and record.completion_tokens is not None:
         prompt = "?" if record.prompt_tokens is None else record.prompt_tokens
         parts.append(f"{prompt}+{record.completion_tokens} tokens")
+    if record and record.request_id:
+        parts.append(word(record.request_id))
     return " ".join(parts)

@@ -11,9 +11,11 @@
     │   ├── HostNotAllowed          403  host_not_allowed
     │   ├── OriginNotAllowed        403  origin_not_allowed
     │   ├── RouteNotFound           404  not_found
+    │   ├── RequestNotFound         404  request_not_found
     │   ├── ModelNotFound           404  model_not_found        (nearest)
     │   ├── MethodNotAllowed        405  method_not_allowed     (allow)
     │   ├── RequestTimeout          408  request_timeout
+    │   ├── Cancelled               499  request_cancelled
     │   ├── AlreadyLoaded           409  already_loaded         (node, differs)
     │   ├── BodyTooLarge            413  body_too_large         (limit_bytes)
     │   └── UnsupportedMedia        415  unsupported_media_type
@@ -23,6 +25,7 @@
     │   ├── UpstreamDenied               upstream_denied
     │   ├── UpstreamReadFailed           upstream_read_failed
     │   └── UpstreamMalformed            upstream_malformed_response
+    ├── DeadlineExceeded            504  deadline_exceeded
     ├── Unavailable                 503  api_error, service_unavailable, Retry-After
     │   ├── NoHealthyNode                Retry-After 5
     │   │   └── NoOtherReplica           inside the gateway only
@@ -156,6 +159,13 @@ class RouteNotFound(BadRequest):
     code = "not_found"
 
 
+class RequestNotFound(BadRequest):
+    """No request of that id is under way."""
+
+    status = 404
+    code = "request_not_found"
+
+
 class ModelNotFound(BadRequest):
     """Nobody knows the model. `nearest`: the known ids that look most alike; `present`: one that could answer instead.
 
@@ -194,6 +204,13 @@ class RequestTimeout(BadRequest):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"Nothing more of the request's body came for {seconds:g} s.")
+
+
+class Cancelled(BadRequest):
+    """An operator has ended the request. Clients do not send it again by themselves."""
+
+    status = 499
+    code = "request_cancelled"
 
 
 class AlreadyLoaded(BadRequest):
@@ -256,6 +273,16 @@ class UpstreamMalformed(UpstreamError):
     def __init__(self, message: str, *, answered: int | None = None) -> None:
         super().__init__(message)
         self.answered = answered
+
+
+class DeadlineExceeded(CortexError):
+    """The answer is not there in the time that the client has given."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The request has taken longer than {seconds:g} s, as its header x-request-timeout allows.")
 
 
 class Unavailable(CortexError):

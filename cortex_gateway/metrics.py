@@ -48,6 +48,7 @@ class RequestRecord:
     cached_tokens: int | None = None
     cold: bool = False  # it waited for a load
     decode_seconds: float | None = None  # from the first token to the last byte
+    request_id: str = ""
 
     @property
     def tokens_per_second(self) -> float | None:

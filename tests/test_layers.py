@@ -41,7 +41,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "cortex_gateway.dialects": (set(), set()),
     "cortex_gateway.placement": (set(), set()),
     "cortex_gateway.fleet": (
-        {"cortex_gateway." + x for x in ("placement", "config", "errors", "metrics", "tls")},
+        {"cortex_gateway." + x for x in ("placement", "config", "context", "errors", "metrics", "tls")},
         {"httpx"},
     ),
     "cortex_gateway.auth": ({"cortex_gateway.settings"}, set()),

@@ -11,6 +11,7 @@ import pathlib
 import sys
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -200,6 +201,34 @@ def unload(
         tables.print_json(answer)
     else:
         tables.console().print(f"{model} is unloaded", style="green")
+    return 0
+
+
+@app.command
+def requests(*, endpoint: Endpoint = DEFAULT_ENDPOINT, key_file: KeyFile = None, json: Json = False) -> int:
+    """List the requests under way: who asks which model, where, and how far each is."""
+    listing = _api(endpoint, key_file).get("/admin/requests")
+    if json:
+        tables.print_json(listing)
+    else:
+        tables.show_requests(tables.console(), listing["requests"])
+    return 0
+
+
+@app.command
+def cancel(
+    request: Annotated[str, Parameter(help="The id that `cortex requests` shows.")],
+    *,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    key_file: KeyFile = None,
+    json: Json = False,
+) -> int:
+    """End a request; whoever sent it is told so."""
+    answer = _api(endpoint, key_file).post(f"/admin/requests/{quote(request)}/cancel", {})
+    if json:
+        tables.print_json(answer)
+    else:
+        tables.console().print(f"{request} is cancelled", style="green", markup=False)
     return 0
 
 

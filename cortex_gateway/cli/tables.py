@@ -1,4 +1,4 @@
-"""What `cortex status`, `cortex models` and `cortex keys` print, from JSON. Knows no HTTP."""
+"""What `cortex status`, `models`, `requests` and `keys` print, from JSON. Knows no HTTP."""
 
 import json
 import sys
@@ -66,6 +66,26 @@ def show_models(out: Console, entries: list[dict[str, Any]]) -> None:
         features = [*entry["capabilities"], *(words for key, words in FEATURES.items() if entry[key])]
         length = f"{context:,}" if context else UNKNOWN
         table.add_row(name, _names(on), _names(entry["feasible_on"]), length, ", ".join(features))
+    out.print(table)
+
+
+def show_requests(out: Console, requests: list[dict[str, Any]]) -> None:
+    """One line per request, the oldest first."""
+    if not requests:
+        out.print("no request is under way", style="dim")
+        return
+    table = _table("id", "model", "node", "state", ">seconds", ">pieces", "key", "dialect")
+    for one in requests:
+        table.add_row(
+            Text(one["id"], "bold"),
+            Text(one["model"]),
+            one["node"] or UNKNOWN,
+            Text(one["state"], "yellow" if one["state"] == "queued" else "green"),
+            f"{one['seconds']:.1f}",
+            str(one["pieces"]),
+            Text(one["key"] or UNKNOWN),
+            one["dialect"],
+        )
     out.print(table)
 
 

@@ -96,6 +96,7 @@ class Decoded:
         body: resolved model id -> the bytes to post.
         answer: makes the answer of a stream.
         whole: the neuron's body, which has any form -> the client's.
+        affinity: the conversation that the body names, if it does.
     """
 
     model: str
@@ -103,6 +104,7 @@ class Decoded:
     body: Callable[[str], bytes]
     answer: Callable[[AnswerId], Answer]
     whole: Callable[[bytes, AnswerId], Whole]
+    affinity: str | None = None
 
 
 @frozen

@@ -15,6 +15,7 @@ from attrs import define, field
 
 from cortex_gateway import errors
 from cortex_gateway.config import Config
+from cortex_gateway.context import RequestContext
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.client import CONNECT_SECS, NeuronClient
 from cortex_gateway.fleet.credentials import showing
@@ -194,20 +195,20 @@ class Fleet:
 
     # -- requests -------------------------------------------------------------------------------------------------
 
-    async def acquire(self, model: str, *, request_id: str) -> Lease:
+    async def acquire(self, model: str, context: RequestContext) -> Lease:
         """A replica that serves `model` (id or alias), loading it first where it must be.
 
         Raises ModelNotFound, NoHealthyNode, LoadFailed, ModelRecovering, InsufficientVram, Overloaded, ShuttingDown.
         Cancelling it gives up the place in the queue.
         """
-        return await self._lease(m.Wanted(ticket=next(self._numbers), model=model, request_id=request_id))
+        return await self._lease(m.Wanted(ticket=next(self._numbers), model=model, context=context))
 
-    async def another(self, model: str, *, request_id: str, besides: Collection[str]) -> Lease | None:
+    async def another(self, model: str, context: RequestContext, *, besides: Collection[str]) -> Lease | None:
         """A replica that serves `model` now on none of the nodes `besides`, which have failed this request; None = no other.
 
         Raises ModelNotFound, ShuttingDown.
         """
-        event = m.Wanted(ticket=next(self._numbers), model=model, request_id=request_id, besides=frozenset(besides))
+        event = m.Wanted(ticket=next(self._numbers), model=model, context=context, besides=frozenset(besides))
         try:
             return await self._lease(event)
         except errors.NoOtherReplica:

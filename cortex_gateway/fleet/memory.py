@@ -8,6 +8,7 @@ from attrs import define, evolve, field, frozen
 
 from cortex_gateway import errors
 from cortex_gateway.config import Config
+from cortex_gateway.context import RequestContext
 from cortex_gateway.fleet import groups
 from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.messages import LoadSpec
@@ -45,7 +46,7 @@ class Ticket:
     ranks: Literal["host", "device"] | None = None
     reload: bool = False
     reloading: str = ""  # the node where what was loaded leaves for it
-    request_id: str = ""
+    context: RequestContext | None = None  # of a request
     others: int = 0  # nodes that had a replica besides the one to be restored
     cold: bool = False
     reported: LoadStatus | None = None
@@ -54,6 +55,16 @@ class Ticket:
     def named(self) -> tuple[str, ...] | None:
         """The nodes that may serve it, or lead where several do; None = any."""
         return (self.node,) if self.node else self.hosts or None
+
+    @property
+    def affinity(self) -> str | None:
+        """The conversation that a request belongs to, if it names one."""
+        return self.context.affinity if self.context else None
+
+    @property
+    def known(self) -> bool:
+        """A request of somebody with a key."""
+        return self.context is not None and not self.context.anonymous
 
     @property
     def wish(self) -> object:

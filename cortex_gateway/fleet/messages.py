@@ -4,6 +4,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from cortex_gateway.context import RequestContext
 from cortex_gateway.errors import CortexError
 from cortex_gateway.placement.snapshot import Device, Group, LoadStatus, Replica
 
@@ -78,7 +79,7 @@ class Wanted:
 
     ticket: int
     model: str
-    request_id: str
+    context: RequestContext
     besides: frozenset[str] = frozenset()
 
 

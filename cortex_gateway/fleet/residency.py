@@ -18,7 +18,7 @@ from cortex_gateway.fleet import options
 from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.jobs import RETURN_SECS, Eviction, Jobs
 from cortex_gateway.fleet.memory import PATIENCE_SECS, Memory, Ticket, not_loaded, spec_for
-from cortex_gateway.placement import catalogue, room
+from cortex_gateway.placement import affinity, catalogue, room
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
 from cortex_gateway.placement.circuit import Circuit
@@ -43,6 +43,7 @@ class Residency:
     _memory: Memory = field(init=False)
     _jobs: Jobs = field(init=False)
     _considered: routing.Considered = field(factory=routing.Considered, init=False)
+    _homes: affinity.Homes = field(factory=affinity.Homes, init=False)
     _picture: FleetSnapshot | None = field(default=None, init=False)  # as long as nothing has changed
     _restored: int = field(default=0, init=False)  # tickets of our own are numbered downwards
     _now: float = field(default=0.0, init=False)
@@ -118,7 +119,7 @@ class Residency:
         if model is None:
             self._jobs.out.append(m.Refuse(ticket=event.ticket, error=self.unknown(event.model)))
             return
-        ticket = Ticket(number=event.ticket, kind="serve", model=model, since=self._now, request_id=event.request_id)
+        ticket = Ticket(number=event.ticket, kind="serve", model=model, since=self._now, context=event.context)
         queued = sum(one.kind == "serve" for one in self.tickets.values())
         self.tickets[ticket.number] = ticket
         if event.besides:
@@ -274,9 +275,9 @@ class Residency:
     # -- tickets --------------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Try every ticket again: those that want the same together, and first who has waited longest."""
+        """Try every ticket again: those that want the same together; who is known first, then who has waited longest."""
         lines: dict[object, list[Ticket]] = {}
-        for ticket in self.tickets.values():
+        for ticket in sorted(self.tickets.values(), key=lambda ticket: not ticket.known):
             lines.setdefault(ticket.wish, []).append(ticket)
         for line in lines.values():
             self._try(line)
@@ -295,7 +296,8 @@ class Residency:
     def _grant(self, line: Iterable[Ticket]) -> bool:
         """Send each request to a replica that serves, if there is one."""
         for ticket in line:
-            best = routing.least_wait(self._candidates(ticket.model))
+            home = self._homes.of(ticket.model, ticket.affinity) if ticket.affinity else None
+            best = affinity.choose(self._candidates(ticket.model), home)
             if best is None:
                 return False
             self._granted(ticket, best)
@@ -351,6 +353,8 @@ class Residency:
             self._jobs.out.append(m.Complete(ticket=ticket.number))
             return
         self._picture = None
+        if ticket.affinity:
+            self._homes.note(ticket.model, ticket.affinity, node)
         trial = self.hosts[node].take(ticket.model, self._now)
         grant = m.Grant(ticket=ticket.number, node=node, model=ticket.model, cold=ticket.cold, trial=trial)
         self._jobs.out.append(grant)
@@ -360,8 +364,7 @@ class Residency:
         ticket.cold = True
         model = self._memory.asked(ticket, self.hosts.values())
         spec = spec_for(model, place, ticket.quant, ticket.kv_dtype, ticket.deterministic)
-        whom = "nothing else came of its eviction" if ticket.kind == "restore" else ticket.request_id or "an operator"
-        self._jobs.start(model, spec, place, whom, retried=ticket.kind == "restore")
+        self._jobs.start(model, spec, place, _whom(ticket), retried=ticket.kind == "restore")
 
     def _try_unload(self, ticket: Ticket) -> None:
         failures = self._memory.failures.get(ticket.model, {}).values()
@@ -510,3 +513,10 @@ class Residency:
         models = {ticket.model for ticket in self.tickets.values() if ticket.kind == "serve"}
         loading = {model for model in models for host in self.hosts.values() if host.loads_now(model)}
         return {model: gateway.wait_secs + gateway.load_timeout_secs * (model in loading) for model in models}
+
+
+def _whom(ticket: Ticket) -> str:
+    """For whom something is loaded, as the log says it."""
+    if ticket.kind == "restore":
+        return "nothing else came of its eviction"
+    return ticket.context.id if ticket.context else "an operator"

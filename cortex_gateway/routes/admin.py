@@ -9,7 +9,7 @@ import msgspec
 from cortex_gateway.auth.policy import ADMIN
 from cortex_gateway.dialects import sse
 from cortex_gateway.dialects.openai import errors as openai_errors
-from cortex_gateway.errors import InvalidBody, MalformedJson
+from cortex_gateway.errors import InvalidBody, MalformedJson, RequestNotFound, RouteNotFound
 from cortex_gateway.placement.circuit import Circuit
 from cortex_gateway.placement.snapshot import LoadStatus, Node, Replica
 from cortex_gateway.routes.exchange import Exchange, Route
@@ -104,7 +104,26 @@ def _asked(it: Exchange, body: bytes, kind: type[UnloadBody]) -> dict[str, Any]:
     return msgspec.structs.asdict(asked)
 
 
+async def _requests(it: Exchange, _: bytes) -> None:
+    """Every request that a model is asked with, the oldest first."""
+    await it.answer({"requests": it.gateway.live.told()})
+
+
+async def _cancel(it: Exchange, _: bytes) -> None:
+    """End the requests of one id. The id is the client's own and may contain slashes."""
+    named = str(it.path_params["named"]).removeprefix("/")
+    identity = named.removesuffix("/cancel")
+    if identity == named:
+        raise RouteNotFound(f"There is no /admin/requests/{named} here.")
+    cancelled = it.gateway.live.cancel(identity)
+    if not cancelled:
+        raise RequestNotFound(f"No request {identity!r} is under way.")
+    await it.answer({"cancelled": cancelled})
+
+
 ROUTES = (
+    Route("GET", "/admin/requests", _requests, need=ADMIN),
+    Route("POST", "/admin/requests/{named:path}", _cancel, need=ADMIN),
     Route("GET", "/admin/fleet", _fleet, need=ADMIN),
     Route("POST", "/admin/load", _load, need=ADMIN),
     Route("POST", "/admin/unload", _unload, need=ADMIN),

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import httpx
 from attrs import Factory, define, field, frozen
 
+from cortex_gateway.context import RequestContext
 from cortex_gateway.dialects.openai import errors as openai_errors
 from cortex_gateway.errors import (
     CortexError,
@@ -56,7 +57,7 @@ async def answered(it: Exchange, outgoing: Outgoing) -> AsyncIterator[httpx.Resp
     """
     it.check_model(outgoing.model)
     it.record.model = outgoing.model
-    tries = Tries(it.gateway, outgoing.model, it.client.request_id)
+    tries = Tries(it.gateway, outgoing.model, it.context)
     lease = await tries.first()
     while True:
         async with lease:
@@ -131,7 +132,7 @@ def _request(it: Exchange, base_url: str, outgoing: Outgoing, model: str) -> htt
         "content-type": "application/json",
         "accept": "text/event-stream" if outgoing.stream else "application/json",
         "accept-encoding": "identity",
-        "x-request-id": it.client.request_id,
+        "x-request-id": it.context.id,
     }
     timeout = {"connect": CONNECT_SECONDS, "read": outgoing.silence, "write": SILENCE_SECONDS, "pool": None}
     return httpx.Request(
@@ -161,13 +162,13 @@ class Tries:
 
     gateway: Gateway
     model: str
-    request_id: str
+    context: RequestContext
     _failed_on: list[str] = field(factory=list, init=False)
     _again: list[Again] = field(factory=list, init=False)
 
     async def first(self) -> Lease:
         """Raises as `Fleet.acquire` does."""
-        return await self.gateway.fleet.acquire(self.model, request_id=self.request_id)
+        return await self.gateway.fleet.acquire(self.model, self.context)
 
     async def next(self, lease: Lease, error: CortexError) -> Lease:
         """Another one after `lease` has failed with `error`, which is raised where there is none."""
@@ -182,7 +183,7 @@ class Tries:
         return found
 
     async def _elsewhere(self) -> Lease | None:
-        return await self.gateway.fleet.another(self.model, request_id=self.request_id, besides=self._failed_on)
+        return await self.gateway.fleet.another(self.model, self.context, besides=self._failed_on)
 
 
 async def _check(response: httpx.Response, outgoing: Outgoing) -> None:

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import msgspec
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 from litestar import HttpMethod, Request
 from litestar import route as litestar_route
 from litestar.handlers import HTTPRouteHandler
@@ -15,10 +15,13 @@ from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 from cortex_gateway.auth import policy
 from cortex_gateway.auth.guard import Admission
 from cortex_gateway.auth.principal import Principal
+from cortex_gateway.context import RequestContext, session, timeout_secs
 from cortex_gateway.dialects.failure import Failure
-from cortex_gateway.errors import ShuttingDown
+from cortex_gateway.errors import Cancelled, DeadlineExceeded, ShuttingDown
 from cortex_gateway.routes.failures import report
-from cortex_gateway.routes.gateway import Gateway, Record
+from cortex_gateway.routes.gateway import Gateway
+from cortex_gateway.routes.live import Live
+from cortex_gateway.routes.record import Record
 from cortex_gateway.stream import Client, ClientGoneError
 
 Method = Literal["GET", "POST"]
@@ -26,17 +29,23 @@ Method = Literal["GET", "POST"]
 
 @frozen
 class Exchange:
-    """One request on its way. `principal` is who sent it; his key goes no further than here."""
+    """One request on its way."""
 
     gateway: Gateway
     client: Client
     record: Record
-    principal: Principal
+    context: RequestContext
     path_params: dict[str, Any]
 
     def check_model(self, model: str) -> None:
         """Raises Forbidden where who sent it may not use the model."""
-        policy.check_model(self.principal, model, self.gateway.fleet.resolve)
+        policy.check_model(self.context.principal, model, self.gateway.fleet.resolve)
+
+    def of_conversation(self, affinity: str | None) -> Self:
+        """The same, of this conversation where its headers name none."""
+        if affinity is None or self.context.affinity is not None:
+            return self
+        return evolve(self, context=evolve(self.context, affinity=affinity))
 
     async def answer(self, value: object) -> None:
         """`value` as JSON, with status 200."""
@@ -82,7 +91,8 @@ def exchange(gateway: Gateway, route: Route) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         http: HTTPScope = scope  # type: ignore[assignment]  # only HTTP handlers return this app
         dialect = gateway.spoken(http["path"])
-        client, record = Client(http, receive, send, stream_type=dialect.stream_type), Record(route.label or "")
+        client = Client(http, receive, send, stream_type=dialect.stream_type)
+        record = Record(route.label or "", client.request_id)
         door = _Door(gateway, route, client, record)
         try:
             await door.pass_through(http)
@@ -90,7 +100,11 @@ def exchange(gateway: Gateway, route: Route) -> ASGIApp:
             record.outcome = "cancelled"
         except Exception as error:  # noqa: BLE001 -- the last place where the client can still be told
             record.failed(await report(client, error, dialect))
-        except asyncio.CancelledError:  # the server stops, and has waited long enough for this one
+        except asyncio.CancelledError:  # else the server stops, and has waited long enough for this one
+            if door.cancelled_by_operator():
+                await report(client, Cancelled("The request was cancelled by an operator."), dialect)
+                record.outcome = "cancelled"
+                return
             record.failed(await report(client, ShuttingDown("The gateway is going down."), dialect))
             raise
         finally:
@@ -108,18 +122,31 @@ class _Door:
     client: Client
     record: Record
     _admission: Admission | None = None
+    _live: Live | None = None
 
     async def pass_through(self, http: HTTPScope) -> None:
         """Nobody's body is read before it is known that he may."""
-        principal = self._admit(http)
-        body = await self._body()
-        it = Exchange(self.gateway, self.client, self.record, principal, http.get("path_params") or {})
-        async with self.client.connected():
-            await self.route.work(it, body)
+        context = self._context(self._admit(http))
+        it = Exchange(self.gateway, self.client, self.record, context, http.get("path_params") or {})
+        if self.route.label is not None:
+            self._live = Live(context, self.record)
+            self.gateway.live.enter(self._live)
+        async with _within(context.timeout_secs):
+            body = await self._body()
+            async with self.client.connected():
+                await self.route.work(it, body)
+
+    def cancelled_by_operator(self) -> bool:
+        """Asked once a cancellation has come: whether it was his alone, and so ends with this request."""
+        task = asyncio.current_task()
+        assert task is not None
+        return self._live is not None and self._live.cancelled and task.uncancel() == 0
 
     def close(self) -> None:
         """However it has ended."""
         self._leave()
+        if self._live is not None:
+            self.gateway.live.leave(self._live)
         if self.route.label is not None:
             self.gateway.metrics.observe_request(self.record.finish(self.client.status))
 
@@ -130,6 +157,15 @@ class _Door:
         self.client.before_end = self._leave
         return self._admission.principal
 
+    def _context(self, principal: Principal) -> RequestContext:
+        headers = self.client.headers
+        return RequestContext(
+            id=self.client.request_id,
+            principal=principal,
+            affinity=session(headers),
+            timeout_secs=timeout_secs(headers),
+        )
+
     async def _body(self) -> bytes:
         if self.route.method == "GET":
             return b""
@@ -138,3 +174,16 @@ class _Door:
     def _leave(self) -> None:
         if self._admission is not None:
             self._admission.end(self.record.tokens)
+
+
+@contextlib.asynccontextmanager
+async def _within(seconds: float | None) -> AsyncIterator[None]:
+    """Raises DeadlineExceeded where the block takes longer."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded(seconds or 0.0) from None

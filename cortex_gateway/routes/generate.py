@@ -15,7 +15,8 @@ from cortex_gateway.routes.failures import refusal
 async def generate(it: Exchange, body: bytes, *, route: Generation) -> None:
     """Ask a neuron and answer the client. Raises RefusedError where `body` is no request, and as `ask.answered` does."""
     decoded = route.decode(body)
-    identity = AnswerId(it.client.request_id, uuid.uuid4().hex)
+    it = it.of_conversation(decoded.affinity)
+    identity = AnswerId(it.context.id, uuid.uuid4().hex)
     outgoing = Outgoing(model=decoded.model, path=route.neuron_path, body=decoded.body, stream=decoded.stream)
     await (_stream if decoded.stream else _whole)(it, decoded, identity, outgoing)
 

@@ -17,7 +17,7 @@ CREATED = dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
 async def _models(it: Exchange, _: bytes) -> None:
     """Every model and alias that whoever asks may use."""
     fleet = it.gateway.fleet
-    ids = policy.allowed(it.principal, fleet.resolve)
+    ids = policy.allowed(it.context.principal, fleet.resolve)
     entries = [one for one in fleet.catalogue_entries() if ids is None or (one.alias_of or one.id) in ids]
     await it.answer(listing([_render(known) for known in entries]))
 

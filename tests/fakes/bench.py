@@ -6,9 +6,11 @@ from attrs import define, field
 
 from cortex_gateway import errors
 from cortex_gateway.config import Config, Neuron
+from cortex_gateway.context import RequestContext
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.residency import Residency
 from cortex_gateway.placement.snapshot import Device, Group, ModelConfig, ModelLoad, Replica
+from tests.fakes.contexts import asked
 
 
 @define
@@ -48,9 +50,9 @@ class Bench:
         seen = m.Observation(hostname=node, harnesses=("jax",), devices=devices, replicas=replicas, groups=groups)
         return self.tell(m.Seen(node=node, observation=seen))
 
-    def want(self, model: str) -> int:
+    def want(self, model: str, context: RequestContext | None = None) -> int:
         self.numbers += 1
-        self.tell(m.Wanted(ticket=self.numbers, model=model, request_id=f"r{self.numbers}"))
+        self.tell(m.Wanted(ticket=self.numbers, model=model, context=context or asked(f"r{self.numbers}")))
         return self.numbers
 
     def load(self, model: str, **asked: Any) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import httpx
 from attrs import define, field
 
+from cortex_gateway.context import RequestContext
 from cortex_gateway.errors import ModelNotFound
 from cortex_gateway.metrics import RequestRecord
 from cortex_gateway.placement.catalogue import Location, ModelEntry
@@ -65,6 +66,7 @@ class FleetDouble:
     acquired: int = 0
     abandoned: int = 0  # acquires that were cancelled while they waited
     in_flight: int = 0
+    contexts: list[RequestContext] = field(factory=list)  # of every acquire
     calls: list[tuple[str, dict[str, Any]]] = field(factory=list)
     client: httpx.AsyncClient = field(init=False)
 
@@ -78,7 +80,8 @@ class FleetDouble:
         self.calls.append(("close", {}))
         await self.client.aclose()
 
-    async def acquire(self, model: str, *, request_id: str) -> LeaseDouble:
+    async def acquire(self, model: str, context: RequestContext) -> LeaseDouble:
+        self.contexts.append(context)
         resolved = self.resolve(model)
         await self._held()
         fit = [node for node in self.nodes if node not in self.suspected] or list(self.nodes)
@@ -87,7 +90,7 @@ class FleetDouble:
         self.in_flight += 1
         return LeaseDouble(model, resolved, node, f"http://{node}", self.cold, self)
 
-    async def another(self, model: str, *, request_id: str, besides: Collection[str]) -> LeaseDouble | None:
+    async def another(self, model: str, context: RequestContext, *, besides: Collection[str]) -> LeaseDouble | None:
         left = [node for node in self.nodes if node not in besides]
         if not left:
             return None

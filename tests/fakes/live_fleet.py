@@ -8,6 +8,7 @@ from typing import Any
 from cortex_gateway.config import Config, Gateway, Neuron
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
+from tests.fakes.contexts import asked
 from tests.fakes.host_double import HostDouble
 from tests.fakes.memory_transport import MemoryTransport
 
@@ -52,5 +53,5 @@ async def until(fact: Callable[[], object]) -> None:
 
 async def cold(fleet: Fleet, model: str) -> Any:
     """Take and give back."""
-    async with await fleet.acquire(model, request_id="r") as lease:
+    async with await fleet.acquire(model, asked("r")) as lease:
         return lease

@@ -194,6 +194,35 @@ def test_chat_answers_a_script(gateway: LiveGateway, host: HostDouble, capsys: p
     assert (sent["max_tokens"], sent.get("stream")) == (9, None)
 
 
+def test_requests_are_listed_and_cancelled(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen by one command, ended by the other; whoever asked is told so."""
+    slow = HostDouble(sizes={"m": 2048}, loaded=["m"], answers=[Answer(pause=0.05, deltas=({"content": "on "},) * 400)])
+    with live_gateway({"beast": slow}) as it, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert run(it, "requests") == 0
+        assert "no request is under way" in capsys.readouterr().out
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+        asked = {"json": body, "headers": {"x-request-id": "mine"}, "timeout": 60}
+        answer = pool.submit(lambda: httpx.post(f"{it.url}/v1/chat/completions", **asked))
+        shown = ""
+        while "decode" not in shown:
+            run(it, "requests")
+            shown = capsys.readouterr().out
+        (line,) = (line for line in shown.splitlines() if line.startswith("mine"))
+        assert line.split()[:4] == ["mine", "m", "beast", "decode"]
+
+        assert run(it, "cancel", "mine") == 0
+        assert "request_cancelled" in answer.result().text
+    assert capsys.readouterr().out == "mine is cancelled\n"
+
+
+def test_a_request_that_is_not_there_cannot_be_cancelled(
+    gateway: LiveGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(gateway, "cancel", "a/b c") == 1
+
+    assert "No request 'a/b c' is under way" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["chat", "m"], ["chat", "m", "--json"]])
 def test_chat_without_a_prompt_is_code_2(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

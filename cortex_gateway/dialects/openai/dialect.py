@@ -13,6 +13,7 @@ def _decode(body: bytes) -> Decoded:
         body=asked.addressed,
         answer=lambda _: StreamRelay(),
         whole=lambda raw, _: relay_whole(raw),
+        affinity=asked.cache_key,
     )
 
 

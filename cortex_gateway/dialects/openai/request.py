@@ -1,10 +1,11 @@
-"""Reads the three facts that routing needs from an OpenAI body and leaves every other byte alone; knows no routing."""
+"""Reads the few facts that routing needs from an OpenAI body and leaves every other byte alone; knows no routing."""
 
 import msgspec
 from attrs import frozen
 
 from cortex_gateway.dialects.failure import Failure, RefusedError
 
+LONGEST_KEY = 256  # characters
 _BODY = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -23,6 +24,12 @@ class PassedRequest:
     stream: bool
     fields: dict[str, msgspec.Raw]
     body: bytes
+
+    @property
+    def cache_key(self) -> str | None:
+        """`prompt_cache_key`, with which clients say what belongs to one conversation; what is no string says nothing."""
+        key = _value(self.fields, "prompt_cache_key")
+        return key[:LONGEST_KEY] if isinstance(key, str) and key else None
 
     def addressed(self, model: str) -> bytes:
         """The body for `model`: untouched when that is its name already, else with that one value replaced."""

@@ -18,6 +18,7 @@ from cortex_gateway.metrics import Metrics
 from cortex_gateway.placement.circuit import FAILURES, REST_SECS
 from cortex_gateway.placement.snapshot import Replica
 from tests.fakes.bench import Bench, bench, loaded
+from tests.fakes.contexts import asked
 from tests.fakes.gateway_rig import BODIES, CHAT
 from tests.fakes.host_double import HostDouble
 from tests.fakes.live_fleet import until
@@ -124,8 +125,8 @@ def test_an_engine_that_was_started_again_begins_well() -> None:
 def test_a_request_is_sent_on_to_another_replica_at_once_or_not_at_all() -> None:
     """It neither waits nor has anything loaded for it."""
     it = pair()
-    it.tell(m.Wanted(ticket=50, model="m", request_id="r", besides=frozenset("a")))
-    it.tell(m.Wanted(ticket=51, model="m", request_id="r", besides=frozenset("ab")))
+    it.tell(m.Wanted(ticket=50, model="m", context=asked("r"), besides=frozenset("a")))
+    it.tell(m.Wanted(ticket=51, model="m", context=asked("r"), besides=frozenset("ab")))
 
     assert it.outcome(50) == "b"
     assert isinstance(it.outcome(51), errors.NoOtherReplica)

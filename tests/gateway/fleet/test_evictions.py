@@ -9,6 +9,7 @@ from cortex_gateway.fleet.jobs import RETURN_SECS
 from cortex_gateway.fleet.memory import COOLING_SECS, SPARING_SECS
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig, Replica
 from tests.fakes.bench import Bench, bench, loaded
+from tests.fakes.contexts import asked
 from tests.fakes.host_double import HostDouble
 from tests.fakes.live_fleet import cold, run, until
 from tests.fakes.memory_transport import MemoryTransport
@@ -274,7 +275,7 @@ def test_a_model_that_left_in_vain_is_back_on_a_real_line() -> None:
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
         with pytest.raises(errors.LoadFailed, match="cut short"):
-            await fleet.acquire("m", request_id="1")
+            await fleet.acquire("m", asked("1"))
         await until(lambda: "load n" in host.done)
 
         assert host.done == ["unload n", "load m", "load n"]

@@ -14,6 +14,7 @@ from cortex_gateway.fleet.residency import Residency
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.placement.catalogue import Location
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig, Replica
+from tests.fakes.contexts import asked
 from tests.fakes.host_double import HostDouble
 from tests.fakes.live_fleet import cold, run, until
 from tests.fakes.memory_transport import MemoryTransport
@@ -24,11 +25,11 @@ def test_requests_spread_over_the_replicas_of_a_model() -> None:
     hosts = {name: HostDouble(sizes={"m": 1000}, loaded=["m"]) for name in ("a", "b")}
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
-        first = await fleet.acquire("m", request_id="1")
-        second = await fleet.acquire("m", request_id="2")
+        first = await fleet.acquire("m", asked("1"))
+        second = await fleet.acquire("m", asked("2"))
         first.release()
         first.release()
-        third = await fleet.acquire("m", request_id="3")
+        third = await fleet.acquire("m", asked("3"))
 
         assert [lease.node for lease in (first, second, third)] == ["a", "b", "a"]
         assert (first.base_url, first.cold, first.requested, first.model) == ("http://a", False, "m", "m")
@@ -42,7 +43,7 @@ def test_a_waiting_request_is_served_once_its_model_is_loaded() -> None:
     host = HostDouble(sizes={"m": 1000}, gates={"m": gate})
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
-        waiting = [asyncio.create_task(fleet.acquire("best", request_id=str(number))) for number in range(3)]
+        waiting = [asyncio.create_task(fleet.acquire("best", asked(str(number)))) for number in range(3)]
         await until(lambda: fleet.lease_status("best") == LoadStatus(phase="weights", done=1, total=4, unit="bytes"))
         gate.set()
         leases = await asyncio.gather(*waiting)
@@ -99,8 +100,8 @@ def test_a_model_in_use_leaves_only_when_its_last_request_has_ended() -> None:
     host = HostDouble(sizes={"m": 6000, "n": 6000}, loaded=["n"])
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
-        lease = await fleet.acquire("n", request_id="1")
-        waiting = asyncio.create_task(fleet.acquire("m", request_id="2"))
+        lease = await fleet.acquire("n", asked("1"))
+        waiting = asyncio.create_task(fleet.acquire("m", asked("2")))
         await until(lambda: fleet.lease_status("m") == LoadStatus(phase="queued"))
         assert host.done == []
         lease.release()
@@ -118,7 +119,7 @@ def test_a_pinned_model_stays() -> None:
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
         with pytest.raises(errors.InsufficientVram, match="pinned"):
-            await fleet.acquire("m", request_id="1")
+            await fleet.acquire("m", asked("1"))
 
         assert host.done == []
 
@@ -144,7 +145,7 @@ def test_a_failed_load_carries_the_nodes_words() -> None:
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
         with pytest.raises(errors.LoadFailed, match="cut short") as caught:
-            await fleet.acquire("m", request_id="1")
+            await fleet.acquire("m", asked("1"))
 
         assert (caught.value.retry_after, caught.value.extras["kind"]) == (5, "bad_checkpoint")
 
@@ -159,7 +160,7 @@ def test_a_node_without_load_streams_is_understood(answer: dict[str, Any]) -> No
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
         assert (await cold(fleet, "m")).node == "a"
         with pytest.raises(errors.LoadFailed, match="no CUDA"):
-            await fleet.acquire("n", request_id="1")
+            await fleet.acquire("n", asked("1"))
 
     run({"a": good}, use)
 
@@ -170,7 +171,7 @@ def test_who_stops_waiting_leaves_the_queue() -> None:
     host = HostDouble(sizes={"m": 1000}, gates={"m": gate})
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
-        waiting = asyncio.create_task(fleet.acquire("m", request_id="1"))
+        waiting = asyncio.create_task(fleet.acquire("m", asked("1")))
         await until(lambda: host.done)
         waiting.cancel()
         await asyncio.wait((waiting,))
@@ -193,7 +194,7 @@ def test_a_cancel_in_the_moment_of_the_grant_gives_the_lease_back() -> None:
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
         fleet.tell(seen("loading"))
-        waiting = asyncio.create_task(fleet.acquire("m", request_id="1"))
+        waiting = asyncio.create_task(fleet.acquire("m", asked("1")))
         await until(lambda: fleet.snapshot().waiting)
         fleet.tell(seen("loaded"))
         waiting.cancel()
@@ -212,10 +213,10 @@ def test_a_dead_node_is_left_and_taken_back() -> None:
 
     async def use(fleet: Fleet, transport: MemoryTransport) -> None:
         del transport.apps["a"]
-        (await fleet.acquire("m", request_id="0")).release()
-        lease = await fleet.acquire("m", request_id="1")
+        (await fleet.acquire("m", asked("0"))).release()
+        lease = await fleet.acquire("m", asked("1"))
         lease.suspect("connection refused")
-        other = await fleet.acquire("m", request_id="2")
+        other = await fleet.acquire("m", asked("2"))
         assert (lease.node, other.node) == ("a", "b")
         await until(lambda: fleet.health()["nodes"]["healthy"] == 1)
         assert fleet.health() == {"status": "ok", "nodes": {"healthy": 1, "total": 2}}
@@ -223,7 +224,7 @@ def test_a_dead_node_is_left_and_taken_back() -> None:
 
         transport.apps["a"] = hosts["a"]
         await until(lambda: fleet.health()["nodes"]["healthy"] == 2)
-        assert (await fleet.acquire("m", request_id="3")).node == "a"
+        assert (await fleet.acquire("m", asked("3"))).node == "a"
 
     run(hosts, use)
 
@@ -238,7 +239,7 @@ def test_three_silent_looks_make_a_node_unhealthy() -> None:
 
         assert len(transport.refused) >= 3
         with pytest.raises(errors.NoHealthyNode, match="cannot be reached"):
-            await fleet.acquire("m", request_id="1")
+            await fleet.acquire("m", asked("1"))
 
     run({"a": host}, use)
 
@@ -253,7 +254,7 @@ def test_a_hung_node_delays_nobody() -> None:
         starting = asyncio.create_task(fleet.start())
         await until(lambda: fleet.health()["nodes"]["healthy"])
 
-        assert (await fleet.acquire("m", request_id="1")).node == "b"
+        assert (await fleet.acquire("m", asked("1"))).node == "b"
         starting.cancel()
         await fleet.close()
 
@@ -296,14 +297,14 @@ def test_closing_refuses_who_waits() -> None:
     host = HostDouble(sizes={"m": 1000}, gates={"m": asyncio.Event()})
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
-        waiting = asyncio.create_task(fleet.acquire("m", request_id="1"))
+        waiting = asyncio.create_task(fleet.acquire("m", asked("1")))
         await until(lambda: host.done)
         fleet.drain()
 
         with pytest.raises(errors.ShuttingDown):
             await waiting
         with pytest.raises(errors.ShuttingDown):
-            await fleet.acquire("m", request_id="2")
+            await fleet.acquire("m", asked("2"))
 
     run({"a": host}, use)
 
@@ -339,7 +340,7 @@ def test_a_load_that_takes_too_long_is_given_up() -> None:
         fleet = Fleet(config, Metrics(), transport=MemoryTransport({"a": host}))
         await fleet.start()
         with pytest.raises(errors.LoadFailed, match="was not loaded on a within 1 s"):
-            await fleet.acquire("m", request_id="1")
+            await fleet.acquire("m", asked("1"))
         await fleet.close()
 
     asyncio.run(main())
@@ -350,7 +351,7 @@ def test_when_a_node_is_lost_in_a_load_the_other_one_takes_over() -> None:
     hosts = {name: HostDouble(sizes={"m": 1000}, gates={"m": asyncio.Event()}) for name in ("a", "b")}
 
     async def use(fleet: Fleet, transport: MemoryTransport) -> None:
-        waiting = asyncio.create_task(fleet.acquire("m", request_id="1"))
+        waiting = asyncio.create_task(fleet.acquire("m", asked("1")))
         await until(lambda: hosts["a"].done)
         del transport.apps["a"]
         hosts["b"].gates["m"].set()
@@ -387,7 +388,7 @@ def test_a_bug_in_the_background_is_heard_of(caplog: pytest.LogCaptureFixture) -
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
         object.__setattr__(fleet._watchers["a"], "client", None)
         with pytest.raises(errors.LoadFailed, match="gateway failed"):
-            await fleet.acquire("m", request_id="1")
+            await fleet.acquire("m", asked("1"))
 
     run({"a": host}, use, watch_secs=1000)
     assert "work on a has failed" in caplog.text
@@ -398,7 +399,7 @@ def test_a_load_given_up_before_it_began_is_over() -> None:
     host = HostDouble(sizes={"m": 1000, "n": 1000})
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
-        waiting = asyncio.create_task(fleet.acquire("m", request_id="1"))
+        waiting = asyncio.create_task(fleet.acquire("m", asked("1")))
         await until(lambda: fleet._work)  # decided, and its task has not run yet
         for _ in range(3):
             fleet.tell(m.Missed(node="a", reason="gone"))
@@ -432,7 +433,7 @@ def test_what_was_decided_before_a_fault_of_ours_is_done() -> None:
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
         fleet._residency = Faulty(fleet._config)
         fleet.tell(seen("loading"))
-        waiting = asyncio.create_task(fleet.acquire("m", request_id="1"))
+        waiting = asyncio.create_task(fleet.acquire("m", asked("1")))
         await until(lambda: fleet.snapshot().waiting)
         with pytest.raises(KeyError):
             fleet.tell(seen("loaded"))
@@ -454,7 +455,7 @@ def test_an_id_that_failed_to_load_is_not_in_the_list() -> None:
 
         assert [entry.id for entry in fleet.catalogue_entries()] == ["m"]
         with pytest.raises(errors.ModelNotFound):
-            await fleet.acquire("org/typo", request_id="1")
+            await fleet.acquire("org/typo", asked("1"))
         failed = fleet.snapshot().nodes[0].replica("org/typo")
         assert failed is not None
         assert (failed.status, failed.last_error) == ("failed", "no such model")
@@ -468,7 +469,7 @@ def test_what_somebody_else_has_loaded_is_no_cold_start() -> None:
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
         host.loaded.append("m")
-        lease = await fleet.acquire("m", request_id="1")
+        lease = await fleet.acquire("m", asked("1"))
 
         assert host.done == ["load m"]
         assert not lease.cold
@@ -487,7 +488,7 @@ def test_whoever_waits_for_a_node_that_fell_silent_is_freed() -> None:
     host = HostDouble(sizes={"m": 1000}, loaded=["m"])
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
-        lease = await fleet.acquire("m", request_id="1")
+        lease = await fleet.acquire("m", asked("1"))
         stopped(host)
         with pytest.raises(errors.UpstreamReadFailed, match="a has stopped answering"):
             async with lease:
@@ -503,7 +504,7 @@ def test_an_answer_that_goes_on_is_not_cut() -> None:
     host = HostDouble(sizes={"m": 1000}, loaded=["m"])
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
-        lease = await fleet.acquire("m", request_id="1")
+        lease = await fleet.acquire("m", asked("1"))
         lease.heard = itertools.count().__next__
         stopped(host)
         async with lease:
@@ -520,7 +521,7 @@ def test_a_node_that_refuses_or_says_nonsense_is_not_silent() -> None:
     host = HostDouble(sizes={"m": 1000}, loaded=["m"])
 
     async def use(fleet: Fleet, transport: MemoryTransport) -> None:
-        async with await fleet.acquire("m", request_id="1"):
+        async with await fleet.acquire("m", asked("1")):
             del transport.apps["a"]
             await until(lambda: not fleet.snapshot().nodes[0].healthy)
             await asyncio.sleep(0.3)
@@ -533,7 +534,7 @@ def test_a_node_that_is_back_in_time_costs_nobody_anything() -> None:
     host = HostDouble(sizes={"m": 1000}, loaded=["m"])
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
-        async with await fleet.acquire("m", request_id="1"):
+        async with await fleet.acquire("m", asked("1")):
             stopped(host)
             await until(lambda: not fleet.snapshot().nodes[0].healthy)
             host.silent = False

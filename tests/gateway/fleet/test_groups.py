@@ -10,6 +10,7 @@ from cortex_gateway.fleet.groups import TOGETHER
 from cortex_gateway.fleet.memory import COOLING_SECS, PATIENCE_SECS
 from cortex_gateway.placement.snapshot import Group, ModelConfig, Rank, Replica
 from tests.fakes.bench import Bench, bench
+from tests.fakes.contexts import asked
 from tests.fakes.host_double import HostDouble
 from tests.fakes.live_fleet import cold, run, until
 from tests.fakes.memory_transport import MemoryTransport
@@ -70,7 +71,7 @@ def test_a_request_makes_a_group_and_goes_to_its_leader() -> None:
     hosts = pair()
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
-        leases = [await fleet.acquire("m", request_id=str(number)) for number in range(2)]
+        leases = [await fleet.acquire("m", asked(str(number))) for number in range(2)]
         await until(lambda: fleet.snapshot().nodes[1].members)
         (lent,) = fleet.snapshot().nodes[1].members
 

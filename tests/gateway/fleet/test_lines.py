@@ -9,6 +9,7 @@ from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.memory import PATIENCE_SECS
 from cortex_gateway.placement.snapshot import ModelConfig, Replica
 from tests.fakes.bench import Bench, bench, loaded
+from tests.fakes.contexts import asked
 
 NODES = string.ascii_lowercase[:8]
 COULD = [f"could-{number}" for number in range(19)]
@@ -64,7 +65,7 @@ def test_one_more_in_line_is_one_decision_and_no_look() -> None:
     """What was seen of each node for those before holds for the next."""
     it = crowd(19)
 
-    assert decided(it, m.Wanted(ticket=9999, model=COULD[0], request_id="late")) == (1, 0)
+    assert decided(it, m.Wanted(ticket=9999, model=COULD[0], context=asked("late"))) == (1, 0)
 
 
 def test_who_leaves_or_finds_the_line_full_changes_nothing() -> None:
@@ -74,7 +75,7 @@ def test_who_leaves_or_finds_the_line_full_changes_nothing() -> None:
     assert decided(it, m.Left(ticket=it.numbers)) == (0, 0)
     for _ in range(2):
         it.want(COULD[0])
-    assert decided(it, m.Wanted(ticket=9999, model=COULD[0], request_id="late")) == (0, 0)
+    assert decided(it, m.Wanted(ticket=9999, model=COULD[0], context=asked("late"))) == (0, 0)
     assert "256 requests wait" in it.outcome(9999).message
 
 

@@ -284,5 +284,21 @@ def test_every_error_has_a_place_in_the_table() -> None:
     for kind in kinds:
         kinds.extend(kind.__subclasses__())
 
-    assert {kind.status for kind in kinds} <= {400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 500, 502, 503}
+    assert {kind.status for kind in kinds} <= {
+        400,
+        401,
+        403,
+        404,
+        405,
+        408,
+        409,
+        413,
+        415,
+        429,
+        499,
+        500,
+        502,
+        503,
+        504,
+    }
     assert {kind.type for kind in kinds} <= {"invalid_request_error", "rate_limit_error", "api_error"}
