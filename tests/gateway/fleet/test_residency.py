@@ -393,6 +393,23 @@ def missed(it: Bench, node: str = "a") -> None:
     it.tell(m.Missed(node=node, reason="no answer"))
 
 
+def test_a_job_that_ends_on_a_suspected_node_is_over() -> None:
+    """A load is told to have ended before the look is: the fleet can be shown, and goes on with what is next."""
+    it = bench(ModelConfig(id="m", vram_mb=3000), ModelConfig(id="n", vram_mb=3000), ModelConfig(id="o", vram_mb=3000))
+    it.see(replicas=(loaded("m", mb=3000), offered("n"), offered("o")))
+    waiting = it.want("n")
+    suspected(it)
+
+    it.done()
+
+    (a,) = it.residency.snapshot().nodes
+    assert (a.doubted, a.busy) == (True, "changed a moment ago")
+    it.see(free=4000, replicas=(loaded("m", mb=3000), loaded("n", mb=3000), offered("o")))
+    assert it.outcome(waiting) == "a"
+    it.want("o")
+    assert it.done_to() == ["load n", "load o"]
+
+
 def test_nobody_leaves_for_a_model_whose_node_could_not_be_reached_once() -> None:
     """One failed connect is no proof: the request waits for the look, and the model that was there all along serves it."""
     it = bench(nodes="ab")
