@@ -731,6 +731,25 @@ def test_a_node_lost_while_a_victim_drains_forgets_its_job() -> None:
     assert isinstance(it.outcome(ticket), errors.NoHealthyNode)
 
 
+def test_what_is_loaded_while_a_model_leaves_stays() -> None:
+    """It leaves where it is when the operator asks; a request that comes meanwhile has it loaded elsewhere, and gets it."""
+    it = bench(nodes="ab")
+    it.see("a", replicas=(loaded("m"),))
+    it.see("b", replicas=(offered("m"),))
+    it.want("m")
+    gone = it.unload("m")
+    late = it.want("m")
+    assert (it.outcome(gone), it.done_to("b")) == (None, ["load m"])
+
+    it.done("b")
+    assert it.outcome(late) == "b"
+    it.back("a", "m")
+    it.done("a")
+
+    assert it.outcome(gone) == "complete"
+    assert (it.done_to("a"), it.done_to("b")) == (["unload m"], ["load m"])
+
+
 def test_an_unload_from_a_node_we_do_not_have_is_refused() -> None:
     """With the names of those we have."""
     it = bench()
