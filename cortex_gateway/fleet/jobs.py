@@ -108,12 +108,13 @@ class Jobs:
     def advance(self, host: Host) -> None:
         """Begin the next step of the node's job, if it may begin."""
         job = host.job
-        if job is None or job.running or host.suspect:
+        if job is None or job.running:
             return
         while job.steps and isinstance(step := job.steps[0], Unload) and not self._holds(host, step.model):
             job.steps.popleft()
         if not job.steps:
             host.job = None
+        if not job.steps or host.suspect:
             return
         step = job.steps[0]
         if isinstance(step, Load):

@@ -46,6 +46,7 @@ class Ticket:
     ranks: Literal["host", "device"] | None = None
     reload: bool = False
     reloading: str = ""  # the node where what was loaded leaves for it
+    emptied: frozenset[str] = frozenset()  # nodes that it has left already: what is loaded there later stays
     context: RequestContext | None = None  # of a request
     others: int = 0  # nodes that had a replica besides the one to be restored
     cold: bool = False

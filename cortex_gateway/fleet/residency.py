@@ -373,6 +373,8 @@ class Residency:
             self._refuse(ticket, recent.error)
             return
         holders = self._holders(ticket)
+        held = {host.name for host in holders}
+        ticket.emptied |= {host.name for host in self.hosts.values() if host.healthy and host.name not in held}
         if not holders:
             del self.tickets[ticket.number]
             self._jobs.out.append(m.Complete(ticket=ticket.number))
@@ -461,7 +463,8 @@ class Residency:
             del self.tickets[ticket.number]
 
     def _holders(self, ticket: Ticket) -> list[Host]:
-        hosts = [host for host in self.hosts.values() if ticket.node in (None, host.name) and host.healthy]
+        meant = [host for host in self.hosts.values() if ticket.node in (None, host.name)]
+        hosts = [host for host in meant if host.healthy and host.name not in ticket.emptied]
         return [host for host in hosts if (one := host.replica(ticket.model)) and (one.resident or one.draining)]
 
     def _refuse(self, ticket: Ticket, error: errors.CortexError) -> None:

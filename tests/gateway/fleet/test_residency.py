@@ -393,6 +393,23 @@ def missed(it: Bench, node: str = "a") -> None:
     it.tell(m.Missed(node=node, reason="no answer"))
 
 
+def test_a_job_that_ends_on_a_suspected_node_is_over() -> None:
+    """A load is told to have ended before the look is: the fleet can be shown, and goes on with what is next."""
+    it = bench(ModelConfig(id="m", vram_mb=3000), ModelConfig(id="n", vram_mb=3000), ModelConfig(id="o", vram_mb=3000))
+    it.see(replicas=(loaded("m", mb=3000), offered("n"), offered("o")))
+    waiting = it.want("n")
+    suspected(it)
+
+    it.done()
+
+    (a,) = it.residency.snapshot().nodes
+    assert (a.doubted, a.busy) == (True, "changed a moment ago")
+    it.see(free=4000, replicas=(loaded("m", mb=3000), loaded("n", mb=3000), offered("o")))
+    assert it.outcome(waiting) == "a"
+    it.want("o")
+    assert it.done_to() == ["load n", "load o"]
+
+
 def test_nobody_leaves_for_a_model_whose_node_could_not_be_reached_once() -> None:
     """One failed connect is no proof: the request waits for the look, and the model that was there all along serves it."""
     it = bench(nodes="ab")
@@ -712,6 +729,25 @@ def test_a_node_lost_while_a_victim_drains_forgets_its_job() -> None:
 
     assert m.Abort(node="a") not in it.effects
     assert isinstance(it.outcome(ticket), errors.NoHealthyNode)
+
+
+def test_what_is_loaded_while_a_model_leaves_stays() -> None:
+    """It leaves where it is when the operator asks; a request that comes meanwhile has it loaded elsewhere, and gets it."""
+    it = bench(nodes="ab")
+    it.see("a", replicas=(loaded("m"),))
+    it.see("b", replicas=(offered("m"),))
+    it.want("m")
+    gone = it.unload("m")
+    late = it.want("m")
+    assert (it.outcome(gone), it.done_to("b")) == (None, ["load m"])
+
+    it.done("b")
+    assert it.outcome(late) == "b"
+    it.back("a", "m")
+    it.done("a")
+
+    assert it.outcome(gone) == "complete"
+    assert (it.done_to("a"), it.done_to("b")) == (["unload m"], ["load m"])
 
 
 def test_an_unload_from_a_node_we_do_not_have_is_refused() -> None:

@@ -1,0 +1,144 @@
+"""The queue in front of a model, driven at random: seats go round in the order of arrival, and none is lost."""
+
+import asyncio
+
+import pytest
+from attrs import define
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from neuron_jax.daemon.admission import Admission, Ticket
+from neuron_jax.daemon.problems import Problem, unavailable
+
+DEPTH, WAIT_SECS = 3, 60.0
+
+
+class HandLoop(asyncio.SelectorEventLoop):
+    """A loop whose clock is in the test's hand."""
+
+    now = 100.0
+
+    def time(self) -> float:
+        return self.now
+
+
+@define(eq=False)
+class Guest:
+    """Somebody with a ticket, and whether he was sent away. The guests are kept in the order of their arrival."""
+
+    ticket: Ticket
+    ends: float
+    sent_away: bool = False
+
+
+class Queue(RuleBasedStateMachine):
+    """What the promises are stands in the invariants and where a guest comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = HandLoop()
+        self.admission = Admission(seats=2, max_queue_depth=DEPTH, max_wait_secs=WAIT_SECS)
+        self.guests: list[Guest] = []
+        self.turned_away = self.timed_out = 0
+
+    def _sitting(self) -> list[Guest]:
+        return [one for one in self.guests if one.ticket.held]
+
+    def _waiting(self) -> list[Guest]:
+        return [one for one in self.guests if not one.ticket.held and not one.sent_away]
+
+    async def _enter(self, answers: int) -> Ticket:
+        return self.admission.enter(answers)
+
+    @rule(answers=st.integers(1, 6))
+    def come(self, answers: int) -> None:
+        waiting, free = len(self._waiting()), self.admission.seats - self.admission.in_flight
+        wanted = min(answers, self.admission.seats)
+        at_once = not waiting and wanted <= free
+        if not at_once and waiting == DEPTH:
+            with pytest.raises(Problem) as raised:
+                self.loop.run_until_complete(self._enter(answers))
+            assert raised.value.status == 503
+            self.turned_away += 1
+            return
+        ticket = self.loop.run_until_complete(self._enter(answers))
+        assert (ticket.held, ticket.seats) == (at_once, wanted)
+        self.guests.append(Guest(ticket, self.loop.now + WAIT_SECS))
+
+    @precondition(lambda self: self.guests)
+    @rule(data=st.data())
+    def go(self, data: st.DataObject) -> None:
+        guest = data.draw(st.sampled_from(self.guests))
+        before = self._sitting()
+        with guest.ticket:
+            pass
+        self.guests.remove(guest)
+        assert [one for one in before if one is not guest and not one.ticket.held] == [], "who sits keeps his seat"
+
+    @precondition(lambda self: self.guests)
+    @rule(data=st.data())
+    def ask(self, data: st.DataObject) -> None:
+        guest = data.draw(st.sampled_from(self.guests))
+        late = not guest.ticket.held and not guest.sent_away and self.loop.now >= guest.ends
+        if guest.sent_away or late:
+            ahead = 0 if guest.sent_away else self._waiting().index(guest)
+            with pytest.raises(Problem) as raised:
+                self.loop.run_until_complete(guest.ticket.wait(0))
+            assert ("Waited 60 seconds" in raised.value.message) == late
+            assert guest.sent_away or raised.value.retry_after == 2 * (ahead + 1)
+            self.timed_out += late
+        else:
+            assert self.loop.run_until_complete(guest.ticket.wait(0)) == guest.ticket.held
+
+    @rule(seats=st.integers(1, 5))
+    def resize(self, seats: int) -> None:
+        before = self._sitting()
+        self.admission.resize(seats)
+        assert all(one.ticket.held for one in before), "who sits keeps his seat"
+
+    @rule()
+    def send_all_away(self) -> None:
+        waiting = self._waiting()
+        self.admission.fail(unavailable("the model is gone"))
+        for one in waiting:
+            one.sent_away = True
+
+    @rule(seconds=st.sampled_from([1.0, 30.0, WAIT_SECS]))
+    def time_passes(self, seconds: float) -> None:
+        self.loop.now += seconds
+
+    @invariant()
+    def every_seat_is_accounted_for(self) -> None:
+        assert self.admission.in_flight == sum(one.ticket.seats for one in self._sitting())
+        assert self.admission.queued == len(self._waiting()) <= DEPTH
+        assert self.admission.counts.rejected_queue_full == self.turned_away
+        assert self.admission.counts.rejected_timeout == self.timed_out
+
+    @invariant()
+    def nobody_is_overtaken(self) -> None:
+        waiting = False
+        for one in self.guests:
+            waiting = waiting or not (one.ticket.held or one.sent_away)
+            assert not (waiting and one.ticket.held)
+
+    @invariant()
+    def no_seat_is_free_while_somebody_waits_who_could_take_it(self) -> None:
+        for one in self._waiting()[:1]:
+            free = self.admission.seats - self.admission.in_flight
+            assert min(one.ticket.seats, self.admission.seats) > free
+
+    def teardown(self) -> None:
+        """When everybody has gone, all is as at the beginning."""
+        for one in self.guests:
+            with one.ticket:
+                pass
+        assert (self.admission.in_flight, self.admission.queued) == (0, 0)
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.loop.close()
+
+
+def test_promises_of_the_queue_hold() -> None:
+    """Guests come, wait, lose patience, go; engines come and go."""
+    few = settings(max_examples=60, stateful_step_count=40)
+    run_state_machine_as_test(Queue, settings=few)  # type: ignore[no-untyped-call]
