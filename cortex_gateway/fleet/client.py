@@ -283,14 +283,11 @@ def _spec_body(spec: LoadSpec) -> dict[str, Any]:
         "model_id": spec.model_id,
         "source": spec.source,
         "harness": spec.harness,
-        "quant": spec.quant,
-        "kv_dtype": spec.kv_dtype,
-        "deterministic": spec.deterministic,
-        "tensor_parallel": spec.tensor_parallel,
         "devices": list(spec.devices) or None,
         "max_context": spec.max_context,
-        "hosts": list(spec.hosts) or None,
-        "ranks": spec.ranks,
+        "quant": "auto",
+        "tensor_parallel": 1,
+        **spec.named,
     }
 
 

@@ -5,10 +5,10 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import httpx
 from attrs import define, field
@@ -24,6 +24,7 @@ from cortex_gateway.fleet.watch import Watcher
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.placement import catalogue
 from cortex_gateway.placement.catalogue import ModelEntry
+from cortex_gateway.placement.load_options import UNSAID, LoadOptions
 from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus
 
 log = logging.getLogger(__name__)
@@ -243,18 +244,13 @@ class Fleet:
         model: str,
         *,
         node: str | None = None,
-        quant: str | None = None,
-        kv_dtype: str | None = None,
-        deterministic: bool | None = None,
-        tensor_parallel: int | None = None,
-        hosts: Sequence[str] | None = None,
-        ranks: Literal["host", "device"] | None = None,
+        options: LoadOptions = UNSAID,
         reload: bool = False,
         report: Reporter | None = None,
     ) -> None:
         """Load it, on `node` or where it fits best, and wait until it serves.
 
-        `hosts` are the only nodes that it may be on, together where none has enough devices; `node` then leads. What is
+        `options.hosts` are the only nodes that it may be on, together where none has enough devices; `node` then leads. What is
         loaded already leaves first with `reload`; without it AlreadyLoaded says where that is not as asked for.
 
         Raises as `acquire` does, InvalidBody and AlreadyLoaded.
@@ -263,12 +259,7 @@ class Fleet:
             ticket=next(self._numbers),
             model=model,
             node=node,
-            quant=quant,
-            kv_dtype=kv_dtype,
-            deterministic=deterministic,
-            tensor_parallel=tensor_parallel,
-            hosts=tuple(hosts or ()),
-            ranks=ranks,
+            options=options,
             reload=reload,
         )
         await self._wait(asked, report)

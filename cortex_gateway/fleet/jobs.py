@@ -18,6 +18,7 @@ from cortex_gateway.fleet.host import Host, Job, Lend, Load, Unload
 from cortex_gateway.fleet.memory import Memory, corrected
 from cortex_gateway.placement import defrag, room
 from cortex_gateway.placement import route as routing
+from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import ModelConfig, Node
 
 log = logging.getLogger(__name__)
@@ -278,7 +279,7 @@ class Jobs:
         if step.spec.hosts:  # what lacks room may be any of them
             return False
         host.job = None
-        model = self.memory.model(step.spec.model_id, [host], step.spec.tensor_parallel)
+        model = self.memory.model(step.spec.model_id, [host], LoadOptions(tensor_parallel=step.spec.tensor_parallel))
         needed, node = corrected(evolve(self.node(host), busy=None), model.shards, error)
         found = routing.consider(model, node, self.memory.policy_after(model.id, host.name, needed * model.shards))
         if not isinstance(found, routing.Place):

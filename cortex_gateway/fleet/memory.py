@@ -1,7 +1,7 @@
 """What the owner of residency remembers between events, and what it asks `placement` with. No I/O, no clock of its own."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from attrs import define, evolve, field, frozen
@@ -14,6 +14,7 @@ from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.placement import fit
 from cortex_gateway.placement.catalogue import Catalogue
+from cortex_gateway.placement.load_options import UNSAID, LoadOptions
 from cortex_gateway.placement.route import Place, Policy, Reject
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig, Node
 
@@ -38,12 +39,7 @@ class Ticket:
     model: str
     since: float
     node: str | None = None
-    quant: str | None = None
-    kv_dtype: str | None = None
-    deterministic: bool | None = None
-    tensor_parallel: int | None = None
-    hosts: tuple[str, ...] = ()
-    ranks: Literal["host", "device"] | None = None
+    options: LoadOptions = UNSAID
     reload: bool = False
     reloading: str = ""  # the node where what was loaded leaves for it
     emptied: frozenset[str] = frozenset()  # nodes that it has left already: what is loaded there later stays
@@ -55,7 +51,7 @@ class Ticket:
     @property
     def named(self) -> tuple[str, ...] | None:
         """The nodes that may serve it, or lead where several do; None = any."""
-        return (self.node,) if self.node else self.hosts or None
+        return (self.node,) if self.node else self.options.hosts or None
 
     @property
     def affinity(self) -> str | None:
@@ -140,7 +136,7 @@ class Memory:
 
     def offering(self, ticket: Ticket, hosts: Iterable[Host]) -> frozenset[str] | None:
         """The nodes that have the model to load, up or down. None = any may be asked, by an operator who names one too."""
-        if self.catalogue.anywhere(ticket.model) or ticket.node or ticket.hosts:
+        if self.catalogue.anywhere(ticket.model) or ticket.node or ticket.options.hosts:
             return None
         return frozenset(host.name for host in hosts if host.knows(ticket.model)) or None
 
@@ -185,19 +181,18 @@ class Memory:
             return errors.InsufficientVram(reject.reason)
         return errors.NoHealthyNode(reject.reason)
 
-    def model(self, name: str, hosts: Iterable[Host], tensor_parallel: int | None = None) -> ModelConfig:
-        """What is known of a model before it is loaded."""
+    def model(self, name: str, hosts: Iterable[Host], options: LoadOptions = UNSAID) -> ModelConfig:
+        """What is known of a model before it is loaded, as `options` want it otherwise."""
         replicas = () if name in self.catalogue.models else [one for host in hosts if (one := host.replica(name))]
         config = self.catalogue.config(name, replicas)
-        return evolve(config, tensor_parallel=tensor_parallel) if tensor_parallel else config
+        return evolve(config, **named) if (named := options.named) else config
 
     def asked(self, ticket: Ticket, hosts: Iterable[Host]) -> ModelConfig:
         """The model with what the operator who asks for it wants otherwise. A node that is named is one of its hosts."""
-        config = self.model(ticket.model, hosts, ticket.tensor_parallel)
-        if not ticket.hosts and not ticket.ranks:
+        config = self.model(ticket.model, hosts, ticket.options)
+        if not (ticket.node and ticket.options.hosts):
             return config
-        named = tuple(dict.fromkeys((*((ticket.node,) if ticket.node else ()), *ticket.hosts)))
-        return evolve(config, hosts=named if ticket.hosts else config.hosts, ranks=ticket.ranks or config.ranks)
+        return evolve(config, hosts=tuple(dict.fromkeys((ticket.node, *ticket.options.hosts))))
 
     def restoring(self, number: int, node: str, spec: LoadSpec, others: int, now: float) -> Ticket:
         """The wish to have back, as it was, what has left `node`."""
@@ -207,12 +202,7 @@ class Memory:
             model=spec.model_id,
             since=now,
             node=node,
-            quant=spec.quant,
-            kv_dtype=spec.kv_dtype,
-            deterministic=spec.deterministic,
-            tensor_parallel=spec.tensor_parallel,
-            hosts=(node, *spec.hosts) if spec.hosts else (),
-            ranks=spec.ranks,
+            options=LoadOptions(**{**spec.named, "hosts": (node, *spec.hosts) if spec.hosts else ()}),
             others=others,
         )
 
@@ -229,33 +219,32 @@ class Memory:
         if (model, host.name) in self._specs:
             return self._specs[model, host.name]
         replica = host.replicas[model]
-        config = self.model(model, [host], tensor_parallel=len(replica.devices) or None)
         place = Place(node=host.name, devices=replica.devices)
-        chosen = ((told or {}).get("chosen") for told in (replica.quant, replica.kv_dtype, replica.deterministic))
-        return spec_for(config, place, *chosen)
+        told = LoadOptions(
+            quant=_chosen(replica.quant),
+            kv_dtype=_chosen(replica.kv_dtype),
+            deterministic=_chosen(replica.deterministic),
+            tensor_parallel=len(replica.devices) or None,
+        )
+        return spec_for(self.model(model, [host], told), place)
 
 
-def spec_for(
-    model: ModelConfig,
-    place: Place,
-    quant: str | None = None,
-    kv_dtype: str | None = None,
-    deterministic: bool | None = None,
-) -> LoadSpec:
-    """What the node is asked for."""
+def spec_for(model: ModelConfig, place: Place) -> LoadSpec:
+    """What the node is asked for; `model` with what whoever asks wants otherwise."""
+    decided = {"tensor_parallel": model.shards, "hosts": tuple(lender.node for lender in place.lenders)}
     return LoadSpec(
         model_id=model.id,
         source=model.source,
         harness=model.harness,
-        quant=quant or model.quant,
-        kv_dtype=kv_dtype or model.kv_dtype,
-        deterministic=model.deterministic if deterministic is None else deterministic,
-        tensor_parallel=model.shards,
         devices=place.devices,
         max_context=model.limit.context if model.limit else None,
-        hosts=tuple(lender.node for lender in place.lenders),
-        ranks=model.ranks,
+        **{**model.named, **decided},
     )
+
+
+def _chosen(told: Mapping[str, Any] | None) -> Any:
+    """What a node has chosen, of what it tells of one option."""
+    return (told or {}).get("chosen")
 
 
 def demand(error: errors.CortexError) -> int:

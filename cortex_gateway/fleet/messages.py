@@ -1,11 +1,10 @@
 """What the owner of residency is told, and what it has done: events in, effects out. Records only."""
 
-from typing import Literal
-
 from attrs import frozen
 
 from cortex_gateway.context import RequestContext
 from cortex_gateway.errors import CortexError
+from cortex_gateway.placement.load_options import UNSAID, LoadOptions
 from cortex_gateway.placement.snapshot import Device, Group, LoadStatus, Replica
 
 
@@ -22,20 +21,19 @@ class Observation:
 
 
 @frozen(kw_only=True)
-class LoadSpec:
-    """What a node is asked to load: the ModelSpec of docs/wire.md. None = absent there."""
+class LoadSpec(LoadOptions):
+    """What a node is asked to load: the ModelSpec of docs/wire.md. None = absent there.
+
+    `hosts` are the nodes that may lend it devices, the preferred first, by their names in the node's [[peers]].
+    """
 
     model_id: str
     source: str | None = None
     harness: str = "jax"
     quant: str = "auto"
-    kv_dtype: str | None = None
-    deterministic: bool | None = None
     tensor_parallel: int = 1
     devices: tuple[int, ...] = ()  # empty = the node chooses
     max_context: int | None = None
-    hosts: tuple[str, ...] = ()  # nodes that may lend devices, the preferred first; names as in the node's [[peers]]
-    ranks: Literal["host", "device"] | None = None
 
 
 @frozen(kw_only=True)
@@ -90,12 +88,7 @@ class LoadAsked:
     ticket: int
     model: str
     node: str | None = None
-    quant: str | None = None
-    kv_dtype: str | None = None
-    deterministic: bool | None = None
-    tensor_parallel: int | None = None
-    hosts: tuple[str, ...] = ()
-    ranks: Literal["host", "device"] | None = None
+    options: LoadOptions = UNSAID
     reload: bool = False  # what is loaded leaves first, once its requests have ended
 
 

@@ -21,7 +21,7 @@ class Loaded:
 
 def differing(ticket: Ticket, it: Loaded) -> dict[str, tuple[Any, Any]]:
     """Option -> (what is loaded, what is asked for), of those that the operator named and that are not so."""
-    asked = {name: value for name in CHECKS if (value := getattr(ticket, name)) not in (None, ())}
+    asked = ticket.options.named
     found = {name: (CHECKS[name](value, it), value) for name, value in asked.items()}
     return {name: pair for name, pair in found.items() if pair[0] is not None}
 

@@ -137,12 +137,7 @@ class Residency:
             model=self.catalogue.aliases.get(event.model, event.model),
             since=self._now,
             node=event.node,
-            quant=event.quant,
-            kv_dtype=event.kv_dtype,
-            deterministic=event.deterministic,
-            tensor_parallel=event.tensor_parallel,
-            hosts=event.hosts,
-            ranks=event.ranks,
+            options=event.options,
             reload=event.reload,
         )
         if self._names_nodes(ticket):
@@ -363,7 +358,7 @@ class Residency:
         self._picture = None
         ticket.cold = True
         model = self._memory.asked(ticket, self.hosts.values())
-        spec = spec_for(model, place, ticket.quant, ticket.kv_dtype, ticket.deterministic)
+        spec = spec_for(model, place)
         self._jobs.start(model, spec, place, _whom(ticket), retried=ticket.kind == "restore")
 
     def _try_unload(self, ticket: Ticket) -> None:
@@ -437,7 +432,7 @@ class Residency:
             self._obey(ticket, decision)
             return
         self._picture, ticket.reloading = None, host.name
-        spec = spec_for(model, decision, ticket.quant, ticket.kv_dtype, ticket.deterministic)
+        spec = spec_for(model, decision)
         self._jobs.reload(model, spec, decision)
         self._report(ticket)
 
@@ -481,7 +476,7 @@ class Residency:
 
     def _names_nodes(self, ticket: Ticket) -> bool:
         """Whether every node that the operator named is one of ours; else the ticket is refused."""
-        for param, names in (("node", [ticket.node] if ticket.node else []), ("hosts", ticket.hosts)):
+        for param, names in (("node", [ticket.node] if ticket.node else []), ("hosts", ticket.options.hosts)):
             for name in names:
                 if name not in self.hosts:
                     message = f"There is no node {name!r}; there are {', '.join(self.hosts)}."

@@ -7,6 +7,7 @@ from attrs import field, frozen
 from attrs.validators import ge, min_len, optional
 
 from cortex_gateway.placement.circuit import Circuit
+from cortex_gateway.placement.load_options import LoadOptions
 
 Status = Literal["loaded", "loading", "recovering", "draining", "failed", "unloaded"]
 DEFAULT_PRIORITY = 100
@@ -33,21 +34,15 @@ class Cost:
 
 
 @frozen(kw_only=True)
-class ModelConfig:
-    """[[models]] of models.toml: what the operator knows about a model before any node has loaded it."""
+class ModelConfig(LoadOptions):
+    """[[models]] of models.toml: how to load a model, and what the operator knows of it before any node has loaded it."""
 
     id: str = field(validator=min_len(1))
     harness: str = field(default="jax", validator=min_len(1))  # a node must offer it to be asked
-    quant: str = field(default="auto", validator=min_len(1))
-    kv_dtype: str | None = field(default=None, validator=optional(min_len(1)))  # absent = the node decides
-    deterministic: bool | None = None  # absent = the node decides
     source: str | None = None  # folder, .gguf, hf:org/name[@revision][:file.gguf], or a built-in name
-    tensor_parallel: int | None = field(default=None, validator=optional(ge(1)))  # absent = min_devices
     vram_mb: int | None = field(default=None, validator=optional(ge(1)))  # whole model; a guess until a node measures
     min_devices: int = field(default=1, validator=ge(1))
     min_device_vram_mb: int = field(default=0, validator=ge(0))
-    hosts: tuple[str, ...] = ()  # only these nodes; one leads, and the others lend devices where it has too few
-    ranks: Literal["host", "device"] | None = None  # processes of a group: one per host or per device
     pinned_on: tuple[str, ...] = ()  # only these nodes lead it, and it is never evicted there
     residency_priority: int | None = None  # absent = 100, or 1000 when pinned
     capabilities: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """/admin/fleet, /admin/load and /admin/unload: what an operator sees and does; knows the fleet's border, no dialect."""
 
 import asyncio
-from typing import Any, Literal
+from typing import Any, cast
 
 import attrs
 import msgspec
@@ -11,6 +11,7 @@ from cortex_gateway.dialects import sse
 from cortex_gateway.dialects.openai import errors as openai_errors
 from cortex_gateway.errors import InvalidBody, MalformedJson, RequestNotFound, RouteNotFound
 from cortex_gateway.placement.circuit import Circuit
+from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import LoadStatus, Node, Replica
 from cortex_gateway.routes.exchange import Exchange, Route
 
@@ -21,13 +22,15 @@ class UnloadBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class LoadBody(UnloadBody):
-    quant: str | None = None
-    kv_dtype: str | None = None
-    deterministic: bool | None = None
-    tensor_parallel: int | None = None
-    hosts: list[str] | None = None
-    ranks: Literal["host", "device"] | None = None
     reload: bool = False
+
+
+_OPTIONS = [
+    (option.name, Any if option.type is None else option.type | None, None) for option in attrs.fields(LoadOptions)
+]
+_LoadBody: type[LoadBody] = cast(
+    "Any", msgspec.defstruct("LoadBody", _OPTIONS, bases=(LoadBody,), forbid_unknown_fields=True)
+)
 
 
 async def _fleet(it: Exchange, _: bytes) -> None:
@@ -57,7 +60,7 @@ def _circuit(circuit: Circuit, at: float) -> dict[str, Any]:
 
 async def _load(it: Exchange, body: bytes) -> None:
     """Load a model and wait until it serves; with `Accept: text/event-stream` the progress comes as events."""
-    asked = _asked(it, body, LoadBody)
+    asked = _with_options(_asked(it, body, _LoadBody))
     if "text/event-stream" in it.client.headers.get("accept", ""):
         await _load_streaming(it, asked)
         return
@@ -102,6 +105,16 @@ def _asked(it: Exchange, body: bytes, kind: type[UnloadBody]) -> dict[str, Any]:
         raise MalformedJson(f"The body is not JSON: {error}.") from error
     it.check_model(asked.model)
     return msgspec.structs.asdict(asked)
+
+
+def _with_options(asked: dict[str, Any]) -> dict[str, Any]:
+    """The body of a load as `Fleet.load` takes it. Raises InvalidBody."""
+    names = [name for name, _, _ in _OPTIONS]
+    told = {name: value for name in names if (value := asked.pop(name)) is not None}
+    try:
+        return {**asked, "options": LoadOptions(**told)}
+    except ValueError as error:
+        raise InvalidBody(f"The body cannot be used: {error.args[0]}.") from error
 
 
 async def _requests(it: Exchange, _: bytes) -> None:

@@ -9,6 +9,7 @@ from cortex_gateway.config import Config, Neuron
 from cortex_gateway.context import RequestContext
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.residency import Residency
+from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import Device, Group, ModelConfig, ModelLoad, Replica
 from tests.fakes.contexts import asked
 
@@ -55,9 +56,10 @@ class Bench:
         self.tell(m.Wanted(ticket=self.numbers, model=model, context=context or asked(f"r{self.numbers}")))
         return self.numbers
 
-    def load(self, model: str, **asked: Any) -> int:
+    def load(self, model: str, *, node: str | None = None, reload: bool = False, **options: Any) -> int:
         self.numbers += 1
-        self.tell(m.LoadAsked(ticket=self.numbers, model=model, **asked))
+        asked = m.LoadAsked(ticket=self.numbers, model=model, node=node, reload=reload, options=LoadOptions(**options))
+        self.tell(asked)
         return self.numbers
 
     def unload(self, model: str, **asked: Any) -> int:

@@ -11,6 +11,7 @@ from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.fleet.memory import Ticket
 from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.fleet.options import Loaded, differing
+from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import Group, ModelConfig, Rank, Replica
 from tests.fakes.bench import Bench, bench, loaded
 from tests.fakes.host_double import HostDouble
@@ -291,7 +292,7 @@ def test_what_differs(
     asked: dict[str, Any], told: dict[str, Any], spec: LoadSpec | None, differs: dict[str, tuple[Any, Any]]
 ) -> None:
     """Only what the operator named, and only where it is known to be otherwise."""
-    ticket = Ticket(number=1, kind="load", model="m", since=0.0, **asked)
+    ticket = Ticket(number=1, kind="load", model="m", since=0.0, options=LoadOptions(**asked))
     lenders = ("b",) if "group" in told else ()
 
     assert differing(ticket, Loaded(replica=replica(**told), spec=spec, lenders=lenders)) == differs
@@ -302,10 +303,10 @@ def test_a_reload_over_the_wire() -> None:
     host = HostDouble(sizes={"m": 1000})
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
-        await fleet.load("m", quant="int8")
+        await fleet.load("m", options=LoadOptions(quant="int8"))
         with pytest.raises(errors.AlreadyLoaded, match="quant int8"):
-            await fleet.load("m", quant="none")
-        await fleet.load("m", quant="none", reload=True)
+            await fleet.load("m", options=LoadOptions(quant="none"))
+        await fleet.load("m", options=LoadOptions(quant="none"), reload=True)
 
         assert host.done == ["load m", "unload m", "load m"]
         assert [spec["quant"] for spec in host.specs] == ["int8", "none"]

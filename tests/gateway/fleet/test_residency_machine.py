@@ -18,6 +18,7 @@ from cortex_gateway.fleet.host import Lend
 from cortex_gateway.fleet.residency import Residency
 from cortex_gateway.placement import fit, room
 from cortex_gateway.placement import route as routing
+from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig
 from tests.fakes.contexts import asked
 from tests.fakes.paper_node import PaperNode, Work
@@ -166,7 +167,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(model=names, node=st.none() | nodes, quant=st.sampled_from([None, None, "int8"]), reload=st.booleans())
     def load(self, model: str, node: str | None, quant: str | None, *, reload: bool) -> None:
-        self._ask(m.LoadAsked(ticket=0, model=model, node=node, quant=quant, reload=reload))
+        self._ask(m.LoadAsked(ticket=0, model=model, node=node, options=LoadOptions(quant=quant), reload=reload))
 
     @rule(model=names, node=st.none() | nodes)
     def unload(self, model: str, node: str | None) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from cortex_gateway.errors import LoadFailed
+from cortex_gateway.placement.load_options import LoadOptions
 from tests.fakes.gateway_rig import Rig, payloads, run
 
 
@@ -90,11 +91,27 @@ def test_a_load_is_asked_for_and_awaited() -> None:
         response = await rig.client.post("/admin/load", json=body)
 
         assert (response.status_code, response.json()) == (200, {"status": "loaded"})
-        open_ = dict.fromkeys(("quant", "kv_dtype", "deterministic"))
-        asked = {"model": "demo", "node": "one", "tensor_parallel": 2, "hosts": ["one"], "ranks": "device", **open_}
-        asked["reload"] = False
+        options = LoadOptions(tensor_parallel=2, hosts=("one",), ranks="device")
+        asked = {"model": "demo", "node": "one", "options": options, "reload": False}
         assert rig.fleet.calls == [("load", asked)]
         assert rig.metrics.records == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("tensor_parallel", 0), ("tensor_parallel", "2"), ("quant", ""), ("hosts", "one"), ("ranks", "core")],
+)
+def test_an_option_that_cannot_be_is_named(option: str, value: object) -> None:
+    """Whatever a record refuses is the client's to mend, not ours."""
+
+    async def scenario(rig: Rig) -> None:
+        response = await rig.client.post("/admin/load", json={"model": "demo", option: value})
+
+        assert response.status_code == 400
+        assert option in response.json()["error"]["message"]
+        assert rig.fleet.calls == []
 
     run(scenario)
 
