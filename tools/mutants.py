@@ -47,7 +47,10 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "neuron_jax/engine/pages.py": (NEURON + "engine/test_pages.py", NEURON + "engine/test_prefix.py"),
     "neuron_jax/engine/prefix.py": (NEURON + "engine/test_prefix.py", NEURON + "engine/test_scheduler.py"),
     "neuron_jax/engine/scheduler.py": (NEURON + "engine/test_scheduler.py", NEURON + "engine/test_pace.py"),
-    "neuron_jax/daemon/admission.py": (NEURON + "daemon/test_admission.py",),
+    "neuron_jax/daemon/admission.py": (
+        NEURON + "daemon/test_admission.py",
+        NEURON + "daemon/test_admission_machine.py",
+    ),
     "neuron_jax/workers/supervisor.py": (NEURON + "workers/test_supervisor.py", NEURON + "daemon/test_crash_loop.py"),
 }
 """A module, or a folder of them, and where its tests are, the nearest first."""
