@@ -47,7 +47,10 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "neuron_jax/engine/pages.py": (NEURON + "engine/test_pages.py", NEURON + "engine/test_prefix.py"),
     "neuron_jax/engine/prefix.py": (NEURON + "engine/test_prefix.py", NEURON + "engine/test_scheduler.py"),
     "neuron_jax/engine/scheduler.py": (NEURON + "engine/test_scheduler.py", NEURON + "engine/test_pace.py"),
-    "neuron_jax/daemon/admission.py": (NEURON + "daemon/test_admission.py",),
+    "neuron_jax/daemon/admission.py": (
+        NEURON + "daemon/test_admission.py",
+        NEURON + "daemon/test_admission_machine.py",
+    ),
     "neuron_jax/workers/supervisor.py": (NEURON + "workers/test_supervisor.py", NEURON + "daemon/test_crash_loop.py"),
 }
 """A module, or a folder of them, and where its tests are, the nearest first."""
@@ -72,6 +75,8 @@ PAIRS = (
     *((ast.And, ast.Or), (ast.Add, ast.Sub), (ast.Mult, ast.FloorDiv)),
 )
 TURNED = {one: other for pair in PAIRS for one, other in (pair, pair[::-1])}
+DECLARED = ("init", "repr")
+"""Of `field(...)`: what its class may be made with and shows. A fault there is mypy's to see."""
 SWAPPED = {"min": "max", "max": "min", "any": "all", "all": "any"}
 
 
@@ -106,6 +111,8 @@ def _places(tree: ast.Module) -> list[tuple[ast.AST, str]]:
 
     def walk(node: ast.AST, owner: str) -> None:
         if isinstance(node, ast.Assert | ast.Import | ast.ImportFrom):
+            return
+        if isinstance(node, ast.keyword) and node.arg in DECLARED:
             return
         named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         owner = f"{owner}.{node.name}".lstrip(".") if named else owner

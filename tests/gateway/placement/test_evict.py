@@ -70,6 +70,22 @@ def order(*sizes: int) -> list[Resident]:
             id="who sits on another device is spared",
         ),
         pytest.param(
+            (0, 0),
+            {"r0": (0,), "r1": (1,), "r2": (0,)},
+            (1000, 500, 1000),
+            2000,
+            Room(devices=(0,), victims=("r0", "r2")),
+            id="who sits on another device is spared between two who have to leave",
+        ),
+        pytest.param(
+            (0, 0),
+            {"r0": (0,), "r1": (1,), "r2": (0,), "r3": (0,)},
+            (1000, 500, 1000, 1000),
+            3000,
+            Room(devices=(0,), victims=("r0", "r2", "r3")),
+            id="and does not count among the three",
+        ),
+        pytest.param(
             (0,),
             {"r0": (0,), "r1": (0,), "r2": (0,)},
             (1000, 1000, 1000),

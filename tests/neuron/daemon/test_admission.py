@@ -92,3 +92,33 @@ def test_everybody_in_line_can_be_sent_away() -> None:
         assert admission.in_flight == 0
 
     run(use)
+
+
+def test_who_waits_sleeps_until_it_is_his_turn() -> None:
+    """Not a moment longer than it takes the one before him, and he does not ask again and again meanwhile."""
+
+    async def use() -> None:
+        admission = queue(seats=1)
+        with admission.enter(1), admission.enter(1) as second:
+            waiting = asyncio.create_task(second.wait(30))
+            await asyncio.sleep(0.01)
+            assert not waiting.done()
+            admission.resize(2)
+            assert await waiting
+
+    run(use)
+
+
+def test_a_wait_that_is_shorter_than_patience_is_no_refusal() -> None:
+    """Who waits is told in between, so that his client can be; when his time is over, that he waited in vain."""
+
+    async def use() -> None:
+        admission = queue(seats=1, wait=0.02)
+        with admission.enter(1), admission.enter(1) as second, admission.enter(1) as third:
+            assert not await third.wait(0)
+            with pytest.raises(Problem, match=r"Waited 0\.02 seconds") as raised:
+                await third.wait(30)
+            assert (raised.value.retry_after, admission.counts.rejected_timeout) == (4, 1)
+            assert not second.held
+
+    run(use)

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from neuron_jax.engine.pages import Pages
+from neuron_jax.engine.pages import Pages, pages_for
 
 
 def names(*words: str) -> list[bytes]:
@@ -144,3 +144,9 @@ def test_random_use_keeps_the_books_and_never_loses_content() -> None:
 
     assert len(kept_once) == 10
     assert min(kept_once.values()) > 0
+
+
+@pytest.mark.parametrize(("tokens", "pages"), [(0, 0), (1, 1), (15, 1), (16, 1), (17, 2), (160, 10)])
+def test_a_page_that_is_begun_is_a_page(tokens: int, pages: int) -> None:
+    """And one that is full is one, not two."""
+    assert pages_for(tokens, 16) == pages
