@@ -1,14 +1,16 @@
 """What doubles and the real things have in common, for mypy to hold both to. Nothing here runs."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import httpx
 
+from cortex_gateway.context import RequestContext
 from cortex_gateway.fleet.fleet import Fleet, Lease
 from cortex_gateway.metrics import Metrics, RequestRecord
 from cortex_gateway.placement.catalogue import ModelEntry
+from cortex_gateway.placement.load_options import UNSAID, LoadOptions
 from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus
 from neuron_jax.daemon.devices import Sampling
 from neuron_jax.hardware.discover import Sampler
@@ -52,9 +54,9 @@ class FleetLike(Protocol):
 
     async def close(self) -> None: ...
 
-    async def acquire(self, model: str, *, request_id: str) -> LeaseLike: ...
+    async def acquire(self, model: str, context: RequestContext) -> LeaseLike: ...
 
-    async def another(self, model: str, *, request_id: str, besides: Collection[str]) -> LeaseLike | None: ...
+    async def another(self, model: str, context: RequestContext, *, besides: Collection[str]) -> LeaseLike | None: ...
 
     def resolve(self, model: str) -> str: ...
 
@@ -71,12 +73,7 @@ class FleetLike(Protocol):
         model: str,
         *,
         node: str | None = None,
-        quant: str | None = None,
-        kv_dtype: str | None = None,
-        deterministic: bool | None = None,
-        tensor_parallel: int | None = None,
-        hosts: Sequence[str] | None = None,
-        ranks: Literal["host", "device"] | None = None,
+        options: LoadOptions = UNSAID,
         reload: bool = False,
         report: Callable[[LoadStatus], None] | None = None,
     ) -> None: ...
