@@ -7,6 +7,10 @@ from typing import Any
 from neuron_jax.workers.engine_client import EngineClient, Prompt, start_here
 from neuron_jax.workers.frames import EngineSpec, Sampling
 from neuron_jax.workers.process import DEFAULT_COMMAND
+from tests.fakes import quick
+
+INHERITED = os.environ | quick.ENVIRON
+"""Their programs are compiled quickly: what is compared is tokens, and all sides compile alike."""
 
 Use = Callable[[EngineClient], Awaitable[Any]]
 
@@ -14,8 +18,8 @@ Use = Callable[[EngineClient], Awaitable[Any]]
 async def with_group(told: EngineSpec, use: Use, command: tuple[str, ...] = DEFAULT_COMMAND) -> Any:
     """What `use` gives on an engine of the spec; sees that no process is left."""
     world = told.group.world if told.group is not None else 1
-    others = [start_here((0,), os.environ, command) for _ in range(world - 1)]
-    client = await EngineClient.start(told, inherited=os.environ, command=command, others=others)
+    others = [start_here((0,), INHERITED, command) for _ in range(world - 1)]
+    client = await EngineClient.start(told, inherited=INHERITED, command=command, others=others)
     pids = [rank.pid for rank in client.ranks]
     try:
         return await use(client)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 from unittest.mock import Mock
 
 import jax
@@ -24,6 +25,7 @@ from neuron_jax.engine.programs import Program, Shapes
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.scheduler import Scheduler
 from tests.fakes.engines import drain, submit, tokens
+from tests.fakes.quick import Quick
 from tests.fakes.tiny_llama import tiny
 from tests.fakes.waiting import until_sync
 
@@ -43,10 +45,10 @@ def program() -> Program:
 def runner(program: Program) -> Iterator[Runner]:
     """It serves already, and compiles behind; one of the programs is beyond the compiler."""
 
-    def lower(key: Key) -> jax.stages.Lowered:
+    def lower(key: Key) -> Any:
         if key == BROKEN:
             raise RuntimeError(f"INTERNAL: {key} is too much for this compiler")
-        return program.lower(key)
+        return Quick(program.lower(key))
 
     compiler = Compiler(lower, workers=2)
     compiler.start(BUCKETS.essential())

@@ -8,8 +8,10 @@ import pytest
 from neuron_jax.engine import sampler
 from neuron_jax.engine.noise import gumbel, threefry2x32
 from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_BIAS, MOST_COUNTED, Past, RowParams
+from tests.fakes import quick
 
 VOCAB = 1000
+draw, sample = quick.jit(sampler.draw), quick.jit(sampler.sample)
 
 
 def row_params(rows: int, **changes: object) -> RowParams:
@@ -113,7 +115,7 @@ def test_only_what_the_rules_keep_is_drawn(
     rows = 40
     logits = some_logits(rows, peak=peak)
     row = row_params(rows, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature)
-    drawn = np.asarray(jax.jit(sampler.draw)(logits, row))
+    drawn = np.asarray(draw(logits, row))
 
     ids = jnp.broadcast_to(jnp.arange(VOCAB, dtype=jnp.uint32)[None], (rows, VOCAB))
     noise = np.asarray(gumbel((row.seed_low, row.seed_high), row.position, ids))
@@ -127,7 +129,7 @@ def test_a_row_draws_the_same_beside_a_row_that_needs_the_whole_vocabulary() -> 
     logits = some_logits(8)
     narrow = row_params(8, top_p=0.9)
     mixed = narrow._replace(top_p=narrow.top_p.at[3].set(1.0))
-    a, b = (np.asarray(jax.jit(sampler.draw)(logits, row)) for row in (narrow, mixed))
+    a, b = (np.asarray(draw(logits, row)) for row in (narrow, mixed))
 
     assert (np.delete(a, 3) == np.delete(b, 3)).all()
 
@@ -136,7 +138,7 @@ def test_an_uncut_row_draws_the_same_alone_and_beside_rows_that_are_cut_or_greed
     logits = some_logits(8)
     open_ = row_params(8)
     mixed = open_._replace(top_k=open_.top_k.at[3].set(7), temperature=open_.temperature.at[5].set(0.0))
-    a, b = (np.asarray(jax.jit(sampler.draw)(logits, row)) for row in (open_, mixed))
+    a, b = (np.asarray(draw(logits, row)) for row in (open_, mixed))
 
     assert (np.delete(a, (3, 5)) == np.delete(b, (3, 5))).all()
     assert b[5] == int(logits[5].argmax())
@@ -144,7 +146,7 @@ def test_an_uncut_row_draws_the_same_alone_and_beside_rows_that_are_cut_or_greed
 
 def test_all_that_tie_with_the_last_one_kept_are_kept() -> None:
     """A thousand equal logits: with more ties than candidates any of them may be drawn, not the first few hundred."""
-    drawn = np.asarray(jax.jit(sampler.draw)(jnp.zeros((400, VOCAB)), row_params(400, top_k=10)))
+    drawn = np.asarray(draw(jnp.zeros((400, VOCAB)), row_params(400, top_k=10)))
 
     assert (drawn >= 2 * sampler.CANDIDATES).mean() > 0.3
 
@@ -154,7 +156,7 @@ def test_draws_follow_the_distribution() -> None:
     rows = 20_000
     p = np.array([0.5, 0.25, 0.15, 0.07, 0.03])
     logits = jnp.broadcast_to(jnp.asarray(np.log(p), jnp.float32)[None], (rows, 5))
-    drawn = np.asarray(jax.jit(sampler.draw)(logits, row_params(rows)))
+    drawn = np.asarray(draw(logits, row_params(rows)))
     counts = np.bincount(drawn, minlength=5)
 
     assert (((counts - rows * p) ** 2) / (rows * p)).sum() < 18.47
@@ -162,7 +164,7 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_temperature_zero_is_greedy() -> None:
     logits = some_logits(6)
-    drawn = sampler.draw(logits, row_params(6, temperature=0.0, top_p=0.5))
+    drawn = draw(logits, row_params(6, temperature=0.0, top_p=0.5))
 
     assert (np.asarray(drawn) == np.asarray(logits).argmax(-1)).all()
 
@@ -213,7 +215,7 @@ def test_a_bias_holds_up_to_its_position_and_for_its_own_request() -> None:
     )
     row = row_params(3, slot=0, temperature=0.0, need=FULL, position=[7, 8, 7], biased=[1, 1, 0])
 
-    drawn = np.asarray(sampler.sample(logits, row, past).token)
+    drawn = np.asarray(sample(logits, row, past).token)
 
     assert (drawn == best).tolist() == [False, True, True]
 
@@ -222,24 +224,24 @@ def test_a_row_does_not_care_how_much_its_neighbours_need() -> None:
     """Alone it gets arg max or a plain draw; beside a row with penalties everything is computed for everybody."""
     logits = some_logits(3)
     row = row_params(3, temperature=[0.0, 0.8, 1.0], need=[GREEDY, DRAW, FULL], top_p=0.9, presence=[0, 0, 1])
-    together = np.asarray(sampler.sample(logits, row, no_past(3)).token)
+    together = np.asarray(sample(logits, row, no_past(3)).token)
 
     for i in range(3):
-        alone = sampler.sample(logits[i : i + 1], RowParams(*(part[i : i + 1] for part in row)), no_past(3)).token
+        alone = sample(logits[i : i + 1], RowParams(*(part[i : i + 1] for part in row)), no_past(3)).token
         assert int(alone[0]) == together[i]
 
 
 @pytest.mark.parametrize(("need", "logprobs"), [(GREEDY, False), (DRAW, False), (FULL, True)])
 def test_log_probabilities_come_where_a_row_needs_everything(need: int, logprobs: bool) -> None:
-    drawn = sampler.sample(some_logits(2), row_params(2, need=[GREEDY, need]), no_past(2))
+    drawn = sample(some_logits(2), row_params(2, need=[GREEDY, need]), no_past(2))
 
     assert (np.asarray(drawn.logprob) < 0).all() == logprobs
 
 
 def test_bans_make_a_row_need_everything_for_as_long_as_they_hold() -> None:
     row = row_params(2, need=GREEDY, position=7)
-    held = sampler.sample(some_logits(2), row._replace(full_until=jnp.asarray([8, 0], jnp.uint32)), no_past(2))
-    over = sampler.sample(some_logits(2), row._replace(full_until=jnp.asarray([7, 0], jnp.uint32)), no_past(2))
+    held = sample(some_logits(2), row._replace(full_until=jnp.asarray([8, 0], jnp.uint32)), no_past(2))
+    over = sample(some_logits(2), row._replace(full_until=jnp.asarray([7, 0], jnp.uint32)), no_past(2))
 
     assert np.asarray(held.logprob).all()
     assert not np.asarray(over.logprob).any()

@@ -31,6 +31,7 @@ from neuron_jax.workers.frames import (
     Submit,
     encode,
 )
+from tests.fakes import quick
 from tests.fakes.tiny_llama import write_checkpoint
 
 
@@ -79,7 +80,7 @@ def engine(spec: EngineSpec) -> Iterator[Peer]:
         process = subprocess.Popen(
             [sys.executable, "-m", "neuron_jax.workers.engine_process", "--fd", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            env=os.environ | quick.ENVIRON | {"JAX_PLATFORMS": "cpu"},
         )
         theirs.close()
         ours.settimeout(120)

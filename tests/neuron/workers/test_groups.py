@@ -12,7 +12,7 @@ import pytest
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers.engine_client import EngineClient, Prompt, start_here
 from neuron_jax.workers.frames import EngineSpec, Group, Sampling
-from tests.fakes.groups import alive, tokens, with_group
+from tests.fakes.groups import INHERITED, alive, tokens, with_group
 from tests.fakes.tiny_llama import write_checkpoint
 from tests.fakes.waiting import until
 
@@ -159,10 +159,10 @@ def test_who_does_not_come_is_named(checkpoint: pathlib.Path) -> None:
     async def stranger(spec: EngineSpec) -> Any:
         assert spec.group is not None
         group = Group(1, 2, coordinator=spec.group.coordinator, secret="another", deadline=3.0)
-        return await start_here((0,), os.environ)(EngineSpec("tiny", str(checkpoint), tensor_parallel=2, group=group))
+        return await start_here((0,), INHERITED)(EngineSpec("tiny", str(checkpoint), tensor_parallel=2, group=group))
 
     async def run() -> None:
-        await EngineClient.start(told, inherited=os.environ, others=[stranger])
+        await EngineClient.start(told, inherited=INHERITED, others=[stranger])
 
     with pytest.raises(LoadError) as failed:
         asyncio.run(run())
@@ -174,10 +174,10 @@ def test_ranks_that_would_serve_different_things_are_refused(checkpoint: pathlib
     other = write_checkpoint(tmp_path, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=3)
 
     async def elsewhere(spec: EngineSpec) -> Any:
-        return await start_here((0,), os.environ)(EngineSpec("tiny", str(other), tensor_parallel=2, group=spec.group))
+        return await start_here((0,), INHERITED)(EngineSpec("tiny", str(other), tensor_parallel=2, group=spec.group))
 
     async def run() -> None:
-        await EngineClient.start(one_at_a_time(checkpoint), inherited=os.environ, others=[elsewhere])
+        await EngineClient.start(one_at_a_time(checkpoint), inherited=INHERITED, others=[elsewhere])
 
     with pytest.raises(LoadError, match="rank 1 would serve something else") as failed:
         asyncio.run(run())

@@ -20,8 +20,15 @@ from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.ragged import ragged
 from neuron_jax.engine.attention.reference import attend_blocks
 from neuron_jax.engine.attention.trial import Case
+from tests.fakes import quick
 
 LAYER = PagedLayer(kv_heads=2, group=3, k_width=16, v_width=16)
+
+
+@pytest.fixture(autouse=True)
+def trials_compile_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a trial compares is a few per cent or nothing, not bits."""
+    monkeypatch.setattr(jax, "jit", quick.jit)
 
 
 def case(devices: int = 1, kv: str = "float32", dtype: Any = jnp.float32, layer: PagedLayer = LAYER) -> Case:
