@@ -73,7 +73,8 @@ IGNORED = (r"(model\.layers\.\d+\.self_attn\.|model\.)rotary_emb\.inv_freq",)
 
 def _finish(config: dict[str, Any]) -> dict[str, Any]:
     """GGUF calls Mistral a llama; its window tells them apart."""
-    return config | {"architectures": [MISTRAL if config.get("sliding_window") else LLAMA]}
+    usual = {"num_key_value_heads": config["num_attention_heads"]}
+    return usual | config | {"architectures": [MISTRAL if config.get("sliding_window") else LLAMA]}
 
 
 GGUF = GgufTable(

@@ -15,7 +15,10 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "models": (set(), JAX),
     "neuron_jax.engine": ({"models", "neuron_jax.workers.frames"}, JAX),
     "neuron_jax.text": (set(), set()),
-    "neuron_jax.weights": ({"models.blocks"}, {"httpx"}),
+    "neuron_jax.weights": (
+        {"models." + x for x in ("blocks", "config", "errors", "gguf", "registry", "spec")},
+        {"httpx"},
+    ),
     "neuron_jax.weights.place": ({"models"}, JAX),
     "neuron_jax.hardware": (set(), set()),
     "neuron_jax.workers": ({"neuron_jax.errors", "neuron_jax.addresses", "neuron_jax.log_format"}, set()),

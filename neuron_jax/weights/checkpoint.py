@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from neuron_jax.weights.errors import bad_checkpoint
-from neuron_jax.weights.gguf_llama import GgufCheckpoint
+from neuron_jax.weights.gguf_checkpoint import GgufCheckpoint
 from neuron_jax.weights.safetensors import SafetensorsCheckpoint
 from neuron_jax.weights.spec import Checkpoint, TensorInfo
 

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.errors import bad_checkpoint
-from neuron_jax.weights.gguf_llama import GgufCheckpoint
+from neuron_jax.weights.gguf_checkpoint import GgufCheckpoint
 from neuron_jax.weights.reading import read_text, read_whole
 from neuron_jax.weights.safetensors import read_json
 from neuron_jax.weights.spec import Checkpoint
