@@ -16,7 +16,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.engine": ({"models", "neuron_jax.workers.frames"}, JAX),
     "neuron_jax.text": (set(), set()),
     "neuron_jax.weights": (
-        {"models." + x for x in ("blocks", "config", "errors", "gguf", "registry", "spec")},
+        {"models." + x for x in ("blocks", "config", "errors", "gguf", "registry", "spec", "wrapper")},
         {"httpx"},
     ),
     "neuron_jax.weights.place": ({"models"}, JAX),
@@ -37,7 +37,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.quality.worker": ({"models", "neuron_jax.weights", "neuron_jax.workers"}, JAX),
     "neuron_jax.daemon": (
         {"neuron_jax." + x for x in ("addresses", "text", "weights", "hardware", "workers", "config", "errors")}
-        | {"neuron_jax.build_info", "neuron_jax.tls", "neuron_jax.log_format"},
+        | {"neuron_jax.build_info", "neuron_jax.tls", "neuron_jax.log_format", "models.spec"},
         WEB,
     ),
     "neuron_jax": ({"neuron_jax", "models.errors"}, WEB),
