@@ -3,6 +3,7 @@
 Every parameter carries the logical names of its dimensions as `axes`; `models.sharding` says where they go.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -50,12 +51,15 @@ class RMSNorm(nnx.Module):
         self.weight = parameter(((width, "embed"),), jnp.float32)
 
     def __call__(self, x: jax.Array, live: Live = None) -> jax.Array:
-        """x [T, D] -> [T, D] in the dtype of x."""
+        """x [T, ..., D] -> the same, each of the last axis by itself, in the dtype of x."""
         if self.native:
-            return ops.normalize(x, self.for_kernel, live)
+            each = math.prod(x.shape[1:-1])  # rows of a token
+            flat = ops.normalize(x.reshape(-1, x.shape[-1]), self.for_kernel, None if live is None else live * each)
+            return flat.reshape(x.shape)
         wide = x.astype(jnp.float32)
         scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return (wide * scale * self.weight[...][None]).astype(x.dtype)
+        weight = self.weight[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        return (wide * scale * weight).astype(x.dtype)
 
     @property
     def for_kernel(self) -> ops.Norm:

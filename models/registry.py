@@ -1,32 +1,51 @@
-"""Architecture names -> families, imported on demand; must not know what a family does."""
+"""Every family, registered in this one place, and how a config finds its own; must not know what a family does, nor jax."""
 
 import importlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
 
+from models.config import architectures
 from models.errors import ModelError
-from models.spec import Family, Model
+from models.gguf import GgufTable
+from models.spec import Config, Family, Model, Outline
 
-FAMILIES: dict[str, str] = {
-    "LlamaForCausalLM": "models.llama",
-    "MistralForCausalLM": "models.llama",
-}
-"""Name in config.json's `architectures` -> module with a `build`."""
+FAMILIES = ["models.llama"]
+"""Modules with a `FAMILY`."""
 
 
-def architecture(config: Mapping[str, Any]) -> str:
-    """The first of the config's `architectures` that is known. Raises ModelError naming the known ones."""
-    named = config.get("architectures")
-    if not isinstance(named, list | tuple) or not all(isinstance(name, str) for name in named):
-        named = []
+def families() -> Iterator[Family]:
+    """All of them, imported when first asked for."""
+    for module in FAMILIES:
+        family: Family = importlib.import_module(module).FAMILY
+        yield family
+
+
+def family_of(config: Config) -> Family:
+    """The family of the first of the config's `architectures` that is known; where it names none, as the text part of a
+    larger model may, that of its `model_type`. Raises ModelError naming the known ones.
+    """
+    named = architectures(config)
+    known = {name: family for family in families() for name in family.architectures}
     for name in named:
-        if name in FAMILIES:
-            return str(name)
+        if name in known:
+            return known[name]
+    kind = config.get("model_type")
+    if not named and (alike := [family for family in families() if kind in family.model_types]):
+        return alike[0]
     found = ", ".join(named) if named else "none named in `architectures`"
-    raise ModelError("unknown architecture", [f"found {found}; known are {', '.join(sorted(FAMILIES))}"])
+    raise ModelError("unknown architecture", [f"found {found}; known are {', '.join(sorted(known))}"])
 
 
-def build(config: Mapping[str, Any], **choices: Any) -> Model:
-    """The model of a checkpoint's config; `choices` as in `models.spec.Family`. Raises ModelError with every misfit."""
-    family: Family = importlib.import_module(FAMILIES[architecture(config)])
-    return family.build(config, **choices)
+def read(config: Config) -> Outline:
+    """What a model of this config would be. Raises ModelError with every misfit."""
+    return family_of(config).read(config)
+
+
+def build(config: Config, **choices: object) -> Model:
+    """The model of a checkpoint's config; `choices` as in `models.spec.Build`. Raises ModelError with every misfit."""
+    made: Model = family_of(config).build(config, **choices)  # type: ignore[arg-type]  # the family says what is wrong
+    return made
+
+
+def gguf_tables() -> dict[str, GgufTable]:
+    """By `general.architecture`."""
+    return {table.architecture: table for family in families() for table in family.gguf}

@@ -1,4 +1,4 @@
-"""Rotary frequencies and their scalings for longer contexts; knows numpy, must not know jax or layers."""
+"""Rotary frequencies, their scalings for longer contexts, and what a config says of them; knows numpy, no jax, no layers."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from attrs import frozen
 
+from models.config import Keys, is_positive
+
+MOST_WIDTH = 4096
+"""Of a head; no model's is a tenth of it."""
 Frequencies = npt.NDArray[np.float32]
 _NEEDS: dict[str, tuple[str, ...]] = {
     "default": (),
@@ -14,6 +19,76 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "factors": ("factors",),
 }
+
+
+@frozen
+class Rotary:
+    """How the heads of a layer turn: radians per position of the pairs (i, i + H/2), [H/2]. Of a head that turns in part,
+    `rotated` < H are the dimensions that do; the pairs of the others come last and have frequency 0.
+    """
+
+    frequencies: tuple[float, ...]
+    rotated: int
+
+    @property
+    def order(self) -> tuple[int, ...] | None:
+        """Where each dimension of a head stands in a checkpoint, whose rotated dimensions come first; None: where it is.
+
+        Heads are laid out so once, when they are loaded, and every kernel turns whole heads: a product of two vectors does
+        not depend on the order of their dimensions.
+        """
+        half, width = self.rotated // 2, 2 * len(self.frequencies)
+        if self.rotated == width:
+            return None
+        still = (width - self.rotated) // 2
+        first, second = range(half), range(half, self.rotated)
+        return (*first, *range(self.rotated, self.rotated + still), *second, *range(self.rotated + still, width))
+
+
+_STILL = Rotary((0.0,), 2)
+
+
+def read_rotary(
+    keys: Keys, head_dim: int, *, kind: str | None = None, theta: float = 10000.0, share: float = 1.0
+) -> Rotary:
+    """What a config says in rope_parameters, or in rope_theta, rope_scaling and partial_rotary_factor as it used to be.
+
+    `kind` is the type of layer, where rope_parameters has an object for each; `theta` and `share` are the family's own.
+    """
+    nested = keys.section("rope_parameters")
+    if kind is not None and kind in nested:
+        nested = Keys(nested, keys.subject).section(kind) if isinstance(nested[kind], Mapping) else _none(keys, kind)
+    scaling = nested or keys.section("rope_scaling")
+    said = Keys({**_old(keys), **{key: value for key, value in nested.items() if value is not None}}, keys.subject)
+    theta, share = said.number("rope_theta", theta), said.number("partial_rotary_factor", share)
+    keys.misfits += said.misfits
+    rotated = int(head_dim * share)
+    if head_dim % 2 or head_dim > MOST_WIDTH:
+        keys.refuse(f"head_dim is {head_dim}, must be even for rotary embedding, and at most {MOST_WIDTH}")
+    elif share > 1 or rotated < 2 or rotated % 2:
+        keys.refuse(f"partial_rotary_factor is {share}, must leave an even part of a head_dim of {head_dim}")
+    keys.refuse(misfits(scaling, rotated))
+    turning = [] if keys.misfits else _finite(keys, rotated, theta, scaling)
+    return Rotary((*turning, *[0.0] * (head_dim // 2 - len(turning))), rotated) if turning else _STILL
+
+
+def _finite(keys: Keys, rotated: int, theta: float, scaling: Mapping[str, Any]) -> list[float]:
+    with np.errstate(all="ignore"):
+        turning = frequencies(rotated, theta, scaling)
+    if not np.isfinite(turning).all():
+        keys.refuse(f"rope_theta {theta} with rope scaling {dict(scaling)} gives frequencies that are no numbers")
+        return []
+    found: list[float] = turning.tolist()
+    return found
+
+
+def _old(keys: Keys) -> dict[str, Any]:
+    return {key: keys.get(key) for key in ("rope_theta", "partial_rotary_factor")}
+
+
+def _none(keys: Keys, kind: str) -> Mapping[str, Any]:
+    keys.misfits.append(f"rope_parameters has {keys.section('rope_parameters')[kind]!r} for {kind}, must be an object")
+    return {}
 
 
 def misfits(scaling: Mapping[str, Any], head_dim: int) -> list[str]:
@@ -25,14 +100,19 @@ def misfits(scaling: Mapping[str, Any], head_dim: int) -> list[str]:
     if missing:
         return [f"rope scaling {kind!r} needs {', '.join(missing)}"]
     if kind == "factors":
-        count = len(scaling["factors"])
-        return [] if count == head_dim // 2 else [f"{count} rope factors for {head_dim // 2} frequencies"]
-    wrong = [key for key in _NEEDS[kind] if not _positive(scaling[key])]
+        return _misfits_of_factors(scaling["factors"], head_dim // 2)
+    wrong = [key for key in _NEEDS[kind] if not is_positive(scaling[key])]
     if wrong:
         return [f"rope scaling {key} is {scaling[key]!r}, must be a positive number" for key in wrong]
     if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
         return ["rope scaling high_freq_factor must be above low_freq_factor"]
     return []
+
+
+def _misfits_of_factors(factors: Any, wanted: int) -> list[str]:
+    if not isinstance(factors, list | tuple) or not all(is_positive(factor) for factor in factors):
+        return ["rope scaling factors must be positive numbers"]
+    return [] if len(factors) == wanted else [f"{len(factors)} rope factors for {wanted} frequencies"]
 
 
 def scaling_type(scaling: Mapping[str, Any]) -> str:
@@ -60,7 +140,3 @@ def _llama3(base: npt.NDArray[np.float64], scaling: Mapping[str, Any]) -> npt.ND
     kept: npt.NDArray[np.float64] = np.clip((turns - low) / (high - low), 0.0, 1.0)
     stretched: npt.NDArray[np.float64] = base * (kept + (1 - kept) / scaling["factor"])
     return stretched
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0

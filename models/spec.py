@@ -1,5 +1,7 @@
 """What a model family offers to whoever runs it; knows arrays and names, must not know pages, files, HTTP or hosts.
 
+It imports no JAX: who lists models reads these records, too.
+
 Dimension letters, used all over `models/` and `neuron_jax/engine/`:
 
     T  tokens in one call (flat: any mix of requests)     D  embedding width
@@ -10,12 +12,15 @@ Dimension letters, used all over `models/` and `neuron_jax/engine/`:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import jax
+import numpy as np
 from attrs import frozen
 
-from models.blocks import Storage
+from models.gguf import GgufTable
+
+if TYPE_CHECKING:
+    import jax
 
 Params = Any
 """A pytree of arrays, nested dicts keyed by the names of `Model.param_specs`."""
@@ -32,7 +37,7 @@ class Mixer(Protocol[CacheT]):
     """
 
     @property
-    def live(self) -> jax.Array | None: ...
+    def live(self) -> "jax.Array | None": ...
 
     @property
     def rotates(self) -> bool: ...
@@ -40,21 +45,27 @@ class Mixer(Protocol[CacheT]):
     def attend(
         self,
         layer: "PagedLayer",
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
+        q: "jax.Array",
+        k: "jax.Array",
+        v: "jax.Array",
         cache: CacheT,
         *,
-        sinks: jax.Array | None = None,
-    ) -> tuple[jax.Array, CacheT]:
+        sinks: "jax.Array | None" = None,
+    ) -> "tuple[jax.Array, CacheT]":
         """q [T, K, G, k_width], multiplied by the softmax scale; k [T, K, k_width] and v [T, K, v_width], which are not yet
         in `cache` -> mixed [T, K, G, v_width] and the layer's new cache. `sinks` float32 [K, G] where the layer has them.
         """
         ...
 
     def attend_rotated(
-        self, layer: "PagedLayer", qkv: jax.Array, rotary: tuple[jax.Array, jax.Array], cache: CacheT, *, scale: float
-    ) -> tuple[jax.Array, CacheT]:
+        self,
+        layer: "PagedLayer",
+        qkv: "jax.Array",
+        rotary: "tuple[jax.Array, jax.Array]",
+        cache: CacheT,
+        *,
+        scale: float,
+    ) -> "tuple[jax.Array, CacheT]":
         """qkv [T, K, G + 2, H] not rotated, rotary cos and sin [T, H / 2] -> mixed [T, K, G, H], the layer's new cache."""
         ...
 
@@ -85,7 +96,7 @@ class ParamSpec:
         count = 1
         for size in self.shape:
             count *= size
-        return count * int(jax.numpy.dtype(self.dtype).itemsize)
+        return count * int(np.dtype(self.dtype).itemsize)
 
 
 @frozen
@@ -128,51 +139,98 @@ class Model(Protocol):
     `models.mapping`).
     """
 
-    architecture: str
-    vocab_size: int
-    max_positions: int
-    widest: int
-    layers: Sequence[LayerSpec]
-    param_specs: Mapping[str, Any]
-    rules: Sequence[Any]
+    @property
+    def architecture(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int: ...
+
+    @property
+    def widest(self) -> int: ...
+
+    @property
+    def layers(self) -> Sequence[LayerSpec]: ...
+
+    @property
+    def param_specs(self) -> Mapping[str, Any]: ...
+
+    @property
+    def rules(self) -> Sequence[Any]: ...
 
     def forward(
         self,
         params: Params,
-        tokens: jax.Array,
-        positions: jax.Array,
+        tokens: "jax.Array",
+        positions: "jax.Array",
         mixer: Mixer[CacheT],
         cache: Sequence[CacheT],
-    ) -> tuple[jax.Array, tuple[CacheT, ...]]:
+    ) -> "tuple[jax.Array, tuple[CacheT, ...]]":
         """tokens and positions [T] int32, one cache entry for each of `layers` -> final normed hidden [T, D], new cache."""
         ...
 
-    def logits(self, params: Params, hidden: jax.Array, live: jax.Array | None = None) -> jax.Array:
+    def logits(self, params: Params, hidden: "jax.Array", live: "jax.Array | None" = None) -> "jax.Array":
         """hidden [R, D], of which the first `live` [1] rows are wanted -> float32 logits [R, V]; padding of a sharded
         vocabulary is cut off.
         """
         ...
 
 
-class Family(Protocol):
-    """A family's entry in `models.registry`.
+class Outline(Protocol):
+    """What a family reads of a config before anything is computed, so that it is cheap and needs no JAX: enough to list a
+    model, and to say what it would take. `layers` as they are on one device.
+    """
+
+    @property
+    def architecture(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int: ...
+
+    @property
+    def layers(self) -> Sequence[LayerSpec]: ...
+
+
+Config = Mapping[str, Any]
+
+
+class Build(Protocol):
+    """How a family makes its model.
 
     `config` is the checkpoint's own config.json (GGUF headers are translated to it by `neuron_jax.weights`). `quant` is
     "none" (weights in `dtype`), "int8" (int8 weights per output channel, dynamic int8 activations), "int4" (rounded in
     groups of 32) or "fp8" (per output channel; activations, too, where the device multiplies float8). With `native`, for
     one CPU in float32, the kernels of `models.native` compute it: "stored" (as the checkpoint has them, exact), "int8"
     and "int4" (rounded in groups of 32), "none" (float32); activations stay float32. `storage` then says what the
-    checkpoint's tensors are stored as. Raises `models.errors.ModelError` with every misfit when `config` asks for
-    something the family does not do.
+    checkpoint's tensors are stored as, by name. `dtype` None is float32 on a CPU and bfloat16 elsewhere. Raises
+    `models.errors.ModelError` with every misfit when `config` asks for something the family does not do.
     """
 
-    def build(
+    def __call__(
         self,
-        config: Mapping[str, Any],
+        config: Config,
         *,
         tensor_parallel: int = 1,
         quant: str = "none",
         dtype: Any = None,
         native: bool = False,
-        storage: Mapping[str, Storage] | None = None,
+        storage: Mapping[str, Any] | None = None,
     ) -> Model: ...
+
+
+@frozen
+class Family:
+    """What `models.registry` knows of a family. `architectures` are names in config.json, `model_types` those of configs
+    that name no architecture, as the text part of a larger model does. `read` raises ModelError with every misfit.
+    """
+
+    architectures: tuple[str, ...]
+    model_types: tuple[str, ...]
+    read: Callable[[Config], Outline]
+    build: Build
+    gguf: tuple[GgufTable, ...] = ()

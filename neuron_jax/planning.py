@@ -134,7 +134,7 @@ def _design(found: Resolved, limit: int) -> Design | DoesNotFitError:
 
 
 def _report(found: Resolved, made: Design | DoesNotFitError) -> PlanReport:
-    quant, reason = choose_quant(found.engine, refuses_native(found.described.config, found.engine))
+    quant, reason = choose_quant(found.engine, refuses_native(found.engine))
     kv, kv_reason = choose_kv(found.engine.kv_dtype, found.engine.platform)
     fits = isinstance(made, Design)
     return PlanReport(

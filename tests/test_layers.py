@@ -15,7 +15,10 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "models": (set(), JAX),
     "neuron_jax.engine": ({"models", "neuron_jax.workers.frames"}, JAX),
     "neuron_jax.text": (set(), set()),
-    "neuron_jax.weights": ({"models.blocks"}, {"httpx"}),
+    "neuron_jax.weights": (
+        {"models." + x for x in ("blocks", "config", "errors", "gguf", "registry", "spec", "wrapper")},
+        {"httpx"},
+    ),
     "neuron_jax.weights.place": ({"models"}, JAX),
     "neuron_jax.hardware": (set(), set()),
     "neuron_jax.workers": ({"neuron_jax.errors", "neuron_jax.addresses", "neuron_jax.log_format"}, set()),
@@ -34,7 +37,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.quality.worker": ({"models", "neuron_jax.weights", "neuron_jax.workers"}, JAX),
     "neuron_jax.daemon": (
         {"neuron_jax." + x for x in ("addresses", "text", "weights", "hardware", "workers", "config", "errors")}
-        | {"neuron_jax.build_info", "neuron_jax.tls", "neuron_jax.log_format"},
+        | {"neuron_jax.build_info", "neuron_jax.tls", "neuron_jax.log_format", "models.spec"},
         WEB,
     ),
     "neuron_jax": ({"neuron_jax", "models.errors"}, WEB),

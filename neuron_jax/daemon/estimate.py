@@ -4,9 +4,9 @@ The memory plan of the engine is the truth, and needs the model's code. This is 
 the weights in the format they will be kept in, and the KV pages without which a load is refused.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
+from models.spec import LayerSpec, PagedLayer
 from neuron_jax.weights.describe import ModelDescription
 from neuron_jax.workers.frames import LEAST_CONTEXT
 
@@ -31,8 +31,10 @@ def least_bytes(
     """
     width = WIDTH[platform]
     tokens = min(max_context or LEAST_CONTEXT, description.context_length)
-    token = _token(description.config, KV_WIDTH.get(kv_dtype, width), SCALE if kv_dtype in SCALED else 0)
-    return _weights(description, platform, quant) + _reached(description.config, tokens) * token
+    scale = SCALE if kv_dtype in SCALED else 0
+    layers = description.outline.layers
+    kept = sum(_kept(layer, tokens, KV_WIDTH.get(kv_dtype, width), scale) for layer in layers)
+    return _weights(description, platform, quant) + kept
 
 
 def _weights(description: ModelDescription, platform: Literal["cpu", "cuda"], quant: str) -> int:
@@ -44,16 +46,9 @@ def _weights(description: ModelDescription, platform: Literal["cpu", "cuda"], qu
     return description.parameters * WIDTH[platform]
 
 
-def _reached(config: Mapping[str, Any], tokens: int) -> int:
-    """Of a text of `tokens` those that are kept: pages that a window has left are given back."""
-    window = config.get("sliding_window")
-    return min(tokens, window) if isinstance(window, int) and window > 0 else tokens
-
-
-def _token(config: Mapping[str, Any], width: int, scale: int) -> int:
-    """KV bytes of one token over all layers, in config.json's terms; 0 where they do not say. `scale` bytes per head."""
-    layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
-    if not layers or not heads:
-        return 0
-    head = config.get("head_dim") or (config.get("hidden_size") or 0) // heads
-    return int(2 * layers * (config.get("num_key_value_heads") or heads) * (head * width + scale))
+def _kept(layer: LayerSpec, tokens: int, width: int, scale: int) -> int:
+    """Bytes that a layer keeps of a text of `tokens`: pages that a window has left are given back. `scale` bytes per head."""
+    if not isinstance(layer, PagedLayer):
+        return sum(state.nbytes for state in layer.state)
+    reached = tokens if layer.window is None else min(tokens, layer.window)
+    return reached * layer.kv_heads * ((layer.k_width + layer.v_width) * width + 2 * scale)

@@ -89,7 +89,7 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
     `storage` says what the checkpoint's tensors are stored as. Raises models.errors.ModelError for a config that no
     family serves, DoesNotFitError with the memory table.
     """
-    not_native = refuses_native(config, spec)
+    not_native = refuses_native(spec)
     quant, reason = choose_quant(spec, not_native)
     kv, kv_reason = choose_kv(spec.kv_dtype, spec.platform)
     dtype = jnp.float32 if spec.platform == "cpu" else jnp.bfloat16
@@ -143,14 +143,12 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
     )
 
 
-def refuses_native(config: Any, spec: EngineSpec) -> str | None:
+def refuses_native(spec: EngineSpec) -> str | None:
     """Why the native kernels do not serve this; None when they do."""
     if spec.platform != "cpu":
         return "they are for CPUs"
     if spec.tensor_parallel > 1:
         return "they serve one device"
-    if config.get("mlp_bias"):
-        return "they know no mlp_bias"
     return library.unavailable()
 
 

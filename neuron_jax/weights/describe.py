@@ -8,9 +8,12 @@ from typing import Any
 import msgspec
 from attrs import frozen
 
+from models.errors import ModelError
+from models.registry import read
+from models.spec import Outline
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.errors import bad_checkpoint
-from neuron_jax.weights.gguf_llama import GgufCheckpoint
+from neuron_jax.weights.gguf_checkpoint import GgufCheckpoint
 from neuron_jax.weights.reading import read_text, read_whole
 from neuron_jax.weights.safetensors import read_json
 from neuron_jax.weights.spec import Checkpoint
@@ -19,16 +22,6 @@ _TOKENIZER = "tokenizer.ggml."
 _MOST = 2**31
 GENERATION_CONFIG = "generation_config.json"
 _GGUF_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-_COUNTS = (
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_size",
-    "intermediate_size",
-    "vocab_size",
-)
-"""What is calculated with before the model's own code reads it; each may be absent, or null as if it were."""
 
 
 @frozen(eq=False)
@@ -45,10 +38,12 @@ class TokenizerSource:
 
 @frozen(eq=False)
 class ModelDescription:
-    """A model without its tensors. `config` in config.json's terms; `generation_config` is the authors' advice."""
+    """A model without its tensors. `config` in config.json's terms; `outline` is what its family reads of it;
+    `generation_config` is the authors' advice.
+    """
 
     config: Mapping[str, Any]
-    context_length: int
+    outline: Outline
     tokenizer: TokenizerSource
     chat_template: str | None
     generation_config: Mapping[str, Any]
@@ -56,6 +51,11 @@ class ModelDescription:
     bos_id: int | None
     parameters: int
     weight_bytes: int
+
+    @property
+    def context_length(self) -> int:
+        """Tokens."""
+        return self.outline.max_positions
 
 
 class _TokenizerFile(msgspec.Struct):
@@ -121,20 +121,17 @@ def _description(
     ends: list[Any],
 ) -> ModelDescription:
     config = checkpoint.config
-    length = config.get("max_position_embeddings")
-    counts = {key: config[key] for key in _COUNTS if config.get(key) is not None} | {"max_position_embeddings": length}
-    wrong = [f"{key} is {value!r}, must be a positive integer" for key, value in counts.items() if not _counts(value)]
+    outline, wrong = _outline(config)
     if chat_template is not None and not isinstance(chat_template, str):
         wrong.append(f"the chat template is {chat_template!r}, must be text")
     wrong += [
         f"eos_token_id is {value!r}, must be a token or a list of tokens" for value in ends if not _names_ids(value)
     ]
-    if wrong:
+    if outline is None or wrong:
         raise bad_checkpoint(path, wrong)
-    assert isinstance(length, int)
     return ModelDescription(
         config=config,
-        context_length=length,
+        outline=outline,
         tokenizer=tokenizer,
         chat_template=chat_template,
         generation_config=advice,
@@ -145,8 +142,12 @@ def _description(
     )
 
 
-def _counts(value: Any) -> bool:
-    return type(value) is int and 1 <= value < _MOST
+def _outline(config: Mapping[str, Any]) -> tuple[Outline | None, list[str]]:
+    """What the family makes of the config, and what it finds wrong: told here, so that nobody has to load it to know."""
+    try:
+        return read(config), []
+    except ModelError as error:
+        return None, list(error.misfits)
 
 
 def _names_ids(value: Any) -> bool:

@@ -11,6 +11,7 @@ from models import mapping
 from models.attend import causal
 from models.errors import ModelError
 from models.linears import XLA
+from models.native import library
 from models.registry import build
 from models.sharding import make_mesh, shard_tree
 from models.spec import Model, ParamSpec
@@ -124,6 +125,17 @@ def test_biases_reach_the_logits(devices: int) -> None:
     assert np.abs(expected - logits(one, unbiased, TOKENS)).max() > 0.1
 
 
+@pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
+def test_biases_reach_the_logits_of_the_native_kernels() -> None:
+    """The gate is then computed behind the product instead of within it."""
+    config = CONFIG | {"attention_bias": True, "mlp_bias": True}
+    one = build(config, dtype=jnp.float32)
+    tensors = random_tensors(one)
+    found = logits(build(config, dtype=jnp.float32, native=True), tensors, TOKENS)
+
+    np.testing.assert_allclose(found, logits(one, tensors, TOKENS), atol=1e-4)
+
+
 @pytest.mark.parametrize("devices", [1, 4])
 def test_tied_embeddings_are_one_table(devices: int) -> None:
     """A tied model has no head of its own and ignores one that the checkpoint repeats."""
@@ -209,6 +221,19 @@ def test_attention_weights_can_be_kept(whole: tuple[dict[str, np.ndarray], np.nd
         ({"rope_scaling": {"type": "linear", "factor": -1}}, "factor is -1"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"head_dim": 7}, "head_dim is 7"),
+        ({"hidden_act": 5}, "hidden_act is 5, must be 'silu'"),
+        ({"rope_theta": "x"}, "rope_theta is 'x', must be a positive number"),
+        ({"rope_theta": 1e-300}, "frequencies that are no numbers"),
+        ({"rope_parameters": {"rope_theta": [1]}}, r"rope_theta is \[1\], must be a positive number"),
+        ({"rope_parameters": 5}, "rope_parameters is 5, must be an object"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', must be an object"),
+        ({"rope_scaling": {"type": "factors", "factors": 3}}, "factors must be positive numbers"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps is 'small', must be a positive number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', must be true or false"),
+        ({"attention_bias": 1}, "attention_bias is 1, must be true or false"),
+        ({"num_hidden_layers": 2**30}, "num_hidden_layers is 1073741824, must be a positive integer up to"),
+        ({"head_dim": 2**30}, "head_dim is 1073741824"),
     ],
 )
 def test_a_config_that_is_not_ours_is_refused(change: dict[str, Any], message: str) -> None:
@@ -218,11 +243,11 @@ def test_a_config_that_is_not_ours_is_refused(change: dict[str, Any], message: s
 
 
 def test_all_misfits_of_a_config_are_told_at_once() -> None:
-    """Two wrong fields, one error."""
+    """Four wrong fields, one error."""
     with pytest.raises(ModelError) as caught:
-        build(CONFIG | {"vocab_size": -1, "hidden_size": None})
+        build(CONFIG | {"vocab_size": -1, "hidden_size": None, "rope_theta": "x", "mlp_bias": 0})
 
-    assert len(caught.value.misfits) == 2
+    assert len(caught.value.misfits) == 4
 
 
 def test_an_unknown_quantization_is_refused() -> None:

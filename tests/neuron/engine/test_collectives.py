@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from models import registry
 from models.registry import build
 from models.sharding import make_mesh
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.trial import Case, kinds
 from neuron_jax.engine.buckets import Key, SeatKey, StepKey
+from neuron_jax.engine.page_groups import page_groups
 from neuron_jax.engine.programs import Program, Shapes
-from tests.fakes import quick
+from tests.fakes import quick, trial_files
 
 LAYERS, WIDTH, EVEN, ODD = 2, 40, 304, 301
 CONFIG: dict[str, Any] = {
@@ -32,6 +34,7 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 512,
 }
 DECODE, PROMPT, SEVERAL, SHORT = StepKey(4, 4), StepKey(16, 4), StepKey(4, 4, 4), StepKey(8, 8)
+KINDS = ["sliding_attention", "full_attention"]
 
 COLLECTIVE = re.compile(
     r"= (?P<shapes>\(?\w+\[.*?) "
@@ -40,12 +43,19 @@ COLLECTIVE = re.compile(
 )
 
 
-def collectives(devices: int, key: Key, vocab: int = EVEN, *, quant: str = "none", kv: str = "float32") -> Counter[str]:
+def collectives(
+    devices: int, key: Key, vocab: int = EVEN, *, quant: str = "none", kv: str = "float32", config: Any = CONFIG
+) -> Counter[str]:
     """How often each collective stands in the program, named with the shape of each array that it moves."""
-    model = build(CONFIG | {"vocab_size": vocab}, tensor_parallel=devices, quant=quant, dtype=jnp.float32)
+    model = build(config | {"vocab_size": vocab}, tensor_parallel=devices, quant=quant, dtype=jnp.float32)
     mesh = make_mesh(jax.devices("cpu")[:devices])
     attention = choose(Case(mesh, jnp.float32, KVFormat(kv), 16, 16, kinds(model)))
-    hlo = Program(model, mesh, Shapes(16, (16,), 4, 128), attention).lower(key).compile(quick.OPTIONS).as_text()
+    hlo = (
+        Program(model, mesh, Shapes(16, (16,) * len(page_groups(model.layers)), 4, 128), attention)
+        .lower(key)
+        .compile(quick.OPTIONS)
+        .as_text()
+    )
     return Counter(
         f"{found['name']} {shape}"
         for found in COLLECTIVE.finditer(hlo)
@@ -99,3 +109,11 @@ def test_narrow_pages_add_nothing() -> None:
 
 def test_to_seat_a_request_nothing_is_exchanged() -> None:
     assert not collectives(4, SeatKey())
+
+
+def test_no_option_of_a_family_adds_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms of heads and behind the sums, sinks, caps: each device has what it needs of them."""
+    monkeypatch.setattr(registry, "FAMILIES", [*registry.FAMILIES, "tests.fakes.family_trial"])
+    config = trial_files.CONFIG | {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "layer_types": KINDS}
+
+    assert collectives(2, PROMPT, config=config) == expected(2, PROMPT)

@@ -9,13 +9,16 @@ import pytest
 
 from neuron_jax.weights.describe import describe
 from neuron_jax.weights.errors import WeightsError
+from tests.fakes.tiny_llama import CONFIG
 from tests.fakes.weight_files import GGUF_LLAMA, gguf_tensors, write_gguf, write_safetensors
+
+CONFIG = CONFIG | {"max_position_embeddings": 99, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def folder(path: Path, **files: Any) -> Path:
     """A model folder; `files` are JSON files by stem."""
     contents = {
-        "config": {"max_position_embeddings": 99, "bos_token_id": 1, "eos_token_id": 2},
+        "config": CONFIG,
         "tokenizer": {"version": "1.0", "model": {}},
     } | files
     for stem, value in contents.items():
@@ -89,7 +92,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_a_context_that_is_none_is_refused(tmp_path: Path, length: Any) -> None:
     """The field's name and value are in the message."""
     with pytest.raises(WeightsError, match=f"max_position_embeddings is {length!r}"):
-        describe(folder(tmp_path, config={"max_position_embeddings": length}))
+        describe(folder(tmp_path, config=CONFIG | {"max_position_embeddings": length}))
 
 
 def test_the_demo_is_described(demo_gguf: Path) -> None:
@@ -100,3 +103,16 @@ def test_the_demo_is_described(demo_gguf: Path) -> None:
     assert (found.generation_config["temperature"], found.generation_config["top_p"]) == (0.2, 0.9)
     assert found.parameters == 134_515_008
     assert found.chat_template is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"architectures": ["Unheard"]}, "found Unheard; known are"),
+        ({"hidden_act": 5, "rope_theta": "x"}, "rope_theta is 'x', must be a positive number; hidden_act is 5"),
+    ],
+)
+def test_what_its_family_finds_wrong_is_told(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    """Before anybody loads it, and all of it."""
+    with pytest.raises(WeightsError, match=words):
+        describe(folder(tmp_path, config=CONFIG | change))

@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.blocks import Blocks, storage_of
+from models.llama import GGUF
 from models.registry import build
 from neuron_jax.weights import gguf
 from neuron_jax.weights.blocks import FORMATS
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.gguf import GgufFile
-from neuron_jax.weights.gguf_llama import GgufCheckpoint, halves_from_pairs, hf_name
+from neuron_jax.weights.gguf_checkpoint import GgufCheckpoint, halves_from_pairs, own_name
 from tests.fakes.weight_files import GGUF_LLAMA, gguf_tensors, write_gguf
 
 
@@ -206,9 +207,9 @@ def test_a_window_makes_it_a_mistral(tmp_path: Path) -> None:
 
 def test_unknown_tensors_keep_their_names() -> None:
     """A tensor that nobody knows is reported under the name the user can find in the file."""
-    assert hf_name("blk.3.ffn_up.weight") == "model.layers.3.mlp.up_proj.weight"
-    assert hf_name("blk.3.attn_wild.weight") == "blk.3.attn_wild.weight"
-    assert hf_name("token_embd.weight") == "model.embed_tokens.weight"
+    assert own_name(GGUF, "blk.3.ffn_up.weight") == "model.layers.3.mlp.up_proj.weight"
+    assert own_name(GGUF, "blk.3.attn_wild.weight") == "blk.3.attn_wild.weight"
+    assert own_name(GGUF, "token_embd.weight") == "model.embed_tokens.weight"
 
 
 def test_a_file_cut_anywhere_is_refused_whole(tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""From a `Dense` and its table of names to a `models.spec.Model`; must not know any family."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from attrs import frozen
+
+from models.blocks import Storage
+from models.dense.layout import Layout
+from models.dense.network import Decoder
+from models.dense.record import Dense
+from models.dense.rules import Names, rules
+from models.functional import Functional, functional
+from models.linears import Linears, check, tile
+from models.mapping import Ignore, Rule
+from models.native.tiles import Tiles
+from models.nn import Live
+from models.spec import CacheT, Mixer, PagedLayer, Params
+
+
+@frozen(eq=False)  # compared and hashed by identity: a model may be a static argument of jit
+class DenseModel:
+    """`models.spec.Model` of a dense decoder."""
+
+    architecture: str
+    vocab_size: int
+    max_positions: int
+    widest: int
+    layers: Sequence[PagedLayer]
+    rules: Sequence[Rule | Ignore]
+    _network: Functional[Decoder]
+
+    @property
+    def param_specs(self) -> Mapping[str, Any]:
+        return self._network.param_specs
+
+    def forward(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mixer: Mixer[CacheT],
+        cache: Sequence[CacheT],
+    ) -> tuple[jax.Array, tuple[CacheT, ...]]:
+        """See `models.spec.Model`."""
+        return self._network.bind(params)(tokens, positions, mixer, cache)
+
+    def logits(self, params: Params, hidden: jax.Array, live: Live = None) -> jax.Array:
+        """See `models.spec.Model`."""
+        logits = self._network.bind(params).logits(hidden, live)
+        return logits[:, : self.vocab_size]
+
+
+def build_dense(
+    c: Dense,
+    names: Names,
+    *,
+    ignored: tuple[str, ...] = (),
+    tensor_parallel: int = 1,
+    quant: str = "none",
+    dtype: Any = None,
+    native: bool = False,
+    storage: Mapping[str, Storage] | None = None,
+) -> DenseModel:
+    """The model of `c`, whose tensors have these names (see `models.dense.rules`); the rest as in `models.spec.Build`."""
+    assert tensor_parallel >= 1, f"tensor_parallel {tensor_parallel}"
+    check(quant, native=native)
+    if dtype is None:
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    layout = Layout.plan(c, tensor_parallel, quant, np.dtype(dtype), native)
+    made = rules(c, layout, names, ignored)
+    tiles: dict[str, Tiles] = {}
+    if native:
+        assert tensor_parallel == 1, "the native kernels see one device"
+        assert layout.dtype == np.float32, f"the native kernels compute in float32, not {layout.dtype}"
+        made, tiles = tile(made, storage, quant, gated=("gate_up",) * c.fused, tables=("embed", "head"))
+    make = Linears(quant, layout.dtype, tensor_parallel, tiles)
+    layers = c.layers_in(layout.heads.slots, layout.heads.width)
+    return DenseModel(
+        architecture=c.architecture,
+        vocab_size=c.vocab_size,
+        max_positions=c.max_positions,
+        widest=max(c.hidden_size, c.intermediate_size),
+        layers=layers,
+        rules=made,
+        network=functional(lambda: Decoder(c, layout, layers, make)),
+    )

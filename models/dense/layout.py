@@ -1,0 +1,47 @@
+"""How a dense decoder's sizes are laid out over devices; knows integers, must not know arrays, names or families."""
+
+from typing import Any, Self
+
+import numpy as np
+from attrs import frozen
+
+from models.dense.record import Dense
+from models.heads import HeadLayout
+from models.linears import linear_store, table_store, untiled
+from models.mapping import Store
+
+
+@frozen
+class Layout:
+    """`mlp` is the width on one device, `vocab` the whole; both padded where they do not divide."""
+
+    heads: HeadLayout
+    tensor_parallel: int
+    mlp: int
+    vocab: int
+    quant: str
+    dtype: Any
+    native: bool
+
+    @classmethod
+    def plan(cls, c: Dense, tensor_parallel: int, quant: str, dtype: Any, native: bool) -> Self:
+        heads = HeadLayout.plan(c.query_heads, c.kv_heads, tensor_parallel)
+        mlp = -(-c.intermediate_size // tensor_parallel)
+        vocab = -(-c.vocab_size // tensor_parallel) * tensor_parallel
+        return cls(heads, tensor_parallel, mlp, vocab, quant, dtype, native)
+
+    @property
+    def wide(self) -> Any:
+        """The dtype that matrices are assembled in, before they are rounded; None = as stored."""
+        if self.native:
+            return np.dtype(np.float32) if self.quant == "none" else None
+        return self.dtype if self.quant == "none" else np.dtype(np.float32)
+
+    def store(self, inputs: int) -> Store:
+        """What a matrix with `inputs` in-dimensions is kept as."""
+        return untiled if self.native else linear_store(inputs, self.quant)
+
+    @property
+    def table_store(self) -> Store:
+        """What the table of tokens is kept as."""
+        return untiled if self.native else table_store(self.quant)

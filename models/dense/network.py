@@ -1,0 +1,158 @@
+"""The network of a dense decoder: attention, MLP, and layers of both, as a `Dense` says; must not know files or pages.
+
+https://arxiv.org/abs/2302.13971 (gated MLP, rotary, RMS norms), https://arxiv.org/abs/2302.05442 (norms of queries and
+keys), https://arxiv.org/abs/2408.00118 (norms before and behind, soft caps), https://arxiv.org/abs/2309.17453 (sinks).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models.dense.layout import Layout
+from models.dense.record import Activation, Dense
+from models.linears import Linears
+from models.nn import Live, RMSNorm, parameter, rotary_table, rotate
+from models.rope import Rotary
+from models.spec import CacheT, Mixer, PagedLayer
+
+Turn = tuple[jax.Array, jax.Array] | None
+"""cos and sin, each [T, H / 2]; None where a layer does not turn."""
+
+OAI_SLOPE = 1.702
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention; q, k and v are one matmul, laid out by group as [K, G query heads + k + v, H]."""
+
+    def __init__(self, c: Dense, layout: Layout, layer: PagedLayer, make: Linears) -> None:
+        groups = ((layer.kv_heads, "kv_heads"),)
+        width, size = layer.group, c.head_dim
+        embed = ((c.hidden_size, "embed"),)
+        every = (*groups, (width + 2, None), (size, None))
+        mixed = (*groups, (width, None), (size, None))
+        self.norm = _norm(c, layout, c.hidden_size) if c.pre_norms else None
+        self.post_norm = _norm(c, layout, c.hidden_size) if c.post_norms else None
+        self.q_norm, self.k_norm = (_norm(c, layout, size) if c.qk_norm else None for _ in range(2))
+        self.qkv = make("attention.qkv", embed, every, bias=c.qkv_bias, fine=True)
+        self.out = make("attention.out", mixed, embed, bias=c.out_bias, fine=True)
+        self.sinks = parameter((*groups, (width, None)), jnp.float32) if layer.sinks else None
+        self.scale = size**-0.5 if c.scale is None else c.scale
+        self.layer = layer
+
+    def __call__(self, x: jax.Array, turn: Turn, mixer: Mixer[CacheT], cache: CacheT) -> tuple[jax.Array, CacheT]:
+        """x [T, D] -> x with what its tokens gather from each other, [T, D]."""
+        qkv = self.qkv(x, self.norm, mixer.live)
+        mixed, cache = self._mix(self._normed(qkv, mixer.live), turn, mixer, cache)
+        if self.post_norm is None:
+            return self.out.add(mixed, x, mixer.live), cache
+        return x + self.post_norm(self.out(mixed, None, mixer.live), mixer.live), cache
+
+    def _normed(self, qkv: jax.Array, live: Live) -> jax.Array:
+        if self.q_norm is None or self.k_norm is None:
+            return qkv
+        width = self.layer.group
+        q, k, v = jnp.split(qkv, [width, width + 1], axis=2)
+        return jnp.concatenate([self.q_norm(q, live), self.k_norm(k, live), v], axis=2)
+
+    def _mix(self, qkv: jax.Array, turn: Turn, mixer: Mixer[CacheT], cache: CacheT) -> tuple[jax.Array, CacheT]:
+        """qkv [T, K, G + 2, H] -> [T, K, G, H]."""
+        if (
+            mixer.rotates and turn is not None
+        ):  # the native kernel, which knows no sinks, so that none are left out here
+            return mixer.attend_rotated(self.layer, qkv, turn, cache, scale=self.scale)
+        width = self.layer.group
+        turned = qkv[:, :, : width + 1] if turn is None else rotate(qkv[:, :, : width + 1], turn)
+        q, k, v = turned[:, :, :width] * self.scale, turned[:, :, width], qkv[:, :, width + 1]
+        sinks = None if self.sinks is None else self.sinks[...]
+        return mixer.attend(self.layer, q, k, v, cache, sinks=sinks)
+
+
+class MLP(nnx.Module):
+    """down(act(gate(x)) * up(x)); gate and up are one matmul, laid out by device as [devices, 2, F of a device]."""
+
+    def __init__(self, c: Dense, layout: Layout, make: Linears) -> None:
+        embed, devices, width = (c.hidden_size, "embed"), (layout.tensor_parallel, "mlp"), (layout.mlp, None)
+        self.norm = _norm(c, layout, c.hidden_size) if c.pre_norms else None
+        self.post_norm = _norm(c, layout, c.hidden_size) if c.post_norms else None
+        self.gate_up = make("mlp.gate_up", (embed,), (devices, (2, None), width), bias=c.mlp_bias)
+        self.down = make("mlp.down", (devices, width), (embed,), bias=c.mlp_bias, fine=True)
+        self.activation = c.activation
+
+    def __call__(self, x: jax.Array, live: Live = None) -> jax.Array:
+        """x [T, D] -> x with what the MLP makes of it, [T, D]."""
+        both = self.gate_up(x, self.norm, live)
+        # Of two dimensions where the product came with the gate: see `Dense.fused`.
+        gated = both if both.ndim == 2 else activate(self.activation, both[:, :, 0], both[:, :, 1])
+        if self.post_norm is None:
+            return self.down.add(gated, x, live)
+        return x + self.post_norm(self.down(gated, None, live), live)
+
+
+def activate(activation: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """act(gate) * up, of any shape. https://arxiv.org/abs/2002.05202."""
+    if activation.limit is not None:
+        gate, up = jnp.minimum(gate, activation.limit), jnp.clip(up, -activation.limit, activation.limit)
+    match activation.kind:
+        case "silu":
+            return jax.nn.silu(gate) * up
+        case "gelu":
+            return jax.nn.gelu(gate, approximate=False) * up
+        case "gelu_tanh":
+            return jax.nn.gelu(gate, approximate=True) * up
+        case "swiglu_oai":
+            return gate * jax.nn.sigmoid(OAI_SLOPE * gate) * (up + 1)
+
+
+class Block(nnx.Module):
+    """One layer."""
+
+    def __init__(self, c: Dense, layout: Layout, layer: PagedLayer, make: Linears) -> None:
+        self.attention = Attention(c, layout, layer, make)
+        self.mlp = MLP(c, layout, make)
+
+    def __call__(self, x: jax.Array, turn: Turn, mixer: Mixer[CacheT], cache: CacheT) -> tuple[jax.Array, CacheT]:
+        """x [T, D] -> [T, D]."""
+        x, cache = self.attention(x, turn, mixer, cache)
+        return self.mlp(x, mixer.live), cache
+
+
+class Decoder(nnx.Module):
+    """The whole network. Layers are a list, not a scan: XLA:CPU would copy every layer's weights in a scan."""
+
+    def __init__(self, c: Dense, layout: Layout, layers: Sequence[PagedLayer], make: Linears) -> None:
+        self.embed = make.table("embed", layout.vocab, c.hidden_size)
+        self.layers = nnx.List([Block(c, layout, layer, make.within(f"layers.{n}.")) for n, layer in enumerate(layers)])
+        self.norm = _norm(c, layout, c.hidden_size)
+        self.head = None if c.tied else make.table("head", layout.vocab, c.hidden_size)
+        self.rotaries = tuple(layer.rotary for layer in c.stack)
+        self.embedding_scale = c.embedding_scale
+        self.logit_cap = c.logit_cap
+
+    def __call__(
+        self, tokens: jax.Array, positions: jax.Array, mixer: Mixer[CacheT], cache: Sequence[CacheT]
+    ) -> tuple[jax.Array, tuple[CacheT, ...]]:
+        """tokens, positions [T] -> final normed hidden [T, D], one cache entry per layer."""
+        turns: dict[Rotary | None, Turn] = {
+            rotary: None if rotary is None else rotary_table(positions, np.array(rotary.frequencies, np.float32))
+            for rotary in dict.fromkeys(self.rotaries)
+        }
+        x = self.embed.rows(tokens, mixer.live)
+        if self.embedding_scale != 1:
+            x = x * jnp.asarray(self.embedding_scale, x.dtype)
+        left = []
+        for layer, rotary, entry in zip(self.layers, self.rotaries, cache, strict=True):
+            x, entry_left = layer(x, turns[rotary], mixer, entry)
+            left.append(entry_left)
+        return self.norm(x, mixer.live), tuple(left)
+
+    def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:
+        """hidden [R, D] -> float32 [R, V as laid out]."""
+        logits = (self.embed if self.head is None else self.head).logits(hidden, live)
+        return logits if self.logit_cap is None else self.logit_cap * jnp.tanh(logits / self.logit_cap)
+
+
+def _norm(c: Dense, layout: Layout, width: int) -> RMSNorm:
+    return RMSNorm(width, c.epsilon, native=layout.native)

@@ -1,0 +1,170 @@
+"""The checkpoint rules of a dense decoder, from a family's table of names; knows shapes, must not know files or families.
+
+A table has the stems of checkpoint names, to which `.weight` and `.bias` come, by what they are here; `{}` is the number of
+a layer. NAMES lists what there is; a table has what its decoder needs and nothing else.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from attrs import evolve
+
+from models.blocks import Array
+from models.dense.layout import Layout
+from models.dense.record import Dense
+from models.mapping import Ignore, Part, Rule, store_as, unroll
+
+Names = Mapping[str, str]
+Spread = Callable[[Array], Array]
+
+
+def wanted(c: Dense) -> set[str]:
+    """The keys of a table of this decoder. `attention.sinks` alone is a whole name."""
+    maps = {"attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate", "mlp.up", "mlp.down"}
+    norms = {"norm"}
+    norms |= {"attention.norm", "mlp.norm"} if c.pre_norms else set()
+    norms |= {"attention.post_norm", "mlp.post_norm"} if c.post_norms else set()
+    norms |= {"attention.q_norm", "attention.k_norm"} if c.qk_norm else set()
+    sinks = {"attention.sinks"} if any(layer.sinks for layer in c.stack) else set()
+    return {"embed", "head", *maps, *norms, *sinks}
+
+
+def rules(c: Dense, layout: Layout, names: Names, ignored: tuple[str, ...]) -> tuple[Rule | Ignore, ...]:
+    """`ignored`: patterns of the whole names of tensors that are known and not needed."""
+    assert names.keys() == wanted(c), f"{c.architecture}: names {sorted(names.keys() ^ wanted(c))}"
+    within = [name for name in names if name.endswith("norm") and name != "norm"]
+    layers = [
+        *(_norm(c, f"layers.{{}}.{name}", names[name]) for name in within),
+        *_attention(c, layout, names),
+        *_mlp(c, layout, names),
+    ]
+    outer = [_vocab(c, layout, "embed", names), _norm(c, "norm", names["norm"])]
+    head = Ignore(names["head"].replace(".", r"\.") + r"\.weight") if c.tied else _vocab(c, layout, "head", names)
+    return (*_unrolled(c, [*outer, *layers]), *_sinks(c, layout, names), head, *map(Ignore, ignored))
+
+
+def _vocab(c: Dense, layout: Layout, path: str, names: Names) -> Rule:
+    part = Part(f"{names[path]}.weight", (c.vocab_size, c.hidden_size), (slice(c.vocab_size),))
+    return Rule(path, (layout.vocab, c.hidden_size), layout.wide, (part,), layout.table_store)
+
+
+def _norm(c: Dense, path: str, stem: str) -> Rule:
+    width = c.head_dim if path.endswith(("q_norm", "k_norm")) else c.hidden_size
+
+    def store(whole: Array) -> dict[str, Array]:
+        return {"weight": whole + np.float32(c.norm_offset) if c.norm_offset else whole}
+
+    return Rule(path, (width,), np.dtype(np.float32), (Part(f"{stem}.weight", (width,)),), store)
+
+
+def _unrolled(c: Dense, made: list[Rule]) -> list[Rule]:
+    """The rules of every layer, with the dimensions of its heads in the order in which it turns."""
+    every = []
+    for rule in unroll(made, len(c.stack)):
+        keys = rule.keys
+        rotary = c.stack[int(keys[1])].rotary if keys[0] == "layers" else None
+        every.append(rule if rotary is None or rotary.order is None else _ordered(c, rule, np.array(rotary.order)))
+    return every
+
+
+def _ordered(c: Dense, rule: Rule, order: Any) -> Rule:
+    if rule.path.endswith(("q_norm", "k_norm")):
+        return evolve(rule, parts=tuple(evolve(part, arrange=lambda tensor: tensor[order]) for part in rule.parts))
+    if not rule.path.endswith("attention.qkv"):
+        return rule
+    q, k, v = rule.parts
+    return evolve(rule, parts=(_turned(c, q, order), _turned(c, k, order), v))
+
+
+def _turned(c: Dense, part: Part, order: Any) -> Part:
+    def arrange(tensor: Array) -> Array:
+        heads = tensor.reshape(-1, c.head_dim, *tensor.shape[1:])
+        return part.arrange(heads[:, order].reshape(tensor.shape))
+
+    return evolve(part, arrange=arrange)
+
+
+def _sinks(c: Dense, layout: Layout, names: Names) -> list[Rule]:
+    heads, shape = layout.heads, (layout.heads.slots, layout.heads.width)
+    return [
+        Rule(
+            f"layers.{n}.attention",
+            shape,
+            np.dtype(np.float32),
+            (Part(names["attention.sinks"].format(n), (c.query_heads,), (), heads.spread_queries),),
+            store_as("sinks"),
+        )
+        for n, layer in enumerate(c.stack)
+        if layer.sinks
+    ]
+
+
+def _attention(c: Dense, layout: Layout, names: Names) -> list[Rule]:
+    d, size, heads = c.hidden_size, c.head_dim, layout.heads
+    slots, width = heads.slots, heads.width
+    every = slice(None)
+    places: list[tuple[str, int, Any, Spread]] = [
+        ("q", c.query_heads, (every, slice(width)), heads.spread_queries),
+        ("k", c.kv_heads, (every, width), heads.spread_kv),
+        ("v", c.kv_heads, (every, width + 1), heads.spread_kv),
+    ]
+
+    def parts(kind: str, *inputs: int) -> tuple[Part, ...]:
+        return tuple(
+            Part(f"{names[f'attention.{name}']}.{kind}", (count * size, *inputs), index, _split(count, size, spread))
+            for name, count, index, spread in places
+        )
+
+    def gather_out(tensor: Array) -> Array:
+        spread = heads.spread_queries(np.swapaxes(tensor, 0, 1).reshape(c.query_heads, size, d))
+        return np.moveaxis(spread, -1, 0)
+
+    path, stem = "layers.{}.attention.", names["attention.out"]
+    name, shape = f"{stem}.weight", (d, c.query_heads * size)
+    # On one device the heads stand as in the checkpoint, so a block keeps its columns.
+    out = Part(name, shape) if layout.tensor_parallel == 1 else Part(name, shape, (), gather_out)
+    kernel = [
+        Rule(path + "qkv", (slots, width + 2, size, d), layout.wide, parts("weight", d), layout.store(1)),
+        Rule(path + "out", (d, slots, width, size), layout.wide, (out,), layout.store(3), inputs=3),
+    ]
+    qkv = Rule(path + "qkv", (slots, width + 2, size), layout.dtype, parts("bias"), store_as("bias"))
+    return kernel + [qkv] * c.qkv_bias + [_bias(c, layout, path + "out", stem)] * c.out_bias
+
+
+def _split(count: int, size: int, spread: Spread) -> Spread:
+    return lambda tensor: spread(tensor.reshape(count, size, *tensor.shape[1:]))
+
+
+def _bias(c: Dense, layout: Layout, path: str, stem: str) -> Rule:
+    """Of a map onto the residual stream."""
+    shape = (c.hidden_size,)
+    return Rule(path, shape, layout.dtype, (Part(f"{stem}.bias", shape),), store_as("bias"))
+
+
+def _mlp(c: Dense, layout: Layout, names: Names) -> list[Rule]:
+    d, f = c.hidden_size, c.intermediate_size
+    devices, width = layout.tensor_parallel, layout.mlp
+
+    def split(tensor: Array) -> Array:
+        """[F, ...] -> [devices, F of a device, ...], zeros at the end."""
+        padded = np.zeros((devices * width, *tensor.shape[1:]), tensor.dtype)
+        padded[:f] = tensor
+        return padded.reshape(devices, width, *tensor.shape[1:])
+
+    def parts(kind: str, *inputs: int) -> tuple[Part, ...]:
+        stems = enumerate((names["mlp.gate"], names["mlp.up"]))
+        return tuple(Part(f"{stem}.{kind}", (f, *inputs), (slice(None), place), split) for place, stem in stems)
+
+    path, stem = "layers.{}.mlp.", names["mlp.down"]
+    one = Part(f"{stem}.weight", (d, f))
+    down = one if devices == 1 else evolve(one, arrange=lambda tensor: np.moveaxis(split(tensor.T), -1, 0))
+    kernel = [
+        Rule(path + "gate_up", (devices, 2, width, d), layout.wide, parts("weight", d), layout.store(1)),
+        Rule(path + "down", (d, devices, width), layout.wide, (down,), layout.store(2), inputs=2),
+    ]
+    bias = [
+        Rule(path + "gate_up", (devices, 2, width), layout.dtype, parts("bias"), store_as("bias")),
+        _bias(c, layout, path + "down", stem),
+    ]
+    return kernel + bias * c.mlp_bias

@@ -1,0 +1,37 @@
+"""What a family says of its GGUF files, as data: names and keys; must not know files.
+
+The reader is `neuron_jax.weights.gguf_checkpoint`. What holds for every architecture stands there.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+
+def _unchanged(config: dict[str, Any]) -> dict[str, Any]:
+    return config
+
+
+@frozen(eq=False)
+class GgufTable:
+    """One `general.architecture`. Metadata keys are without it: block_count for llama.block_count.
+
+    `tensors`: stems of tensor names, `{}` for the number of a layer -> stems in the family's own checkpoints.
+    `required`, `optional`: metadata that are positive numbers -> keys of config.json. `other`: metadata of any kind, which
+    the family's own reader checks. `flags`: keys of config.json that are true where the file has this tensor.
+    `neighbours`: the tensors whose rows are in llama.cpp's order for rotary pairs, by their stems in `tensors`, and the key
+    of config.json with the number of their heads. `plus_one`: stems of tensors that the file stores as 1 + w.
+    `refused`: metadata that have to be absent or zero, and what a file with them is. `finish` makes the config whole.
+    """
+
+    architecture: str
+    tensors: Mapping[str, str]
+    required: Mapping[str, str]
+    optional: Mapping[str, str] = field(factory=dict)
+    other: Mapping[str, str] = field(factory=dict)
+    flags: Mapping[str, str] = field(factory=dict)
+    neighbours: Mapping[str, str] = field(factory=dict)
+    plus_one: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(factory=dict)
+    finish: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged

@@ -1,0 +1,161 @@
+"""GGUF files in the terms of their families' own checkpoints: config keys, tensor names, row order; must not know jax.
+
+What differs between architectures is data that `models.registry` has (see `models.gguf`); no architecture is known here.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from models.blocks import FLOAT32, Array, Blocks, Storage
+from models.config import is_positive
+from models.gguf import GgufTable
+from models.registry import gguf_tables
+from neuron_jax.weights.errors import bad_checkpoint
+from neuron_jax.weights.gguf import GgufFile, GgufTensor
+from neuron_jax.weights.spec import TensorInfo
+
+_ARCHITECTURE = "general.architecture"
+_ROPE_FACTORS = "rope_freqs.weight"
+_EMBEDDINGS, _HEAD = "token_embd.weight", "output.weight"
+_LAYER = re.compile(r"blk\.(\d+)\.")
+
+
+class GgufCheckpoint:
+    """A GGUF file as a `Checkpoint`. `metadata` is the file's own header."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises WeightsError when the file is damaged or of an architecture that no family has."""
+        self._file = GgufFile(path)
+        try:
+            self.metadata: Mapping[str, Any] = self._file.metadata
+            self._table = _table(path, self.metadata)
+            self.config = _config(path, self._file, self._table)
+        except BaseException:
+            self._file.close()
+            raise
+        tensors = {name: tensor for name, tensor in self._file.tensors.items() if name != _ROPE_FACTORS}
+        self._by_name = {own_name(self._table, name): tensor for name, tensor in tensors.items()}
+        self.tensors = {name: _info(name, tensor) for name, tensor in self._by_name.items()}
+        self.storage: Mapping[str, Storage] = {
+            name: FLOAT32 if _stem(name) in self._table.plus_one else tensor.storage
+            for name, tensor in self._by_name.items()
+        }
+
+    def stored(self, name: str) -> Blocks | Array:
+        """See `Checkpoint`. Rows come in the order of the family's own checkpoints, whatever the file has."""
+        tensor, stem = self._file.read(self._by_name[name]), _stem(name)
+        if stem in self._table.plus_one:
+            return _floats(tensor).reshape(self.tensors[name].shape) - np.float32(1)
+        if stem not in self._table.neighbours:
+            return tensor
+        heads = self.config[self._table.neighbours[stem]]
+        if isinstance(tensor, Blocks):
+            return tensor.by_rows(lambda rows: halves_from_pairs(rows, heads))
+        return halves_from_pairs(tensor, heads)
+
+    def read(self, name: str) -> Array:
+        """See `Checkpoint`."""
+        tensor = self.stored(name)
+        return tensor.dequantize().reshape(self.tensors[name].shape) if isinstance(tensor, Blocks) else tensor
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def halves_from_pairs(rows: Array, heads: int) -> Array:
+    """Undo the row order of llama.cpp's q and k: there the rotary pairs (i, i + H/2) of a head lie side by side."""
+    width = rows.shape[0] // heads
+    pairs = rows.reshape(heads, width // 2, 2, *rows.shape[1:])
+    return np.ascontiguousarray(np.swapaxes(pairs, 1, 2)).reshape(rows.shape)
+
+
+def own_name(table: GgufTable, name: str) -> str:
+    """The family's name of a GGUF tensor; a name without one stays, and the checkpoint's user will not know it."""
+    layer = _LAYER.match(name)
+    key = name if layer is None else _LAYER.sub("blk.{}.", name, count=1)
+    stem, _, kind = key.rpartition(".")
+    if key in table.tensors:
+        found = table.tensors[key]
+    elif stem in table.tensors:
+        found = f"{table.tensors[stem]}.{kind}"
+    else:
+        return name
+    return found if layer is None else found.format(layer.group(1))
+
+
+def _stem(name: str) -> str:
+    """As in a table: the family's name without its kind, `{}` for the number of a layer."""
+    return re.sub(r"\.\d+\.", ".{}.", name.rpartition(".")[0], count=1)
+
+
+def _info(name: str, tensor: GgufTensor) -> TensorInfo:
+    return TensorInfo(name, tensor.shape, tensor.format.name, tensor.nbytes)
+
+
+def _table(path: Path, header: Mapping[str, Any]) -> GgufTable:
+    tables, found = gguf_tables(), header.get(_ARCHITECTURE)
+    if not isinstance(found, str) or found not in tables:
+        known = ", ".join(map(repr, sorted(tables)))
+        raise bad_checkpoint(
+            path, [f"{_ARCHITECTURE} is {found!r}; known {'is' if len(tables) == 1 else 'are'} {known}"]
+        )
+    return tables[found]
+
+
+def _config(path: Path, file: GgufFile, table: GgufTable) -> dict[str, Any]:
+    """The header as a config.json."""
+    prefix = f"{table.architecture}."
+    header = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
+    numbers = {**table.required, **table.optional}
+    misfits = [f"{prefix}{key} is missing" for key in table.required if key not in header]
+    misfits += [
+        f"{prefix}{key} is {header[key]!r}, must be a positive number"
+        for key in (*numbers, "rope.dimension_count")
+        if key in header and not is_positive(header[key])
+    ]
+    misfits += [] if _EMBEDDINGS in file.tensors else [f"tensor {_EMBEDDINGS} is missing"]
+    misfits += [f"{prefix}{key} is {header[key]}; {why}" for key, why in table.refused.items() if header.get(key)]
+    if misfits:
+        raise bad_checkpoint(path, misfits)
+    said = {own: header[key] for key, own in {**numbers, **table.other}.items() if key in header}
+    flags = {key: tensor in file.tensors for key, tensor in table.flags.items()}
+    return table.finish(
+        {
+            "vocab_size": file.tensors[_EMBEDDINGS].shape[0],
+            "tie_word_embeddings": _HEAD not in file.tensors,
+            "rope_scaling": _rope_scaling(file, header),
+            "partial_rotary_factor": _rotary_share(said, header.get("rope.dimension_count")),
+            "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
+            **said,
+            **flags,
+        }
+    )
+
+
+def _rope_scaling(file: GgufFile, header: Mapping[str, Any]) -> dict[str, Any] | None:
+    """GGUF keeps Llama 3's scaling as one divisor per frequency, in a tensor."""
+    if _ROPE_FACTORS in file.tensors:
+        factors = _floats(file.read(file.tensors[_ROPE_FACTORS])).ravel()
+        return {"rope_type": "factors", "factors": [float(factor) for factor in factors]}
+    kind = header.get("rope.scaling.type", "none")
+    return None if kind == "none" else {"rope_type": kind, "factor": header.get("rope.scaling.factor")}
+
+
+def _floats(tensor: Blocks | Array) -> Array:
+    return tensor.dequantize() if isinstance(tensor, Blocks) else tensor.astype(np.float32, copy=False)
+
+
+def _rotary_share(config: Mapping[str, Any], rotated: float | None) -> float:
+    head = config.get("head_dim") or config.get("hidden_size", 0) // config.get("num_attention_heads", 1)
+    return 1.0 if rotated is None or not head else rotated / head
