@@ -6,8 +6,8 @@ again after every event that could help it, together with those that want the sa
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import assert_never
 
 from attrs import define, evolve, field
 
@@ -67,8 +67,7 @@ class Residency:
         self._now = self._jobs.now = now
         self._jobs.out = []
         self._picture = None
-        handler: Callable[[Any], None] = getattr(self, f"_on_{type(event).__name__.lower()}")
-        handler(event)
+        self._on(event)
         for eviction in self._jobs.in_vain():
             self._wish_back(eviction)
         return self._jobs.out
@@ -114,6 +113,41 @@ class Residency:
 
     # -- what happens ---------------------------------------------------------------------------------------------
 
+    def _on(self, event: m.Event) -> None:  # noqa: C901, PLR0912 -- one row per event, for mypy to see that none lacks
+        match event:
+            case m.Wanted():
+                self._on_wanted(event)
+            case m.Returned():
+                self._on_returned(event)
+            case m.Looking():
+                self._on_looking(event)
+            case m.Seen():
+                self._on_seen(event)
+            case m.Missed():
+                self._on_missed(event)
+            case m.Left():
+                self._on_left(event)
+            case m.Begun():
+                self._on_begun(event)
+            case m.Progressed():
+                self._on_progressed(event)
+            case m.Ticked():
+                self._on_ticked(event)
+            case m.Suspected():
+                self._on_suspected(event)
+            case m.Absent():
+                self._on_absent(event)
+            case m.Found():
+                self._on_found(event)
+            case m.Finished():
+                self._on_finished(event)
+            case m.LoadAsked():
+                self._on_load_asked(event)
+            case m.UnloadAsked():
+                self._on_unload_asked(event)
+            case _:
+                assert_never(event)
+
     def _on_wanted(self, event: m.Wanted) -> None:
         model = self.resolve(event.model)
         if model is None:
@@ -130,7 +164,7 @@ class Residency:
         elif not self._grant((ticket,)):
             self._refuse(ticket, errors.Overloaded(f"{queued} requests wait for a model already.", queued=queued))
 
-    def _on_loadasked(self, event: m.LoadAsked) -> None:
+    def _on_load_asked(self, event: m.LoadAsked) -> None:
         self.tickets[event.ticket] = ticket = Ticket(
             number=event.ticket,
             kind="load",
@@ -143,7 +177,7 @@ class Residency:
         if self._names_nodes(ticket):
             self._try((ticket,))
 
-    def _on_unloadasked(self, event: m.UnloadAsked) -> None:
+    def _on_unload_asked(self, event: m.UnloadAsked) -> None:
         model = self.catalogue.aliases.get(event.model, event.model)
         ticket = Ticket(number=event.ticket, kind="unload", model=model, since=self._now, node=event.node)
         self.tickets[event.ticket] = ticket
