@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cortex_gateway.placement import defrag, fit
+from cortex_gateway.placement import defrag, fit, room
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
 from cortex_gateway.placement.route import Hold, Lender, Place, Policy, Reject
@@ -258,3 +258,16 @@ def test_a_node_with_part_of_a_group_is_not_restarted() -> None:
     assert defrag.due(node("a", 1, replicas=(idle("m", 0, group=alone),), cycles=9), after_cycles=1) == ("m",)
     assert defrag.due(node("a", 1, replicas=(idle("m", 0, group=group),), cycles=9), after_cycles=1) is None
     assert defrag.due(node("b", 1, members=(member(),), cycles=9), after_cycles=1) is None
+
+
+def test_only_what_leaves_is_taken_from_the_picture() -> None:
+    """A lender gets back what it lends to this group, not what it lends to another of the same leader or of the same name."""
+    lending = node("b", 1, 1, 1, members=(member("g", "a", 0), member("h", "a", 1), member("g", "c", 2)))
+    leading = node("a", 1, 1, replicas=(idle("g", 0), idle("h", 1)))
+
+    after = room.without(FleetSnapshot(nodes=(leading, lending)), "g", "a")
+
+    a, b = after.nodes
+    assert [one.vram_free_mb for one in a.devices] == [8001, 1]
+    assert [one.vram_free_mb for one in b.devices] == [8001, 1, 1]
+    assert ([one.model for one in a.replicas], b.members) == (["h"], lending.members[1:])
