@@ -1,6 +1,6 @@
 """Model families as pure functions on JAX; knows arrays and names, must not know files, pages, HTTP or hosts.
 
-The names below are imported when first asked for: who only wants `models.errors` or `models.blocks` gets no JAX.
+The names below are imported when first asked for: who only wants `models.errors` or `models.storage` gets no JAX.
 """
 
 import importlib

@@ -11,13 +11,14 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from models.blocks import FLOAT32, Array, Blocks, Storage
 from models.errors import ModelError
+from models.linears_native import TiledLinear, TiledTable
+from models.linears_xla import NARROW, Fp8Table, Linear, NarrowLinear, VocabTable, store_narrow
 from models.mapping import Ignore, Rule, Store, store_as, store_int8, store_kernel
-from models.narrow import NARROW, Fp8Table, NarrowLinear, store_narrow
 from models.native.tiles import Tiles
-from models.nn import Dims, Linear, TiledLinear, TiledTable, VocabTable
-from models.quantize import INT4, INT8, quantize_int4, quantize_int8
+from models.nn import Dims
+from models.rounding import INT4, INT8, int4_by_group, int8_by_group
+from models.storage import FLOAT32, Array, Blocks, Storage
 
 NATIVE = ("none", "stored", "int8", "int4")
 XLA = ("none", "int8", *NARROW)
@@ -111,7 +112,7 @@ def tile(
     return tuple(made), tiles
 
 
-_SCHEMES = {"int8": (INT8, quantize_int8), "int4": (INT4, quantize_int4)}
+_SCHEMES = {"int8": (INT8, int8_by_group), "int4": (INT4, int4_by_group)}
 
 
 def _plan(rule: Rule, stored: Mapping[str, Storage] | None, scheme: str, *, gated: bool) -> Tiles:

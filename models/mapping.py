@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from attrs import evolve, field, frozen
 
-from models.blocks import FLOAT32, Array, Blocks, Storage, storage_of, to_storage
 from models.errors import ModelError
-from models.quant import quantize
+from models.rounding import int8_by_channel
+from models.storage import FLOAT32, Array, Blocks, Storage, storage_of, to_storage
 
 Store = Callable[[Any], dict[str, Array]]
 """Takes the canonical array, or Blocks where the rule's storage is of codes."""
@@ -154,7 +154,7 @@ def store_int8(inputs: int) -> Store:
     """int8 `kernel` [*out, *in] and float32 `scale` [*out]."""
 
     def store(whole: Array) -> dict[str, Array]:
-        kernel, scale = quantize(whole, inputs)
+        kernel, scale = int8_by_channel(whole, inputs)
         return {"kernel": kernel, "scale": scale}
 
     return store

@@ -55,9 +55,7 @@ def read_rotary(
 
     `kind` is the type of layer, where rope_parameters has an object for each; `theta` and `share` are the family's own.
     """
-    nested = keys.section("rope_parameters")
-    if kind is not None and kind in nested:
-        nested = Keys(nested, keys.subject).section(kind) if isinstance(nested[kind], Mapping) else _none(keys, kind)
+    nested = _of_kind(keys, kind)
     scaling = nested or keys.section("rope_scaling")
     said = Keys({**_old(keys), **{key: value for key, value in nested.items() if value is not None}}, keys.subject)
     theta, share = said.number("rope_theta", theta), said.number("partial_rotary_factor", share)
@@ -86,8 +84,15 @@ def _old(keys: Keys) -> dict[str, Any]:
     return {key: keys.get(key) for key in ("rope_theta", "partial_rotary_factor")}
 
 
-def _none(keys: Keys, kind: str) -> Mapping[str, Any]:
-    keys.misfits.append(f"rope_parameters has {keys.section('rope_parameters')[kind]!r} for {kind}, must be an object")
+def _of_kind(keys: Keys, kind: str | None) -> Mapping[str, Any]:
+    """rope_parameters, or where it has an object for each type of layer, that of `kind`."""
+    nested = keys.section("rope_parameters")
+    if not any(isinstance(value, Mapping) for value in nested.values()) and kind not in nested:
+        return nested
+    found = None if kind is None else nested.get(kind)
+    if isinstance(found, Mapping):
+        return found
+    keys.misfits.append(f"rope_parameters has {found!r} for {kind or 'all layers'}, must be an object")
     return {}
 
 

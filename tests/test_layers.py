@@ -16,7 +16,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.engine": ({"models", "neuron_jax.workers.frames"}, JAX),
     "neuron_jax.text": (set(), set()),
     "neuron_jax.weights": (
-        {"models." + x for x in ("blocks", "config", "errors", "gguf", "registry", "spec", "wrapper")},
+        {"models." + x for x in ("config", "errors", "gguf", "registry", "spec", "storage", "wrapper")},
         {"httpx"},
     ),
     "neuron_jax.weights.place": ({"models"}, JAX),

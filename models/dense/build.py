@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from attrs import frozen
 
-from models.blocks import Storage
 from models.dense.layout import Layout
 from models.dense.network import Decoder
 from models.dense.record import Dense
@@ -19,6 +18,7 @@ from models.mapping import Ignore, Rule
 from models.native.tiles import Tiles
 from models.nn import Live
 from models.spec import CacheT, Mixer, PagedLayer, Params
+from models.storage import Storage
 
 
 @frozen(eq=False)  # compared and hashed by identity: a model may be a static argument of jit

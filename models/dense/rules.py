@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from attrs import evolve
 
-from models.blocks import Array
 from models.dense.layout import Layout
 from models.dense.record import Dense
 from models.mapping import Ignore, Part, Rule, store_as, unroll
+from models.storage import Array
 
 Names = Mapping[str, str]
 Spread = Callable[[Array], Array]

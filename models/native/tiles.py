@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from attrs import frozen
 
-from models.blocks import FLOAT32, Array, Blocks, Storage
+from models.storage import FLOAT32, Array, Blocks, Storage
 
 TILE = 32
 _HALF = TILE // 2

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from attrs import frozen
 
-from models.blocks import Storage
 from models.native import library
 from models.native.scratch import scratch_bytes
 from models.registry import build
 from models.sharding import make_mesh
 from models.spec import Model, RecurrentLayer
+from models.storage import Storage
 from neuron_jax.engine import native_sampler, sampler
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat, choose_kv

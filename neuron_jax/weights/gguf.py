@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from attrs import frozen
 
-from models.blocks import Array, Blocks, Storage
-from neuron_jax.weights import blocks
+from models.storage import Array, Blocks, Storage
+from neuron_jax.weights import gguf_formats
 from neuron_jax.weights.errors import WeightsError, bad_checkpoint
 from neuron_jax.weights.gguf_parts import part_names
 from neuron_jax.weights.reading import open_file, read_into
@@ -112,8 +112,8 @@ class GgufTensor:
     offset: int
 
     @property
-    def format(self) -> blocks.BlockFormat:
-        return blocks.FORMATS[self.kind]
+    def format(self) -> gguf_formats.BlockFormat:
+        return gguf_formats.FORMATS[self.kind]
 
     @property
     def storage(self) -> Storage:
@@ -154,7 +154,7 @@ class GgufFile:
         for first in range(0, rows, step):
             part = raw[: min(step, rows - first)]
             read_into(self._files[tensor.part], tensor.offset + first * row_bytes, part)
-            blocks.unpack_into(found, slice(first, first + len(part)), tensor.format, part)
+            gguf_formats.unpack_into(found, slice(first, first + len(part)), tensor.format, part)
         return found
 
     def close(self) -> None:
@@ -253,8 +253,8 @@ def _tensors(cursor: _Cursor, count: int) -> Iterator[tuple[str, tuple[int, ...]
 
 
 def _tensor_misfits(tensor: GgufTensor, file_size: int) -> list[str]:
-    if tensor.kind not in blocks.FORMATS:
-        known = ", ".join(block.name for block in blocks.FORMATS.values())
+    if tensor.kind not in gguf_formats.FORMATS:
+        known = ", ".join(block.name for block in gguf_formats.FORMATS.values())
         return [f"{tensor.name} has ggml type {tensor.kind}; readable are {known}"]
     if not tensor.shape or tensor.shape[-1] % tensor.format.weights:
         return [f"{tensor.name} {tensor.shape} is not made of whole {tensor.format.name} blocks"]

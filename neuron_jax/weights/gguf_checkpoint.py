@@ -10,10 +10,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from models.blocks import FLOAT32, Array, Blocks, Storage
 from models.config import is_positive
 from models.gguf import GgufTable
 from models.registry import gguf_tables
+from models.storage import FLOAT32, Array, Blocks, Storage
 from neuron_jax.weights.errors import bad_checkpoint
 from neuron_jax.weights.gguf import GgufFile, GgufTensor
 from neuron_jax.weights.spec import TensorInfo

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from models.blocks import Array
+from models.storage import Array
 from neuron_jax.weights.errors import bad_checkpoint
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from attrs import frozen
 
-from models.blocks import BFLOAT16, FLOAT16, FLOAT32, Array, Storage
+from models.storage import BFLOAT16, FLOAT16, FLOAT32, Array, Storage
 from neuron_jax.weights.errors import WeightsError, bad_checkpoint
 from neuron_jax.weights.reading import open_file, read_bytes, read_into, read_whole
 from neuron_jax.weights.spec import TensorInfo

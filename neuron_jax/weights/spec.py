@@ -5,7 +5,7 @@ from typing import Any, Protocol, Self
 
 from attrs import frozen
 
-from models.blocks import Array, Blocks, Storage
+from models.storage import Array, Blocks, Storage
 
 
 @frozen

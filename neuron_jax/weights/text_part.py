@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from attrs import evolve, frozen
 
-from models.blocks import Array, Blocks, Storage
+from models.storage import Array, Blocks, Storage
 from models.wrapper import HEAD, is_wrapper, text_config, text_names
 from neuron_jax.weights.spec import Checkpoint, TensorInfo
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from models.blocks import Blocks, Storage
 from models.mapping import Rule
 from models.spec import Model
+from models.storage import Blocks, Storage
 
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
 

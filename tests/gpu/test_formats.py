@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.formats_xla import fp8_matmul, int4_matmul, multiplies_fp8, pack_int4, quantize_fp8
+from models.products import fp8_matmul, int4_matmul, multiplies_fp8
+from models.rounding import fp8_by_channel, pack_int4
 
 pytestmark = pytest.mark.gpu
 
@@ -30,7 +31,7 @@ def test_int4_products(rows: int) -> None:
 @pytest.mark.parametrize("rows", [1, 16, 256])
 def test_fp8_products(gpu: Any, rows: int) -> None:
     weight = RNG.standard_normal((OUT, IN)).astype(np.float32)
-    values, scale = quantize_fp8(weight, 1)
+    values, scale = fp8_by_channel(weight, 1)
     x = jnp.asarray(RNG.standard_normal((rows, IN)), jnp.bfloat16)
     native = multiplies_fp8(gpu)
     step = jax.jit(lambda x, values, scale: fp8_matmul(x, values, scale, native=native))

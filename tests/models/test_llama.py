@@ -225,6 +225,7 @@ def test_attention_weights_can_be_kept(whole: tuple[dict[str, np.ndarray], np.nd
         ({"rope_theta": "x"}, "rope_theta is 'x', must be a positive number"),
         ({"rope_theta": 1e-300}, "frequencies that are no numbers"),
         ({"rope_parameters": {"rope_theta": [1]}}, r"rope_theta is \[1\], must be a positive number"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "has None for all layers, must be an object"),
         ({"rope_parameters": 5}, "rope_parameters is 5, must be an object"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear', must be an object"),
         ({"rope_scaling": {"type": "factors", "factors": 3}}, "factors must be positive numbers"),

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from attrs import evolve
 
-from models.blocks import Blocks, Storage, storage_of
 from models.errors import ModelError
 from models.mapping import Ignore, Part, Rule, check, load, store_as, store_kernel, unroll
+from models.storage import Blocks, Storage, storage_of
 from tests.fakes.weight_files import random_blocks
 
 FLOAT = np.dtype(np.float32)

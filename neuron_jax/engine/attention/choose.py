@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from attrs import evolve, frozen
 from jax.sharding import PartitionSpec
 
-from models.formats_xla import FP8_CAPABILITY
+from models.products import FP8_CAPABILITY
 from models.sharding import TENSOR
 from models.spec import PagedLayer
 from neuron_jax.engine.attention import native

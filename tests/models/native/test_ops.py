@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from models.blocks import BFLOAT16, FLOAT16, FLOAT32, Blocks, Storage
 from models.native import library, ops
 from models.native.tiles import Tiles
+from models.storage import BFLOAT16, FLOAT16, FLOAT32, Blocks, Storage
 
 needs_kernels = pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
 

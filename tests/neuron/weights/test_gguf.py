@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.blocks import Blocks, storage_of
 from models.llama import GGUF
 from models.registry import build
+from models.storage import Blocks, storage_of
 from neuron_jax.weights import gguf
-from neuron_jax.weights.blocks import FORMATS
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.gguf import GgufFile
 from neuron_jax.weights.gguf_checkpoint import GgufCheckpoint, halves_from_pairs, own_name
+from neuron_jax.weights.gguf_formats import FORMATS
 from tests.fakes.weight_files import GGUF_LLAMA, gguf_tensors, write_gguf
 
 

@@ -18,7 +18,7 @@ configure(EngineSpec("tiny", "", threads=int(sys.argv[1])))
 import jax.numpy as jnp
 import numpy as np
 
-from models.blocks import FLOAT32
+from models.storage import FLOAT32
 from models.native import library, ops
 from models.native.tiles import Tiles
 

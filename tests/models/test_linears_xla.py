@@ -9,12 +9,12 @@ import pytest
 from flax import nnx
 
 from models import mapping
-from models.blocks import Blocks
 from models.linears import Linears, linear_store, table_store
-from models.narrow import NARROW
+from models.linears_xla import NARROW
 from models.nn import Dims
-from models.quantize import INT4, quantize_int4
 from models.registry import build
+from models.rounding import INT4, int4_by_group
+from models.storage import Blocks
 from tests.fakes.plain_pass import full_logits
 from tests.fakes.tiny_llama import CONFIG
 from tests.fakes.weight_files import random_tensors
@@ -49,7 +49,7 @@ def stored_values(whole: np.ndarray, inputs: int, quant: str) -> np.ndarray:
     first = whole.shape[whole.ndim - inputs] if inputs > 1 else 1
     outputs = int(np.prod(whole.shape[: whole.ndim - inputs]))
     if quant == "int4":
-        blocks: Blocks = quantize_int4(whole.reshape(outputs * first, -1))
+        blocks: Blocks = int4_by_group(whole.reshape(outputs * first, -1))
         return blocks.dequantize().astype(np.float64).reshape(outputs, -1)
     flat = whole.reshape(outputs, -1)
     scale = np.abs(flat).max(1, keepdims=True) / np.float32(448)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import frozen
 
-from models.blocks import BFLOAT16, FLOAT16, FLOAT32, Blocks, Storage
+from models.storage import BFLOAT16, FLOAT16, FLOAT32, Blocks, Storage
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

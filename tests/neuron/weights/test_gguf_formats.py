@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.blocks import Blocks
-from neuron_jax.weights.blocks import FORMATS, unpack_into
+from models.storage import Blocks
+from neuron_jax.weights.gguf_formats import FORMATS, unpack_into
 
 GOLDEN = Path(__file__).parents[2] / "data" / "gguf-blocks.npz"
 CODED = [kind for kind, block in FORMATS.items() if block.storage.coded]

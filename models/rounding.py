@@ -1,17 +1,20 @@
-"""Weights rounded to codes in groups of a row; knows numpy, must not know layers, files or jax.
+"""Weights rounded to codes, by channels or in groups of a row; knows numpy, must not know layers, files or jax.
 
-Whole models pass through here while somebody waits, so the work is laid out for the processor: chunks that stay in its
-cache, groups side by side (so that a step is the same for all of them), and a thread for every core.
+Whole models pass through here while somebody waits, so what is done in groups is laid out for the processor: chunks that stay
+in its cache, groups side by side (so that a step is the same for all of them), and a thread for every core.
 """
 
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from models.blocks import Array, Blocks, Storage
+from models.storage import Array, Blocks, Storage
 
 Floats = npt.NDArray[np.float32]
 Rounded = tuple[Floats, Floats, Floats | None]
@@ -20,8 +23,11 @@ Rounded = tuple[Floats, Floats, Floats | None]
 INT8 = Storage(8, 32, half=True)
 INT4 = Storage(4, 32, offset=True, half=True)
 
-_CHUNK = 1 << 18
-"""Weights rounded at a time: a handful of float32 arrays of this size stay in a core's cache."""
+CHUNK = 1 << 18
+"""Weights rounded at a time: a handful of float32 arrays of this size stay in a core's cache, and are small beside a tensor."""
+
+E4M3_MOST = 448.0
+"""The largest finite number of float8_e4m3fn."""
 
 _STARTS = (1.0, 0.93, 0.86)
 """First scales of a search, as shares of the one that reaches from the least weight to the largest: what a smaller one
@@ -31,20 +37,69 @@ _ROUNDS = 3
 _MOST8, _MOST4 = np.float32(127), np.float32(15)
 
 
-def quantize_int8(matrix: Array | Blocks) -> Blocks:
+def int8_by_channel(weight: npt.NDArray[Any], inputs: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """[*out, *in] with `inputs` trailing in-dimensions -> int8 of that shape and float32 scales [*out].
+
+    Symmetric, rounded to nearest even; a channel of zeros gets scale 1. weight ~ values * scale.
+    """
+    outputs = weight.shape[: weight.ndim - inputs]
+    rows = weight.reshape(prod(outputs), -1)
+    values, scale = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
+    step = max(1, CHUNK // rows.shape[1])
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
+        wide = rows[part].astype(np.float32, copy=False)
+        largest = np.max(np.abs(wide), axis=1)
+        scale[part] = np.where(largest > 0, largest / _MOST8, np.float32(1))
+        values[part] = np.rint(wide / scale[part, None])
+    return values.reshape(weight.shape), scale.reshape(outputs)
+
+
+def fp8_by_channel(weight: npt.NDArray[Any], inputs: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """[*out, *in] with `inputs` trailing in-dimensions -> float8_e4m3fn of that shape and float32 scales [*out].
+
+    A channel of zeros gets scale 1. weight ~ values * scale.
+    """
+    outputs = weight.shape[: weight.ndim - inputs]
+    flat = weight.reshape(prod(outputs), -1)
+    values, scale = np.empty(flat.shape, ml_dtypes.float8_e4m3fn), np.empty(len(flat), np.float32)
+    step = max(1, CHUNK // flat.shape[1])
+    for first in range(0, len(flat), step):
+        part = slice(first, first + step)
+        wide = flat[part].astype(np.float32, copy=False)
+        largest = np.max(np.abs(wide), axis=1)
+        scale[part] = np.where(largest > 0, largest / np.float32(E4M3_MOST), np.float32(1))
+        values[part] = wide / scale[part, None]
+    return values.reshape(weight.shape), scale.reshape(outputs)
+
+
+def int8_by_group(matrix: Array | Blocks) -> Blocks:
     """[N, K] -> INT8: symmetric, each weight within half a step of its group's scale."""
     return _quantize(matrix, INT8, _round_int8)
 
 
-def quantize_int4(matrix: Array | Blocks) -> Blocks:
+def int4_by_group(matrix: Array | Blocks) -> Blocks:
     """[N, K] -> INT4: scale and offset of a group are searched for the least squared error."""
     return _quantize(matrix, INT4, _round_int4)
+
+
+def pack_int4(codes: npt.NDArray[np.integer[Any]], group: int) -> npt.NDArray[np.uint8]:
+    """Codes 0..15 [..., I] -> bytes [..., I / 2]: in each group, byte i holds code i (low) and code i + group / 2 (high).
+
+    Halves rather than neighbours: each half of a byte then meets its own slice of x, so that a product needs the bits
+    shifted and masked but never interleaved, and XLA can fuse that into the matmul.
+    """
+    assert group % 2 == 0, f"groups of {group}"
+    assert codes.shape[-1] % group == 0, f"{codes.shape[-1]} codes in groups of {group}"
+    halves = codes.astype(np.uint8).reshape(*codes.shape[:-1], -1, 2, group // 2)
+    packed: npt.NDArray[np.uint8] = halves[..., 0, :] | (halves[..., 1, :] << np.uint8(4))
+    return packed.reshape(*codes.shape[:-1], -1)
 
 
 def _quantize(matrix: Array | Blocks, storage: Storage, rounded: Callable[[Floats], Rounded]) -> Blocks:
     rows, columns = matrix.shape
     target = Blocks.zeros(rows, columns, storage)
-    step = max(1, _CHUNK // columns)
+    step = max(1, CHUNK // columns)
 
     def fill(first: int) -> None:
         part = slice(first, min(first + step, rows))

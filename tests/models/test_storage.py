@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from models.blocks import BFLOAT16, FLOAT16, FLOAT32, Blocks, Storage, storage_of, to_storage
+from models.storage import BFLOAT16, FLOAT16, FLOAT32, Blocks, Storage, storage_of, to_storage
 from tests.fakes.weight_files import random_blocks
 
 CODED = [

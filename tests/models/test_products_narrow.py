@@ -8,14 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from models.formats_xla import (
-    fp8_matmul,
-    int4_matmul,
-    multiplies_fp8,
-    pack_int4,
-    quantize_fp8,
-    unpack_int4,
-)
+from models.products import fp8_matmul, int4_matmul, multiplies_fp8, unpack_int4
+from models.rounding import fp8_by_channel, pack_int4
 
 RNG = np.random.default_rng(5)
 OUT, IN = 48, 128
@@ -64,7 +58,7 @@ def test_fp8_weights_are_within_a_sixteenth() -> None:
     """Three bits of mantissa; a channel's largest value is exact, and a channel of zeros stays zero."""
     weight = WEIGHT.copy()
     weight[7] = 0
-    values, scale = quantize_fp8(weight, 1)
+    values, scale = fp8_by_channel(weight, 1)
     back = values.astype(np.float32) * scale[:, None]
 
     assert (values.dtype, scale.dtype, scale.shape) == (ml_dtypes.float8_e4m3fn, np.float32, (OUT,))
@@ -74,15 +68,15 @@ def test_fp8_weights_are_within_a_sixteenth() -> None:
 
 
 def test_fp8_channels_may_have_several_dimensions() -> None:
-    values, scale = quantize_fp8(WEIGHT.reshape(4, 12, 8, 16), 2)
-    flat_values, flat_scale = quantize_fp8(WEIGHT, 1)
+    values, scale = fp8_by_channel(WEIGHT.reshape(4, 12, 8, 16), 2)
+    flat_values, flat_scale = fp8_by_channel(WEIGHT, 1)
 
     np.testing.assert_array_equal(values.reshape(OUT, IN).view(np.uint8), flat_values.view(np.uint8))
     np.testing.assert_array_equal(scale.reshape(OUT), flat_scale)
 
 
 def test_fp8_products_with_widened_weights_round_nothing_else() -> None:
-    values, scale = quantize_fp8(WEIGHT, 1)
+    values, scale = fp8_by_channel(WEIGHT, 1)
     found = fp8_matmul(jnp.asarray(ROWS), jnp.asarray(values), jnp.asarray(scale), native=False)
 
     np.testing.assert_allclose(found, ROWS @ (values.astype(np.float32) * scale[:, None]).T, rtol=1e-5, atol=1e-4)
@@ -90,7 +84,7 @@ def test_fp8_products_with_widened_weights_round_nothing_else() -> None:
 
 def test_fp8_products_round_inputs_by_their_own_row() -> None:
     """A sixteenth of each input at most, whatever stands in the rows beside it."""
-    values, scale = (jnp.asarray(part) for part in quantize_fp8(WEIGHT, 1))
+    values, scale = (jnp.asarray(part) for part in fp8_by_channel(WEIGHT, 1))
     dense = np.asarray(values, np.float32) * np.asarray(scale)[:, None]
     x = ROWS * np.array([1, 1e4, 1e-4, 1, 1e8], np.float32)[:, None]
     found = np.asarray(fp8_matmul(jnp.asarray(x), values, scale, native=True))
@@ -103,7 +97,7 @@ def test_fp8_products_round_inputs_by_their_own_row() -> None:
 @pytest.mark.parametrize("native", [False, True])
 def test_a_row_of_zeros_gives_zeros(native: bool) -> None:
     """Padding rows divide by nothing."""
-    values, scale = (jnp.asarray(part) for part in quantize_fp8(WEIGHT, 1))
+    values, scale = (jnp.asarray(part) for part in fp8_by_channel(WEIGHT, 1))
 
     assert not np.asarray(fp8_matmul(jnp.zeros((2, IN)), values, scale, native=native)).any()
 

@@ -1,6 +1,6 @@
-"""Linear maps in int4 or fp8 that XLA computes, sharded or not: for GPUs; knows layers and arrays, no family and no file.
+"""Linear maps and tables that XLA computes, sharded or not, in every format of theirs; knows layers and arrays, no family.
 
-The embedding of an int4 model stays int8, which is `models.nn.VocabTable`: every token goes through it twice.
+The table of an int4 model stays int8: every token goes through it twice.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 
-from models.blocks import Array
-from models.formats_xla import fp8_matmul, int4_matmul, multiplies_fp8, pack_int4, quantize_fp8
-from models.nn import Dims, Live, RMSNorm, parameter, parts
-from models.quant import by_parts
-from models.quantize import INT4, quantize_int4
+from models.nn import Dims, Live, RMSNorm, parameter, sizes
+from models.products import by_parts, fp8_matmul, int4_matmul, int8_matmul, multiplies_fp8
+from models.rounding import INT4, fp8_by_channel, int4_by_group, pack_int4
+from models.sharding import sharded
+from models.storage import Array
 
 NARROW = ("int4", "fp8")
 """Values of `quant` that are these."""
@@ -26,8 +27,56 @@ Leaves = Mapping[str, tuple[Dims, Any]]
 """Dimensions and dtype by name."""
 
 
+class Linear(nnx.Module):
+    """[T, *in] -> [T, *out]. Float kernels are [*in, *out] (XLA:CPU reads them fastest so), int8 kernels [*out, *in].
+
+    Only the first of the in- and of the out-dimensions may be sharded: the product runs on flattened ones, because
+    XLA:CPU would transpose a kernel of more dimensions in every call.
+    """
+
+    def __init__(
+        self,
+        inputs: Dims,
+        outputs: Dims,
+        *,
+        quant: str,
+        dtype: Any,
+        bias: bool = False,
+        fine: bool = False,
+        devices: int = 1,
+    ) -> None:
+        assert not any(axis for _, axis in inputs[1:] + outputs[1:] if axis is not None), (
+            "an inner dimension is sharded"
+        )
+        int8 = quant == "int8"
+        self.outputs = sizes(outputs)
+        self.fine = fine
+        self.parts = parts(inputs, devices)
+        self.kernel = parameter(outputs + inputs, jnp.int8) if int8 else parameter(inputs + outputs, dtype)
+        self.scale = parameter(outputs, jnp.float32) if int8 else None
+        self.bias = parameter(outputs, dtype) if bias else None
+
+    def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:  # noqa: ARG002
+        """x [T, *in] -> [T, *out] in the dtype of x; the product with norm(x)."""
+        x = x if norm is None else norm(x)
+        flat = x.reshape(x.shape[0], -1)
+        width = flat.shape[1]
+        if self.scale is None:
+            y = flat @ self.kernel[...].reshape(width, -1)
+        else:
+            kernel = self.kernel[...].reshape(-1, width)
+            product = partial(int8_matmul, scale=self.scale[...].reshape(-1), fine=self.fine)
+            y = by_parts(product, self.parts, flat, kernel).astype(x.dtype)
+        y = y.reshape(x.shape[0], *self.outputs)
+        return y if self.bias is None else y + self.bias[...][None]
+
+    def add(self, x: jax.Array, residual: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
+        """x [T, *in], residual [T, *out] -> their sum after the product, [T, *out]."""
+        return residual + self(x)
+
+
 class NarrowLinear(nnx.Module):
-    """[T, *in] -> [T, *out], as `models.nn.Linear`."""
+    """[T, *in] -> [T, *out], as `Linear`."""
 
     def __init__(
         self, inputs: Dims, outputs: Dims, *, quant: str, dtype: Any, bias: bool = False, devices: int = 1
@@ -67,8 +116,32 @@ class NarrowLinear(nnx.Module):
         return by_parts(int4_matmul, self.parts, padded.reshape(x.shape[0], -1), kernel, scale, offset)
 
 
+class VocabTable(nnx.Module):
+    """One row of D per token, [V, D] in every dtype: rows are looked up, and the product with all of them is logits."""
+
+    def __init__(self, vocab: int, width: int, *, quant: str, dtype: Any) -> None:
+        int8 = quant == "int8"
+        self.dtype = dtype
+        self.kernel = parameter(((vocab, "vocab"), (width, "embed")), jnp.int8 if int8 else dtype)
+        self.scale = parameter(((vocab, "vocab"),), jnp.float32) if int8 else None
+
+    def rows(self, tokens: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
+        """tokens [T] int32 -> [T, D]."""
+        rows = jnp.take(self.kernel[...], tokens, axis=0)
+        if self.scale is None:
+            return rows
+        scale = jnp.take(self.scale[...], tokens, axis=0)
+        return (rows.astype(jnp.float32) * scale[:, None]).astype(self.dtype)
+
+    def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
+        """hidden [R, D] -> float32 [R, V]."""
+        if self.scale is not None:
+            return int8_matmul(hidden, self.kernel[...], self.scale[...])
+        return lax.dot_general(hidden, self.kernel[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
 class Fp8Table(nnx.Module):
-    """One row of D per token, [V, D], as `models.nn.VocabTable`."""
+    """One row of D per token, [V, D], as `VocabTable`."""
 
     def __init__(self, vocab: int, width: int, *, dtype: Any) -> None:
         self.dtype = dtype
@@ -85,14 +158,19 @@ class Fp8Table(nnx.Module):
         return fp8_matmul(hidden, self.kernel[...], self.scale[...], native=_native())
 
 
+def parts(inputs: Dims, devices: int) -> int:
+    """In how many parts, one per device, the in-dimensions of a map are: `devices`, or 1 where each has them whole."""
+    return devices if sharded(inputs[0][1]) else 1
+
+
 def store_narrow(whole: Array, inputs: int, quant: str) -> dict[str, Array]:
     """The leaves of a matrix [*out, *in] with `inputs` in-dimensions."""
     if quant == "fp8":
-        kernel, scale = quantize_fp8(whole, inputs)
+        kernel, scale = fp8_by_channel(whole, inputs)
         return {"kernel": kernel, "scale": scale}
     outputs, within = whole.shape[: whole.ndim - inputs], whole.shape[whole.ndim - inputs :]
     first, rest = _split(within)
-    blocks = quantize_int4(whole.reshape(-1, rest))
+    blocks = int4_by_group(whole.reshape(-1, rest))
     codes = np.pad(blocks.codes, ((0, 0), (0, -rest % INT4.group)))
     assert blocks.offset is not None, blocks.storage
     leaves: dict[str, Array] = {

@@ -1,40 +1,46 @@
-"""int4 and fp8 weights in plain XLA, which fuses them into a GPU's matmuls; knows arrays, must not know layers or files.
+"""Products with int8, int4 and fp8 weights in plain XLA, which fuses them into a GPU's matmuls; knows arrays, no layers.
 
-Nothing here has been timed on a GPU. Each function takes rows x [T, I] and a kernel [O, I] and gives float32 [T, O], as
-`models.quant.int8_matmul` does.
+Each takes rows x [T, I] and a kernel [O, I] and gives float32 [T, O]. What is here for int4 and fp8 was never timed on a GPU.
 """
 
-from math import prod
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
-import numpy as np
-import numpy.typing as npt
 from jax import lax
 
-E4M3_MOST = 448.0
-"""The largest finite number of float8_e4m3fn."""
-
-CHUNK = 1 << 18
-"""Weights rounded at a time: what this takes besides its result is a few such arrays."""
+from models.rounding import E4M3_MOST
 
 FP8_CAPABILITY = 8.9
 """From Ada on, NVIDIA's tensor cores multiply float8."""
 
+_LIMIT = 127.0
+_REST = 254.0
+"""Steps of the second int8 row in one step of the first: its rounding error is at most half a step."""
 
-def pack_int4(codes: npt.NDArray[np.integer[Any]], group: int) -> npt.NDArray[np.uint8]:
-    """Codes 0..15 [..., I] -> bytes [..., I / 2]: in each group, byte i holds code i (low) and code i + group / 2 (high).
 
-    Halves rather than neighbours: each half of a byte then meets its own slice of x, so that a product needs the bits
-    shifted and masked but never interleaved, and XLA can fuse that into the matmul.
+def int8_matmul(x: jax.Array, kernel: jax.Array, scale: jax.Array, *, fine: bool = False) -> jax.Array:
+    """x [T, I] float, kernel int8 [O, I], scale float32 [O] -> float32 [T, O].
+
+    Each row of x is rounded to int8 by its own largest value, so a row's result does not depend on the rows beside it.
+    `fine` also multiplies what that rounding left, as a second int8 row: for inputs with outliers, where the largest
+    value leaves few steps for the others. It is exact in int32 sums either way.
     """
-    assert group % 2 == 0, f"groups of {group}"
-    assert codes.shape[-1] % group == 0, f"{codes.shape[-1]} codes in groups of {group}"
-    halves = codes.astype(np.uint8).reshape(*codes.shape[:-1], -1, 2, group // 2)
-    packed: npt.NDArray[np.uint8] = halves[..., 0, :] | (halves[..., 1, :] << np.uint8(4))
-    return packed.reshape(*codes.shape[:-1], -1)
+    rows = x.shape[0]
+    wide = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(wide), axis=-1, keepdims=True)
+    step = jnp.where(largest > 0, largest / _LIMIT, jnp.float32(1))
+    coarse = jnp.round(wide / step)
+    rest = (wide / step - coarse) * _REST
+    # Without a second row XLA:CPU would take a path ten times slower for one row.
+    values = jnp.concatenate([coarse, jnp.round(rest)]) if fine or rows == 1 else coarse
+    # The barrier keeps XLA:CPU from fusing the rounding into the product, which would leave its int8 kernel.
+    values = lax.optimization_barrier(values.astype(jnp.int8))
+    product = lax.dot_general(values, kernel, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+    product = product.astype(jnp.float32)
+    total = product[:rows] + product[rows:] / _REST if fine else product[:rows]
+    return total * step * scale[None]
 
 
 def unpack_int4(
@@ -76,24 +82,6 @@ def _halves(kernel: jax.Array, scale: jax.Array, offset: jax.Array | None, dtype
     return values(kernel & jnp.uint8(15)), values(kernel >> jnp.uint8(4))
 
 
-def quantize_fp8(weight: npt.NDArray[Any], inputs: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """[*out, *in] with `inputs` trailing in-dimensions -> float8_e4m3fn of that shape and float32 scales [*out].
-
-    A channel of zeros gets scale 1. weight ~ values * scale.
-    """
-    outputs = weight.shape[: weight.ndim - inputs]
-    flat = weight.reshape(prod(outputs), -1)
-    values, scale = np.empty(flat.shape, ml_dtypes.float8_e4m3fn), np.empty(len(flat), np.float32)
-    step = max(1, CHUNK // flat.shape[1])
-    for first in range(0, len(flat), step):
-        part = slice(first, first + step)
-        wide = flat[part].astype(np.float32, copy=False)
-        largest = np.max(np.abs(wide), axis=1)
-        scale[part] = np.where(largest > 0, largest / np.float32(E4M3_MOST), np.float32(1))
-        values[part] = wide / scale[part, None]
-    return values.reshape(weight.shape), scale.reshape(outputs)
-
-
 def fp8_matmul(x: jax.Array, kernel: jax.Array, scale: jax.Array, *, native: bool) -> jax.Array:
     """x [T, I] float, kernel float8_e4m3fn [O, I], scale float32 [O] -> float32 [T, O].
 
@@ -111,6 +99,18 @@ def fp8_matmul(x: jax.Array, kernel: jax.Array, scale: jax.Array, *, native: boo
 def multiplies_fp8(device: Any) -> bool:
     """Whether this JAX device has float8 matmuls."""
     return device.platform == "gpu" and float(device.compute_capability) >= FP8_CAPABILITY
+
+
+def by_parts(product: Callable[..., jax.Array], parts: int, x: jax.Array, *weights: jax.Array) -> jax.Array:
+    """x [T, I] and a kernel's arrays [O, I or fewer] -> float32 [T, O]: the sum over `parts` equal parts of I.
+
+    A device that has one part rounds x by the largest value of that part, so that the sum is all that the devices
+    exchange. Without this they would first agree on the largest value of all, or exchange what each has yet to add.
+    """
+    if parts == 1:
+        return product(x, *weights)
+    cut = [array.reshape(array.shape[0], parts, -1) for array in (x, *weights)]
+    return jax.vmap(product, in_axes=1)(*cut).sum(axis=0)
 
 
 def _dot(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from models import quantize
-from models.blocks import Blocks, Storage
-from models.quantize import INT4, INT8, quantize_int4, quantize_int8
+from models import rounding
+from models.rounding import INT4, INT8, int4_by_group, int8_by_group
+from models.storage import Blocks, Storage
 from tests.fakes.weight_files import random_blocks
 
 Quantizer = Callable[[np.ndarray | Blocks], Blocks]
-BOTH = [quantize_int8, quantize_int4]
+BOTH = [int8_by_group, int4_by_group]
 WEIGHT = np.random.default_rng(1).standard_normal((40, 96)).astype(np.float32)
 
 
@@ -21,7 +21,7 @@ def groups(array: np.ndarray) -> np.ndarray:
 
 def test_int8_weights_are_within_half_a_step() -> None:
     """And the step is that of the largest weight of the group, but for the rounding of a half."""
-    found = quantize_int8(WEIGHT)
+    found = int8_by_group(WEIGHT)
     largest = np.abs(groups(WEIGHT)).max(axis=-1)
 
     assert found.storage == INT8
@@ -31,7 +31,7 @@ def test_int8_weights_are_within_half_a_step() -> None:
 
 def test_int4_weights_are_nearer_than_from_least_to_largest() -> None:
     """The search leaves at most 0.88 of the squared error that 16 even steps over a group's range leave."""
-    found = quantize_int4(WEIGHT)
+    found = int4_by_group(WEIGHT)
     least, largest = groups(WEIGHT).min(axis=-1, keepdims=True), groups(WEIGHT).max(axis=-1, keepdims=True)
     step = (largest - least) / 15
     plain = np.rint((groups(WEIGHT) - least) / step) * step + least
@@ -50,7 +50,7 @@ def test_int4_weights_on_a_grid_are_found() -> None:
     exact.codes[:, ::32], exact.codes[:, 1::32] = 0, 15
     np.abs(exact.scale, out=exact.scale)
 
-    np.testing.assert_allclose(quantize_int4(exact).dequantize(), exact.dequantize(), atol=2e-3)
+    np.testing.assert_allclose(int4_by_group(exact).dequantize(), exact.dequantize(), atol=2e-3)
 
 
 @pytest.mark.parametrize("quantizer", BOTH)
@@ -68,7 +68,7 @@ def test_codes_and_scales_are_what_the_storage_says(quantizer: Quantizer) -> Non
 def test_groups_do_not_know_their_chunk(quantizer: Quantizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same codes row by row as all at once."""
     whole = quantizer(WEIGHT)
-    monkeypatch.setattr(quantize, "_CHUNK", 1)
+    monkeypatch.setattr(rounding, "CHUNK", 1)
     parts = quantizer(WEIGHT)
 
     for one, other in zip(whole.arrays, parts.arrays, strict=True):

@@ -140,7 +140,7 @@ class Blocks:
 
 
 def to_storage(tensor: Blocks | Array, storage: Storage) -> Blocks | Array:
-    """The same values in `storage`, which must hold them exactly; not to be quantized: that is `models.quant`."""
+    """The same values in `storage`, which must hold them exactly; not to be quantized: that is `models.rounding`."""
     if not isinstance(tensor, Blocks):
         assert not storage.coded, "an array becomes codes only by rounding"
         return _exactly(tensor, storage.dtype)
