@@ -25,13 +25,13 @@ TOKENS = 96
 async def start(name: str, path: Path, cache: Path) -> tuple[EngineClient, float]:
     """An engine on two devices: `one` process, or `ranks`."""
     began = time.monotonic()
-    wish = {"max_slots": 4, "chunk_tokens": 32, "decode_steps": 1, "max_context": 512, "compile_cache": str(cache)}
+    options = {"max_slots": 4, "chunk_tokens": 32, "decode_steps": 1, "max_context": 512, "compile_cache": str(cache)}
     if name == "one":
-        spec = EngineSpec("demo", str(path), devices=(0, 1), tensor_parallel=2, quant="none", **wish)
+        spec = EngineSpec("demo", str(path), devices=(0, 1), tensor_parallel=2, quant="none", **options)
         client = await EngineClient.start(spec, inherited=os.environ)
     else:
         group = Group(rank=0, world=2, secret="bench")
-        spec = EngineSpec("demo", str(path), tensor_parallel=2, quant="none", group=group, **wish)
+        spec = EngineSpec("demo", str(path), tensor_parallel=2, quant="none", group=group, **options)
         client = await EngineClient.start(spec, inherited=os.environ, others=[start_here((0,), os.environ)])
     ready = time.monotonic() - began
     while client.load.programs < client.load.programs_planned or not client.load.programs:  # noqa: ASYNC110 - a bench

@@ -4,8 +4,6 @@
     ├── BadRequest                  400  invalid_request_error  (param)
     │   ├── MalformedJson                malformed_json
     │   ├── InvalidBody                  invalid_request_body
-    │   ├── MissingModel                 missing_model_field
-    │   ├── UnsupportedParameter         unsupported_parameter
     │   ├── Unauthorized            401  invalid_api_key        (challenge)
     │   ├── Forbidden               403  permission_denied
     │   ├── HostNotAllowed          403  host_not_allowed
@@ -83,18 +81,6 @@ class InvalidBody(BadRequest):
     """The body is JSON of the wrong shape."""
 
     code = "invalid_request_body"
-
-
-class MissingModel(BadRequest):
-    """The body names no model."""
-
-    code = "missing_model_field"
-
-
-class UnsupportedParameter(BadRequest):
-    """A parameter that would change the result and that nobody here implements."""
-
-    code = "unsupported_parameter"
 
 
 class Unauthorized(BadRequest):

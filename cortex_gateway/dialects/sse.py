@@ -53,12 +53,6 @@ class SseParser:
             raise SseError(f"an event is larger than {self._cap} bytes")
         return events
 
-    def close(self) -> list[SseEvent]:
-        """End of input: what has no blank line after it is not an event."""
-        self._tail, self._data, self._name = [], [], None
-        self._size = self._data_size = 0
-        return []
-
     def _without_mark(self, chunk: bytes) -> bytes:
         held = self._head + chunk
         if len(held) < len(_BOM) and _BOM.startswith(held):

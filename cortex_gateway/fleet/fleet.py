@@ -235,10 +235,6 @@ class Fleet:
         """It was given back."""
         self._leases.discard(lease)
 
-    def lease_status(self, model: str) -> LoadStatus | None:
-        """How far the load is that an `acquire` of `model` waits for; None where nothing is awaited."""
-        return self._residency.status(self._residency.resolve(model) or model)
-
     async def load(
         self,
         model: str,

@@ -14,8 +14,8 @@ from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.placement import fit
 from cortex_gateway.placement.catalogue import Catalogue
+from cortex_gateway.placement.decisions import Place, Policy, Reject
 from cortex_gateway.placement.load_options import UNSAID, LoadOptions
-from cortex_gateway.placement.route import Place, Policy, Reject
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig, Node
 
 COOLING_SECS = 5.0

@@ -22,6 +22,7 @@ from cortex_gateway.placement import affinity, catalogue, room
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
 from cortex_gateway.placement.circuit import Circuit
+from cortex_gateway.placement.decisions import Decision, Hold, Join, Place, Policy, Recovering, Reject, Serve
 from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus
 
 log = logging.getLogger(__name__)
@@ -345,8 +346,8 @@ class Residency:
 
     def _decide_for(self, line: Sequence[Ticket]) -> None:
         offering = self._memory.offering(line[0], self.hosts.values())
-        policy: routing.Policy | None = None
-        decision: routing.Decision | None = None
+        policy: Policy | None = None
+        decision: Decision | None = None
         for ticket in line:
             before, policy = policy, self._memory.policy(ticket, self._now, offering)
             if policy is not before or self._picture is None:
@@ -355,22 +356,22 @@ class Residency:
             self._obey(ticket, decision)
             self._report(ticket)
 
-    def _decide(self, ticket: Ticket, policy: routing.Policy) -> routing.Decision:
+    def _decide(self, ticket: Ticket, policy: Policy) -> Decision:
         self.decisions += 1
         self._picture = self._picture or self.snapshot()
         model = self._memory.asked(ticket, self.hosts.values())
         return routing.route(model, self._picture, policy, self._considered)
 
-    def _obey(self, ticket: Ticket, decision: routing.Decision) -> None:
+    def _obey(self, ticket: Ticket, decision: Decision) -> None:
         match decision:
-            case routing.Serve():
+            case Serve():
                 self._granted(ticket, decision.node)
-            case routing.Recovering() if ticket.kind == "serve":
+            case Recovering() if ticket.kind == "serve":
                 message = f"{ticket.model} is recovering on {decision.node}."
                 self._refuse(ticket, errors.ModelRecovering(message))
-            case routing.Place():
+            case Place():
                 self._start(ticket, decision)
-            case routing.Reject():
+            case Reject():
                 grouped = len(self._memory.asked(ticket, self.hosts.values()).hosts) > 1
                 self._refuse(ticket, self._memory.refusal(ticket, decision, self._now, grouped=grouped))
             case _:
@@ -388,7 +389,7 @@ class Residency:
         grant = m.Grant(ticket=ticket.number, node=node, model=ticket.model, cold=ticket.cold, trial=trial)
         self._jobs.out.append(grant)
 
-    def _start(self, ticket: Ticket, place: routing.Place) -> None:
+    def _start(self, ticket: Ticket, place: Place) -> None:
         self._picture = None
         ticket.cold = True
         model = self._memory.asked(ticket, self.hosts.values())
@@ -462,7 +463,7 @@ class Residency:
         policy = evolve(self._memory.policy(ticket, self._now), only=(host.name,))
         model = self._memory.asked(ticket, self.hosts.values())
         decision = routing.place(model, room.without(self.snapshot(), ticket.model, host.name), policy)
-        if not isinstance(decision, routing.Place):
+        if not isinstance(decision, Place):
             self._obey(ticket, decision)
             return
         self._picture, ticket.reloading = None, host.name
@@ -486,9 +487,9 @@ class Residency:
             del self.tickets[ticket.number]
             return
         decision = self._decide(ticket, self._memory.policy(ticket, self._now))
-        if isinstance(decision, routing.Place) and decision.costs_nothing:
+        if isinstance(decision, Place) and decision.costs_nothing:
             self._start(ticket, decision)
-        if not isinstance(decision, routing.Hold | routing.Join) and self._now >= ticket.since + RETURN_SECS:
+        if not isinstance(decision, Hold | Join) and self._now >= ticket.since + RETURN_SECS:
             del self.tickets[ticket.number]
 
     def _holders(self, ticket: Ticket) -> list[Host]:

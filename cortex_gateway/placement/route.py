@@ -9,7 +9,6 @@ from cortex_gateway.placement.decisions import (
     Decision,
     Hold,
     Join,
-    Lender,
     Obstacle,
     Place,
     Policy,
@@ -18,28 +17,8 @@ from cortex_gateway.placement.decisions import (
     Serve,
     Why,
 )
-from cortex_gateway.placement.room import consider, residents
+from cortex_gateway.placement.room import consider
 from cortex_gateway.placement.snapshot import FleetSnapshot, ModelConfig, ModelLoad, Node
-
-__all__ = [
-    "Candidate",
-    "Considered",
-    "Decision",
-    "Hold",
-    "Join",
-    "Lender",
-    "Obstacle",
-    "Place",
-    "Policy",
-    "Recovering",
-    "Reject",
-    "Serve",
-    "consider",
-    "least_wait",
-    "place",
-    "residents",
-    "route",
-]
 
 
 @frozen

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Event, Grown, Job
-from neuron_jax.daemon.schema import Wish
+from neuron_jax.daemon.schema import SamplingParams
 from neuron_jax.daemon.wire_common import envelope, token_text, usage
 from neuron_jax.text.pieces import Piece, Reasoning, Text, ToolArguments, ToolEnd, ToolStart
 
@@ -14,9 +14,9 @@ CHUNK = "chat.completion.chunk"
 class ChatStream:
     """Feed it events; every chunk it gives is one `data:` line."""
 
-    def __init__(self, job: Job, wish: Wish) -> None:
+    def __init__(self, job: Job, params: SamplingParams) -> None:
         self._job = job
-        self._wish = wish
+        self._params = params
         # Tokens whose text is still held back: their log-probabilities go out with the next chunk of their choice.
         self._pending: list[list[Chosen]] = [[] for _ in job.prompts]
 
@@ -35,7 +35,7 @@ class ChatStream:
 
     def close(self) -> list[dict[str, Any]]:
         """The chunk after the last choice ended: usage, where it was asked for."""
-        return [envelope(self._job, self._wish, CHUNK, [])] if self._wish.include_usage else []
+        return [envelope(self._job, self._params, CHUNK, [])] if self._params.include_usage else []
 
     def _chunk(
         self, index: int, delta: dict[str, Any], *, finish: str | None = None, stop: str | int | None = None
@@ -46,7 +46,7 @@ class ChatStream:
             self._pending[index] = []
         if finish is not None:
             choice["stop_reason"] = stop
-        return envelope(self._job, self._wish, CHUNK, [choice])
+        return envelope(self._job, self._params, CHUNK, [choice])
 
 
 class ChatAnswer:
@@ -64,9 +64,9 @@ class ChatAnswer:
             case Ended(index, finish, stop):
                 self._choices[index].finish, self._choices[index].stop = finish, stop
 
-    def body(self, wish: Wish) -> dict[str, Any]:
+    def body(self, params: SamplingParams) -> dict[str, Any]:
         """The answer."""
-        wanted = wish.logprobs is not None
+        wanted = params.logprobs is not None
         return {
             "id": self._job.id,
             "object": "chat.completion",

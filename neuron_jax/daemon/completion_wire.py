@@ -5,7 +5,7 @@ from collections.abc import Container, Sequence
 from typing import Any
 
 from neuron_jax.daemon.generation import Chosen, Ended, Event, Grown, Job
-from neuron_jax.daemon.schema import Wish
+from neuron_jax.daemon.schema import SamplingParams
 from neuron_jax.daemon.wire_common import envelope, usage
 from neuron_jax.text.pieces import Piece, Text
 
@@ -15,9 +15,9 @@ OBJECT = "text_completion"
 class CompletionStream:
     """Feed it events; every chunk it gives is one `data:` line."""
 
-    def __init__(self, job: Job, wish: Wish) -> None:
+    def __init__(self, job: Job, params: SamplingParams) -> None:
         self._job = job
-        self._wish = wish
+        self._params = params
         self._logprobs = [_Logprobs(job) for _ in job.prompts]
 
     def feed(self, event: Event) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ class CompletionStream:
 
     def close(self) -> list[dict[str, Any]]:
         """The chunk after the last choice ended: usage, where it was asked for."""
-        return [envelope(self._job, self._wish, OBJECT, [])] if self._wish.include_usage else []
+        return [envelope(self._job, self._params, OBJECT, [])] if self._params.include_usage else []
 
     def _chunk(
         self, index: int, text: str, *, finish: str | None = None, stop: str | int | None = None
@@ -46,7 +46,7 @@ class CompletionStream:
         }
         if finish is not None:
             choice["stop_reason"] = stop
-        return envelope(self._job, self._wish, OBJECT, [choice])
+        return envelope(self._job, self._params, OBJECT, [choice])
 
 
 class CompletionAnswer:
@@ -67,13 +67,13 @@ class CompletionAnswer:
             case Ended(index):
                 self._ends[index] = event
 
-    def body(self, wish: Wish) -> dict[str, Any]:
+    def body(self, params: SamplingParams) -> dict[str, Any]:
         """The answer."""
         return {
             "id": self._job.id,
             "object": OBJECT,
             "created": self._job.created,
-            "model": wish.model,
+            "model": params.model,
             "choices": [self._choice(index) for index in range(len(self._texts))],
             "usage": usage(self._job),
         }

@@ -16,7 +16,7 @@ from attrs import define, frozen
 from neuron_jax.config import ModelSpec
 from neuron_jax.daemon.news import News
 from neuron_jax.daemon.returning import Leaving, last_seen, missing
-from neuron_jax.daemon.shares import Grant, Memory, Picture, Wish, grant, waits
+from neuron_jax.daemon.shares import Grant, Memory, MemoryRequest, Picture, grant, waits
 from neuron_jax.errors import LoadError
 from neuron_jax.hardware.cpu import MIB, read_private
 from neuron_jax.hardware.records import DeviceLoad, Hardware, Process
@@ -130,20 +130,20 @@ class Devices:
             usable=CUDA_SHARE if cuda else 1.0,
         )
 
-    async def place(self, wish: Wish) -> Grant:
+    async def place(self, request: MemoryRequest) -> Grant:
         """Grants an engine its share, after those that still decide what they leave, and out of what those that have ended
         give back. Raises LoadError."""
         while True:
             await self.look(fresh=True)
-            if waits(wish, self.picture(), self._grants.values()):
+            if waits(request, self.picture(), self._grants.values()):
                 await self._news.wait()
                 continue
-            lost = [index for index in wish.devices if index not in self.picture().memories]
+            lost = [index for index in request.devices if index not in self.picture().memories]
             if lost:
                 raise LoadError("device_lost", f"devices {lost} do not answer any more")
-            given = self._granted(wish)
+            given = self._granted(request)
             if given is not None:
-                self._grants[wish.holder] = given
+                self._grants[request.holder] = given
                 return given
             await asyncio.sleep(self._patience.poll)
 
@@ -195,19 +195,19 @@ class Devices:
         self._lost = {**self._lost, **{index: Lost(reason, index in seen) for index in blamed}}
         _log.error("devices %s are lost: %s", blamed, reason)
 
-    def _granted(self, wish: Wish) -> Grant | None:
-        """What `wish` gets; None while more of it is coming back. Raises LoadError."""
-        coming = [one for one in tuple(self._gone) if self._still_missing(one) and self._is_near(wish, one)]
+    def _granted(self, request: MemoryRequest) -> Grant | None:
+        """What `request` gets; None while more of it is coming back. Raises LoadError."""
+        coming = [one for one in tuple(self._gone) if self._still_missing(one) and self._is_near(request, one)]
         try:
-            given = grant(wish, self.picture(), self._grants.values())
+            given = grant(request, self.picture(), self._grants.values())
         except LoadError:
             if not coming:
                 raise
             return None
-        return None if coming and not wish.mb else given  # of all there is it would get too little
+        return None if coming and not request.mb else given  # of all there is it would get too little
 
-    def _is_near(self, wish: Wish, holder: str) -> bool:
-        return self.platform == "cpu" or bool(set(wish.devices) & set(self._gone[holder].leaving.used))
+    def _is_near(self, request: MemoryRequest, holder: str) -> bool:
+        return self.platform == "cpu" or bool(set(request.devices) & set(self._gone[holder].leaving.used))
 
     def _remember(self) -> None:
         """What each engine is seen to use: when it has ended it is too late to ask."""

@@ -19,7 +19,7 @@ from neuron_jax.daemon.door import knows
 from neuron_jax.daemon.fields import decode_object
 from neuron_jax.daemon.launch import TOTAL_ROW, row_mb
 from neuron_jax.daemon.problems import Problem, forbidden, invalid_body, shutting_down
-from neuron_jax.daemon.shares import Wish
+from neuron_jax.daemon.shares import MemoryRequest
 from neuron_jax.daemon.wire_common import HEARTBEAT_LINE, sse
 from neuron_jax.errors import ConfigError, LoadError
 from neuron_jax.workers.frames import EngineSpec
@@ -110,7 +110,7 @@ class Lender:
         """The rank's process, in a share of its own: `memory_mb` on each device, or what is left. Raises Problem."""
         holder = _holder(spec)
         try:
-            given = await self._devices.place(Wish(holder, spec.model_id, spec.devices, memory_mb))
+            given = await self._devices.place(MemoryRequest(holder, spec.model_id, spec.devices, memory_mb))
         except LoadError as error:
             raise Problem(422, error.kind, error.message) from error
         try:

@@ -11,7 +11,7 @@ from attrs import frozen
 from neuron_jax.daemon.generation import Job
 from neuron_jax.daemon.model_text import Encoded, ModelText, Render
 from neuron_jax.daemon.problems import context_too_long, invalid_body
-from neuron_jax.daemon.schema import ChatRequest, CompletionRequest, Wish
+from neuron_jax.daemon.schema import ChatRequest, CompletionRequest, SamplingParams
 from neuron_jax.text.errors import TooManyTokensError, UncutTextError
 from neuron_jax.text.prompt import Rendered
 from neuron_jax.workers.engine_client import Prompt
@@ -42,7 +42,7 @@ def chat_job(request: ChatRequest, prompt: Rendered, text: ModelText, outside: O
     """Raises Problem when a token is unknown, or the prompt leaves no room for an answer."""
     with fitting("messages", outside.max_context):
         encoded = text.encode_chat(prompt, tools=bool(request.chat.tools), most=outside.max_context - 1)
-    return _job(request.wish, text, [attrs.evolve(encoded, one_call=request.one_call)], outside)
+    return _job(request.params, text, [attrs.evolve(encoded, one_call=request.one_call)], outside)
 
 
 def completion_job(request: CompletionRequest, text: ModelText, outside: Outside) -> Job:
@@ -57,7 +57,7 @@ def completion_job(request: CompletionRequest, text: ModelText, outside: Outside
         left -= len(encoded[-1].ids)
         if left < 0:
             raise invalid_body("prompt", f"prompt: more than {MAX_PROMPT_TOKENS} tokens in one request.")
-    return _job(request.wish, text, encoded, outside)
+    return _job(request.params, text, encoded, outside)
 
 
 @contextmanager
@@ -71,19 +71,19 @@ def fitting(name: str, limit: int) -> Iterator[None]:
         raise invalid_body(name, f"{name}: {error}.") from error
 
 
-def _job(wish: Wish, text: ModelText, encoded: Sequence[Encoded], outside: Outside) -> Job:
-    text.check_ids("stop_token_ids", wish.stop_token_ids)
-    text.check_ids("logit_bias", tuple(wish.logit_bias))
-    choices = [item for item in encoded for _ in range(wish.n)]
-    base = sampling(wish, text.advice, outside.seed)
+def _job(params: SamplingParams, text: ModelText, encoded: Sequence[Encoded], outside: Outside) -> Job:
+    text.check_ids("stop_token_ids", params.stop_token_ids)
+    text.check_ids("logit_bias", tuple(params.logit_bias))
+    choices = [item for item in encoded for _ in range(params.n)]
+    base = sampling(params, text.advice, outside.seed)
     return Job(
         id=outside.id,
-        model=wish.model,
+        model=params.model,
         created=outside.created,
         text=text,
         prompts=[
             _prompt(
-                wish,
+                params,
                 item,
                 eos_ids=text.description.eos_ids,
                 drawn=_reseeded(base, index),
@@ -92,38 +92,40 @@ def _job(wish: Wish, text: ModelText, encoded: Sequence[Encoded], outside: Outsi
             for index, item in enumerate(choices)
         ],
         encoded=choices,
-        stops=wish.stops,
-        stop_token_ids=frozenset(wish.stop_token_ids) - frozenset(text.description.eos_ids),
-        min_tokens=wish.min_tokens,
+        stops=params.stops,
+        stop_token_ids=frozenset(params.stop_token_ids) - frozenset(text.description.eos_ids),
+        min_tokens=params.min_tokens,
         prompt_tokens=sum(len(item.ids) for item in encoded),
     )
 
 
-def _prompt(wish: Wish, encoded: Encoded, *, eos_ids: Sequence[int], drawn: Sampling, max_context: int) -> Prompt:
+def _prompt(
+    params: SamplingParams, encoded: Encoded, *, eos_ids: Sequence[int], drawn: Sampling, max_context: int
+) -> Prompt:
     left = max_context - len(encoded.ids)
-    if wish.min_tokens > left:
+    if params.min_tokens > left:
         raise invalid_body(
-            "min_tokens", f"min_tokens is {wish.min_tokens}, and the context has room for {left} tokens."
+            "min_tokens", f"min_tokens is {params.min_tokens}, and the context has room for {left} tokens."
         )
-    eos = () if wish.ignore_eos else eos_ids
-    stop_ids = tuple(dict.fromkeys((*eos, *wish.stop_token_ids)))
+    eos = () if params.ignore_eos else eos_ids
+    stop_ids = tuple(dict.fromkeys((*eos, *params.stop_token_ids)))
     return Prompt(
         ids=encoded.ids,
         sampling=drawn,
-        max_tokens=left if wish.max_tokens is None else min(wish.max_tokens, left),
-        min_tokens=wish.min_tokens,
+        max_tokens=left if params.max_tokens is None else min(params.max_tokens, left),
+        min_tokens=params.min_tokens,
         stop_ids=stop_ids,
-        ignore_eos=wish.ignore_eos and not stop_ids,
+        ignore_eos=params.ignore_eos and not stop_ids,
     )
 
 
-def sampling(wish: Wish, advice: Mapping[str, Any], seed: int) -> Sampling:
+def sampling(params: SamplingParams, advice: Mapping[str, Any], seed: int) -> Sampling:
     """Request, then what the model's authors advise, then neutral; a drawn `seed` where the client gave none."""
     return Sampling(
-        **{**advice, **wish.sampling},
-        seed=seed if wish.seed is None else wish.seed,
-        logit_bias=dict(wish.logit_bias),
-        logprobs=wish.logprobs,
+        **{**advice, **params.sampling},
+        seed=seed if params.seed is None else params.seed,
+        logit_bias=dict(params.logit_bias),
+        logprobs=params.logprobs,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from attrs import frozen
 
 from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW, row_mb, shrunk
-from neuron_jax.daemon.shares import Grant, Shortage, Wish
+from neuron_jax.daemon.shares import Grant, MemoryRequest, Shortage
 from neuron_jax.daemon.tally import counters, total
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.engine_client import EngineClient
@@ -25,7 +25,7 @@ _log = logging.getLogger("neuron.lifecycle")
 class Shares(Protocol):
     """Who grants memory; `daemon.devices.Devices` does."""
 
-    async def place(self, wish: Wish) -> Grant: ...
+    async def place(self, request: MemoryRequest) -> Grant: ...
 
     def settle(self, holder: str, pids: Sequence[int], planned_mb: int) -> Grant: ...
 
@@ -123,7 +123,9 @@ class Replica:
     async def _start(self) -> EngineClient:
         place, shares = self._place, self._place.shares
         self.devices = place.elsewhere(self.devices)
-        given = await self._granted(Wish(place.holder, place.model, self.devices, place.memory_mb, place.sharers))
+        given = await self._granted(
+            MemoryRequest(place.holder, place.model, self.devices, place.memory_mb, place.sharers)
+        )
         spec, self._note = shrunk(place.spec(self.devices, given.mb), self._pool_mb, self.state.shrinks)
         try:
             client = await place.start(spec, self._hear)
@@ -135,10 +137,10 @@ class Replica:
         self._held = shares.settle(place.holder, client.pids, row_mb(rows, TOTAL_ROW))
         return client
 
-    async def _granted(self, wish: Wish) -> Grant:
+    async def _granted(self, request: MemoryRequest) -> Grant:
         """A share. That there is none is final for a first start; later it may come back, so the restart is tried again."""
         try:
-            return await self._place.shares.place(wish)
+            return await self._place.shares.place(request)
         except LoadError as error:
             if self.state.phase is Phase.RECOVERING and error.kind == "does_not_fit":
                 raise LoadError("insufficient_vram", error.message, error.extras) from error

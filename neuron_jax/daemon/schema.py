@@ -28,7 +28,7 @@ MAX_ALTERNATIVES = 20
 INT64 = 2**63
 MAX_TOKEN = 2**31 - 1
 MAX_TOKENS = 2**40
-"""Above any context; a larger max_tokens is a mistake and not a wish."""
+"""Above any context; a larger max_tokens is a mistake."""
 
 
 def _only(*harmless: Any) -> Callable[[Any], bool]:
@@ -85,7 +85,7 @@ class Turn(Enum):
 
 
 @frozen
-class Wish:
+class SamplingParams:
     """What a client asks of generation itself, the same for both routes. None = not said."""
 
     model: str
@@ -108,27 +108,27 @@ class Wish:
 class ChatRequest:
     """POST /v1/chat/completions; messages and tools are as sent, checked."""
 
-    wish: Wish
+    params: SamplingParams
     chat: Chat
     one_call: bool = False
 
     @property
     def answers(self) -> int:
         """How many run side by side."""
-        return self.wish.n
+        return self.params.n
 
 
 @frozen
 class CompletionRequest:
     """POST /v1/completions; each prompt is text or ids."""
 
-    wish: Wish
+    params: SamplingParams
     prompts: Sequence[str | list[int]]
 
     @property
     def answers(self) -> int:
         """How many run side by side."""
-        return len(self.prompts) * self.wish.n
+        return len(self.prompts) * self.params.n
 
 
 @frozen
@@ -146,7 +146,7 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
     model = read_model(fields)
     _refuse_unsupported(fields)
     return ChatRequest(
-        wish=_read_wish(fields, model, _chat_logprobs(fields)),
+        params=_read_params(fields, model, _chat_logprobs(fields)),
         chat=_chat(fields, _chosen_tools),
         one_call=not fields.flag("parallel_tool_calls", absent=True),
     )
@@ -158,8 +158,8 @@ def read_completion(body: Mapping[str, Any]) -> CompletionRequest:
     model = read_model(fields)
     _refuse_unsupported(fields)
     prompts = _prompts(fields)
-    wish = _read_wish(fields, model, fields.integer("logprobs", 0, MAX_ALTERNATIVES))
-    request = CompletionRequest(wish, prompts)
+    params = _read_params(fields, model, fields.integer("logprobs", 0, MAX_ALTERNATIVES))
+    request = CompletionRequest(params, prompts)
     if request.answers > MAX_PROMPTS:
         raise fields.wrong("prompt", f"at most {MAX_PROMPTS} answers in one request, prompts times n")
     return request
@@ -312,11 +312,11 @@ def _refuse_unsupported(fields: Fields) -> None:
             raise unsupported(name, f"{name} is not supported by this server; leave it out.")
 
 
-def _read_wish(fields: Fields, model: str, logprobs: int | None) -> Wish:
+def _read_params(fields: Fields, model: str, logprobs: int | None) -> SamplingParams:
     options = fields.object("stream_options") or Fields({})
     most = fields.integer("max_completion_tokens", 1, MAX_TOKENS)
     seed = fields.integer("seed", -INT64, 2 * INT64 - 1)
-    wish = Wish(
+    params = SamplingParams(
         model=model,
         stream=fields.flag("stream"),
         include_usage=options.flag("include_usage"),
@@ -332,9 +332,9 @@ def _read_wish(fields: Fields, model: str, logprobs: int | None) -> Wish:
         n=fields.integer("n", 1, MAX_CHOICES) or 1,
         logprobs=logprobs,
     )
-    if wish.max_tokens is not None and wish.min_tokens > wish.max_tokens:
-        raise fields.wrong("min_tokens", f"at most max_tokens, which is {wish.max_tokens}")
-    return wish
+    if params.max_tokens is not None and params.min_tokens > params.max_tokens:
+        raise fields.wrong("min_tokens", f"at most max_tokens, which is {params.max_tokens}")
+    return params
 
 
 def read_sampling(fields: Fields) -> dict[str, float | int]:

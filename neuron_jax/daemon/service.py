@@ -27,7 +27,7 @@ from neuron_jax.daemon.prepare import Outside, chat_job, completion_job, fitting
 from neuron_jax.daemon.problems import Problem, internal, recovering
 from neuron_jax.daemon.resident import Resident
 from neuron_jax.daemon.responses import primed, whole_answer
-from neuron_jax.daemon.schema import TokenizeRequest, Wish, read_chat, read_completion, read_tokenize
+from neuron_jax.daemon.schema import SamplingParams, TokenizeRequest, read_chat, read_completion, read_tokenize
 from neuron_jax.daemon.wire_common import DONE_LINE, HEARTBEAT_LINE, sse, sse_problem, usage_line
 from neuron_jax.errors import EngineDied
 
@@ -70,7 +70,7 @@ class AnswerEncoder(Protocol):
 
     def feed(self, event: Event) -> None: ...
 
-    def body(self, wish: Wish) -> dict[str, Any]: ...
+    def body(self, params: SamplingParams) -> dict[str, Any]: ...
 
 
 Ask = Request[Any, Any, Any]
@@ -83,7 +83,7 @@ class Route:
     prefix: str  # of the answer's id
     read: Callable[[dict[str, Any]], Any]
     job: Callable[[Neuron, "Asked"], Awaitable[Job]]
-    stream: Callable[[Job, Wish], StreamEncoder]
+    stream: Callable[[Job, SamplingParams], StreamEncoder]
     answer: Callable[[Job], AnswerEncoder]
 
 
@@ -98,10 +98,10 @@ class Asked:
     watch: Observation
 
     @property
-    def wish(self) -> Wish:
+    def params(self) -> SamplingParams:
         """What it asks of generation."""
-        wish: Wish = self.wanted.wish
-        return wish
+        params: SamplingParams = self.wanted.params
+        return params
 
     def outside(self) -> Outside:
         """What its job needs from outside."""
@@ -131,9 +131,9 @@ async def complete(neuron: Neuron, request: Ask, route: Route) -> Response[Any]:
     """POST /v1/chat/completions and /v1/completions, from body to answer."""
     began = time.monotonic()
     wanted, size = await _read(neuron, request, route.read)
-    resident = neuron.lifecycle.serving(wanted.wish.model)
+    resident = neuron.lifecycle.serving(wanted.params.model)
     asked = Asked(wanted, size, resident, route, neuron.metrics.begin(resident.id, began))
-    if asked.wish.stream:
+    if asked.params.stream:
         return await primed(stream_chunks(neuron, asked))
     return await whole_answer(request, collected(neuron, asked))
 
@@ -187,7 +187,7 @@ async def stream_chunks(neuron: Neuron, asked: Asked) -> AsyncGenerator[bytes, N
 
 
 async def _chunks(asked: Asked, job: Job, ticket: Ticket) -> AsyncGenerator[bytes, None]:
-    encoder = asked.route.stream(job, asked.wish)
+    encoder = asked.route.stream(job, asked.params)
     begun, told, outcome, last = False, False, "cancelled", time.monotonic()
     try:
         async with aclosing(generate(asked.resident, job, ticket)) as events:
@@ -229,7 +229,7 @@ async def _collect(asked: Asked, job: Job, ticket: Ticket) -> dict[str, Any]:
                     answer = asked.route.answer(job)
                 answer.feed(event)
         outcome = "ok"
-        return answer.body(asked.wish)
+        return answer.body(asked.params)
     except Exception as error:
         problem = as_problem(asked.resident.id, error)
         outcome = outcome_of(problem)

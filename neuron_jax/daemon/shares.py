@@ -36,7 +36,7 @@ class Grant:
 
 
 @frozen
-class Wish:
+class MemoryRequest:
     """What an engine asks for on each of `devices`; `mb` 0 = all that is left, shared with as many as `sharers` say.
 
     `sharers`: engines of the model that have the same memory and come one after the other, this one among them.
@@ -80,29 +80,29 @@ class Shortage:
     required: int
 
 
-def grant(wish: Wish, picture: Picture, grants: Iterable[Grant]) -> Grant:
-    """What `wish` gets beside `grants`. Raises LoadError does_not_fit, with a table of who has what."""
-    others = [one for one in grants if one.holder != wish.holder]
-    device = min(wish.devices, key=lambda index: left(index, picture, others))
-    share = left(device, picture, others) // _copies(wish.devices, picture)
-    if wish.mb > share:
-        raise _refusal(wish, device, share, picture, others)
-    if wish.mb:
-        return Grant(wish.holder, wish.model, wish.devices, wish.mb, settled=True)
-    siblings = sum(one.model == wish.model and _same_memory(one, wish, picture) for one in others)
-    all_left = int(share * picture.usable) // max(1, wish.sharers - siblings)
+def grant(request: MemoryRequest, picture: Picture, grants: Iterable[Grant]) -> Grant:
+    """What `request` gets beside `grants`. Raises LoadError does_not_fit, with a table of who has what."""
+    others = [one for one in grants if one.holder != request.holder]
+    device = min(request.devices, key=lambda index: left(index, picture, others))
+    share = left(device, picture, others) // _copies(request.devices, picture)
+    if request.mb > share:
+        raise _refusal(request, device, share, picture, others)
+    if request.mb:
+        return Grant(request.holder, request.model, request.devices, request.mb, settled=True)
+    siblings = sum(one.model == request.model and _same_memory(one, request, picture) for one in others)
+    all_left = int(share * picture.usable) // max(1, request.sharers - siblings)
     if all_left < 1:
-        raise _refusal(wish, device, share, picture, others)
-    return Grant(wish.holder, wish.model, wish.devices, all_left, settled=False)
+        raise _refusal(request, device, share, picture, others)
+    return Grant(request.holder, request.model, request.devices, all_left, settled=False)
 
 
-def waits(wish: Wish, picture: Picture, grants: Iterable[Grant]) -> bool:
+def waits(request: MemoryRequest, picture: Picture, grants: Iterable[Grant]) -> bool:
     """True while another model's engine holds all there was of the same memory, and has not said what it leaves."""
     held = {one.holder: one for one in grants}
-    if wish.holder in held:  # it starts again in what it has
+    if request.holder in held:  # it starts again in what it has
         return False
     return any(
-        not one.settled and one.model != wish.model and _same_memory(one, wish, picture) for one in held.values()
+        not one.settled and one.model != request.model and _same_memory(one, request, picture) for one in held.values()
     )
 
 
@@ -175,31 +175,31 @@ def used_of(grant: Grant, device: int, picture: Picture) -> int | None:
     return sum(found) if found else None
 
 
-def _same_memory(grant: Grant, wish: Wish, picture: Picture) -> bool:
-    return picture.shared or bool(set(grant.devices) & set(wish.devices))
+def _same_memory(grant: Grant, request: MemoryRequest, picture: Picture) -> bool:
+    return picture.shared or bool(set(grant.devices) & set(request.devices))
 
 
-def _refusal(wish: Wish, device: int, share: int, picture: Picture, others: Sequence[Grant]) -> LoadError:
-    copies = _copies(wish.devices, picture)
+def _refusal(request: MemoryRequest, device: int, share: int, picture: Picture, others: Sequence[Grant]) -> LoadError:
+    copies = _copies(request.devices, picture)
     holders = {one.holder: mb for one in others if (mb := _weight(one, device, picture))}
     rows = {**holders, "other programs": foreign(device, picture, others), "kept free": picture.floor}
     table = ", ".join(f"{what} {mb} MiB" for what, mb in rows.items() if mb)
-    asked = f"{wish.mb * copies} MiB" if wish.mb else "a share"
+    asked = f"{request.mb * copies} MiB" if request.mb else "a share"
     what = "the host's memory" if picture.shared else f"device {device}"
     message = (
-        f"{wish.holder} asks for {asked} of {what}, which has {picture.memories[device].total} MiB: {table}. "
-        + _suggestion(wish, share, copies, holders)
+        f"{request.holder} asks for {asked} of {what}, which has {picture.memories[device].total} MiB: {table}. "
+        + _suggestion(request, share, copies, holders)
     )
     plan = [{"what": what, "bytes": mb << 20} for what, mb in rows.items() if mb]
-    required = {"required_mb": wish.mb * len(wish.devices)} if wish.mb else {}
+    required = {"required_mb": request.mb * len(request.devices)} if request.mb else {}
     return LoadError("does_not_fit", message, {"plan": plan, "free_mb": max(0, share * copies), **required})
 
 
-def _suggestion(wish: Wish, share: int, copies: int, holders: Mapping[str, int]) -> str:
+def _suggestion(request: MemoryRequest, share: int, copies: int, holders: Mapping[str, int]) -> str:
     """The smallest change with which it fits: a smaller share, else the smallest engine that has to go, else more memory."""
-    if wish.mb and share >= WORTH_IT:
+    if request.mb and share >= WORTH_IT:
         return f"memory_mb = {share} fits"
-    missing = (max(wish.mb, WORTH_IT) - share) * copies
+    missing = (max(request.mb, WORTH_IT) - share) * copies
     enough = [(mb, holder) for holder, mb in holders.items() if mb >= missing]
     if enough:
         return f"It fits when {min(enough)[1]} is unloaded"

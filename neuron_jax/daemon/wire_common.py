@@ -6,7 +6,7 @@ import msgspec
 
 from neuron_jax.daemon.generation import Job
 from neuron_jax.daemon.problems import Problem
-from neuron_jax.daemon.schema import Wish
+from neuron_jax.daemon.schema import SamplingParams
 
 HEARTBEAT_LINE = b": keep-alive\n\n"
 DONE_LINE = b"data: [DONE]\n\n"
@@ -42,7 +42,7 @@ def usage_line(job: Job) -> bytes:
     return b": usage " + _json.encode(usage(job)) + b"\n\n"
 
 
-def envelope(job: Job, wish: Wish, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+def envelope(job: Job, params: SamplingParams, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
     """One chunk: the stream's head, `choices`, and usage where it was asked for."""
     chunk: dict[str, Any] = {
         "id": job.id,
@@ -51,9 +51,9 @@ def envelope(job: Job, wish: Wish, kind: str, choices: list[dict[str, Any]]) -> 
         "model": job.model,
         "choices": choices,
     }
-    if wish.continuous_usage:
+    if params.continuous_usage:
         chunk["usage"] = usage(job)
-    elif wish.include_usage:
+    elif params.include_usage:
         chunk["usage"] = None if choices else usage(job)
     return chunk
 

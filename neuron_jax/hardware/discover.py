@@ -16,8 +16,6 @@ from neuron_jax.hardware import cpu
 from neuron_jax.hardware.nvml import DriverVersions, Nvml, NvmlUnavailableError
 from neuron_jax.hardware.records import Device, DeviceLoad, Hardware
 
-__all__ = ["Device", "DeviceLoad", "Hardware", "Sampler", "discover", "has_cuda_plugin"]
-
 CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 

@@ -108,7 +108,7 @@ class Chat:
                 wire.feed(event)
         for event in choice.feed(Output(1, [tokens[-1]], finish="stop")):
             wire.feed(event)
-        self.body["messages"].append(self.client(wire.body(read_chat(self.body).wish)))
+        self.body["messages"].append(self.client(wire.body(read_chat(self.body).params)))
         self.said.append(len(ids))
         self.held = [*ids, *tokens]
 

@@ -44,13 +44,13 @@ def test_a_waiting_request_is_served_once_its_model_is_loaded() -> None:
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
         waiting = [asyncio.create_task(fleet.acquire("best", asked(str(number)))) for number in range(3)]
-        await until(lambda: fleet.lease_status("best") == LoadStatus(phase="weights", done=1, total=4, unit="bytes"))
+        await until(lambda: fleet._residency.status("m") == LoadStatus(phase="weights", done=1, total=4, unit="bytes"))
         gate.set()
         leases = await asyncio.gather(*waiting)
 
         assert all(lease.cold and lease.node == "a" and lease.model == "m" for lease in leases)
         assert host.done == ["load m"]
-        assert fleet.lease_status("best") is None
+        assert fleet._residency.status("m") is None
 
     run({"a": host}, use, aliases={"best": "m"})
 
@@ -102,7 +102,7 @@ def test_a_model_in_use_leaves_only_when_its_last_request_has_ended() -> None:
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
         lease = await fleet.acquire("n", asked("1"))
         waiting = asyncio.create_task(fleet.acquire("m", asked("2")))
-        await until(lambda: fleet.lease_status("m") == LoadStatus(phase="queued"))
+        await until(lambda: fleet._residency.status("m") == LoadStatus(phase="queued"))
         assert host.done == []
         lease.release()
 
@@ -357,7 +357,7 @@ def test_when_a_node_is_lost_in_a_load_the_other_one_takes_over() -> None:
         hosts["b"].gates["m"].set()
 
         assert (await waiting).node == "b"
-        assert fleet.lease_status("m") is None
+        assert fleet._residency.status("m") is None
 
     run(hosts, use)
 

@@ -18,6 +18,7 @@ from cortex_gateway.fleet.host import Lend
 from cortex_gateway.fleet.residency import Residency
 from cortex_gateway.placement import fit, room
 from cortex_gateway.placement import route as routing
+from cortex_gateway.placement.decisions import Hold, Join, Policy
 from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig
 from tests.fakes.contexts import asked
@@ -304,7 +305,7 @@ class Fleet(RuleBasedStateMachine):
 
     def _memory_is_not_negative(self) -> None:
         for node in self.residency.snapshot().nodes:
-            policy = routing.Policy(catalogue=self.residency.catalogue)
+            policy = Policy(catalogue=self.residency.catalogue)
             assert all(one.size_mb >= 0 for one in room.residents(node, policy))
             assert all(replica.pending >= 0 and replica.others >= 0 for replica in node.replicas)
             assert fit.free_mb(node) >= 0
@@ -318,7 +319,7 @@ class Fleet(RuleBasedStateMachine):
             policy = self.residency._memory.policy(ticket, self.now, offering)
             model = self.residency._memory.asked(ticket, self.residency.hosts.values())
             decision = routing.route(model, snapshot, policy)
-            assert isinstance(decision, routing.Hold | routing.Join), (ticket, decision)
+            assert isinstance(decision, Hold | Join), (ticket, decision)
 
     def _it_wakes_in_time_to_come(self) -> None:
         wake = self.residency.next_wake()

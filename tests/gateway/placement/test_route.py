@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from cortex_gateway.placement import room
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
-from cortex_gateway.placement.route import Hold, Join, Place, Policy, Recovering, Reject, Serve
+from cortex_gateway.placement.decisions import Decision, Hold, Join, Place, Policy, Recovering, Reject, Serve
 from cortex_gateway.placement.snapshot import Device, FleetSnapshot, ModelConfig, ModelLoad, Node, Replica
 
 M = ModelConfig(id="m", vram_mb=4000)
@@ -21,7 +22,7 @@ def replica(model: str = "m", status: Any = "loaded", **more: Any) -> Replica:
     return Replica(model=model, status=status, devices=(0,), **more)
 
 
-def decide(*nodes: Node, model: ModelConfig = M, **policy: Any) -> routing.Decision:
+def decide(*nodes: Node, model: ModelConfig = M, **policy: Any) -> Decision:
     return routing.route(model, FleetSnapshot(nodes=nodes), Policy(**policy))
 
 
@@ -83,7 +84,7 @@ def load(pending: int = 0, seats: int = 0, speed: float = 0.0) -> dict[str, Any]
         pytest.param([full("a", "x")], Place(node="a", devices=(), victims=("x",)), id="eviction"),
     ],
 )
-def test_route(nodes: list[Node], decision: routing.Decision) -> None:
+def test_route(nodes: list[Node], decision: Decision) -> None:
     """One case of routing."""
     assert decide(*nodes) == decision
 
@@ -168,7 +169,7 @@ def test_the_pinned_and_the_unloaded_are_no_victims() -> None:
     models = {"p": ModelConfig(id="p", pinned_on=("a",)), "q": ModelConfig(id="q", pinned_on=("b",))}
     it = node("a", replica("p"), replica("q"), replica("r", status="unloaded"), replica("s", status="recovering"))
 
-    found = routing.residents(it, Policy(catalogue=Catalogue(models)))
+    found = room.residents(it, Policy(catalogue=Catalogue(models)))
 
     assert [one.model for one in found] == ["q"]
     assert found[0].priority == 1000

@@ -7,7 +7,7 @@ import pytest
 from cortex_gateway.placement import defrag, fit, room
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
-from cortex_gateway.placement.route import Hold, Lender, Place, Policy, Reject
+from cortex_gateway.placement.decisions import Decision, Hold, Lender, Place, Policy, Reject
 from cortex_gateway.placement.snapshot import (
     Device,
     FleetSnapshot,
@@ -41,7 +41,7 @@ def member(model: str = "g", leader: str = "z", *devices: int, leads: Any = "yes
     return Membership(model=model, leader=leader, devices=devices, leads=leads, device_mb=8000, **more)
 
 
-def decide(*nodes: Node, model: ModelConfig = M, **policy: Any) -> routing.Decision:
+def decide(*nodes: Node, model: ModelConfig = M, **policy: Any) -> Decision:
     return routing.route(model, FleetSnapshot(nodes=nodes), Policy(**policy))
 
 
@@ -100,7 +100,7 @@ TWO = (9000, 9000)
         ),
     ],
 )
-def test_spread(nodes: list[Node], decision: routing.Decision) -> None:
+def test_spread(nodes: list[Node], decision: Decision) -> None:
     """One case of a model that needs four devices."""
     assert decide(*nodes) == decision
 
@@ -216,14 +216,14 @@ def test_the_named_node_and_the_pinned_one_lead(how: dict[str, Any]) -> None:
 def test_only_a_leader_that_leads_can_be_asked_to_end_a_group(leads: str) -> None:
     lending = node("b", 1, members=(member("g", "a", 0, leads=leads),))
 
-    assert routing.residents(lending, Policy()) == []
+    assert room.residents(lending, Policy()) == []
 
 
 def test_a_group_that_is_pinned_on_its_leader_stays() -> None:
     lending = node("b", 1, members=(member("g", "a", 0), member("h", "a", 0)))
     catalogue = Catalogue({"g": ModelConfig(id="g", pinned_on=("a",))})
 
-    assert [one.model for one in routing.residents(lending, Policy(catalogue=catalogue))] == ["h"]
+    assert [one.model for one in room.residents(lending, Policy(catalogue=catalogue))] == ["h"]
 
 
 def test_a_group_frees_its_share_on_each_of_its_hosts() -> None:

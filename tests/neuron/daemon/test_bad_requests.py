@@ -147,13 +147,13 @@ def test_tokenize_wants_a_prompt_or_messages() -> None:
 )
 def test_harmless_fields_are_accepted(harmless: Mapping[str, Any]) -> None:
     """Unknown fields, null, and values that change nothing are no reason to refuse."""
-    assert read_chat({"model": "m", "messages": USER, **harmless}).wish.n == 1
+    assert read_chat({"model": "m", "messages": USER, **harmless}).params.n == 1
 
 
 @pytest.mark.parametrize("seed", [-1, -(2**63), 2**63, 2**64 - 1])
 def test_seeds_of_any_sign_become_uint64(seed: int) -> None:
     """An int64 seed maps to its two's complement."""
-    assert read_chat({"model": "m", "messages": USER, "seed": seed}).wish.seed == seed % 2**64
+    assert read_chat({"model": "m", "messages": USER, "seed": seed}).params.seed == seed % 2**64
 
 
 NO_JSON = {

@@ -22,7 +22,7 @@ def test_special_tokens_are_named_and_take_no_room_in_the_text(tmp_path: Path) -
     answer = CompletionAnswer(job)
     answer.feed(Grown(0, [Text("ab")], [Chosen(token, -0.5, ()) for token in (97, USER, 98)]))
     answer.feed(Ended(0, "stop", None))
-    found = answer.body(request.wish)["choices"][0]["logprobs"]
+    found = answer.body(request.params)["choices"][0]["logprobs"]
 
     assert found["tokens"] == ["a", "<|user|>", "b"]
     assert found["text_offset"] == [0, 1, 1]
@@ -37,7 +37,7 @@ def test_tokens_of_the_same_text_have_an_entry_each(tmp_path: Path) -> None:
     likeliest = [Alternative(letter, -0.1), Alternative(byte, -2.0), Alternative(word, -3.0)]
     answer.feed(Grown(0, [Text("h")], [Chosen(byte, -2.0, likeliest)]))
     answer.feed(Ended(0, "stop", None))
-    found = answer.body(request.wish)["choices"][0]["logprobs"]
+    found = answer.body(request.params)["choices"][0]["logprobs"]
 
     assert found["tokens"] == ["h"]
     assert found["top_logprobs"] == [{"h": -2.0, r"bytes:\x68": -0.1, "he": -3.0}]

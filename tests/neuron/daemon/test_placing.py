@@ -257,7 +257,7 @@ def test_who_is_on_a_device_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "wish", "expected"),
+    ("kind", "options", "expected"),
     [
         ("cuda", {"replicas": 2}, ((0,), (1,))),
         ("cuda", {"replicas": 2, "devices": (1, 0)}, ((1,), (0,))),
@@ -268,10 +268,10 @@ def test_who_is_on_a_device_is_told(tmp_path: Path) -> None:
         ("cpu", {"replicas": 2, "tensor_parallel": 2}, ((0, 1), (0, 1))),
     ],
 )
-def test_where_replicas_go(kind: str, wish: dict[str, Any], expected: Any) -> None:
+def test_where_replicas_go(kind: str, options: dict[str, Any], expected: Any) -> None:
     """Each on GPUs of its own; CPU devices may be shared."""
     moving = MovingDevices()
-    spec = ModelSpec(model_id="m", **wish)
+    spec = ModelSpec(model_id="m", **options)
     hardware = moving.devices(kind).hardware
 
     if isinstance(expected, tuple):

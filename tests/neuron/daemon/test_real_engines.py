@@ -44,8 +44,8 @@ async def real_neuron(tmp_path: Path, **spec: Any) -> AsyncIterator[LiveNeuron]:
 
 async def tell(neuron: LiveNeuron, seed: int) -> str:
     """A long answer drawn with `seed`."""
-    wish = {"max_tokens": 400, "temperature": 1.0, "seed": seed, "ignore_eos": True}
-    answer = await neuron.chat("once upon a time", **wish)
+    options = {"max_tokens": 400, "temperature": 1.0, "seed": seed, "ignore_eos": True}
+    answer = await neuron.chat("once upon a time", **options)
     assert answer.status_code == 200, answer.text
     assert answer.json()["usage"]["completion_tokens"] == 400
     return str(answer.json()["choices"][0]["message"]["content"])

@@ -12,7 +12,7 @@ import pytest
 from neuron_jax.config import EngineConfig, ModelSpec
 from neuron_jax.daemon.devices import Patience
 from neuron_jax.daemon.returning import Leaving, last_seen, missing
-from neuron_jax.daemon.shares import Grant, Memory, Picture, Wish
+from neuron_jax.daemon.shares import Grant, Memory, MemoryRequest, Picture
 from neuron_jax.errors import LoadError
 from neuron_jax.hardware.records import Process
 from neuron_jax.workers.process import DEFAULT_COMMAND
@@ -69,7 +69,7 @@ def ended(moving: MovingDevices, use: Any, kind: str = "cuda", **patience: float
     async def run() -> Any:
         devices = moving.devices(kind, Patience(**{"poll": 0.005, "most": 5.0, **patience}))
         devices.keep_free(0)
-        await devices.place(Wish("a", "a", (0,), 6_000))
+        await devices.place(MemoryRequest("a", "a", (0,), 6_000))
         moving.free[0] = 4_000
         moving.processes[0] = (Process(7, 5_000),)
         devices.settle("a", [7], 5_000)
@@ -103,7 +103,7 @@ def test_a_load_that_only_lacks_it_waits(mb: int, granted: int) -> None:
     moving = MovingDevices(free={0: 9_000})
 
     async def use(devices: Any) -> tuple[bool, int]:
-        placing = asyncio.create_task(devices.place(Wish("b", "b", (0,), mb)))
+        placing = asyncio.create_task(devices.place(MemoryRequest("b", "b", (0,), mb)))
         await asyncio.sleep(0.05)
         early = placing.done()
         moving.free[0] = 9_000
@@ -114,7 +114,9 @@ def test_a_load_that_only_lacks_it_waits(mb: int, granted: int) -> None:
 
 def test_a_load_that_fits_meanwhile_does_not_wait() -> None:
     """There is room for it beside what is still to come."""
-    assert ended(MovingDevices(free={0: 9_000}), lambda devices: devices.place(Wish("b", "b", (0,), 3_000))).mb == 3_000
+    given = ended(MovingDevices(free={0: 9_000}), lambda devices: devices.place(MemoryRequest("b", "b", (0,), 3_000)))
+
+    assert given.mb == 3_000
 
 
 def test_a_load_on_another_device_does_not_wait() -> None:
@@ -122,7 +124,7 @@ def test_a_load_on_another_device_does_not_wait() -> None:
 
     async def use(devices: Any) -> None:
         with pytest.raises(LoadError, match="asks for 9000 MiB"):
-            await devices.place(Wish("b", "b", (1,), 9_000))
+            await devices.place(MemoryRequest("b", "b", (1,), 9_000))
 
     ended(MovingDevices(free={0: 9_000, 1: 8_000}), use, most=1000.0, still_cuda=1000.0)
 
@@ -135,7 +137,7 @@ def test_nobody_waits_for_what_does_not_come(kind: str, patience: dict[str, floa
 
     async def use(devices: Any) -> None:
         with pytest.raises(LoadError, match="other programs 6000 MiB") as raised:
-            await asyncio.wait_for(devices.place(Wish("b", "b", (0,), 6_000)), 20)
+            await asyncio.wait_for(devices.place(MemoryRequest("b", "b", (0,), 6_000)), 20)
         assert raised.value.kind == "does_not_fit"
         await asyncio.wait_for(devices.returned("a"), 20)
 

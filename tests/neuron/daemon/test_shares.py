@@ -6,9 +6,9 @@ import pytest
 from neuron_jax.daemon.shares import (
     Grant,
     Memory,
+    MemoryRequest,
     Picture,
     Shortage,
-    Wish,
     foreign,
     grant,
     left,
@@ -50,44 +50,60 @@ def test_what_is_left_of_a_device(picture: Picture, grants: list[Grant], other: 
 
 
 @pytest.mark.parametrize(
-    ("wish", "picture", "grants", "expected"),
+    ("asked", "picture", "grants", "expected"),
     [
-        (Wish("b", "b", (0,), 5_000), GPU, [A], Grant("b", "b", (0,), 5_000, settled=True)),
-        (Wish("b", "b", (0,)), GPU, [A], Grant("b", "b", (0,), 5_800, settled=False)),
-        (Wish("b", "b", (0, 1)), GPU, [A], Grant("b", "b", (0, 1), 5_800, settled=False)),  # the fuller one decides
-        (Wish("b", "b", (0, 1)), HOST, [], Grant("b", "b", (0, 1), 3_950, settled=False)),
-        (Wish("a", "a", (0,)), GPU, [A], Grant("a", "a", (0,), 9_800, settled=False)),  # what it had is its own
-        (Wish("m#0", "m", (0,), sharers=2), HOST, [], Grant("m#0", "m", (0,), 3_950, settled=False)),
+        (MemoryRequest("b", "b", (0,), 5_000), GPU, [A], Grant("b", "b", (0,), 5_000, settled=True)),
+        (MemoryRequest("b", "b", (0,)), GPU, [A], Grant("b", "b", (0,), 5_800, settled=False)),
         (
-            Wish("m#1", "m", (0,), sharers=2),
+            MemoryRequest("b", "b", (0, 1)),
+            GPU,
+            [A],
+            Grant("b", "b", (0, 1), 5_800, settled=False),
+        ),  # the fuller one decides
+        (MemoryRequest("b", "b", (0, 1)), HOST, [], Grant("b", "b", (0, 1), 3_950, settled=False)),
+        (
+            MemoryRequest("a", "a", (0,)),
+            GPU,
+            [A],
+            Grant("a", "a", (0,), 9_800, settled=False),
+        ),  # what it had is its own
+        (MemoryRequest("m#0", "m", (0,), sharers=2), HOST, [], Grant("m#0", "m", (0,), 3_950, settled=False)),
+        (
+            MemoryRequest("m#1", "m", (0,), sharers=2),
             HOST,
             [Grant("m#0", "m", (0,), 3_950, settled=False)],
             Grant("m#1", "m", (0,), 3_950, settled=False),
         ),
-        (Wish("b", "b", (0,)), attrs.evolve(GPU, usable=0.5), [], Grant("b", "b", (0,), 4_900, settled=False)),
+        (MemoryRequest("b", "b", (0,)), attrs.evolve(GPU, usable=0.5), [], Grant("b", "b", (0,), 4_900, settled=False)),
     ],
 )
-def test_what_an_engine_is_granted(wish: Wish, picture: Picture, grants: list[Grant], expected: Grant) -> None:
+def test_what_an_engine_is_granted(
+    asked: MemoryRequest, picture: Picture, grants: list[Grant], expected: Grant
+) -> None:
     """What it asked for, or all there is, shared with the engines that come with it."""
-    assert grant(wish, picture, grants) == expected
+    assert grant(asked, picture, grants) == expected
 
 
 @pytest.mark.parametrize(
-    ("wish", "picture", "words"),
+    ("asked", "picture", "words"),
     [
-        (Wish("b", "b", (0,), 6_000), GPU, "6000 MiB of device 0, which has 10000 MiB: a 4000 MiB, kept free 200 MiB"),
-        (Wish("b", "b", (0,), 6_000), GPU, "memory_mb = 5800 fits"),
-        (Wish("b", "b", (0,), 900), full(GPU, 1_000, a=4_000), "other programs 5000 MiB"),
-        (Wish("b", "b", (0,), 600), full(GPU, 200, a=4_000), "It fits when a is unloaded"),
-        (Wish("b", "b", (1,), 600), full(GPU, 200, a=4_000), "It needs 600 MiB more that nobody uses"),
-        (Wish("b", "b", (0,)), full(GPU, 200, a=4_000), "b asks for a share of device 0"),
-        (Wish("b", "b", (0, 1), 3_000), HOST, "6000 MiB of the host's memory, which has 8000 MiB: a 4000 MiB"),
+        (
+            MemoryRequest("b", "b", (0,), 6_000),
+            GPU,
+            "6000 MiB of device 0, which has 10000 MiB: a 4000 MiB, kept free 200 MiB",
+        ),
+        (MemoryRequest("b", "b", (0,), 6_000), GPU, "memory_mb = 5800 fits"),
+        (MemoryRequest("b", "b", (0,), 900), full(GPU, 1_000, a=4_000), "other programs 5000 MiB"),
+        (MemoryRequest("b", "b", (0,), 600), full(GPU, 200, a=4_000), "It fits when a is unloaded"),
+        (MemoryRequest("b", "b", (1,), 600), full(GPU, 200, a=4_000), "It needs 600 MiB more that nobody uses"),
+        (MemoryRequest("b", "b", (0,)), full(GPU, 200, a=4_000), "b asks for a share of device 0"),
+        (MemoryRequest("b", "b", (0, 1), 3_000), HOST, "6000 MiB of the host's memory, which has 8000 MiB: a 4000 MiB"),
     ],
 )
-def test_a_device_that_is_full_says_who_has_it(wish: Wish, picture: Picture, words: str) -> None:
+def test_a_device_that_is_full_says_who_has_it(asked: MemoryRequest, picture: Picture, words: str) -> None:
     """A table of who has what, and the smallest change that helps."""
     with pytest.raises(LoadError) as raised:
-        grant(wish, picture, [A])
+        grant(asked, picture, [A])
 
     assert raised.value.kind == "does_not_fit"
     assert words in raised.value.message
@@ -96,11 +112,11 @@ def test_a_device_that_is_full_says_who_has_it(wish: Wish, picture: Picture, wor
 
 def test_others_wait_for_what_a_load_leaves() -> None:
     """Those on the same memory, but neither its own siblings nor an engine that starts again in what it has."""
-    assert waits(Wish("c", "c", (0,)), GPU, [A, LOADING])
-    assert waits(Wish("c", "c", (1,)), HOST, [LOADING])
-    assert not waits(Wish("c", "c", (1,)), GPU, [A, LOADING])
-    assert not waits(Wish("a", "a", (0,)), GPU, [A, LOADING])
-    assert not waits(Wish("b#1", "b", (0,)), GPU, [LOADING])
+    assert waits(MemoryRequest("c", "c", (0,)), GPU, [A, LOADING])
+    assert waits(MemoryRequest("c", "c", (1,)), HOST, [LOADING])
+    assert not waits(MemoryRequest("c", "c", (1,)), GPU, [A, LOADING])
+    assert not waits(MemoryRequest("a", "a", (0,)), GPU, [A, LOADING])
+    assert not waits(MemoryRequest("b#1", "b", (0,)), GPU, [LOADING])
 
 
 @pytest.mark.parametrize(

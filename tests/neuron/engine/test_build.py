@@ -31,7 +31,7 @@ def test_what_the_spec_says_of_guessing_is_done(guesses: int) -> None:
 
 
 def test_nothing_is_guessed_where_a_state_only_goes_forward(caplog: pytest.LogCaptureFixture) -> None:
-    """A wish for it is told to be none that can be fulfilled."""
+    """Who asks for guesses is told that there are none."""
     model, _ = tiny("gated delta rule", "full")
     found = [build._guesses(EngineSpec("tiny", "", speculate=guesses), model, None) for guesses in (-1, 0, 4)]
 

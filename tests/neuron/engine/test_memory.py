@@ -33,13 +33,13 @@ REQUEST = PlanRequest(
 )
 
 
-def test_without_wishes_each_slot_gets_its_share_and_the_context_is_whole() -> None:
+def test_without_options_each_slot_gets_its_share_and_the_context_is_whole() -> None:
     plan = plan_memory(REQUEST)
 
     assert (plan.pages, plan.max_context) == (1024, 8192)
 
 
-def test_a_wish_for_pages_is_granted_up_to_what_fits_on_the_grid() -> None:
+def test_as_many_pages_as_asked_for_are_granted_up_to_what_fits_on_the_grid() -> None:
     assert plan_memory(attrs.evolve(REQUEST, kv_bytes=700 * MIB)).pages == 700
     assert plan_memory(attrs.evolve(REQUEST, kv_bytes=9000 * MIB)).pages == 2496  # 2500 left, in steps of 64
 
