@@ -35,6 +35,12 @@ def idle(neuron: LiveNeuron) -> bool:
     return (client.open, client.load.running, queue.in_flight, queue.queued) == (0, 0, 0, 0)
 
 
+def submitted(neuron: LiveNeuron) -> bool:
+    """An engine has work: what was only admitted is refused when its model is unloaded, for it was not begun."""
+    client = neuron.lifecycle.residents[0].client
+    return client is not None and client.open > 0
+
+
 def test_a_client_that_leaves_a_stream_cancels_its_work(tmp_path: Path) -> None:
     """The engine runs nothing any more, the seat is free, and the metrics call it cancelled."""
 
@@ -211,7 +217,7 @@ def test_unloading_drains(tmp_path: Path) -> None:
     async def use(neuron: LiveNeuron) -> None:
         pid = neuron.pid()
         running = asyncio.create_task(neuron.chat("[[count 300]]"))
-        await until(lambda: not idle(neuron))
+        await until(lambda: submitted(neuron))
         unloading = asyncio.create_task(neuron.http.post("/models/unload", json={"model_id": "tiny"}))
         await until(lambda: neuron.lifecycle.residents[0].status == "draining")
         assert (await neuron.chat("late")).status_code == 503
