@@ -61,7 +61,7 @@ def build_app(
     lifecycle = Lifecycle(config, devices, metrics, command=command, restarts=restarts)
     metrics.watch(lifecycle)
     pool = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
-    counting = Admission(seats=TEXT_THREADS, **attrs.asdict(config.admission))
+    counting = Admission(slots=TEXT_THREADS, **attrs.asdict(config.admission))
     neuron = Neuron(lifecycle, metrics, build_info(), pool, counting, time.monotonic())
     app = Litestar(
         route_handlers=list(ROUTES),

@@ -170,8 +170,8 @@ async def generate(host: Host, job: Job, ticket: Ticket, *, whole: bool = False)
     """Runs `job` when it is its `ticket`'s turn, and once more when its engine dies before anybody saw anything of it.
 
     `whole`: nothing is passed on until all is there. Raises Problem when it waits too long or a choice fails, EngineDied
-    when its engine does. It keeps its seat while it waits for the next engine: it was its turn, and the new engine has
-    as many seats as the old one, so nobody has to be sent away for it.
+    when its engine does. It keeps its slot while it waits for the next engine: it was its turn, and the new engine has
+    as many slots as the old one, so nobody has to be sent away for it.
     """
     while not await ticket.wait(HEARTBEAT):
         yield Quiet()

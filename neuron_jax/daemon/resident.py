@@ -263,13 +263,13 @@ class Resident:
         # All of them, or none: what was asked for is told apart from what could be had only when it is refused.
         found = await asyncio.gather(*(replica.started() for replica in self.replicas))
         self._admission = Admission(
-            seats=sum(ready.max_slots for ready in found),
+            slots=sum(ready.max_slots for ready in found),
             max_queue_depth=self._plan.admission.max_queue_depth,
             max_wait_secs=self._plan.admission.max_wait_secs,
         )
         self.max_context = min(ready.max_context for ready in found)
         self._take_stock()
-        _log.info("%s serves: %d tokens of context, %d slots", self.id, self.max_context, self._admission.seats)
+        _log.info("%s serves: %d tokens of context, %d slots", self.id, self.max_context, self._admission.slots)
 
     async def _fetch(self) -> Path:
         loop = asyncio.get_running_loop()
@@ -304,7 +304,7 @@ class Resident:
         self._take_stock()
 
     def _take_stock(self) -> None:
-        """Seats and context of the engines that serve; while none does, those of the last stay for the next.
+        """Slots and context of the engines that serve; while none does, those of the last stay for the next.
 
         An engine that was started again with less memory may have less of both.
         """

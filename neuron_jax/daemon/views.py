@@ -118,7 +118,7 @@ def model_load(resident: Resident) -> Json:
         "id": resident.id,
         "in_flight": queue.in_flight,
         "queue_depth": queue.queued,
-        "max_in_flight": queue.seats,
+        "max_in_flight": queue.slots,
         "max_queue_depth": queue.max_queue_depth,
         "rejected_queue_full": queue.counts.rejected_queue_full,
         "rejected_timeout": queue.counts.rejected_timeout,

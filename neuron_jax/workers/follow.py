@@ -59,10 +59,10 @@ def follow(member: Member, runner: Any, keys: Sequence[Any], heart: Heart) -> No
 
 def _run(runner: Any, key: Any, message: Run) -> Any:
     """Start a program; returns an array that is there when it has ended, if it is a step's."""
-    from neuron_jax.engine.buckets import SeatKey
+    from neuron_jax.engine.buckets import SlotKey
 
-    if key == SeatKey():
-        runner.seat(message.array())
+    if key == SlotKey():
+        runner.fill_slot(message.array())
         return None
     return runner.run(key, message.array()).tokens
 

@@ -31,8 +31,8 @@ def full(name: str, *models: str, **more: Any) -> Node:
     return node(name, *(replica(one, vram_used_mb=4000, **more) for one in models), free=1000)
 
 
-def load(pending: int = 0, seats: int = 0, speed: float = 0.0) -> dict[str, Any]:
-    return {"in_flight": pending, "load": ModelLoad(max_in_flight=seats, tok_s_decode=speed)}
+def load(pending: int = 0, slots: int = 0, speed: float = 0.0) -> dict[str, Any]:
+    return {"in_flight": pending, "load": ModelLoad(max_in_flight=slots, tok_s_decode=speed)}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def load(pending: int = 0, seats: int = 0, speed: float = 0.0) -> dict[str, Any]
         pytest.param(
             [node("a", replica(**load(1, 1, 900))), node("b", replica(**load(1, 2, 10)))],
             Serve("b"),
-            id="a free seat on the slow one beats a queue on the fast one",
+            id="a free slot on the slow one beats a queue on the fast one",
         ),
         pytest.param(
             [node("a", replica(**load(0, 8, 10))), node("b", replica(**load(2, 8, 90)))],
