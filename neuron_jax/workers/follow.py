@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from attrs import define, field
 
 from neuron_jax.workers.heart import Heart
-from neuron_jax.workers.meeting import Leader, Member, Run, Words
+from neuron_jax.workers.rendezvous import Leader, Member, Run, Words
 from neuron_jax.workers.start import forget_tracing
 
 LOOK_SECONDS = 0.25
