@@ -17,7 +17,7 @@ from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.host import Host, Job, Lend, Load, Unload
 from cortex_gateway.fleet.memory import Memory, corrected
 from cortex_gateway.placement import defrag, room
-from cortex_gateway.placement.decisions import Place
+from cortex_gateway.placement.decisions import Placement
 from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import ModelConfig, Node
 
@@ -57,7 +57,7 @@ class Jobs:
         self,
         model: ModelConfig,
         spec: m.LoadSpec,
-        place: Place,
+        place: Placement,
         whom: str,
         *,
         retried: bool = False,
@@ -76,7 +76,7 @@ class Jobs:
         for name in (host.name, *spec.hosts):
             self.advance(self.hosts[name])
 
-    def reload(self, model: ModelConfig, spec: m.LoadSpec, place: Place) -> None:
+    def reload(self, model: ModelConfig, spec: m.LoadSpec, place: Placement) -> None:
         """Unload what is loaded there, and load it as `spec` says; as it was, where that fails."""
         host = self.hosts[place.node]
         before = self.memory.spec_again(host, model.id)
@@ -282,7 +282,7 @@ class Jobs:
         model = self.memory.model(step.spec.model_id, [host], LoadOptions(tensor_parallel=step.spec.tensor_parallel))
         needed, node = corrected(evolve(self.node(host), busy=None), model.shards, error)
         found = room.consider(model, node, self.memory.policy_after(model.id, host.name, needed * model.shards))
-        if not isinstance(found, Place):
+        if not isinstance(found, Placement):
             return False
         again = _job(model, evolve(step.spec, devices=found.devices), found)
         host.job = evolve(again, retried=True, otherwise=job.otherwise)
@@ -321,7 +321,7 @@ class Jobs:
         self.advance(host)
 
 
-def _job(model: ModelConfig, spec: m.LoadSpec, place: Place) -> Job:
+def _job(model: ModelConfig, spec: m.LoadSpec, place: Placement) -> Job:
     unloads = _unloads(model, place.node, place.victims)
     return Job(why="load", model=model.id, steps=deque([*unloads, Load(spec=spec)]))
 

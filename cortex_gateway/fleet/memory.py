@@ -14,7 +14,7 @@ from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.placement import fit
 from cortex_gateway.placement.catalogue import Catalogue
-from cortex_gateway.placement.decisions import Place, Policy, Reject
+from cortex_gateway.placement.decisions import Placement, Policy, Reject
 from cortex_gateway.placement.load_options import UNSAID, LoadOptions
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig, Node
 
@@ -219,7 +219,7 @@ class Memory:
         if (model, host.name) in self._specs:
             return self._specs[model, host.name]
         replica = host.replicas[model]
-        place = Place(node=host.name, devices=replica.devices)
+        place = Placement(node=host.name, devices=replica.devices)
         told = LoadOptions(
             quant=_chosen(replica.quant),
             kv_dtype=_chosen(replica.kv_dtype),
@@ -229,7 +229,7 @@ class Memory:
         return spec_for(self.model(model, [host], told), place)
 
 
-def spec_for(model: ModelConfig, place: Place) -> LoadSpec:
+def spec_for(model: ModelConfig, place: Placement) -> LoadSpec:
     """What the node is asked for; `model` with what whoever asks wants otherwise."""
     decided = {"tensor_parallel": model.shards, "hosts": tuple(lender.node for lender in place.lenders)}
     return LoadSpec(

@@ -22,7 +22,7 @@ from cortex_gateway.placement import affinity, catalogue, room
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
 from cortex_gateway.placement.circuit import Circuit
-from cortex_gateway.placement.decisions import Decision, Hold, Join, Place, Policy, Recovering, Reject, Serve
+from cortex_gateway.placement.decisions import Decision, Hold, Join, Placement, Policy, Recovering, Reject, Serve
 from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus
 
 log = logging.getLogger(__name__)
@@ -335,7 +335,7 @@ class Residency:
             case Recovering() if ticket.kind == "serve":
                 message = f"{ticket.model} is recovering on {decision.node}."
                 self._refuse(ticket, errors.ModelRecovering(message))
-            case Place():
+            case Placement():
                 self._start(ticket, decision)
             case Reject():
                 grouped = len(self._memory.asked(ticket, self.hosts.values()).hosts) > 1
@@ -355,7 +355,7 @@ class Residency:
         grant = m.Grant(ticket=ticket.number, node=node, model=ticket.model, cold=ticket.cold, trial=trial)
         self._jobs.out.append(grant)
 
-    def _start(self, ticket: Ticket, place: Place) -> None:
+    def _start(self, ticket: Ticket, place: Placement) -> None:
         self._picture = None
         ticket.cold = True
         model = self._memory.asked(ticket, self.hosts.values())
@@ -429,7 +429,7 @@ class Residency:
         policy = evolve(self._memory.policy(ticket, self._now), only=(host.name,))
         model = self._memory.asked(ticket, self.hosts.values())
         decision = routing.place(model, room.without(self.snapshot(), ticket.model, host.name), policy)
-        if not isinstance(decision, Place):
+        if not isinstance(decision, Placement):
             self._obey(ticket, decision)
             return
         self._picture, ticket.reloading = None, host.name
@@ -453,7 +453,7 @@ class Residency:
             del self.tickets[ticket.number]
             return
         decision = self._decide(ticket, self._memory.policy(ticket, self._now))
-        if isinstance(decision, Place) and decision.costs_nothing:
+        if isinstance(decision, Placement) and decision.costs_nothing:
             self._start(ticket, decision)
         if not isinstance(decision, Hold | Join) and self._now >= ticket.since + RETURN_SECS:
             del self.tickets[ticket.number]

@@ -3,15 +3,15 @@
 from attrs import evolve
 
 from cortex_gateway.placement import evict, fit
-from cortex_gateway.placement.decisions import Obstacle, Place, Policy
+from cortex_gateway.placement.decisions import Obstacle, Placement, Policy
 from cortex_gateway.placement.snapshot import FleetSnapshot, ModelConfig, Node, Replica
 
 
-def consider(model: ModelConfig, node: Node, policy: Policy) -> Place | Obstacle:
+def consider(model: ModelConfig, node: Node, policy: Policy) -> Placement | Obstacle:
     """How the model could be loaded on this node now, or what is in the way."""
     needed = fit.need(model, node, policy.knowledge)
     found = _unsuited(model, node, needed, policy) or occupied(model, node) or _room(model, node, needed, policy)
-    if isinstance(found, Place) and found.victims and node.name in policy.sparing:
+    if isinstance(found, Placement) and found.victims and node.name in policy.sparing:
         return Obstacle(why="failed", reason="has failed to load it a moment ago, for which others had to leave")
     return found
 
@@ -49,7 +49,7 @@ def occupied(model: ModelConfig, node: Node) -> Obstacle | None:
     return None
 
 
-def _room(model: ModelConfig, node: Node, needed: fit.Need, policy: Policy) -> Place | Obstacle:
+def _room(model: ModelConfig, node: Node, needed: fit.Need, policy: Policy) -> Placement | Obstacle:
     everyone = residents(node, policy, besides=model.id)
     order = evict.ORDERS[policy.strategy]
     idle = [one for one in everyone if not one.busy]
@@ -63,7 +63,7 @@ def _room(model: ModelConfig, node: Node, needed: fit.Need, policy: Policy) -> P
         if not policy.drain:
             return Obstacle(why="busy", reason="has room only where models are in use")
     named = room.devices if len(node.devices) > needed.shards else ()
-    return Place(node=node.name, devices=named, victims=room.victims)
+    return Placement(node=node.name, devices=named, victims=room.victims)
 
 
 def passing(node: Node) -> Obstacle | None:
