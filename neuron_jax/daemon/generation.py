@@ -86,7 +86,7 @@ class Usage:
 
 
 @frozen(eq=False)
-class Job:
+class GenerationJob:
     """Everything decided before the engine sees the request: one entry of `prompts` and `encoded` per choice."""
 
     id: str
@@ -120,7 +120,7 @@ class Host(Protocol):
 class Choice:
     """One answer while it grows."""
 
-    def __init__(self, job: Job, index: int) -> None:
+    def __init__(self, job: GenerationJob, index: int) -> None:
         self._index = index
         self._usage = job.usage
         # Of several choices after one prompt the first is the one that the engine computes the prompt for.
@@ -166,7 +166,9 @@ class Choice:
         self._reasoning = self._text.reasoning_tokens
 
 
-async def generate(host: Host, job: Job, ticket: Ticket, *, whole: bool = False) -> AsyncGenerator[Event, None]:
+async def generate(
+    host: Host, job: GenerationJob, ticket: Ticket, *, whole: bool = False
+) -> AsyncGenerator[Event, None]:
     """Runs `job` when it is its `ticket`'s turn, and once more when its engine dies before anybody saw anything of it.
 
     `whole`: nothing is passed on until all is there. Raises Problem when it waits too long or a choice fails, EngineDied
@@ -221,7 +223,7 @@ class _Seen:
                 self._answer = True
 
 
-async def _run(host: Host, job: Job) -> AsyncGenerator[Event, None]:
+async def _run(host: Host, job: GenerationJob) -> AsyncGenerator[Event, None]:
     """One run of `job`, on the engine that there is now or is next."""
     async with aclosing(_until_ready(host)) as silence:
         async for quiet in silence:
