@@ -102,7 +102,7 @@ class GenerationJob:
     usage: Usage = field(factory=Usage)
 
 
-class Host(Protocol):
+class ServingModel(Protocol):
     """The loaded model that answers.
 
     `ready` is True when there is an engine within so many seconds, and raises Problem when there will be none; right after
@@ -167,7 +167,7 @@ class Choice:
 
 
 async def generate(
-    host: Host, job: GenerationJob, ticket: Ticket, *, whole: bool = False
+    host: ServingModel, job: GenerationJob, ticket: Ticket, *, whole: bool = False
 ) -> AsyncGenerator[Event, None]:
     """Runs `job` when it is its `ticket`'s turn, and once more when its engine dies before anybody saw anything of it.
 
@@ -223,7 +223,7 @@ class _Seen:
                 self._answer = True
 
 
-async def _run(host: Host, job: GenerationJob) -> AsyncGenerator[Event, None]:
+async def _run(host: ServingModel, job: GenerationJob) -> AsyncGenerator[Event, None]:
     """One run of `job`, on the engine that there is now or is next."""
     async with aclosing(_until_ready(host)) as silence:
         async for quiet in silence:
@@ -242,7 +242,7 @@ async def _run(host: Host, job: GenerationJob) -> AsyncGenerator[Event, None]:
                 yield event
 
 
-async def _until_ready(host: Host) -> AsyncGenerator[Quiet, None]:
+async def _until_ready(host: ServingModel) -> AsyncGenerator[Quiet, None]:
     """Ends when there is an engine to submit to. Raises Problem when there will be none, or not in the longest wait."""
     loop = asyncio.get_running_loop()
     limit = host.admission.max_wait_secs
