@@ -23,7 +23,7 @@ from neuron_jax.daemon.lending import Lender
 from neuron_jax.daemon.metrics import DeviceGauges, Metrics, ModelGauges
 from neuron_jax.daemon.model_text import Broken, ModelFacts, ModelText, read_facts, read_text
 from neuron_jax.daemon.problems import Problem, model_not_found, shutting_down
-from neuron_jax.daemon.replica import Listener, Place
+from neuron_jax.daemon.replica import Listener, ReplicaSpec
 from neuron_jax.daemon.resident import Plan, Resident
 from neuron_jax.daemon.shares import shortage
 from neuron_jax.errors import LoadError
@@ -250,11 +250,11 @@ class Lifecycle:
         _log.info("loading %s on devices %s", spec.model_id, [list(part) for part in parts])
         return resident
 
-    def _places(self, spec: ModelSpec, parts: Sequence[tuple[int, ...]], path: Path) -> Sequence[Place]:
+    def _places(self, spec: ModelSpec, parts: Sequence[tuple[int, ...]], path: Path) -> Sequence[ReplicaSpec]:
         """Where each engine of the model at `path` will be."""
         platform = self.devices.platform
         return [
-            Place(
+            ReplicaSpec(
                 holder=spec.model_id if len(parts) == 1 else f"{spec.model_id}#{number}",
                 model=spec.model_id,
                 devices=devices,

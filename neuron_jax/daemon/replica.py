@@ -43,7 +43,7 @@ class Shares(Protocol):
 
 
 @frozen(eq=False)
-class Place:
+class ReplicaSpec:
     """What a replica is told: its name, its first devices, what it asks for, and how its engine is specified and started.
 
     `elsewhere` gives the devices for a start: those it is given unless one of them is lost. Raises LoadError.
@@ -64,7 +64,7 @@ class Place:
 class Replica:
     """Starts its first engine at once. `started` waits for it, `stop` ends everything."""
 
-    def __init__(self, place: Place, *, hear: Listener, changed: Callable[[], None]) -> None:
+    def __init__(self, place: ReplicaSpec, *, hear: Listener, changed: Callable[[], None]) -> None:
         self.devices = place.devices
         self.shortage: Shortage | None = None
         self._place = place

@@ -15,7 +15,7 @@ from neuron_jax.daemon.balance import Busy, choose
 from neuron_jax.daemon.model_text import ModelText, read_text
 from neuron_jax.daemon.news import News
 from neuron_jax.daemon.problems import insufficient_vram, recovering, unavailable
-from neuron_jax.daemon.replica import Listener, Place, Replica
+from neuron_jax.daemon.replica import Listener, Replica, ReplicaSpec
 from neuron_jax.daemon.shares import Shortage
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.text.errors import TextError
@@ -50,7 +50,7 @@ class Plan:
 
     fetch: Fetch
     compile: Callable[[ChatFormat], Awaitable[None]]
-    places: Callable[[Path], Sequence[Place]]
+    places: Callable[[Path], Sequence[ReplicaSpec]]
     admission: AdmissionConfig
     gone: Callable[[], None]
 
