@@ -16,7 +16,7 @@ from attrs import define, frozen
 from neuron_jax.config import ModelSpec
 from neuron_jax.daemon.news import News
 from neuron_jax.daemon.returning import Leaving, last_seen, missing
-from neuron_jax.daemon.shares import Grant, Memory, MemoryRequest, Picture, grant, waits
+from neuron_jax.daemon.shares import DeviceMemory, Grant, MemoryRequest, Picture, grant, waits
 from neuron_jax.errors import LoadError
 from neuron_jax.hardware.cpu import MIB, read_private
 from neuron_jax.hardware.records import DeviceLoad, Hardware, Process
@@ -123,7 +123,11 @@ class Devices:
         totals = {device.index: device.vram_total_mb for device in self.hardware.devices}
         cuda = self.platform == "cuda"
         return Picture(
-            {load.index: Memory(totals[load.index], load.vram_free_mb) for load in self._loads if load.lost is None},
+            {
+                load.index: DeviceMemory(totals[load.index], load.vram_free_mb)
+                for load in self._loads
+                if load.lost is None
+            },
             {(load.index, one.pid): one.used_mb for load in self._loads for one in load.processes},
             self.floor_mb,
             shared=not cuda,

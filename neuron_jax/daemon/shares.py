@@ -50,7 +50,7 @@ class MemoryRequest:
 
 
 @frozen
-class Memory:
+class DeviceMemory:
     """One device's memory: of `total`, `free` is used by nobody now."""
 
     total: int
@@ -64,7 +64,7 @@ class Picture:
     `floor` is kept free on each device. `usable`: the part of what is left that an allocator can make use of.
     """
 
-    memories: Mapping[int, Memory]
+    memories: Mapping[int, DeviceMemory]
     used: Mapping[tuple[int, int], int]
     floor: int = 0
     shared: bool = False

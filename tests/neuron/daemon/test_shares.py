@@ -4,8 +4,8 @@ import attrs
 import pytest
 
 from neuron_jax.daemon.shares import (
+    DeviceMemory,
     Grant,
-    Memory,
     MemoryRequest,
     Picture,
     Shortage,
@@ -18,15 +18,15 @@ from neuron_jax.daemon.shares import (
 )
 from neuron_jax.errors import LoadError
 
-GPU = Picture({0: Memory(10_000, 10_000), 1: Memory(10_000, 10_000)}, {}, floor=200)
-HOST = Picture({0: Memory(8_000, 8_000), 1: Memory(8_000, 8_000)}, {}, floor=100, shared=True)
+GPU = Picture({0: DeviceMemory(10_000, 10_000), 1: DeviceMemory(10_000, 10_000)}, {}, floor=200)
+HOST = Picture({0: DeviceMemory(8_000, 8_000), 1: DeviceMemory(8_000, 8_000)}, {}, floor=100, shared=True)
 A = Grant("a", "a", (0,), 4_000, settled=True, pids=(7,), planned=3_000)
 LOADING = Grant("b", "b", (0,), 5_800, settled=False)
 
 
 def full(picture: Picture, free: int, **used: int) -> Picture:
     """`picture` with so much free on every device, and what process 7 uses on device 0."""
-    memories = {index: Memory(memory.total, free) for index, memory in picture.memories.items()}
+    memories = {index: DeviceMemory(memory.total, free) for index, memory in picture.memories.items()}
     return attrs.evolve(picture, memories=memories, used={(0, 7): used["a"]} if used else {})
 
 
