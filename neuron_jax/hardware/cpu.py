@@ -30,7 +30,7 @@ class CpuTimes:
 
 
 @frozen
-class Resident:
+class ProcessMemory:
     """Bytes of memory that a process has in use, and the most it ever had."""
 
     now: int
@@ -46,7 +46,7 @@ def read_memory(root: Path = Path("/")) -> HostMemory:
     return host
 
 
-def read_resident(root: Path = Path("/")) -> Resident:
+def read_resident(root: Path = Path("/")) -> ProcessMemory:
     """Of this process."""
     return parse_status((root / "proc/self/status").read_text())
 
@@ -80,11 +80,11 @@ def parse_meminfo(text: str) -> HostMemory:
     return HostMemory(sizes["MemTotal"], sizes.get("MemAvailable", sizes["MemFree"]))
 
 
-def parse_status(text: str) -> Resident:
+def parse_status(text: str) -> ProcessMemory:
     """/proc/PID/status."""
     rows = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     now, peak = (int(rows[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
-    return Resident(now, peak)
+    return ProcessMemory(now, peak)
 
 
 def parse_stat(text: str) -> CpuTimes:

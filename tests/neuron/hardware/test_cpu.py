@@ -7,7 +7,7 @@ import pytest
 from neuron_jax.hardware.cpu import (
     CpuTimes,
     HostMemory,
-    Resident,
+    ProcessMemory,
     parse_meminfo,
     parse_stat,
     parse_status,
@@ -92,7 +92,7 @@ def test_the_processor_is_named(tmp_path: Path) -> None:
 
 def test_what_a_process_has_in_memory_is_read() -> None:
     """Now, and at its highest."""
-    assert parse_status("Name:\tpython\nVmHWM:\t    4096 kB\nVmRSS:\t    1024 kB\n") == Resident(2**20, 4 * 2**20)
+    assert parse_status("Name:\tpython\nVmHWM:\t    4096 kB\nVmRSS:\t    1024 kB\n") == ProcessMemory(2**20, 4 * 2**20)
 
 
 def test_what_a_process_has_for_itself_is_read(tmp_path: Path) -> None:
