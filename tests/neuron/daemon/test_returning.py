@@ -12,7 +12,7 @@ import pytest
 from neuron_jax.config import EngineConfig, ModelSpec
 from neuron_jax.daemon.devices import Patience
 from neuron_jax.daemon.returning import Leaving, last_seen, missing
-from neuron_jax.daemon.shares import DeviceMemory, Grant, MemoryRequest, Picture
+from neuron_jax.daemon.shares import DeviceMemory, MemoryGrant, MemoryRequest, Picture
 from neuron_jax.errors import LoadError
 from neuron_jax.hardware.records import Process
 from neuron_jax.workers.process import DEFAULT_COMMAND
@@ -24,8 +24,8 @@ from tests.fakes.tiny_llama import write_checkpoint
 from tests.fakes.tiny_model import write_tiny_model
 
 OTHER = "org/other"
-A = Grant("a", "a", (0,), 4_000, settled=True, pids=(7,), planned=3_000)
-B = Grant("b", "b", (0,), 2_000, settled=True, pids=(8,), planned=2_000)
+A = MemoryGrant("a", "a", (0,), 4_000, settled=True, pids=(7,), planned=3_000)
+B = MemoryGrant("b", "b", (0,), 2_000, settled=True, pids=(8,), planned=2_000)
 
 
 def picture(free: int, shared: bool = False, **used: int) -> Picture:
