@@ -70,7 +70,7 @@ class Ticket:
 
 
 @frozen(kw_only=True)
-class Failure:
+class LoadFailure:
     """A load or unload that ended badly, and when. `alone`: the node is to blame; `apart`: what failed together with it.
 
     `dear`: others had left for it.
@@ -89,7 +89,7 @@ class Memory:
 
     config: Config
     catalogue: Catalogue = field(init=False)
-    failures: dict[str, dict[str, Failure]] = field(factory=dict, init=False)  # model -> node -> the last one
+    failures: dict[str, dict[str, LoadFailure]] = field(factory=dict, init=False)  # model -> node -> the last one
     _knowledge: fit.Knowledge = field(factory=fit.Knowledge, init=False)
     _policies: dict[object, Policy] = field(factory=dict, init=False)  # by all that they depend on besides knowledge
     _loaded_at: dict[tuple[str, str], float] = field(factory=dict, init=False)
@@ -122,9 +122,9 @@ class Memory:
         failures = self.failures.setdefault(model, {})
         before = failures.get(hosts[0])
         apart = (before.apart if before else frozenset()) | ({together} if together else set())
-        failures[hosts[0]] = Failure(at=now, error=error, dear=dear, alone=together is None, apart=apart)
+        failures[hosts[0]] = LoadFailure(at=now, error=error, dear=dear, alone=together is None, apart=apart)
 
-    def cooling(self, ticket: Ticket, now: float, seconds: float = COOLING_SECS) -> dict[str, Failure]:
+    def cooling(self, ticket: Ticket, now: float, seconds: float = COOLING_SECS) -> dict[str, LoadFailure]:
         """Nodes where the model has failed: since the operator asked, or too short a while ago for a request."""
         failures = self.failures.get(ticket.model)
         if not failures:
