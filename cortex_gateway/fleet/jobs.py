@@ -15,7 +15,7 @@ from cortex_gateway.config import Config
 from cortex_gateway.fleet import groups
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.host import Host, Lend, Load, NodeJob, Unload
-from cortex_gateway.fleet.memory import Memory, corrected
+from cortex_gateway.fleet.memory import LoadHistory, corrected
 from cortex_gateway.placement import defrag, room
 from cortex_gateway.placement.decisions import Placement
 from cortex_gateway.placement.load_options import LoadOptions
@@ -48,7 +48,7 @@ class Jobs:
 
     config: Config
     hosts: dict[str, Host]
-    memory: Memory
+    memory: LoadHistory
     evictions: list[Eviction] = field(factory=list, init=False)
     now: float = field(default=0.0, init=False)
     out: list[m.Effect] = field(factory=list, init=False)

@@ -84,7 +84,7 @@ class LoadFailure:
 
 
 @define
-class Memory:
+class LoadHistory:
     """Keys are (model, node)."""
 
     config: Config

@@ -17,7 +17,7 @@ from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet import options
 from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.jobs import RETURN_SECS, Eviction, Jobs
-from cortex_gateway.fleet.memory import PATIENCE_SECS, Memory, Ticket, not_loaded, spec_for
+from cortex_gateway.fleet.memory import PATIENCE_SECS, LoadHistory, Ticket, not_loaded, spec_for
 from cortex_gateway.placement import affinity, catalogue, room
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
@@ -41,7 +41,7 @@ class Residency:
     hosts: dict[str, Host] = field(init=False)
     tickets: dict[int, Ticket] = field(factory=dict, init=False)
     decisions: int = field(default=0, init=False)
-    _memory: Memory = field(init=False)
+    _memory: LoadHistory = field(init=False)
     _jobs: Jobs = field(init=False)
     _considered: routing.Considered = field(factory=routing.Considered, init=False)
     _homes: affinity.Homes = field(factory=affinity.Homes, init=False)
@@ -51,7 +51,7 @@ class Residency:
 
     def __attrs_post_init__(self) -> None:
         self.hosts = {one.name: Host(name=one.name, endpoint=one.endpoint.rstrip("/")) for one in self.config.neurons}
-        self._memory = Memory(self.config)
+        self._memory = LoadHistory(self.config)
         self._jobs = Jobs(self.config, self.hosts, self._memory)
 
     @property
