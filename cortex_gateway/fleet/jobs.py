@@ -48,7 +48,7 @@ class Jobs:
 
     config: Config
     hosts: dict[str, Host]
-    memory: LoadHistory
+    history: LoadHistory
     evictions: list[Eviction] = field(factory=list, init=False)
     now: float = field(default=0.0, init=False)
     out: list[m.Effect] = field(factory=list, init=False)
@@ -79,7 +79,7 @@ class Jobs:
     def reload(self, model: ModelConfig, spec: m.LoadSpec, place: Placement) -> None:
         """Unload what is loaded there, and load it as `spec` says; as it was, where that fails."""
         host = self.hosts[place.node]
-        before = self.memory.spec_again(host, model.id)
+        before = self.history.spec_again(host, model.id)
         self.start(model, spec, place, "an operator, instead of what is loaded", first=(Unload(model=model.id),))
         assert host.job is not None
         host.job.otherwise = None if before.hosts else before
@@ -211,7 +211,7 @@ class Jobs:
         log.info("evicted %s from %s for %s", step.model, host.name, incoming)
         self.out.append(m.Evicted(node=host.name, model=step.model, incoming=incoming))
         others = sum(one.present(step.model) for one in self.hosts.values() if one is not host)
-        spec = self.memory.spec_again(host, step.model)
+        spec = self.history.spec_again(host, step.model)
         self.evictions.append(Eviction(node=host.name, spec=spec, incoming=incoming, at=step.at, others=others))
 
     def in_vain(self) -> list[Eviction]:
@@ -233,7 +233,7 @@ class Jobs:
             self.out.append(m.Look(node=name))
         if error is None:
             self._release_lenders(host, step)
-            self.memory.loaded(step.spec, host, self.now)
+            self.history.loaded(step.spec, host, self.now)
             host.loaded(step.spec, self.now)
             self.evictions = [one for one in self.evictions if one.incoming != step.spec.model_id]
             return
@@ -246,12 +246,12 @@ class Jobs:
             return
         self._release_lenders(host, step)
         if job.why == "defrag":
-            self.memory.fail(step.spec.model_id, (host.name,), error, self.now)
+            self.history.fail(step.spec.model_id, (host.name,), error, self.now)
             return
         if wants_room and not job.retried and self._retry(host, job, step, error):
             return
         if job.otherwise:
-            self.memory.fail(job.model, (host.name,), error, self.now)
+            self.history.fail(job.model, (host.name,), error, self.now)
             job.steps, job.otherwise = deque([Load(spec=job.otherwise)]), None
             return
         self._fail(host, job, error, step.spec.hosts)
@@ -271,7 +271,7 @@ class Jobs:
         job, host.job = host.job, None  # which is between two steps
         node, host.job = self.node(host), job
         needed, _ = corrected(node, spec.tensor_parallel, error)
-        vacant = room.vacant(node, self.memory.policy_after(spec.model_id, host.name, 0), besides=spec.model_id)
+        vacant = room.vacant(node, self.history.policy_after(spec.model_id, host.name, 0), besides=spec.model_id)
         return sum(free >= needed for free in vacant.values()) >= spec.tensor_parallel
 
     def _retry(self, host: Host, job: NodeJob, step: Load, error: errors.CortexError) -> bool:
@@ -279,9 +279,9 @@ class Jobs:
         if step.spec.hosts:  # what lacks room may be any of them
             return False
         host.job = None
-        model = self.memory.model(step.spec.model_id, [host], LoadOptions(tensor_parallel=step.spec.tensor_parallel))
+        model = self.history.model(step.spec.model_id, [host], LoadOptions(tensor_parallel=step.spec.tensor_parallel))
         needed, node = corrected(evolve(self.node(host), busy=None), model.shards, error)
-        found = room.consider(model, node, self.memory.policy_after(model.id, host.name, needed * model.shards))
+        found = room.consider(model, node, self.history.policy_after(model.id, host.name, needed * model.shards))
         if not isinstance(found, Placement):
             return False
         again = _job(model, evolve(step.spec, devices=found.devices), found)
@@ -290,7 +290,7 @@ class Jobs:
 
     def _fail(self, host: Host, job: NodeJob, error: errors.CortexError, lenders: tuple[str, ...] = ()) -> None:
         dear = any(one.incoming == job.model and one.at == host.name for one in self.evictions)
-        self.memory.fail(job.model, (host.name, *lenders), error, self.now, dear=dear)
+        self.history.fail(job.model, (host.name, *lenders), error, self.now, dear=dear)
         self.drop(host)
 
     def postpone(self, host: Host) -> None:
@@ -316,7 +316,7 @@ class Jobs:
         host.cycles = 0
         log.info("restarting the engines of %s: %s", host.name, ", ".join(models) or "none is loaded")
         steps: list[Unload | Load | Lend] = [Unload(model=model) for model in models]
-        steps += [Load(spec=self.memory.spec_again(host, model)) for model in models]
+        steps += [Load(spec=self.history.spec_again(host, model)) for model in models]
         host.job = NodeJob(why="defrag", model="", steps=deque(steps))
         self.advance(host)
 

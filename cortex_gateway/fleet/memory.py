@@ -29,9 +29,9 @@ MIB = 1024 * 1024
 
 @define(kw_only=True)
 class Ticket:
-    """One request or one wish of an operator, from the moment it is told until it is granted, complete or refused.
+    """One request or one command of an operator, from the moment it is told until it is granted, complete or refused.
 
-    `restore` is a wish of our own, of which nobody is told: to have back what left for nothing, if that costs nobody anything.
+    `restore` is our own, and nobody is told of it: to have back what left for nothing, if that costs nobody anything.
     """
 
     number: int
@@ -64,8 +64,8 @@ class Ticket:
         return self.context is not None and not self.context.anonymous
 
     @property
-    def wish(self) -> object:
-        """Equal for tickets that want the same: requests for one model. Each wish of an operator is one of its own."""
+    def line(self) -> object:
+        """Equal for tickets that want the same: requests for one model. Each command of an operator is one of its own."""
         return self.model if self.kind == "serve" else self.number
 
 
@@ -195,7 +195,7 @@ class LoadHistory:
         return evolve(config, hosts=tuple(dict.fromkeys((ticket.node, *ticket.options.hosts))))
 
     def restoring(self, number: int, node: str, spec: LoadSpec, others: int, now: float) -> Ticket:
-        """The wish to have back, as it was, what has left `node`."""
+        """A ticket to have back, as it was, what has left `node`."""
         return Ticket(
             number=number,
             kind="restore",

@@ -1,4 +1,4 @@
-"""A checked request and a model's text → a GenerationJob: prompt, limits, sampling; pure but for what is handed in."""
+"""A checked request and a model's text → a job: prompt, limits, sampling; pure but for what is handed in."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

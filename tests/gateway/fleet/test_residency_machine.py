@@ -315,9 +315,9 @@ class Fleet(RuleBasedStateMachine):
         for ticket in self.residency.tickets.values():
             if ticket.kind != "serve":
                 continue
-            offering = self.residency._memory.offering(ticket, self.residency.hosts.values())
-            policy = self.residency._memory.policy(ticket, self.now, offering)
-            model = self.residency._memory.asked(ticket, self.residency.hosts.values())
+            offering = self.residency._history.offering(ticket, self.residency.hosts.values())
+            policy = self.residency._history.policy(ticket, self.now, offering)
+            model = self.residency._history.asked(ticket, self.residency.hosts.values())
             decision = routing.route(model, snapshot, policy)
             assert isinstance(decision, Hold | Join), (ticket, decision)
 

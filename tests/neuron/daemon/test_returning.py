@@ -1,4 +1,4 @@
-"""DeviceMemory that comes back some time after its engine is gone: unload waits for it, and so does whoever needs it."""
+"""Memory that comes back some time after its engine is gone: unload waits for it, and so does whoever needs it."""
 
 import asyncio
 from collections.abc import Sequence
