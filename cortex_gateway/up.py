@@ -20,7 +20,7 @@ from cortex_gateway import child, serving
 from cortex_gateway.addresses import Address, is_every_ipv6
 from cortex_gateway.cli.api import message
 from cortex_gateway.cli.progress import LoadBars
-from cortex_gateway.config import Config, Gateway, Neuron, state_path
+from cortex_gateway.config import Config, GatewayConfig, Neuron, state_path
 from cortex_gateway.errors import CortexError
 from cortex_gateway.fleet.client import NeuronClient
 from cortex_gateway.fleet.credentials import showing
@@ -176,7 +176,7 @@ def target_of(model: str) -> Target:
 def config_of(asked: Up, target: Target, secret: str | None = None) -> Config:
     """The gateway in front of the one neuron, which keeps in mind how to load the model again."""
     endpoint = f"http://{Address(_reachable(asked.host), asked.neuron_port)}"
-    gateway = Gateway(
+    gateway = GatewayConfig(
         listen=str(Address(asked.host, asked.port)),
         metrics_listen=str(Address(asked.host, asked.metrics_port)),
         drain_secs=DRAIN_SECS,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cortex_gateway import errors
-from cortex_gateway.config import Config, Eviction, Gateway, Neuron
+from cortex_gateway.config import Config, Eviction, GatewayConfig, Neuron
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.fleet.residency import Residency
@@ -336,7 +336,7 @@ def test_a_load_that_takes_too_long_is_given_up() -> None:
 
     async def main() -> None:
         neurons = (Neuron(name="a", endpoint="http://a"),)
-        config = Config(gateway=Gateway(load_timeout_secs=1), neurons=neurons)
+        config = Config(gateway=GatewayConfig(load_timeout_secs=1), neurons=neurons)
         fleet = Fleet(config, Metrics(), transport=MemoryTransport({"a": host}))
         await fleet.start()
         with pytest.raises(errors.LoadFailed, match="was not loaded on a within 1 s"):

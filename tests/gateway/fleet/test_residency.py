@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cortex_gateway import errors
-from cortex_gateway.config import Eviction, Gateway
+from cortex_gateway.config import Eviction, GatewayConfig
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.jobs import RETURN_SECS
 from cortex_gateway.placement import catalogue
@@ -231,7 +231,7 @@ def test_when_nobody_waits_any_more_a_draining_model_may_stay() -> None:
 
 def test_a_request_that_waits_too_long_gets_an_honest_error() -> None:
     """503 of the overload kind, whose Retry-After grows with the queue."""
-    it = bench(gateway=Gateway(wait_secs=60))
+    it = bench(gateway=GatewayConfig(wait_secs=60))
     it.see(free=2000, replicas=(loaded("n"),))
     it.want("n")
     first, second = it.want("m"), it.want("m")
@@ -248,7 +248,7 @@ def test_a_request_that_waits_too_long_gets_an_honest_error() -> None:
 
 def test_the_queue_has_an_end() -> None:
     """One more than `max_waiting` is refused at once."""
-    it = bench(gateway=Gateway(max_waiting=2))
+    it = bench(gateway=GatewayConfig(max_waiting=2))
     it.see()
     tickets = [it.want("m") for _ in range(3)]
 
@@ -258,7 +258,7 @@ def test_the_queue_has_an_end() -> None:
 
 def test_a_running_load_has_its_own_time() -> None:
     """The queue's deadline does not end a request whose load is under way."""
-    it = bench(gateway=Gateway(wait_secs=60, load_timeout_secs=1000))
+    it = bench(gateway=GatewayConfig(wait_secs=60, load_timeout_secs=1000))
     it.see()
     ticket = it.want("m")
     it.now += 500

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from cortex_gateway import errors
-from cortex_gateway.config import Config, Eviction, Gateway, Neuron
+from cortex_gateway.config import Config, Eviction, GatewayConfig, Neuron
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.host import Lend
 from cortex_gateway.fleet.residency import Residency
@@ -53,7 +53,7 @@ class Fleet(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         config = Config(
-            gateway=Gateway(max_waiting=4),
+            gateway=GatewayConfig(max_waiting=4),
             neurons=tuple(Neuron(name=name, endpoint=f"http://{name}:1") for name in NODES),
             models=MODELS,
             aliases={"best": "large"},
