@@ -40,7 +40,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Cost",
-    "Eviction",
+    "EvictionConfig",
     "GatewayConfig",
     "Limit",
     "ModelConfig",
@@ -95,7 +95,7 @@ class GatewayConfig:
 
 
 @frozen(kw_only=True)
-class Eviction:
+class EvictionConfig:
     """[eviction]: who leaves when a model does not fit, and when a node's engines are started afresh."""
 
     strategy: Literal["lru", "priority"] = "lru"
@@ -132,7 +132,7 @@ class CortexToml:
 
     models_config: str | None = None  # path of models.toml, relative to this file
     gateway: GatewayConfig = GatewayConfig()
-    eviction: Eviction = Eviction()
+    eviction: EvictionConfig = EvictionConfig()
     auth: Auth = Auth()
     neurons: tuple[Neuron, ...] = ()
 
@@ -150,7 +150,7 @@ class Config:
     """Everything the gateway was told, checked and merged. `state` is where its database is; None = it has none."""
 
     gateway: GatewayConfig = GatewayConfig()
-    eviction: Eviction = Eviction()
+    eviction: EvictionConfig = EvictionConfig()
     auth: Auth = Auth()
     state: pathlib.Path | None = None
     neurons: tuple[Neuron, ...] = (Neuron(name="local", endpoint="http://127.0.0.1:13131"),)

@@ -8,7 +8,16 @@ import attrs
 import pytest
 
 from cortex_gateway import config as cfg
-from cortex_gateway.config import Auth, Config, ConfigError, Eviction, GatewayConfig, Neuron, find_config, load_config
+from cortex_gateway.config import (
+    Auth,
+    Config,
+    ConfigError,
+    EvictionConfig,
+    GatewayConfig,
+    Neuron,
+    find_config,
+    load_config,
+)
 from cortex_gateway.placement.snapshot import Cost, Limit, ModelConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -50,7 +59,7 @@ def test_everything_that_may_be_written_is_read(tmp_path: pathlib.Path) -> None:
     assert load_config(path, {}) == Config(
         state=tmp_path / "cortex-state.db",
         gateway=GatewayConfig(listen="[::1]:80", wait_secs=5.0),
-        eviction=Eviction(strategy="priority", defrag_after_cycles=3),
+        eviction=EvictionConfig(strategy="priority", defrag_after_cycles=3),
         neurons=(Neuron(name="a", endpoint="http://a:13131"),),
         models=(
             ModelConfig(
@@ -384,7 +393,7 @@ def test_every_key_is_documented(key: str) -> None:
     ("cls", "name"),
     [
         (cls, field.name)
-        for cls in (GatewayConfig, Eviction, Auth, Neuron, ModelConfig, Limit, Cost, Config)
+        for cls in (GatewayConfig, EvictionConfig, Auth, Neuron, ModelConfig, Limit, Cost, Config)
         for field in attrs.fields(cls)
     ],
 )

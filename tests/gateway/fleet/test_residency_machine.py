@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from cortex_gateway import errors
-from cortex_gateway.config import Config, Eviction, GatewayConfig, Neuron
+from cortex_gateway.config import Config, EvictionConfig, GatewayConfig, Neuron
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.host import Lend
 from cortex_gateway.fleet.residency import Residency
@@ -57,7 +57,7 @@ class Fleet(RuleBasedStateMachine):
             neurons=tuple(Neuron(name=name, endpoint=f"http://{name}:1") for name in NODES),
             models=MODELS,
             aliases={"best": "large"},
-            eviction=Eviction(strategy=self.strategy, defrag_after_cycles=self.defrag_after),  # type: ignore[arg-type]
+            eviction=EvictionConfig(strategy=self.strategy, defrag_after_cycles=self.defrag_after),  # type: ignore[arg-type]
         )
         self.residency = Residency(config)
         self.now = 100.0
