@@ -106,7 +106,7 @@ def _vacated(node: Node, model: str, leader: str) -> Node:
     return evolve(node, devices=devices, replicas=replicas, members=members)
 
 
-def residents(node: Node, policy: Policy, *, besides: str | None = None) -> list[evict.Resident]:
+def residents(node: Node, policy: Policy, *, besides: str | None = None) -> list[evict.ResidentReplica]:
     """Whoever may be asked to leave: loaded and not pinned here. `busy` = it has work in flight.
 
     What the node lends to a group leaves with the group, which is for its leader to end. A model does not displace itself.
@@ -117,7 +117,7 @@ def residents(node: Node, policy: Policy, *, besides: str | None = None) -> list
         if replica.status != "loaded" or node.name in config.pinned_on:
             continue
         found.append(
-            evict.Resident(
+            evict.ResidentReplica(
                 model=replica.model,
                 priority=config.priority,
                 last_used=replica.last_used,
@@ -128,11 +128,11 @@ def residents(node: Node, policy: Policy, *, besides: str | None = None) -> list
     return found + [one for one in _groups(node, policy) if one.model != besides]
 
 
-def _groups(node: Node, policy: Policy) -> list[evict.Resident]:
+def _groups(node: Node, policy: Policy) -> list[evict.ResidentReplica]:
     led = [member for member in node.members if member.leads == "yes"]
     configs = [(member, policy.catalogue.config(member.model)) for member in led]
     return [
-        evict.Resident(
+        evict.ResidentReplica(
             model=member.model,
             priority=config.priority,
             last_used=member.last_used,
