@@ -55,7 +55,7 @@ class Plan:
     gone: Callable[[], None]
 
 
-class Resident:
+class ResidentModel:
     """Loads in a task of its own from the moment it is made; `loaded` waits for it, `unload` ends everything.
 
     A model has one engine or several alike. It serves while one of them does; which of them answers is a matter of the

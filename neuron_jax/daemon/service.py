@@ -25,7 +25,7 @@ from neuron_jax.daemon.metrics import Metrics, Observation
 from neuron_jax.daemon.model_text import ModelText
 from neuron_jax.daemon.prepare import Outside, chat_job, completion_job, fitting, render_chat
 from neuron_jax.daemon.problems import Problem, internal, recovering
-from neuron_jax.daemon.resident import Resident
+from neuron_jax.daemon.resident import ResidentModel
 from neuron_jax.daemon.responses import primed, whole_answer
 from neuron_jax.daemon.schema import SamplingParams, TokenizeRequest, read_chat, read_completion, read_tokenize
 from neuron_jax.daemon.wire_common import DONE_LINE, HEARTBEAT_LINE, sse, sse_problem, usage_line
@@ -93,7 +93,7 @@ class Asked:
 
     wanted: Any  # ChatRequest or CompletionRequest
     size: int
-    resident: Resident
+    resident: ResidentModel
     route: Route
     watch: Observation
 
