@@ -29,16 +29,16 @@ class Admission:
         self.max_wait_secs = max_wait_secs
         self.in_flight = 0
         self.counts = Counts()
-        self._line: deque[Ticket] = deque()
+        self._line: deque[Reservation] = deque()
 
     @property
     def queued(self) -> int:
         """How many wait."""
         return len(self._line)
 
-    def enter(self, slots: int) -> "Ticket":
+    def enter(self, slots: int) -> "Reservation":
         """A place for `slots` answers side by side; use it with `with`. Raises Problem when the line is full."""
-        ticket = Ticket(self, min(slots, self.slots))
+        ticket = Reservation(self, min(slots, self.slots))
         if not self._line and ticket.slots <= self.slots - self.in_flight:
             self._grant(ticket)
             return ticket
@@ -59,8 +59,8 @@ class Admission:
         while self._line:
             self._line.popleft().refuse(problem)
 
-    def leave(self, ticket: "Ticket") -> None:
-        """Gives the ticket's slots, or its place in line, to the next; called by `Ticket`."""
+    def leave(self, ticket: "Reservation") -> None:
+        """Gives the ticket's slots, or its place in line, to the next; called by `Reservation`."""
         if ticket.held:
             self.in_flight -= ticket.slots
         else:
@@ -72,18 +72,18 @@ class Admission:
         while self._line and min(self._line[0].slots, self.slots) <= self.slots - self.in_flight:
             self._grant(self._line.popleft())
 
-    def time_out(self, ticket: "Ticket") -> Problem:
-        """The answer to somebody who waited too long; called by `Ticket`."""
+    def time_out(self, ticket: "Reservation") -> Problem:
+        """The answer to somebody who waited too long; called by `Reservation`."""
         self.counts.rejected_timeout += 1
         ahead = self._line.index(ticket) if ticket in self._line else 0
         return overloaded(ahead, f"Waited {self.max_wait_secs:g} seconds for a place; the server is too busy.")
 
-    def _grant(self, ticket: "Ticket") -> None:
+    def _grant(self, ticket: "Reservation") -> None:
         self.in_flight += ticket.slots
         ticket.grant()
 
 
-class Ticket:
+class Reservation:
     """One request's place: in line until `held`. Leaving the `with` block gives it back, whatever happened."""
 
     def __init__(self, admission: Admission, slots: int) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from attrs import define, field, frozen
 
-from neuron_jax.daemon.admission import Admission, Ticket
+from neuron_jax.daemon.admission import Admission, Reservation
 from neuron_jax.daemon.model_text import Encoded, ModelText
 from neuron_jax.daemon.problems import Problem, internal, unavailable
 from neuron_jax.errors import EngineDied
@@ -167,7 +167,7 @@ class Choice:
 
 
 async def generate(
-    host: ServingModel, job: GenerationJob, ticket: Ticket, *, whole: bool = False
+    host: ServingModel, job: GenerationJob, ticket: Reservation, *, whole: bool = False
 ) -> AsyncGenerator[Event, None]:
     """Runs `job` when it is its `ticket`'s turn, and once more when its engine dies before anybody saw anything of it.
 

@@ -14,7 +14,7 @@ from attrs import frozen
 from litestar import Request, Response
 
 from neuron_jax.build_info import BuildInfo
-from neuron_jax.daemon.admission import Admission, Ticket
+from neuron_jax.daemon.admission import Admission, Reservation
 from neuron_jax.daemon.bodies import read_body
 from neuron_jax.daemon.chat_wire import ChatAnswer, ChatStream
 from neuron_jax.daemon.completion_wire import CompletionAnswer, CompletionStream
@@ -165,7 +165,7 @@ async def _read(neuron: Neuron, request: Ask, read: Callable[[dict[str, Any]], T
 
 
 @asynccontextmanager
-async def placed(neuron: Neuron, asked: Asked) -> AsyncGenerator[tuple[GenerationJob, Ticket], None]:
+async def placed(neuron: Neuron, asked: Asked) -> AsyncGenerator[tuple[GenerationJob, Reservation], None]:
     """A place in the model's line for as long as the block runs, and the job. Raises Problem.
 
     The place comes first: what renders and counts a prompt is bounded like everything else that a model does.
@@ -186,7 +186,7 @@ async def stream_chunks(neuron: Neuron, asked: Asked) -> AsyncGenerator[bytes, N
             yield chunk
 
 
-async def _chunks(asked: Asked, job: GenerationJob, ticket: Ticket) -> AsyncGenerator[bytes, None]:
+async def _chunks(asked: Asked, job: GenerationJob, ticket: Reservation) -> AsyncGenerator[bytes, None]:
     encoder = asked.route.stream(job, asked.params)
     begun, told, outcome, last = False, False, "cancelled", time.monotonic()
     try:
@@ -219,7 +219,7 @@ async def collected(neuron: Neuron, asked: Asked) -> dict[str, Any]:
         return await _collect(asked, job, ticket)
 
 
-async def _collect(asked: Asked, job: GenerationJob, ticket: Ticket) -> dict[str, Any]:
+async def _collect(asked: Asked, job: GenerationJob, ticket: Reservation) -> dict[str, Any]:
     outcome, answer = "cancelled", asked.route.answer(job)
     try:
         async with aclosing(generate(asked.resident, job, ticket, whole=True)) as events:

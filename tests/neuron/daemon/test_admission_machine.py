@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from neuron_jax.daemon.admission import Admission, Ticket
+from neuron_jax.daemon.admission import Admission, Reservation
 from neuron_jax.daemon.problems import Problem, unavailable
 
 DEPTH, WAIT_SECS = 3, 60.0
@@ -27,7 +27,7 @@ class HandLoop(asyncio.SelectorEventLoop):
 class Guest:
     """Somebody with a ticket, and whether he was sent away. The guests are kept in the order of their arrival."""
 
-    ticket: Ticket
+    ticket: Reservation
     ends: float
     sent_away: bool = False
 
@@ -48,7 +48,7 @@ class Queue(RuleBasedStateMachine):
     def _waiting(self) -> list[Guest]:
         return [one for one in self.guests if not one.ticket.held and not one.sent_away]
 
-    async def _enter(self, answers: int) -> Ticket:
+    async def _enter(self, answers: int) -> Reservation:
         return self.admission.enter(answers)
 
     @rule(answers=st.integers(1, 6))
