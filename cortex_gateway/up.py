@@ -66,7 +66,7 @@ class Target:
 
 
 @frozen(kw_only=True)
-class Dialect:
+class DialectTrial:
     """How one dialect is asked, by curl and by us."""
 
     name: str
@@ -101,14 +101,14 @@ def _messages_tokens(event: dict[str, Any]) -> int | None:
 
 
 DIALECTS = (
-    Dialect(
+    DialectTrial(
         name="OpenAI",
         path="/v1/chat/completions",
         text=_chat_text,
         tokens=_chat_tokens,
         streaming={"stream_options": {"include_usage": True}},
     ),
-    Dialect(name="Anthropic", path="/v1/messages", text=_messages_text, tokens=_messages_tokens),
+    DialectTrial(name="Anthropic", path="/v1/messages", text=_messages_text, tokens=_messages_tokens),
 )
 
 
@@ -292,7 +292,7 @@ def _introduce(stage: Stage, url: str, metrics_url: str) -> None:
         stage.out.print(dialect.curl(url, stage.model), markup=False, soft_wrap=True)
 
 
-async def _ask(dialect: Dialect, url: str, stage: Stage) -> None:
+async def _ask(dialect: DialectTrial, url: str, stage: Stage) -> None:
     """Stream one answer to the terminal. Raises UpError where there is none."""
     out = stage.out
     out.print(f"\n[dim]{dialect.name}[/]  {QUESTION}")
