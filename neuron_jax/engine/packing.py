@@ -29,9 +29,9 @@ from neuron_jax.engine.sampler import (
     MAX_ALTERNATIVES,
     MAX_BIAS,
     MOST_COUNTED,
-    Drawn,
     Past,
     RowParams,
+    SamplerOutput,
 )
 from neuron_jax.workers.frames import Alternative
 
@@ -207,7 +207,7 @@ def with_slot(past: Past, lines: jax.Array, packed: jax.Array) -> tuple[Past, ja
     return told, lines.at[slot].set(line)
 
 
-def pack_logprobs(drawn: Drawn) -> jax.Array:
+def pack_logprobs(drawn: SamplerOutput) -> jax.Array:
     """int32 [R, LOGPROBS]."""
     logprob = lax.bitcast_convert_type(drawn.logprob, jnp.int32)
     top_logprobs = lax.bitcast_convert_type(drawn.top_logprobs, jnp.int32)

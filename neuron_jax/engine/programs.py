@@ -72,7 +72,7 @@ class Program:
     mesh: jax.sharding.Mesh
     shapes: Shapes
     attention: Choice
-    sample: Callable[[jax.Array, sampler.RowParams, sampler.Past], sampler.Drawn] = sampler.sample
+    sample: Callable[[jax.Array, sampler.RowParams, sampler.Past], sampler.SamplerOutput] = sampler.sample
 
     @property
     def groups(self) -> PageGroups:

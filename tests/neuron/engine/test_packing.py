@@ -25,7 +25,7 @@ from neuron_jax.engine.packing import (
     with_slot,
 )
 from neuron_jax.engine.requests import Request, from_submit
-from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_ALTERNATIVES, MAX_BIAS, MOST_COUNTED, Drawn, Past
+from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_ALTERNATIVES, MAX_BIAS, MOST_COUNTED, Past, SamplerOutput
 from neuron_jax.workers.frames import Sampling, Submit
 
 SLOTS, TABLE, VOCAB = 4, 8, 300
@@ -208,7 +208,7 @@ def test_a_count_that_is_too_large_is_the_most_that_is_counted() -> None:
 def test_log_probabilities_travel_by_their_bits() -> None:
     ids = jnp.arange(MAX_ALTERNATIVES, dtype=jnp.int32)[None] + 7
     logprobs = -jnp.arange(MAX_ALTERNATIVES, dtype=jnp.float32)[None] / 3
-    packed = np.asarray(pack_logprobs(Drawn(jnp.asarray([8], jnp.int32), jnp.asarray([-0.3]), ids, logprobs)))
+    packed = np.asarray(pack_logprobs(SamplerOutput(jnp.asarray([8], jnp.int32), jnp.asarray([-0.3]), ids, logprobs)))
 
     assert packed.shape == (1, LOGPROBS)
     logprob, likeliest = unpack_logprobs(packed[0], 2)
