@@ -25,7 +25,7 @@ from attrs import define, field
 from neuron_jax.errors import LoadError
 from neuron_jax.log_format import log_to_stderr
 from neuron_jax.workers import watchdog
-from neuron_jax.workers.follow import Others, follow
+from neuron_jax.workers.follow import LeaderLinks, follow
 from neuron_jax.workers.frames import (
     Cancel,
     Command,
@@ -215,7 +215,7 @@ def _lost(spec: EngineSpec, daemon: DaemonLink, rank: int) -> None:
 def _lead(started: Started, spec: EngineSpec, heart: Heart, ranks: Rendezvous | None) -> Any:
     """The engine, once every rank can run its essential programs."""
     if isinstance(ranks, Leader):
-        started.runner.lead(Others(ranks, started.made.buckets.keys()))
+        started.runner.lead(LeaderLinks(ranks, started.made.buckets.keys()))
         essential = set(started.made.buckets.essential())
         while not essential <= started.runner.usable:
             started.runner.collect()

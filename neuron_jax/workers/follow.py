@@ -18,7 +18,7 @@ LOOK_SECONDS = 0.25
 
 
 @define(eq=False)
-class Others:
+class LeaderLinks:
     """`engine.runner.Others` over the links of a leader. `keys` is the list of programs that all ranks have in common."""
 
     leader: Leader
