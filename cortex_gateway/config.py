@@ -17,7 +17,7 @@ from cortex_gateway.tls import TlsFileError, client_context, server_context
 from cortex_gateway.variables import unused
 
 DEFAULT_PLACES = (pathlib.Path("cortex.toml"), pathlib.Path("/etc/cortex/cortex.toml"))
-T = TypeVar("T", "Gateway", "Neuron")
+T = TypeVar("T", "GatewayConfig", "Neuron")
 ENV_PREFIX = "CORTEX_"
 STATE_FILE = "cortex-state.db"
 OTHER_VARIABLES = (
@@ -40,8 +40,8 @@ __all__ = [
     "Config",
     "ConfigError",
     "Cost",
-    "Eviction",
-    "Gateway",
+    "EvictionConfig",
+    "GatewayConfig",
     "Limit",
     "ModelConfig",
     "Neuron",
@@ -71,7 +71,7 @@ def _origins(_: object, __: "Attribute[tuple[str, ...]]", value: tuple[str, ...]
 
 
 @frozen(kw_only=True)
-class Gateway:
+class GatewayConfig:
     """[gateway]: where the program listens and how long it is patient."""
 
     listen: str = field(default="127.0.0.1:31313", validator=_address)  # host:port of the API
@@ -95,7 +95,7 @@ class Gateway:
 
 
 @frozen(kw_only=True)
-class Eviction:
+class EvictionConfig:
     """[eviction]: who leaves when a model does not fit, and when a node's engines are started afresh."""
 
     strategy: Literal["lru", "priority"] = "lru"
@@ -131,8 +131,8 @@ class CortexToml:
     """cortex.toml as it stands."""
 
     models_config: str | None = None  # path of models.toml, relative to this file
-    gateway: Gateway = Gateway()
-    eviction: Eviction = Eviction()
+    gateway: GatewayConfig = GatewayConfig()
+    eviction: EvictionConfig = EvictionConfig()
     auth: Auth = Auth()
     neurons: tuple[Neuron, ...] = ()
 
@@ -149,8 +149,8 @@ class ModelsToml:
 class Config:
     """Everything the gateway was told, checked and merged. `state` is where its database is; None = it has none."""
 
-    gateway: Gateway = Gateway()
-    eviction: Eviction = Eviction()
+    gateway: GatewayConfig = GatewayConfig()
+    eviction: EvictionConfig = EvictionConfig()
     auth: Auth = Auth()
     state: pathlib.Path | None = None
     neurons: tuple[Neuron, ...] = (Neuron(name="local", endpoint="http://127.0.0.1:13131"),)
@@ -197,7 +197,7 @@ def load_config(path: pathlib.Path | None, environ: Mapping[str, str]) -> Config
 
 
 def _with_secrets(
-    gateway: Gateway, neurons: tuple[Neuron, ...], path: pathlib.Path | None, reader: Reader
+    gateway: GatewayConfig, neurons: tuple[Neuron, ...], path: pathlib.Path | None, reader: Reader
 ) -> tuple[Neuron, ...]:
     """Each neuron with the secret that it is shown: its own, else that of [gateway]."""
     at, folder = At(str(path) if path else "defaults"), path.parent if path else pathlib.Path()
@@ -214,7 +214,7 @@ def _with_secrets(
     return tuple(found)
 
 
-def _checked_gateway(gateway: Gateway, at: At, folder: pathlib.Path, reader: Reader) -> Gateway:
+def _checked_gateway(gateway: GatewayConfig, at: At, folder: pathlib.Path, reader: Reader) -> GatewayConfig:
     """With the paths of its TLS files as they are opened, and each of them looked at."""
     found = _with_paths(gateway, folder, "tls_cert", "tls_key")
     cert = found.tls_cert

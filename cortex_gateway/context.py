@@ -1,4 +1,4 @@
-"""What is known of one request and goes with it from the door to its record; knows no HTTP, no fleet and no dialect."""
+"""What is known of one request and goes with it from its arrival to its record; knows no HTTP, no fleet and no dialect."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,7 @@ class RequestContext:
 
     Attributes:
         id: the client's own x-request-id, or a new one.
-        principal: who sent it; his key goes no further than the door.
+        principal: who sent it; his key goes no further than the routes.
         affinity: requests with an equal one belong to one conversation, of which a replica may keep the pages; None: unknown.
         timeout_secs: the client wants no answer later than so long after its arrival; None: it waits.
     """

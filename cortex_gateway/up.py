@@ -20,7 +20,7 @@ from cortex_gateway import child, serving
 from cortex_gateway.addresses import Address, is_every_ipv6
 from cortex_gateway.cli.api import message
 from cortex_gateway.cli.progress import LoadBars
-from cortex_gateway.config import Config, Gateway, Neuron, state_path
+from cortex_gateway.config import Config, GatewayConfig, Neuron, state_path
 from cortex_gateway.errors import CortexError
 from cortex_gateway.fleet.client import NeuronClient
 from cortex_gateway.fleet.credentials import showing
@@ -66,7 +66,7 @@ class Target:
 
 
 @frozen(kw_only=True)
-class Dialect:
+class DialectTrial:
     """How one dialect is asked, by curl and by us."""
 
     name: str
@@ -101,14 +101,14 @@ def _messages_tokens(event: dict[str, Any]) -> int | None:
 
 
 DIALECTS = (
-    Dialect(
+    DialectTrial(
         name="OpenAI",
         path="/v1/chat/completions",
         text=_chat_text,
         tokens=_chat_tokens,
         streaming={"stream_options": {"include_usage": True}},
     ),
-    Dialect(name="Anthropic", path="/v1/messages", text=_messages_text, tokens=_messages_tokens),
+    DialectTrial(name="Anthropic", path="/v1/messages", text=_messages_text, tokens=_messages_tokens),
 )
 
 
@@ -176,7 +176,7 @@ def target_of(model: str) -> Target:
 def config_of(asked: Up, target: Target, secret: str | None = None) -> Config:
     """The gateway in front of the one neuron, which keeps in mind how to load the model again."""
     endpoint = f"http://{Address(_reachable(asked.host), asked.neuron_port)}"
-    gateway = Gateway(
+    gateway = GatewayConfig(
         listen=str(Address(asked.host, asked.port)),
         metrics_listen=str(Address(asked.host, asked.metrics_port)),
         drain_secs=DRAIN_SECS,
@@ -292,7 +292,7 @@ def _introduce(stage: Stage, url: str, metrics_url: str) -> None:
         stage.out.print(dialect.curl(url, stage.model), markup=False, soft_wrap=True)
 
 
-async def _ask(dialect: Dialect, url: str, stage: Stage) -> None:
+async def _ask(dialect: DialectTrial, url: str, stage: Stage) -> None:
     """Stream one answer to the terminal. Raises UpError where there is none."""
     out = stage.out
     out.print(f"\n[dim]{dialect.name}[/]  {QUESTION}")

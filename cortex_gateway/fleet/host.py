@@ -35,7 +35,7 @@ class Lend:
 
 
 @define(kw_only=True)
-class Job:
+class NodeJob:
     """Steps that one node takes one after another; the first may be running."""
 
     why: Literal["load", "unload", "defrag"]
@@ -100,7 +100,7 @@ class Host:
     last_used: dict[str, float] = field(factory=dict)
     circuits: dict[str, Circuit] = field(factory=dict)  # of models that have failed here since they last served
     cycles: int = 0
-    job: Job | None = None
+    job: NodeJob | None = None
     freed_at: float = -math.inf  # seconds; something was last unloaded then, whose memory may come back a little later
     stale: bool = False  # memory and models have changed since the node was last looked at
     looked_before_change: bool = False  # the look that is under way began before the last change

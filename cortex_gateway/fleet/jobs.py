@@ -14,10 +14,10 @@ from cortex_gateway import errors
 from cortex_gateway.config import Config
 from cortex_gateway.fleet import groups
 from cortex_gateway.fleet import messages as m
-from cortex_gateway.fleet.host import Host, Job, Lend, Load, Unload
-from cortex_gateway.fleet.memory import Memory, corrected
+from cortex_gateway.fleet.host import Host, Lend, Load, NodeJob, Unload
+from cortex_gateway.fleet.memory import LoadHistory, corrected
 from cortex_gateway.placement import defrag, room
-from cortex_gateway.placement.decisions import Place
+from cortex_gateway.placement.decisions import Placement
 from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import ModelConfig, Node
 
@@ -48,7 +48,7 @@ class Jobs:
 
     config: Config
     hosts: dict[str, Host]
-    memory: Memory
+    history: LoadHistory
     evictions: list[Eviction] = field(factory=list, init=False)
     now: float = field(default=0.0, init=False)
     out: list[m.Effect] = field(factory=list, init=False)
@@ -57,7 +57,7 @@ class Jobs:
         self,
         model: ModelConfig,
         spec: m.LoadSpec,
-        place: Place,
+        place: Placement,
         whom: str,
         *,
         retried: bool = False,
@@ -72,14 +72,14 @@ class Jobs:
         for lender in place.lenders:
             unloads = _unloads(model, lender.node, lender.victims)
             steps: deque[Unload | Load | Lend] = deque([*unloads, Lend(leader=host.name)])
-            self.hosts[lender.node].job = Job(why="load", model=model.id, steps=steps)
+            self.hosts[lender.node].job = NodeJob(why="load", model=model.id, steps=steps)
         for name in (host.name, *spec.hosts):
             self.advance(self.hosts[name])
 
-    def reload(self, model: ModelConfig, spec: m.LoadSpec, place: Place) -> None:
+    def reload(self, model: ModelConfig, spec: m.LoadSpec, place: Placement) -> None:
         """Unload what is loaded there, and load it as `spec` says; as it was, where that fails."""
         host = self.hosts[place.node]
-        before = self.memory.spec_again(host, model.id)
+        before = self.history.spec_again(host, model.id)
         self.start(model, spec, place, "an operator, instead of what is loaded", first=(Unload(model=model.id),))
         assert host.job is not None
         host.job.otherwise = None if before.hosts else before
@@ -87,7 +87,7 @@ class Jobs:
     def unload(self, host: Host, model: str) -> None:
         """Begin to unload it; the node has no job."""
         assert host.job is None
-        host.job = Job(why="unload", model=model, steps=deque([Unload(model=model)]))
+        host.job = NodeJob(why="unload", model=model, steps=deque([Unload(model=model)]))
         self.advance(host)
 
     def finished(self, event: m.Finished) -> None:
@@ -140,14 +140,14 @@ class Jobs:
                 one.job.running = True
             self.out.append(m.StartLoad(node=host.name, spec=spec))
 
-    def _end_group(self, host: Host, job: Job, step: Unload) -> None:
+    def _end_group(self, host: Host, job: NodeJob, step: Unload) -> None:
         """The node only lends to the model that has to leave: have its leader unload it, and wait until it is gone."""
         group = next(group for group in host.lent() if group.model == step.model)
         leader = groups.leader(group, [one for one in self.hosts.values() if one is not host])
         if leader is None or not leader.present(step.model):
             return
         if leader.job is None:
-            leader.job = Job(why="load", model=job.model, steps=deque([evolve(step)]))
+            leader.job = NodeJob(why="load", model=job.model, steps=deque([evolve(step)]))
         elif leader.job.model == job.model and not leader.job.running and not leader.job.unloads(step.model):
             leader.job.steps.appendleft(evolve(step))  # it is part of what it makes room for
         self.advance(leader)
@@ -185,7 +185,7 @@ class Jobs:
         else:
             lender.job = None
 
-    def _unload_ended(self, host: Host, job: Job, step: Unload, error: errors.CortexError | None) -> None:
+    def _unload_ended(self, host: Host, job: NodeJob, step: Unload, error: errors.CortexError | None) -> None:
         if error is None:
             if step.incoming:
                 self._evicted(host, step, step.incoming)
@@ -211,7 +211,7 @@ class Jobs:
         log.info("evicted %s from %s for %s", step.model, host.name, incoming)
         self.out.append(m.Evicted(node=host.name, model=step.model, incoming=incoming))
         others = sum(one.present(step.model) for one in self.hosts.values() if one is not host)
-        spec = self.memory.spec_again(host, step.model)
+        spec = self.history.spec_again(host, step.model)
         self.evictions.append(Eviction(node=host.name, spec=spec, incoming=incoming, at=step.at, others=others))
 
     def in_vain(self) -> list[Eviction]:
@@ -226,14 +226,14 @@ class Jobs:
         job = self.hosts[eviction.at].job
         return job is not None and job.model == eviction.incoming
 
-    def _load_ended(self, host: Host, job: Job, step: Load, error: errors.CortexError | None) -> None:
+    def _load_ended(self, host: Host, job: NodeJob, step: Load, error: errors.CortexError | None) -> None:
         job.progress = None
         for name in step.spec.hosts:
             self.hosts[name].changed()
             self.out.append(m.Look(node=name))
         if error is None:
             self._release_lenders(host, step)
-            self.memory.loaded(step.spec, host, self.now)
+            self.history.loaded(step.spec, host, self.now)
             host.loaded(step.spec, self.now)
             self.evictions = [one for one in self.evictions if one.incoming != step.spec.model_id]
             return
@@ -246,12 +246,12 @@ class Jobs:
             return
         self._release_lenders(host, step)
         if job.why == "defrag":
-            self.memory.fail(step.spec.model_id, (host.name,), error, self.now)
+            self.history.fail(step.spec.model_id, (host.name,), error, self.now)
             return
         if wants_room and not job.retried and self._retry(host, job, step, error):
             return
         if job.otherwise:
-            self.memory.fail(job.model, (host.name,), error, self.now)
+            self.history.fail(job.model, (host.name,), error, self.now)
             job.steps, job.otherwise = deque([Load(spec=job.otherwise)]), None
             return
         self._fail(host, job, error, step.spec.hosts)
@@ -271,26 +271,26 @@ class Jobs:
         job, host.job = host.job, None  # which is between two steps
         node, host.job = self.node(host), job
         needed, _ = corrected(node, spec.tensor_parallel, error)
-        vacant = room.vacant(node, self.memory.policy_after(spec.model_id, host.name, 0), besides=spec.model_id)
+        vacant = room.vacant(node, self.history.policy_after(spec.model_id, host.name, 0), besides=spec.model_id)
         return sum(free >= needed for free in vacant.values()) >= spec.tensor_parallel
 
-    def _retry(self, host: Host, job: Job, step: Load, error: errors.CortexError) -> bool:
+    def _retry(self, host: Host, job: NodeJob, step: Load, error: errors.CortexError) -> bool:
         """Once, after evicting what the node's own numbers call for; at least one model, for ours said it fitted."""
         if step.spec.hosts:  # what lacks room may be any of them
             return False
         host.job = None
-        model = self.memory.model(step.spec.model_id, [host], LoadOptions(tensor_parallel=step.spec.tensor_parallel))
+        model = self.history.model(step.spec.model_id, [host], LoadOptions(tensor_parallel=step.spec.tensor_parallel))
         needed, node = corrected(evolve(self.node(host), busy=None), model.shards, error)
-        found = room.consider(model, node, self.memory.policy_after(model.id, host.name, needed * model.shards))
-        if not isinstance(found, Place):
+        found = room.consider(model, node, self.history.policy_after(model.id, host.name, needed * model.shards))
+        if not isinstance(found, Placement):
             return False
         again = _job(model, evolve(step.spec, devices=found.devices), found)
         host.job = evolve(again, retried=True, otherwise=job.otherwise)
         return True
 
-    def _fail(self, host: Host, job: Job, error: errors.CortexError, lenders: tuple[str, ...] = ()) -> None:
+    def _fail(self, host: Host, job: NodeJob, error: errors.CortexError, lenders: tuple[str, ...] = ()) -> None:
         dear = any(one.incoming == job.model and one.at == host.name for one in self.evictions)
-        self.memory.fail(job.model, (host.name, *lenders), error, self.now, dear=dear)
+        self.history.fail(job.model, (host.name, *lenders), error, self.now, dear=dear)
         self.drop(host)
 
     def postpone(self, host: Host) -> None:
@@ -316,14 +316,14 @@ class Jobs:
         host.cycles = 0
         log.info("restarting the engines of %s: %s", host.name, ", ".join(models) or "none is loaded")
         steps: list[Unload | Load | Lend] = [Unload(model=model) for model in models]
-        steps += [Load(spec=self.memory.spec_again(host, model)) for model in models]
-        host.job = Job(why="defrag", model="", steps=deque(steps))
+        steps += [Load(spec=self.history.spec_again(host, model)) for model in models]
+        host.job = NodeJob(why="defrag", model="", steps=deque(steps))
         self.advance(host)
 
 
-def _job(model: ModelConfig, spec: m.LoadSpec, place: Place) -> Job:
+def _job(model: ModelConfig, spec: m.LoadSpec, place: Placement) -> NodeJob:
     unloads = _unloads(model, place.node, place.victims)
-    return Job(why="load", model=model.id, steps=deque([*unloads, Load(spec=spec)]))
+    return NodeJob(why="load", model=model.id, steps=deque([*unloads, Load(spec=spec)]))
 
 
 def _unloads(model: ModelConfig, node: str, victims: tuple[str, ...]) -> list[Unload]:

@@ -14,7 +14,7 @@ from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.placement import fit
 from cortex_gateway.placement.catalogue import Catalogue
-from cortex_gateway.placement.decisions import Place, Policy, Reject
+from cortex_gateway.placement.decisions import Placement, Policy, Reject
 from cortex_gateway.placement.load_options import UNSAID, LoadOptions
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig, Node
 
@@ -29,9 +29,9 @@ MIB = 1024 * 1024
 
 @define(kw_only=True)
 class Ticket:
-    """One request or one wish of an operator, from the moment it is told until it is granted, complete or refused.
+    """One request or one command of an operator, from the moment it is told until it is granted, complete or refused.
 
-    `restore` is a wish of our own, of which nobody is told: to have back what left for nothing, if that costs nobody anything.
+    `restore` is our own, and nobody is told of it: to have back what left for nothing, if that costs nobody anything.
     """
 
     number: int
@@ -64,13 +64,13 @@ class Ticket:
         return self.context is not None and not self.context.anonymous
 
     @property
-    def wish(self) -> object:
-        """Equal for tickets that want the same: requests for one model. Each wish of an operator is one of its own."""
+    def line(self) -> object:
+        """Equal for tickets that want the same: requests for one model. Each command of an operator is one of its own."""
         return self.model if self.kind == "serve" else self.number
 
 
 @frozen(kw_only=True)
-class Failure:
+class LoadFailure:
     """A load or unload that ended badly, and when. `alone`: the node is to blame; `apart`: what failed together with it.
 
     `dear`: others had left for it.
@@ -84,12 +84,12 @@ class Failure:
 
 
 @define
-class Memory:
+class LoadHistory:
     """Keys are (model, node)."""
 
     config: Config
     catalogue: Catalogue = field(init=False)
-    failures: dict[str, dict[str, Failure]] = field(factory=dict, init=False)  # model -> node -> the last one
+    failures: dict[str, dict[str, LoadFailure]] = field(factory=dict, init=False)  # model -> node -> the last one
     _knowledge: fit.Knowledge = field(factory=fit.Knowledge, init=False)
     _policies: dict[object, Policy] = field(factory=dict, init=False)  # by all that they depend on besides knowledge
     _loaded_at: dict[tuple[str, str], float] = field(factory=dict, init=False)
@@ -122,9 +122,9 @@ class Memory:
         failures = self.failures.setdefault(model, {})
         before = failures.get(hosts[0])
         apart = (before.apart if before else frozenset()) | ({together} if together else set())
-        failures[hosts[0]] = Failure(at=now, error=error, dear=dear, alone=together is None, apart=apart)
+        failures[hosts[0]] = LoadFailure(at=now, error=error, dear=dear, alone=together is None, apart=apart)
 
-    def cooling(self, ticket: Ticket, now: float, seconds: float = COOLING_SECS) -> dict[str, Failure]:
+    def cooling(self, ticket: Ticket, now: float, seconds: float = COOLING_SECS) -> dict[str, LoadFailure]:
         """Nodes where the model has failed: since the operator asked, or too short a while ago for a request."""
         failures = self.failures.get(ticket.model)
         if not failures:
@@ -195,7 +195,7 @@ class Memory:
         return evolve(config, hosts=tuple(dict.fromkeys((ticket.node, *ticket.options.hosts))))
 
     def restoring(self, number: int, node: str, spec: LoadSpec, others: int, now: float) -> Ticket:
-        """The wish to have back, as it was, what has left `node`."""
+        """A ticket to have back, as it was, what has left `node`."""
         return Ticket(
             number=number,
             kind="restore",
@@ -219,7 +219,7 @@ class Memory:
         if (model, host.name) in self._specs:
             return self._specs[model, host.name]
         replica = host.replicas[model]
-        place = Place(node=host.name, devices=replica.devices)
+        place = Placement(node=host.name, devices=replica.devices)
         told = LoadOptions(
             quant=_chosen(replica.quant),
             kv_dtype=_chosen(replica.kv_dtype),
@@ -229,7 +229,7 @@ class Memory:
         return spec_for(self.model(model, [host], told), place)
 
 
-def spec_for(model: ModelConfig, place: Place) -> LoadSpec:
+def spec_for(model: ModelConfig, place: Placement) -> LoadSpec:
     """What the node is asked for; `model` with what whoever asks wants otherwise."""
     decided = {"tensor_parallel": model.shards, "hosts": tuple(lender.node for lender in place.lenders)}
     return LoadSpec(

@@ -1,6 +1,6 @@
 """The one owner of residency: events in, effects out, every decision asked of `placement`. No I/O, no clock of its own.
 
-A request or an operator's wish is a ticket. A ticket ends with a grant, a completion or a refusal; until then it is tried
+A request or an operator's command is a ticket. A ticket ends with a grant, a completion or a refusal; until then it is tried
 again after every event that could help it, together with those that want the same. What nodes are at for it is `jobs`.
 """
 
@@ -17,12 +17,12 @@ from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet import options
 from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.jobs import RETURN_SECS, Eviction, Jobs
-from cortex_gateway.fleet.memory import PATIENCE_SECS, Memory, Ticket, not_loaded, spec_for
+from cortex_gateway.fleet.memory import PATIENCE_SECS, LoadHistory, Ticket, not_loaded, spec_for
 from cortex_gateway.placement import affinity, catalogue, room
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
 from cortex_gateway.placement.circuit import Circuit
-from cortex_gateway.placement.decisions import Decision, Hold, Join, Place, Policy, Recovering, Reject, Serve
+from cortex_gateway.placement.decisions import Decision, Hold, Join, Placement, Policy, Recovering, Reject, Serve
 from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Residency:
     hosts: dict[str, Host] = field(init=False)
     tickets: dict[int, Ticket] = field(factory=dict, init=False)
     decisions: int = field(default=0, init=False)
-    _memory: Memory = field(init=False)
+    _history: LoadHistory = field(init=False)
     _jobs: Jobs = field(init=False)
     _considered: routing.Considered = field(factory=routing.Considered, init=False)
     _homes: affinity.Homes = field(factory=affinity.Homes, init=False)
@@ -51,12 +51,12 @@ class Residency:
 
     def __attrs_post_init__(self) -> None:
         self.hosts = {one.name: Host(name=one.name, endpoint=one.endpoint.rstrip("/")) for one in self.config.neurons}
-        self._memory = Memory(self.config)
-        self._jobs = Jobs(self.config, self.hosts, self._memory)
+        self._history = LoadHistory(self.config)
+        self._jobs = Jobs(self.config, self.hosts, self._history)
 
     @property
     def catalogue(self) -> Catalogue:
-        return self._memory.catalogue
+        return self._history.catalogue
 
     @property
     def decided(self) -> list[m.Effect]:
@@ -70,7 +70,7 @@ class Residency:
         self._picture = None
         self._on(event)
         for eviction in self._jobs.in_vain():
-            self._wish_back(eviction)
+            self._have_back(eviction)
         return self._jobs.out
 
     def snapshot(self, now: float | None = None) -> FleetSnapshot:
@@ -222,7 +222,7 @@ class Residency:
         if not host.healthy:
             log.info("%s answers at %s", host.name, host.endpoint)
         host.see(event.observation, self._now)
-        self._memory.measure(host)
+        self._history.measure(host)
         self._jobs.advance(host)
         self._settle()
         self._defrag(host)
@@ -308,7 +308,7 @@ class Residency:
         """Try every ticket again: those that want the same together; who is known first, then who has waited longest."""
         lines: dict[object, list[Ticket]] = {}
         for ticket in sorted(self.tickets.values(), key=lambda ticket: not ticket.known):
-            lines.setdefault(ticket.wish, []).append(ticket)
+            lines.setdefault(ticket.line, []).append(ticket)
         for line in lines.values():
             self._try(line)
 
@@ -345,11 +345,11 @@ class Residency:
         return [one for host in self.hosts.values() if (one := host.candidate(model, self._now))]
 
     def _decide_for(self, line: Sequence[Ticket]) -> None:
-        offering = self._memory.offering(line[0], self.hosts.values())
+        offering = self._history.offering(line[0], self.hosts.values())
         policy: Policy | None = None
         decision: Decision | None = None
         for ticket in line:
-            before, policy = policy, self._memory.policy(ticket, self._now, offering)
+            before, policy = policy, self._history.policy(ticket, self._now, offering)
             if policy is not before or self._picture is None:
                 decision = self._decide(ticket, policy)
             assert decision is not None
@@ -359,7 +359,7 @@ class Residency:
     def _decide(self, ticket: Ticket, policy: Policy) -> Decision:
         self.decisions += 1
         self._picture = self._picture or self.snapshot()
-        model = self._memory.asked(ticket, self.hosts.values())
+        model = self._history.asked(ticket, self.hosts.values())
         return routing.route(model, self._picture, policy, self._considered)
 
     def _obey(self, ticket: Ticket, decision: Decision) -> None:
@@ -369,11 +369,11 @@ class Residency:
             case Recovering() if ticket.kind == "serve":
                 message = f"{ticket.model} is recovering on {decision.node}."
                 self._refuse(ticket, errors.ModelRecovering(message))
-            case Place():
+            case Placement():
                 self._start(ticket, decision)
             case Reject():
-                grouped = len(self._memory.asked(ticket, self.hosts.values()).hosts) > 1
-                self._refuse(ticket, self._memory.refusal(ticket, decision, self._now, grouped=grouped))
+                grouped = len(self._history.asked(ticket, self.hosts.values()).hosts) > 1
+                self._refuse(ticket, self._history.refusal(ticket, decision, self._now, grouped=grouped))
             case _:
                 ticket.cold = True
 
@@ -389,15 +389,15 @@ class Residency:
         grant = m.Grant(ticket=ticket.number, node=node, model=ticket.model, cold=ticket.cold, trial=trial)
         self._jobs.out.append(grant)
 
-    def _start(self, ticket: Ticket, place: Place) -> None:
+    def _start(self, ticket: Ticket, place: Placement) -> None:
         self._picture = None
         ticket.cold = True
-        model = self._memory.asked(ticket, self.hosts.values())
+        model = self._history.asked(ticket, self.hosts.values())
         spec = spec_for(model, place)
         self._jobs.start(model, spec, place, _whom(ticket), retried=ticket.kind == "restore")
 
     def _try_unload(self, ticket: Ticket) -> None:
-        failures = self._memory.failures.get(ticket.model, {}).values()
+        failures = self._history.failures.get(ticket.model, {}).values()
         recent = next((failure for failure in failures if failure.at >= ticket.since), None)
         if recent:
             self._refuse(ticket, recent.error)
@@ -416,12 +416,12 @@ class Residency:
     def _try_load(self, ticket: Ticket) -> None:
         """Complete it where the model serves as asked for; what serves otherwise is told, or reloaded."""
         serving = [host for host in self.hosts.values() if self._serves_for(ticket, host)]
-        failed = self._memory.cooling(ticket, self._now).get(ticket.reloading)
+        failed = self._history.cooling(ticket, self._now).get(ticket.reloading)
         if failed:
             self._refuse(ticket, failed.error)
         elif not serving:
             self._decide_for((ticket,))
-        elif ticket.reload and not any(self._memory.loaded_since(ticket, host) for host in serving):
+        elif ticket.reload and not any(self._history.loaded_since(ticket, host) for host in serving):
             self._try_reload(ticket, serving)
         else:
             self._compare(ticket, serving)
@@ -450,7 +450,7 @@ class Residency:
         assert replica is not None
         lending = [one.name for one in self.hosts.values() if any(group.model == model for group in one.lent())]
         lenders = lending if replica.group else []
-        return options.Loaded(replica=replica, spec=self._memory.spec(model, host.name), lenders=lenders)
+        return options.Loaded(replica=replica, spec=self._history.spec(model, host.name), lenders=lenders)
 
     def _try_reload(self, ticket: Ticket, serving: list[Host]) -> None:
         """Find room for it as if it had left already: it leaves only when there is."""
@@ -460,10 +460,10 @@ class Residency:
             message = f"{ticket.model} is loaded on {names}: name the node to reload it on."
             self._refuse(ticket, errors.InvalidBody(message, param="node"))
             return
-        policy = evolve(self._memory.policy(ticket, self._now), only=(host.name,))
-        model = self._memory.asked(ticket, self.hosts.values())
+        policy = evolve(self._history.policy(ticket, self._now), only=(host.name,))
+        model = self._history.asked(ticket, self.hosts.values())
         decision = routing.place(model, room.without(self.snapshot(), ticket.model, host.name), policy)
-        if not isinstance(decision, Place):
+        if not isinstance(decision, Placement):
             self._obey(ticket, decision)
             return
         self._picture, ticket.reloading = None, host.name
@@ -471,9 +471,9 @@ class Residency:
         self._jobs.reload(model, spec, decision)
         self._report(ticket)
 
-    def _wish_back(self, eviction: Eviction) -> None:
+    def _have_back(self, eviction: Eviction) -> None:
         self._restored -= 1
-        ticket = self._memory.restoring(self._restored, eviction.node, eviction.spec, eviction.others, self._now)
+        ticket = self._history.restoring(self._restored, eviction.node, eviction.spec, eviction.others, self._now)
         self.tickets[ticket.number] = ticket
 
     def _try_restore(self, ticket: Ticket) -> None:
@@ -486,8 +486,8 @@ class Residency:
         if there > ticket.others or not self.hosts[ticket.node].healthy:
             del self.tickets[ticket.number]
             return
-        decision = self._decide(ticket, self._memory.policy(ticket, self._now))
-        if isinstance(decision, Place) and decision.costs_nothing:
+        decision = self._decide(ticket, self._history.policy(ticket, self._now))
+        if isinstance(decision, Placement) and decision.costs_nothing:
             self._start(ticket, decision)
         if not isinstance(decision, Hold | Join) and self._now >= ticket.since + RETURN_SECS:
             del self.tickets[ticket.number]

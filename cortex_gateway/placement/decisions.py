@@ -41,7 +41,7 @@ class Lender:
 
 
 @frozen(kw_only=True)
-class Place:
+class Placement:
     """Load it there, on these devices (empty = the node's own choice), after the victims have left.
 
     With `lenders` the node leads a group, which takes devices of them in this order.
@@ -73,7 +73,7 @@ class Reject:
     reason: str
 
 
-Decision = Serve | Join | Recovering | Place | Hold | Reject
+Decision = Serve | Join | Recovering | Placement | Hold | Reject
 
 
 @frozen(kw_only=True)

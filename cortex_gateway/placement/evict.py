@@ -11,7 +11,7 @@ MOST_EVICTIONS = 3
 
 
 @frozen(kw_only=True)
-class Resident:
+class ResidentReplica:
     """A replica that holds memory, as the two orders see it. `last_used` in seconds; larger is later."""
 
     model: str
@@ -29,15 +29,15 @@ class Room:
     victims: tuple[str, ...] = ()
 
 
-Order = Callable[[Iterable[Resident], int], list[Resident]]
+Order = Callable[[Iterable[ResidentReplica], int], list[ResidentReplica]]
 
 
-def lru(residents: Iterable[Resident], incoming: int) -> list[Resident]:  # noqa: ARG001 -- this order ignores priorities
+def lru(residents: Iterable[ResidentReplica], incoming: int) -> list[ResidentReplica]:  # noqa: ARG001 -- this order ignores priorities
     """Least recently used first; anybody may displace anybody."""
     return sorted(residents, key=lambda one: (one.last_used, one.model))
 
 
-def priority(residents: Iterable[Resident], incoming: int) -> list[Resident]:
+def priority(residents: Iterable[ResidentReplica], incoming: int) -> list[ResidentReplica]:
     """Lowest priority first, then least recently used; nobody displaces a higher priority than its own."""
     outranked = [one for one in residents if incoming >= one.priority]
     return sorted(outranked, key=lambda one: (one.priority, one.last_used, one.model))
@@ -46,7 +46,7 @@ def priority(residents: Iterable[Resident], incoming: int) -> list[Resident]:
 ORDERS: Mapping[str, Order] = {"lru": lru, "priority": priority}
 
 
-def make_room(model: ModelConfig, node: Node, needed: fit.Need, order: list[Resident]) -> Room | None:
+def make_room(model: ModelConfig, node: Node, needed: fit.Need, order: list[ResidentReplica]) -> Room | None:
     """The shortest head of `order`, at most MOST_EVICTIONS of those that matter, that makes room; None if none does."""
     sizes = {one.model: one.size_mb for one in order}
     for count in range(len(order) + 1):
@@ -56,7 +56,7 @@ def make_room(model: ModelConfig, node: Node, needed: fit.Need, order: list[Resi
     return None
 
 
-def _without_bystanders(model: ModelConfig, node: Node, needed: fit.Need, going: list[Resident]) -> Room | None:
+def _without_bystanders(model: ModelConfig, node: Node, needed: fit.Need, going: list[ResidentReplica]) -> Room | None:
     """Spare whoever need not leave, the most valuable first: a victim on another device frees nothing."""
     sizes = {one.model: one.size_mb for one in going}
     names = [one.model for one in going]

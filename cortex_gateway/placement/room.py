@@ -3,15 +3,15 @@
 from attrs import evolve
 
 from cortex_gateway.placement import evict, fit
-from cortex_gateway.placement.decisions import Obstacle, Place, Policy
+from cortex_gateway.placement.decisions import Obstacle, Placement, Policy
 from cortex_gateway.placement.snapshot import FleetSnapshot, ModelConfig, Node, Replica
 
 
-def consider(model: ModelConfig, node: Node, policy: Policy) -> Place | Obstacle:
+def consider(model: ModelConfig, node: Node, policy: Policy) -> Placement | Obstacle:
     """How the model could be loaded on this node now, or what is in the way."""
     needed = fit.need(model, node, policy.knowledge)
     found = _unsuited(model, node, needed, policy) or occupied(model, node) or _room(model, node, needed, policy)
-    if isinstance(found, Place) and found.victims and node.name in policy.sparing:
+    if isinstance(found, Placement) and found.victims and node.name in policy.sparing:
         return Obstacle(why="failed", reason="has failed to load it a moment ago, for which others had to leave")
     return found
 
@@ -49,7 +49,7 @@ def occupied(model: ModelConfig, node: Node) -> Obstacle | None:
     return None
 
 
-def _room(model: ModelConfig, node: Node, needed: fit.Need, policy: Policy) -> Place | Obstacle:
+def _room(model: ModelConfig, node: Node, needed: fit.Need, policy: Policy) -> Placement | Obstacle:
     everyone = residents(node, policy, besides=model.id)
     order = evict.ORDERS[policy.strategy]
     idle = [one for one in everyone if not one.busy]
@@ -63,7 +63,7 @@ def _room(model: ModelConfig, node: Node, needed: fit.Need, policy: Policy) -> P
         if not policy.drain:
             return Obstacle(why="busy", reason="has room only where models are in use")
     named = room.devices if len(node.devices) > needed.shards else ()
-    return Place(node=node.name, devices=named, victims=room.victims)
+    return Placement(node=node.name, devices=named, victims=room.victims)
 
 
 def passing(node: Node) -> Obstacle | None:
@@ -106,7 +106,7 @@ def _vacated(node: Node, model: str, leader: str) -> Node:
     return evolve(node, devices=devices, replicas=replicas, members=members)
 
 
-def residents(node: Node, policy: Policy, *, besides: str | None = None) -> list[evict.Resident]:
+def residents(node: Node, policy: Policy, *, besides: str | None = None) -> list[evict.ResidentReplica]:
     """Whoever may be asked to leave: loaded and not pinned here. `busy` = it has work in flight.
 
     What the node lends to a group leaves with the group, which is for its leader to end. A model does not displace itself.
@@ -117,7 +117,7 @@ def residents(node: Node, policy: Policy, *, besides: str | None = None) -> list
         if replica.status != "loaded" or node.name in config.pinned_on:
             continue
         found.append(
-            evict.Resident(
+            evict.ResidentReplica(
                 model=replica.model,
                 priority=config.priority,
                 last_used=replica.last_used,
@@ -128,11 +128,11 @@ def residents(node: Node, policy: Policy, *, besides: str | None = None) -> list
     return found + [one for one in _groups(node, policy) if one.model != besides]
 
 
-def _groups(node: Node, policy: Policy) -> list[evict.Resident]:
+def _groups(node: Node, policy: Policy) -> list[evict.ResidentReplica]:
     led = [member for member in node.members if member.leads == "yes"]
     configs = [(member, policy.catalogue.config(member.model)) for member in led]
     return [
-        evict.Resident(
+        evict.ResidentReplica(
             model=member.model,
             priority=config.priority,
             last_used=member.last_used,

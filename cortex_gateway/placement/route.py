@@ -10,7 +10,7 @@ from cortex_gateway.placement.decisions import (
     Hold,
     Join,
     Obstacle,
-    Place,
+    Placement,
     Policy,
     Recovering,
     Reject,
@@ -34,7 +34,7 @@ class Candidate:
     resting: bool = False
 
 
-Consider = Callable[[ModelConfig, Node, Policy], Place | Obstacle]
+Consider = Callable[[ModelConfig, Node, Policy], Placement | Obstacle]
 
 
 @define
@@ -42,11 +42,11 @@ class Considered:
     """`consider`, which is not asked again while model and policy are equal and the node is the very same record."""
 
     asked: int = field(default=0, init=False)  # how often it had to be
-    _said: dict[tuple[str, str, bool], tuple[ModelConfig, Node, Policy, Place | Obstacle]] = field(
+    _said: dict[tuple[str, str, bool], tuple[ModelConfig, Node, Policy, Placement | Obstacle]] = field(
         factory=dict, init=False
     )
 
-    def __call__(self, model: ModelConfig, node: Node, policy: Policy) -> Place | Obstacle:
+    def __call__(self, model: ModelConfig, node: Node, policy: Policy) -> Placement | Obstacle:
         key = (model.id, node.name, policy.drain)
         kept = self._said.get(key)
         if kept and kept[1] is node and kept[2] is policy and (kept[0] is model or kept[0] == model):
@@ -102,11 +102,11 @@ def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy, consideri
 
     A model of several hosts is spread over them only where none of them can have it alone.
     """
-    options: list[tuple[tuple[bool, bool, int, str], Place]] = []
+    options: list[tuple[tuple[bool, bool, int, str], Placement]] = []
     obstacles: list[tuple[Node, Obstacle]] = []
     for node in snapshot.nodes:
         found = considering(model, node, policy)
-        if isinstance(found, Place):
+        if isinstance(found, Placement):
             rank = (node.name not in model.pinned_on, bool(found.victims), -fit.free_mb(node), node.name)
             options.append((rank, found))
         else:
@@ -116,7 +116,7 @@ def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy, consideri
         return best
     if len(model.hosts) > 1 and model.shards > 1:
         spread = together.place(model, snapshot, policy)
-        if isinstance(spread, Place):
+        if isinstance(spread, Placement):
             return spread
         obstacles = spread
     return _nowhere(model, obstacles)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from attrs import evolve, field, frozen
 
 from cortex_gateway.placement import evict, fit
-from cortex_gateway.placement.decisions import Lender, Obstacle, Place, Policy
+from cortex_gateway.placement.decisions import Lender, Obstacle, Placement, Policy
 from cortex_gateway.placement.room import doubted, occupied, passing, residents
 from cortex_gateway.placement.snapshot import FleetSnapshot, ModelConfig, Node
 
@@ -63,18 +63,18 @@ class Hosts:
         named = only is None or node.name in only
         return named and (not pinned or node.name in pinned) and node.name not in self.policy.excluded
 
-    def best(self, leave: int) -> Place | None:
+    def best(self, leave: int) -> Placement | None:
         """Led by the host with the most free memory that can lead."""
         for leader in sorted(filter(self.may_lead, self.able), key=lambda node: (-fit.free_mb(node), node.name)):
             shares = self.led_by(leader, leave)
             if shares:
                 (_, own), *lent = shares
                 lenders = tuple(Lender(node=node.name, victims=room.victims) for node, room in lent)
-                return Place(node=leader.name, devices=(), victims=own.victims, lenders=lenders)
+                return Placement(node=leader.name, devices=(), victims=own.victims, lenders=lenders)
         return None
 
 
-def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Place | Obstacles:
+def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy) -> Placement | Obstacles:
     """A leader and its lenders, without eviction where that is possible; else what is in the way on each node."""
     obstacles: Obstacles = []
     able: list[Node] = []

@@ -93,28 +93,28 @@ def exchange(gateway: Gateway, route: Route) -> ASGIApp:
         dialect = gateway.spoken(http["path"])
         client = Client(http, receive, send, stream_type=dialect.stream_type)
         record = Record(route.label or "", client.request_id)
-        door = _Door(gateway, route, client, record)
+        handler = _Handler(gateway, route, client, record)
         try:
-            await door.pass_through(http)
+            await handler.pass_through(http)
         except ClientGoneError:
             record.outcome = "cancelled"
         except Exception as error:  # noqa: BLE001 -- the last place where the client can still be told
             record.failed(await report(client, error, dialect))
         except asyncio.CancelledError:  # else the server stops, and has waited long enough for this one
-            if door.cancelled_by_operator():
+            if handler.cancelled_by_operator():
                 await report(client, Cancelled("The request was cancelled by an operator."), dialect)
                 record.outcome = "cancelled"
                 return
             record.failed(await report(client, ShuttingDown("The gateway is going down."), dialect))
             raise
         finally:
-            door.close()
+            handler.close()
 
     return app
 
 
 @define
-class _Door:
+class _Handler:
     """Lets a request in, and counts it when it has ended."""
 
     gateway: Gateway

@@ -1,4 +1,4 @@
-"""The bounded queue in front of one model: seats, a line, counts; must not know engines, text or HTTP routes."""
+"""The bounded queue in front of one model: slots, a line, counts; must not know engines, text or HTTP routes."""
 
 import asyncio
 import contextlib
@@ -20,26 +20,26 @@ class Counts:
 
 
 class Admission:
-    """`seats` requests run at once; up to `max_queue_depth` more wait in line, first come first served."""
+    """`slots` requests run at once; up to `max_queue_depth` more wait in line, first come first served."""
 
-    def __init__(self, *, seats: int, max_queue_depth: int, max_wait_secs: float) -> None:
-        assert seats > 0
-        self.seats = seats
+    def __init__(self, *, slots: int, max_queue_depth: int, max_wait_secs: float) -> None:
+        assert slots > 0
+        self.slots = slots
         self.max_queue_depth = max_queue_depth
         self.max_wait_secs = max_wait_secs
         self.in_flight = 0
         self.counts = Counts()
-        self._line: deque[Ticket] = deque()
+        self._line: deque[Reservation] = deque()
 
     @property
     def queued(self) -> int:
         """How many wait."""
         return len(self._line)
 
-    def enter(self, seats: int) -> "Ticket":
-        """A place for `seats` answers side by side; use it with `with`. Raises Problem when the line is full."""
-        ticket = Ticket(self, min(seats, self.seats))
-        if not self._line and ticket.seats <= self.seats - self.in_flight:
+    def enter(self, slots: int) -> "Reservation":
+        """A place for `slots` answers side by side; use it with `with`. Raises Problem when the line is full."""
+        ticket = Reservation(self, min(slots, self.slots))
+        if not self._line and ticket.slots <= self.slots - self.in_flight:
             self._grant(ticket)
             return ticket
         if len(self._line) >= self.max_queue_depth:
@@ -48,10 +48,10 @@ class Admission:
         self._line.append(ticket)
         return ticket
 
-    def resize(self, seats: int) -> None:
-        """There are more engines now, or fewer. Who has a seat keeps it."""
-        assert seats > 0
-        self.seats = seats
+    def resize(self, slots: int) -> None:
+        """There are more engines now, or fewer. Who has a slot keeps it."""
+        assert slots > 0
+        self.slots = slots
         self._next()
 
     def fail(self, problem: Problem) -> None:
@@ -59,36 +59,36 @@ class Admission:
         while self._line:
             self._line.popleft().refuse(problem)
 
-    def leave(self, ticket: "Ticket") -> None:
-        """Gives the ticket's seats, or its place in line, to the next; called by `Ticket`."""
+    def leave(self, ticket: "Reservation") -> None:
+        """Gives the ticket's slots, or its place in line, to the next; called by `Reservation`."""
         if ticket.held:
-            self.in_flight -= ticket.seats
+            self.in_flight -= ticket.slots
         else:
             with contextlib.suppress(ValueError):
                 self._line.remove(ticket)
         self._next()
 
     def _next(self) -> None:
-        while self._line and min(self._line[0].seats, self.seats) <= self.seats - self.in_flight:
+        while self._line and min(self._line[0].slots, self.slots) <= self.slots - self.in_flight:
             self._grant(self._line.popleft())
 
-    def time_out(self, ticket: "Ticket") -> Problem:
-        """The answer to somebody who waited too long; called by `Ticket`."""
+    def time_out(self, ticket: "Reservation") -> Problem:
+        """The answer to somebody who waited too long; called by `Reservation`."""
         self.counts.rejected_timeout += 1
         ahead = self._line.index(ticket) if ticket in self._line else 0
         return overloaded(ahead, f"Waited {self.max_wait_secs:g} seconds for a place; the server is too busy.")
 
-    def _grant(self, ticket: "Ticket") -> None:
-        self.in_flight += ticket.seats
-        ticket.seat()
+    def _grant(self, ticket: "Reservation") -> None:
+        self.in_flight += ticket.slots
+        ticket.grant()
 
 
-class Ticket:
+class Reservation:
     """One request's place: in line until `held`. Leaving the `with` block gives it back, whatever happened."""
 
-    def __init__(self, admission: Admission, seats: int) -> None:
+    def __init__(self, admission: Admission, slots: int) -> None:
         loop = asyncio.get_running_loop()
-        self.seats = seats
+        self.slots = slots
         self._admission = admission
         self._deadline = loop.time() + admission.max_wait_secs
         self._turn: asyncio.Future[None] = loop.create_future()
@@ -109,7 +109,7 @@ class Ticket:
             raise self._admission.time_out(self)
         return False
 
-    def seat(self) -> None:
+    def grant(self) -> None:
         """It is this request's turn; called by `Admission`."""
         self._turn.set_result(None)
 

@@ -25,9 +25,9 @@ from litestar.types import Message, Scope
 from neuron_jax.addresses import Address, is_every_ipv6
 from neuron_jax.build_info import build_info
 from neuron_jax.config import NeuronConfig, ServerConfig
+from neuron_jax.daemon.access import AccessGuard, exposure
 from neuron_jax.daemon.admission import Admission
 from neuron_jax.daemon.devices import Devices
-from neuron_jax.daemon.door import Door, exposure
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics
 from neuron_jax.daemon.problems import API, INVALID, Problem, internal, shutting_down
@@ -61,11 +61,11 @@ def build_app(
     lifecycle = Lifecycle(config, devices, metrics, command=command, restarts=restarts)
     metrics.watch(lifecycle)
     pool = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
-    counting = Admission(seats=TEXT_THREADS, **attrs.asdict(config.admission))
+    counting = Admission(slots=TEXT_THREADS, **attrs.asdict(config.admission))
     neuron = Neuron(lifecycle, metrics, build_info(), pool, counting, time.monotonic())
     app = Litestar(
         route_handlers=list(ROUTES),
-        guards=[Door.of(config).guard],
+        guards=[AccessGuard.of(config).guard],
         lifespan=[partial(_lifespan, neuron)],
         exception_handlers={
             Problem: _on_problem,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Event, Grown, Job
+from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Event, GenerationJob, Grown
 from neuron_jax.daemon.schema import SamplingParams
 from neuron_jax.daemon.wire_common import envelope, token_text, usage
 from neuron_jax.text.pieces import Piece, Reasoning, Text, ToolArguments, ToolEnd, ToolStart
@@ -14,7 +14,7 @@ CHUNK = "chat.completion.chunk"
 class ChatStream:
     """Feed it events; every chunk it gives is one `data:` line."""
 
-    def __init__(self, job: Job, params: SamplingParams) -> None:
+    def __init__(self, job: GenerationJob, params: SamplingParams) -> None:
         self._job = job
         self._params = params
         # Tokens whose text is still held back: their log-probabilities go out with the next chunk of their choice.
@@ -52,7 +52,7 @@ class ChatStream:
 class ChatAnswer:
     """Feed it events; `body` is the whole answer."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: GenerationJob) -> None:
         self._job = job
         self._choices = [_Choice() for _ in job.prompts]
 
@@ -91,7 +91,7 @@ class _Choice:
         for piece in pieces:
             self._add(piece)
 
-    def body(self, job: Job, index: int, *, logprobs: bool) -> dict[str, Any]:
+    def body(self, job: GenerationJob, index: int, *, logprobs: bool) -> dict[str, Any]:
         return {
             "index": index,
             "message": self._message(),
@@ -137,7 +137,7 @@ def deltas(piece: Piece) -> list[dict[str, Any]]:
             return []
 
 
-def chat_logprobs(job: Job, chosen: Sequence[Chosen]) -> dict[str, Any]:
+def chat_logprobs(job: GenerationJob, chosen: Sequence[Chosen]) -> dict[str, Any]:
     """The `logprobs` object of a chat choice."""
     rows = [
         {
@@ -149,6 +149,6 @@ def chat_logprobs(job: Job, chosen: Sequence[Chosen]) -> dict[str, Any]:
     return {"content": rows, "refusal": None}
 
 
-def _row(job: Job, token: int, logprob: float) -> dict[str, Any]:
+def _row(job: GenerationJob, token: int, logprob: float) -> dict[str, Any]:
     piece = job.text.tokenizer.piece(token)
     return {"token": token_text(job, token), "logprob": logprob, "bytes": list(piece)}

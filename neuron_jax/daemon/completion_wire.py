@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Container, Sequence
 from typing import Any
 
-from neuron_jax.daemon.generation import Chosen, Ended, Event, Grown, Job
+from neuron_jax.daemon.generation import Chosen, Ended, Event, GenerationJob, Grown
 from neuron_jax.daemon.schema import SamplingParams
 from neuron_jax.daemon.wire_common import envelope, usage
 from neuron_jax.text.pieces import Piece, Text
@@ -15,7 +15,7 @@ OBJECT = "text_completion"
 class CompletionStream:
     """Feed it events; every chunk it gives is one `data:` line."""
 
-    def __init__(self, job: Job, params: SamplingParams) -> None:
+    def __init__(self, job: GenerationJob, params: SamplingParams) -> None:
         self._job = job
         self._params = params
         self._logprobs = [_Logprobs(job) for _ in job.prompts]
@@ -52,7 +52,7 @@ class CompletionStream:
 class CompletionAnswer:
     """Feed it events; `body` is the whole answer."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: GenerationJob) -> None:
         self._job = job
         self._texts = [""] * len(job.prompts)
         self._logprobs = [_Logprobs(job) for _ in job.prompts]
@@ -91,7 +91,7 @@ class CompletionAnswer:
 class _Logprobs:
     """Log-probabilities of one choice that are not sent yet; knows how many characters came before."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: GenerationJob) -> None:
         self._job = job
         self._pending: list[Chosen] = []
         self._offset = 0

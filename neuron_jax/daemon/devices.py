@@ -16,7 +16,7 @@ from attrs import define, frozen
 from neuron_jax.config import ModelSpec
 from neuron_jax.daemon.news import News
 from neuron_jax.daemon.returning import Leaving, last_seen, missing
-from neuron_jax.daemon.shares import Grant, Memory, MemoryRequest, Picture, grant, waits
+from neuron_jax.daemon.shares import DeviceMemory, MemoryGrant, MemoryRequest, Picture, grant, waits
 from neuron_jax.errors import LoadError
 from neuron_jax.hardware.cpu import MIB, read_private
 from neuron_jax.hardware.records import DeviceLoad, Hardware, Process
@@ -78,7 +78,7 @@ class Devices:
         self._loads: tuple[DeviceLoad, ...] = ()
         self._taken = float("-inf")
         self._lost: Mapping[int, Lost] = {}
-        self._grants: dict[str, Grant] = {}
+        self._grants: dict[str, MemoryGrant] = {}
         self._seen: dict[str, Leaving] = {}
         self._gone: dict[str, _Gone] = {}
         self._closing = False
@@ -100,7 +100,7 @@ class Devices:
         return {index: lost.reason for index, lost in self._lost.items()}
 
     @property
-    def grants(self) -> Mapping[str, Grant]:
+    def grants(self) -> Mapping[str, MemoryGrant]:
         """What engines were granted, by holder."""
         return self._grants
 
@@ -123,14 +123,18 @@ class Devices:
         totals = {device.index: device.vram_total_mb for device in self.hardware.devices}
         cuda = self.platform == "cuda"
         return Picture(
-            {load.index: Memory(totals[load.index], load.vram_free_mb) for load in self._loads if load.lost is None},
+            {
+                load.index: DeviceMemory(totals[load.index], load.vram_free_mb)
+                for load in self._loads
+                if load.lost is None
+            },
             {(load.index, one.pid): one.used_mb for load in self._loads for one in load.processes},
             self.floor_mb,
             shared=not cuda,
             usable=CUDA_SHARE if cuda else 1.0,
         )
 
-    async def place(self, request: MemoryRequest) -> Grant:
+    async def place(self, request: MemoryRequest) -> MemoryGrant:
         """Grants an engine its share, after those that still decide what they leave, and out of what those that have ended
         give back. Raises LoadError."""
         while True:
@@ -163,7 +167,7 @@ class Devices:
         totals = [one.vram_total_mb for one in self.hardware.devices if one.index in devices]
         return min(1.0, mb / min(totals)) if mb else CUDA_SHARE
 
-    def settle(self, holder: str, pids: Sequence[int], planned_mb: int) -> Grant:
+    def settle(self, holder: str, pids: Sequence[int], planned_mb: int) -> MemoryGrant:
         """The engine serves. Of all there was it keeps what it planned on each device; a share it asked for it keeps whole."""
         given = self._grants[holder]
         mb = given.mb if given.settled or not planned_mb else min(given.mb, planned_mb)
@@ -171,7 +175,7 @@ class Devices:
         self._put(holder, settled)
         return settled
 
-    def put_back(self, holder: str, before: Grant | None) -> None:
+    def put_back(self, holder: str, before: MemoryGrant | None) -> None:
         """The start failed: what the engine was granted before it is its own again."""
         self._put(holder, before)
         self.ended(holder)
@@ -195,7 +199,7 @@ class Devices:
         self._lost = {**self._lost, **{index: Lost(reason, index in seen) for index in blamed}}
         _log.error("devices %s are lost: %s", blamed, reason)
 
-    def _granted(self, request: MemoryRequest) -> Grant | None:
+    def _granted(self, request: MemoryRequest) -> MemoryGrant | None:
         """What `request` gets; None while more of it is coming back. Raises LoadError."""
         coming = [one for one in tuple(self._gone) if self._still_missing(one) and self._is_near(request, one)]
         try:
@@ -215,7 +219,7 @@ class Devices:
         seen = {one.holder: last_seen(one, picture, grants) for one in grants if one.pids}
         self._seen = {**self._seen, **{holder: leaving for holder, leaving in seen.items() if leaving.measured}}
 
-    def _mourn(self, given: Grant) -> None:
+    def _mourn(self, given: MemoryGrant) -> None:
         """The engine of `given` is gone, if there was one: its memory is awaited from now on."""
         seen = self._seen.pop(given.holder, None)
         if not given.pids or not self._loads or self._closing:
@@ -239,7 +243,7 @@ class Devices:
                 _log.warning("%s has ended, and %d MiB of it did not come back", holder, mb)
         return holder in self._gone
 
-    def _put(self, holder: str, given: Grant | None) -> None:
+    def _put(self, holder: str, given: MemoryGrant | None) -> None:
         self._grants.pop(holder, None)
         if given is not None:
             self._grants[holder] = given

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from attrs import define, field, frozen
 
-from neuron_jax.daemon.admission import Admission, Ticket
+from neuron_jax.daemon.admission import Admission, Reservation
 from neuron_jax.daemon.model_text import Encoded, ModelText
 from neuron_jax.daemon.problems import Problem, internal, unavailable
 from neuron_jax.errors import EngineDied
@@ -86,7 +86,7 @@ class Usage:
 
 
 @frozen(eq=False)
-class Job:
+class GenerationJob:
     """Everything decided before the engine sees the request: one entry of `prompts` and `encoded` per choice."""
 
     id: str
@@ -102,7 +102,7 @@ class Job:
     usage: Usage = field(factory=Usage)
 
 
-class Host(Protocol):
+class ServingModel(Protocol):
     """The loaded model that answers.
 
     `ready` is True when there is an engine within so many seconds, and raises Problem when there will be none; right after
@@ -120,7 +120,7 @@ class Host(Protocol):
 class Choice:
     """One answer while it grows."""
 
-    def __init__(self, job: Job, index: int) -> None:
+    def __init__(self, job: GenerationJob, index: int) -> None:
         self._index = index
         self._usage = job.usage
         # Of several choices after one prompt the first is the one that the engine computes the prompt for.
@@ -166,12 +166,14 @@ class Choice:
         self._reasoning = self._text.reasoning_tokens
 
 
-async def generate(host: Host, job: Job, ticket: Ticket, *, whole: bool = False) -> AsyncGenerator[Event, None]:
+async def generate(
+    host: ServingModel, job: GenerationJob, ticket: Reservation, *, whole: bool = False
+) -> AsyncGenerator[Event, None]:
     """Runs `job` when it is its `ticket`'s turn, and once more when its engine dies before anybody saw anything of it.
 
     `whole`: nothing is passed on until all is there. Raises Problem when it waits too long or a choice fails, EngineDied
-    when its engine does. It keeps its seat while it waits for the next engine: it was its turn, and the new engine has
-    as many seats as the old one, so nobody has to be sent away for it.
+    when its engine does. It keeps its slot while it waits for the next engine: it was its turn, and the new engine has
+    as many slots as the old one, so nobody has to be sent away for it.
     """
     while not await ticket.wait(HEARTBEAT):
         yield Quiet()
@@ -221,7 +223,7 @@ class _Seen:
                 self._answer = True
 
 
-async def _run(host: Host, job: Job) -> AsyncGenerator[Event, None]:
+async def _run(host: ServingModel, job: GenerationJob) -> AsyncGenerator[Event, None]:
     """One run of `job`, on the engine that there is now or is next."""
     async with aclosing(_until_ready(host)) as silence:
         async for quiet in silence:
@@ -240,7 +242,7 @@ async def _run(host: Host, job: Job) -> AsyncGenerator[Event, None]:
                 yield event
 
 
-async def _until_ready(host: Host) -> AsyncGenerator[Quiet, None]:
+async def _until_ready(host: ServingModel) -> AsyncGenerator[Quiet, None]:
     """Ends when there is an engine to submit to. Raises Problem when there will be none, or not in the longest wait."""
     loop = asyncio.get_running_loop()
     limit = host.admission.max_wait_secs

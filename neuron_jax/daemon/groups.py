@@ -44,7 +44,7 @@ class Groups:
     async def start(self, model: ModelSpec, spec: EngineSpec, report: Report) -> EngineClient:
         """The engine of `spec`, whose devices are this host's part of it. Raises LoadError or EngineDied.
 
-        The ports of a meeting are free when they are chosen; if another program was quicker, others are.
+        The ports of a rendezvous are free when they are chosen; if another program was quicker, others are.
         """
         for _ in range(MEETINGS - 1):
             try:

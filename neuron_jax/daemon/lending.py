@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from neuron_jax.config import ModelSpec, NeuronConfig
+from neuron_jax.daemon.access import knows
 from neuron_jax.daemon.devices import Devices
-from neuron_jax.daemon.door import knows
 from neuron_jax.daemon.fields import decode_object
 from neuron_jax.daemon.launch import TOTAL_ROW, row_mb
 from neuron_jax.daemon.problems import Problem, forbidden, invalid_body, shutting_down

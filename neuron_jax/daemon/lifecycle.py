@@ -23,8 +23,8 @@ from neuron_jax.daemon.lending import Lender
 from neuron_jax.daemon.metrics import DeviceGauges, Metrics, ModelGauges
 from neuron_jax.daemon.model_text import Broken, ModelFacts, ModelText, read_facts, read_text
 from neuron_jax.daemon.problems import Problem, model_not_found, shutting_down
-from neuron_jax.daemon.replica import Listener, Place
-from neuron_jax.daemon.resident import Plan, Resident
+from neuron_jax.daemon.replica import Listener, ReplicaSpec
+from neuron_jax.daemon.resident import Plan, ResidentModel
 from neuron_jax.daemon.shares import shortage
 from neuron_jax.errors import LoadError
 from neuron_jax.text.errors import TextError
@@ -93,7 +93,7 @@ class Lifecycle:
         self._groups = Groups(config, devices, command)
         self._metrics = metrics
         self._restarts = restarts
-        self._residents: dict[str, Resident] = {}
+        self._residents: dict[str, ResidentModel] = {}
         self._facts: dict[tuple[Path, int], ModelFacts | Broken] = {}
         self._texts: OrderedDict[Path, ModelText] = OrderedDict()
         self._tasks: list[asyncio.Task[None]] = []
@@ -127,15 +127,15 @@ class Lifecycle:
         await asyncio.gather(*(resident.unload(0.0) for resident in loading), return_exceptions=True)
 
     @property
-    def residents(self) -> Sequence[Resident]:
+    def residents(self) -> Sequence[ResidentModel]:
         """Everything that is loaded, loads, or failed to."""
         return tuple(self._residents.values())
 
-    def resident(self, name: str) -> Resident | None:
+    def resident(self, name: str) -> ResidentModel | None:
         """The model called `name`, whatever its state."""
         return self._residents.get(self.catalogue.canonical(name))
 
-    def serving(self, name: str) -> Resident:
+    def serving(self, name: str) -> ResidentModel:
         """The model called `name`. Raises Problem unless it takes requests now."""
         if self.closing:
             raise shutting_down()
@@ -231,7 +231,7 @@ class Lifecycle:
         except (WeightsError, TextError) as error:
             raise Problem(422, "bad_checkpoint", str(error), param="model") from error
 
-    async def _begin(self, spec: ModelSpec) -> Resident:
+    async def _begin(self, spec: ModelSpec) -> ResidentModel:
         source = self.catalogue.source(spec)
         loads = await self.devices.look()
         if spec.model_id in self._residents:  # somebody else began while we looked
@@ -245,16 +245,16 @@ class Lifecycle:
             gone=partial(self._forget, spec.model_id),
         )
         devices = tuple(sorted({index for part in parts for index in part}))
-        resident = self._residents[spec.model_id] = Resident(spec.model_id, spec, devices, plan)
+        resident = self._residents[spec.model_id] = ResidentModel(spec.model_id, spec, devices, plan)
         self._metrics.remember(spec.model_id)
         _log.info("loading %s on devices %s", spec.model_id, [list(part) for part in parts])
         return resident
 
-    def _places(self, spec: ModelSpec, parts: Sequence[tuple[int, ...]], path: Path) -> Sequence[Place]:
+    def _places(self, spec: ModelSpec, parts: Sequence[tuple[int, ...]], path: Path) -> Sequence[ReplicaSpec]:
         """Where each engine of the model at `path` will be."""
         platform = self.devices.platform
         return [
-            Place(
+            ReplicaSpec(
                 holder=spec.model_id if len(parts) == 1 else f"{spec.model_id}#{number}",
                 model=spec.model_id,
                 devices=devices,

@@ -1,4 +1,4 @@
-"""A checked request and a model's text → a Job: prompt, limits, sampling; pure but for what is handed in."""
+"""A checked request and a model's text → a job: prompt, limits, sampling; pure but for what is handed in."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import attrs
 import msgspec
 from attrs import frozen
 
-from neuron_jax.daemon.generation import Job
+from neuron_jax.daemon.generation import GenerationJob
 from neuron_jax.daemon.model_text import Encoded, ModelText, Render
 from neuron_jax.daemon.problems import context_too_long, invalid_body
 from neuron_jax.daemon.schema import ChatRequest, CompletionRequest, SamplingParams
@@ -38,14 +38,14 @@ async def render_chat(render: Render, request: ChatRequest, text: ModelText, out
         return await text.render_chat(render, request.chat, outside.max_context - 1)
 
 
-def chat_job(request: ChatRequest, prompt: Rendered, text: ModelText, outside: Outside) -> Job:
+def chat_job(request: ChatRequest, prompt: Rendered, text: ModelText, outside: Outside) -> GenerationJob:
     """Raises Problem when a token is unknown, or the prompt leaves no room for an answer."""
     with fitting("messages", outside.max_context):
         encoded = text.encode_chat(prompt, tools=bool(request.chat.tools), most=outside.max_context - 1)
     return _job(request.params, text, [attrs.evolve(encoded, one_call=request.one_call)], outside)
 
 
-def completion_job(request: CompletionRequest, text: ModelText, outside: Outside) -> Job:
+def completion_job(request: CompletionRequest, text: ModelText, outside: Outside) -> GenerationJob:
     """Raises Problem when a token is unknown or a prompt does not fit."""
     several = len(request.prompts) > 1
     names = [f"prompt[{index}]" if several else "prompt" for index in range(len(request.prompts))]
@@ -71,12 +71,12 @@ def fitting(name: str, limit: int) -> Iterator[None]:
         raise invalid_body(name, f"{name}: {error}.") from error
 
 
-def _job(params: SamplingParams, text: ModelText, encoded: Sequence[Encoded], outside: Outside) -> Job:
+def _job(params: SamplingParams, text: ModelText, encoded: Sequence[Encoded], outside: Outside) -> GenerationJob:
     text.check_ids("stop_token_ids", params.stop_token_ids)
     text.check_ids("logit_bias", tuple(params.logit_bias))
     choices = [item for item in encoded for _ in range(params.n)]
     base = sampling(params, text.advice, outside.seed)
-    return Job(
+    return GenerationJob(
         id=outside.id,
         model=params.model,
         created=outside.created,

@@ -11,7 +11,7 @@ from typing import Protocol
 from attrs import frozen
 
 from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW, row_mb, shrunk
-from neuron_jax.daemon.shares import Grant, MemoryRequest, Shortage
+from neuron_jax.daemon.shares import MemoryGrant, MemoryRequest, Shortage
 from neuron_jax.daemon.tally import counters, total
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.engine_client import EngineClient
@@ -25,11 +25,11 @@ _log = logging.getLogger("neuron.lifecycle")
 class Shares(Protocol):
     """Who grants memory; `daemon.devices.Devices` does."""
 
-    async def place(self, request: MemoryRequest) -> Grant: ...
+    async def place(self, request: MemoryRequest) -> MemoryGrant: ...
 
-    def settle(self, holder: str, pids: Sequence[int], planned_mb: int) -> Grant: ...
+    def settle(self, holder: str, pids: Sequence[int], planned_mb: int) -> MemoryGrant: ...
 
-    def put_back(self, holder: str, before: Grant | None) -> None: ...
+    def put_back(self, holder: str, before: MemoryGrant | None) -> None: ...
 
     def ended(self, holder: str) -> None: ...
 
@@ -43,7 +43,7 @@ class Shares(Protocol):
 
 
 @frozen(eq=False)
-class Place:
+class ReplicaSpec:
     """What a replica is told: its name, its first devices, what it asks for, and how its engine is specified and started.
 
     `elsewhere` gives the devices for a start: those it is given unless one of them is lost. Raises LoadError.
@@ -64,7 +64,7 @@ class Place:
 class Replica:
     """Starts its first engine at once. `started` waits for it, `stop` ends everything."""
 
-    def __init__(self, place: Place, *, hear: Listener, changed: Callable[[], None]) -> None:
+    def __init__(self, place: ReplicaSpec, *, hear: Listener, changed: Callable[[], None]) -> None:
         self.devices = place.devices
         self.shortage: Shortage | None = None
         self._place = place
@@ -74,7 +74,7 @@ class Replica:
         self._pool_mb = 0
         self._past = EngineLoad()
         self._last: EngineClient | None = None
-        self._held: Grant | None = None
+        self._held: MemoryGrant | None = None
         self._supervisor = Supervisor(place.holder, self._start, changed=self._changed, policy=place.restarts)
 
     @property
@@ -137,7 +137,7 @@ class Replica:
         self._held = shares.settle(place.holder, client.pids, row_mb(rows, TOTAL_ROW))
         return client
 
-    async def _granted(self, request: MemoryRequest) -> Grant:
+    async def _granted(self, request: MemoryRequest) -> MemoryGrant:
         """A share. That there is none is final for a first start; later it may come back, so the restart is tried again."""
         try:
             return await self._place.shares.place(request)

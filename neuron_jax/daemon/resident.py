@@ -15,7 +15,7 @@ from neuron_jax.daemon.balance import Busy, choose
 from neuron_jax.daemon.model_text import ModelText, read_text
 from neuron_jax.daemon.news import News
 from neuron_jax.daemon.problems import insufficient_vram, recovering, unavailable
-from neuron_jax.daemon.replica import Listener, Place, Replica
+from neuron_jax.daemon.replica import Listener, Replica, ReplicaSpec
 from neuron_jax.daemon.shares import Shortage
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.text.errors import TextError
@@ -50,12 +50,12 @@ class Plan:
 
     fetch: Fetch
     compile: Callable[[ChatFormat], Awaitable[None]]
-    places: Callable[[Path], Sequence[Place]]
+    places: Callable[[Path], Sequence[ReplicaSpec]]
     admission: AdmissionConfig
     gone: Callable[[], None]
 
 
-class Resident:
+class ResidentModel:
     """Loads in a task of its own from the moment it is made; `loaded` waits for it, `unload` ends everything.
 
     A model has one engine or several alike. It serves while one of them does; which of them answers is a matter of the
@@ -263,13 +263,13 @@ class Resident:
         # All of them, or none: what was asked for is told apart from what could be had only when it is refused.
         found = await asyncio.gather(*(replica.started() for replica in self.replicas))
         self._admission = Admission(
-            seats=sum(ready.max_slots for ready in found),
+            slots=sum(ready.max_slots for ready in found),
             max_queue_depth=self._plan.admission.max_queue_depth,
             max_wait_secs=self._plan.admission.max_wait_secs,
         )
         self.max_context = min(ready.max_context for ready in found)
         self._take_stock()
-        _log.info("%s serves: %d tokens of context, %d slots", self.id, self.max_context, self._admission.seats)
+        _log.info("%s serves: %d tokens of context, %d slots", self.id, self.max_context, self._admission.slots)
 
     async def _fetch(self) -> Path:
         loop = asyncio.get_running_loop()
@@ -304,7 +304,7 @@ class Resident:
         self._take_stock()
 
     def _take_stock(self) -> None:
-        """Seats and context of the engines that serve; while none does, those of the last stay for the next.
+        """Slots and context of the engines that serve; while none does, those of the last stay for the next.
 
         An engine that was started again with less memory may have less of both.
         """

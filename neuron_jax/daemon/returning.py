@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from attrs import frozen
 
-from neuron_jax.daemon.shares import WORTH_IT, Grant, Picture, foreign, used_of
+from neuron_jax.daemon.shares import WORTH_IT, MemoryGrant, Picture, foreign, used_of
 
 TOLERANCE = 0.1
 """Of what an engine used, that may be missing at the end: other programs go on meanwhile."""
@@ -23,7 +23,7 @@ class Leaving:
     measured: bool
 
 
-def last_seen(given: Grant, picture: Picture, grants: Iterable[Grant]) -> Leaving:
+def last_seen(given: MemoryGrant, picture: Picture, grants: Iterable[MemoryGrant]) -> Leaving:
     """The engine in `picture`. Where nobody measures, it is taken to use half of what it planned, which it surely does."""
     devices = [device for device in given.devices if device in picture.memories]
     devices = devices[:1] if picture.shared else devices
@@ -35,13 +35,13 @@ def last_seen(given: Grant, picture: Picture, grants: Iterable[Grant]) -> Leavin
     return Leaving(used, others, measured)
 
 
-def missing(leaving: Leaving, picture: Picture, grants: Iterable[Grant]) -> int:
+def missing(leaving: Leaving, picture: Picture, grants: Iterable[MemoryGrant]) -> int:
     """How much of what the engine used is not free again, on the device where most is missing; 0 where it is nothing."""
     beside = list(grants)
     return max((_missing(leaving, device, picture, beside) for device in leaving.used), default=0)
 
 
-def _missing(leaving: Leaving, device: int, picture: Picture, grants: list[Grant]) -> int:
+def _missing(leaving: Leaving, device: int, picture: Picture, grants: list[MemoryGrant]) -> int:
     if device not in picture.memories:
         return 0
     used = leaving.used[device]

@@ -14,18 +14,18 @@ from attrs import frozen
 from litestar import Request, Response
 
 from neuron_jax.build_info import BuildInfo
-from neuron_jax.daemon.admission import Admission, Ticket
+from neuron_jax.daemon.admission import Admission, Reservation
 from neuron_jax.daemon.bodies import read_body
 from neuron_jax.daemon.chat_wire import ChatAnswer, ChatStream
 from neuron_jax.daemon.completion_wire import CompletionAnswer, CompletionStream
 from neuron_jax.daemon.fields import decode_object
-from neuron_jax.daemon.generation import HEARTBEAT, Admitted, Again, Event, Grown, Job, Quiet, generate
+from neuron_jax.daemon.generation import HEARTBEAT, Admitted, Again, Event, GenerationJob, Grown, Quiet, generate
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics, Observation
 from neuron_jax.daemon.model_text import ModelText
 from neuron_jax.daemon.prepare import Outside, chat_job, completion_job, fitting, render_chat
 from neuron_jax.daemon.problems import Problem, internal, recovering
-from neuron_jax.daemon.resident import Resident
+from neuron_jax.daemon.resident import ResidentModel
 from neuron_jax.daemon.responses import primed, whole_answer
 from neuron_jax.daemon.schema import SamplingParams, TokenizeRequest, read_chat, read_completion, read_tokenize
 from neuron_jax.daemon.wire_common import DONE_LINE, HEARTBEAT_LINE, sse, sse_problem, usage_line
@@ -82,9 +82,9 @@ class Route:
 
     prefix: str  # of the answer's id
     read: Callable[[dict[str, Any]], Any]
-    job: Callable[[Neuron, "Asked"], Awaitable[Job]]
-    stream: Callable[[Job, SamplingParams], StreamEncoder]
-    answer: Callable[[Job], AnswerEncoder]
+    job: Callable[[Neuron, "Asked"], Awaitable[GenerationJob]]
+    stream: Callable[[GenerationJob, SamplingParams], StreamEncoder]
+    answer: Callable[[GenerationJob], AnswerEncoder]
 
 
 @frozen(eq=False)
@@ -93,7 +93,7 @@ class Asked:
 
     wanted: Any  # ChatRequest or CompletionRequest
     size: int
-    resident: Resident
+    resident: ResidentModel
     route: Route
     watch: Observation
 
@@ -113,13 +113,13 @@ class Asked:
         )
 
 
-async def _chat_job(neuron: Neuron, asked: Asked) -> Job:
+async def _chat_job(neuron: Neuron, asked: Asked) -> GenerationJob:
     text, outside = asked.resident.text, asked.outside()
     prompt = await render_chat(neuron.lifecycle.renderers.render, asked.wanted, text, outside)
     return await neuron.offload(asked.size, chat_job, asked.wanted, prompt, text, outside)
 
 
-async def _completion_job(neuron: Neuron, asked: Asked) -> Job:
+async def _completion_job(neuron: Neuron, asked: Asked) -> GenerationJob:
     return await neuron.offload(asked.size, completion_job, asked.wanted, asked.resident.text, asked.outside())
 
 
@@ -165,7 +165,7 @@ async def _read(neuron: Neuron, request: Ask, read: Callable[[dict[str, Any]], T
 
 
 @asynccontextmanager
-async def placed(neuron: Neuron, asked: Asked) -> AsyncGenerator[tuple[Job, Ticket], None]:
+async def placed(neuron: Neuron, asked: Asked) -> AsyncGenerator[tuple[GenerationJob, Reservation], None]:
     """A place in the model's line for as long as the block runs, and the job. Raises Problem.
 
     The place comes first: what renders and counts a prompt is bounded like everything else that a model does.
@@ -186,7 +186,7 @@ async def stream_chunks(neuron: Neuron, asked: Asked) -> AsyncGenerator[bytes, N
             yield chunk
 
 
-async def _chunks(asked: Asked, job: Job, ticket: Ticket) -> AsyncGenerator[bytes, None]:
+async def _chunks(asked: Asked, job: GenerationJob, ticket: Reservation) -> AsyncGenerator[bytes, None]:
     encoder = asked.route.stream(job, asked.params)
     begun, told, outcome, last = False, False, "cancelled", time.monotonic()
     try:
@@ -219,7 +219,7 @@ async def collected(neuron: Neuron, asked: Asked) -> dict[str, Any]:
         return await _collect(asked, job, ticket)
 
 
-async def _collect(asked: Asked, job: Job, ticket: Ticket) -> dict[str, Any]:
+async def _collect(asked: Asked, job: GenerationJob, ticket: Reservation) -> dict[str, Any]:
     outcome, answer = "cancelled", asked.route.answer(job)
     try:
         async with aclosing(generate(asked.resident, job, ticket, whole=True)) as events:

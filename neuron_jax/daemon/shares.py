@@ -19,7 +19,7 @@ WORTH_IT = 64
 
 
 @frozen
-class Grant:
+class MemoryGrant:
     """What the engine `holder` may use on each of `devices`.
 
     `pids` of its processes and `planned`, what its plan says it will use there, are known once it serves. Before that a grant
@@ -50,7 +50,7 @@ class MemoryRequest:
 
 
 @frozen
-class Memory:
+class DeviceMemory:
     """One device's memory: of `total`, `free` is used by nobody now."""
 
     total: int
@@ -64,7 +64,7 @@ class Picture:
     `floor` is kept free on each device. `usable`: the part of what is left that an allocator can make use of.
     """
 
-    memories: Mapping[int, Memory]
+    memories: Mapping[int, DeviceMemory]
     used: Mapping[tuple[int, int], int]
     floor: int = 0
     shared: bool = False
@@ -80,7 +80,7 @@ class Shortage:
     required: int
 
 
-def grant(request: MemoryRequest, picture: Picture, grants: Iterable[Grant]) -> Grant:
+def grant(request: MemoryRequest, picture: Picture, grants: Iterable[MemoryGrant]) -> MemoryGrant:
     """What `request` gets beside `grants`. Raises LoadError does_not_fit, with a table of who has what."""
     others = [one for one in grants if one.holder != request.holder]
     device = min(request.devices, key=lambda index: left(index, picture, others))
@@ -88,15 +88,15 @@ def grant(request: MemoryRequest, picture: Picture, grants: Iterable[Grant]) -> 
     if request.mb > share:
         raise _refusal(request, device, share, picture, others)
     if request.mb:
-        return Grant(request.holder, request.model, request.devices, request.mb, settled=True)
+        return MemoryGrant(request.holder, request.model, request.devices, request.mb, settled=True)
     siblings = sum(one.model == request.model and _same_memory(one, request, picture) for one in others)
     all_left = int(share * picture.usable) // max(1, request.sharers - siblings)
     if all_left < 1:
         raise _refusal(request, device, share, picture, others)
-    return Grant(request.holder, request.model, request.devices, all_left, settled=False)
+    return MemoryGrant(request.holder, request.model, request.devices, all_left, settled=False)
 
 
-def waits(request: MemoryRequest, picture: Picture, grants: Iterable[Grant]) -> bool:
+def waits(request: MemoryRequest, picture: Picture, grants: Iterable[MemoryGrant]) -> bool:
     """True while another model's engine holds all there was of the same memory, and has not said what it leaves."""
     held = {one.holder: one for one in grants}
     if request.holder in held:  # it starts again in what it has
@@ -106,19 +106,19 @@ def waits(request: MemoryRequest, picture: Picture, grants: Iterable[Grant]) -> 
     )
 
 
-def left(device: int, picture: Picture, grants: Sequence[Grant]) -> int:
+def left(device: int, picture: Picture, grants: Sequence[MemoryGrant]) -> int:
     """What a new engine may get of `device`; may be negative."""
     granted = sum(_weight(one, device, picture) for one in grants)
     return picture.memories[device].total - granted - foreign(device, picture, grants) - picture.floor
 
 
-def foreign(device: int, picture: Picture, grants: Iterable[Grant]) -> int:
+def foreign(device: int, picture: Picture, grants: Iterable[MemoryGrant]) -> int:
     """What other programs use of `device`."""
     memory = picture.memories[device]
     return max(0, memory.total - memory.free - sum(_used(one, device, picture) for one in grants))
 
 
-def measured(grant: Grant, picture: Picture) -> int | None:
+def measured(grant: MemoryGrant, picture: Picture) -> int | None:
     """What the engine really uses over all its devices; None where nobody tells."""
     if not grant.pids:
         return None
@@ -127,7 +127,7 @@ def measured(grant: Grant, picture: Picture) -> int | None:
     return None if None in found else sum(mb for mb in found if mb is not None)
 
 
-def shortage(grant: Grant, picture: Picture, before: Shortage | None) -> Shortage | None:
+def shortage(grant: MemoryGrant, picture: Picture, before: Shortage | None) -> Shortage | None:
     """The device on which the engine cannot end what it would begin now, if there is one.
 
     `before`: what was said last time. Who was short stays so until there is a quarter of the floor more than enough.
@@ -144,7 +144,7 @@ def shortage(grant: Grant, picture: Picture, before: Shortage | None) -> Shortag
     return None
 
 
-def _needs(grant: Grant, device: int, picture: Picture) -> int:
+def _needs(grant: MemoryGrant, device: int, picture: Picture) -> int:
     """What the engine has planned and does not use yet; nothing where its use is not known."""
     used = used_of(grant, device, picture)
     planned = grant.planned * _copies(grant.devices, picture)
@@ -156,12 +156,12 @@ def _copies(devices: Sequence[int], picture: Picture) -> int:
     return len(devices) if picture.shared else 1
 
 
-def _weight(grant: Grant, device: int, picture: Picture) -> int:
+def _weight(grant: MemoryGrant, device: int, picture: Picture) -> int:
     """What the grant takes of `device`."""
     return grant.mb * _copies(grant.devices, picture) if picture.shared or device in grant.devices else 0
 
 
-def _used(grant: Grant, device: int, picture: Picture) -> int:
+def _used(grant: MemoryGrant, device: int, picture: Picture) -> int:
     if not grant.pids:
         return 0
     planned = min(_weight(grant, device, picture), grant.planned * _copies(grant.devices, picture))
@@ -169,17 +169,19 @@ def _used(grant: Grant, device: int, picture: Picture) -> int:
     return planned if seen is None else seen
 
 
-def used_of(grant: Grant, device: int, picture: Picture) -> int | None:
+def used_of(grant: MemoryGrant, device: int, picture: Picture) -> int | None:
     """What the engine's processes use of `device`, of those that are told of; None where none is."""
     found = [picture.used[device, pid] for pid in grant.pids if (device, pid) in picture.used]
     return sum(found) if found else None
 
 
-def _same_memory(grant: Grant, request: MemoryRequest, picture: Picture) -> bool:
+def _same_memory(grant: MemoryGrant, request: MemoryRequest, picture: Picture) -> bool:
     return picture.shared or bool(set(grant.devices) & set(request.devices))
 
 
-def _refusal(request: MemoryRequest, device: int, share: int, picture: Picture, others: Sequence[Grant]) -> LoadError:
+def _refusal(
+    request: MemoryRequest, device: int, share: int, picture: Picture, others: Sequence[MemoryGrant]
+) -> LoadError:
     copies = _copies(request.devices, picture)
     holders = {one.holder: mb for one in others if (mb := _weight(one, device, picture))}
     rows = {**holders, "other programs": foreign(device, picture, others), "kept free": picture.floor}

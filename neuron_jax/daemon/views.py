@@ -14,7 +14,7 @@ from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.model_text import Abilities, Broken, ModelFacts
 from neuron_jax.daemon.replica import Replica
-from neuron_jax.daemon.resident import STATUS, Resident
+from neuron_jax.daemon.resident import STATUS, ResidentModel
 from neuron_jax.daemon.responses import json_response
 from neuron_jax.daemon.service import Neuron
 from neuron_jax.daemon.shares import measured
@@ -109,7 +109,7 @@ def _lost(lifecycle: Lifecycle, index: int) -> Json:
     return {} if reason is None else {"lost": reason}
 
 
-def model_load(resident: Resident) -> Json:
+def model_load(resident: ResidentModel) -> Json:
     """How busy one model is. KV memory is counted in pages of the plan's pool."""
     queue, load = resident.admission, resident.load
     kv = _planned(resident, KV_ROW) or 0
@@ -118,7 +118,7 @@ def model_load(resident: Resident) -> Json:
         "id": resident.id,
         "in_flight": queue.in_flight,
         "queue_depth": queue.queued,
-        "max_in_flight": queue.seats,
+        "max_in_flight": queue.slots,
         "max_queue_depth": queue.max_queue_depth,
         "rejected_queue_full": queue.counts.rejected_queue_full,
         "rejected_timeout": queue.counts.rejected_timeout,
@@ -162,7 +162,7 @@ async def capabilities(lifecycle: Lifecycle, model_id: str) -> Response[bytes]:
     return json_response({"capabilities": CAPABILITIES})
 
 
-def resident_info(lifecycle: Lifecycle, resident: Resident) -> Json:
+def resident_info(lifecycle: Lifecycle, resident: ResidentModel) -> Json:
     """ModelInfo of something loaded, loading or failed."""
     plan = _plan(resident)
     ready = resident.client.ready if resident.client is not None else None
@@ -259,11 +259,11 @@ def _info(model_id: str, aliases: tuple[str, ...], status: str, abilities: Abili
     }
 
 
-def _plan(resident: Resident) -> tuple[MemoryRow, ...]:
+def _plan(resident: ResidentModel) -> tuple[MemoryRow, ...]:
     return resident.client.ready.plan if resident.client is not None else ()
 
 
-def _planned(resident: Resident, what: str) -> int | None:
+def _planned(resident: ResidentModel, what: str) -> int | None:
     """Bytes over all devices of all engines: a row of their memory plans, which they keep to. None while none serves."""
     found = [
         row.bytes * len(replica.devices)
@@ -275,7 +275,7 @@ def _planned(resident: Resident, what: str) -> int | None:
     return sum(found) if found else None
 
 
-def _measured(lifecycle: Lifecycle, resident: Resident) -> int | None:
+def _measured(lifecycle: Lifecycle, resident: ResidentModel) -> int | None:
     """MiB that its engines really use, where NVML tells of all of them; a CPU's memory is taken by and by."""
     if lifecycle.devices.platform == "cpu":
         return None

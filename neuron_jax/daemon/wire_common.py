@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from neuron_jax.daemon.generation import Job
+from neuron_jax.daemon.generation import GenerationJob
 from neuron_jax.daemon.problems import Problem
 from neuron_jax.daemon.schema import SamplingParams
 
@@ -23,7 +23,7 @@ def sse_problem(problem: Problem) -> bytes:
     return sse(problem.envelope())
 
 
-def usage(job: Job) -> dict[str, Any]:
+def usage(job: GenerationJob) -> dict[str, Any]:
     """The usage object as it stands now."""
     counts = job.usage
     found: dict[str, Any] = {
@@ -37,12 +37,12 @@ def usage(job: Job) -> dict[str, Any]:
     return found
 
 
-def usage_line(job: Job) -> bytes:
+def usage_line(job: GenerationJob) -> bytes:
     """The comment before the first token and before the end: a proxy counts without chunks that nobody asked for."""
     return b": usage " + _json.encode(usage(job)) + b"\n\n"
 
 
-def envelope(job: Job, params: SamplingParams, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+def envelope(job: GenerationJob, params: SamplingParams, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
     """One chunk: the stream's head, `choices`, and usage where it was asked for."""
     chunk: dict[str, Any] = {
         "id": job.id,
@@ -58,6 +58,6 @@ def envelope(job: Job, params: SamplingParams, kind: str, choices: list[dict[str
     return chunk
 
 
-def token_text(job: Job, token: int) -> str:
+def token_text(job: GenerationJob, token: int) -> str:
     """A token as a string; bytes that are no UTF-8 show as U+FFFD."""
     return job.text.tokenizer.piece(token).decode("utf-8", "replace")

@@ -22,14 +22,14 @@ class StepKey:
 
 
 @frozen(order=True, cache_hash=True)
-class SeatKey:
+class SlotKey:
     """All that the device must know of a request that was admitted, put into its slot."""
 
     def __str__(self) -> str:
-        return "seat"
+        return "slot"
 
 
-Key = StepKey | SeatKey
+Key = StepKey | SlotKey
 
 GUESSING_ROWS = 4
 """Most streams that are guessed for. With more of them a step is bound by arithmetic, and guesses cost their share."""
@@ -53,7 +53,7 @@ class Buckets:
 
     def program(self, size: Key) -> Key:
         """The program that computes a step of `size`."""
-        if not self.exact or isinstance(size, SeatKey):
+        if not self.exact or isinstance(size, SlotKey):
             return size
         if size.steps > 1:
             return self._key(self.slots, size.steps)
@@ -75,7 +75,7 @@ class Buckets:
         """The largest, which serves anything, padded more than one would like; one stream, all streams, a middling prompt."""
         streams = self.tokens.index(self.rows)
         some = self.tokens[(streams + len(self.tokens)) // 2] if self.rows < self.tokens[-1] else self.rows
-        return [self._key(self.tokens[-1]), self._key(self.tokens[0]), self._key(self.rows), self._key(some), SeatKey()]
+        return [self._key(self.tokens[-1]), self._key(self.tokens[0]), self._key(self.rows), self._key(some), SlotKey()]
 
     def _sizes(self) -> list[Key]:
         """Every size of a step, those that are missed soonest first."""

@@ -15,20 +15,20 @@ from jax import lax
 
 from models.native import ops
 from models.native.library import unavailable
-from neuron_jax.engine.sampler import MAX_ALTERNATIVES, Drawn, Past, RowParams
+from neuron_jax.engine.sampler import MAX_ALTERNATIVES, Past, RowParams, SamplerOutput
 
 _INTS = ("slot", "position", "seed_low", "seed_high", "top_k", "biased", "need", "full_until")
 _FLOATS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
 
 
-def sample(logits: jax.Array, row: RowParams, past: Past) -> Drawn:
+def sample(logits: jax.Array, row: RowParams, past: Past) -> SamplerOutput:
     """float32 [R, V] -> the next token of every row."""
     ints = [lax.bitcast_convert_type(getattr(row, name), jnp.int32) for name in _INTS]
     floats = [getattr(row, name) for name in _FLOATS]
     drawn = ops.sample(
         logits, jnp.stack(ints, axis=1), jnp.stack(floats, axis=1), tuple(past), alternatives=MAX_ALTERNATIVES
     )
-    return Drawn(*drawn)
+    return SamplerOutput(*drawn)
 
 
 def refuses(mesh: jax.sharding.Mesh) -> str | None:

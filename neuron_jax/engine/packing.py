@@ -29,9 +29,9 @@ from neuron_jax.engine.sampler import (
     MAX_ALTERNATIVES,
     MAX_BIAS,
     MOST_COUNTED,
-    Drawn,
     Past,
     RowParams,
+    SamplerOutput,
 )
 from neuron_jax.workers.frames import Alternative
 
@@ -79,7 +79,7 @@ def line_words(table: int) -> int:
     return PARAMS + table
 
 
-def seat_words(table: int, vocab: int) -> int:
+def slot_words(table: int, vocab: int) -> int:
     return 1 + line_words(table) + 3 * MAX_BIAS + vocab
 
 
@@ -146,12 +146,12 @@ class Mirror:
         tokens[: len(words)] = words
         return packed
 
-    def seat(self, request: Request, vocab: int) -> Words:
-        """int32 [seat_words]: slot and line; biases and bans; how often a token was generated, times 2, plus 1 if in the
+    def fill_slot(self, request: Request, vocab: int) -> Words:
+        """int32 [slot_words]: slot and line; biases and bans; how often a token was generated, times 2, plus 1 if in the
         prompt."""
-        packed = np.zeros(seat_words(self._lines.shape[1] - PARAMS, vocab), np.int32)
+        packed = np.zeros(slot_words(self._lines.shape[1] - PARAMS, vocab), np.int32)
         packed[0] = _slot(request)
-        line, biases, seen = _split_seat(packed[1:], self._lines.shape[1])
+        line, biases, seen = _split_slot(packed[1:], self._lines.shape[1])
         line[:] = self._lines[_slot(request)]
         ids, bias, until = biases
         entries = [(token, value, FOREVER) for token, value in request.sampling.logit_bias.items()]
@@ -187,16 +187,16 @@ def params_of(lines: jax.Array, slot: jax.Array) -> RowParams:
     return RowParams(**columns)
 
 
-def needs_seat(request: Request) -> bool:
+def needs_slot_update(request: Request) -> bool:
     """Whether the device must know more of a request than its row says."""
     sampling = request.sampling
     return bool(sampling.logit_bias) or bool(request.banned) or has_penalties(sampling)
 
 
-def seated(past: Past, lines: jax.Array, packed: jax.Array) -> tuple[Past, jax.Array]:
-    """`past` and `lines` with one slot's part as `Mirror.seat` made it."""
+def with_slot(past: Past, lines: jax.Array, packed: jax.Array) -> tuple[Past, jax.Array]:
+    """`past` and `lines` with one slot's part as `Mirror.fill_slot` made it."""
     slot = packed[0]
-    line, (ids, bias, until), seen = _split_seat(packed[1:], lines.shape[1])
+    line, (ids, bias, until), seen = _split_slot(packed[1:], lines.shape[1])
     told = Past(
         generated=past.generated.at[slot].set(jnp.minimum(seen >> 1, MOST_COUNTED).astype(jnp.int16)),
         in_prompt=past.in_prompt.at[slot].set((seen & 1) > 0),
@@ -207,7 +207,7 @@ def seated(past: Past, lines: jax.Array, packed: jax.Array) -> tuple[Past, jax.A
     return told, lines.at[slot].set(line)
 
 
-def pack_logprobs(drawn: Drawn) -> jax.Array:
+def pack_logprobs(drawn: SamplerOutput) -> jax.Array:
     """int32 [R, LOGPROBS]."""
     logprob = lax.bitcast_convert_type(drawn.logprob, jnp.int32)
     top_logprobs = lax.bitcast_convert_type(drawn.top_logprobs, jnp.int32)
@@ -227,8 +227,8 @@ def _split(packed: Any, key: StepKey) -> tuple[Any, Any, Any]:
     return packed[:news].reshape(-1, 2), packed[news : news + rows].reshape(-1, ROW), packed[news + rows :]
 
 
-def _split_seat(packed: Any, line: int) -> tuple[Any, Any, Any]:
-    """The parts of a seat's words behind the slot: the line, biases [3, MAX_BIAS], and what was seen [V]."""
+def _split_slot(packed: Any, line: int) -> tuple[Any, Any, Any]:
+    """The parts of a slot's words behind its number: the line, biases [3, MAX_BIAS], and what was seen [V]."""
     end = line + 3 * MAX_BIAS
     return packed[:line], packed[line:end].reshape(3, MAX_BIAS), packed[end:]
 
@@ -255,7 +255,7 @@ def _fill(line: Words, request: Request) -> None:
         seed & 0xFFFFFFFF,
         seed >> 32,
         sampling.top_k,
-        needs_seat(request),
+        needs_slot_update(request),
         FULL if wants_everything(sampling) else DRAW if sampling.temperature > 0 else GREEDY,
         request.banned_until if request.banned else 0,
     )

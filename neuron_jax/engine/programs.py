@@ -20,7 +20,7 @@ from neuron_jax.engine.attention.choose import Choice
 from neuron_jax.engine.attention.kv import LayerCache
 from neuron_jax.engine.attention.ragged import ragged
 from neuron_jax.engine.attention.reference import BLOCK
-from neuron_jax.engine.buckets import Key, SeatKey, StepKey
+from neuron_jax.engine.buckets import Key, SlotKey, StepKey
 from neuron_jax.engine.mixer import StepMixer
 from neuron_jax.engine.page_groups import PageGroups, page_groups
 from neuron_jax.engine.recurrent import Snapshots, state_specs
@@ -72,7 +72,7 @@ class Program:
     mesh: jax.sharding.Mesh
     shapes: Shapes
     attention: Choice
-    sample: Callable[[jax.Array, sampler.RowParams, sampler.Past], sampler.Drawn] = sampler.sample
+    sample: Callable[[jax.Array, sampler.RowParams, sampler.Past], sampler.SamplerOutput] = sampler.sample
 
     @property
     def groups(self) -> PageGroups:
@@ -101,10 +101,10 @@ class Program:
     def lower(self, key: Key) -> jax.stages.Lowered:
         """The program of `key`, traced and lowered for this mesh. The state is donated."""
         state, whole = self.abstract_state(), replicated(self.mesh)
-        if isinstance(key, SeatKey):
-            words = packing.seat_words(self.shapes.table * len(self.groups), self.model.vocab_size)
-            seat = jax.jit(_seat, donate_argnums=0, out_shardings=_shardings(state))
-            return seat.lower(state, self._whole((words,), jnp.int32))
+        if isinstance(key, SlotKey):
+            words = packing.slot_words(self.shapes.table * len(self.groups), self.model.vocab_size)
+            fill = jax.jit(_fill_slot, donate_argnums=0, out_shardings=_shardings(state))
+            return fill.lower(state, self._whole((words,), jnp.int32))
         # Named outright: left to itself, a mesh of one device would lose the pool's sharding and copy it every step.
         out = (_shardings(state), Result(whole, whole))
         step = jax.jit(partial(_step, self, key), donate_argnums=1, out_shardings=out)
@@ -201,8 +201,8 @@ def _right(guessed: jax.Array, token: jax.Array, drawn: jax.Array) -> jax.Array:
     return mistakes == mistakes[begin]
 
 
-def _seat(state: State, packed: jax.Array) -> State:
-    past, lines = packing.seated(state.past, state.lines, packed)
+def _fill_slot(state: State, packed: jax.Array) -> State:
+    past, lines = packing.with_slot(state.past, state.lines, packed)
     return state._replace(past=past, lines=lines)
 
 

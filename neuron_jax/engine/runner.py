@@ -15,7 +15,7 @@ from attrs import define, field
 
 from neuron_jax.engine import packing
 from neuron_jax.engine.batch import Drawn, Step
-from neuron_jax.engine.buckets import Buckets, Key, SeatKey, StepKey
+from neuron_jax.engine.buckets import Buckets, Key, SlotKey, StepKey
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.programs import Program, Result, State
 from neuron_jax.engine.requests import Request
@@ -92,14 +92,14 @@ class Runner:
         room, news = packing.NEWS * key.rows, []
         requests = dict.fromkeys(row.request for row in step.rows)
         fed = {row.request for row in step.rows if row.fed}
-        # Growth first: there is room for all of it, and only a new request may be seated.
+        # Growth first: there is room for all of it, and only a new request may get a slot.
         for request in sorted(requests, key=self._mirror.is_new):
             new = self._mirror.is_new(request)
             told = self._mirror.note(request)
-            if len(told) > room or (new and packing.needs_seat(request)):
-                # Of a prompt the host knows all tokens: seating it again changes nothing else.
+            if len(told) > room or (new and packing.needs_slot_update(request)):
+                # Of a prompt the host knows all tokens: filling its slot again changes nothing else.
                 assert new or request in fed, "no room for the pages that a request grew by"
-                self._seat(request)
+                self._fill_slot(request)
             else:
                 news.append(told)
                 room -= len(told)
@@ -120,9 +120,9 @@ class Runner:
         self._state, result = self.compiler.ready[key](self.params, self._state, packed)
         return result
 
-    def seat(self, packed: packing.Words) -> None:
+    def fill_slot(self, packed: packing.Words) -> None:
         """Start the program that tells the device of a request."""
-        self._state = self.compiler.ready[SeatKey()](self._state, packed)
+        self._state = self.compiler.ready[SlotKey()](self._state, packed)
 
     def fetch(self, step: Step, result: Result) -> Drawn:
         """Wait for `step`, and take what it brought."""
@@ -139,11 +139,11 @@ class Runner:
     def _program(self, size: Key) -> Key:
         return size if self.buckets is None else self.buckets.program(size)
 
-    def _seat(self, request: Request) -> None:
-        packed = self._mirror.seat(request, self.program.model.vocab_size)
+    def _fill_slot(self, request: Request) -> None:
+        packed = self._mirror.fill_slot(request, self.program.model.vocab_size)
         if self._others is not None:
-            self._others.announce(SeatKey(), packed)
-        self.seat(packed)
+            self._others.announce(SlotKey(), packed)
+        self.fill_slot(packed)
 
 
 def _zeros(abstract: Any) -> Any:

@@ -67,7 +67,7 @@ class Past(NamedTuple):
     bias_until: Any
 
 
-class Drawn(NamedTuple):
+class SamplerOutput(NamedTuple):
     """token [R] int32; logprob [R], and ids and logprobs of the MAX_ALTERNATIVES likeliest, zero unless the step is FULL."""
 
     token: jax.Array
@@ -76,14 +76,16 @@ class Drawn(NamedTuple):
     top_logprobs: jax.Array
 
 
-def sample(logits: jax.Array, row: RowParams, past: Past) -> Drawn:
+def sample(logits: jax.Array, row: RowParams, past: Past) -> SamplerOutput:
     """float32 [R, V] -> the next token of every row. What the step's rows do not need is not computed."""
     need = jnp.max(jnp.where(row.position < row.full_until, FULL, row.need))
-    drawn: Drawn = lax.cond(need <= GREEDY, lambda: _bare(greedy(logits)), lambda: _draw(logits, row, past, need))
+    drawn: SamplerOutput = lax.cond(
+        need <= GREEDY, lambda: _bare(greedy(logits)), lambda: _draw(logits, row, past, need)
+    )
     return drawn
 
 
-def sample_alike(logits: jax.Array, row: RowParams, past: Past) -> Drawn:
+def sample_alike(logits: jax.Array, row: RowParams, past: Past) -> SamplerOutput:
     """`sample` with all of it computed for every row: the same operations, whatever the rows of a step need.
 
     That costs some ten times as long on a CPU. The choices among roads that `sample` makes lead to the same token but for
@@ -146,10 +148,10 @@ def _first_best(values: jax.Array) -> jax.Array:
     return jnp.where(values == best, place, width - 1).min(axis=-1)
 
 
-def _draw(logits: jax.Array, row: RowParams, past: Past, need: jax.Array) -> Drawn:
+def _draw(logits: jax.Array, row: RowParams, past: Past, need: jax.Array) -> SamplerOutput:
     full = need == FULL
     token = draw(lax.cond(full, lambda: _adjust(logits, row, past), lambda: logits), row)
-    drawn: Drawn = lax.cond(full, lambda: _with_logprobs(logits, token), lambda: _bare(token))
+    drawn: SamplerOutput = lax.cond(full, lambda: _with_logprobs(logits, token), lambda: _bare(token))
     return drawn
 
 
@@ -161,20 +163,20 @@ def _adjust(logits: jax.Array, row: RowParams, past: Past) -> jax.Array:
     return adjusted.at[rows, past.bias_ids[row.slot]].add(jnp.where(holds, past.bias[row.slot], jnp.float32(0)))
 
 
-def _with_logprobs(logits: jax.Array, token: jax.Array) -> Drawn:
+def _with_logprobs(logits: jax.Array, token: jax.Array) -> SamplerOutput:
     """Log-probabilities are those of the raw logits, as OpenAI defines them."""
     raw = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     top, ids = _top(raw, MAX_ALTERNATIVES)
     short = MAX_ALTERNATIVES - top.shape[-1]  # of a tiny vocabulary
     logprob = jnp.take_along_axis(raw, token[:, None], axis=-1)[:, 0]
     missing = ((0, 0), (0, short))
-    return Drawn(token, logprob, jnp.pad(ids.astype(jnp.int32), missing), jnp.pad(top, missing))
+    return SamplerOutput(token, logprob, jnp.pad(ids.astype(jnp.int32), missing), jnp.pad(top, missing))
 
 
-def _bare(token: jax.Array) -> Drawn:
+def _bare(token: jax.Array) -> SamplerOutput:
     rows = token.shape[0]
     ids = jnp.zeros((rows, MAX_ALTERNATIVES), jnp.int32)
-    return Drawn(token, jnp.zeros(rows, jnp.float32), ids, ids.astype(jnp.float32))
+    return SamplerOutput(token, jnp.zeros(rows, jnp.float32), ids, ids.astype(jnp.float32))
 
 
 def _top(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ MIB = 1024 * 1024
 
 
 @frozen
-class Memory:
+class HostMemory:
     """Bytes this process may use in all, and those nobody uses now."""
 
     total: int
@@ -30,23 +30,23 @@ class CpuTimes:
 
 
 @frozen
-class Resident:
+class ProcessMemory:
     """Bytes of memory that a process has in use, and the most it ever had."""
 
     now: int
     peak: int
 
 
-def read_memory(root: Path = Path("/")) -> Memory:
+def read_memory(root: Path = Path("/")) -> HostMemory:
     """The host's memory, or the part of it that the control group (a container) may use. `root` holds proc and sys."""
     host = parse_meminfo((root / "proc/meminfo").read_text())
     for group in (_group_v2(root), _group_v1(root)):
         if group is not None and group.total < host.total:
-            return Memory(group.total, max(0, min(group.available, host.available)))
+            return HostMemory(group.total, max(0, min(group.available, host.available)))
     return host
 
 
-def read_resident(root: Path = Path("/")) -> Resident:
+def read_resident(root: Path = Path("/")) -> ProcessMemory:
     """Of this process."""
     return parse_status((root / "proc/self/status").read_text())
 
@@ -73,18 +73,18 @@ def read_name(root: Path = Path("/")) -> str:
     return platform.machine() or "CPU"
 
 
-def parse_meminfo(text: str) -> Memory:
+def parse_meminfo(text: str) -> HostMemory:
     """/proc/meminfo; kernels before 3.14 do not say what is available, then it is what is free."""
     rows = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     sizes = {key: int(value.split()[0]) * 1024 for key, value in rows.items()}
-    return Memory(sizes["MemTotal"], sizes.get("MemAvailable", sizes["MemFree"]))
+    return HostMemory(sizes["MemTotal"], sizes.get("MemAvailable", sizes["MemFree"]))
 
 
-def parse_status(text: str) -> Resident:
+def parse_status(text: str) -> ProcessMemory:
     """/proc/PID/status."""
     rows = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     now, peak = (int(rows[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
-    return Resident(now, peak)
+    return ProcessMemory(now, peak)
 
 
 def parse_stat(text: str) -> CpuTimes:
@@ -94,21 +94,21 @@ def parse_stat(text: str) -> CpuTimes:
     return CpuTimes(sum(ticks) - idle, sum(ticks))
 
 
-def _group_v2(root: Path) -> Memory | None:
+def _group_v2(root: Path) -> HostMemory | None:
     folder = root / "sys/fs/cgroup"
     return _group(folder / "memory.max", folder / "memory.current", folder / "memory.stat", "inactive_file")
 
 
-def _group_v1(root: Path) -> Memory | None:
+def _group_v1(root: Path) -> HostMemory | None:
     folder = root / "sys/fs/cgroup/memory"
     limit, used = folder / "memory.limit_in_bytes", folder / "memory.usage_in_bytes"
     return _group(limit, used, folder / "memory.stat", "total_inactive_file")
 
 
-def _group(limit: Path, used: Path, stat: Path, reclaimable: str) -> Memory | None:
+def _group(limit: Path, used: Path, stat: Path, reclaimable: str) -> HostMemory | None:
     """A control group with a limit; file cache that the kernel would give up counts as available."""
     if not limit.is_file() or not used.is_file() or not limit.read_text().strip().isdigit():
         return None
     total = int(limit.read_text())
     rows = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
-    return Memory(total, total - int(used.read_text()) + int(rows.get(reclaimable, 0)))
+    return HostMemory(total, total - int(used.read_text()) + int(rows.get(reclaimable, 0)))

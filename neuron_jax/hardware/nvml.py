@@ -6,7 +6,7 @@ from typing import Any, Self, TypeVar
 import pynvml
 from attrs import frozen
 
-from neuron_jax.hardware.cpu import MIB, Memory
+from neuron_jax.hardware.cpu import MIB, HostMemory
 from neuron_jax.hardware.records import Device, DeviceLoad, Process
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class Nvml:
     `host_memory` stands in where a device shares the host's memory and so reports none of its own.
     """
 
-    def __init__(self, host_memory: Callable[[], Memory], api: Any = pynvml) -> None:
+    def __init__(self, host_memory: Callable[[], HostMemory], api: Any = pynvml) -> None:
         self._api = api
         self._host_memory = host_memory
         try:
@@ -91,9 +91,9 @@ class Nvml:
     def _handle(self, index: int) -> Any:
         return self._api.nvmlDeviceGetHandleByIndex(index)
 
-    def _memory(self, handle: Any) -> Memory:
+    def _memory(self, handle: Any) -> HostMemory:
         info = self._if_supported(lambda: self._api.nvmlDeviceGetMemoryInfo(handle))
-        return Memory(info.total, info.free) if info is not None else self._host_memory()
+        return HostMemory(info.total, info.free) if info is not None else self._host_memory()
 
     def _if_supported(self, ask: Callable[[], T]) -> T | None:
         try:

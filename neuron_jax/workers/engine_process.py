@@ -25,7 +25,7 @@ from attrs import define, field
 from neuron_jax.errors import LoadError
 from neuron_jax.log_format import log_to_stderr
 from neuron_jax.workers import watchdog
-from neuron_jax.workers.follow import Others, follow
+from neuron_jax.workers.follow import LeaderLinks, follow
 from neuron_jax.workers.frames import (
     Cancel,
     Command,
@@ -45,7 +45,7 @@ from neuron_jax.workers.frames import (
     encode,
 )
 from neuron_jax.workers.heart import Heart
-from neuron_jax.workers.meeting import Company, Leader, Member
+from neuron_jax.workers.rendezvous import Leader, Member, Rendezvous
 from neuron_jax.workers.start import Started, configure, failure, forget_tracing, require, start
 
 log = logging.getLogger("neuron.engine")
@@ -64,8 +64,8 @@ GRACE_SECONDS = 0.5
 
 
 @define(eq=False)
-class Door:
-    """The way to the daemon, for several threads."""
+class DaemonLink:
+    """The socket to the daemon, for several threads."""
 
     link: socket.socket
     inbox: "queue.SimpleQueue[Command]" = field(factory=queue.SimpleQueue)
@@ -107,27 +107,27 @@ def run(fd: int) -> None:
     _die_with_parent()
     sys.setswitchinterval(SWITCH_SECONDS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the daemon's to handle
-    door = Door(socket.socket(fileno=fd))
-    heart = Heart(door.tell)
-    threading.Thread(target=door.read, name="commands", daemon=True).start()
-    first = door.inbox.get()
+    daemon = DaemonLink(socket.socket(fileno=fd))
+    heart = Heart(daemon.tell)
+    threading.Thread(target=daemon.read, name="commands", daemon=True).start()
+    first = daemon.inbox.get()
     assert isinstance(first, Load), first
     spec = first.spec
     try:
         require(spec.platform)
-        company = _company(spec, door)
+        ranks = _join_ranks(spec, daemon)
         if not spec.path:
-            _smoke(spec, company, door, heart)
-        started = _start(spec, door, heart, company)
-        if isinstance(company, Member):
-            door.tell(_ready(started))
-            follow(company, started.runner, started.made.buckets.keys(), heart)
-        engine = _lead(started, spec, heart, company)
-        door.tell(_ready(started))
-        _serve(engine, door)
+            _smoke(spec, ranks, daemon, heart)
+        started = _start(spec, daemon, heart, ranks)
+        if isinstance(ranks, Member):
+            daemon.tell(_ready(started))
+            follow(ranks, started.runner, started.made.buckets.keys(), heart)
+        engine = _lead(started, spec, heart, ranks)
+        daemon.tell(_ready(started))
+        _serve(engine, daemon)
     except Exception as error:
         log.exception("%s cannot be served", spec.model_id)
-        door.tell(failure(error))
+        daemon.tell(failure(error))
         _end(1)
     _end(0)
 
@@ -138,62 +138,62 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _company(spec: EngineSpec, door: Door) -> Company | None:
+def _join_ranks(spec: EngineSpec, daemon: DaemonLink) -> Rendezvous | None:
     """The other ranks, all of them here; None where there are none to be."""
     if spec.group is None:
         return None
     if spec.group.rank:
         return Member.attend(spec.group)
     leader = Leader.listen(spec.group)
-    door.tell(Listening(leader.address))
+    daemon.tell(Listening(leader.address))
     leader.gather()
     return leader
 
 
-def _start(spec: EngineSpec, door: Door, heart: Heart, company: Company | None) -> Started:
+def _start(spec: EngineSpec, daemon: DaemonLink, heart: Heart, ranks: Rendezvous | None) -> Started:
     """The model, loaded; of a group by every rank alike."""
 
     def join() -> None:
-        if company is not None:
-            _shake_hands(spec, company, door, heart)
+        if ranks is not None:
+            _shake_hands(spec, ranks, daemon, heart)
 
     def agree(digest: str) -> None:
-        if company is not None:
-            company.agree(digest)
-            company.watch(partial(_lost, spec, door))
+        if ranks is not None:
+            ranks.agree(digest)
+            ranks.watch(partial(_lost, spec, daemon))
 
-    started = start(spec, door.tell, join, agree)
+    started = start(spec, daemon.tell, join, agree)
     rows = "; ".join(f"{row.what} {row.bytes / 2**20:,.0f} MiB" for row in started.made.plan.rows)
     spent = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in started.seconds.items())
     log.info("%s: %s; ready in %.1f s: %s", spec.model_id, rows, sum(started.seconds.values()), spent)
     return started
 
 
-def _smoke(spec: EngineSpec, company: Company | None, door: Door, heart: Heart) -> NoReturn:
+def _smoke(spec: EngineSpec, ranks: Rendezvous | None, daemon: DaemonLink, heart: Heart) -> NoReturn:
     """Without a model there is only the handshake to be tried."""
-    assert company is not None, "a process by itself has nobody to shake hands with"
+    assert ranks is not None, "a process by itself has nobody to shake hands with"
     configure(spec)
-    _shake_hands(spec, company, door, heart)
-    company.agree("")
+    _shake_hands(spec, ranks, daemon, heart)
+    ranks.agree("")
     # Who leaves while others still reduce takes them along.
-    company.watch(lambda _: _end(0))
+    ranks.watch(lambda _: _end(0))
     while True:
-        if door.inbox.get() == Shutdown():
+        if daemon.inbox.get() == Shutdown():
             _end(0)
 
 
-def _shake_hands(spec: EngineSpec, company: Company, door: Door, heart: Heart) -> None:
+def _shake_hands(spec: EngineSpec, ranks: Rendezvous, daemon: DaemonLink, heart: Heart) -> None:
     """Become one JAX with the other ranks, and see that collectives work. Raises LoadError sanity_mismatch."""
     from neuron_jax.workers.handshake import join, sanity
 
-    group = company.group
-    address = company.meet()
+    group = ranks.group
+    address = ranks.meet()
     with heart.work("joining the other ranks", 2 * group.deadline):
         devices = join(group, address, spec.platform)
-    door.tell(Joined(group.rank, tuple(str(device) for device in devices)))
+    daemon.tell(Joined(group.rank, tuple(str(device) for device in devices)))
     with heart.work("the sanity all-reduce", group.deadline):
         value = sanity(group)
-    door.tell(Sane(group.rank, value))
+    daemon.tell(Sane(group.rank, value))
     if value != group.world:
         raise LoadError(
             "sanity_mismatch",
@@ -202,20 +202,20 @@ def _shake_hands(spec: EngineSpec, company: Company, door: Door, heart: Heart) -
         )
 
 
-def _lost(spec: EngineSpec, door: Door, rank: int) -> None:
+def _lost(spec: EngineSpec, daemon: DaemonLink, rank: int) -> None:
     """Another rank is gone. Its own daemon knows its last words, and ends the group; where it cannot, we do."""
     if rank == 0:
         _end(0)
     time.sleep(GRACE_SECONDS)
     assert spec.group is not None
-    door.tell(Failed("rank_exited", f"rank {rank} of {spec.group.world} has left"))
+    daemon.tell(Failed("rank_exited", f"rank {rank} of {spec.group.world} has left"))
     _end(1)
 
 
-def _lead(started: Started, spec: EngineSpec, heart: Heart, company: Company | None) -> Any:
+def _lead(started: Started, spec: EngineSpec, heart: Heart, ranks: Rendezvous | None) -> Any:
     """The engine, once every rank can run its essential programs."""
-    if isinstance(company, Leader):
-        started.runner.lead(Others(company, started.made.buckets.keys()))
+    if isinstance(ranks, Leader):
+        started.runner.lead(LeaderLinks(ranks, started.made.buckets.keys()))
         essential = set(started.made.buckets.essential())
         while not essential <= started.runner.usable:
             started.runner.collect()
@@ -226,27 +226,27 @@ def _lead(started: Started, spec: EngineSpec, heart: Heart, company: Company | N
     return engine
 
 
-def _serve(engine: Any, door: Door) -> None:
+def _serve(engine: Any, daemon: DaemonLink) -> None:
     """The loop: take what came in, make a step, send what came out. Sleeps only when there is nothing to do."""
     settled = False
     while True:
         if engine.idle:
             engine.check_idle()
-            door.tell(Report(engine.load))
+            daemon.tell(Report(engine.load))
             if not (settled or engine.compiling):
                 forget_tracing()
                 settled = True
-            command = _wait(engine, door.inbox)
+            command = _wait(engine, daemon.inbox)
             if command is None:
                 continue
             if not _apply(engine, command):
                 return
-        while not door.inbox.empty():
-            if not _apply(engine, door.inbox.get()):
+        while not daemon.inbox.empty():
+            if not _apply(engine, daemon.inbox.get()):
                 return
         outputs = engine.step()
         if outputs:
-            door.tell(Step(outputs, engine.load))
+            daemon.tell(Step(outputs, engine.load))
 
 
 def _wait(engine: Any, inbox: "queue.SimpleQueue[Command]") -> Command | None:

@@ -8,8 +8,8 @@
 | device_lost | the device itself: off the bus, uncorrectable memory | other devices |
 | device_busy | another process holds the device for itself | waiting, or other devices |
 | cuda_feature_not_enabled | CUDA was asked for, and this JAX has no CUDA backend | installing it; never a silent CPU |
-| rendezvous_timeout | not every rank came to the meeting in time | a peer, a firewall, an address |
-| port_taken | another program has the port of the meeting | another port |
+| rendezvous_timeout | not every rank came to the rendezvous in time | a peer, a firewall, an address |
+| port_taken | another program has the port of the rendezvous | another port |
 | sanity_mismatch | a rank observed another sum than there are ranks | the collectives do not work: nothing may be served |
 | rank_mismatch | the ranks would serve different things | the same files and versions on all hosts |
 | rank_exited | a rank ended, with its last words | a new group |

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from attrs import define, field
 
 from neuron_jax.workers.heart import Heart
-from neuron_jax.workers.meeting import Leader, Member, Run, Words
+from neuron_jax.workers.rendezvous import Leader, Member, Run, Words
 from neuron_jax.workers.start import forget_tracing
 
 LOOK_SECONDS = 0.25
@@ -18,7 +18,7 @@ LOOK_SECONDS = 0.25
 
 
 @define(eq=False)
-class Others:
+class LeaderLinks:
     """`engine.runner.Others` over the links of a leader. `keys` is the list of programs that all ranks have in common."""
 
     leader: Leader
@@ -59,10 +59,10 @@ def follow(member: Member, runner: Any, keys: Sequence[Any], heart: Heart) -> No
 
 def _run(runner: Any, key: Any, message: Run) -> Any:
     """Start a program; returns an array that is there when it has ended, if it is a step's."""
-    from neuron_jax.engine.buckets import SeatKey
+    from neuron_jax.engine.buckets import SlotKey
 
-    if key == SeatKey():
-        runner.seat(message.array())
+    if key == SlotKey():
+        runner.fill_slot(message.array())
         return None
     return runner.run(key, message.array()).tokens
 

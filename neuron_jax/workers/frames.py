@@ -46,7 +46,7 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
 class Group(Struct, frozen=True, omit_defaults=True):
     """One rank's place among the `world` processes that serve a model together.
 
-    Rank 0 leads: the others come to it at `coordinator`, HOST:PORT, and are handed the steps there (`workers.meeting`).
+    Rank 0 leads: the others come to it at `coordinator`, HOST:PORT, and are handed the steps there (`workers.rendezvous`).
     Where its port is 0 it chooses one, and tells in `Listening` what the others are started with.
     """
 

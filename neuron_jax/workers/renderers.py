@@ -100,7 +100,7 @@ class Renderers:
     command: Sequence[str] = COMMAND
     cpu_seconds: int = CPU_SECONDS
     wall_seconds: float = WALL_SECONDS
-    _seats: asyncio.Semaphore = field(factory=lambda: asyncio.Semaphore(PROCESSES), init=False)
+    _processes: asyncio.Semaphore = field(factory=lambda: asyncio.Semaphore(PROCESSES), init=False)
     _idle: list[_Process] = field(factory=list, init=False)
     _numbers: dict[ChatFormat, int] = field(factory=dict, init=False)
     _tasks: set[asyncio.Task[Answer]] = field(factory=set, init=False)
@@ -121,7 +121,7 @@ class Renderers:
 
     async def _answer(self, kind: ChatFormat, chat: Chat | None, most: int | None) -> Answer:
         """Who stops waiting leaves the rendering to end by itself: its process is still good then."""
-        task = asyncio.create_task(self._seated(kind, chat, most), name="render")
+        task = asyncio.create_task(self._in_process(kind, chat, most), name="render")
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return await asyncio.shield(task)
@@ -131,8 +131,8 @@ class Renderers:
         if not task.cancelled():
             task.exception()  # nobody may be waiting any more
 
-    async def _seated(self, kind: ChatFormat, chat: Chat | None, most: int | None) -> Answer:
-        async with self._seats:
+    async def _in_process(self, kind: ChatFormat, chat: Chat | None, most: int | None) -> Answer:
+        async with self._processes:
             process = await self._take()
             number = self._numbers.setdefault(kind, len(self._numbers))
             render = Render(

@@ -58,7 +58,7 @@ async def smoke(
         for place, group in enumerate(ranks):
             at = group
             if place and group.coordinator.endswith(":0"):
-                there = await _meeting_point(started[0])
+                there = await _rendezvous_address(started[0])
                 if there is None:
                     break
                 at = msgspec.structs.replace(group, coordinator=there)
@@ -76,7 +76,7 @@ async def smoke(
     )
 
 
-async def _meeting_point(leader: EngineProcess) -> str | None:
+async def _rendezvous_address(leader: EngineProcess) -> str | None:
     try:
         return (await leader.listening).coordinator
     except EngineDied:

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from cortex_gateway.app import create_app
 from cortex_gateway.auth.guard import Guard
-from cortex_gateway.config import Config, Gateway, Neuron
+from cortex_gateway.config import Config, GatewayConfig, Neuron
 from cortex_gateway.dialects.chat import ChatDecoder
 from cortex_gateway.dialects.grammar import TABLE
 from cortex_gateway.fleet.fleet import Fleet
@@ -42,7 +42,7 @@ class Stack:
 @contextlib.asynccontextmanager
 async def stack(folder: pathlib.Path, **model: Any) -> AsyncIterator[Stack]:
     async with live_neuron(folder, **model) as neuron, contextlib.AsyncExitStack() as cleaning:
-        config = Config(gateway=Gateway(), neurons=(Neuron(name="one", endpoint=neuron.url),))
+        config = Config(gateway=GatewayConfig(), neurons=(Neuron(name="one", endpoint=neuron.url),))
         metrics, records = Metrics(), list[RequestRecord]()
         metrics.listen(records.append)
         fleet = Fleet(config, metrics, transport=NeuronTransport())

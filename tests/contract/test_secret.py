@@ -14,7 +14,7 @@ from attrs import frozen
 from cortex_gateway.access import AccessLog
 from cortex_gateway.app import create_app
 from cortex_gateway.auth.guard import Guard
-from cortex_gateway.config import Config, Gateway, Neuron
+from cortex_gateway.config import Config, GatewayConfig, Neuron
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.transport import NeuronTransport
@@ -38,7 +38,7 @@ class Stack:
 async def stack(folder: pathlib.Path, shown: str | None, *, load: bool) -> AsyncIterator[Stack]:
     async with live_neuron(folder, secret=SECRET, load=load) as neuron:
         node = Neuron(name="beast", endpoint=neuron.url, secret=shown)
-        config = Config(gateway=Gateway(watch_secs=0.05), neurons=(node,))
+        config = Config(gateway=GatewayConfig(watch_secs=0.05), neurons=(node,))
         metrics = Metrics()
         fleet = Fleet(config, metrics, transport=NeuronTransport())
         await fleet.start()

@@ -19,7 +19,7 @@ import cortex_gateway.tls
 import neuron_jax.tls
 from cortex_gateway import config as gateway_config
 from cortex_gateway.cli import app as cli
-from cortex_gateway.config import Config, Gateway, Neuron
+from cortex_gateway.config import Config, GatewayConfig, Neuron
 from cortex_gateway.serving import Running, bind, running
 from cortex_gateway.transport import NeuronTransport
 from neuron_jax.config import ModelSpec, PeerConfig, RanksConfig, ServerConfig
@@ -60,7 +60,7 @@ async def neuron(folder: pathlib.Path, tls: dict[str, Any], **more: Any) -> Asyn
 
 @contextlib.asynccontextmanager
 async def gateway(node: Neuron, **tls: Any) -> AsyncIterator[Running]:
-    listens = Gateway(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", watch_secs=0.05, drain_secs=0, **tls)
+    listens = GatewayConfig(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", watch_secs=0.05, drain_secs=0, **tls)
     config = Config(gateway=listens, neurons=(node,))
     async with running(config, bind(config)) as it:
         yield it

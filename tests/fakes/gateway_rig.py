@@ -10,7 +10,7 @@ from attrs import define
 
 from cortex_gateway.app import create_app
 from cortex_gateway.auth.guard import Guard
-from cortex_gateway.config import Config, Gateway
+from cortex_gateway.config import Config, GatewayConfig
 from cortex_gateway.dialects.dialect import Dialect
 from cortex_gateway.dialects.sse import SseEvent, SseParser
 from cortex_gateway.dialects.table import DIALECTS
@@ -91,7 +91,7 @@ def run(
     scenario: Callable[[Rig], Awaitable[None]],
     *answers: Answer,
     nodes: Mapping[str, NeuronDouble | None] | None = None,
-    settings: Gateway | None = None,
+    settings: GatewayConfig | None = None,
     keep_alive_seconds: float = 5.0,
     guard: Guard | None = None,
     dialects: tuple[Dialect, ...] = DIALECTS,
@@ -109,7 +109,7 @@ def run(
         there = {name: host for name, host in hosts.items() if host is not None}
         double = FleetDouble(MemoryTransport(dict(there)), nodes=list(hosts), **fleet)
         metrics = MetricsDouble()
-        config = Config(gateway=settings or Gateway(hosts=("gw",)))
+        config = Config(gateway=settings or GatewayConfig(hosts=("gw",)))
         app = create_app(
             double,  # type: ignore[arg-type]
             metrics,

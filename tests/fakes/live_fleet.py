@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from cortex_gateway.config import Config, Gateway, Neuron
+from cortex_gateway.config import Config, GatewayConfig, Neuron
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
 from tests.fakes.contexts import asked
@@ -21,7 +21,7 @@ async def running(
 ) -> AsyncIterator[tuple[Fleet, MemoryTransport]]:
     """A fleet in front of `hosts`, and the line between them."""
     config = Config(
-        gateway=Gateway(watch_secs=watch_secs, look_timeout_secs=look_timeout_secs),
+        gateway=GatewayConfig(watch_secs=watch_secs, look_timeout_secs=look_timeout_secs),
         neurons=tuple(Neuron(name=name, endpoint=f"http://{name}") for name in hosts),
         **more,
     )

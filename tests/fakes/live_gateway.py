@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import uvicorn
 from attrs import frozen
 
-from cortex_gateway.config import Config, Gateway, Neuron
+from cortex_gateway.config import Config, GatewayConfig, Neuron
 from cortex_gateway.serving import Server, bind, running
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ async def _gateway(hosts: Mapping[str, Any], settings: Mapping[str, Any], **more
         }
         neurons = tuple(Neuron(name=name, endpoint=url) for name, url in endpoints.items())
         usual = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0", "watch_secs": 0.05, "drain_secs": 0}
-        config = Config(gateway=Gateway(**usual | settings), neurons=neurons, **more)
+        config = Config(gateway=GatewayConfig(**usual | settings), neurons=neurons, **more)
         it = await stack.enter_async_context(running(config, bind(config)))
         yield LiveGateway(it.url, it.metrics_url)
 

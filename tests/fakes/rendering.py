@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from neuron_jax.daemon.generation import Job
+from neuron_jax.daemon.generation import GenerationJob
 from neuron_jax.daemon.model_text import ModelText
 from neuron_jax.daemon.prepare import Outside, chat_job, render_chat
 from neuron_jax.daemon.schema import ChatRequest
@@ -17,7 +17,7 @@ async def render_here(kind: ChatFormat, chat: Chat, most: int | None = None) -> 
     return Renderer(kind).render(chat, most)
 
 
-def job_of(request: ChatRequest, text: ModelText, outside: Outside) -> Job:
+def job_of(request: ChatRequest, text: ModelText, outside: Outside) -> GenerationJob:
     """The job of a chat, as the daemon makes it."""
     prompt = asyncio.run(render_chat(render_here, request, text, outside))
     return chat_job(request, prompt, text, outside)

@@ -9,7 +9,7 @@ import httpx
 
 from cortex_gateway.app import create_app
 from cortex_gateway.auth.guard import Guard
-from cortex_gateway.config import Config, Gateway, Neuron
+from cortex_gateway.config import Config, GatewayConfig, Neuron
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.transport import NeuronTransport
@@ -41,7 +41,7 @@ def swapped(folders: Sequence[pathlib.Path], cache: pathlib.Path, command: Seque
 
 
 async def _ask(url: str, times: int) -> list[int]:
-    config = Config(gateway=Gateway(watch_secs=0.2), neurons=(Neuron(name="a", endpoint=url),))
+    config = Config(gateway=GatewayConfig(watch_secs=0.2), neurons=(Neuron(name="a", endpoint=url),))
     fleet = Fleet(config, Metrics(), transport=NeuronTransport())
     await fleet.start()
     try:

@@ -8,7 +8,16 @@ import attrs
 import pytest
 
 from cortex_gateway import config as cfg
-from cortex_gateway.config import Auth, Config, ConfigError, Eviction, Gateway, Neuron, find_config, load_config
+from cortex_gateway.config import (
+    Auth,
+    Config,
+    ConfigError,
+    EvictionConfig,
+    GatewayConfig,
+    Neuron,
+    find_config,
+    load_config,
+)
 from cortex_gateway.placement.snapshot import Cost, Limit, ModelConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -49,8 +58,8 @@ def test_everything_that_may_be_written_is_read(tmp_path: pathlib.Path) -> None:
 
     assert load_config(path, {}) == Config(
         state=tmp_path / "cortex-state.db",
-        gateway=Gateway(listen="[::1]:80", wait_secs=5.0),
-        eviction=Eviction(strategy="priority", defrag_after_cycles=3),
+        gateway=GatewayConfig(listen="[::1]:80", wait_secs=5.0),
+        eviction=EvictionConfig(strategy="priority", defrag_after_cycles=3),
         neurons=(Neuron(name="a", endpoint="http://a:13131"),),
         models=(
             ModelConfig(
@@ -173,7 +182,7 @@ def test_the_environment_lies_over_the_file(tmp_path: pathlib.Path) -> None:
 
     found = load_config(written(tmp_path, f"[gateway]\nmax_body_mb = 3\nwait_secs = 1\n{NODE}"), environ)
 
-    assert found.gateway == Gateway(listen="0.0.0.0:80", max_body_mb=7, wait_secs=1.0)
+    assert found.gateway == GatewayConfig(listen="0.0.0.0:80", max_body_mb=7, wait_secs=1.0)
     assert found.eviction.strategy == "priority"
     assert found.neurons == (Neuron(name="z", endpoint="http://z:1"),)
 
@@ -384,7 +393,7 @@ def test_every_key_is_documented(key: str) -> None:
     ("cls", "name"),
     [
         (cls, field.name)
-        for cls in (Gateway, Eviction, Auth, Neuron, ModelConfig, Limit, Cost, Config)
+        for cls in (GatewayConfig, EvictionConfig, Auth, Neuron, ModelConfig, Limit, Cost, Config)
         for field in attrs.fields(cls)
     ],
 )

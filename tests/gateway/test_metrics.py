@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cortex_gateway import metrics as gateway_metrics
-from cortex_gateway.config import Config, Gateway, Neuron
+from cortex_gateway.config import Config, GatewayConfig, Neuron
 from cortex_gateway.metrics import Metrics, RequestRecord
 from cortex_gateway.placement.snapshot import Device, FleetSnapshot, ModelLoad, Node, Replica
 from cortex_gateway.serving import bind, running
@@ -153,7 +153,7 @@ def test_a_scrape_over_http_can_be_parsed() -> None:
     """By Prometheus' own parser; every family has its help; other paths are not metrics."""
 
     async def scrape() -> tuple[httpx.Response, httpx.Response, httpx.Response]:
-        gateway = Gateway(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", drain_secs=0)
+        gateway = GatewayConfig(listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", drain_secs=0)
         config = Config(gateway=gateway, neurons=(Neuron(name="a", endpoint="http://127.0.0.1:9"),))
         listeners = bind(config)
         async with running(config, listeners) as it, httpx.AsyncClient(base_url=it.metrics_url, timeout=30) as http:

@@ -170,7 +170,7 @@ def test_on_loopback_there_is_nothing_to_say(listen: str, required: bool | None)
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:31313", "[::]:31313", "192.168.1.20:31313", "gateway.lan:31313"])
-def test_an_open_door_is_told_with_the_way_to_shut_it(listen: str) -> None:
+def test_open_access_is_told_with_the_way_to_end_it(listen: str) -> None:
     """Once, and loudly."""
     (said,) = policy.notices(listen, None, 3)
 
@@ -179,7 +179,7 @@ def test_an_open_door_is_told_with_the_way_to_shut_it(listen: str) -> None:
     assert "[auth] required = true" in said
 
 
-def test_a_shut_door_without_a_key_is_told() -> None:
+def test_access_that_needs_a_key_where_there_is_none_is_told() -> None:
     """Or the first request would be the one that tells."""
     (said,) = policy.notices("127.0.0.1:31313", True, 0)
 

@@ -11,7 +11,7 @@ import msgspec
 from cortex_gateway import errors
 from cortex_gateway.app import create_app
 from cortex_gateway.auth.guard import Guard
-from cortex_gateway.config import Config, Gateway, Neuron
+from cortex_gateway.config import Config, GatewayConfig, Neuron
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
@@ -151,7 +151,7 @@ def test_a_model_that_is_absent_is_waited_for_until_the_node_was_looked_at() -> 
 async def gateway(hosts: dict[str, HostDouble]) -> AsyncIterator[tuple[httpx.AsyncClient, Fleet, Metrics]]:
     """The whole gateway in front of them."""
     neurons = tuple(Neuron(name=name, endpoint=f"http://{name}") for name in hosts)
-    config, metrics = Config(gateway=Gateway(watch_secs=0.05, hosts=("gw",)), neurons=neurons), Metrics()
+    config, metrics = Config(gateway=GatewayConfig(watch_secs=0.05, hosts=("gw",)), neurons=neurons), Metrics()
     fleet = Fleet(config, metrics, transport=MemoryTransport(dict(hosts)))
     await fleet.start()
     try:

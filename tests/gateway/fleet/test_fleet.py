@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cortex_gateway import errors
-from cortex_gateway.config import Config, Eviction, Gateway, Neuron
+from cortex_gateway.config import Config, EvictionConfig, GatewayConfig, Neuron
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.fleet.residency import Residency
@@ -92,7 +92,7 @@ def test_the_two_strategies_evict_differently(strategy: Any, evicted: str) -> No
         labels = {"model": evicted, "node": "a"}
         assert fleet._metrics.registry.get_sample_value("cortex_evictions_total", labels) == 1
 
-    run({"a": host}, use, models=models, eviction=Eviction(strategy=strategy))
+    run({"a": host}, use, models=models, eviction=EvictionConfig(strategy=strategy))
 
 
 def test_a_model_in_use_leaves_only_when_its_last_request_has_ended() -> None:
@@ -271,7 +271,7 @@ def test_after_enough_cycles_a_node_is_restarted_model_by_model() -> None:
 
         assert host.done == ["unload n", "unload m", "load m"]
 
-    run({"a": host}, use, eviction=Eviction(defrag_after_cycles=1))
+    run({"a": host}, use, eviction=EvictionConfig(defrag_after_cycles=1))
 
 
 def test_an_operator_loads_with_progress_and_unloads() -> None:
@@ -336,7 +336,7 @@ def test_a_load_that_takes_too_long_is_given_up() -> None:
 
     async def main() -> None:
         neurons = (Neuron(name="a", endpoint="http://a"),)
-        config = Config(gateway=Gateway(load_timeout_secs=1), neurons=neurons)
+        config = Config(gateway=GatewayConfig(load_timeout_secs=1), neurons=neurons)
         fleet = Fleet(config, Metrics(), transport=MemoryTransport({"a": host}))
         await fleet.start()
         with pytest.raises(errors.LoadFailed, match="was not loaded on a within 1 s"):

@@ -89,7 +89,7 @@ def test_a_look_at_one_node_is_no_look_at_the_others() -> None:
 
 
 def test_those_who_have_waited_long_are_decided_apart_from_the_others() -> None:
-    """Their wish may drain a model in use: that is another question, asked once for all of them."""
+    """For them a model in use may be drained: that is another question, asked once for all of them."""
     it = crowd(1)
     it.now += PATIENCE_SECS
     it.want(COULD[0])

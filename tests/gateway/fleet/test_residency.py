@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cortex_gateway import errors
-from cortex_gateway.config import Eviction, Gateway
+from cortex_gateway.config import EvictionConfig, GatewayConfig
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.jobs import RETURN_SECS
 from cortex_gateway.placement import catalogue
@@ -131,7 +131,7 @@ def test_lru_and_priority_choose_differently() -> None:
     )
 
     def evicted(strategy: Any) -> list[str]:
-        it = bench(*models, eviction=Eviction(strategy=strategy))
+        it = bench(*models, eviction=EvictionConfig(strategy=strategy))
         it.see(free=2000, replicas=(loaded("old", mb=4000), loaded("fresh", mb=4000)))
         it.now = 200.0
         it.want("fresh")
@@ -146,7 +146,7 @@ def test_lru_and_priority_choose_differently() -> None:
 def test_priority_never_displaces_what_matters_more() -> None:
     """A less important model is told that there is no room; with lru it would have been let in."""
     models = (ModelConfig(id="m", vram_mb=6000), ModelConfig(id="n", vram_mb=6000, residency_priority=500))
-    kept = bench(*models, eviction=Eviction(strategy="priority"))
+    kept = bench(*models, eviction=EvictionConfig(strategy="priority"))
     kept.see(free=2000, replicas=(loaded("n"),))
     let_in = bench(*models)
     let_in.see(free=2000, replicas=(loaded("n"),))
@@ -231,7 +231,7 @@ def test_when_nobody_waits_any_more_a_draining_model_may_stay() -> None:
 
 def test_a_request_that_waits_too_long_gets_an_honest_error() -> None:
     """503 of the overload kind, whose Retry-After grows with the queue."""
-    it = bench(gateway=Gateway(wait_secs=60))
+    it = bench(gateway=GatewayConfig(wait_secs=60))
     it.see(free=2000, replicas=(loaded("n"),))
     it.want("n")
     first, second = it.want("m"), it.want("m")
@@ -248,7 +248,7 @@ def test_a_request_that_waits_too_long_gets_an_honest_error() -> None:
 
 def test_the_queue_has_an_end() -> None:
     """One more than `max_waiting` is refused at once."""
-    it = bench(gateway=Gateway(max_waiting=2))
+    it = bench(gateway=GatewayConfig(max_waiting=2))
     it.see()
     tickets = [it.want("m") for _ in range(3)]
 
@@ -258,7 +258,7 @@ def test_the_queue_has_an_end() -> None:
 
 def test_a_running_load_has_its_own_time() -> None:
     """The queue's deadline does not end a request whose load is under way."""
-    it = bench(gateway=Gateway(wait_secs=60, load_timeout_secs=1000))
+    it = bench(gateway=GatewayConfig(wait_secs=60, load_timeout_secs=1000))
     it.see()
     ticket = it.want("m")
     it.now += 500
@@ -623,7 +623,7 @@ def test_an_unload_that_fails_is_told() -> None:
 
 def test_after_enough_unloads_an_idle_node_restarts_its_engines() -> None:
     """Drain, unload, load again as it was loaded; the count starts anew."""
-    it = bench(ModelConfig(id="m", vram_mb=1000), eviction=Eviction(defrag_after_cycles=1))
+    it = bench(ModelConfig(id="m", vram_mb=1000), eviction=EvictionConfig(defrag_after_cycles=1))
     it.see()
     it.load("m", quant="none", kv_dtype="int8", deterministic=True)
     it.done()
@@ -648,7 +648,7 @@ def test_after_enough_unloads_an_idle_node_restarts_its_engines() -> None:
 
 def test_what_somebody_else_loaded_comes_back_in_the_same_formats() -> None:
     """The node said which it had chosen."""
-    it = bench(eviction=Eviction(defrag_after_cycles=1))
+    it = bench(eviction=EvictionConfig(defrag_after_cycles=1))
     chosen = {"quant": "int4", "kv_dtype": "fp8", "deterministic": True}
     formats = {name: {"chosen": what, "reason": ""} for name, what in chosen.items()}
     it.see(free=9000, replicas=(loaded("m", mb=1000, **formats), loaded("x", mb=500)))
@@ -664,7 +664,7 @@ def test_what_somebody_else_loaded_comes_back_in_the_same_formats() -> None:
 
 def test_a_node_with_work_is_not_defragmented() -> None:
     """Neither ours nor others' requests are disturbed."""
-    it = bench(eviction=Eviction(defrag_after_cycles=1))
+    it = bench(eviction=EvictionConfig(defrag_after_cycles=1))
     it.see(replicas=(loaded("m"), loaded("x", mb=500)))
     it.unload("x")
     it.done()
@@ -687,7 +687,7 @@ def test_everything_that_waits_is_counted() -> None:
 
 def test_a_defrag_goes_on_past_what_fails() -> None:
     """A model that will not leave stays loaded; one that will not come back is told to who wants it; the rest return."""
-    it = bench(ModelConfig(id="m"), eviction=Eviction(defrag_after_cycles=1))
+    it = bench(ModelConfig(id="m"), eviction=EvictionConfig(defrag_after_cycles=1))
     held = (loaded("m", mb=3000), loaded("n", mb=2000), loaded("o", mb=1000))
     it.see(replicas=(*held, loaded("x", mb=1)))
     it.unload("x")

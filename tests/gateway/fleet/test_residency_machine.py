@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from cortex_gateway import errors
-from cortex_gateway.config import Config, Eviction, Gateway, Neuron
+from cortex_gateway.config import Config, EvictionConfig, GatewayConfig, Neuron
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.host import Lend
 from cortex_gateway.fleet.residency import Residency
@@ -53,11 +53,11 @@ class Fleet(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         config = Config(
-            gateway=Gateway(max_waiting=4),
+            gateway=GatewayConfig(max_waiting=4),
             neurons=tuple(Neuron(name=name, endpoint=f"http://{name}:1") for name in NODES),
             models=MODELS,
             aliases={"best": "large"},
-            eviction=Eviction(strategy=self.strategy, defrag_after_cycles=self.defrag_after),  # type: ignore[arg-type]
+            eviction=EvictionConfig(strategy=self.strategy, defrag_after_cycles=self.defrag_after),  # type: ignore[arg-type]
         )
         self.residency = Residency(config)
         self.now = 100.0
@@ -315,9 +315,9 @@ class Fleet(RuleBasedStateMachine):
         for ticket in self.residency.tickets.values():
             if ticket.kind != "serve":
                 continue
-            offering = self.residency._memory.offering(ticket, self.residency.hosts.values())
-            policy = self.residency._memory.policy(ticket, self.now, offering)
-            model = self.residency._memory.asked(ticket, self.residency.hosts.values())
+            offering = self.residency._history.offering(ticket, self.residency.hosts.values())
+            policy = self.residency._history.policy(ticket, self.now, offering)
+            model = self.residency._history.asked(ticket, self.residency.hosts.values())
             decision = routing.route(model, snapshot, policy)
             assert isinstance(decision, Hold | Join), (ticket, decision)
 

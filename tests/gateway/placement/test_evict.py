@@ -3,13 +3,13 @@
 import pytest
 
 from cortex_gateway.placement import evict, fit
-from cortex_gateway.placement.evict import Resident, Room
+from cortex_gateway.placement.evict import ResidentReplica, Room
 from cortex_gateway.placement.snapshot import Device, ModelConfig, Node, Replica
 
-OLD = Resident(model="old", priority=100, last_used=1, size_mb=1000)
-NEW = Resident(model="new", priority=100, last_used=9, size_mb=1000)
-CHEAP = Resident(model="cheap", priority=1, last_used=10, size_mb=1000)
-DEAR = Resident(model="dear", priority=900, last_used=0, size_mb=1000)
+OLD = ResidentReplica(model="old", priority=100, last_used=1, size_mb=1000)
+NEW = ResidentReplica(model="new", priority=100, last_used=9, size_mb=1000)
+CHEAP = ResidentReplica(model="cheap", priority=1, last_used=10, size_mb=1000)
+DEAR = ResidentReplica(model="dear", priority=900, last_used=0, size_mb=1000)
 
 
 @pytest.mark.parametrize("incoming", [0, 100, 9999])
@@ -45,8 +45,8 @@ def node(free: tuple[int, ...], on: dict[str, tuple[int, ...]]) -> Node:
     return Node(name="a", endpoint="http://a", devices=devices, replicas=replicas)
 
 
-def order(*sizes: int) -> list[Resident]:
-    return [Resident(model=f"r{n}", priority=0, last_used=n, size_mb=size) for n, size in enumerate(sizes)]
+def order(*sizes: int) -> list[ResidentReplica]:
+    return [ResidentReplica(model=f"r{n}", priority=0, last_used=n, size_mb=size) for n, size in enumerate(sizes)]
 
 
 @pytest.mark.parametrize(

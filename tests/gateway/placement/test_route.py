@@ -7,7 +7,7 @@ import pytest
 from cortex_gateway.placement import room
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
-from cortex_gateway.placement.decisions import Decision, Hold, Join, Place, Policy, Recovering, Reject, Serve
+from cortex_gateway.placement.decisions import Decision, Hold, Join, Placement, Policy, Recovering, Reject, Serve
 from cortex_gateway.placement.snapshot import Device, FleetSnapshot, ModelConfig, ModelLoad, Node, Replica
 
 M = ModelConfig(id="m", vram_mb=4000)
@@ -31,8 +31,8 @@ def full(name: str, *models: str, **more: Any) -> Node:
     return node(name, *(replica(one, vram_used_mb=4000, **more) for one in models), free=1000)
 
 
-def load(pending: int = 0, seats: int = 0, speed: float = 0.0) -> dict[str, Any]:
-    return {"in_flight": pending, "load": ModelLoad(max_in_flight=seats, tok_s_decode=speed)}
+def load(pending: int = 0, slots: int = 0, speed: float = 0.0) -> dict[str, Any]:
+    return {"in_flight": pending, "load": ModelLoad(max_in_flight=slots, tok_s_decode=speed)}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def load(pending: int = 0, seats: int = 0, speed: float = 0.0) -> dict[str, Any]
         pytest.param(
             [node("a", replica(**load(1, 1, 900))), node("b", replica(**load(1, 2, 10)))],
             Serve("b"),
-            id="a free seat on the slow one beats a queue on the fast one",
+            id="a free slot on the slow one beats a queue on the fast one",
         ),
         pytest.param(
             [node("a", replica(**load(0, 8, 10))), node("b", replica(**load(2, 8, 90)))],
@@ -75,13 +75,15 @@ def load(pending: int = 0, seats: int = 0, speed: float = 0.0) -> dict[str, Any]
             id="loading is nearer than recovering",
         ),
         pytest.param([node("a", replica(status="recovering")), node("b")], Recovering("a"), id="recovering"),
-        pytest.param([node("a")], Place(node="a", devices=()), id="cold load"),
+        pytest.param([node("a")], Placement(node="a", devices=()), id="cold load"),
         pytest.param(
-            [node("a", replica(status="failed"))], Place(node="a", devices=()), id="a failed one is tried anew"
+            [node("a", replica(status="failed"))], Placement(node="a", devices=()), id="a failed one is tried anew"
         ),
-        pytest.param([node("a", free=5000), node("b", free=9000)], Place(node="b", devices=()), id="most free memory"),
-        pytest.param([full("a", "x"), node("b", free=4000)], Place(node="b", devices=()), id="room beats eviction"),
-        pytest.param([full("a", "x")], Place(node="a", devices=(), victims=("x",)), id="eviction"),
+        pytest.param(
+            [node("a", free=5000), node("b", free=9000)], Placement(node="b", devices=()), id="most free memory"
+        ),
+        pytest.param([full("a", "x"), node("b", free=4000)], Placement(node="b", devices=()), id="room beats eviction"),
+        pytest.param([full("a", "x")], Placement(node="a", devices=(), victims=("x",)), id="eviction"),
     ],
 )
 def test_route(nodes: list[Node], decision: Decision) -> None:
@@ -93,7 +95,7 @@ def test_its_pin_comes_first() -> None:
     """Room elsewhere does not matter: it may only be there."""
     pinned = ModelConfig(id="m", vram_mb=4000, pinned_on=("b", "c"))
 
-    assert decide(node("a"), full("b", "x"), node("c", free=4000), model=pinned) == Place(node="c", devices=())
+    assert decide(node("a"), full("b", "x"), node("c", free=4000), model=pinned) == Placement(node="c", devices=())
 
 
 def test_devices_are_named_where_there_is_a_choice() -> None:
@@ -101,7 +103,7 @@ def test_devices_are_named_where_there_is_a_choice() -> None:
     devices = tuple(Device(index=index, vram_total_mb=9000, vram_free_mb=mb) for index, mb in enumerate((5000, 8000)))
     it = Node(name="a", endpoint="http://a", healthy=True, devices=devices)
 
-    assert decide(it) == Place(node="a", devices=(1,))
+    assert decide(it) == Placement(node="a", devices=(1,))
 
 
 @pytest.mark.parametrize(
@@ -160,8 +162,8 @@ def test_after_a_long_wait_a_model_in_use_may_be_drained() -> None:
     """An idle one still goes first."""
     busy, idle = replica("x", vram_used_mb=4000, in_flight=1), replica("y", vram_used_mb=4000, last_used=9.0)
 
-    assert decide(full("a", "x", in_flight=1), drain=True) == Place(node="a", devices=(), victims=("x",))
-    assert decide(node("a", busy, idle, free=0), drain=True) == Place(node="a", devices=(), victims=("y",))
+    assert decide(full("a", "x", in_flight=1), drain=True) == Placement(node="a", devices=(), victims=("x",))
+    assert decide(node("a", busy, idle, free=0), drain=True) == Placement(node="a", devices=(), victims=("y",))
 
 
 def test_the_pinned_and_the_unloaded_are_no_victims() -> None:
@@ -181,4 +183,4 @@ def test_priority_is_passed_on_to_the_order() -> None:
     it = full("a", "x")
 
     assert isinstance(decide(it, strategy="priority", catalogue=Catalogue(models)), Reject)
-    assert decide(it, strategy="lru", catalogue=Catalogue(models)) == Place(node="a", devices=(), victims=("x",))
+    assert decide(it, strategy="lru", catalogue=Catalogue(models)) == Placement(node="a", devices=(), victims=("x",))

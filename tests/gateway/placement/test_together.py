@@ -7,7 +7,7 @@ import pytest
 from cortex_gateway.placement import defrag, fit, room
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
-from cortex_gateway.placement.decisions import Decision, Hold, Lender, Place, Policy, Reject
+from cortex_gateway.placement.decisions import Decision, Hold, Lender, Placement, Policy, Reject
 from cortex_gateway.placement.snapshot import (
     Device,
     FleetSnapshot,
@@ -47,9 +47,9 @@ def decide(*nodes: Node, model: ModelConfig = M, **policy: Any) -> Decision:
 
 def led(
     leader: str, *lenders: str, victims: tuple[str, ...] = (), leave: dict[str, tuple[str, ...]] | None = None
-) -> Place:
+) -> Placement:
     lent = tuple(Lender(node=name, victims=(leave or {}).get(name, ())) for name in lenders)
-    return Place(node=leader, devices=(), victims=victims, lenders=lent)
+    return Placement(node=leader, devices=(), victims=victims, lenders=lent)
 
 
 TWO = (9000, 9000)
@@ -61,11 +61,11 @@ TWO = (9000, 9000)
         pytest.param([node("a", *TWO), node("b", *TWO)], led("a", "b"), id="of equals the first by name leads"),
         pytest.param([node("a", 9000, 5000), node("b", *TWO)], led("b", "a"), id="the most free memory leads"),
         pytest.param(
-            [node("a", *TWO), node("b", *TWO, 9000, 9000)], Place(node="b", devices=()), id="one that has it alone"
+            [node("a", *TWO), node("b", *TWO, 9000, 9000)], Placement(node="b", devices=()), id="one that has it alone"
         ),
         pytest.param(
             [node("a", *TWO), node("b", 1, 1, 1, 1, replicas=(idle("x", 0, 1, 2, 3),))],
-            Place(node="b", devices=(), victims=("x",)),
+            Placement(node="b", devices=(), victims=("x",)),
             id="alone after an eviction is still better than together",
         ),
         pytest.param(

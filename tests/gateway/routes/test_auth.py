@@ -295,7 +295,7 @@ def test_what_went_by_of_an_answer_is_counted_when_its_client_leaves(path: str) 
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MESSAGES])
-def test_a_seat_is_free_again_when_the_last_byte_is_seen(path: str) -> None:
+def test_a_slot_is_free_again_when_the_last_byte_is_seen(path: str) -> None:
     """Not a moment later: a client that asks one thing after the other is never refused."""
     key = made(max_concurrent=1)
 
@@ -310,7 +310,7 @@ def test_a_seat_is_free_again_when_the_last_byte_is_seen(path: str) -> None:
 
 @pytest.mark.parametrize("path", [CHAT, MESSAGES])
 @pytest.mark.parametrize("ending", ["leaves", "fails", "refused", "dies", "cancelled"])
-def test_a_seat_is_free_again_however_a_request_ends(path: str, ending: str) -> None:
+def test_a_slot_is_free_again_however_a_request_ends(path: str, ending: str) -> None:
     """While it is taken a second request is refused; others are not."""
     gate = asyncio.Event()
     key, other = made(max_concurrent=1), made("other", max_concurrent=1)

@@ -94,7 +94,7 @@ def test_refusals_are_the_sdks_own_exceptions(gateway: LiveGateway, *, stream: b
 
 
 def test_one_after_the_other_is_one_at_a_time(state: pathlib.Path) -> None:
-    """The seat is free when the client has the last byte, over a real connection too."""
+    """The slot is free when the client has the last byte, over a real connection too."""
     key = made("single", max_concurrent=1)
     kept(state, [key])
     with live_gateway({"double": InstantNeuron()}, state=state) as it, sdks(it.url, key.text) as (chat, messages, _):

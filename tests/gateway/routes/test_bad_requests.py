@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from cortex_gateway.config import Gateway
+from cortex_gateway.config import GatewayConfig
 from cortex_gateway.errors import CortexError
 from tests.fakes.gateway_rig import BODIES, CHAT, COMPLETIONS, MESSAGES, Rig, run
 
-SMALL = Gateway(hosts=("gw",), max_body_mb=1)
+SMALL = GatewayConfig(hosts=("gw",), max_body_mb=1)
 COUNT = "/v1/messages/count_tokens"
 POSTS = [CHAT, COMPLETIONS, MESSAGES, COUNT, "/admin/load", "/admin/unload"]
 DEEP = b'{"model":"demo","max_tokens":1,"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}"

@@ -2,12 +2,12 @@
 
 import pytest
 
-from cortex_gateway.config import Gateway
+from cortex_gateway.config import GatewayConfig
 from tests.fakes.gateway_rig import CHAT, MESSAGES, Rig, run
 from tests.gateway.routes.test_bad_requests import check
 
 NEAR, EVIL = "http://localhost:3000", "https://evil.example"
-NAMED = Gateway(hosts=("gw",), origins=("https://chat.example.com",))
+NAMED = GatewayConfig(hosts=("gw",), origins=("https://chat.example.com",))
 PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "content-type, x-api-key"}
 
 
@@ -139,7 +139,7 @@ def test_opening_it_to_every_page_opens_inference_alone() -> None:
         assert (chat.status_code, chat.headers["access-control-allow-origin"]) == (200, "*")
         assert unload.status_code == 403
 
-    run(scenario, settings=Gateway(hosts=("gw",), origins=("*",)))
+    run(scenario, settings=GatewayConfig(hosts=("gw",), origins=("*",)))
 
 
 def test_a_page_of_a_public_site_may_ask_for_a_private_network() -> None:

@@ -11,8 +11,8 @@ from neuron_jax.daemon.admission import Admission
 from neuron_jax.daemon.problems import Problem, unavailable
 
 
-def queue(seats: int = 2, depth: int = 2, wait: float = 60.0) -> Admission:
-    return Admission(seats=seats, max_queue_depth=depth, max_wait_secs=wait)
+def queue(slots: int = 2, depth: int = 2, wait: float = 60.0) -> Admission:
+    return Admission(slots=slots, max_queue_depth=depth, max_wait_secs=wait)
 
 
 def run(use: Callable[[], Awaitable[Any]]) -> Any:
@@ -22,11 +22,11 @@ def run(use: Callable[[], Awaitable[Any]]) -> Any:
     return asyncio.run(main())
 
 
-def test_seats_are_given_in_order() -> None:
+def test_slots_are_given_in_order() -> None:
     """Whoever came first sits first, even when a later one would fit now."""
 
     async def use() -> None:
-        admission = queue(seats=3)
+        admission = queue(slots=3)
         with ExitStack() as sitting:
             first = sitting.enter_context(admission.enter(2))
             with admission.enter(2) as big, admission.enter(1) as small:
@@ -39,12 +39,12 @@ def test_seats_are_given_in_order() -> None:
     run(use)
 
 
-def test_more_answers_than_seats_take_them_all() -> None:
+def test_more_answers_than_slots_take_them_all() -> None:
     """n may be larger than the engine's slots: the engine queues the rest itself."""
 
     async def use() -> None:
-        with queue(seats=2).enter(16) as ticket:
-            assert (ticket.held, ticket.seats) == (True, 2)
+        with queue(slots=2).enter(16) as ticket:
+            assert (ticket.held, ticket.slots) == (True, 2)
 
     run(use)
 
@@ -53,7 +53,7 @@ def test_a_full_line_refuses() -> None:
     """Retry-After grows with the line, and the refusal is counted."""
 
     async def use() -> None:
-        admission = queue(seats=1, depth=1)
+        admission = queue(slots=1, depth=1)
         with admission.enter(1), admission.enter(1), pytest.raises(Problem) as raised:
             admission.enter(1)
         assert (raised.value.status, raised.value.retry_after) == (503, 4)
@@ -66,7 +66,7 @@ def test_leaving_the_line_gives_the_place_to_the_next() -> None:
     """A request that is cancelled while it waits holds nobody up."""
 
     async def use() -> None:
-        admission = queue(seats=1)
+        admission = queue(slots=1)
         with admission.enter(1):
             gone, next_ = admission.enter(1), admission.enter(1)
             with gone:
@@ -84,7 +84,7 @@ def test_everybody_in_line_can_be_sent_away() -> None:
     """When the model goes, those who wait get its reason."""
 
     async def use() -> None:
-        admission = queue(seats=1)
+        admission = queue(slots=1)
         with admission.enter(1), admission.enter(1) as waiting:
             admission.fail(unavailable("the model is gone"))
             with pytest.raises(Problem, match="the model is gone"):
@@ -98,7 +98,7 @@ def test_who_waits_sleeps_until_it_is_his_turn() -> None:
     """Not a moment longer than it takes the one before him, and he does not ask again and again meanwhile."""
 
     async def use() -> None:
-        admission = queue(seats=1)
+        admission = queue(slots=1)
         with admission.enter(1), admission.enter(1) as second:
             waiting = asyncio.create_task(second.wait(30))
             await asyncio.sleep(0.01)
@@ -113,7 +113,7 @@ def test_a_wait_that_is_shorter_than_patience_is_no_refusal() -> None:
     """Who waits is told in between, so that his client can be; when his time is over, that he waited in vain."""
 
     async def use() -> None:
-        admission = queue(seats=1, wait=0.02)
+        admission = queue(slots=1, wait=0.02)
         with admission.enter(1), admission.enter(1) as second, admission.enter(1) as third:
             assert not await third.wait(0)
             with pytest.raises(Problem, match=r"Waited 0\.02 seconds") as raised:

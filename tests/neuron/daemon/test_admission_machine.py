@@ -1,4 +1,4 @@
-"""The queue in front of a model, driven at random: seats go round in the order of arrival, and none is lost."""
+"""The queue in front of a model, driven at random: slots go round in the order of arrival, and none is lost."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from neuron_jax.daemon.admission import Admission, Ticket
+from neuron_jax.daemon.admission import Admission, Reservation
 from neuron_jax.daemon.problems import Problem, unavailable
 
 DEPTH, WAIT_SECS = 3, 60.0
@@ -27,7 +27,7 @@ class HandLoop(asyncio.SelectorEventLoop):
 class Guest:
     """Somebody with a ticket, and whether he was sent away. The guests are kept in the order of their arrival."""
 
-    ticket: Ticket
+    ticket: Reservation
     ends: float
     sent_away: bool = False
 
@@ -38,7 +38,7 @@ class Queue(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = HandLoop()
-        self.admission = Admission(seats=2, max_queue_depth=DEPTH, max_wait_secs=WAIT_SECS)
+        self.admission = Admission(slots=2, max_queue_depth=DEPTH, max_wait_secs=WAIT_SECS)
         self.guests: list[Guest] = []
         self.turned_away = self.timed_out = 0
 
@@ -48,13 +48,13 @@ class Queue(RuleBasedStateMachine):
     def _waiting(self) -> list[Guest]:
         return [one for one in self.guests if not one.ticket.held and not one.sent_away]
 
-    async def _enter(self, answers: int) -> Ticket:
+    async def _enter(self, answers: int) -> Reservation:
         return self.admission.enter(answers)
 
     @rule(answers=st.integers(1, 6))
     def come(self, answers: int) -> None:
-        waiting, free = len(self._waiting()), self.admission.seats - self.admission.in_flight
-        wanted = min(answers, self.admission.seats)
+        waiting, free = len(self._waiting()), self.admission.slots - self.admission.in_flight
+        wanted = min(answers, self.admission.slots)
         at_once = not waiting and wanted <= free
         if not at_once and waiting == DEPTH:
             with pytest.raises(Problem) as raised:
@@ -63,7 +63,7 @@ class Queue(RuleBasedStateMachine):
             self.turned_away += 1
             return
         ticket = self.loop.run_until_complete(self._enter(answers))
-        assert (ticket.held, ticket.seats) == (at_once, wanted)
+        assert (ticket.held, ticket.slots) == (at_once, wanted)
         self.guests.append(Guest(ticket, self.loop.now + WAIT_SECS))
 
     @precondition(lambda self: self.guests)
@@ -74,7 +74,7 @@ class Queue(RuleBasedStateMachine):
         with guest.ticket:
             pass
         self.guests.remove(guest)
-        assert [one for one in before if one is not guest and not one.ticket.held] == [], "who sits keeps his seat"
+        assert [one for one in before if one is not guest and not one.ticket.held] == [], "who sits keeps his slot"
 
     @precondition(lambda self: self.guests)
     @rule(data=st.data())
@@ -91,11 +91,11 @@ class Queue(RuleBasedStateMachine):
         else:
             assert self.loop.run_until_complete(guest.ticket.wait(0)) == guest.ticket.held
 
-    @rule(seats=st.integers(1, 5))
-    def resize(self, seats: int) -> None:
+    @rule(slots=st.integers(1, 5))
+    def resize(self, slots: int) -> None:
         before = self._sitting()
-        self.admission.resize(seats)
-        assert all(one.ticket.held for one in before), "who sits keeps his seat"
+        self.admission.resize(slots)
+        assert all(one.ticket.held for one in before), "who sits keeps his slot"
 
     @rule()
     def send_all_away(self) -> None:
@@ -109,8 +109,8 @@ class Queue(RuleBasedStateMachine):
         self.loop.now += seconds
 
     @invariant()
-    def every_seat_is_accounted_for(self) -> None:
-        assert self.admission.in_flight == sum(one.ticket.seats for one in self._sitting())
+    def every_slot_is_accounted_for(self) -> None:
+        assert self.admission.in_flight == sum(one.ticket.slots for one in self._sitting())
         assert self.admission.queued == len(self._waiting()) <= DEPTH
         assert self.admission.counts.rejected_queue_full == self.turned_away
         assert self.admission.counts.rejected_timeout == self.timed_out
@@ -123,10 +123,10 @@ class Queue(RuleBasedStateMachine):
             assert not (waiting and one.ticket.held)
 
     @invariant()
-    def no_seat_is_free_while_somebody_waits_who_could_take_it(self) -> None:
+    def no_slot_is_free_while_somebody_waits_who_could_take_it(self) -> None:
         for one in self._waiting()[:1]:
-            free = self.admission.seats - self.admission.in_flight
-            assert min(one.ticket.seats, self.admission.seats) > free
+            free = self.admission.slots - self.admission.in_flight
+            assert min(one.ticket.slots, self.admission.slots) > free
 
     def teardown(self) -> None:
         """When everybody has gone, all is as at the beginning."""

@@ -11,7 +11,7 @@ from tests.fakes.live_neuron import LiveNeuron, with_neuron
 
 COUNT = 300
 JSON = {"Content-Type": "application/json"}
-WISH: dict[str, Any] = {
+PARAMS: dict[str, Any] = {
     "model": "tiny",
     "stream": False,
     "stream_options": {"include_usage": True, "continuous_usage_stats": False},
@@ -43,8 +43,8 @@ MESSAGES = [
 CHAT = {"messages": MESSAGES, "tools": [TOOL], "tool_choice": "auto", "chat_template_kwargs": {"enable_thinking": True}}
 TURN = {"add_generation_prompt": True, "continue_final_message": False}
 BODIES: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {**WISH, **CHAT, **TURN, "logprobs": True, "top_logprobs": 2, "response_format": None},
-    "/v1/completions": {**WISH, "prompt": ["ab", [1, 2]], "logprobs": 2, "echo": False},
+    "/v1/chat/completions": {**PARAMS, **CHAT, **TURN, "logprobs": True, "top_logprobs": 2, "response_format": None},
+    "/v1/completions": {**PARAMS, "prompt": ["ab", [1, 2]], "logprobs": 2, "echo": False},
     "/tokenize": {"model": "tiny", **CHAT, **TURN},
     "/models/load": {
         "model_id": "other",

@@ -42,7 +42,7 @@ def submitted(neuron: LiveNeuron) -> bool:
 
 
 def test_a_client_that_leaves_a_stream_cancels_its_work(tmp_path: Path) -> None:
-    """The engine runs nothing any more, the seat is free, and the metrics call it cancelled."""
+    """The engine runs nothing any more, the slot is free, and the metrics call it cancelled."""
 
     async def use(neuron: LiveNeuron) -> None:
         async with open_stream(neuron, "[[count 4000]]") as lines:
@@ -68,7 +68,7 @@ def test_a_client_that_leaves_before_the_answer_cancels_its_work(tmp_path: Path)
 
 
 def test_a_hundred_random_cancels_leave_nothing(tmp_path: Path) -> None:
-    """Requests left at random moments: every seat, page and stream is free again, and the next one is answered."""
+    """Requests left at random moments: every slot, page and stream is free again, and the next one is answered."""
     rng = random.Random(3)
 
     async def one(neuron: LiveNeuron, stream: bool) -> None:
@@ -164,7 +164,7 @@ def test_an_answer_the_engine_gives_up_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_refuses_with_a_time_to_come_back(tmp_path: Path) -> None:
-    """One seat, one place in line: the third request gets 503 rate_limit_exceeded at once."""
+    """One slot, one place in line: the third request gets 503 rate_limit_exceeded at once."""
 
     async def use(neuron: LiveNeuron) -> None:
         async with open_stream(neuron, "[[stall 1]]"):

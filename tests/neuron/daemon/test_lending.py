@@ -185,7 +185,7 @@ def test_why_nothing_can_be_borrowed(
     assert refused.value.kind == kind
 
 
-def test_a_taken_port_is_met_by_another_meeting(tmp_path: Path) -> None:
+def test_a_taken_port_is_met_by_another_rendezvous(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "tiny")
     config = config_for(folder, tmp_path / "cache")
     unlucky = (sys.executable, "-m", "tests.fakes.unlucky_engine")

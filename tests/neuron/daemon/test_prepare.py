@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from neuron_jax.daemon.generation import Job
+from neuron_jax.daemon.generation import GenerationJob
 from neuron_jax.daemon.model_text import read_text
 from neuron_jax.daemon.prepare import Outside, completion_job
 from neuron_jax.daemon.problems import Problem
@@ -18,7 +18,7 @@ from tests.fakes.tiny_model import END, write_tiny_model
 OUTSIDE = Outside(id="x", seed=7, created=1, max_context=100)
 
 
-def job(folder: Path, advice: dict[str, Any] | None = None, **fields: Any) -> Job:
+def job(folder: Path, advice: dict[str, Any] | None = None, **fields: Any) -> GenerationJob:
     """The job of a chat with the one message `hi`, which is 5 tokens."""
     write_tiny_model(folder)
     if advice is not None:

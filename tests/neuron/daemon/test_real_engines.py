@@ -91,7 +91,7 @@ def test_two_engines_on_one_cpu(tmp_path: Path) -> None:
 
             assert min(opened) >= 2
             assert await asyncio.gather(*asking) == wanted
-            await until(lambda: resident.admission.seats == 8, 120)
+            await until(lambda: resident.admission.slots == 8, 120)
             await neuron.lifecycle.devices.look(fresh=True)
             health = (await neuron.http.get("/health")).json()["devices"][0]["processes"]
             assert sorted(one["pid"] for one in health) == sorted(

@@ -39,7 +39,7 @@ def with_two(tmp_path: Path, use: Any, restarts: RestartPolicy = QUICK, **script
 
 
 def test_two_engines_are_one_model(tmp_path: Path) -> None:
-    """The list of models has both; seats and pages are those of both, and so are the metrics."""
+    """The list of models has both; slots and pages are those of both, and so are the metrics."""
 
     async def use(neuron: LiveNeuron) -> None:
         listed, load = await info(neuron), (await neuron.http.get("/health")).json()["models"][0]
@@ -80,7 +80,7 @@ def test_one_engine_dies_and_the_other_serves(tmp_path: Path) -> None:
         await until(lambda: resident(neuron).load.running == 4)
         victim = (await info(neuron))["replicas"][0]
         os.kill(victim["pid"], signal.SIGKILL)
-        await until(lambda: resident(neuron).admission.seats == 2)
+        await until(lambda: resident(neuron).admission.slots == 2)
         listed = await info(neuron)
 
         assert (listed["status"], listed["restarts"], listed.get("servable")) == ("loaded", 1, None)
@@ -103,7 +103,7 @@ def test_an_engine_that_died_comes_back(tmp_path: Path) -> None:
             await neuron.chat(f"[[count 20]] {number}")
         steps, first = resident(neuron).load.steps, (await info(neuron))["replicas"]
         os.kill(first[0]["pid"], signal.SIGKILL)
-        await until(lambda: resident(neuron).state.restarts == 1 and resident(neuron).admission.seats == 4)
+        await until(lambda: resident(neuron).state.restarts == 1 and resident(neuron).admission.slots == 4)
         again = (await info(neuron))["replicas"]
 
         assert again[0]["pid"] != first[0]["pid"]

@@ -12,7 +12,7 @@ import pytest
 from neuron_jax.config import EngineConfig, ModelSpec
 from neuron_jax.daemon.devices import Patience
 from neuron_jax.daemon.returning import Leaving, last_seen, missing
-from neuron_jax.daemon.shares import Grant, Memory, MemoryRequest, Picture
+from neuron_jax.daemon.shares import DeviceMemory, MemoryGrant, MemoryRequest, Picture
 from neuron_jax.errors import LoadError
 from neuron_jax.hardware.records import Process
 from neuron_jax.workers.process import DEFAULT_COMMAND
@@ -24,13 +24,13 @@ from tests.fakes.tiny_llama import write_checkpoint
 from tests.fakes.tiny_model import write_tiny_model
 
 OTHER = "org/other"
-A = Grant("a", "a", (0,), 4_000, settled=True, pids=(7,), planned=3_000)
-B = Grant("b", "b", (0,), 2_000, settled=True, pids=(8,), planned=2_000)
+A = MemoryGrant("a", "a", (0,), 4_000, settled=True, pids=(7,), planned=3_000)
+B = MemoryGrant("b", "b", (0,), 2_000, settled=True, pids=(8,), planned=2_000)
 
 
 def picture(free: int, shared: bool = False, **used: int) -> Picture:
     pids = {"a": 7, "b": 8}
-    return Picture({0: Memory(10_000, free)}, {(0, pids[name]): mb for name, mb in used.items()}, shared=shared)
+    return Picture({0: DeviceMemory(10_000, free)}, {(0, pids[name]): mb for name, mb in used.items()}, shared=shared)
 
 
 @pytest.mark.parametrize(

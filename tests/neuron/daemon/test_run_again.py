@@ -107,7 +107,7 @@ def test_a_request_that_kills_engines_kills_two(tmp_path: Path, stream: bool) ->
 
 
 def test_whoever_waits_in_line_gets_the_next_engine(tmp_path: Path) -> None:
-    """One seat: the first dies with its engine after it has said something, the others have seen nothing of theirs."""
+    """One slot: the first dies with its engine after it has said something, the others have seen nothing of theirs."""
 
     async def use(neuron: LiveNeuron) -> None:
         first = asyncio.create_task(neuron.chat("[[stall 1]]", stream=True))
@@ -156,7 +156,7 @@ def test_the_wait_ends_with_the_model(tmp_path: Path, script: dict[str, Any], wo
 
 
 def test_a_client_that_leaves_while_it_waits_is_gone(tmp_path: Path) -> None:
-    """Its seat is free, and the next engine has nothing to do for it."""
+    """Its slot is free, and the next engine has nothing to do for it."""
 
     async def use(neuron: LiveNeuron) -> None:
         asking = asyncio.create_task(neuron.chat("[[die 0]]"))
@@ -172,12 +172,12 @@ def test_a_client_that_leaves_while_it_waits_is_gone(tmp_path: Path) -> None:
 
 
 def test_the_next_engine_may_have_less_room(tmp_path: Path) -> None:
-    """Its context and its seats are the model's from then on."""
+    """Its context and its slots are the model's from then on."""
 
     async def use(neuron: LiveNeuron) -> None:
         write_tiny_model(neuron.folder, max_context=100, max_slots=3)
         assert said(await neuron.chat("[[die once 0]][[say hi]]")) == "hi"
-        assert (resident(neuron).max_context, resident(neuron).admission.seats) == (100, 3)
+        assert (resident(neuron).max_context, resident(neuron).admission.slots) == (100, 3)
         refused = await neuron.chat("x" * 200)
         assert refused.json()["error"]["code"] == "context_length_exceeded"
 

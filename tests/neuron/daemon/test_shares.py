@@ -4,8 +4,8 @@ import attrs
 import pytest
 
 from neuron_jax.daemon.shares import (
-    Grant,
-    Memory,
+    DeviceMemory,
+    MemoryGrant,
     MemoryRequest,
     Picture,
     Shortage,
@@ -18,15 +18,15 @@ from neuron_jax.daemon.shares import (
 )
 from neuron_jax.errors import LoadError
 
-GPU = Picture({0: Memory(10_000, 10_000), 1: Memory(10_000, 10_000)}, {}, floor=200)
-HOST = Picture({0: Memory(8_000, 8_000), 1: Memory(8_000, 8_000)}, {}, floor=100, shared=True)
-A = Grant("a", "a", (0,), 4_000, settled=True, pids=(7,), planned=3_000)
-LOADING = Grant("b", "b", (0,), 5_800, settled=False)
+GPU = Picture({0: DeviceMemory(10_000, 10_000), 1: DeviceMemory(10_000, 10_000)}, {}, floor=200)
+HOST = Picture({0: DeviceMemory(8_000, 8_000), 1: DeviceMemory(8_000, 8_000)}, {}, floor=100, shared=True)
+A = MemoryGrant("a", "a", (0,), 4_000, settled=True, pids=(7,), planned=3_000)
+LOADING = MemoryGrant("b", "b", (0,), 5_800, settled=False)
 
 
 def full(picture: Picture, free: int, **used: int) -> Picture:
     """`picture` with so much free on every device, and what process 7 uses on device 0."""
-    memories = {index: Memory(memory.total, free) for index, memory in picture.memories.items()}
+    memories = {index: DeviceMemory(memory.total, free) for index, memory in picture.memories.items()}
     return attrs.evolve(picture, memories=memories, used={(0, 7): used["a"]} if used else {})
 
 
@@ -44,7 +44,7 @@ def full(picture: Picture, free: int, **used: int) -> Picture:
         (HOST, [attrs.evolve(A, devices=(1,))], 0, 3_900),
     ],
 )
-def test_what_is_left_of_a_device(picture: Picture, grants: list[Grant], other: int, rest: int) -> None:
+def test_what_is_left_of_a_device(picture: Picture, grants: list[MemoryGrant], other: int, rest: int) -> None:
     """Neither granted, nor used by others, nor kept free."""
     assert (foreign(0, picture, grants), left(0, picture, grants)) == (other, rest)
 
@@ -52,33 +52,38 @@ def test_what_is_left_of_a_device(picture: Picture, grants: list[Grant], other: 
 @pytest.mark.parametrize(
     ("asked", "picture", "grants", "expected"),
     [
-        (MemoryRequest("b", "b", (0,), 5_000), GPU, [A], Grant("b", "b", (0,), 5_000, settled=True)),
-        (MemoryRequest("b", "b", (0,)), GPU, [A], Grant("b", "b", (0,), 5_800, settled=False)),
+        (MemoryRequest("b", "b", (0,), 5_000), GPU, [A], MemoryGrant("b", "b", (0,), 5_000, settled=True)),
+        (MemoryRequest("b", "b", (0,)), GPU, [A], MemoryGrant("b", "b", (0,), 5_800, settled=False)),
         (
             MemoryRequest("b", "b", (0, 1)),
             GPU,
             [A],
-            Grant("b", "b", (0, 1), 5_800, settled=False),
+            MemoryGrant("b", "b", (0, 1), 5_800, settled=False),
         ),  # the fuller one decides
-        (MemoryRequest("b", "b", (0, 1)), HOST, [], Grant("b", "b", (0, 1), 3_950, settled=False)),
+        (MemoryRequest("b", "b", (0, 1)), HOST, [], MemoryGrant("b", "b", (0, 1), 3_950, settled=False)),
         (
             MemoryRequest("a", "a", (0,)),
             GPU,
             [A],
-            Grant("a", "a", (0,), 9_800, settled=False),
+            MemoryGrant("a", "a", (0,), 9_800, settled=False),
         ),  # what it had is its own
-        (MemoryRequest("m#0", "m", (0,), sharers=2), HOST, [], Grant("m#0", "m", (0,), 3_950, settled=False)),
+        (MemoryRequest("m#0", "m", (0,), sharers=2), HOST, [], MemoryGrant("m#0", "m", (0,), 3_950, settled=False)),
         (
             MemoryRequest("m#1", "m", (0,), sharers=2),
             HOST,
-            [Grant("m#0", "m", (0,), 3_950, settled=False)],
-            Grant("m#1", "m", (0,), 3_950, settled=False),
+            [MemoryGrant("m#0", "m", (0,), 3_950, settled=False)],
+            MemoryGrant("m#1", "m", (0,), 3_950, settled=False),
         ),
-        (MemoryRequest("b", "b", (0,)), attrs.evolve(GPU, usable=0.5), [], Grant("b", "b", (0,), 4_900, settled=False)),
+        (
+            MemoryRequest("b", "b", (0,)),
+            attrs.evolve(GPU, usable=0.5),
+            [],
+            MemoryGrant("b", "b", (0,), 4_900, settled=False),
+        ),
     ],
 )
 def test_what_an_engine_is_granted(
-    asked: MemoryRequest, picture: Picture, grants: list[Grant], expected: Grant
+    asked: MemoryRequest, picture: Picture, grants: list[MemoryGrant], expected: MemoryGrant
 ) -> None:
     """What it asked for, or all there is, shared with the engines that come with it."""
     assert grant(asked, picture, grants) == expected

@@ -14,7 +14,7 @@ from models.sharding import make_mesh
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.trial import Case, kinds
-from neuron_jax.engine.buckets import Key, SeatKey, StepKey
+from neuron_jax.engine.buckets import Key, SlotKey, StepKey
 from neuron_jax.engine.page_groups import page_groups
 from neuron_jax.engine.programs import Program, Shapes
 from tests.fakes import quick, trial_files
@@ -107,8 +107,8 @@ def test_narrow_pages_add_nothing() -> None:
     assert collectives(4, PROMPT, kv="int8") == expected(4, PROMPT)
 
 
-def test_to_seat_a_request_nothing_is_exchanged() -> None:
-    assert not collectives(4, SeatKey())
+def test_to_fill_a_slot_nothing_is_exchanged() -> None:
+    assert not collectives(4, SlotKey())
 
 
 def test_no_option_of_a_family_adds_any(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,17 @@ from models.native import library
 from models.sharding import make_mesh
 from neuron_jax.engine import native_sampler, sampler
 from neuron_jax.engine.noise import gumbel
-from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_BIAS, MOST_COUNTED, NOTHING, Drawn, Past, RowParams
+from neuron_jax.engine.sampler import (
+    DRAW,
+    FULL,
+    GREEDY,
+    MAX_BIAS,
+    MOST_COUNTED,
+    NOTHING,
+    Past,
+    RowParams,
+    SamplerOutput,
+)
 from tests.neuron.engine.test_sampler import row_params
 
 pytestmark = pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
@@ -63,7 +73,9 @@ def mixed_rows(rng: np.random.Generator, rows: int = ROWS) -> RowParams:
     )
 
 
-def assert_same_tokens(found: Drawn, expected: Drawn, logits: jax.Array, row: RowParams, past: Past) -> int:
+def assert_same_tokens(
+    found: SamplerOutput, expected: SamplerOutput, logits: jax.Array, row: RowParams, past: Past
+) -> int:
     """Where tokens differ their scores are too close to tell apart. Returns how many do."""
     differs = np.nonzero(np.asarray(found.token) != np.asarray(expected.token))[0]
     if not len(differs):
@@ -134,7 +146,7 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours() -> None:
 
 
 @pytest.mark.parametrize("draw", [xla, native])
-def test_a_token_that_was_said_without_end_is_penalized_for_good(draw: Callable[..., Drawn]) -> None:
+def test_a_token_that_was_said_without_end_is_penalized_for_good(draw: Callable[..., SamplerOutput]) -> None:
     """40,000 times are more than an int16 counts. The likeliest token by far has lost to all others long before."""
     past = some_past(np.random.default_rng(4))
     many = past.generated.at[:].set(0).at[3, 7].set(MOST_COUNTED - 2)

@@ -17,15 +17,15 @@ from neuron_jax.engine.packing import (
     Mirror,
     Rows,
     line_words,
-    needs_seat,
+    needs_slot_update,
     pack_logprobs,
     params_of,
-    seated,
     unpack,
     unpack_logprobs,
+    with_slot,
 )
 from neuron_jax.engine.requests import Request, from_submit
-from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_ALTERNATIVES, MAX_BIAS, MOST_COUNTED, Drawn, Past
+from neuron_jax.engine.sampler import DRAW, FULL, GREEDY, MAX_ALTERNATIVES, MAX_BIAS, MOST_COUNTED, Past, SamplerOutput
 from neuron_jax.workers.frames import Sampling, Submit
 
 SLOTS, TABLE, VOCAB = 4, 8, 300
@@ -164,11 +164,11 @@ def test_what_was_packed_does_not_change_with_the_mirror() -> None:
         ({"repetition_penalty": 1.1}, True),
     ],
 )
-def test_only_penalties_biases_and_bans_need_a_seat(changes: dict, needed: bool) -> None:
-    assert needs_seat(request(0, [], **changes)) == needed
+def test_only_penalties_biases_and_bans_need_more_than_a_row(changes: dict, needed: bool) -> None:
+    assert needs_slot_update(request(0, [], **changes)) == needed
 
 
-def test_a_seat_holds_biases_bans_and_what_was_said() -> None:
+def test_a_slot_holds_biases_bans_and_what_was_said() -> None:
     one = request(1, [7], logit_bias={3: -1.5, 4: 100.0}, stop_ids=(4,), min_tokens=6)
     one.tokens += [6, 9, 9]
     zero = Past(
@@ -177,7 +177,9 @@ def test_a_seat_holds_biases_bans_and_what_was_said() -> None:
     )
     mirror = Mirror(2, TABLE)
     mirror.note(one)
-    past, lines = seated(zero, jnp.zeros((3, line_words(TABLE)), jnp.int32), jnp.asarray(mirror.seat(one, VOCAB)))
+    past, lines = with_slot(
+        zero, jnp.zeros((3, line_words(TABLE)), jnp.int32), jnp.asarray(mirror.fill_slot(one, VOCAB))
+    )
 
     assert np.flatnonzero(past.in_prompt[1]).tolist() == [5, 6, 7]
     assert {i: int(past.generated[1, i]) for i in np.flatnonzero(past.generated[1])} == {6: 1, 9: 2}
@@ -198,7 +200,7 @@ def test_a_count_that_is_too_large_is_the_most_that_is_counted() -> None:
     )
     mirror = Mirror(1, TABLE)
     mirror.note(again)
-    past, _ = seated(zero, jnp.zeros((2, line_words(TABLE)), jnp.int32), jnp.asarray(mirror.seat(again, VOCAB)))
+    past, _ = with_slot(zero, jnp.zeros((2, line_words(TABLE)), jnp.int32), jnp.asarray(mirror.fill_slot(again, VOCAB)))
 
     assert int(past.generated[0, 9]) == MOST_COUNTED
 
@@ -206,7 +208,7 @@ def test_a_count_that_is_too_large_is_the_most_that_is_counted() -> None:
 def test_log_probabilities_travel_by_their_bits() -> None:
     ids = jnp.arange(MAX_ALTERNATIVES, dtype=jnp.int32)[None] + 7
     logprobs = -jnp.arange(MAX_ALTERNATIVES, dtype=jnp.float32)[None] / 3
-    packed = np.asarray(pack_logprobs(Drawn(jnp.asarray([8], jnp.int32), jnp.asarray([-0.3]), ids, logprobs)))
+    packed = np.asarray(pack_logprobs(SamplerOutput(jnp.asarray([8], jnp.int32), jnp.asarray([-0.3]), ids, logprobs)))
 
     assert packed.shape == (1, LOGPROBS)
     logprob, likeliest = unpack_logprobs(packed[0], 2)

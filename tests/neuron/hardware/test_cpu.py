@@ -6,8 +6,8 @@ import pytest
 
 from neuron_jax.hardware.cpu import (
     CpuTimes,
-    Memory,
-    Resident,
+    HostMemory,
+    ProcessMemory,
     parse_meminfo,
     parse_stat,
     parse_status,
@@ -35,8 +35,8 @@ def write(root: Path, **files: str) -> Path:
 
 def test_memory_is_what_the_kernel_calls_available() -> None:
     """File cache counts as free; old kernels only know what is really unused."""
-    assert parse_meminfo(MEMINFO) == Memory(8 * GIB, 4 * GIB)
-    assert parse_meminfo(MEMINFO.replace("MemAvailable", "Other")) == Memory(8 * GIB, GIB)
+    assert parse_meminfo(MEMINFO) == HostMemory(8 * GIB, 4 * GIB)
+    assert parse_meminfo(MEMINFO.replace("MemAvailable", "Other")) == HostMemory(8 * GIB, GIB)
 
 
 def test_busy_ticks_leave_out_idle_waiting_and_guests() -> None:
@@ -63,7 +63,7 @@ def test_a_container_has_the_memory_of_its_control_group(tmp_path: Path) -> None
     second = {"memory_dot_max": f"{2 * GIB}\n", "memory_dot_current": f"{2 * GIB}\n", "memory_dot_stat": stat}
     root = write(tmp_path, **{f"sys__fs__cgroup__{name}": text for name, text in second.items()})
 
-    assert read_memory(root) == Memory(2 * GIB, GIB)
+    assert read_memory(root) == HostMemory(2 * GIB, GIB)
 
 
 def test_the_first_version_of_control_groups_counts_too(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_first_version_of_control_groups_counts_too(tmp_path: Path) -> None:
     files = {"memory_dot_limit_in_bytes": f"{4 * GIB}", "memory_dot_usage_in_bytes": f"{GIB}"}
     root = write(tmp_path, **{f"sys__fs__cgroup__memory__{name}": text for name, text in files.items()})
 
-    assert read_memory(root) == Memory(4 * GIB, 3 * GIB)
+    assert read_memory(root) == HostMemory(4 * GIB, 3 * GIB)
 
 
 @pytest.mark.parametrize("limit", ["max\n", str(2**62)])
@@ -79,7 +79,7 @@ def test_a_group_without_a_real_limit_is_the_host(tmp_path: Path, limit: str) ->
     """No limit is written as a word or as a number beyond any machine."""
     root = write(tmp_path, sys__fs__cgroup__memory_dot_max=limit, sys__fs__cgroup__memory_dot_current="1")
 
-    assert read_memory(root) == Memory(8 * GIB, 4 * GIB)
+    assert read_memory(root) == HostMemory(8 * GIB, 4 * GIB)
 
 
 def test_the_processor_is_named(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_the_processor_is_named(tmp_path: Path) -> None:
 
 def test_what_a_process_has_in_memory_is_read() -> None:
     """Now, and at its highest."""
-    assert parse_status("Name:\tpython\nVmHWM:\t    4096 kB\nVmRSS:\t    1024 kB\n") == Resident(2**20, 4 * 2**20)
+    assert parse_status("Name:\tpython\nVmHWM:\t    4096 kB\nVmRSS:\t    1024 kB\n") == ProcessMemory(2**20, 4 * 2**20)
 
 
 def test_what_a_process_has_for_itself_is_read(tmp_path: Path) -> None:

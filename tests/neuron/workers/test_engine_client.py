@@ -233,7 +233,7 @@ def test_a_cuda_engine_sees_its_devices_by_bus_order() -> None:
 
 
 def test_a_library_that_gives_up_is_told_by_its_last_words() -> None:
-    """jax.distributed aborts a process whose meeting failed; nothing can be caught, so only what it printed says why."""
+    """jax.distributed aborts a process whose rendezvous failed; nothing can be caught, so only what it printed says why."""
     words = "print('DEADLINE_EXCEEDED: Deadline Exceeded', flush=True); import os; os.abort()"
 
     async def run() -> None:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from neuron_jax.config import AccessConfig, CacheConfig, NeuronConfig, ServerConfig
-from neuron_jax.daemon.door import Door, check_media, check_place, exposure
+from neuron_jax.daemon.access import AccessGuard, check_media, check_place, exposure
 from neuron_jax.daemon.problems import Problem
 from tests.fakes.engine_double import ROOT, environment
 from tests.fakes.live_neuron import MODEL, LiveNeuron, with_neuron
@@ -103,13 +103,13 @@ def test_json_by_any_of_its_names(media: str) -> None:
 )
 def test_names_that_no_stranger_can_have(host: str) -> None:
     """Addresses, names without a dot, those of private networks, this host's own, and what is allowed."""
-    Door(own="gpu7", hosts=frozenset({"allowed.example"})).check_page({"host": host})
+    AccessGuard(own="gpu7", hosts=frozenset({"allowed.example"})).check_page({"host": host})
 
 
 @pytest.mark.parametrize("host", ["", "evil.example", "127.0.0.1.evil.example:13131", "localhost.evil.example"])
 def test_names_that_a_stranger_may_have(host: str) -> None:
     with pytest.raises(Problem, match="does not go by the name"):
-        Door(own="gpu7").check_page({"host": host})
+        AccessGuard(own="gpu7").check_page({"host": host})
 
 
 def test_what_is_allowed_is_configured() -> None:
@@ -117,14 +117,14 @@ def test_what_is_allowed_is_configured() -> None:
     some = ServerConfig(allowed_hosts=("Neuron.Example",), allowed_origins=("https://Tools.example/",))
     every = ServerConfig(allowed_hosts=("*",), allowed_origins=("*",))
 
-    door(some).check_page({"host": "neuron.example:1", "origin": "https://tools.example"})
-    door(every).check_page({"host": "any.example", "origin": "null"})
+    guard(some).check_page({"host": "neuron.example:1", "origin": "https://tools.example"})
+    guard(every).check_page({"host": "any.example", "origin": "null"})
     with pytest.raises(Problem, match="allowed_origins in "):
-        door(some).check_page({"host": "neuron.example:1", "origin": "http://tools.example"})
+        guard(some).check_page({"host": "neuron.example:1", "origin": "http://tools.example"})
 
 
-def door(server: ServerConfig) -> Door:
-    return Door.of(config(server=server))
+def guard(server: ServerConfig) -> AccessGuard:
+    return AccessGuard.of(config(server=server))
 
 
 def config(**tables: Any) -> NeuronConfig:

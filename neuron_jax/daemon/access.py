@@ -33,7 +33,7 @@ Headers = Mapping[str, str]
 
 
 @frozen
-class Door:
+class AccessGuard:
     """`hosts` and `origins` are allowed besides what is harmless; `*` among them allows all. `own`: this host's name.
 
     Without a `secret` other hosts control this neuron only where the network is trusted, or lets in whom a certificate names.
@@ -46,7 +46,7 @@ class Door:
     origins: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, config: NeuronConfig) -> "Door":
+    def of(cls, config: NeuronConfig) -> "AccessGuard":
         """As the configuration says."""
         return cls(
             secret=config.access.secret,

@@ -12,7 +12,7 @@ import pytest
 from neuron_jax.addresses import parse_address
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.frames import Group
-from neuron_jax.workers.meeting import Leader, Member
+from neuron_jax.workers.rendezvous import Leader, Member
 
 
 def group(rank: int, at: str = "127.0.0.1:0", secret: str = "s", deadline: float = 10.0) -> Group:

@@ -139,7 +139,7 @@ class Leader:
             raise LoadError("port_taken", f"rank 0 cannot listen on {group.coordinator}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Leaves the meeting, and with that ends it."""
+        """Leaves the rendezvous, and with that ends it."""
         self._listener.close()
         for link in self._links.values():
             link.close()
@@ -205,7 +205,7 @@ class Leader:
             hello = None
         known = isinstance(hello, Hello) and hmac.compare_digest(hello.secret.encode(), self.group.secret.encode())
         if not known or not 0 < hello.rank < self.group.world or hello.rank in self._links:
-            log.warning("%s came to the meeting of ranks, and is none of them", whence)
+            log.warning("%s came to the rendezvous of a group, and is none of its ranks", whence)
             sock.close()
             return
         sock.settimeout(None)
@@ -293,7 +293,7 @@ class Member:
         lost(0)
 
 
-Company = Leader | Member
+Rendezvous = Leader | Member
 
 
 def _keep_alive(sock: socket.socket) -> None:
