@@ -9,13 +9,14 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import cyclopts
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
+from rich.console import Console
 
 from cortex_gateway.addresses import HIGHEST_PORT, parse_host, parse_url
 from cortex_gateway.cli import keys, tables
@@ -114,23 +115,13 @@ def up_command(
 @app.command
 def status(*, endpoint: Endpoint = DEFAULT_ENDPOINT, key_file: KeyFile = None, json: Json = False) -> int:
     """Show every node with its devices and the models on it."""
-    fleet = _api(endpoint, key_file).get("/admin/fleet")
-    if json:
-        tables.print_json(fleet)
-    else:
-        tables.show_fleet(tables.console(), fleet)
-    return 0
+    return _show(_api(endpoint, key_file).get("/admin/fleet"), tables.show_fleet, json=json)
 
 
 @app.command
 def models(*, endpoint: Endpoint = DEFAULT_ENDPOINT, key_file: KeyFile = None, json: Json = False) -> int:
     """List every model that is loaded or could be loaded on any node."""
-    listing = _api(endpoint, key_file).get("/v1/models")
-    if json:
-        tables.print_json(listing)
-    else:
-        tables.show_models(tables.console(), listing["data"])
-    return 0
+    return _show(_api(endpoint, key_file).get("/v1/models"), tables.show_models, json=json)
 
 
 @app.command
@@ -207,12 +198,7 @@ def unload(
 @app.command
 def requests(*, endpoint: Endpoint = DEFAULT_ENDPOINT, key_file: KeyFile = None, json: Json = False) -> int:
     """List the requests under way: who asks which model, where, and how far each is."""
-    listing = _api(endpoint, key_file).get("/admin/requests")
-    if json:
-        tables.print_json(listing)
-    else:
-        tables.show_requests(tables.console(), listing["requests"])
-    return 0
+    return _show(_api(endpoint, key_file).get("/admin/requests"), tables.show_requests, json=json)
 
 
 @app.command
@@ -294,6 +280,15 @@ def _run(work: Coroutine[Any, Any, int | None]) -> int:
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own gap
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work) or 0
+
+
+def _show(answer: dict[str, Any], table: Callable[[Console, dict[str, Any]], None], *, json: bool) -> int:
+    """The gateway's own JSON, or what `table` makes of it."""
+    if json:
+        tables.print_json(answer)
+    else:
+        table(tables.console(), answer)
+    return 0
 
 
 def _api(endpoint: str, key_file: pathlib.Path | None) -> Api:

@@ -54,10 +54,10 @@ def show_fleet(out: Console, fleet: dict[str, Any]) -> None:
         out.print(f"{count} {'request waits' if count == 1 else 'requests wait'} for {model}", style="yellow")
 
 
-def show_models(out: Console, entries: list[dict[str, Any]]) -> None:
+def show_models(out: Console, listing: dict[str, Any]) -> None:
     """One line per id and alias."""
     table = _table("model", "loaded on", "could load on", ">context", "features")
-    for entry in entries:
+    for entry in listing["data"]:
         name = Text(entry["id"], style="bold" if entry["loaded"] else "")
         if "alias_of" in entry:
             name.append(f" → {entry['alias_of']}", style="dim")
@@ -69,13 +69,13 @@ def show_models(out: Console, entries: list[dict[str, Any]]) -> None:
     out.print(table)
 
 
-def show_requests(out: Console, requests: list[dict[str, Any]]) -> None:
+def show_requests(out: Console, listing: dict[str, Any]) -> None:
     """One line per request, the oldest first."""
-    if not requests:
+    if not listing["requests"]:
         out.print("no request is under way", style="dim")
         return
     table = _table("id", "model", "node", "state", ">seconds", ">pieces", "key", "dialect")
-    for one in requests:
+    for one in listing["requests"]:
         table.add_row(
             Text(one["id"], "bold"),
             Text(one["model"]),
