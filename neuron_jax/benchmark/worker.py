@@ -25,7 +25,7 @@ from neuron_jax.errors import LoadError
 from neuron_jax.hardware.cpu import read_resident
 from neuron_jax.workers.errand import Record, Tell, child
 from neuron_jax.workers.frames import EngineSpec
-from neuron_jax.workers.start import Started, forget_tracing, start
+from neuron_jax.workers.start import StartedEngine, forget_tracing, start
 
 PARTS = ("plan", "pack", "dispatch", "absorb", "wait")
 """What a step of the engine consists of for the host; all but the waiting is its own work."""
@@ -153,7 +153,7 @@ def _engine_seconds(engine: Any) -> dict[str, float]:
     return {name: float(getattr(times, name)) for name in (*PARTS, "steps")}
 
 
-def _limits(spec: EngineSpec, started: Started, kv_token: int) -> Limits:
+def _limits(spec: EngineSpec, started: StartedEngine, kv_token: int) -> Limits:
     """Measured twice, because other work on the machine only ever lowers what is seen."""
     from neuron_jax.benchmark.ceilings import measure
     from neuron_jax.benchmark.costs import costs
@@ -167,7 +167,7 @@ def _limits(spec: EngineSpec, started: Started, kv_token: int) -> Limits:
     return Limits(best, costs(started.made.model, started.config, kv_token))
 
 
-def _planned(started: Started) -> dict[str, int]:
+def _planned(started: StartedEngine) -> dict[str, int]:
     """Bytes over all devices of what is computed with; `kv_token` of a token that no window has left."""
     from models.spec import PagedLayer
 
@@ -178,7 +178,7 @@ def _planned(started: Started) -> dict[str, int]:
     return {"weights": weights, "kv": kv, "kv_token": sum(made.kv.token_bytes(layer) for layer in paged)}
 
 
-def _model(spec: EngineSpec, started: Started) -> Record:
+def _model(spec: EngineSpec, started: StartedEngine) -> Record:
     made, attention = started.made, started.runner.program.attention
     return {
         "id": spec.model_id,

@@ -43,7 +43,7 @@ class Patience:
 PATIENCE = Patience()
 
 
-class Sampling(Protocol):
+class DeviceSampling(Protocol):
     """Looks at the devices now; `neuron_jax.hardware.discover.Sampler` does."""
 
     def sample(self) -> Sequence[DeviceLoad]: ...
@@ -70,7 +70,7 @@ class _Gone:
 class Devices:
     """The hardware as found at start, and a picture of its load that is at most a second old."""
 
-    def __init__(self, hardware: Hardware, sampler: Sampling, patience: Patience = PATIENCE) -> None:
+    def __init__(self, hardware: Hardware, sampler: DeviceSampling, patience: Patience = PATIENCE) -> None:
         self.hardware = hardware
         self._patience = patience
         self.floor_mb = 0
