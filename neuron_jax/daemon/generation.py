@@ -167,15 +167,15 @@ class Choice:
 
 
 async def generate(
-    host: ServingModel, job: GenerationJob, ticket: Reservation, *, whole: bool = False
+    host: ServingModel, job: GenerationJob, reservation: Reservation, *, whole: bool = False
 ) -> AsyncGenerator[Event, None]:
-    """Runs `job` when it is its `ticket`'s turn, and once more when its engine dies before anybody saw anything of it.
+    """Runs `job` when it is its `reservation`'s turn, and once more when its engine dies before anybody saw anything of it.
 
     `whole`: nothing is passed on until all is there. Raises Problem when it waits too long or a choice fails, EngineDied
     when its engine does. It keeps its slot while it waits for the next engine: it was its turn, and the new engine has
     as many slots as the old one, so nobody has to be sent away for it.
     """
-    while not await ticket.wait(HEARTBEAT):
+    while not await reservation.wait(HEARTBEAT):
         yield Quiet()
     seen = _Seen(whole)
     try:

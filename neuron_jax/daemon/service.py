@@ -142,8 +142,8 @@ async def tokenize(neuron: Neuron, request: Ask) -> dict[str, Any]:
     """POST /tokenize."""
     wanted, size = await _read(neuron, request, read_tokenize)
     text, limit = await neuron.lifecycle.text(wanted.model)
-    with neuron.counting.enter(1) as ticket:
-        while not await ticket.wait(HEARTBEAT):
+    with neuron.counting.enter(1) as reservation:
+        while not await reservation.wait(HEARTBEAT):
             pass
         with fitting("messages" if wanted.prompt is None else "prompt", limit):
             ids = await _count(neuron, wanted, size, text, max(COUNTED * limit, LEAST_COUNTED))
@@ -171,26 +171,26 @@ async def placed(neuron: Neuron, asked: Asked) -> AsyncGenerator[tuple[Generatio
     The place comes first: what renders and counts a prompt is bounded like everything else that a model does.
     """
     try:
-        ticket = asked.resident.admission.enter(asked.wanted.answers)
+        reservation = asked.resident.admission.enter(asked.wanted.answers)
     except Problem as problem:
         asked.watch.end(outcome_of(problem), None)
         raise
-    with ticket:
-        yield await asked.route.job(neuron, asked), ticket
+    with reservation:
+        yield await asked.route.job(neuron, asked), reservation
 
 
 async def stream_chunks(neuron: Neuron, asked: Asked) -> AsyncGenerator[bytes, None]:
     """The bytes of the stream. A failure before the first of them is raised; later ones are an event, and the end."""
-    async with placed(neuron, asked) as (job, ticket), aclosing(_chunks(asked, job, ticket)) as chunks:
+    async with placed(neuron, asked) as (job, reservation), aclosing(_chunks(asked, job, reservation)) as chunks:
         async for chunk in chunks:
             yield chunk
 
 
-async def _chunks(asked: Asked, job: GenerationJob, ticket: Reservation) -> AsyncGenerator[bytes, None]:
+async def _chunks(asked: Asked, job: GenerationJob, reservation: Reservation) -> AsyncGenerator[bytes, None]:
     encoder = asked.route.stream(job, asked.params)
     begun, told, outcome, last = False, False, "cancelled", time.monotonic()
     try:
-        async with aclosing(generate(asked.resident, job, ticket)) as events:
+        async with aclosing(generate(asked.resident, job, reservation)) as events:
             async for event in events:
                 asked.watch.see(event)
                 data = b"".join(sse(chunk) for chunk in encoder.feed(event))
@@ -215,14 +215,14 @@ async def _chunks(asked: Asked, job: GenerationJob, ticket: Reservation) -> Asyn
 
 async def collected(neuron: Neuron, asked: Asked) -> dict[str, Any]:
     """The whole answer. Raises Problem."""
-    async with placed(neuron, asked) as (job, ticket):
-        return await _collect(asked, job, ticket)
+    async with placed(neuron, asked) as (job, reservation):
+        return await _collect(asked, job, reservation)
 
 
-async def _collect(asked: Asked, job: GenerationJob, ticket: Reservation) -> dict[str, Any]:
+async def _collect(asked: Asked, job: GenerationJob, reservation: Reservation) -> dict[str, Any]:
     outcome, answer = "cancelled", asked.route.answer(job)
     try:
-        async with aclosing(generate(asked.resident, job, ticket, whole=True)) as events:
+        async with aclosing(generate(asked.resident, job, reservation, whole=True)) as events:
             async for event in events:
                 asked.watch.see(event)
                 if isinstance(event, Again):
