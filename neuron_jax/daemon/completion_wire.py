@@ -18,7 +18,7 @@ class CompletionStream:
     def __init__(self, job: GenerationJob, params: SamplingParams) -> None:
         self._job = job
         self._params = params
-        self._logprobs = [_Logprobs(job) for _ in job.prompts]
+        self._logprobs = [_Logprobs(job) for _ in job.submits]
 
     def feed(self, event: Event) -> list[dict[str, Any]]:
         """The chunks of one event."""
@@ -54,8 +54,8 @@ class CompletionAnswer:
 
     def __init__(self, job: GenerationJob) -> None:
         self._job = job
-        self._texts = [""] * len(job.prompts)
-        self._logprobs = [_Logprobs(job) for _ in job.prompts]
+        self._texts = [""] * len(job.submits)
+        self._logprobs = [_Logprobs(job) for _ in job.submits]
         self._ends: dict[int, Ended] = {}
 
     def feed(self, event: Event) -> None:

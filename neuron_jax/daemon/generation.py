@@ -20,8 +20,8 @@ from neuron_jax.daemon.problems import Problem, internal, unavailable
 from neuron_jax.errors import EngineDied
 from neuron_jax.text.output import Delta
 from neuron_jax.text.pieces import Piece
-from neuron_jax.workers.engine_client import EngineClient, Prompt
-from neuron_jax.workers.frames import Alternative, Output
+from neuron_jax.workers.engine_client import EngineClient
+from neuron_jax.workers.frames import Alternative, Output, Submit
 
 HEARTBEAT = 1.0
 """Seconds of silence after which a Quiet event says that the request still lives."""
@@ -87,13 +87,13 @@ class Usage:
 
 @frozen(eq=False)
 class GenerationJob:
-    """Everything decided before the engine sees the request: one entry of `prompts` and `encoded` per choice."""
+    """Everything decided before the engine sees the request: one entry of `submits` and `encoded` per choice."""
 
     id: str
     model: str  # as the client wrote it
     created: int  # Unix seconds
     text: ModelText
-    prompts: Sequence[Prompt]
+    submits: Sequence[Submit]
     encoded: Sequence[Encoded]
     stops: Sequence[str]
     stop_token_ids: frozenset[int]
@@ -228,9 +228,9 @@ async def _run(host: ServingModel, job: GenerationJob) -> AsyncGenerator[Event, 
     async with aclosing(_until_ready(host)) as silence:
         async for quiet in silence:
             yield quiet
-    with host.engine(job.prompts[0].ids).submit(*job.prompts) as outputs:
+    with host.engine(job.submits[0].prompt).submit(*job.submits) as outputs:
         yield Admitted()
-        choices = [Choice(job, index) for index in range(len(job.prompts))]
+        choices = [Choice(job, index) for index in range(len(job.submits))]
         while outputs.open:
             output = await outputs.next(HEARTBEAT)
             if output is None:

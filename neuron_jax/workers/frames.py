@@ -91,7 +91,10 @@ class Load(Struct, tag="load", frozen=True):
 
 
 class Submit(Struct, tag="submit", frozen=True, omit_defaults=True):
-    """Generate after `prompt` (ids, at least one). Answered by outputs with this `request` until one has a `finish`."""
+    """Generate after `prompt` (ids, at least one). Answered by outputs with this `request` until one has a `finish`.
+
+    `request` is unique in an engine; `EngineClient` gives the number that is sent.
+    """
 
     request: int
     prompt: list[int]
