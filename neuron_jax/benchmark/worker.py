@@ -23,7 +23,7 @@ from neuron_jax.benchmark.drive import Drive
 from neuron_jax.benchmark.figures import Spread, decode_figures, long_figures, prefill_rate
 from neuron_jax.errors import LoadError
 from neuron_jax.hardware.cpu import read_resident
-from neuron_jax.workers.errand import Record, Tell, child
+from neuron_jax.workers.child import Record, Tell, child_main
 from neuron_jax.workers.frames import EngineSpec
 from neuron_jax.workers.start import StartedEngine, forget_tracing, start
 
@@ -198,4 +198,4 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    child(work)
+    child_main(work)
