@@ -272,7 +272,7 @@ class EngineClient:
 
     def _hear(self, event: frames.Event) -> None:
         match event:
-            case frames.Step(outputs, load):
+            case frames.StepOutputs(outputs, load):
                 self.load = load
                 for output in outputs:
                     self._deliver(output)

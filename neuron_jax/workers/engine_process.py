@@ -40,7 +40,7 @@ from neuron_jax.workers.frames import (
     Report,
     Sane,
     Shutdown,
-    Step,
+    StepOutputs,
     Submit,
     encode,
 )
@@ -246,7 +246,7 @@ def _serve(engine: Any, daemon: DaemonLink) -> None:
                 return
         outputs = engine.step()
         if outputs:
-            daemon.tell(Step(outputs, engine.load))
+            daemon.tell(StepOutputs(outputs, engine.load))
 
 
 def _wait(engine: Any, inbox: "queue.SimpleQueue[Command]") -> Command | None:
