@@ -40,7 +40,7 @@ class Limits:
 
 
 @define
-class Seen:
+class CaseFigures:
     """What the counted attempts at one case gave: streams, and the engine's own seconds by part."""
 
     rounds: list[Any] = field(factory=list)
@@ -100,10 +100,10 @@ def _compile_all(engine: Any, total: int, tell: Tell) -> None:
     tell({"phase": "compile", "done": total, "total": total, "unit": "programs"})
 
 
-def _measure(engine: Any, listed: Sequence[Case], rounds: int, tell: Tell) -> dict[Case, Seen]:
+def _measure(engine: Any, listed: Sequence[Case], rounds: int, tell: Tell) -> dict[Case, CaseFigures]:
     """All cases in rounds, so that a drift of the machine hits all alike. Round 0 warms up and is not counted."""
     drive = Drive(engine, time.perf_counter, engine.runner.program.model.vocab_size)
-    seen = {case: Seen() for case in listed}
+    seen = {case: CaseFigures() for case in listed}
     total = (rounds + 1) * len(listed)
     for done, (attempt, case) in enumerate((attempt, case) for attempt in range(rounds + 1) for case in listed):
         tell({"phase": "measure", "done": done, "total": total, "unit": "cases"})
@@ -126,7 +126,7 @@ def _attempt(drive: Drive, case: Case, attempt: int) -> Any:
     return drive.beside(case, attempt)
 
 
-def _row(case: Case, seen: Seen, limits: Limits) -> Record:
+def _row(case: Case, seen: CaseFigures, limits: Limits) -> Record:
     ceilings, costs = limits.ceilings, limits.costs
     match case:
         case Decode():
@@ -141,7 +141,7 @@ def _row(case: Case, seen: Seen, limits: Limits) -> Record:
     return report.long_row(case, long_figures(seen.rounds), _parts(seen))
 
 
-def _parts(seen: Seen) -> dict[str, float]:
+def _parts(seen: CaseFigures) -> dict[str, float]:
     """Milliseconds of a step by part, and all that is the host's own."""
     steps = max(seen.seconds["steps"], 1.0)
     parts = {name: 1000 * seen.seconds[name] / steps for name in PARTS}
