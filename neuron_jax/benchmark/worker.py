@@ -32,7 +32,7 @@ PARTS = ("plan", "pack", "dispatch", "absorb", "wait")
 
 
 @frozen
-class Limits:
+class MachineLimits:
     """What the machine can do at most, over all devices of the engine, and what the model asks of it."""
 
     ceilings: Any  # benchmark.ceilings.Ceilings
@@ -126,7 +126,7 @@ def _attempt(drive: Drive, case: Case, attempt: int) -> Any:
     return drive.beside(case, attempt)
 
 
-def _row(case: Case, seen: CaseFigures, limits: Limits) -> Record:
+def _row(case: Case, seen: CaseFigures, limits: MachineLimits) -> Record:
     ceilings, costs = limits.ceilings, limits.costs
     match case:
         case Decode():
@@ -153,7 +153,7 @@ def _engine_seconds(engine: Any) -> dict[str, float]:
     return {name: float(getattr(times, name)) for name in (*PARTS, "steps")}
 
 
-def _limits(spec: EngineSpec, started: StartedEngine, kv_token: int) -> Limits:
+def _limits(spec: EngineSpec, started: StartedEngine, kv_token: int) -> MachineLimits:
     """Measured twice, because other work on the machine only ever lowers what is seen."""
     from neuron_jax.benchmark.ceilings import measure
     from neuron_jax.benchmark.costs import costs
@@ -164,7 +164,7 @@ def _limits(spec: EngineSpec, started: StartedEngine, kv_token: int) -> Limits:
     best = attrs.evolve(
         first, copy=times * max(first.copy, second.copy), matmul=times * max(first.matmul, second.matmul)
     )
-    return Limits(best, costs(started.made.model, started.config, kv_token))
+    return MachineLimits(best, costs(started.made.model, started.config, kv_token))
 
 
 def _planned(started: StartedEngine) -> dict[str, int]:
