@@ -16,7 +16,7 @@ from jax import lax
 from models.sharding import named_sharding, replicated
 from models.spec import Model, PagedLayer, ParamSpec
 from neuron_jax.engine import packing, sampler
-from neuron_jax.engine.attention.choose import Choice
+from neuron_jax.engine.attention.choose import AttentionChoice
 from neuron_jax.engine.attention.kv import LayerCache
 from neuron_jax.engine.attention.ragged import ragged
 from neuron_jax.engine.attention.reference import BLOCK
@@ -71,7 +71,7 @@ class Program:
     model: Model
     mesh: jax.sharding.Mesh
     shapes: Shapes
-    attention: Choice
+    attention: AttentionChoice
     sample: Callable[[jax.Array, sampler.RowParams, sampler.Past], sampler.SamplerOutput] = sampler.sample
 
     @property
