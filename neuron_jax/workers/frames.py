@@ -2,7 +2,7 @@
 
     frame := uint32 little-endian length, then msgpack of one tagged record below
     daemon -> engine   Load (first, once), Submit, Cancel, Shutdown
-    engine -> daemon   Progress*, then Ready or Failed; after Ready: StepOutputs, one per engine step, and Report when idle
+    engine -> daemon   Progress*, then Ready or Failed; after Ready: StepOutputs, one for each engine step, and Report when idle
 
 A model may be served by several processes, its ranks (`Group`). Rank 0, the leader, speaks all of the above; the others
 
