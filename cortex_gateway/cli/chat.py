@@ -45,7 +45,7 @@ class Chat:
         self.history.append({"role": "assistant", "content": answer.text})
         return answer
 
-    def whole(self, prompt: str) -> dict[str, Any]:
+    def non_streaming(self, prompt: str) -> dict[str, Any]:
         """The answer in one piece, for scripts; nothing is printed. `seconds` is the whole time, a cold load included.
 
         Raises CommandError.

@@ -1,4 +1,4 @@
-"""Neutral events → OpenAI chat answers, streamed and whole; pure, must not know engines or HTTP."""
+"""Neutral events → OpenAI chat answers, streamed or not; pure, must not know engines or HTTP."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -50,7 +50,7 @@ class ChatStream:
 
 
 class ChatAnswer:
-    """Feed it events; `body` is the whole answer."""
+    """Feed it events; `body` is the non-streaming answer."""
 
     def __init__(self, job: GenerationJob) -> None:
         self._job = job

@@ -1,4 +1,4 @@
-"""Neutral events → OpenAI completions answers, streamed and whole; pure, must not know engines or HTTP."""
+"""Neutral events → OpenAI completions answers, streamed or not; pure, must not know engines or HTTP."""
 
 import codecs
 from collections.abc import Container, Sequence
@@ -50,7 +50,7 @@ class CompletionStream:
 
 
 class CompletionAnswer:
-    """Feed it events; `body` is the whole answer."""
+    """Feed it events; `body` is the non-streaming answer."""
 
     def __init__(self, job: GenerationJob) -> None:
         self._job = job

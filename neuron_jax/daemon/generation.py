@@ -167,17 +167,17 @@ class Choice:
 
 
 async def generate(
-    host: ServingModel, job: GenerationJob, reservation: Reservation, *, whole: bool = False
+    host: ServingModel, job: GenerationJob, reservation: Reservation, *, non_streaming: bool = False
 ) -> AsyncGenerator[Event, None]:
     """Runs `job` when it is its `reservation`'s turn, and once more when its engine dies before anybody saw anything of it.
 
-    `whole`: nothing is passed on until all is there. Raises Problem when it waits too long or a choice fails, EngineDied
-    when its engine does. It keeps its slot while it waits for the next engine: it was its turn, and the new engine has
-    as many slots as the old one, so nobody has to be sent away for it.
+    `non_streaming`: nothing is passed on until all is there. Raises Problem when it waits too long or a choice fails,
+    EngineDied when its engine does. It keeps its slot while it waits for the next engine: it was its turn, and the new
+    engine has as many slots as the old one, so nobody has to be sent away for it.
     """
     while not await reservation.wait(HEARTBEAT):
         yield Quiet()
-    seen = _Seen(whole)
+    seen = _Seen(non_streaming)
     try:
         async with aclosing(_run(host, job)) as events:
             async for event in events:
@@ -204,15 +204,15 @@ async def generate(
 class _Seen:
     """What the client has seen of one request."""
 
-    def __init__(self, whole: bool) -> None:
-        self._whole = whole
+    def __init__(self, non_streaming: bool) -> None:
+        self._non_streaming = non_streaming
         self._answer = False
         self.admitted = False
 
     @property
     def nothing(self) -> bool:
         """True while another answer can take this one's place: heartbeats and a role are nothing of it."""
-        return self._whole or not self._answer
+        return self._non_streaming or not self._answer
 
     def add(self, event: Event) -> None:
         self.admitted = self.admitted or isinstance(event, Admitted)

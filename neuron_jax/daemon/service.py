@@ -26,7 +26,7 @@ from neuron_jax.daemon.model_text import ModelText
 from neuron_jax.daemon.prepare import Outside, chat_job, completion_job, fitting, render_chat
 from neuron_jax.daemon.problems import Problem, internal, recovering
 from neuron_jax.daemon.resident import ResidentModel
-from neuron_jax.daemon.responses import primed, whole_answer
+from neuron_jax.daemon.responses import non_streaming_answer, primed
 from neuron_jax.daemon.schema import SamplingParams, TokenizeRequest, read_chat, read_completion, read_tokenize
 from neuron_jax.daemon.wire_common import DONE_LINE, HEARTBEAT_LINE, sse, sse_problem, usage_line
 from neuron_jax.errors import EngineDied
@@ -135,7 +135,7 @@ async def complete(neuron: Neuron, request: Ask, route: Route) -> Response[Any]:
     asked = ReceivedRequest(wanted, size, resident, route, neuron.metrics.begin(resident.id, began))
     if asked.params.stream:
         return await primed(stream_chunks(neuron, asked))
-    return await whole_answer(request, collected(neuron, asked))
+    return await non_streaming_answer(request, collected(neuron, asked))
 
 
 async def tokenize(neuron: Neuron, request: Ask) -> dict[str, Any]:
@@ -214,7 +214,7 @@ async def _chunks(asked: ReceivedRequest, job: GenerationJob, reservation: Reser
 
 
 async def collected(neuron: Neuron, asked: ReceivedRequest) -> dict[str, Any]:
-    """The whole answer. Raises Problem."""
+    """The non-streaming answer. Raises Problem."""
     async with placed(neuron, asked) as (job, reservation):
         return await _collect(asked, job, reservation)
 
@@ -222,7 +222,7 @@ async def collected(neuron: Neuron, asked: ReceivedRequest) -> dict[str, Any]:
 async def _collect(asked: ReceivedRequest, job: GenerationJob, reservation: Reservation) -> dict[str, Any]:
     outcome, answer = "cancelled", asked.route.answer(job)
     try:
-        async with aclosing(generate(asked.resident, job, reservation, whole=True)) as events:
+        async with aclosing(generate(asked.resident, job, reservation, non_streaming=True)) as events:
             async for event in events:
                 asked.watch.see(event)
                 if isinstance(event, Again):
