@@ -34,7 +34,7 @@ from neuron_jax.workers.frames import (
     Report,
     Sampling,
     Shutdown,
-    Step,
+    StepOutputs,
     Submit,
     encode,
 )
@@ -98,7 +98,7 @@ class Process:
         self.link.sendall(b"".join(encode(submit) for submit in submits))
         left = {submit.request for submit in submits}
         for event in self.events():
-            if isinstance(event, Step):
+            if isinstance(event, StepOutputs):
                 self.load = event.load
                 left -= {output.request for output in event.outputs if output.finish}
             if not left:

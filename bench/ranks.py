@@ -16,8 +16,8 @@ from pathlib import Path
 
 from neuron_jax.config import cache_root
 from neuron_jax.weights import sources
-from neuron_jax.workers.engine_client import EngineClient, Prompt, start_here
-from neuron_jax.workers.frames import EngineSpec, Group, Sampling
+from neuron_jax.workers.engine_client import EngineClient, start_here
+from neuron_jax.workers.frames import EngineSpec, Group, Sampling, Submit
 
 TOKENS = 96
 
@@ -43,7 +43,7 @@ async def rate(client: EngineClient, streams: int) -> float:
     """Tokens per second of `streams` answers at once, after a prompt of a few tokens."""
 
     async def one(seed: int) -> None:
-        with client.submit(Prompt([1, 2, 3 + seed], Sampling(temperature=0.0), TOKENS)) as outputs:
+        with client.submit(Submit(0, [1, 2, 3 + seed], Sampling(temperature=0.0), TOKENS)) as outputs:
             async for _ in outputs:
                 pass
 

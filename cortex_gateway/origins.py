@@ -28,7 +28,7 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 @frozen(kw_only=True)
-class Asked:
+class RequestOrigin:
     """What a request says of where it comes from and goes to.
 
     Attributes:
@@ -51,7 +51,7 @@ class OriginPolicy:
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
 
-    def check(self, asked: Asked) -> str | None:
+    def check(self, asked: RequestOrigin) -> str | None:
         """The origin whose page may read the answer, "*" for every one, None for no page.
 
         Raises BadRequest for a Host header that is none, HostNotAllowed, OriginNotAllowed.

@@ -31,7 +31,7 @@ R = TypeVar("R", "ServerConfig", "PeerConfig")
 
 
 @frozen
-class Rule:
+class ValueRule:
     """What one value may be: `read` takes a TOML value or raises ValueError, `parse` makes one of a variable's text.
 
     `explains`: the words of the ValueError say what is wrong, and they are told instead of `allowed`. `hidden`: what was
@@ -45,31 +45,31 @@ class Rule:
     hidden: bool = False
 
 
-def _integer(low: int, high: int) -> Rule:
+def _integer(low: int, high: int) -> ValueRule:
     def read(value: Any) -> int:
         if type(value) is not int or not low <= value <= high:
             raise ValueError(value)
         return value
 
-    return Rule(f"an integer from {low} to {high}", read, int)
+    return ValueRule(f"an integer from {low} to {high}", read, int)
 
 
-def _power(low: int, high: int) -> Rule:
+def _power(low: int, high: int) -> ValueRule:
     def read(value: Any) -> int:
         if type(value) is not int or not low <= value <= high or value & (value - 1):
             raise ValueError(value)
         return value
 
-    return Rule(f"a power of two from {low} to {high}", read, int)
+    return ValueRule(f"a power of two from {low} to {high}", read, int)
 
 
-def _number(low: float, high: float) -> Rule:
+def _number(low: float, high: float) -> ValueRule:
     def read(value: Any) -> float:
         if type(value) not in (int, float) or not low <= value <= high:
             raise ValueError(value)
         return float(value)
 
-    return Rule(f"a number from {low:g} to {high:g}", read, float)
+    return ValueRule(f"a number from {low:g} to {high:g}", read, float)
 
 
 def _text(value: Any) -> str:
@@ -99,13 +99,13 @@ def _parsed(parse: Callable[[str], str]) -> Callable[[Any], str]:
     return read
 
 
-def _one_of(*names: str) -> Rule:
+def _one_of(*names: str) -> ValueRule:
     def read(value: Any) -> str:
         if value not in names:
             raise ValueError(value)
         return cast("str", value)
 
-    return Rule("one of " + ", ".join(names), read)
+    return ValueRule("one of " + ", ".join(names), read)
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -126,20 +126,22 @@ def _flag(value: Any) -> bool:
     return value
 
 
-TEXT = Rule("a text that is not empty", _text)
-HOST = Rule("a name or an IP address", _parsed(parse_host), explains=True)
-ENDPOINT = Rule("a URL like http://host:13131", _parsed(parse_url), explains=True)
-FLAG = Rule("true or false", _flag, lambda text: {"true": True, "false": False}.get(text.lower(), text))
-PATH = Rule("a path", _path)
+TEXT = ValueRule("a text that is not empty", _text)
+HOST = ValueRule("a name or an IP address", _parsed(parse_host), explains=True)
+ENDPOINT = ValueRule("a URL like http://host:13131", _parsed(parse_url), explains=True)
+FLAG = ValueRule("true or false", _flag, lambda text: {"true": True, "false": False}.get(text.lower(), text))
+PATH = ValueRule("a path", _path)
 A_FILE = {"rule": PATH}
 """The metadata of a file that may be named, relative to the configuration."""
-SECRET = Rule("a word of visible ASCII characters", _secret, hidden=True)
+SECRET = ValueRule("a word of visible ASCII characters", _secret, hidden=True)
 MEGABYTES = _integer(0, 2**31)
-TEXTS = Rule("a list of texts", _texts, lambda text: text.split(","))
-INDICES = Rule("a list of different device indices", _indices, lambda text: [int(item) for item in text.split(",")])
+TEXTS = ValueRule("a list of texts", _texts, lambda text: text.split(","))
+INDICES = ValueRule(
+    "a list of different device indices", _indices, lambda text: [int(item) for item in text.split(",")]
+)
 
 
-def _setting(rule: Rule, default: Any = attrs.NOTHING) -> Any:
+def _setting(rule: ValueRule, default: Any = attrs.NOTHING) -> Any:
     return field(default=default, metadata={"rule": rule}, kw_only=True, repr=not rule.hidden)
 
 
@@ -534,7 +536,7 @@ def _tables(tree: Mapping[str, Any], key: str, origin: str) -> Sequence[Mapping[
     return value
 
 
-def _value(rule: Rule, value: Any, origin: str, key: str) -> Any:
+def _value(rule: ValueRule, value: Any, origin: str, key: str) -> Any:
     try:
         return rule.read(_parsed_by(rule, value))
     except (ValueError, TypeError) as error:
@@ -543,13 +545,13 @@ def _value(rule: Rule, value: Any, origin: str, key: str) -> Any:
         raise ConfigError(f"{_origin_of(value, origin)}: {key}{found}: {wrong}") from None if rule.hidden else error
 
 
-def _parsed_by(rule: Rule, value: Any) -> Any:
+def _parsed_by(rule: ValueRule, value: Any) -> Any:
     if not isinstance(value, _Variable):
         return value
     return value.text if value.toml else rule.parse(value.text)
 
 
-def _nearest(value: Any, rule: Rule) -> str:
+def _nearest(value: Any, rule: ValueRule) -> str:
     names = rule.allowed.removeprefix("one of ").split(", ") if rule.allowed.startswith("one of ") else []
     close = difflib.get_close_matches(str(value.text if isinstance(value, _Variable) else value), names, 1, 0.5)
     return f"; nearest: {close[0]}" if close else ""

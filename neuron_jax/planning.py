@@ -24,7 +24,7 @@ from neuron_jax.weights import sources
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.describe import ModelDescription, describe
 from neuron_jax.weights.errors import WeightsError
-from neuron_jax.workers.errand import run_errand
+from neuron_jax.workers.child import run_child
 from neuron_jax.workers.frames import EngineSpec, MemoryRow
 from neuron_jax.workers.process import CUDA_SHARE
 
@@ -112,7 +112,7 @@ def plan_model(found: Resolved, loads: Sequence[DeviceLoad]) -> PlanReport:
 
 def compile_ahead(found: Resolved, inherited: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
     """Compile every program into the persistent cache, in another process; its records, as they come."""
-    return run_errand("neuron_jax.workers.compile_ahead", found.engine, {}, inherited)
+    return run_child("neuron_jax.workers.compile_ahead", found.engine, {}, inherited)
 
 
 def _limit(spec: EngineSpec, free_mb: Mapping[int, int]) -> int:

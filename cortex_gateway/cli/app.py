@@ -249,7 +249,7 @@ def chat(
         return 0
     asked = _prompt(prompt)
     if json:
-        tables.print_json(talk.whole(asked))
+        tables.print_json(talk.non_streaming(asked))
         return 0
     return 130 if talk.ask(asked).stopped else 0
 

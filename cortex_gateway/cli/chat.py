@@ -15,7 +15,7 @@ HELP = "Type a message. /clear forgets the conversation, /quit or Ctrl-D ends it
 
 
 @frozen(kw_only=True)
-class Answer:
+class ChatReply:
     """What came back. `tokens_per_second` counts from the first token to the last; None where both came at once."""
 
     text: str
@@ -34,7 +34,7 @@ class Chat:
     options: dict[str, Any] = field(factory=dict)  # temperature, max_tokens …, sent as they are
     history: list[dict[str, str]] = field(factory=list)
 
-    def ask(self, prompt: str) -> Answer:
+    def ask(self, prompt: str) -> ChatReply:
         """Stream the answer to the terminal and remember both sides. Ctrl-C ends it early. Raises CommandError."""
         self.history.append({"role": "user", "content": prompt})
         try:
@@ -45,7 +45,7 @@ class Chat:
         self.history.append({"role": "assistant", "content": answer.text})
         return answer
 
-    def whole(self, prompt: str) -> dict[str, Any]:
+    def non_streaming(self, prompt: str) -> dict[str, Any]:
         """The answer in one piece, for scripts; nothing is printed. `seconds` is the whole time, a cold load included.
 
         Raises CommandError.
@@ -74,7 +74,7 @@ class Chat:
                 answer = self.ask(line)
                 self.out.print(summary(answer), style="dim")
 
-    def _stream(self) -> Answer:
+    def _stream(self) -> ChatReply:
         body = {
             "model": self.model,
             "messages": self.history,
@@ -97,7 +97,7 @@ class Chat:
             stopped = True
         self.out.print()
         speed = tokens_per_second(tokens, times[-1] - times[0]) if times else None
-        return Answer(text="".join(pieces), tokens=tokens, tokens_per_second=speed, stopped=stopped)
+        return ChatReply(text="".join(pieces), tokens=tokens, tokens_per_second=speed, stopped=stopped)
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[Callable[[], None]]:
@@ -128,7 +128,7 @@ def _says(event: dict[str, Any]) -> bool:
     return any(delta.get("reasoning_content") or delta.get("content") for delta in deltas)
 
 
-def summary(answer: Answer) -> str:
+def summary(answer: ChatReply) -> str:
     """`8 tokens, 42.1 tokens/s`."""
     parts = [f"{answer.tokens} {'token' if answer.tokens == 1 else 'tokens'}"] if answer.tokens else []
     if answer.tokens_per_second:

@@ -1,4 +1,4 @@
-"""A neuron's chat completion, stream or whole, as neutral events; knows OpenAI's chunks and no other dialect."""
+"""A neuron's chat completion, streamed or not, as neutral events; knows OpenAI's chunks and no other dialect."""
 
 from typing import Any, Literal, TypeVar
 
@@ -55,7 +55,7 @@ class ToolCall(Struct):
 
 
 class Delta(Struct):
-    """A stream's delta, or a whole answer's message: the same fields. Content comes under two names for reasoning."""
+    """A stream's delta, or a non-streaming answer's message: the same fields. Content comes under two names for reasoning."""
 
     content: str | None = None
     reasoning_content: str | None = None
@@ -204,15 +204,15 @@ def finish_reason(reason: str, *, called: bool) -> FinishReason:
     return "tool_calls" if called else "stop"
 
 
-def decode_whole(raw: bytes) -> list[Event]:
+def decode_non_streaming(raw: bytes) -> list[Event]:
     """A non-streamed answer as the events of its stream; one Error when it is none."""
     try:
-        return _whole(_decode(_CHUNK, raw))
+        return _non_streaming(_decode(_CHUNK, raw))
     except Failed as failed:
         return [Error(failed.failure)]
 
 
-def _whole(answer: Chunk) -> list[Event]:
+def _non_streaming(answer: Chunk) -> list[Event]:
     choice = answer.choices[0] if answer.choices else None
     if choice is None or choice.message is None or choice.finish_reason is None:
         raise Failed(malformed("the neuron's answer has no message or no finish_reason"))
@@ -225,13 +225,13 @@ def _whole(answer: Chunk) -> list[Event]:
     if message.content:
         events.append(Text(message.content))
     for index, call in enumerate(message.tool_calls or ()):
-        events.extend(_whole_call(index, call))
+        events.extend(_complete_call(index, call))
     stop = choice.stop_reason if isinstance(choice.stop_reason, str) else None
     events.append(Finish(finish_reason(choice.finish_reason, called=bool(message.tool_calls)), stop, usage))
     return events
 
 
-def _whole_call(index: int, call: ToolCall) -> list[Event]:
+def _complete_call(index: int, call: ToolCall) -> list[Event]:
     function = call.function or Function()
     if not (call.id and function.name):
         raise Failed(malformed(f"tool call {index} has no id or no name"))

@@ -79,7 +79,7 @@ class AnswerId:
 
 
 @frozen
-class Whole:
+class NonStreamingAnswer:
     """An answer that is not a stream: the body to send, or why there is none; and its counts where they are known."""
 
     body: bytes | Failure
@@ -95,7 +95,7 @@ class Decoded:
         stream: whether the answer is a stream.
         body: resolved model id -> the bytes to post.
         answer: makes the answer of a stream.
-        whole: the neuron's body, which has any form -> the client's.
+        non_streaming: the neuron's body, which has any form -> the client's.
         affinity: the conversation that the body names, if it does.
     """
 
@@ -103,7 +103,7 @@ class Decoded:
     stream: bool
     body: Callable[[str], bytes]
     answer: Callable[[AnswerId], Answer]
-    whole: Callable[[bytes, AnswerId], Whole]
+    non_streaming: Callable[[bytes, AnswerId], NonStreamingAnswer]
     affinity: str | None = None
 
 

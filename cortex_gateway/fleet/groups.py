@@ -15,13 +15,13 @@ TOGETHER = (
     "rank_silent",
     "step_timeout",
 )
-"""Failures of a company: its hosts do not reach each other, do not agree, or lose one of them. The same hosts are not tried
+"""Failures of a group: its hosts do not reach each other, do not agree, or lose one of them. The same hosts are not tried
 together again, whoever leads; each of them alone, or with others, is worth another try. Every other failure (port_taken,
 device_busy, device_lost, cuda_feature_not_enabled, and all that a model on one host can end with) is the leader's: the same
 hosts may serve it when another leads."""
 
 
-def company(error: CortexError, hosts: Iterable[str]) -> frozenset[str] | None:
+def failed_group(error: CortexError, hosts: Iterable[str]) -> frozenset[str] | None:
     """The hosts that failed together and should not be tried so again; None where the leader by itself is to blame."""
     names = frozenset(hosts)
     return names if len(names) > 1 and error.extras.get("kind") in TOGETHER else None

@@ -132,7 +132,7 @@ class Jobs:
     def _begin_load(self, host: Host, spec: m.LoadSpec) -> None:
         """Once every lender has made room; from then on they, too, are at work. Without one of them there is no load."""
         lenders = [self.hosts[name] for name in spec.hosts]
-        if len(self._company(host, spec.model_id)) < len(lenders):
+        if len(self._group_of(host, spec.model_id)) < len(lenders):
             self.drop(host)
         elif all(one.lends(spec.model_id, host.name) for one in lenders):
             for one in (host, *lenders):
@@ -160,7 +160,7 @@ class Jobs:
         """As placement sees it."""
         return host.node(groups.memberships(host, self.hosts.values()))
 
-    def _company(self, host: Host, model: str) -> list[Host]:
+    def _group_of(self, host: Host, model: str) -> list[Host]:
         """The other nodes that are or will be part of a load of `model` that this one leads."""
         others = [one for one in self.hosts.values() if one is not host and one.job and one.job.model == model]
         return [one for one in others if one.job and any(_lends_to(step, host.name) for step in one.job.steps)]
@@ -170,7 +170,7 @@ class Jobs:
         job, host.job = host.job, None
         if job is None:
             return
-        for one in self._company(host, job.model):
+        for one in self._group_of(host, job.model):
             self._let_go(one)
         for step in job.steps:
             leader = self.hosts[step.leader] if isinstance(step, Lend) else None
@@ -257,7 +257,7 @@ class Jobs:
         self._fail(host, job, error, step.spec.hosts)
 
     def _release_lenders(self, host: Host, step: Load) -> None:
-        for one in self._company(host, step.spec.model_id):
+        for one in self._group_of(host, step.spec.model_id):
             self._let_go(one)
 
     def _memory_returns(self, host: Host, step: Load, error: errors.CortexError) -> bool:

@@ -118,7 +118,7 @@ class LoadHistory:
         self, model: str, hosts: tuple[str, ...], error: errors.CortexError, now: float, *, dear: bool = False
     ) -> None:
         """A job for `model` has ended badly. The first of `hosts` led."""
-        together = groups.company(error, hosts)
+        together = groups.failed_group(error, hosts)
         failures = self.failures.setdefault(model, {})
         before = failures.get(hosts[0])
         apart = (before.apart if before else frozenset()) | ({together} if together else set())
@@ -144,7 +144,7 @@ class LoadHistory:
         """What placement is asked with for this ticket; the same object as long as it says the same."""
         cooling = self.cooling(ticket, now)
         excluded = frozenset(node for node, failure in cooling.items() if failure.alone)
-        apart = frozenset(company for failure in cooling.values() for company in failure.apart)
+        apart = frozenset(group for failure in cooling.values() for group in failure.apart)
         recent = self.cooling(ticket, now, SPARING_SECS)
         sparing = frozenset(node for node, failure in recent.items() if failure.dear)
         drain = ticket.kind == "load" or now >= ticket.since + PATIENCE_SECS

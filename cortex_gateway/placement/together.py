@@ -50,7 +50,7 @@ class Hosts:
         return None if missing else found
 
     def led_by(self, leader: Node, leave: int) -> Shares | None:
-        """The first company of this leader that has not just failed together: with all others, or with all but one."""
+        """The first group of this leader that has not just failed together: with all others, or with all but one."""
         others = [node for node in self.able if node is not leader]
         for left_out in [None, *others]:
             shares = self.shares([leader, *(node for node in others if node is not left_out)], leave)

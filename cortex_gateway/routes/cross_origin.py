@@ -13,7 +13,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from cortex_gateway.dialects.dialect import Dialect
 from cortex_gateway.dialects.table import spoken
 from cortex_gateway.errors import BadRequest
-from cortex_gateway.origins import Asked, OriginPolicy
+from cortex_gateway.origins import OriginPolicy, RequestOrigin
 from cortex_gateway.routes.failures import report
 from cortex_gateway.stream import Client, Header
 
@@ -52,13 +52,13 @@ class CrossOrigin:
             await self.app(scope, receive, _telling(allowed, send))
 
 
-def _asked(path: str, headers: list[Header]) -> Asked:
+def _asked(path: str, headers: list[Header]) -> RequestOrigin:
     found: dict[bytes, list[str]] = {b"host": [], b"origin": [], b"sec-fetch-site": []}
     for name, value in headers:
         if name in found:
             found[name].append(value.decode("latin-1"))
     origins, sites = found[b"origin"], found[b"sec-fetch-site"]
-    return Asked(
+    return RequestOrigin(
         path=path,
         hosts=tuple(found[b"host"]),
         origin=", ".join(origins) if origins else None,  # two of them are an origin that nobody has

@@ -1,4 +1,4 @@
-"""Every route on which a model answers, whatever the dialect: one way for streams and one for whole answers."""
+"""Every route on which a model answers, whatever the dialect: one way for streams and one for answers that are not streamed."""
 
 import contextlib
 import uuid
@@ -18,17 +18,17 @@ async def generate(it: Exchange, body: bytes, *, route: Generation) -> None:
     it = it.of_conversation(decoded.affinity)
     identity = AnswerId(it.context.id, uuid.uuid4().hex)
     outgoing = Outgoing(model=decoded.model, path=route.neuron_path, body=decoded.body, stream=decoded.stream)
-    await (_stream if decoded.stream else _whole)(it, decoded, identity, outgoing)
+    await (_stream if decoded.stream else _non_streaming)(it, decoded, identity, outgoing)
 
 
-async def _whole(it: Exchange, decoded: Decoded, identity: AnswerId, outgoing: Outgoing) -> None:
+async def _non_streaming(it: Exchange, decoded: Decoded, identity: AnswerId, outgoing: Outgoing) -> None:
     async with answered(it, outgoing) as response:
         raw = await read(response)
-    whole = decoded.whole(raw, identity)
-    it.record.usage = whole.usage
-    if isinstance(whole.body, Failure):
-        raise refusal(whole.body)
-    await it.client.answer(200, whole.body)
+    answer = decoded.non_streaming(raw, identity)
+    it.record.usage = answer.usage
+    if isinstance(answer.body, Failure):
+        raise refusal(answer.body)
+    await it.client.answer(200, answer.body)
 
 
 async def _stream(it: Exchange, decoded: Decoded, identity: AnswerId, outgoing: Outgoing) -> None:

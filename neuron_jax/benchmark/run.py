@@ -12,7 +12,7 @@ import attrs
 from neuron_jax.benchmark.cases import Options
 from neuron_jax.errors import NeuronError
 from neuron_jax.hardware.records import Hardware
-from neuron_jax.workers.errand import Record, run_errand
+from neuron_jax.workers.child import Record, run_child
 from neuron_jax.workers.frames import EngineSpec
 
 
@@ -34,7 +34,7 @@ def run_bench(
 ) -> Generator[Record]:
     """Records of progress, and last {"report": ...}."""
     given = {"cases": attrs.asdict(options), "machine": _machine(engine, hardware)}
-    return run_errand("neuron_jax.benchmark.worker", engine, given, inherited)
+    return run_child("neuron_jax.benchmark.worker", engine, given, inherited)
 
 
 def write_outputs(report: Mapping[str, Any], json_file: Path | None, plot: Path | None) -> None:

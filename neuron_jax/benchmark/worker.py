@@ -23,16 +23,16 @@ from neuron_jax.benchmark.drive import Drive
 from neuron_jax.benchmark.figures import Spread, decode_figures, long_figures, prefill_rate
 from neuron_jax.errors import LoadError
 from neuron_jax.hardware.cpu import read_resident
-from neuron_jax.workers.errand import Record, Tell, child
+from neuron_jax.workers.child import Record, Tell, child_main
 from neuron_jax.workers.frames import EngineSpec
-from neuron_jax.workers.start import Started, forget_tracing, start
+from neuron_jax.workers.start import StartedEngine, forget_tracing, start
 
 PARTS = ("plan", "pack", "dispatch", "absorb", "wait")
 """What a step of the engine consists of for the host; all but the waiting is its own work."""
 
 
 @frozen
-class Limits:
+class MachineLimits:
     """What the machine can do at most, over all devices of the engine, and what the model asks of it."""
 
     ceilings: Any  # benchmark.ceilings.Ceilings
@@ -40,7 +40,7 @@ class Limits:
 
 
 @define
-class Seen:
+class CaseFigures:
     """What the counted attempts at one case gave: streams, and the engine's own seconds by part."""
 
     rounds: list[Any] = field(factory=list)
@@ -100,10 +100,10 @@ def _compile_all(engine: Any, total: int, tell: Tell) -> None:
     tell({"phase": "compile", "done": total, "total": total, "unit": "programs"})
 
 
-def _measure(engine: Any, listed: Sequence[Case], rounds: int, tell: Tell) -> dict[Case, Seen]:
+def _measure(engine: Any, listed: Sequence[Case], rounds: int, tell: Tell) -> dict[Case, CaseFigures]:
     """All cases in rounds, so that a drift of the machine hits all alike. Round 0 warms up and is not counted."""
     drive = Drive(engine, time.perf_counter, engine.runner.program.model.vocab_size)
-    seen = {case: Seen() for case in listed}
+    seen = {case: CaseFigures() for case in listed}
     total = (rounds + 1) * len(listed)
     for done, (attempt, case) in enumerate((attempt, case) for attempt in range(rounds + 1) for case in listed):
         tell({"phase": "measure", "done": done, "total": total, "unit": "cases"})
@@ -126,7 +126,7 @@ def _attempt(drive: Drive, case: Case, attempt: int) -> Any:
     return drive.beside(case, attempt)
 
 
-def _row(case: Case, seen: Seen, limits: Limits) -> Record:
+def _row(case: Case, seen: CaseFigures, limits: MachineLimits) -> Record:
     ceilings, costs = limits.ceilings, limits.costs
     match case:
         case Decode():
@@ -141,7 +141,7 @@ def _row(case: Case, seen: Seen, limits: Limits) -> Record:
     return report.long_row(case, long_figures(seen.rounds), _parts(seen))
 
 
-def _parts(seen: Seen) -> dict[str, float]:
+def _parts(seen: CaseFigures) -> dict[str, float]:
     """Milliseconds of a step by part, and all that is the host's own."""
     steps = max(seen.seconds["steps"], 1.0)
     parts = {name: 1000 * seen.seconds[name] / steps for name in PARTS}
@@ -153,7 +153,7 @@ def _engine_seconds(engine: Any) -> dict[str, float]:
     return {name: float(getattr(times, name)) for name in (*PARTS, "steps")}
 
 
-def _limits(spec: EngineSpec, started: Started, kv_token: int) -> Limits:
+def _limits(spec: EngineSpec, started: StartedEngine, kv_token: int) -> MachineLimits:
     """Measured twice, because other work on the machine only ever lowers what is seen."""
     from neuron_jax.benchmark.ceilings import measure
     from neuron_jax.benchmark.costs import costs
@@ -164,10 +164,10 @@ def _limits(spec: EngineSpec, started: Started, kv_token: int) -> Limits:
     best = attrs.evolve(
         first, copy=times * max(first.copy, second.copy), matmul=times * max(first.matmul, second.matmul)
     )
-    return Limits(best, costs(started.made.model, started.config, kv_token))
+    return MachineLimits(best, costs(started.made.model, started.config, kv_token))
 
 
-def _planned(started: Started) -> dict[str, int]:
+def _planned(started: StartedEngine) -> dict[str, int]:
     """Bytes over all devices of what is computed with; `kv_token` of a token that no window has left."""
     from models.spec import PagedLayer
 
@@ -178,7 +178,7 @@ def _planned(started: Started) -> dict[str, int]:
     return {"weights": weights, "kv": kv, "kv_token": sum(made.kv.token_bytes(layer) for layer in paged)}
 
 
-def _model(spec: EngineSpec, started: Started) -> Record:
+def _model(spec: EngineSpec, started: StartedEngine) -> Record:
     made, attention = started.made, started.runner.program.attention
     return {
         "id": spec.model_id,
@@ -198,4 +198,4 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    child(work)
+    child_main(work)

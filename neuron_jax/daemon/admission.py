@@ -38,15 +38,15 @@ class Admission:
 
     def enter(self, slots: int) -> "Reservation":
         """A place for `slots` answers side by side; use it with `with`. Raises Problem when the line is full."""
-        ticket = Reservation(self, min(slots, self.slots))
-        if not self._line and ticket.slots <= self.slots - self.in_flight:
-            self._grant(ticket)
-            return ticket
+        reservation = Reservation(self, min(slots, self.slots))
+        if not self._line and reservation.slots <= self.slots - self.in_flight:
+            self._grant(reservation)
+            return reservation
         if len(self._line) >= self.max_queue_depth:
             self.counts.rejected_queue_full += 1
             raise overloaded(self.queued, f"The queue of this model is full: {self.queued} requests wait.")
-        self._line.append(ticket)
-        return ticket
+        self._line.append(reservation)
+        return reservation
 
     def resize(self, slots: int) -> None:
         """There are more engines now, or fewer. Who has a slot keeps it."""
@@ -59,28 +59,28 @@ class Admission:
         while self._line:
             self._line.popleft().refuse(problem)
 
-    def leave(self, ticket: "Reservation") -> None:
-        """Gives the ticket's slots, or its place in line, to the next; called by `Reservation`."""
-        if ticket.held:
-            self.in_flight -= ticket.slots
+    def leave(self, reservation: "Reservation") -> None:
+        """Gives its slots, or its place in line, to the next; called by `Reservation`."""
+        if reservation.held:
+            self.in_flight -= reservation.slots
         else:
             with contextlib.suppress(ValueError):
-                self._line.remove(ticket)
+                self._line.remove(reservation)
         self._next()
 
     def _next(self) -> None:
         while self._line and min(self._line[0].slots, self.slots) <= self.slots - self.in_flight:
             self._grant(self._line.popleft())
 
-    def time_out(self, ticket: "Reservation") -> Problem:
+    def time_out(self, reservation: "Reservation") -> Problem:
         """The answer to somebody who waited too long; called by `Reservation`."""
         self.counts.rejected_timeout += 1
-        ahead = self._line.index(ticket) if ticket in self._line else 0
+        ahead = self._line.index(reservation) if reservation in self._line else 0
         return overloaded(ahead, f"Waited {self.max_wait_secs:g} seconds for a place; the server is too busy.")
 
-    def _grant(self, ticket: "Reservation") -> None:
-        self.in_flight += ticket.slots
-        ticket.grant()
+    def _grant(self, reservation: "Reservation") -> None:
+        self.in_flight += reservation.slots
+        reservation.grant()
 
 
 class Reservation:

@@ -1,4 +1,4 @@
-"""Neutral events → OpenAI chat answers, streamed and whole; pure, must not know engines or HTTP."""
+"""Neutral events → OpenAI chat answers, streamed or not; pure, must not know engines or HTTP."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +18,14 @@ class ChatStream:
         self._job = job
         self._params = params
         # Tokens whose text is still held back: their log-probabilities go out with the next chunk of their choice.
-        self._pending: list[list[Chosen]] = [[] for _ in job.prompts]
+        self._pending: list[list[Chosen]] = [[] for _ in job.submits]
 
     def feed(self, event: Event) -> list[dict[str, Any]]:
         """The chunks of one event."""
         match event:
             case Admitted():
                 role = {"role": "assistant", "content": ""}
-                return [self._chunk(index, role) for index in range(len(self._job.prompts))]
+                return [self._chunk(index, role) for index in range(len(self._job.submits))]
             case Grown(index, pieces, chosen):
                 self._pending[index] += chosen
                 return [self._chunk(index, delta) for piece in pieces for delta in deltas(piece)]
@@ -50,11 +50,11 @@ class ChatStream:
 
 
 class ChatAnswer:
-    """Feed it events; `body` is the whole answer."""
+    """Feed it events; `body` is the non-streaming answer."""
 
     def __init__(self, job: GenerationJob) -> None:
         self._job = job
-        self._choices = [_Choice() for _ in job.prompts]
+        self._choices = [_Choice() for _ in job.submits]
 
     def feed(self, event: Event) -> None:
         """Adds one event."""

@@ -1,4 +1,4 @@
-"""Neutral events → OpenAI completions answers, streamed and whole; pure, must not know engines or HTTP."""
+"""Neutral events → OpenAI completions answers, streamed or not; pure, must not know engines or HTTP."""
 
 import codecs
 from collections.abc import Container, Sequence
@@ -18,7 +18,7 @@ class CompletionStream:
     def __init__(self, job: GenerationJob, params: SamplingParams) -> None:
         self._job = job
         self._params = params
-        self._logprobs = [_Logprobs(job) for _ in job.prompts]
+        self._logprobs = [_Logprobs(job) for _ in job.submits]
 
     def feed(self, event: Event) -> list[dict[str, Any]]:
         """The chunks of one event."""
@@ -50,12 +50,12 @@ class CompletionStream:
 
 
 class CompletionAnswer:
-    """Feed it events; `body` is the whole answer."""
+    """Feed it events; `body` is the non-streaming answer."""
 
     def __init__(self, job: GenerationJob) -> None:
         self._job = job
-        self._texts = [""] * len(job.prompts)
-        self._logprobs = [_Logprobs(job) for _ in job.prompts]
+        self._texts = [""] * len(job.submits)
+        self._logprobs = [_Logprobs(job) for _ in job.submits]
         self._ends: dict[int, Ended] = {}
 
     def feed(self, event: Event) -> None:

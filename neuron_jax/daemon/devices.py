@@ -43,14 +43,14 @@ class Patience:
 PATIENCE = Patience()
 
 
-class Sampling(Protocol):
+class DeviceSampling(Protocol):
     """Looks at the devices now; `neuron_jax.hardware.discover.Sampler` does."""
 
     def sample(self) -> Sequence[DeviceLoad]: ...
 
 
 @frozen
-class Lost:
+class LostDevice:
     """Why a device is not used any more. `seen`: the driver said so too, so that it can say that all is well again."""
 
     reason: str
@@ -70,14 +70,14 @@ class _Gone:
 class Devices:
     """The hardware as found at start, and a picture of its load that is at most a second old."""
 
-    def __init__(self, hardware: Hardware, sampler: Sampling, patience: Patience = PATIENCE) -> None:
+    def __init__(self, hardware: Hardware, sampler: DeviceSampling, patience: Patience = PATIENCE) -> None:
         self.hardware = hardware
         self._patience = patience
         self.floor_mb = 0
         self._sampler = sampler
         self._loads: tuple[DeviceLoad, ...] = ()
         self._taken = float("-inf")
-        self._lost: Mapping[int, Lost] = {}
+        self._lost: Mapping[int, LostDevice] = {}
         self._grants: dict[str, MemoryGrant] = {}
         self._seen: dict[str, Leaving] = {}
         self._gone: dict[str, _Gone] = {}
@@ -196,7 +196,7 @@ class Devices:
         """An engine said that a device is lost; where the driver knows which of several, the others are not."""
         seen = {load.index for load in self._loads if load.lost is not None}
         blamed = [index for index in devices if index in seen] or list(devices)
-        self._lost = {**self._lost, **{index: Lost(reason, index in seen) for index in blamed}}
+        self._lost = {**self._lost, **{index: LostDevice(reason, index in seen) for index in blamed}}
         _log.error("devices %s are lost: %s", blamed, reason)
 
     def _granted(self, request: MemoryRequest) -> MemoryGrant | None:
@@ -257,12 +257,14 @@ class Devices:
         return tuple(attrs.evolve(load, processes=ours) for load in loads)
 
 
-def lost_after(lost: Mapping[int, Lost], loads: Sequence[DeviceLoad]) -> Mapping[int, Lost]:
+def lost_after(lost: Mapping[int, LostDevice], loads: Sequence[DeviceLoad]) -> Mapping[int, LostDevice]:
     """What is lost after a look: what the driver calls so, less what it called so before and does not any more."""
     now = {load.index: load.lost for load in loads}
     kept = {index: one for index, one in lost.items() if now.get(index) is not None or not one.seen}
     told = {
-        index: Lost(kept[index].reason if index in kept else words, seen=True) for index, words in now.items() if words
+        index: LostDevice(kept[index].reason if index in kept else words, seen=True)
+        for index, words in now.items()
+        if words
     }
     return {**kept, **told}
 

@@ -20,8 +20,8 @@ from neuron_jax.daemon.problems import Problem, internal, unavailable
 from neuron_jax.errors import EngineDied
 from neuron_jax.text.output import Delta
 from neuron_jax.text.pieces import Piece
-from neuron_jax.workers.engine_client import EngineClient, Prompt
-from neuron_jax.workers.frames import Alternative, Output
+from neuron_jax.workers.engine_client import EngineClient
+from neuron_jax.workers.frames import Alternative, Output, Submit
 
 HEARTBEAT = 1.0
 """Seconds of silence after which a Quiet event says that the request still lives."""
@@ -87,13 +87,13 @@ class Usage:
 
 @frozen(eq=False)
 class GenerationJob:
-    """Everything decided before the engine sees the request: one entry of `prompts` and `encoded` per choice."""
+    """Everything decided before the engine sees the request: one entry of `submits` and `encoded` per choice."""
 
     id: str
     model: str  # as the client wrote it
     created: int  # Unix seconds
     text: ModelText
-    prompts: Sequence[Prompt]
+    submits: Sequence[Submit]
     encoded: Sequence[Encoded]
     stops: Sequence[str]
     stop_token_ids: frozenset[int]
@@ -167,17 +167,17 @@ class Choice:
 
 
 async def generate(
-    host: ServingModel, job: GenerationJob, ticket: Reservation, *, whole: bool = False
+    host: ServingModel, job: GenerationJob, reservation: Reservation, *, non_streaming: bool = False
 ) -> AsyncGenerator[Event, None]:
-    """Runs `job` when it is its `ticket`'s turn, and once more when its engine dies before anybody saw anything of it.
+    """Runs `job` when it is its `reservation`'s turn, and once more when its engine dies before anybody saw anything of it.
 
-    `whole`: nothing is passed on until all is there. Raises Problem when it waits too long or a choice fails, EngineDied
-    when its engine does. It keeps its slot while it waits for the next engine: it was its turn, and the new engine has
-    as many slots as the old one, so nobody has to be sent away for it.
+    `non_streaming`: nothing is passed on until all is there. Raises Problem when it waits too long or a choice fails,
+    EngineDied when its engine does. It keeps its slot while it waits for the next engine: it was its turn, and the new
+    engine has as many slots as the old one, so nobody has to be sent away for it.
     """
-    while not await ticket.wait(HEARTBEAT):
+    while not await reservation.wait(HEARTBEAT):
         yield Quiet()
-    seen = _Seen(whole)
+    seen = _Seen(non_streaming)
     try:
         async with aclosing(_run(host, job)) as events:
             async for event in events:
@@ -204,15 +204,15 @@ async def generate(
 class _Seen:
     """What the client has seen of one request."""
 
-    def __init__(self, whole: bool) -> None:
-        self._whole = whole
+    def __init__(self, non_streaming: bool) -> None:
+        self._non_streaming = non_streaming
         self._answer = False
         self.admitted = False
 
     @property
     def nothing(self) -> bool:
         """True while another answer can take this one's place: heartbeats and a role are nothing of it."""
-        return self._whole or not self._answer
+        return self._non_streaming or not self._answer
 
     def add(self, event: Event) -> None:
         self.admitted = self.admitted or isinstance(event, Admitted)
@@ -228,9 +228,9 @@ async def _run(host: ServingModel, job: GenerationJob) -> AsyncGenerator[Event, 
     async with aclosing(_until_ready(host)) as silence:
         async for quiet in silence:
             yield quiet
-    with host.engine(job.prompts[0].ids).submit(*job.prompts) as outputs:
+    with host.engine(job.submits[0].prompt).submit(*job.submits) as outputs:
         yield Admitted()
-        choices = [Choice(job, index) for index in range(len(job.prompts))]
+        choices = [Choice(job, index) for index in range(len(job.submits))]
         while outputs.open:
             output = await outputs.next(HEARTBEAT)
             if output is None:

@@ -14,8 +14,7 @@ from neuron_jax.daemon.problems import context_too_long, invalid_body
 from neuron_jax.daemon.schema import ChatRequest, CompletionRequest, SamplingParams
 from neuron_jax.text.errors import TooManyTokensError, UncutTextError
 from neuron_jax.text.prompt import Rendered
-from neuron_jax.workers.engine_client import Prompt
-from neuron_jax.workers.frames import Sampling
+from neuron_jax.workers.frames import Sampling, Submit
 
 UINT64 = 2**64
 MAX_PROMPT_TOKENS = 2**19
@@ -81,8 +80,9 @@ def _job(params: SamplingParams, text: ModelText, encoded: Sequence[Encoded], ou
         model=params.model,
         created=outside.created,
         text=text,
-        prompts=[
-            _prompt(
+        submits=[
+            _submit(
+                index,
                 params,
                 item,
                 eos_ids=text.description.eos_ids,
@@ -99,9 +99,9 @@ def _job(params: SamplingParams, text: ModelText, encoded: Sequence[Encoded], ou
     )
 
 
-def _prompt(
-    params: SamplingParams, encoded: Encoded, *, eos_ids: Sequence[int], drawn: Sampling, max_context: int
-) -> Prompt:
+def _submit(
+    index: int, params: SamplingParams, encoded: Encoded, *, eos_ids: Sequence[int], drawn: Sampling, max_context: int
+) -> Submit:
     left = max_context - len(encoded.ids)
     if params.min_tokens > left:
         raise invalid_body(
@@ -109,8 +109,9 @@ def _prompt(
         )
     eos = () if params.ignore_eos else eos_ids
     stop_ids = tuple(dict.fromkeys((*eos, *params.stop_token_ids)))
-    return Prompt(
-        ids=encoded.ids,
+    return Submit(
+        request=index,
+        prompt=encoded.ids,
         sampling=drawn,
         max_tokens=left if params.max_tokens is None else min(params.max_tokens, left),
         min_tokens=params.min_tokens,

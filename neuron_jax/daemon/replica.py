@@ -16,7 +16,7 @@ from neuron_jax.daemon.tally import counters, total
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineLoad, EngineSpec, Progress, Ready
-from neuron_jax.workers.supervisor import REMEDIES, Phase, Remedy, RestartPolicy, State, Supervisor
+from neuron_jax.workers.supervisor import REMEDIES, EngineState, Phase, Remedy, RestartPolicy, Supervisor
 
 Listener = Callable[[Progress], None]
 _log = logging.getLogger("neuron.lifecycle")
@@ -83,7 +83,7 @@ class Replica:
         return self._place.holder
 
     @property
-    def state(self) -> State:
+    def state(self) -> EngineState:
         """Where its engine is."""
         return self._supervisor.state
 
@@ -146,7 +146,7 @@ class Replica:
                 raise LoadError("insufficient_vram", error.message, error.extras) from error
             raise
 
-    def _changed(self, state: State) -> None:
+    def _changed(self, state: EngineState) -> None:
         if state.phase is Phase.READY:
             self._last = self._supervisor.engine
         elif self._last is not None and state.phase is not Phase.DRAINING:  # the process is there until that has ended

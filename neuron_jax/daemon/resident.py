@@ -23,7 +23,7 @@ from neuron_jax.text.prompt import ChatFormat
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineLoad, Progress
-from neuron_jax.workers.supervisor import Phase, State
+from neuron_jax.workers.supervisor import EngineState, Phase
 
 Fetch = Callable[[Callable[[str, int, int, str], None]], Path]
 STATUS = {
@@ -88,7 +88,7 @@ class ResidentModel:
         return "loading" if not self._loading.done() else STATUS[self.state.phase]
 
     @property
-    def state(self) -> State:
+    def state(self) -> EngineState:
         """Its engines' states as one; STARTING before there is a process."""
         return tally.joined(replica.state for replica in self.replicas)
 

@@ -80,7 +80,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | Non
     return None if task.cancelled() else task.result()
 
 
-async def whole_answer(request: Request[Any, Any, Any], work: Coroutine[Any, Any, Any]) -> Response[bytes]:
+async def non_streaming_answer(request: Request[Any, Any, Any], work: Coroutine[Any, Any, Any]) -> Response[bytes]:
     """`work`'s result as JSON; `work` is cancelled when the client goes away."""
     value = await unless_gone(request.receive, work)
     return json_response({}, CLIENT_CLOSED) if value is None else json_response(value)

@@ -26,7 +26,7 @@ from neuron_jax.daemon.model_text import ModelText
 from neuron_jax.daemon.prepare import Outside, chat_job, completion_job, fitting, render_chat
 from neuron_jax.daemon.problems import Problem, internal, recovering
 from neuron_jax.daemon.resident import ResidentModel
-from neuron_jax.daemon.responses import primed, whole_answer
+from neuron_jax.daemon.responses import non_streaming_answer, primed
 from neuron_jax.daemon.schema import SamplingParams, TokenizeRequest, read_chat, read_completion, read_tokenize
 from neuron_jax.daemon.wire_common import DONE_LINE, HEARTBEAT_LINE, sse, sse_problem, usage_line
 from neuron_jax.errors import EngineDied
@@ -82,13 +82,13 @@ class Route:
 
     prefix: str  # of the answer's id
     read: Callable[[dict[str, Any]], Any]
-    job: Callable[[Neuron, "Asked"], Awaitable[GenerationJob]]
+    job: Callable[[Neuron, "ReceivedRequest"], Awaitable[GenerationJob]]
     stream: Callable[[GenerationJob, SamplingParams], StreamEncoder]
     answer: Callable[[GenerationJob], AnswerEncoder]
 
 
 @frozen(eq=False)
-class Asked:
+class ReceivedRequest:
     """A request that was read, of `size` bytes, and who is to answer it."""
 
     wanted: Any  # ChatRequest or CompletionRequest
@@ -113,13 +113,13 @@ class Asked:
         )
 
 
-async def _chat_job(neuron: Neuron, asked: Asked) -> GenerationJob:
+async def _chat_job(neuron: Neuron, asked: ReceivedRequest) -> GenerationJob:
     text, outside = asked.resident.text, asked.outside()
     prompt = await render_chat(neuron.lifecycle.renderers.render, asked.wanted, text, outside)
     return await neuron.offload(asked.size, chat_job, asked.wanted, prompt, text, outside)
 
 
-async def _completion_job(neuron: Neuron, asked: Asked) -> GenerationJob:
+async def _completion_job(neuron: Neuron, asked: ReceivedRequest) -> GenerationJob:
     return await neuron.offload(asked.size, completion_job, asked.wanted, asked.resident.text, asked.outside())
 
 
@@ -132,18 +132,18 @@ async def complete(neuron: Neuron, request: Ask, route: Route) -> Response[Any]:
     began = time.monotonic()
     wanted, size = await _read(neuron, request, route.read)
     resident = neuron.lifecycle.serving(wanted.params.model)
-    asked = Asked(wanted, size, resident, route, neuron.metrics.begin(resident.id, began))
+    asked = ReceivedRequest(wanted, size, resident, route, neuron.metrics.begin(resident.id, began))
     if asked.params.stream:
         return await primed(stream_chunks(neuron, asked))
-    return await whole_answer(request, collected(neuron, asked))
+    return await non_streaming_answer(request, collected(neuron, asked))
 
 
 async def tokenize(neuron: Neuron, request: Ask) -> dict[str, Any]:
     """POST /tokenize."""
     wanted, size = await _read(neuron, request, read_tokenize)
     text, limit = await neuron.lifecycle.text(wanted.model)
-    with neuron.counting.enter(1) as ticket:
-        while not await ticket.wait(HEARTBEAT):
+    with neuron.counting.enter(1) as reservation:
+        while not await reservation.wait(HEARTBEAT):
             pass
         with fitting("messages" if wanted.prompt is None else "prompt", limit):
             ids = await _count(neuron, wanted, size, text, max(COUNTED * limit, LEAST_COUNTED))
@@ -165,32 +165,32 @@ async def _read(neuron: Neuron, request: Ask, read: Callable[[dict[str, Any]], T
 
 
 @asynccontextmanager
-async def placed(neuron: Neuron, asked: Asked) -> AsyncGenerator[tuple[GenerationJob, Reservation], None]:
+async def placed(neuron: Neuron, asked: ReceivedRequest) -> AsyncGenerator[tuple[GenerationJob, Reservation], None]:
     """A place in the model's line for as long as the block runs, and the job. Raises Problem.
 
     The place comes first: what renders and counts a prompt is bounded like everything else that a model does.
     """
     try:
-        ticket = asked.resident.admission.enter(asked.wanted.answers)
+        reservation = asked.resident.admission.enter(asked.wanted.answers)
     except Problem as problem:
         asked.watch.end(outcome_of(problem), None)
         raise
-    with ticket:
-        yield await asked.route.job(neuron, asked), ticket
+    with reservation:
+        yield await asked.route.job(neuron, asked), reservation
 
 
-async def stream_chunks(neuron: Neuron, asked: Asked) -> AsyncGenerator[bytes, None]:
+async def stream_chunks(neuron: Neuron, asked: ReceivedRequest) -> AsyncGenerator[bytes, None]:
     """The bytes of the stream. A failure before the first of them is raised; later ones are an event, and the end."""
-    async with placed(neuron, asked) as (job, ticket), aclosing(_chunks(asked, job, ticket)) as chunks:
+    async with placed(neuron, asked) as (job, reservation), aclosing(_chunks(asked, job, reservation)) as chunks:
         async for chunk in chunks:
             yield chunk
 
 
-async def _chunks(asked: Asked, job: GenerationJob, ticket: Reservation) -> AsyncGenerator[bytes, None]:
+async def _chunks(asked: ReceivedRequest, job: GenerationJob, reservation: Reservation) -> AsyncGenerator[bytes, None]:
     encoder = asked.route.stream(job, asked.params)
     begun, told, outcome, last = False, False, "cancelled", time.monotonic()
     try:
-        async with aclosing(generate(asked.resident, job, ticket)) as events:
+        async with aclosing(generate(asked.resident, job, reservation)) as events:
             async for event in events:
                 asked.watch.see(event)
                 data = b"".join(sse(chunk) for chunk in encoder.feed(event))
@@ -213,16 +213,16 @@ async def _chunks(asked: Asked, job: GenerationJob, ticket: Reservation) -> Asyn
         asked.watch.end(outcome, job)
 
 
-async def collected(neuron: Neuron, asked: Asked) -> dict[str, Any]:
-    """The whole answer. Raises Problem."""
-    async with placed(neuron, asked) as (job, ticket):
-        return await _collect(asked, job, ticket)
+async def collected(neuron: Neuron, asked: ReceivedRequest) -> dict[str, Any]:
+    """The non-streaming answer. Raises Problem."""
+    async with placed(neuron, asked) as (job, reservation):
+        return await _collect(asked, job, reservation)
 
 
-async def _collect(asked: Asked, job: GenerationJob, ticket: Reservation) -> dict[str, Any]:
+async def _collect(asked: ReceivedRequest, job: GenerationJob, reservation: Reservation) -> dict[str, Any]:
     outcome, answer = "cancelled", asked.route.answer(job)
     try:
-        async with aclosing(generate(asked.resident, job, ticket, whole=True)) as events:
+        async with aclosing(generate(asked.resident, job, reservation, non_streaming=True)) as events:
             async for event in events:
                 asked.watch.see(event)
                 if isinstance(event, Again):

@@ -7,7 +7,7 @@ import attrs
 import msgspec
 
 from neuron_jax.workers.frames import EngineLoad
-from neuron_jax.workers.supervisor import Phase, State
+from neuron_jax.workers.supervisor import EngineState, Phase
 
 COUNTERS = (
     "preemptions",
@@ -49,11 +49,11 @@ def counters(load: EngineLoad) -> EngineLoad:
     return EngineLoad(**{name: getattr(load, name) for name in COUNTERS})
 
 
-def joined(states: Iterable[State]) -> State:
+def joined(states: Iterable[EngineState]) -> EngineState:
     """The model's: its best phase, all restarts, and the error of the engine that has most to complain of."""
     found = sorted(states, key=lambda state: BEST_FIRST.index(state.phase))
     if not found:
-        return State()
+        return EngineState()
     worst = max(found, key=lambda state: (state.last_error is not None, BEST_FIRST.index(state.phase)))
     return attrs.evolve(
         found[0], restarts=sum(state.restarts for state in found), last_error=worst.last_error, kind=worst.kind

@@ -22,7 +22,7 @@ NOWHERE = 0
 
 
 @frozen
-class Found:
+class PrefixMatch:
     """The beginning of a text that is there already: `count` pages of it, by group, NOWHERE where no window reaches them;
     the snapshot of the state behind them; and how many pages there would be but for a snapshot."""
 
@@ -216,20 +216,20 @@ class Cache:
                 pages[i] = NOWHERE
             request.left[group] = first
 
-    def _find(self, request: Request) -> Found:
+    def _find(self, request: Request) -> PrefixMatch:
         """The pages that hold the beginning of its text, so that at least one token is left to compute."""
         if self.naming is None:
-            return Found(0, tuple([] for _ in self.groups), NOWHERE, 0)
+            return PrefixMatch(0, tuple([] for _ in self.groups), NOWHERE, 0)
         full = (len(request.tokens) - 1) // self.page_size
         self.naming.extend(request.names, request.tokens, full)
         names = request.names[:full]
         pages = [pool.find(names) for pool, window in zip(self.groups, self.windows, strict=True) if window is None]
         count = min([full, *map(len, pages)])
         if not self._windowed and self.snapshots is None:
-            return Found(count, tuple(found[:count] for found in pages), NOWHERE, count)
+            return PrefixMatch(count, tuple(found[:count] for found in pages), NOWHERE, count)
         return self._find_all(names[:count])
 
-    def _find_all(self, names: Sequence[bytes]) -> Found:
+    def _find_all(self, names: Sequence[bytes]) -> PrefixMatch:
         """The longest beginning of which every group has what a window reaches, and of which there is a snapshot. Those
         without a window have all."""
         known = [[pool.get(name) for name in names] for pool in self.groups]
@@ -242,7 +242,7 @@ class Cache:
             first = self._first(window, count * self.page_size)
             pages.append([NOWHERE] * min(first, count) + found[first:count])
         snapshot = states.get(names[count - 1]) if states is not None and count else NOWHERE
-        return Found(count, tuple(pages), snapshot, reached[-1])
+        return PrefixMatch(count, tuple(pages), snapshot, reached[-1])
 
     def _reached(self, known: Sequence[Sequence[int]], most: int) -> list[int]:
         """The lengths, in pages, of beginnings of which every group knows what its window reaches."""
@@ -255,7 +255,7 @@ class Cache:
                 reached.append(count)
         return reached
 
-    def _share(self, request: Request, found: Found) -> None:
+    def _share(self, request: Request, found: PrefixMatch) -> None:
         """Let `request` begin with what was found, in place of pages of its own."""
         for pool, pages, new in zip(self.groups, request.pages, found.pages, strict=True):
             pool.share(_there(new))

@@ -16,7 +16,7 @@ from jax import lax
 from models.sharding import named_sharding, replicated
 from models.spec import Model, PagedLayer, ParamSpec
 from neuron_jax.engine import packing, sampler
-from neuron_jax.engine.attention.choose import Choice
+from neuron_jax.engine.attention.choose import AttentionChoice
 from neuron_jax.engine.attention.kv import LayerCache
 from neuron_jax.engine.attention.ragged import ragged
 from neuron_jax.engine.attention.reference import BLOCK
@@ -28,7 +28,7 @@ from neuron_jax.engine.recurrent import Snapshots, state_specs
 Pool = tuple[LayerCache, ...]
 
 
-class State(NamedTuple):
+class DeviceState(NamedTuple):
     """Everything that lives on the device besides the parameters. By slot, of which the last is that of padding rows.
 
     `last_token` [S + 1] int32 is the newest token, whose keys and values are not in `pool` yet. `lines` [S + 1, words] int32
@@ -71,7 +71,7 @@ class Program:
     model: Model
     mesh: jax.sharding.Mesh
     shapes: Shapes
-    attention: Choice
+    attention: AttentionChoice
     sample: Callable[[jax.Array, sampler.RowParams, sampler.Past], sampler.SamplerOutput] = sampler.sample
 
     @property
@@ -85,8 +85,8 @@ class Program:
             is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
         )
 
-    def abstract_state(self) -> State:
-        """The tree of `State`, in shapes."""
+    def abstract_state(self) -> DeviceState:
+        """The tree of `DeviceState`, in shapes."""
         slots, vocab = self.shapes.max_slots + 1, self.model.vocab_size
         past = sampler.Past(
             generated=self._whole((slots, vocab), jnp.int16),
@@ -96,7 +96,7 @@ class Program:
             bias_until=self._whole((slots, sampler.MAX_BIAS), jnp.uint32),
         )
         lines = self._whole((slots, packing.line_words(self.shapes.table * len(self.groups))), jnp.int32)
-        return State(self._abstract_pool(), past, self._whole((slots,), jnp.int32), lines)
+        return DeviceState(self._abstract_pool(), past, self._whole((slots,), jnp.int32), lines)
 
     def lower(self, key: Key) -> jax.stages.Lowered:
         """The program of `key`, traced and lowered for this mesh. The state is donated."""
@@ -129,7 +129,9 @@ class Program:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _step(program: Program, key: StepKey, params: Any, state: State, packed: jax.Array) -> tuple[State, Result]:
+def _step(
+    program: Program, key: StepKey, params: Any, state: DeviceState, packed: jax.Array
+) -> tuple[DeviceState, Result]:
     """A step of `key`, with what the host has to tell."""
     lines, rows, tokens = packing.unpack(packed, key, state.lines)
     state = state._replace(lines=lines)
@@ -137,7 +139,7 @@ def _step(program: Program, key: StepKey, params: Any, state: State, packed: jax
         state, result = _compute(program, params, state, rows, tokens)
         return state, jax.tree.map(lambda part: part[:, None], result)
 
-    def once(state: State, step: Any) -> tuple[State, Result]:
+    def once(state: DeviceState, step: Any) -> tuple[DeviceState, Result]:
         """The next token of every row; one that wants fewer steps idles in the slot that nobody reads."""
         live = step < rows.count
         slot = jnp.where(live, rows.slot, program.shapes.max_slots)
@@ -151,8 +153,8 @@ def _step(program: Program, key: StepKey, params: Any, state: State, packed: jax
 
 
 def _compute(
-    program: Program, params: Any, state: State, rows: packing.Rows, tokens: jax.Array
-) -> tuple[State, Result]:
+    program: Program, params: Any, state: DeviceState, rows: packing.Rows, tokens: jax.Array
+) -> tuple[DeviceState, Result]:
     """tokens [T] of rows side by side -> the new state, and of each row the token drawn after its last, [R]; -1 where none
     was, or what it was drawn after was guessed wrong.
 
@@ -201,7 +203,7 @@ def _right(guessed: jax.Array, token: jax.Array, drawn: jax.Array) -> jax.Array:
     return mistakes == mistakes[begin]
 
 
-def _fill_slot(state: State, packed: jax.Array) -> State:
+def _fill_slot(state: DeviceState, packed: jax.Array) -> DeviceState:
     past, lines = packing.with_slot(state.past, state.lines, packed)
     return state._replace(past=past, lines=lines)
 

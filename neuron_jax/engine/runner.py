@@ -17,7 +17,7 @@ from neuron_jax.engine import packing
 from neuron_jax.engine.batch import Drawn, Step
 from neuron_jax.engine.buckets import Buckets, Key, SlotKey, StepKey
 from neuron_jax.engine.compiler import Compiler
-from neuron_jax.engine.programs import Program, Result, State
+from neuron_jax.engine.programs import DeviceState, Program, Result
 from neuron_jax.engine.requests import Request
 
 log = logging.getLogger("neuron.engine")
@@ -47,7 +47,7 @@ class Runner:
     usable: set[Key] = field(factory=set, init=False)  # compiled, here and by all others
     dropped: set[Key] = field(factory=set, init=False)  # never will be
     _others: Others | None = field(default=None, init=False)
-    _state: State = field(init=False)
+    _state: DeviceState = field(init=False)
     _mirror: packing.Mirror = field(init=False)
 
     def __attrs_post_init__(self) -> None:

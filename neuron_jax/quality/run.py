@@ -11,7 +11,7 @@ from neuron_jax.errors import LoadError
 from neuron_jax.text.errors import TokenizerError
 from neuron_jax.text.tokenizer import load_tokenizer
 from neuron_jax.weights.describe import ModelDescription
-from neuron_jax.workers.errand import Record, run_errand
+from neuron_jax.workers.child import Record, run_child
 from neuron_jax.workers.frames import EngineSpec
 
 MIB = 2**20
@@ -28,7 +28,7 @@ def run_quality(
         raise LoadError("bad_checkpoint", f"{engine.model_id}: {error}") from error
     ids = tokenizer.encode(text(), add_special=True)
     options = {"ids": ids, "bos": described.bos_id, "quants": list(quants)}
-    return run_errand("neuron_jax.quality.worker", engine, options, inherited)
+    return run_child("neuron_jax.quality.worker", engine, options, inherited)
 
 
 def text() -> str:

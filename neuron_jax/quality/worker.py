@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from neuron_jax.workers.errand import Tell, child
+from neuron_jax.workers.child import Tell, child_main
 from neuron_jax.workers.frames import EngineSpec
 from neuron_jax.workers.start import configure
 
@@ -60,4 +60,4 @@ def _load(checkpoint: Any, quant: str, dtype: Any, mesh: Any, tell: Tell, *, nat
 
 
 if __name__ == "__main__":
-    child(work)
+    child_main(work)

@@ -30,7 +30,7 @@ _LOST = 16
 
 
 @define
-class Count:
+class TokenCount:
     """How many tokens a text of `chars` characters has so far. More than `most` are refused; None = any number is taken.
 
     A quarter more than `most` is still counted exactly: whoever is a little over wants to know by how much.
@@ -79,7 +79,7 @@ class PartEncoder:
         """Where texts may be cut, None where nobody knows."""
         return cuts_of(self._description, verbatim=self._verbatim)
 
-    def encode(self, text: str, count: Count) -> list[int]:
+    def encode(self, text: str, count: TokenCount) -> list[int]:
         """The ids of `text`. Raises TooManyTokensError and UncutTextError."""
         if len(text) <= 2 * self._part_chars:
             return self._take(text, count)
@@ -109,14 +109,14 @@ class PartEncoder:
         rest = right[back:] if right.startswith(" ") else right
         return self._ids(left + right) == self._ids(left) + self._ids(rest)
 
-    def _take(self, part: str, count: Count) -> list[int]:
+    def _take(self, part: str, count: TokenCount) -> list[int]:
         if len(part) > 4 * self._part_chars and count.most is not None:
             self._weigh(part, count)
         ids = self._ids(part)
         count.add(len(ids), len(part))
         return ids
 
-    def _weigh(self, stretch: str, count: Count) -> None:
+    def _weigh(self, stretch: str, count: TokenCount) -> None:
         """Refuses a stretch without cuts that is too long, before the library has to take it whole."""
         tokens = count.tokens
         for at in range(0, len(stretch), self._part_chars):

@@ -14,7 +14,7 @@ import tokenizers
 
 from neuron_jax.text.errors import TokenizerError, TooManyTokensError
 from neuron_jax.text.gguf_vocab import GgufVocab, from_gguf
-from neuron_jax.text.parts import Count, PartEncoder
+from neuron_jax.text.parts import PartEncoder, TokenCount
 from neuron_jax.text.prompt import Rendered, names_pattern
 from neuron_jax.text.spelling import USUAL_CHARS, spelling_of
 from neuron_jax.text.vocab_bytes import strips_leading_space, token_bytes
@@ -74,7 +74,7 @@ class Tokenizer:
         Raises TooManyTokensError where there are more than `most`, as early as it is certain, and UncutTextError.
         """
         self._refuse_hopeless(text, most)
-        count = Count(most, len(text))
+        count = TokenCount(most, len(text))
         before, after = self._around if add_special else ([], [])
         count.tokens = len(before) + len(after)
         ids = [*before, *self._encoder.encode(text, count), *after]
@@ -93,7 +93,7 @@ class Tokenizer:
         `mark` is one character that is taken out again; see `neuron_jax.text.prompt`, which puts it there.
         """
         self._refuse_hopeless(text, most, text.count(mark))
-        count = Count(most, len(text))
+        count = TokenCount(most, len(text))
         ids: list[int] = []
         for part in self._parts(text):
             token = self._special.get(part)

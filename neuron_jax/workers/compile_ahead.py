@@ -1,6 +1,6 @@
 """The process behind `neuron plan --compile`: every program of an engine, compiled into the persistent cache, one by one.
 
-Started by `neuron_jax.workers.errand`. It tells {"phase", "done", "total", "unit"} as it goes, {"program": ...} for each
+Started by `neuron_jax.workers.child`. It tells {"phase", "done", "total", "unit"} as it goes, {"program": ...} for each
 program, and last {"plan": rows} with what a step takes by measurement. No weights are read.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from attrs import define, field
 
-from neuron_jax.workers.errand import Record, Tell, child
+from neuron_jax.workers.child import Record, Tell, child_main
 from neuron_jax.workers.frames import EngineSpec
 from neuron_jax.workers.start import prepare
 
@@ -67,4 +67,4 @@ def _told(name: str, lower: float, compiling: float, hit: bool, memory: Any) -> 
 
 
 if __name__ == "__main__":
-    child(work)
+    child_main(work)

@@ -10,11 +10,10 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import msgspec
-from attrs import frozen
 
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers import frames
-from neuron_jax.workers.frames import EngineLoad, EngineSpec, Output, Progress, Ready, Sampling, Sane
+from neuron_jax.workers.frames import EngineLoad, EngineSpec, Output, Progress, Ready, Sane, Submit
 from neuron_jax.workers.process import CUDA_SHARE, DEFAULT_COMMAND, EngineProcess, engine_environment
 from neuron_jax.workers.watchdog import Verdict
 
@@ -52,18 +51,6 @@ class Rank(Protocol):
 
 StartRank = Callable[[EngineSpec], Awaitable[Rank]]
 """Starts a rank of the leader's spec, whose group says which it is and where its leader waits for it."""
-
-
-@frozen
-class Prompt:
-    """What one submission asks for; the fields are those of `frames.Submit`."""
-
-    ids: list[int]
-    sampling: Sampling
-    max_tokens: int
-    min_tokens: int = 0
-    stop_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
 
 
 class Outputs:
@@ -208,17 +195,17 @@ class EngineClient:
         """Submissions in flight."""
         return len(self._streams)
 
-    def submit(self, *prompts: Prompt) -> Outputs:
-        """Starts `prompts` side by side. Raises EngineDied when the engine is gone already."""
+    def submit(self, *submits: Submit) -> Outputs:
+        """Starts `submits` side by side, each under a number of the engine's. Raises EngineDied when it is gone already."""
         if self.died.done():
             raise _again(self.died.result())
-        requests = range(self._next, self._next + len(prompts))
-        self._next += len(prompts)
+        requests = range(self._next, self._next + len(submits))
+        self._next += len(submits)
         outputs = Outputs(self, requests)
-        for request, prompt in zip(requests, prompts, strict=True):
+        for request, submit in zip(requests, submits, strict=True):
             self._streams[request] = outputs
             self._idle.clear()
-            self._leader.send(_submission(request, prompt))
+            self._leader.send(msgspec.structs.replace(submit, request=request))
         return outputs
 
     def forget(self, request: int) -> None:
@@ -285,7 +272,7 @@ class EngineClient:
 
     def _hear(self, event: frames.Event) -> None:
         match event:
-            case frames.Step(outputs, load):
+            case frames.StepOutputs(outputs, load):
                 self.load = load
                 for output in outputs:
                     self._deliver(output)
@@ -341,15 +328,3 @@ def _told(values: Sequence[int]) -> str:
 def _again(error: EngineDied) -> EngineDied:
     """The same error for one more of those who waited: raising one object in many tasks would pile up tracebacks."""
     return EngineDied(str(error), error.kind)
-
-
-def _submission(request: int, prompt: Prompt) -> frames.Submit:
-    return frames.Submit(
-        request=request,
-        prompt=prompt.ids,
-        sampling=prompt.sampling,
-        max_tokens=prompt.max_tokens,
-        min_tokens=prompt.min_tokens,
-        stop_ids=prompt.stop_ids,
-        ignore_eos=prompt.ignore_eos,
-    )

@@ -40,13 +40,13 @@ from neuron_jax.workers.frames import (
     Report,
     Sane,
     Shutdown,
-    Step,
+    StepOutputs,
     Submit,
     encode,
 )
 from neuron_jax.workers.heart import Heart
 from neuron_jax.workers.rendezvous import Leader, Member, Rendezvous
-from neuron_jax.workers.start import Started, configure, failure, forget_tracing, require, start
+from neuron_jax.workers.start import StartedEngine, configure, failure, forget_tracing, require, start
 
 log = logging.getLogger("neuron.engine")
 
@@ -150,7 +150,7 @@ def _join_ranks(spec: EngineSpec, daemon: DaemonLink) -> Rendezvous | None:
     return leader
 
 
-def _start(spec: EngineSpec, daemon: DaemonLink, heart: Heart, ranks: Rendezvous | None) -> Started:
+def _start(spec: EngineSpec, daemon: DaemonLink, heart: Heart, ranks: Rendezvous | None) -> StartedEngine:
     """The model, loaded; of a group by every rank alike."""
 
     def join() -> None:
@@ -212,7 +212,7 @@ def _lost(spec: EngineSpec, daemon: DaemonLink, rank: int) -> None:
     _end(1)
 
 
-def _lead(started: Started, spec: EngineSpec, heart: Heart, ranks: Rendezvous | None) -> Any:
+def _lead(started: StartedEngine, spec: EngineSpec, heart: Heart, ranks: Rendezvous | None) -> Any:
     """The engine, once every rank can run its essential programs."""
     if isinstance(ranks, Leader):
         started.runner.lead(LeaderLinks(ranks, started.made.buckets.keys()))
@@ -246,7 +246,7 @@ def _serve(engine: Any, daemon: DaemonLink) -> None:
                 return
         outputs = engine.step()
         if outputs:
-            daemon.tell(Step(outputs, engine.load))
+            daemon.tell(StepOutputs(outputs, engine.load))
 
 
 def _wait(engine: Any, inbox: "queue.SimpleQueue[Command]") -> Command | None:
@@ -274,7 +274,7 @@ def _apply(engine: Any, command: Command) -> bool:
     return True
 
 
-def _ready(started: Started) -> Ready:
+def _ready(started: StartedEngine) -> Ready:
     made, attention = started.made, started.runner.program.attention
     return Ready(
         max_context=made.plan.max_context,

@@ -2,7 +2,7 @@
 
     frame := uint32 little-endian length, then msgpack of one tagged record below
     daemon -> engine   Load (first, once), Submit, Cancel, Shutdown
-    engine -> daemon   Progress*, then Ready or Failed; after Ready: Step, one per engine step, and Report when idle
+    engine -> daemon   Progress*, then Ready or Failed; after Ready: StepOutputs, one for each engine step, and Report when idle
 
 A model may be served by several processes, its ranks (`Group`). Rank 0, the leader, speaks all of the above; the others
 
@@ -91,7 +91,10 @@ class Load(Struct, tag="load", frozen=True):
 
 
 class Submit(Struct, tag="submit", frozen=True, omit_defaults=True):
-    """Generate after `prompt` (ids, at least one). Answered by outputs with this `request` until one has a `finish`."""
+    """Generate after `prompt` (ids, at least one). Answered by outputs with this `request` until one has a `finish`.
+
+    `request` is unique in an engine; `EngineClient` gives the number that is sent.
+    """
 
     request: int
     prompt: list[int]
@@ -228,7 +231,7 @@ class EngineLoad(Struct, frozen=True):
     dropped: tuple[str, ...] = ()  # programs that could not be compiled, and that the engine does without
 
 
-class Step(Struct, tag="step", frozen=True):
+class StepOutputs(Struct, tag="step", frozen=True):
     """Everything one engine step produced, for all its requests."""
 
     outputs: list[Output]
@@ -242,7 +245,7 @@ class Report(Struct, tag="report", frozen=True):
 
 
 Command = Load | Submit | Cancel | Shutdown
-Event = Progress | Listening | Joined | Sane | Pulse | Ready | Failed | Step | Report
+Event = Progress | Listening | Joined | Sane | Pulse | Ready | Failed | StepOutputs | Report
 
 _HEADER = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()

@@ -5,7 +5,7 @@
     daemon -> renderer   Render, one after the other
     renderer -> daemon   one answer to each: Done, Refused or TooLong
 
-The renderer runs programs that strangers wrote: what it answers is decoded as one of three records and nothing else.
+The renderer runs programs that nobody here wrote: what it answers is decoded as one of three records and nothing else.
 """
 
 import struct

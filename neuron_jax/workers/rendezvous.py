@@ -33,7 +33,7 @@ READ_BYTES = 1 << 18
 RETRY_SECONDS = 0.1
 """Between two attempts to reach a leader who is not there yet."""
 HELLO_SECONDS = 5.0
-"""A guest who does not say who he is for so long is no rank."""
+"""Who does not say for so long which rank he is, is none."""
 
 KEEPALIVE = {"TCP_KEEPIDLE": 2, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 8_000}
 """Seconds, a count, and milliseconds: after these the system itself takes a host for gone that does not answer, as when the

@@ -41,7 +41,7 @@ class Prepared:
 
 
 @frozen
-class Started:
+class StartedEngine:
     """A runner that can serve. `seconds` tells what each phase of the start took, in order; `config` is the checkpoint's."""
 
     runner: Any
@@ -81,7 +81,7 @@ def prepare(spec: EngineSpec, join: Join = lambda: None) -> Iterator[Prepared]:
         checkpoint.close()
 
 
-def start(spec: EngineSpec, report: Report, join: Join = lambda: None, agree: Agree = lambda _: None) -> Started:
+def start(spec: EngineSpec, report: Report, join: Join = lambda: None, agree: Agree = lambda _: None) -> StartedEngine:
     """Load the model of `spec` and compile what is essential."""
     with prepare(spec, join) as ready:
         from neuron_jax.engine.build import digest, load_runner, program_for
@@ -103,7 +103,7 @@ def start(spec: EngineSpec, report: Report, join: Join = lambda: None, agree: Ag
         # Compiling runs beside reading: what is booked to it is what was left of it afterwards.
         left = time.monotonic() - began - reading
         seconds = {**ready.seconds, "weights": reading, "compile": left}
-        return Started(runner, made, ready.devices, ready.checkpoint.config, seconds)
+        return StartedEngine(runner, made, ready.devices, ready.checkpoint.config, seconds)
 
 
 def configure(spec: EngineSpec) -> None:

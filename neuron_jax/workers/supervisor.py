@@ -82,7 +82,7 @@ RESTARTS = RestartPolicy()
 
 
 @frozen
-class State:
+class EngineState:
     """A model's engine: its phase, deaths in a row, restarts in all, and the last error anybody should read.
 
     `kind` is that of the last death in this row. `shrinks`: how often the engine ran out of memory, and begins with less.
@@ -138,7 +138,7 @@ class Stopped:
 Happening = Started | StartFailed | Died | StopAsked | Stopped
 
 
-def after(state: State, happening: Happening, policy: RestartPolicy = RESTARTS) -> State:
+def after(state: EngineState, happening: Happening, policy: RestartPolicy = RESTARTS) -> EngineState:
     """The state after `happening`. Raises AssertionError on what cannot happen in `state`."""
     match state.phase, happening:
         case ((Phase.STARTING | Phase.READY | Phase.RECOVERING | Phase.FAILED), StopAsked()):
@@ -156,7 +156,7 @@ def after(state: State, happening: Happening, policy: RestartPolicy = RESTARTS) 
     raise AssertionError(f"{happening} in {state}")
 
 
-def _fallen(state: State, error: str, kind: str, policy: RestartPolicy) -> State:
+def _fallen(state: EngineState, error: str, kind: str, policy: RestartPolicy) -> EngineState:
     remedy = REMEDIES.get(kind, Remedy.RESTART)
     told = attrs.evolve(state, failures=state.failures + 1, last_error=error, kind=kind)
     if remedy is Remedy.AWAIT:  # nothing of ours failed
@@ -171,7 +171,7 @@ def _fallen(state: State, error: str, kind: str, policy: RestartPolicy) -> State
     )
 
 
-def _gives_up(state: State, remedy: Remedy, kind: str) -> bool:
+def _gives_up(state: EngineState, remedy: Remedy, kind: str) -> bool:
     match remedy:
         case Remedy.GIVE_UP:
             return True
@@ -182,7 +182,7 @@ def _gives_up(state: State, remedy: Remedy, kind: str) -> bool:
     return False
 
 
-def delay(state: State, policy: RestartPolicy = RESTARTS) -> float:
+def delay(state: EngineState, policy: RestartPolicy = RESTARTS) -> float:
     """Seconds to wait before the next start: exponential in the deaths and waits in a row."""
     return min(policy.first_delay * 2.0 ** max(0, state.failures + state.waits - 1), policy.max_delay)
 
@@ -195,10 +195,10 @@ class Supervisor:
         name: str,
         start: Callable[[], Awaitable[EngineClient]],
         *,
-        changed: Callable[[State], None] = lambda _: None,
+        changed: Callable[[EngineState], None] = lambda _: None,
         policy: RestartPolicy = RESTARTS,
     ) -> None:
-        self.state = State()
+        self.state = EngineState()
         self.engine: EngineClient | None = None
         self._name = name
         self._start = start

@@ -14,8 +14,8 @@ import pytest
 
 from cortex_gateway.dialects.anthropic.depth import MAX_DEPTH
 from cortex_gateway.dialects.anthropic.request import decode
-from cortex_gateway.dialects.anthropic.response import whole
-from cortex_gateway.dialects.chat import decode_whole
+from cortex_gateway.dialects.anthropic.response import non_streaming_message
+from cortex_gateway.dialects.chat import decode_non_streaming
 from neuron_jax.daemon.chat_wire import ChatAnswer
 from neuron_jax.daemon.fields import decode_object
 from neuron_jax.daemon.generation import Choice
@@ -70,7 +70,8 @@ def openai(answer: Json) -> Json:
 
 def anthropic(answer: Json) -> Json:
     """What an Anthropic client adds, blocks and signatures and all, as the gateway hands it on."""
-    message = json.loads(whole(decode_whole(json.dumps(answer).encode()), message_id="msg_1", model="m"))
+    said = non_streaming_message(decode_non_streaming(json.dumps(answer).encode()), message_id="msg_1", model="m")
+    message = json.loads(said)
     turns = [{"role": "user", "content": "x"}, {"role": message["role"], "content": message["content"]}, NEXT]
     request = decode(json.dumps({"model": "m", "max_tokens": 9, "messages": turns}).encode())
     replayed: Json = json.loads(request.neuron_body("m"))["messages"][1]

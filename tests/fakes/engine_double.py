@@ -223,7 +223,7 @@ class Double:
         for output in outputs:
             if output.finish:
                 del self.running[output.request]
-        self.send(frames.Step(outputs, self.busy()))
+        self.send(frames.StepOutputs(outputs, self.busy()))
 
     def busy(self) -> EngineLoad:
         free = 1024 - len(self.running)

@@ -4,8 +4,8 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from neuron_jax.workers.engine_client import EngineClient, Prompt, start_here
-from neuron_jax.workers.frames import EngineSpec, Sampling
+from neuron_jax.workers.engine_client import EngineClient, start_here
+from neuron_jax.workers.frames import EngineSpec, Sampling, Submit
 from neuron_jax.workers.process import DEFAULT_COMMAND
 from tests.fakes import quick
 
@@ -37,5 +37,5 @@ def alive(pid: int) -> bool:
 
 
 async def tokens(client: EngineClient, prompt: list[int], sampling: Sampling, most: int = 24) -> list[int]:
-    with client.submit(Prompt(prompt, sampling, most)) as outputs:
+    with client.submit(Submit(0, prompt, sampling, most)) as outputs:
         return [token async for output in outputs for token in output.tokens]

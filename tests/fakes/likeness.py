@@ -12,7 +12,7 @@ from cortex_gateway.metrics import Metrics, RequestRecord
 from cortex_gateway.placement.catalogue import ModelEntry
 from cortex_gateway.placement.load_options import UNSAID, LoadOptions
 from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus
-from neuron_jax.daemon.devices import Sampling
+from neuron_jax.daemon.devices import DeviceSampling
 from neuron_jax.hardware.discover import Sampler
 from tests.fakes.fleet_double import FleetDouble, LeaseDouble, MetricsDouble
 from tests.fakes.live_neuron import StillDevices
@@ -103,5 +103,5 @@ def _metrics(real: Metrics, double: MetricsDouble) -> list[MetricsLike]:
     return [real, double]
 
 
-def _devices(real: Sampler, double: StillDevices) -> list[Sampling]:
+def _devices(real: Sampler, double: StillDevices) -> list[DeviceSampling]:
     return [real, double]

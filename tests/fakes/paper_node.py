@@ -46,11 +46,11 @@ class PaperNode:
 
     def take(self, model: str, *more: "PaperNode") -> bool:
         """Load it, together with other nodes; false where one of them has no room."""
-        company, each = (self, *more), self.sizes[model]
-        if any(model in one.held or one.free_mb < each or not one.up for one in company):
+        group, each = (self, *more), self.sizes[model]
+        if any(model in one.held or one.free_mb < each or not one.up for one in group):
             return False
-        held = Held(each, company)
-        for one in company:
+        held = Held(each, group)
+        for one in group:
             one.held[model] = held
         return True
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cortex_gateway.cli.api import Api, CommandError
-from cortex_gateway.cli.chat import Answer, Chat, summary
+from cortex_gateway.cli.chat import Chat, ChatReply, summary
 
 
 def event(**delta: str) -> str:
@@ -140,12 +140,12 @@ def test_a_broken_line_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (Answer(text="x"), ""),
-        (Answer(text="x", tokens=1), "1 token"),
-        (Answer(text="x", tokens=8, tokens_per_second=42.12), "8 tokens, 42.1 tokens/s"),
-        (Answer(text="x", tokens=2, stopped=True), "2 tokens, stopped"),
+        (ChatReply(text="x"), ""),
+        (ChatReply(text="x", tokens=1), "1 token"),
+        (ChatReply(text="x", tokens=8, tokens_per_second=42.12), "8 tokens, 42.1 tokens/s"),
+        (ChatReply(text="x", tokens=2, stopped=True), "2 tokens, stopped"),
     ],
 )
-def test_summary(answer: Answer, said: str) -> None:
+def test_summary(answer: ChatReply, said: str) -> None:
     """What is known of an answer, in a few words."""
     assert summary(answer) == said

@@ -3,7 +3,7 @@
 import pytest
 
 from cortex_gateway.errors import BadRequest, HostNotAllowed, OriginNotAllowed
-from cortex_gateway.origins import Asked, OriginPolicy, is_host, is_origin, policy_of
+from cortex_gateway.origins import OriginPolicy, RequestOrigin, is_host, is_origin, policy_of
 
 CHAT, MODELS, UNLOAD, FLEET = "/v1/chat/completions", "/v1/models", "/admin/unload", "/admin/fleet"
 LOOPBACK = "127.0.0.1:31313"
@@ -14,7 +14,7 @@ OPEN = policy_of("127.0.0.1:31313", ("*",), ("*",), "beast")
 
 
 def check(policy: OriginPolicy, path: str, host: str | None, origin: str | None, site: str | None = None) -> str | None:
-    return policy.check(Asked(path=path, hosts=() if host is None else (host,), origin=origin, site=site))
+    return policy.check(RequestOrigin(path=path, hosts=() if host is None else (host,), origin=origin, site=site))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_control_routes_do_not_answer_to_foreign_names(path: str, host: str) -> 
 def test_a_host_header_that_is_none_is_refused(path: str, hosts: tuple[str, ...]) -> None:
     """RFC 9112 section 3.2: 400."""
     with pytest.raises(BadRequest, match="Host header") as refused:
-        PLAIN.check(Asked(path=path, hosts=hosts))
+        PLAIN.check(RequestOrigin(path=path, hosts=hosts))
 
     assert refused.value.status == 400
 

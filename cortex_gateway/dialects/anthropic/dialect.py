@@ -4,10 +4,10 @@ import msgspec
 
 from cortex_gateway.dialects.anthropic import errors, request
 from cortex_gateway.dialects.anthropic.request import MessagesRequest
-from cortex_gateway.dialects.anthropic.response import whole
+from cortex_gateway.dialects.anthropic.response import non_streaming_message
 from cortex_gateway.dialects.anthropic.stream import MessageEncoder
-from cortex_gateway.dialects.chat import decode_whole
-from cortex_gateway.dialects.dialect import AnswerId, Count, Decoded, Dialect, Generation, ToCount, Whole
+from cortex_gateway.dialects.chat import decode_non_streaming
+from cortex_gateway.dialects.dialect import AnswerId, Count, Decoded, Dialect, Generation, NonStreamingAnswer, ToCount
 from cortex_gateway.dialects.events import Finish
 from cortex_gateway.dialects.translation import Translation
 
@@ -19,7 +19,7 @@ def _decode(body: bytes) -> Decoded:
         stream=asked.stream,
         body=asked.neuron_body,
         answer=lambda identity: Translation(_encoder(asked, identity)),
-        whole=lambda raw, identity: _whole(asked, raw, identity),
+        non_streaming=lambda raw, identity: _non_streaming(asked, raw, identity),
     )
 
 
@@ -27,11 +27,11 @@ def _encoder(asked: MessagesRequest, identity: AnswerId) -> MessageEncoder:
     return MessageEncoder(message_id=_message_id(identity), model=asked.model, request_id=identity.request)
 
 
-def _whole(asked: MessagesRequest, raw: bytes, identity: AnswerId) -> Whole:
-    events = decode_whole(raw)
+def _non_streaming(asked: MessagesRequest, raw: bytes, identity: AnswerId) -> NonStreamingAnswer:
+    events = decode_non_streaming(raw)
     last = events[-1]
     usage = last.usage if isinstance(last, Finish) else None
-    return Whole(whole(events, message_id=_message_id(identity), model=asked.model), usage)
+    return NonStreamingAnswer(non_streaming_message(events, message_id=_message_id(identity), model=asked.model), usage)
 
 
 def _message_id(identity: AnswerId) -> str:

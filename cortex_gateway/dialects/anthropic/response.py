@@ -1,4 +1,4 @@
-"""Neutral events as one whole Message, and the counts and reasons both forms share; knows no bytes of a stream."""
+"""Neutral events as one non-streaming Message, and the counts and reasons both forms share; knows no bytes of a stream."""
 
 import base64
 import hashlib
@@ -44,8 +44,8 @@ def signature(thought: str) -> str:
     return base64.b64encode(hashlib.sha256(b"cortex thinking\n" + thought.encode()).digest()).decode()
 
 
-def whole(events: Iterable[Event], *, message_id: str, model: str) -> bytes | Failure:
-    """The Message that the events of a whole answer make, or the failure they end in."""
+def non_streaming_message(events: Iterable[Event], *, message_id: str, model: str) -> bytes | Failure:
+    """The Message that the events of a non-streaming answer make, or the failure they end in."""
     grammar = Grammar()
     blocks: list[dict[str, Any]] = []
     for event in events:
@@ -55,7 +55,7 @@ def whole(events: Iterable[Event], *, message_id: str, model: str) -> bytes | Fa
         if isinstance(event, Finish):
             return _message(blocks, event, message_id, model)
         _add(event, blocks)
-    raise AssertionError("a whole answer ends in Finish or Error")
+    raise AssertionError("a non-streaming answer ends in Finish or Error")
 
 
 def _add(event: Event, blocks: list[dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 from cortex_gateway.dialects.dialect import Decoded, Dialect, Generation
 from cortex_gateway.dialects.openai import errors, request
-from cortex_gateway.dialects.openai.relay import StreamRelay, relay_whole
+from cortex_gateway.dialects.openai.relay import StreamRelay, relay_non_streaming
 
 
 def _decode(body: bytes) -> Decoded:
@@ -12,7 +12,7 @@ def _decode(body: bytes) -> Decoded:
         stream=asked.stream,
         body=asked.addressed,
         answer=lambda _: StreamRelay(),
-        whole=lambda raw, _: relay_whole(raw),
+        non_streaming=lambda raw, _: relay_non_streaming(raw),
         affinity=asked.cache_key,
     )
 

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from cortex_gateway.dialects import sse
 from cortex_gateway.dialects.chat import CUT_SHORT, ChatUsage
-from cortex_gateway.dialects.dialect import Whole
+from cortex_gateway.dialects.dialect import NonStreamingAnswer
 from cortex_gateway.dialects.events import Usage
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.openai import errors
@@ -26,12 +26,12 @@ _COMMENT = re.compile(rb"(?:^|[\r\n]): usage (\{[^\r\n]*\})")
 _CHUNK = re.compile(rb'(?:^|[\r\n])data: ?(\{[^\r\n]*"usage": ?\{[^\r\n]*\})')
 
 
-class _Whole(Struct):
+class _NonStreamingBody(Struct):
     usage: ChatUsage | None = None
 
 
 _USAGE_DECODER = msgspec.json.Decoder(ChatUsage)
-_WHOLE_DECODER = msgspec.json.Decoder(_Whole)
+_NON_STREAMING_DECODER = msgspec.json.Decoder(_NonStreamingBody)
 
 
 class StreamRelay:
@@ -108,7 +108,7 @@ class StreamRelay:
             if comments:
                 return _USAGE_DECODER.decode(comments[-1]).neutral()
             if chunks:
-                return whole_usage(chunks[-1])
+                return non_streaming_usage(chunks[-1])
             begun = _USAGE_DECODER.decode(self._begun).neutral() if self._begun else None
         except ValueError:
             return None
@@ -116,15 +116,15 @@ class StreamRelay:
         return begun and Usage(begun.prompt, max(begun.completion, answered), begun.cached)
 
 
-def relay_whole(raw: bytes) -> Whole:
-    """A whole answer, as it came."""
-    return Whole(raw, whole_usage(raw))
+def relay_non_streaming(raw: bytes) -> NonStreamingAnswer:
+    """A non-streaming answer, as it came."""
+    return NonStreamingAnswer(raw, non_streaming_usage(raw))
 
 
-def whole_usage(raw: bytes) -> Usage | None:
+def non_streaming_usage(raw: bytes) -> Usage | None:
     """The counts of a JSON answer, or None."""
     try:
-        usage = _WHOLE_DECODER.decode(raw).usage
+        usage = _NON_STREAMING_DECODER.decode(raw).usage
     except (ValueError, RecursionError):
         return None
     return usage.neutral() if usage else None

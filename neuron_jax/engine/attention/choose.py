@@ -47,7 +47,7 @@ class Pair:
 
 
 @frozen
-class Choice:
+class AttentionChoice:
     """The attention of every kind of layer, over pools of `kv`. GET /models tells `name` and `reason`. With `rotates` it is
     the native kernel."""
 
@@ -62,7 +62,7 @@ class Choice:
         return {layer: (pair.decode if rows.single else pair.extend)(rows) for layer, pair in self.kinds.items()}
 
 
-def choose(case: Case, rungs: Sequence[Rung] | None = None) -> Choice:
+def choose(case: Case, rungs: Sequence[Rung] | None = None) -> AttentionChoice:
     """The first rung that serves decode steps and the first that serves prompt steps; the last rung serves anything."""
     ladder = RUNGS if rungs is None else rungs
     refused: list[str] = []
@@ -72,7 +72,7 @@ def choose(case: Case, rungs: Sequence[Rung] | None = None) -> Choice:
             log.info("attention: native")
             reason = "the kernel made for a CPU; its own tests hold it against the reference"
             pairs = {layer: Pair(make, make) for layer in case.layers for make in [partial(native.NativeAttend, layer)]}
-            return Choice("native", reason, native.NativeKV(), pairs, rotates=True)
+            return AttentionChoice("native", reason, native.NativeKV(), pairs, rotates=True)
         refused = [f"native: {why}"]
     names: list[str] = []
     pairs = {}
@@ -87,7 +87,7 @@ def choose(case: Case, rungs: Sequence[Rung] | None = None) -> Choice:
     name = " and ".join(dict.fromkeys(names))
     reason = "; ".join(dict.fromkeys(refused)) or f"the first choice on {case.device.device_kind}"
     log.info("attention: %s (%s)", name, reason)
-    return Choice(name, reason, case.kv, pairs)
+    return AttentionChoice(name, reason, case.kv, pairs)
 
 
 def _first(case: Case, ladder: Sequence[Rung], *, chunked: bool) -> tuple[Rung, list[str]]:

@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
-from cortex_gateway.dialects.chat import decode_whole
-from cortex_gateway.dialects.dialect import AnswerId, Count, Decoded, Dialect, Generation, ToCount, Whole
+from cortex_gateway.dialects.chat import decode_non_streaming
+from cortex_gateway.dialects.dialect import AnswerId, Count, Decoded, Dialect, Generation, NonStreamingAnswer, ToCount
 from cortex_gateway.dialects.events import Error, Event, Finish, Text, Usage
 from cortex_gateway.dialects.failure import Failure, RefusedError
 from cortex_gateway.dialects.translation import Translation
@@ -55,22 +55,22 @@ def _decode(body: bytes) -> Decoded:
         stream=stream,
         body=lambda name: msgspec.json.encode({"model": name, "messages": messages, **streaming}),
         answer=lambda identity: Translation(Numbered(identity)),
-        whole=_whole,
+        non_streaming=_non_streaming,
     )
 
 
-def _whole(raw: bytes, identity: AnswerId) -> Whole:
+def _non_streaming(raw: bytes, identity: AnswerId) -> NonStreamingAnswer:
     usage: Usage | None = None
     text = ""
-    for event in decode_whole(raw):
+    for event in decode_non_streaming(raw):
         match event:
             case Error(failure):
-                return Whole(failure)
+                return NonStreamingAnswer(failure)
             case Text(piece):
                 text += piece
             case Finish():
                 usage = event.usage
-    return Whole(msgspec.json.encode({"id": f"say_{identity.unique}", "said": text}), usage)
+    return NonStreamingAnswer(msgspec.json.encode({"id": f"say_{identity.unique}", "said": text}), usage)
 
 
 def _to_count(body: bytes) -> ToCount:

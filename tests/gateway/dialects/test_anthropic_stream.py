@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cortex_gateway.dialects.anthropic.response import signature, whole
+from cortex_gateway.dialects.anthropic.response import non_streaming_message, signature
 from cortex_gateway.dialects.anthropic.stream import PING, MessageEncoder
 from cortex_gateway.dialects.events import (
     Error,
@@ -47,7 +47,7 @@ def streamed(*events: Event) -> list[Any]:
 
 
 def message(*events: Event) -> Any:
-    encoded = whole(events, message_id="msg_1", model="m")
+    encoded = non_streaming_message(events, message_id="msg_1", model="m")
     assert isinstance(encoded, bytes)
     return json.loads(encoded)
 
@@ -214,7 +214,7 @@ def test_a_truncated_call_is_max_tokens_with_what_there_is() -> None:
 def test_arguments_that_are_no_object_are_the_neuron_s_fault(arguments: str) -> None:
     """A client is never told to call a tool with something else."""
     call = (ToolStart(0, "t", "f"), ToolArguments(0, arguments), ToolEnd(0))
-    failure = whole((START, *call, finish("tool_calls")), message_id="msg_1", model="m")
+    failure = non_streaming_message((START, *call, finish("tool_calls")), message_id="msg_1", model="m")
 
     assert isinstance(failure, Failure)
     assert failure.code == "upstream_malformed_response"
@@ -227,7 +227,7 @@ def test_a_failure_is_the_last_event_and_no_message_stop(before: tuple[Event, ..
 
     assert events[-1] == {"type": "error", "error": {"type": "api_error", "message": "cut"}, "request_id": "req_1"}
     assert "message_stop" not in [event["type"] for event in events]
-    assert whole((*before, Error(BROKEN)), message_id="msg_1", model="m") == BROKEN
+    assert non_streaming_message((*before, Error(BROKEN)), message_id="msg_1", model="m") == BROKEN
 
 
 def test_nothing_follows_the_end() -> None:

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortex_gateway.dialects.anthropic import request as messages
-from cortex_gateway.dialects.chat import ChatDecoder, decode_whole
+from cortex_gateway.dialects.chat import ChatDecoder, decode_non_streaming
 from cortex_gateway.dialects.failure import RefusedError
 from cortex_gateway.dialects.openai import errors as openai_errors
 from cortex_gateway.dialects.openai import request as openai_request
-from cortex_gateway.dialects.openai.relay import whole_usage
+from cortex_gateway.dialects.openai.relay import non_streaming_usage
 from tests.fakes.any_json import any_json, objects
 
 MESSAGES_WORDS = (
@@ -78,12 +78,12 @@ def test_any_bytes_as_a_body_that_is_passed_on(body: bytes) -> None:
 
 @given(any_json(CHUNK_WORDS))
 def test_any_json_from_a_neuron(value: Any) -> None:
-    """A stream's chunk and a whole answer: events in legal order that end the stream, never an exception."""
+    """A stream's chunk and a non-streaming answer: events in legal order that end the stream, never an exception."""
     raw = msgspec.json.encode(value)
     decoder = ChatDecoder()
     streamed = [*decoder.feed(b"data: " + raw + b"\n\n"), *decoder.close()]
-    whole_usage(raw)
+    non_streaming_usage(raw)
     openai_errors.read(500, raw)
 
     assert streamed
-    assert decode_whole(raw)
+    assert decode_non_streaming(raw)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cortex_gateway.dialects.chat import CUT_SHORT, decode_whole
+from cortex_gateway.dialects.chat import CUT_SHORT, decode_non_streaming
 from cortex_gateway.dialects.events import (
     Error,
     Event,
@@ -182,7 +182,7 @@ def answer(message: dict[str, Any], reason: str = "stop", **choice: Any) -> byte
     ).encode()
 
 
-def test_a_whole_answer_is_the_same_events() -> None:
+def test_a_non_streaming_answer_is_the_same_events() -> None:
     """Non-stream keeps reasoning and tool calls (wire.md 2.9.1, 2.9.2)."""
     calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}}]
     message = {"content": "hi", "reasoning_content": "hm", "reasoning": "hm", "tool_calls": calls}
@@ -197,12 +197,12 @@ def test_a_whole_answer_is_the_same_events() -> None:
         Finish("tool_calls", None, counts),
     ]
 
-    assert decode_whole(answer(message, "tool_calls")) == expected
+    assert decode_non_streaming(answer(message, "tool_calls")) == expected
 
 
-def test_a_whole_answer_tells_its_stop_string() -> None:
+def test_a_non_streaming_answer_tells_its_stop_string() -> None:
     """As the stream does."""
-    last = decode_whole(answer({"content": "hi"}, stop_reason="END"))[-1]
+    last = decode_non_streaming(answer({"content": "hi"}, stop_reason="END"))[-1]
 
     assert last == Finish("stop", "END", Usage(7, 3, 2))
 
@@ -219,9 +219,9 @@ def test_a_whole_answer_tells_its_stop_string() -> None:
         answer({"tool_calls": [{"function": {"name": "f"}}]}),
     ],
 )
-def test_a_whole_answer_that_is_none_is_one_error(raw: bytes) -> None:
+def test_a_non_streaming_answer_that_is_none_is_one_error(raw: bytes) -> None:
     """A body without a message is the neuron's fault."""
-    (only,) = decode_whole(raw)
+    (only,) = decode_non_streaming(raw)
 
     assert isinstance(only, Error)
     assert only.failure.code == "upstream_malformed_response"

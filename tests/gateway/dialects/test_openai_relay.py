@@ -5,7 +5,7 @@ import pytest
 from cortex_gateway.dialects.chat import CUT_SHORT
 from cortex_gateway.dialects.events import Usage
 from cortex_gateway.dialects.openai import errors
-from cortex_gateway.dialects.openai.relay import StreamRelay, whole_usage
+from cortex_gateway.dialects.openai.relay import StreamRelay, non_streaming_usage
 from tests.fakes.codec import cuts
 from tests.gateway.dialects.chat_streams import DONE, call, delta, event, finish, role, total
 
@@ -192,6 +192,6 @@ def test_a_long_stream_s_end_is_still_read() -> None:
         (b'{"usage":{"prompt_tokens":"x"}}', None),
     ],
 )
-def test_a_whole_answer_s_counts(raw: bytes, counts: Usage | None) -> None:
+def test_a_non_streaming_answer_s_counts(raw: bytes, counts: Usage | None) -> None:
     """Unreadable counts are unknown counts, never an error for the client."""
-    assert whole_usage(raw) == counts
+    assert non_streaming_usage(raw) == counts

@@ -191,7 +191,7 @@ def test_a_long_wait_drains_what_is_in_use_on_a_lender() -> None:
     assert decide(node("a", *TWO), other, drain=True) == led("a", "b", leave={"b": ("x",)})
 
 
-def test_a_company_that_failed_is_not_tried_again_but_others_are() -> None:
+def test_a_group_that_failed_is_not_tried_again_but_others_are() -> None:
     """a and b did not get on: c takes the place of b, whoever leads."""
     nodes = [node("a", *TWO), node("b", *TWO), node("c", *TWO)]
 

@@ -43,8 +43,8 @@ def test_more_answers_than_slots_take_them_all() -> None:
     """n may be larger than the engine's slots: the engine queues the rest itself."""
 
     async def use() -> None:
-        with queue(slots=2).enter(16) as ticket:
-            assert (ticket.held, ticket.slots) == (True, 2)
+        with queue(slots=2).enter(16) as reservation:
+            assert (reservation.held, reservation.slots) == (True, 2)
 
     run(use)
 

@@ -25,9 +25,9 @@ class HandLoop(asyncio.SelectorEventLoop):
 
 @define(eq=False)
 class Guest:
-    """Somebody with a ticket, and whether he was sent away. The guests are kept in the order of their arrival."""
+    """Somebody with a reservation, and whether he was sent away. The guests are kept in the order of their arrival."""
 
-    ticket: Reservation
+    reservation: Reservation
     ends: float
     sent_away: bool = False
 
@@ -43,10 +43,10 @@ class Queue(RuleBasedStateMachine):
         self.turned_away = self.timed_out = 0
 
     def _sitting(self) -> list[Guest]:
-        return [one for one in self.guests if one.ticket.held]
+        return [one for one in self.guests if one.reservation.held]
 
     def _waiting(self) -> list[Guest]:
-        return [one for one in self.guests if not one.ticket.held and not one.sent_away]
+        return [one for one in self.guests if not one.reservation.held and not one.sent_away]
 
     async def _enter(self, answers: int) -> Reservation:
         return self.admission.enter(answers)
@@ -62,40 +62,40 @@ class Queue(RuleBasedStateMachine):
             assert raised.value.status == 503
             self.turned_away += 1
             return
-        ticket = self.loop.run_until_complete(self._enter(answers))
-        assert (ticket.held, ticket.slots) == (at_once, wanted)
-        self.guests.append(Guest(ticket, self.loop.now + WAIT_SECS))
+        reservation = self.loop.run_until_complete(self._enter(answers))
+        assert (reservation.held, reservation.slots) == (at_once, wanted)
+        self.guests.append(Guest(reservation, self.loop.now + WAIT_SECS))
 
     @precondition(lambda self: self.guests)
     @rule(data=st.data())
     def go(self, data: st.DataObject) -> None:
         guest = data.draw(st.sampled_from(self.guests))
         before = self._sitting()
-        with guest.ticket:
+        with guest.reservation:
             pass
         self.guests.remove(guest)
-        assert [one for one in before if one is not guest and not one.ticket.held] == [], "who sits keeps his slot"
+        assert [one for one in before if one is not guest and not one.reservation.held] == [], "who sits keeps his slot"
 
     @precondition(lambda self: self.guests)
     @rule(data=st.data())
     def ask(self, data: st.DataObject) -> None:
         guest = data.draw(st.sampled_from(self.guests))
-        late = not guest.ticket.held and not guest.sent_away and self.loop.now >= guest.ends
+        late = not guest.reservation.held and not guest.sent_away and self.loop.now >= guest.ends
         if guest.sent_away or late:
             ahead = 0 if guest.sent_away else self._waiting().index(guest)
             with pytest.raises(Problem) as raised:
-                self.loop.run_until_complete(guest.ticket.wait(0))
+                self.loop.run_until_complete(guest.reservation.wait(0))
             assert ("Waited 60 seconds" in raised.value.message) == late
             assert guest.sent_away or raised.value.retry_after == 2 * (ahead + 1)
             self.timed_out += late
         else:
-            assert self.loop.run_until_complete(guest.ticket.wait(0)) == guest.ticket.held
+            assert self.loop.run_until_complete(guest.reservation.wait(0)) == guest.reservation.held
 
     @rule(slots=st.integers(1, 5))
     def resize(self, slots: int) -> None:
         before = self._sitting()
         self.admission.resize(slots)
-        assert all(one.ticket.held for one in before), "who sits keeps his slot"
+        assert all(one.reservation.held for one in before), "who sits keeps his slot"
 
     @rule()
     def send_all_away(self) -> None:
@@ -110,7 +110,7 @@ class Queue(RuleBasedStateMachine):
 
     @invariant()
     def every_slot_is_accounted_for(self) -> None:
-        assert self.admission.in_flight == sum(one.ticket.slots for one in self._sitting())
+        assert self.admission.in_flight == sum(one.reservation.slots for one in self._sitting())
         assert self.admission.queued == len(self._waiting()) <= DEPTH
         assert self.admission.counts.rejected_queue_full == self.turned_away
         assert self.admission.counts.rejected_timeout == self.timed_out
@@ -119,19 +119,19 @@ class Queue(RuleBasedStateMachine):
     def nobody_is_overtaken(self) -> None:
         waiting = False
         for one in self.guests:
-            waiting = waiting or not (one.ticket.held or one.sent_away)
-            assert not (waiting and one.ticket.held)
+            waiting = waiting or not (one.reservation.held or one.sent_away)
+            assert not (waiting and one.reservation.held)
 
     @invariant()
     def no_slot_is_free_while_somebody_waits_who_could_take_it(self) -> None:
         for one in self._waiting()[:1]:
             free = self.admission.slots - self.admission.in_flight
-            assert min(one.ticket.slots, self.admission.slots) > free
+            assert min(one.reservation.slots, self.admission.slots) > free
 
     def teardown(self) -> None:
         """When everybody has gone, all is as at the beginning."""
         for one in self.guests:
-            with one.ticket:
+            with one.reservation:
                 pass
         assert (self.admission.in_flight, self.admission.queued) == (0, 0)
         self.loop.run_until_complete(asyncio.sleep(0))

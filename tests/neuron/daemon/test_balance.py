@@ -8,7 +8,7 @@ import msgspec
 from neuron_jax.daemon import tally
 from neuron_jax.daemon.balance import ABOUT_EQUAL, Busy, choose
 from neuron_jax.workers.frames import EngineLoad
-from neuron_jax.workers.supervisor import Phase, State
+from neuron_jax.workers.supervisor import EngineState, Phase
 
 
 def busy(*open_: int, slots: int = 8) -> dict[int, Busy]:
@@ -63,11 +63,11 @@ def test_loads_are_summed() -> None:
 
 def test_a_model_is_as_well_as_its_best_engine() -> None:
     """And complains of the worst."""
-    ready, recovering = State(Phase.READY, restarts=1), State(Phase.RECOVERING, 1, 2, "oops", "exited")
-    failed = State(Phase.FAILED, 6, 5, "no", "internal")
+    ready, recovering = EngineState(Phase.READY, restarts=1), EngineState(Phase.RECOVERING, 1, 2, "oops", "exited")
+    failed = EngineState(Phase.FAILED, 6, 5, "no", "internal")
 
-    assert tally.joined([]) == State()
-    assert tally.joined([recovering, ready]) == State(Phase.READY, 0, 3, "oops", "exited")
+    assert tally.joined([]) == EngineState()
+    assert tally.joined([recovering, ready]) == EngineState(Phase.READY, 0, 3, "oops", "exited")
     assert tally.joined([failed, recovering]).phase is Phase.RECOVERING
     assert tally.joined([failed, recovering]).last_error == "no"
     assert tally.joined([failed, failed]).phase is Phase.FAILED

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from neuron_jax.config import EngineConfig, ModelSpec
-from neuron_jax.daemon.devices import Lost, assign_all, lost_after
+from neuron_jax.daemon.devices import LostDevice, assign_all, lost_after
 from neuron_jax.errors import LoadError
 from neuron_jax.hardware.records import DeviceLoad, Process
 from neuron_jax.workers.supervisor import RestartPolicy
@@ -168,13 +168,13 @@ def test_a_model_without_another_device_fails_with_the_reason(
 def test_a_lost_device_is_used_again_when_the_driver_sees_it_well() -> None:
     """But not because the driver never noticed: then only a new start of the neuron forgives."""
     fine, bad = (DeviceLoad(0, 0, 9, None, None, lost=words) for words in (None, "GPU is lost"))
-    silent = {0: Lost("ECC", seen=False)}
+    silent = {0: LostDevice("ECC", seen=False)}
 
     assert lost_after({}, [fine]) == {}
-    assert lost_after({}, [bad]) == {0: Lost("GPU is lost", seen=True)}
+    assert lost_after({}, [bad]) == {0: LostDevice("GPU is lost", seen=True)}
     assert lost_after(silent, [fine]) == silent
-    assert lost_after(silent, [bad]) == {0: Lost("ECC", seen=True)}
-    assert lost_after({0: Lost("ECC", seen=True)}, [fine]) == {}
+    assert lost_after(silent, [bad]) == {0: LostDevice("ECC", seen=True)}
+    assert lost_after({0: LostDevice("ECC", seen=True)}, [fine]) == {}
 
 
 def test_of_several_devices_the_one_that_the_driver_names_is_lost(tmp_path: Path) -> None:

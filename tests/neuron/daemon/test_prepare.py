@@ -29,16 +29,16 @@ def job(folder: Path, advice: dict[str, Any] | None = None, **fields: Any) -> Ge
 
 def test_nothing_said_is_neutral(tmp_path: Path) -> None:
     """Temperature 1 and a drawn seed; the answer may fill the context."""
-    prompt = job(tmp_path).prompts[0]
+    submit = job(tmp_path).submits[0]
 
-    assert prompt.sampling == Sampling(seed=7)
-    assert (len(prompt.ids), prompt.max_tokens, prompt.stop_ids, prompt.ignore_eos) == (5, 95, (END,), False)
+    assert submit.sampling == Sampling(seed=7)
+    assert (len(submit.prompt), submit.max_tokens, submit.stop_ids, submit.ignore_eos) == (5, 95, (END,), False)
 
 
 def test_the_request_wins_over_the_models_advice(tmp_path: Path) -> None:
     """Request, then generation_config, then neutral."""
     advice = {"temperature": 0.2, "top_p": 0.9, "top_k": 20, "do_sample": True, "max_length": 9}
-    sampling = job(tmp_path, advice, top_p=0.5, presence_penalty=1).prompts[0].sampling
+    sampling = job(tmp_path, advice, top_p=0.5, presence_penalty=1).submits[0].sampling
 
     assert sampling == Sampling(temperature=0.2, top_p=0.5, top_k=20, presence_penalty=1.0, seed=7)
 
@@ -48,7 +48,7 @@ def test_advice_that_a_request_would_be_refused_for_is_not_followed(
 ) -> None:
     """The rest of it is; the log names file, key and value."""
     advice = {"temperature": -1, "top_p": True, "top_k": "9", "min_p": 0.1, "repetition_penalty": None}
-    sampling = job(tmp_path, advice).prompts[0].sampling
+    sampling = job(tmp_path, advice).submits[0].sampling
 
     assert sampling == Sampling(min_p=0.1, seed=7)
     assert len(caplog.messages) == 3
@@ -59,14 +59,14 @@ def test_advice_that_a_request_would_be_refused_for_is_not_followed(
 
 def test_seeds_count_up_over_the_choices(tmp_path: Path) -> None:
     """Choice i has seed + i, so that one of them can be asked for again alone; it wraps at 64 bits."""
-    seeds = [prompt.sampling.seed for prompt in job(tmp_path, n=3, seed=-2).prompts]
+    seeds = [submit.sampling.seed for submit in job(tmp_path, n=3, seed=-2).submits]
 
     assert seeds == [2**64 - 2, 2**64 - 1, 0]
 
 
 def test_more_tokens_than_the_context_has_are_capped(tmp_path: Path) -> None:
     """A large max_tokens is what clients send to say "as much as there is"."""
-    assert job(tmp_path, max_tokens=10_000).prompts[0].max_tokens == 95
+    assert job(tmp_path, max_tokens=10_000).submits[0].max_tokens == 95
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def test_more_tokens_than_the_context_has_are_capped(tmp_path: Path) -> None:
 )
 def test_stop_ids(tmp_path: Path, fields: dict[str, Any], stop_ids: tuple[int, ...], ignore: bool) -> None:
     """ignore_eos forgets the end tokens, not the ids the client named."""
-    prompt = job(tmp_path, **fields).prompts[0]
+    submit = job(tmp_path, **fields).submits[0]
 
-    assert (prompt.stop_ids, prompt.ignore_eos) == (stop_ids, ignore)
+    assert (submit.stop_ids, submit.ignore_eos) == (stop_ids, ignore)
 
 
 def test_one_long_prompt_refuses_the_whole_batch(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from neuron_jax.workers.frames import (
     Report,
     Sampling,
     Shutdown,
-    Step,
+    StepOutputs,
     Submit,
     encode,
 )
@@ -67,8 +67,8 @@ class Peer:
         self.send(submit)
         found: list[Output] = []
         while not (found and found[-1].finish):
-            step, _ = self.until(Step)
-            assert isinstance(step, Step)
+            step, _ = self.until(StepOutputs)
+            assert isinstance(step, StepOutputs)
             found += [output for output in step.outputs if output.request == submit.request]
         return found
 
@@ -160,8 +160,8 @@ def test_outputs_are_booked_to_their_own_requests(peer: Peer) -> None:
         peer.send(greedy(20 + i, [i, i + 1]))
     outputs: list[Output] = []
     while sum(output.finish is not None for output in outputs) < 3:
-        step, _ = peer.until(Step)
-        assert isinstance(step, Step)
+        step, _ = peer.until(StepOutputs)
+        assert isinstance(step, StepOutputs)
         outputs += step.outputs
 
     assert {i: [t for o in outputs if o.request == 20 + i for t in o.tokens] for i in (1, 2, 3)} == alone
@@ -193,7 +193,7 @@ def test_two_devices_give_the_tokens_of_one(peer: Peer, checkpoint: pathlib.Path
 def test_it_ends_when_the_daemon_goes_away_even_while_busy(peer: Peer) -> None:
     """The last test of the shared process."""
     peer.send(greedy(40, [1, 2, 3], max_tokens=500))
-    peer.until(Step)
+    peer.until(StepOutputs)
     peer.link.close()
 
     assert peer.process.wait(20) == 0

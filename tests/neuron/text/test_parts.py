@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from neuron_jax.text.cuts import cuts_of
 from neuron_jax.text.errors import TooManyTokensError, UncutTextError
 from neuron_jax.text.gguf_vocab import PRE_TOKENIZERS
-from neuron_jax.text.parts import Count, PartEncoder
+from neuron_jax.text.parts import PartEncoder, TokenCount
 from neuron_jax.text.tokenizer import Tokenizer, load_tokenizer
 from tests.fakes.vocabularies import byte_level, byte_level_header, sentence_piece, sentence_piece_header
 
@@ -126,7 +126,7 @@ def test_parts_have_the_ids_of_the_whole(name: str) -> None:
     encoder = PartEncoder(backend, described(backend), part_chars=PART)
     parts = 0
     for text in mixtures(150, 5):
-        assert encoder.encode(text, Count(None, len(text))) == whole(backend, text)
+        assert encoder.encode(text, TokenCount(None, len(text))) == whole(backend, text)
         parts += len(list(encoder.parts(text)))
 
     assert parts > 150 * 8
@@ -200,7 +200,7 @@ def test_counting_stops_soon_after_the_limit() -> None:
     text = (SAMPLE * 1100)[:4_000_000]
     backend, encoder = watched()
     with pytest.raises(TooManyTokensError) as raised:
-        encoder.encode(text, Count(2_000, len(text)))
+        encoder.encode(text, TokenCount(2_000, len(text)))
 
     assert backend.chars < 40_000
     assert backend.most < 40_000
@@ -213,7 +213,7 @@ def test_a_little_too_much_is_counted_to_the_end() -> None:
     """Whoever compacts a conversation wants to know by how much."""
     text, (_, encoder) = SAMPLE * 16, watched()
     tokens = len(whole(BACKENDS["llama 3"], text))
-    count = Count(tokens - 9, len(text))
+    count = TokenCount(tokens - 9, len(text))
     encoder.encode(text, count)
     with pytest.raises(TooManyTokensError) as raised:
         count.close()
@@ -227,7 +227,7 @@ def test_a_stretch_without_cuts_is_refused_before_it_is_taken_whole(char: str) -
     backend, encoder = watched()
     text = char * 4_000_000
     with pytest.raises(TooManyTokensError):
-        encoder.encode(text, Count(1_000, len(text)))
+        encoder.encode(text, TokenCount(1_000, len(text)))
 
     assert backend.chars < 200_000
 
@@ -238,9 +238,9 @@ def test_a_stretch_without_cuts_that_would_fit_is_bounded_all_the_same() -> None
     encoder = PartEncoder(backend, described(backend), part_chars=PART)
     text = "ab12" * 20 * PART
     with pytest.raises(UncutTextError, match=f"{len(text)} characters"):
-        encoder.encode(text, Count(10**6, len(text)))
+        encoder.encode(text, TokenCount(10**6, len(text)))
 
-    assert encoder.encode(text[: 40 * PART], Count(10**6, 40 * PART)) == whole(backend, text[: 40 * PART])
+    assert encoder.encode(text[: 40 * PART], TokenCount(10**6, 40 * PART)) == whole(backend, text[: 40 * PART])
 
 
 @pytest.mark.parametrize("name", ["llama 3", "llama 2", "gguf bytes", "gguf sentence piece"])

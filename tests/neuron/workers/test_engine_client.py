@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from neuron_jax.errors import EngineDied, LoadError
-from neuron_jax.workers.engine_client import EngineClient, Prompt
-from neuron_jax.workers.frames import EngineSpec, Output, Progress, Sampling
+from neuron_jax.workers.engine_client import EngineClient
+from neuron_jax.workers.frames import EngineSpec, Output, Progress, Sampling, Submit
 from neuron_jax.workers.process import engine_environment
 from tests.fakes.engine_double import COMMAND, environment
 from tests.fakes.tiny_model import END, write_tiny_model
 from tests.fakes.waiting import until
 
 
-def prompt(text: str, max_tokens: int = 1000) -> Prompt:
-    return Prompt(ids=list(text.encode()), sampling=Sampling(), max_tokens=max_tokens, stop_ids=(END,))
+def prompt(text: str, max_tokens: int = 1000) -> Submit:
+    return Submit(0, list(text.encode()), sampling=Sampling(), max_tokens=max_tokens, stop_ids=(END,))
 
 
 def with_engine(folder: Path, use: Callable[[EngineClient], Awaitable[Any]], **script: Any) -> Any:
@@ -41,8 +41,8 @@ def with_engine(folder: Path, use: Callable[[EngineClient], Awaitable[Any]], **s
     return asyncio.run(run())
 
 
-async def collect(client: EngineClient, *prompts: Prompt) -> list[Output]:
-    with client.submit(*prompts) as outputs:
+async def collect(client: EngineClient, *submits: Submit) -> list[Output]:
+    with client.submit(*submits) as outputs:
         return [output async for output in outputs]
 
 

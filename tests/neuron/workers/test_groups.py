@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from neuron_jax.errors import EngineDied, LoadError
-from neuron_jax.workers.engine_client import EngineClient, Prompt, start_here
-from neuron_jax.workers.frames import EngineSpec, Group, Sampling
+from neuron_jax.workers.engine_client import EngineClient, start_here
+from neuron_jax.workers.frames import EngineSpec, Group, Sampling, Submit
 from tests.fakes.groups import INHERITED, alive, tokens, with_group
 from tests.fakes.tiny_llama import write_checkpoint
 from tests.fakes.waiting import until
@@ -87,7 +87,7 @@ def test_the_death_of_a_rank_is_the_groups(checkpoint: pathlib.Path) -> None:
     """Noticed within a second, told with its name, and nobody else is left."""
 
     async def use(client: EngineClient) -> None:
-        with client.submit(Prompt([1, 2, 3], GREEDY, 400)) as outputs:
+        with client.submit(Submit(0, [1, 2, 3], GREEDY, 400)) as outputs:
             await anext(outputs)
             os.kill(client.ranks[1].pid, signal.SIGKILL)
             began = asyncio.get_running_loop().time()

@@ -17,11 +17,11 @@ from neuron_jax.workers.supervisor import (
     REMEDIES,
     RESTARTS,
     Died,
+    EngineState,
     Phase,
     Remedy,
     Started,
     StartFailed,
-    State,
     StopAsked,
     Stopped,
     Supervisor,
@@ -32,75 +32,83 @@ from tests.fakes.engine_double import COMMAND, environment
 from tests.fakes.tiny_model import write_tiny_model
 from tests.fakes.waiting import until
 
-READY = State(Phase.READY)
-FULL = State(Phase.READY, 1, 1, "full", "out_of_memory", 1)
-WORN = State(Phase.READY, failures=RESTARTS.max_failures, restarts=RESTARTS.max_failures)
+READY = EngineState(Phase.READY)
+FULL = EngineState(Phase.READY, 1, 1, "full", "out_of_memory", 1)
+WORN = EngineState(Phase.READY, failures=RESTARTS.max_failures, restarts=RESTARTS.max_failures)
 TABLE = [
-    (State(), Started(), State(Phase.READY)),
-    (State(), StartFailed("no"), State(Phase.FAILED, 1, 0, "no", "internal")),
-    (State(), StartFailed("no", "bad_checkpoint"), State(Phase.FAILED, 1, 0, "no", "bad_checkpoint")),
-    (State(), StartFailed("full", "out_of_memory"), State(Phase.STARTING, 1, 1, "full", "out_of_memory", 1)),
-    (State(), StartFailed("busy", "device_busy"), State(Phase.STARTING, 1, 1, "busy", "device_busy")),
-    (State(), StartFailed("lost", "device_lost"), State(Phase.STARTING, 1, 1, "lost", "device_lost")),
+    (EngineState(), Started(), EngineState(Phase.READY)),
+    (EngineState(), StartFailed("no"), EngineState(Phase.FAILED, 1, 0, "no", "internal")),
+    (EngineState(), StartFailed("no", "bad_checkpoint"), EngineState(Phase.FAILED, 1, 0, "no", "bad_checkpoint")),
     (
-        State(Phase.STARTING, RESTARTS.max_failures, 5, "busy", "device_busy"),
-        StartFailed("busy", "device_busy"),
-        State(Phase.FAILED, RESTARTS.max_failures + 1, 5, "busy", "device_busy"),
+        EngineState(),
+        StartFailed("full", "out_of_memory"),
+        EngineState(Phase.STARTING, 1, 1, "full", "out_of_memory", 1),
     ),
-    (State(), StopAsked(), State(Phase.DRAINING)),
-    (READY, Died("oops", 1.0), State(Phase.RECOVERING, 1, 1, "oops", "exited")),
-    (READY, Died("bad", 1.0, "device_error"), State(Phase.RECOVERING, 1, 1, "bad", "device_error")),
-    (READY, Died("lost", 1.0, "device_lost"), State(Phase.RECOVERING, 1, 1, "lost", "device_lost")),
-    (READY, Died("full", 1.0, "out_of_memory"), State(Phase.RECOVERING, 1, 1, "full", "out_of_memory", 1)),
-    (FULL, Died("full", 1.0, "out_of_memory"), State(Phase.FAILED, 2, 1, "full", "out_of_memory", 1)),
-    (FULL, Died("oops", 1.0), State(Phase.RECOVERING, 2, 2, "oops", "exited", 1)),
+    (EngineState(), StartFailed("busy", "device_busy"), EngineState(Phase.STARTING, 1, 1, "busy", "device_busy")),
+    (EngineState(), StartFailed("lost", "device_lost"), EngineState(Phase.STARTING, 1, 1, "lost", "device_lost")),
+    (
+        EngineState(Phase.STARTING, RESTARTS.max_failures, 5, "busy", "device_busy"),
+        StartFailed("busy", "device_busy"),
+        EngineState(Phase.FAILED, RESTARTS.max_failures + 1, 5, "busy", "device_busy"),
+    ),
+    (EngineState(), StopAsked(), EngineState(Phase.DRAINING)),
+    (READY, Died("oops", 1.0), EngineState(Phase.RECOVERING, 1, 1, "oops", "exited")),
+    (READY, Died("bad", 1.0, "device_error"), EngineState(Phase.RECOVERING, 1, 1, "bad", "device_error")),
+    (READY, Died("lost", 1.0, "device_lost"), EngineState(Phase.RECOVERING, 1, 1, "lost", "device_lost")),
+    (READY, Died("full", 1.0, "out_of_memory"), EngineState(Phase.RECOVERING, 1, 1, "full", "out_of_memory", 1)),
+    (FULL, Died("full", 1.0, "out_of_memory"), EngineState(Phase.FAILED, 2, 1, "full", "out_of_memory", 1)),
+    (FULL, Died("oops", 1.0), EngineState(Phase.RECOVERING, 2, 2, "oops", "exited", 1)),
     (
         FULL,
         Died("full", RESTARTS.stable, "out_of_memory"),
-        State(Phase.RECOVERING, 1, 2, "full", "out_of_memory", 2),
+        EngineState(Phase.RECOVERING, 1, 2, "full", "out_of_memory", 2),
     ),
-    (READY, StopAsked(), State(Phase.DRAINING)),
-    (State(Phase.RECOVERING, 2, 2, "x"), Started(), State(Phase.READY, 2, 2, "x")),
-    (State(Phase.RECOVERING, 2, 2, "x"), StartFailed("y"), State(Phase.RECOVERING, 3, 3, "y", "internal")),
+    (READY, StopAsked(), EngineState(Phase.DRAINING)),
+    (EngineState(Phase.RECOVERING, 2, 2, "x"), Started(), EngineState(Phase.READY, 2, 2, "x")),
+    (EngineState(Phase.RECOVERING, 2, 2, "x"), StartFailed("y"), EngineState(Phase.RECOVERING, 3, 3, "y", "internal")),
     (
-        State(Phase.RECOVERING, 2, 2, "x"),
+        EngineState(Phase.RECOVERING, 2, 2, "x"),
         StartFailed("y", "does_not_fit"),
-        State(Phase.FAILED, 3, 2, "y", "does_not_fit"),
+        EngineState(Phase.FAILED, 3, 2, "y", "does_not_fit"),
     ),
-    (State(Phase.RECOVERING, 2, 2, "x"), StopAsked(), State(Phase.DRAINING, 2, 2, "x")),
+    (EngineState(Phase.RECOVERING, 2, 2, "x"), StopAsked(), EngineState(Phase.DRAINING, 2, 2, "x")),
     (
         WORN,
         Died("again", 1.0),
-        State(Phase.FAILED, RESTARTS.max_failures + 1, RESTARTS.max_failures, "again", "exited"),
+        EngineState(Phase.FAILED, RESTARTS.max_failures + 1, RESTARTS.max_failures, "again", "exited"),
     ),
     (
-        State(Phase.RECOVERING, 1, 1, "gone", "rank_exited"),
+        EngineState(Phase.RECOVERING, 1, 1, "gone", "rank_exited"),
         StartFailed("away", "rendezvous_timeout"),
-        State(Phase.RECOVERING, 1, 2, "away", "rendezvous_timeout", waits=1),
+        EngineState(Phase.RECOVERING, 1, 2, "away", "rendezvous_timeout", waits=1),
     ),
     (
-        State(Phase.RECOVERING, 1, 2, "away", "rendezvous_timeout", waits=RESTARTS.max_waits),
+        EngineState(Phase.RECOVERING, 1, 2, "away", "rendezvous_timeout", waits=RESTARTS.max_waits),
         StartFailed("away", "rendezvous_timeout"),
-        State(Phase.FAILED, 1, 2, "away", "rendezvous_timeout", waits=RESTARTS.max_waits + 1),
+        EngineState(Phase.FAILED, 1, 2, "away", "rendezvous_timeout", waits=RESTARTS.max_waits + 1),
     ),
     (
-        State(Phase.RECOVERING, 1, 9, "away", "rendezvous_timeout", waits=8),
+        EngineState(Phase.RECOVERING, 1, 9, "away", "rendezvous_timeout", waits=8),
         Started(),
-        State(Phase.READY, 1, 9, "away", "rendezvous_timeout"),
+        EngineState(Phase.READY, 1, 9, "away", "rendezvous_timeout"),
     ),
     (
-        State(),
+        EngineState(),
         StartFailed("away", "rendezvous_timeout"),
-        State(Phase.FAILED, 0, 0, "away", "rendezvous_timeout", waits=1),
+        EngineState(Phase.FAILED, 0, 0, "away", "rendezvous_timeout", waits=1),
     ),
-    (WORN, Died("late", RESTARTS.stable), State(Phase.RECOVERING, 1, RESTARTS.max_failures + 1, "late", "exited")),
-    (State(Phase.FAILED, last_error="no"), StopAsked(), State(Phase.DRAINING, last_error="no")),
-    (State(Phase.DRAINING), Stopped(), State(Phase.STOPPED)),
+    (
+        WORN,
+        Died("late", RESTARTS.stable),
+        EngineState(Phase.RECOVERING, 1, RESTARTS.max_failures + 1, "late", "exited"),
+    ),
+    (EngineState(Phase.FAILED, last_error="no"), StopAsked(), EngineState(Phase.DRAINING, last_error="no")),
+    (EngineState(Phase.DRAINING), Stopped(), EngineState(Phase.STOPPED)),
 ]
 
 
 @pytest.mark.parametrize(("state", "happening", "expected"), TABLE)
-def test_the_table_of_states(state: State, happening: Any, expected: State) -> None:
+def test_the_table_of_states(state: EngineState, happening: Any, expected: EngineState) -> None:
     """Every legal happening leads to exactly this state."""
     assert after(state, happening) == expected
 
@@ -124,17 +132,17 @@ def test_what_an_error_wants_is_told_of_kinds_that_there_are() -> None:
 def test_what_cannot_happen_is_a_bug(phase: Phase, happening: Any) -> None:
     """A happening outside the table is an assertion, never a silent state."""
     with pytest.raises(AssertionError):
-        after(State(phase), happening)
+        after(EngineState(phase), happening)
 
 
 def test_delays_double_up_to_a_bound() -> None:
     """The wait before a restart is exponential in the deaths in a row."""
-    waits = [delay(State(Phase.RECOVERING, failures)) for failures in (1, 2, 3, 20)]
+    waits = [delay(EngineState(Phase.RECOVERING, failures)) for failures in (1, 2, 3, 20)]
 
     assert waits == [0.25, 0.5, 1.0, 30.0]
 
 
-def supervised(folder: Path, use: Callable[[Supervisor, list[State]], Awaitable[Any]], **script: Any) -> Any:
+def supervised(folder: Path, use: Callable[[Supervisor, list[EngineState]], Awaitable[Any]], **script: Any) -> Any:
     write_tiny_model(folder, **script)
     spec = EngineSpec(model_id="tiny", path=str(folder))
 
@@ -142,7 +150,7 @@ def supervised(folder: Path, use: Callable[[Supervisor, list[State]], Awaitable[
         return await EngineClient.start(spec, inherited=environment(), command=COMMAND)
 
     async def run() -> Any:
-        states: list[State] = []
+        states: list[EngineState] = []
         supervisor = Supervisor("tiny", start, changed=states.append)
         try:
             return await use(supervisor, states)
@@ -157,7 +165,7 @@ def supervised(folder: Path, use: Callable[[Supervisor, list[State]], Awaitable[
 def test_a_killed_engine_comes_back(tmp_path: Path) -> None:
     """After kill -9 the model is recovering, then ready with another process."""
 
-    async def use(supervisor: Supervisor, states: list[State]) -> list[str]:
+    async def use(supervisor: Supervisor, states: list[EngineState]) -> list[str]:
         await supervisor.started()
         assert supervisor.engine is not None
         first = supervisor.engine.pid
@@ -172,7 +180,7 @@ def test_a_killed_engine_comes_back(tmp_path: Path) -> None:
 def test_a_first_start_that_fails_is_not_tried_again(tmp_path: Path) -> None:
     """The caller of a load gets the refusal at once, and the model is failed."""
 
-    async def use(supervisor: Supervisor, states: list[State]) -> Phase:
+    async def use(supervisor: Supervisor, states: list[EngineState]) -> Phase:
         with pytest.raises(LoadError, match="too big"):
             await supervisor.started()
         return supervisor.state.phase
@@ -182,9 +190,9 @@ def test_a_first_start_that_fails_is_not_tried_again(tmp_path: Path) -> None:
 
 def test_a_supervisor_that_fails_itself_has_failed(tmp_path: Path) -> None:
     """A fault in who is told of states: the engine is ended, who waits is told, and it can be stopped."""
-    seen: list[State] = []
+    seen: list[EngineState] = []
 
-    def changed(state: State) -> None:
+    def changed(state: EngineState) -> None:
         seen.append(state)
         if state.phase is Phase.READY:
             raise RuntimeError("nobody foresaw this")
@@ -224,7 +232,7 @@ def test_a_start_that_is_cancelled_from_within_has_failed() -> None:
 def test_a_model_that_became_unloadable_is_given_up(tmp_path: Path) -> None:
     """A restart that is refused for good ends in failed, with the last error kept."""
 
-    async def use(supervisor: Supervisor, states: list[State]) -> str | None:
+    async def use(supervisor: Supervisor, states: list[EngineState]) -> str | None:
         await supervisor.started()
         assert supervisor.engine is not None
         write_tiny_model(tmp_path, fail=["bad_checkpoint", "the file is gone"])
@@ -238,7 +246,7 @@ def test_a_model_that_became_unloadable_is_given_up(tmp_path: Path) -> None:
 def test_a_busy_device_is_waited_for(tmp_path: Path) -> None:
     """The caller of the load waits as well, and gets an engine when the device is free."""
 
-    async def use(supervisor: Supervisor, states: list[State]) -> tuple[Phase, int]:
+    async def use(supervisor: Supervisor, states: list[EngineState]) -> tuple[Phase, int]:
         await until(lambda: supervisor.state.failures)
         (tmp_path / "double.json").unlink()
         await supervisor.started()
@@ -253,7 +261,7 @@ def test_a_busy_device_is_waited_for(tmp_path: Path) -> None:
 def test_stopping_while_starting_ends_the_start(tmp_path: Path) -> None:
     """`stop` does not wait for a long load."""
 
-    async def use(supervisor: Supervisor, states: list[State]) -> None:
+    async def use(supervisor: Supervisor, states: list[EngineState]) -> None:
         await asyncio.sleep(0)
         await supervisor.stop(0)
         with pytest.raises(EngineDied, match="unloaded while it was loading"):

@@ -6,18 +6,18 @@ import time
 import pytest
 
 from neuron_jax.errors import LoadError, NeuronError
-from neuron_jax.workers.errand import Record, run_errand
+from neuron_jax.workers.child import Record, run_child
 from neuron_jax.workers.frames import EngineSpec
 
 SPEC = EngineSpec("tiny", "/nowhere", devices=(0, 1), tensor_parallel=2)
 
 
-def errand(end: str, module: str = "tests.fakes.errands") -> list[Record]:
-    return list(run_errand(module, SPEC, {"end": end}, os.environ))
+def records_of(end: str, module: str = "tests.fakes.children") -> list[Record]:
+    return list(run_child(module, SPEC, {"end": end}, os.environ))
 
 
 def test_it_is_given_the_spec_and_when_it_was_started() -> None:
-    (record,) = errand("well")
+    (record,) = records_of("well")
 
     assert (record["model"], record["devices"]) == ("tiny", [0, 1])
     assert 0 < record["waited"] < 60
@@ -25,7 +25,7 @@ def test_it_is_given_the_spec_and_when_it_was_started() -> None:
 
 def test_a_failure_with_a_name_is_that_error() -> None:
     with pytest.raises(LoadError, match="a misfit") as failed:
-        errand("named")
+        records_of("named")
 
     assert failed.value.kind == "bad_checkpoint"
 
@@ -36,17 +36,17 @@ def test_a_failure_with_a_name_is_that_error() -> None:
 )
 def test_any_other_end_is_told_with_its_last_words(end: str, words: str) -> None:
     with pytest.raises(NeuronError, match=f"(?s){words}"):
-        errand(end)
+        records_of(end)
 
 
 def test_a_child_that_cannot_even_start_says_why() -> None:
     with pytest.raises(NeuronError, match="No module named"):
-        errand("well", module="tests.fakes.nothing_here")
+        records_of("well", module="tests.fakes.nothing_here")
 
 
 def test_whoever_stops_listening_ends_it() -> None:
     """Long before it would have ended by itself."""
-    records = run_errand("tests.fakes.errands", SPEC, {"end": "never"}, os.environ)
+    records = run_child("tests.fakes.children", SPEC, {"end": "never"}, os.environ)
     next(records)
     began = time.monotonic()
     records.close()

@@ -1,4 +1,4 @@
-"""A child process that does as its options say, for tests of errands."""
+"""A child process that does as its options say, for tests of what runs in one."""
 
 import sys
 import time
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from neuron_jax.weights.errors import bad_checkpoint
-from neuron_jax.workers.errand import Tell, child
+from neuron_jax.workers.child import Tell, child_main
 from neuron_jax.workers.frames import EngineSpec
 
 
@@ -28,4 +28,4 @@ def work(spec: EngineSpec, options: Mapping[str, Any], tell: Tell) -> None:
 
 
 if __name__ == "__main__":
-    child(work)
+    child_main(work)

@@ -27,7 +27,7 @@ LAST_WORDS = 2_000
 """Characters of what a child printed that are shown when it fails."""
 
 
-def run_errand(
+def run_child(
     module: str, spec: EngineSpec, options: Mapping[str, Any], inherited: Mapping[str, str]
 ) -> Generator[Record]:
     """The records of `python -m module`, as they come. `options["began"]` is when the process was started.
@@ -56,7 +56,7 @@ def run_errand(
             process.wait()
 
 
-def child(work: Callable[[EngineSpec, Mapping[str, Any], Tell], None]) -> None:
+def child_main(work: Callable[[EngineSpec, Mapping[str, Any], Tell], None]) -> None:
     """The child's main: does `work`, telling records, and exits."""
     from neuron_jax.workers.start import failure
 
