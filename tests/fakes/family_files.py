@@ -24,6 +24,7 @@ _BASE: dict[str, Any] = {
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": _BASE | {"architectures": ["Qwen2ForCausalLM"], "rope_theta": 5000.0},
+    "qwen3": _BASE | {"architectures": ["Qwen3ForCausalLM"], "rope_theta": 5000.0, "head_dim": 32},
 }
 """Of widths that Q8_0 can have."""
 
@@ -37,7 +38,8 @@ _METADATA = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
 }
-METADATA: dict[str, dict[str, str]] = {"qwen2": _METADATA}
+_WIDTHS = {"attention.key_length": "head_dim", "attention.value_length": "head_dim"}
+METADATA: dict[str, dict[str, str]] = {"qwen2": _METADATA, "qwen3": _METADATA | _WIDTHS}
 """Keys of the header, and those of config.json that they say."""
 
 _TENSORS = {
@@ -55,7 +57,8 @@ _TENSORS = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-TENSORS: dict[str, dict[str, str]] = {"qwen2": _TENSORS}
+_HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+TENSORS: dict[str, dict[str, str]] = {"qwen2": _TENSORS, "qwen3": _TENSORS | _HEAD_NORMS}
 """Parts of transformers' names, and of the file's."""
 
 

@@ -70,7 +70,21 @@ QWEN2: dict[str, dict[str, Any]] = {
         "max_window_layers": 1,
     },
 }
-FAMILIES = {"llama": LLAMA, "qwen2": QWEN2}
+QWEN3: dict[str, dict[str, Any]] = {
+    "qwen3": _QWEN | {"architectures": ["Qwen3ForCausalLM"], "head_dim": 12, "rope_theta": 5000.0},
+    "qwen3 windows, biases": _QWEN
+    | {
+        "architectures": ["Qwen3ForCausalLM"],
+        "head_dim": 8,
+        "num_hidden_layers": 3,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+}
+FAMILIES = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3}
 """The cases of each, by the name of the file with what transformers says of them."""
 TOKENS = (np.arange(60) * 31 % 67).astype(np.int32)
 DATA = Path(__file__).parent.parent / "data"

@@ -11,6 +11,7 @@ import pytest
 
 from models import mapping, registry
 from models.registry import build
+from models.spec import Model
 from neuron_jax.engine import build as engine_build
 from neuron_jax.engine.build import lead
 from neuron_jax.engine.compiler import Compiler
@@ -42,9 +43,8 @@ def test_a_gguf_file_says_what_a_folder_says(tmp_path: Path, family: str) -> Non
             np.testing.assert_array_equal(checkpoint.read(name), tensor, err_msg=name)
 
 
-def assert_plain(engine: Engine, family: str, tensors: dict[str, np.ndarray], quant: str = "none") -> None:
-    """Each token is the likeliest of the plain pass: in chunks, alone and among others, and with the cache warm."""
-    model = build(CONFIGS[family], dtype=jnp.float32, quant=quant)
+def assert_plain(engine: Engine, model: Model, tensors: dict[str, np.ndarray]) -> None:
+    """Each token is the likeliest of the model's plain pass: in chunks, alone and among others, and with the cache warm."""
     params = mapping.load(model.rules, tensors)
     prompts = [words(length, seed=length) for length in (1, 40, 70)]
     for number, prompt in enumerate(prompts):
@@ -78,7 +78,7 @@ def test_a_gguf_file_by_the_native_kernels(tmp_path: Path, family: str) -> None:
     stored = write_family_gguf(tmp_path / "m.gguf", family, tensors_of(family))
     with running(tmp_path / "m.gguf") as (made, runner):
         assert (made.quant, runner.program.attention.name) == ("stored", "native")
-        assert_plain(lead(made, runner), family, stored)
+        assert_plain(lead(made, runner), build(CONFIGS[family], dtype=jnp.float32), stored)
 
 
 @pytest.mark.slow
@@ -86,8 +86,10 @@ def test_a_gguf_file_by_the_native_kernels(tmp_path: Path, family: str) -> None:
 @pytest.mark.parametrize(("devices", "quant"), [(2, "none"), (2, "int8"), pytest.param(1, "int8", marks=NO_KERNELS)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_folder(tmp_path: Path, family: str, devices: int, quant: str) -> None:
-    """On two devices, and in int8."""
+    """On two devices as on one, and in int8, which rounds activations device by device, and in the kernels not at all."""
     tensors = tensors_of(family)
     folder = write_folder(tmp_path / "m", CONFIGS[family], tensors)
     with running(folder, devices=devices, quant=quant) as (made, runner):
-        assert_plain(lead(made, runner), family, tensors, quant)
+        parts = devices if quant == "int8" else 1
+        model = build(CONFIGS[family], dtype=jnp.float32, quant=quant, tensor_parallel=parts, native=devices == 1)
+        assert_plain(lead(made, runner), model, tensors)

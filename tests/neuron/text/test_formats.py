@@ -49,6 +49,7 @@ QWEN = """
 """Written as those of Qwen 2.5 are: calls in tags, answers of tools as a user's."""
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln"}'}}
+USER = {"role": "user", "content": "Sun?"}
 CALLED: list[dict[str, Any]] = [
     {"role": "user", "content": "And in Köln?"},
     {"role": "assistant", "content": None, "tool_calls": [CALL]},
@@ -71,6 +72,46 @@ def test_a_template_as_those_of_qwen() -> None:
         "<|im_start|>user\n<tool_response>\n9 degrees\n</tool_response>\n<tool_response>\nrain\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n"
     )
+
+
+QWEN3 = """
+{%- set ns = namespace(looking=true, last=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- if ns.looking and message.role == "user" and not message.content.startswith('<tool_response>') %}
+        {%- set ns.looking = false %}{%- set ns.last = messages|length - 1 - loop.index0 %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content if message.content is string else '' %}
+    {%- if message.role == "assistant" %}
+        {%- set thought = message.reasoning_content if message.reasoning_content is string else '' %}
+        {%- if '</think>' in content %}{%- set content = content.split('</think>')[-1].lstrip('\\n') %}{%- endif %}
+        {%- if loop.index0 > ns.last and thought %}
+            {%- set content = '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + content %}
+        {%- endif %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{%- endif %}
+"""
+"""Written as those of Qwen 3 are: thoughts of earlier turns are dropped, and thinking can be switched off."""
+
+
+def test_a_template_as_those_of_qwen_3() -> None:
+    """It opens no tag itself; where thinking is off, what it writes is closed."""
+    template = ChatTemplate(QWEN3, bos_token=None, eos_token="<|im_end|>")
+    turns = [USER, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nNo."}, USER]
+    prompt = template.render(turns)
+    off = template.render(turns, variables={"enable_thinking": False})
+
+    assert template.supports_thinking
+    assert "hm" not in prompt
+    assert "assistant\nNo.<|im_end|>" in prompt
+    assert [reasoning_format(QWEN3, text) for text in (prompt, off)] == ["think", "think"]
+    assert off == prompt + "<think>\n\n</think>\n\n"
 
 
 @pytest.mark.parametrize(
