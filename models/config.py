@@ -38,12 +38,13 @@ class Keys:
         """As it stands there; None where it does not."""
         return self.config.get(key)
 
-    def size(self, key: str, default: int | None = None, *, most: int = MOST) -> int:
-        """A positive integer; without a default it has to be there."""
+    def size(self, key: str, default: int | None = None, *, least: int = 1, most: int = MOST) -> int:
+        """A positive integer, or one from `least` on; without a default it has to be there."""
         found = default if self.get(key) is None else self.get(key)
-        if isinstance(found, int) and not isinstance(found, bool) and 0 < found <= most:
+        if isinstance(found, int) and not isinstance(found, bool) and least <= found <= most:
             return found
-        self._wrong(key, "a positive integer" if most == MOST else f"a positive integer up to {most}")
+        kind = "a positive integer" if least == 1 else f"an integer from {least} on"
+        self._wrong(key, kind if most == MOST else f"{kind} up to {most}")
         return 1
 
     def optional_size(self, key: str) -> int | None:

@@ -106,9 +106,7 @@ def _table(path: Path, header: Mapping[str, Any]) -> GgufTable:
     tables, found = gguf_tables(), header.get(_ARCHITECTURE)
     if not isinstance(found, str) or found not in tables:
         known = ", ".join(map(repr, sorted(tables)))
-        raise bad_checkpoint(
-            path, [f"{_ARCHITECTURE} is {found!r}; known {'is' if len(tables) == 1 else 'are'} {known}"]
-        )
+        raise bad_checkpoint(path, [f"{_ARCHITECTURE} is {found!r}; known are {known}"])
     return tables[found]
 
 

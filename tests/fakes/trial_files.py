@@ -95,7 +95,7 @@ def write_trial_gguf(path: Path, config: dict[str, Any], tensors: dict[str, np.n
     metadata = {"general.architecture": "trial"} | {f"trial.{key}": value for key, value in header.items() if value}
     entries, stored = {}, {}
     for name, tensor in tensors.items():
-        entries[_short(name)], stored[name] = _packed(tensor + 1 if "norm" in name else tensor)
+        entries[_short(name)], stored[name] = packed(tensor + 1 if "norm" in name else tensor)
         stored[name] = stored[name] - 1 if "norm" in name else stored[name]
     write_gguf(path, metadata, entries)
     return stored
@@ -107,7 +107,7 @@ def _short(name: str) -> str:
     return name.replace("model.layers.", "blk.")
 
 
-def _packed(tensor: np.ndarray) -> tuple[tuple[int, tuple[int, ...], bytes], np.ndarray]:
+def packed(tensor: np.ndarray) -> tuple[tuple[int, tuple[int, ...], bytes], np.ndarray]:
     """The entry, and its values: float32 of vectors; of matrices Q8_0, 32 codes behind a float16 scale."""
     if tensor.ndim == 1:
         return (0, tensor.shape, tensor.astype("<f4").tobytes()), tensor

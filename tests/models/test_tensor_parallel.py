@@ -42,6 +42,12 @@ CASES: dict[str, dict[str, Any]] = {
         "head_dim": 10,
         "sliding_window": 4,
     },
+    "qwen 2: biases, tied": {"heads": (6, 2), "architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True},
+    "qwen 3: norms of heads, wider than the model": {
+        "heads": (6, 2),
+        "architectures": ["Qwen3ForCausalLM"],
+        "head_dim": 10,
+    },
     "attention_bias": {"heads": (6, 3), "attention_bias": True},
     "mlp_bias, linear rotary": {
         "heads": (4, 1),

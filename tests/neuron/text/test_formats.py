@@ -1,8 +1,11 @@
 """Which parsers a template asks for."""
 
+from typing import Any
+
 import pytest
 
 from neuron_jax.text.formats import markers, reasoning_format, tool_format
+from neuron_jax.text.template import ChatTemplate
 
 
 @pytest.mark.parametrize(
@@ -19,6 +22,96 @@ from neuron_jax.text.formats import markers, reasoning_format, tool_format
 def test_the_tool_format_is_read_off_the_template(source: str, expected: str | None) -> None:
     """A format nobody here understands has no parser: its calls stay text."""
     assert tool_format(source) == expected
+
+
+QWEN = """
+{%- if tools %}
+    {{- '<|im_start|>system\\n<tools>' }}{%- for tool in tools %}{{- '\\n' }}{{- tool | tojson }}{%- endfor %}
+    {{- '\\n</tools>\\nWithin <tool_call></tool_call> tags.<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == "tool" %}
+        {%- if (loop.index0 == 0) or (messages[loop.index0 - 1].role != "tool") %}{{- '<|im_start|>user' }}{%- endif %}
+        {{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}
+        {%- if loop.last or (messages[loop.index0 + 1].role != "tool") %}{{- '<|im_end|>\\n' }}{%- endif %}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}
+        {%- for call in message.tool_calls %}
+            {%- if call.function is defined %}{%- set call = call.function %}{%- endif %}
+            {{- '\\n<tool_call>\\n{"name": "' + call.name + '", "arguments": ' }}{{- call.arguments | tojson }}
+            {{- '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+"""Written as those of Qwen 2.5 are: calls in tags, answers of tools as a user's."""
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln"}'}}
+USER = {"role": "user", "content": "Sun?"}
+CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": "And in Köln?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "1", "content": "9 degrees"},
+    {"role": "tool", "tool_call_id": "2", "content": "rain"},
+]
+
+
+def test_a_template_as_those_of_qwen() -> None:
+    """It has tools in Hermes' format and no thinking, and a turn of calls and answers is written as the model knows it."""
+    template = ChatTemplate(QWEN, bos_token=None, eos_token="<|im_end|>")
+    prompt = template.render(CALLED, tools=[TOOL])
+
+    assert template.supports_tools
+    assert not template.supports_thinking
+    assert (tool_format(QWEN), reasoning_format(QWEN, prompt)) == ("hermes", None)
+    assert prompt.endswith(
+        "<|im_start|>user\nAnd in Köln?<|im_end|>\n"
+        '<|im_start|>assistant\n\n<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\n9 degrees\n</tool_response>\n<tool_response>\nrain\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+QWEN3 = """
+{%- set ns = namespace(looking=true, last=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- if ns.looking and message.role == "user" and not message.content.startswith('<tool_response>') %}
+        {%- set ns.looking = false %}{%- set ns.last = messages|length - 1 - loop.index0 %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content if message.content is string else '' %}
+    {%- if message.role == "assistant" %}
+        {%- set thought = message.reasoning_content if message.reasoning_content is string else '' %}
+        {%- if '</think>' in content %}{%- set content = content.split('</think>')[-1].lstrip('\\n') %}{%- endif %}
+        {%- if loop.index0 > ns.last and thought %}
+            {%- set content = '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + content %}
+        {%- endif %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{%- endif %}
+"""
+"""Written as those of Qwen 3 are: thoughts of earlier turns are dropped, and thinking can be switched off."""
+
+
+def test_a_template_as_those_of_qwen_3() -> None:
+    """It opens no tag itself; where thinking is off, what it writes is closed."""
+    template = ChatTemplate(QWEN3, bos_token=None, eos_token="<|im_end|>")
+    turns = [USER, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nNo."}, USER]
+    prompt = template.render(turns)
+    off = template.render(turns, variables={"enable_thinking": False})
+
+    assert template.supports_thinking
+    assert "hm" not in prompt
+    assert "assistant\nNo.<|im_end|>" in prompt
+    assert [reasoning_format(QWEN3, text) for text in (prompt, off)] == ["think", "think"]
+    assert off == prompt + "<think>\n\n</think>\n\n"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""Files of each family as transformers and llama.cpp's converter write them; knows their names, nothing of ours.
+
+The names in GGUF files are those of llama.cpp's gguf-py/gguf/constants.py, the metadata those of its conversion/.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.fakes.trial_files import packed
+from tests.fakes.weight_files import write_gguf, write_safetensors
+
+_BASE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 2.0**-17,  # which float32 has
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen2": _BASE | {"architectures": ["Qwen2ForCausalLM"], "rope_theta": 5000.0},
+    "qwen3": _BASE | {"architectures": ["Qwen3ForCausalLM"], "rope_theta": 5000.0, "head_dim": 32},
+}
+"""Of widths that Q8_0 can have."""
+
+_METADATA = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+_WIDTHS = {"attention.key_length": "head_dim", "attention.value_length": "head_dim"}
+METADATA: dict[str, dict[str, str]] = {"qwen2": _METADATA, "qwen3": _METADATA | _WIDTHS}
+"""Keys of the header, and those of config.json that they say."""
+
+_TENSORS = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers": "blk",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+TENSORS: dict[str, dict[str, str]] = {"qwen2": _TENSORS, "qwen3": _TENSORS | _HEAD_NORMS}
+"""Parts of transformers' names, and of the file's."""
+
+
+def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:
+    """As transformers saves a model of text alone."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+def write_family_gguf(path: Path, family: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of CONFIGS[family], matrices as Q8_0; returns the tensors as the file has them, by transformers' names."""
+    config = CONFIGS[family]
+    header = {f"{family}.{key}": config[own] for key, own in METADATA[family].items()}
+    entries, stored = {}, {}
+    for name, tensor in tensors.items():
+        short = name
+        for own, part in TENSORS[family].items():
+            short = short.replace(own, part)
+        entries[short], stored[name] = packed(tensor)
+    write_gguf(path, {"general.architecture": family} | header, entries)
+    return stored

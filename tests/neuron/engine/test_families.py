@@ -1,0 +1,95 @@
+"""Each family through the engine, from its files: what it says is what one plain pass of the model says.
+
+That the plain pass is right is shown by tests/models/test_references.py.
+"""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import mapping, registry
+from models.registry import build
+from models.spec import Model
+from neuron_jax.engine import build as engine_build
+from neuron_jax.engine.build import lead
+from neuron_jax.engine.compiler import Compiler
+from neuron_jax.engine.engine import Engine
+from neuron_jax.weights.checkpoint import open_checkpoint
+from tests.fakes.engines import ask, drain, submit, tokens, words
+from tests.fakes.family_files import CONFIGS, write_family_gguf, write_folder
+from tests.fakes.plain_pass import full_logits
+from tests.fakes.quick import Quick
+from tests.fakes.weight_files import random_tensors
+from tests.neuron.engine.test_family_trial import CLEAR, NO_KERNELS, running
+
+FAMILIES = list(CONFIGS)
+
+
+def tensors_of(family: str) -> dict[str, np.ndarray]:
+    return random_tensors(build(CONFIGS[family], dtype=jnp.float32), seed=5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_gguf_file_says_what_a_folder_says(tmp_path: Path, family: str) -> None:
+    """Of the config what the family reads, and every tensor by its name."""
+    stored = write_family_gguf(tmp_path / "m.gguf", family, tensors_of(family))
+    read = registry.family_of(CONFIGS[family]).read
+    with open_checkpoint(tmp_path / "m.gguf") as checkpoint:
+        assert read(checkpoint.config) == read(CONFIGS[family])
+        assert checkpoint.tensors.keys() == stored.keys()
+        for name, tensor in stored.items():
+            np.testing.assert_array_equal(checkpoint.read(name), tensor, err_msg=name)
+
+
+def assert_plain(engine: Engine, model: Model, tensors: dict[str, np.ndarray]) -> None:
+    """Each token is the likeliest of the model's plain pass: in chunks, alone and among others, and with the cache warm."""
+    params = mapping.load(model.rules, tensors)
+    prompts = [words(length, seed=length) for length in (1, 40, 70)]
+    for number, prompt in enumerate(prompts):
+        engine.submit(submit(number, prompt, max_tokens=16))
+    outputs = drain(engine)
+    for number, prompt in enumerate(prompts):
+        text = tokens(outputs[number])
+        logits = full_logits(model, params, prompt + text)[len(prompt) - 1 : -1]
+        top = np.sort(logits, axis=-1)
+        sure = top[:, -1] - top[:, -2] > CLEAR
+        assert sure.mean() > 0.8
+        assert (logits.argmax(-1) == text)[sure].all()
+    again, cached = ask(engine, prompts[2], max_tokens=16)
+    assert cached == 64
+    assert again == tokens(outputs[2])
+    assert ask(engine, prompts[0], max_tokens=16)[0] == tokens(outputs[0])
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        engine_build, "Compiler", lambda lower, workers: Compiler(lambda key: Quick(lower(key)), workers)
+    )
+
+
+@NO_KERNELS
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_gguf_file_by_the_native_kernels(tmp_path: Path, family: str) -> None:
+    """Codes stay codes, and attention is the native one."""
+    stored = write_family_gguf(tmp_path / "m.gguf", family, tensors_of(family))
+    with running(tmp_path / "m.gguf") as (made, runner):
+        assert (made.quant, runner.program.attention.name) == ("stored", "native")
+        assert_plain(lead(made, runner), build(CONFIGS[family], dtype=jnp.float32), stored)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize(("devices", "quant"), [(2, "none"), (2, "int8"), pytest.param(1, "int8", marks=NO_KERNELS)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder(tmp_path: Path, family: str, devices: int, quant: str) -> None:
+    """On two devices as on one, and in int8, which rounds activations device by device, and in the kernels not at all."""
+    tensors = tensors_of(family)
+    folder = write_folder(tmp_path / "m", CONFIGS[family], tensors)
+    with running(folder, devices=devices, quant=quant) as (made, runner):
+        parts = devices if quant == "int8" else 1
+        model = build(CONFIGS[family], dtype=jnp.float32, quant=quant, tensor_parallel=parts, native=devices == 1)
+        assert_plain(lead(made, runner), model, tensors)
