@@ -8,7 +8,7 @@ from models.errors import ModelError
 from models.gguf import GgufTable
 from models.spec import Config, Family, Model, Outline
 
-FAMILIES = ["models.llama", "models.qwen2", "models.qwen3"]
+FAMILIES = ["models.llama", "models.qwen2", "models.qwen3", "models.gemma3"]
 """Modules with a `FAMILY`."""
 
 

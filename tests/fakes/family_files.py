@@ -25,6 +25,16 @@ _BASE: dict[str, Any] = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": _BASE | {"architectures": ["Qwen2ForCausalLM"], "rope_theta": 5000.0},
     "qwen3": _BASE | {"architectures": ["Qwen3ForCausalLM"], "rope_theta": 5000.0, "head_dim": 32},
+    "gemma3": _BASE
+    | {
+        "architectures": ["Gemma3ForCausalLM"],
+        "num_hidden_layers": 6,
+        "head_dim": 32,
+        "sliding_window": 20,
+        "query_pre_attn_scalar": 32,
+        "rope_theta": 5000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    },
 }
 """Of widths that Q8_0 can have."""
 
@@ -39,7 +49,11 @@ _METADATA = {
     "rope.freq_base": "rope_theta",
 }
 _WIDTHS = {"attention.key_length": "head_dim", "attention.value_length": "head_dim"}
-METADATA: dict[str, dict[str, str]] = {"qwen2": _METADATA, "qwen3": _METADATA | _WIDTHS}
+METADATA: dict[str, dict[str, str]] = {
+    "qwen2": _METADATA,
+    "qwen3": _METADATA | _WIDTHS,
+    "gemma3": _METADATA | _WIDTHS | {"attention.sliding_window": "sliding_window"},
+}
 """Keys of the header, and those of config.json that they say."""
 
 _TENSORS = {
@@ -58,8 +72,21 @@ _TENSORS = {
     "mlp.down_proj": "ffn_down",
 }
 _HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-TENSORS: dict[str, dict[str, str]] = {"qwen2": _TENSORS, "qwen3": _TENSORS | _HEAD_NORMS}
+TENSORS: dict[str, dict[str, str]] = {
+    "qwen2": _TENSORS,
+    "qwen3": _TENSORS | _HEAD_NORMS,
+    "gemma3": _TENSORS
+    | _HEAD_NORMS
+    | {
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    },
+}
 """Parts of transformers' names, and of the file's."""
+
+PLUS_ONE = {"gemma3"}
+"""Whose norms the files have as 1 + w."""
 
 
 def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:
@@ -70,15 +97,32 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, np.nda
     return folder
 
 
+def write_gemma3_with_sight(folder: Path, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """As transformers saves one that sees. Returns the config of its text."""
+    text = {key: value for key, value in CONFIGS["gemma3"].items() if key != "architectures"}
+    inner = text | {"model_type": "gemma3_text"}
+    whole = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": inner}
+    stored = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in tensors.items()}
+    write_folder(folder, whole, stored | {"model.vision_tower.patch.weight": np.ones((3, 3), np.float32)})
+    return inner
+
+
 def write_family_gguf(path: Path, family: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Of CONFIGS[family], matrices as Q8_0; returns the tensors as the file has them, by transformers' names."""
     config = CONFIGS[family]
     header = {f"{family}.{key}": config[own] for key, own in METADATA[family].items()}
+    if scaling := config.get("rope_scaling"):
+        header |= {
+            f"{family}.rope.scaling.type": scaling["rope_type"],
+            f"{family}.rope.scaling.factor": scaling["factor"],
+        }
     entries, stored = {}, {}
     for name, tensor in tensors.items():
         short = name
         for own, part in TENSORS[family].items():
             short = short.replace(own, part)
-        entries[short], stored[name] = packed(tensor)
+        shift = np.float32(family in PLUS_ONE and "norm" in name)
+        entries[short], values = packed(tensor + shift)
+        stored[name] = values - shift
     write_gguf(path, {"general.architecture": family} | header, entries)
     return stored

@@ -48,6 +48,14 @@ CASES: dict[str, dict[str, Any]] = {
         "architectures": ["Qwen3ForCausalLM"],
         "head_dim": 10,
     },
+    "gemma 3: windows, norms on both sides": {
+        "heads": (4, 1),
+        "architectures": ["Gemma3ForCausalLM"],
+        "head_dim": 10,
+        "query_pre_attn_scalar": 10,
+        "sliding_window": 4,
+        "sliding_window_pattern": 2,
+    },
     "attention_bias": {"heads": (6, 3), "attention_bias": True},
     "mlp_bias, linear rotary": {
         "heads": (4, 1),

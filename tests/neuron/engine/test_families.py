@@ -18,7 +18,7 @@ from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
 from neuron_jax.weights.checkpoint import open_checkpoint
 from tests.fakes.engines import ask, drain, submit, tokens, words
-from tests.fakes.family_files import CONFIGS, write_family_gguf, write_folder
+from tests.fakes.family_files import CONFIGS, write_family_gguf, write_folder, write_gemma3_with_sight
 from tests.fakes.plain_pass import full_logits
 from tests.fakes.quick import Quick
 from tests.fakes.weight_files import random_tensors
@@ -41,6 +41,15 @@ def test_a_gguf_file_says_what_a_folder_says(tmp_path: Path, family: str) -> Non
         assert checkpoint.tensors.keys() == stored.keys()
         for name, tensor in stored.items():
             np.testing.assert_array_equal(checkpoint.read(name), tensor, err_msg=name)
+
+
+def test_the_text_of_a_gemma_that_sees(tmp_path: Path) -> None:
+    """It is the model of text alone, tensor by tensor."""
+    tensors = tensors_of("gemma3")
+    inner = write_gemma3_with_sight(tmp_path / "seeing", tensors)
+    with open_checkpoint(tmp_path / "seeing") as checkpoint:
+        assert registry.read(checkpoint.config) == registry.read(CONFIGS["gemma3"]) == registry.read(inner)
+        assert checkpoint.tensors.keys() == tensors.keys()
 
 
 def assert_plain(engine: Engine, model: Model, tensors: dict[str, np.ndarray]) -> None:

@@ -1,0 +1,161 @@
+"""The Gemma 3 family, its text: 270M and 1B, and the text part of 4B, 12B and 27B; must not know files, pages or jax.
+
+Five layers that see a window, then one that sees everything and turns by another base. Unlike a Llama it has norms before
+and behind attention and MLP, which multiply by 1 + w, norms of each head's query and key, GELU in the MLP, and embeddings
+times the root of their width; the head is the embeddings. https://arxiv.org/abs/2503.19786.
+"""
+
+from typing import Any
+
+from models.config import MOST_LAYERS, Keys
+from models.dense.record import ACTIVATIONS, Dense, Layer
+from models.gguf import GgufTable
+from models.rope import Rotary, read_rotary
+from models.spec import Config, Family, Model
+
+NAME = "Gemma3ForCausalLM"
+SLIDING, FULL = "sliding_attention", "full_attention"
+_BASES = {SLIDING: ("rope_local_base_freq", 10000.0), FULL: ("rope_theta", 1000000.0)}
+"""Where older configs have the base, and what it is where they do not say."""
+_LAYERS_OF_27B = 62
+
+
+def read(config: Config) -> Dense:
+    """What the family reads of a config.json. Raises ModelError with every misfit.
+
+    The text part of a larger model leaves out what 4B has, so that is what is missing elsewhere, too.
+    """
+    keys = Keys(config, NAME)
+    hidden, heads = keys.size("hidden_size", 2304), keys.size("num_attention_heads", 8)
+    kv_heads, head_dim = keys.size("num_key_value_heads", 4), keys.size("head_dim", 256)
+    count, window = keys.size("num_hidden_layers", 26, most=MOST_LAYERS), keys.size("sliding_window", 4096)
+    bias = keys.flag("attention_bias")
+    if heads % kv_heads:
+        keys.refuse(f"{heads} attention heads do not divide among {kv_heads} key-value heads")
+    if keys.flag("use_bidirectional_attention"):
+        keys.refuse("use_bidirectional_attention is true, and only models that write from left to right are served")
+    if keys.get("attn_logit_softcapping") is not None:
+        keys.refuse("attn_logit_softcapping must be null: Gemma 3 has norms in its place")
+    rotary = {kind: _rotary(keys, kind, head_dim) for kind in _BASES}
+    every = keys.size("sliding_window_pattern", 6)
+    usual = [FULL if n % every == 0 else SLIDING for n in range(1, count + 1)]
+    kinds = keys.each("layer_types", (SLIDING, FULL), usual)
+    found = Dense(
+        architecture=NAME,
+        vocab_size=keys.size("vocab_size", 262208),
+        hidden_size=hidden,
+        intermediate_size=keys.size("intermediate_size", 9216),
+        query_heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        max_positions=keys.size("max_position_embeddings", 131072),
+        epsilon=keys.number("rms_norm_eps", 1e-6),
+        stack=tuple(Layer(rotary[kind], window if kind == SLIDING else None) for kind in kinds),
+        tied=keys.flag("tie_word_embeddings", default=True),
+        activation=keys.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh"),
+        qkv_bias=bias,
+        out_bias=bias,
+        post_norms=True,
+        norm_offset=1.0,
+        qk_norm=True,
+        scale=keys.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        embedding_scale=hidden**0.5,
+        logit_cap=keys.optional_number("final_logit_softcapping"),
+    )
+    keys.check()
+    return found
+
+
+def _rotary(keys: Keys, kind: str, head_dim: int) -> Rotary:
+    """Of one kind of layers. In older configs each base is a key of its own, and the scaling is the full layers'."""
+    name, theta = _BASES[kind]
+    older = {"rope_theta": keys.number(name, theta), "partial_rotary_factor": keys.get("partial_rotary_factor")}
+    scaling = keys.get("rope_scaling") if kind == FULL else None
+    own = {**older, "rope_scaling": scaling, "rope_parameters": keys.section("rope_parameters").get(kind)}
+    said = Keys(own, keys.subject)
+    said.misfits = keys.misfits  # one list, so that what is wrong already is known there
+    found = read_rotary(said, head_dim)
+    if found.rotated != head_dim:
+        keys.refuse("partial_rotary_factor must be 1.0")
+    return found
+
+
+_LAYER = "model.layers.{}."
+NAMES = {
+    "embed": "model.embed_tokens",
+    "attention.norm": _LAYER + "input_layernorm",
+    "attention.q": _LAYER + "self_attn.q_proj",
+    "attention.q_norm": _LAYER + "self_attn.q_norm",
+    "attention.k": _LAYER + "self_attn.k_proj",
+    "attention.k_norm": _LAYER + "self_attn.k_norm",
+    "attention.v": _LAYER + "self_attn.v_proj",
+    "attention.out": _LAYER + "self_attn.o_proj",
+    "attention.post_norm": _LAYER + "post_attention_layernorm",
+    "mlp.norm": _LAYER + "pre_feedforward_layernorm",
+    "mlp.gate": _LAYER + "mlp.gate_proj",
+    "mlp.up": _LAYER + "mlp.up_proj",
+    "mlp.down": _LAYER + "mlp.down_proj",
+    "mlp.post_norm": _LAYER + "post_feedforward_layernorm",
+    "norm": "model.norm",
+    "head": "lm_head",
+}
+
+
+def _finish(config: dict[str, Any]) -> dict[str, Any]:
+    """GGUF has no key for the scale of queries, which 27B alone takes from its width; a file without a window has none."""
+    spread = config["hidden_size"] // config["num_attention_heads"]
+    scalar = spread if config["num_hidden_layers"] == _LAYERS_OF_27B else config["head_dim"]
+    windows = {} if "sliding_window" in config else {"sliding_window_pattern": 1}
+    return config | windows | {"query_pre_attn_scalar": scalar, "architectures": [NAME]}
+
+
+GGUF = GgufTable(
+    architecture="gemma3",
+    tensors={
+        "token_embd": NAMES["embed"],
+        "blk.{}.attn_norm": NAMES["attention.norm"],
+        "blk.{}.attn_q": NAMES["attention.q"],
+        "blk.{}.attn_q_norm": NAMES["attention.q_norm"],
+        "blk.{}.attn_k": NAMES["attention.k"],
+        "blk.{}.attn_k_norm": NAMES["attention.k_norm"],
+        "blk.{}.attn_v": NAMES["attention.v"],
+        "blk.{}.attn_output": NAMES["attention.out"],
+        "blk.{}.post_attention_norm": NAMES["attention.post_norm"],
+        "blk.{}.ffn_norm": NAMES["mlp.norm"],
+        "blk.{}.ffn_gate": NAMES["mlp.gate"],
+        "blk.{}.ffn_up": NAMES["mlp.up"],
+        "blk.{}.ffn_down": NAMES["mlp.down"],
+        "blk.{}.post_ffw_norm": NAMES["mlp.post_norm"],
+        "output_norm": NAMES["norm"],
+        "output": NAMES["head"],
+    },
+    required={
+        "block_count": "num_hidden_layers",
+        "context_length": "max_position_embeddings",
+        "embedding_length": "hidden_size",
+        "feed_forward_length": "intermediate_size",
+        "attention.head_count": "num_attention_heads",
+        "attention.head_count_kv": "num_key_value_heads",
+        "attention.key_length": "head_dim",
+        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    },
+    optional={
+        "attention.sliding_window": "sliding_window",
+        "attention.sliding_window_pattern": "sliding_window_pattern",
+        "rope.freq_base": "rope_theta",
+        "rope.freq_base_swa": "rope_local_base_freq",
+        "final_logit_softcapping": "final_logit_softcapping",
+    },
+    plus_one=tuple(stem for what, stem in NAMES.items() if what.endswith("norm")),
+    finish=_finish,
+)
+
+
+def build(config: Config, **choices: Any) -> Model:
+    """See `models.spec.Build`."""
+    from models.dense.build import build_dense  # brings JAX, which who only reads configs does without
+
+    return build_dense(read(config), NAMES, **choices)
+
+
+FAMILY = Family(architectures=(NAME,), model_types=("gemma3_text",), read=read, build=build, gguf=(GGUF,))
