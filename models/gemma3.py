@@ -8,13 +8,14 @@ times the root of their width; the head is the embeddings. https://arxiv.org/abs
 from typing import Any
 
 from models.config import MOST_LAYERS, Keys
-from models.dense.record import ACTIVATIONS, Dense, Layer
+from models.dense.family import checked, dense_family
+from models.dense.names import GGUF_KEYS, QK_NORMS, SANDWICH_NORMS, USUAL, gguf_tensors
+from models.dense.record import ACTIVATIONS, FULL, SLIDING, Dense, Layer
 from models.gguf import GgufTable
 from models.rope import Rotary, read_rotary
-from models.spec import Config, Family, Model
+from models.spec import Config
 
 NAME = "Gemma3ForCausalLM"
-SLIDING, FULL = "sliding_attention", "full_attention"
 _BASES = {SLIDING: ("rope_local_base_freq", 10000.0), FULL: ("rope_theta", 1000000.0)}
 """Where older configs have the base, and what it is where they do not say."""
 _LAYERS_OF_27B = 62
@@ -30,8 +31,6 @@ def read(config: Config) -> Dense:
     kv_heads, head_dim = keys.size("num_key_value_heads", 4), keys.size("head_dim", 256)
     count, window = keys.size("num_hidden_layers", 26, most=MOST_LAYERS), keys.size("sliding_window", 4096)
     bias = keys.flag("attention_bias")
-    if heads % kv_heads:
-        keys.refuse(f"{heads} attention heads do not divide among {kv_heads} key-value heads")
     if keys.flag("use_bidirectional_attention"):
         keys.refuse("use_bidirectional_attention is true, and only models that write from left to right are served")
     if keys.get("attn_logit_softcapping") is not None:
@@ -62,8 +61,7 @@ def read(config: Config) -> Dense:
         embedding_scale=hidden**0.5,
         logit_cap=keys.optional_number("final_logit_softcapping"),
     )
-    keys.check()
-    return found
+    return checked(keys, found)
 
 
 def _rotary(keys: Keys, kind: str, head_dim: int) -> Rotary:
@@ -74,31 +72,10 @@ def _rotary(keys: Keys, kind: str, head_dim: int) -> Rotary:
     own = {**older, "rope_scaling": scaling, "rope_parameters": keys.section("rope_parameters").get(kind)}
     said = Keys(own, keys.subject)
     said.misfits = keys.misfits  # one list, so that what is wrong already is known there
-    found = read_rotary(said, head_dim)
-    if found.rotated != head_dim:
-        keys.refuse("partial_rotary_factor must be 1.0")
-    return found
+    return read_rotary(said, head_dim, whole=True)
 
 
-_LAYER = "model.layers.{}."
-NAMES = {
-    "embed": "model.embed_tokens",
-    "attention.norm": _LAYER + "input_layernorm",
-    "attention.q": _LAYER + "self_attn.q_proj",
-    "attention.q_norm": _LAYER + "self_attn.q_norm",
-    "attention.k": _LAYER + "self_attn.k_proj",
-    "attention.k_norm": _LAYER + "self_attn.k_norm",
-    "attention.v": _LAYER + "self_attn.v_proj",
-    "attention.out": _LAYER + "self_attn.o_proj",
-    "attention.post_norm": _LAYER + "post_attention_layernorm",
-    "mlp.norm": _LAYER + "pre_feedforward_layernorm",
-    "mlp.gate": _LAYER + "mlp.gate_proj",
-    "mlp.up": _LAYER + "mlp.up_proj",
-    "mlp.down": _LAYER + "mlp.down_proj",
-    "mlp.post_norm": _LAYER + "post_feedforward_layernorm",
-    "norm": "model.norm",
-    "head": "lm_head",
-}
+NAMES = {**USUAL, **QK_NORMS, **SANDWICH_NORMS}
 
 
 def _finish(config: dict[str, Any]) -> dict[str, Any]:
@@ -111,33 +88,11 @@ def _finish(config: dict[str, Any]) -> dict[str, Any]:
 
 GGUF = GgufTable(
     architecture="gemma3",
-    tensors={
-        "token_embd": NAMES["embed"],
-        "blk.{}.attn_norm": NAMES["attention.norm"],
-        "blk.{}.attn_q": NAMES["attention.q"],
-        "blk.{}.attn_q_norm": NAMES["attention.q_norm"],
-        "blk.{}.attn_k": NAMES["attention.k"],
-        "blk.{}.attn_k_norm": NAMES["attention.k_norm"],
-        "blk.{}.attn_v": NAMES["attention.v"],
-        "blk.{}.attn_output": NAMES["attention.out"],
-        "blk.{}.post_attention_norm": NAMES["attention.post_norm"],
-        "blk.{}.ffn_norm": NAMES["mlp.norm"],
-        "blk.{}.ffn_gate": NAMES["mlp.gate"],
-        "blk.{}.ffn_up": NAMES["mlp.up"],
-        "blk.{}.ffn_down": NAMES["mlp.down"],
-        "blk.{}.post_ffw_norm": NAMES["mlp.post_norm"],
-        "output_norm": NAMES["norm"],
-        "output": NAMES["head"],
-    },
+    tensors=gguf_tensors(NAMES),
     required={
-        "block_count": "num_hidden_layers",
-        "context_length": "max_position_embeddings",
-        "embedding_length": "hidden_size",
-        "feed_forward_length": "intermediate_size",
-        "attention.head_count": "num_attention_heads",
+        **GGUF_KEYS,
         "attention.head_count_kv": "num_key_value_heads",
         "attention.key_length": "head_dim",
-        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     },
     optional={
         "attention.sliding_window": "sliding_window",
@@ -150,12 +105,4 @@ GGUF = GgufTable(
     finish=_finish,
 )
 
-
-def build(config: Config, **choices: Any) -> Model:
-    """See `models.spec.Build`."""
-    from models.dense.build import build_dense  # brings JAX, which who only reads configs does without
-
-    return build_dense(read(config), NAMES, **choices)
-
-
-FAMILY = Family(architectures=(NAME,), model_types=("gemma3_text",), read=read, build=build, gguf=(GGUF,))
+FAMILY = dense_family(architectures=(NAME,), model_types=("gemma3_text",), read=read, names=NAMES, gguf=GGUF)

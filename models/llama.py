@@ -8,10 +8,12 @@ https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2407.21783, https://arxi
 from typing import Any
 
 from models.config import MOST_LAYERS, Keys, architectures
+from models.dense.family import checked, dense_family
+from models.dense.names import GGUF_KEYS, USUAL, gguf_tensors
 from models.dense.record import SILU, Dense, Layer
 from models.gguf import GgufTable
 from models.rope import read_rotary
-from models.spec import Config, Family, Model
+from models.spec import Config
 
 LLAMA, MISTRAL = "LlamaForCausalLM", "MistralForCausalLM"
 
@@ -25,11 +27,7 @@ def read(config: Config) -> Dense:
     kv_heads = keys.size("num_key_value_heads", heads)
     head_dim = keys.optional_size("head_dim") or hidden // heads
     window = keys.optional_size("sliding_window")
-    if heads % kv_heads:
-        keys.refuse(f"{heads} attention heads do not divide among {kv_heads} key-value heads")
-    rotary = read_rotary(keys, head_dim)
-    if rotary.rotated != head_dim:
-        keys.refuse("partial_rotary_factor must be 1.0")
+    rotary = read_rotary(keys, head_dim, whole=True)
     attention_bias = keys.flag("attention_bias")
     layer = Layer(rotary, window if name == MISTRAL else None)
     found = Dense(
@@ -49,25 +47,10 @@ def read(config: Config) -> Dense:
         out_bias=attention_bias,
         mlp_bias=keys.flag("mlp_bias"),
     )
-    keys.check()
-    return found
+    return checked(keys, found)
 
 
-_LAYER = "model.layers.{}."
-NAMES = {
-    "embed": "model.embed_tokens",
-    "attention.norm": _LAYER + "input_layernorm",
-    "attention.q": _LAYER + "self_attn.q_proj",
-    "attention.k": _LAYER + "self_attn.k_proj",
-    "attention.v": _LAYER + "self_attn.v_proj",
-    "attention.out": _LAYER + "self_attn.o_proj",
-    "mlp.norm": _LAYER + "post_attention_layernorm",
-    "mlp.gate": _LAYER + "mlp.gate_proj",
-    "mlp.up": _LAYER + "mlp.up_proj",
-    "mlp.down": _LAYER + "mlp.down_proj",
-    "norm": "model.norm",
-    "head": "lm_head",
-}
+NAMES = USUAL
 IGNORED = (r"(model\.layers\.\d+\.self_attn\.|model\.)rotary_emb\.inv_freq",)
 
 
@@ -79,28 +62,8 @@ def _finish(config: dict[str, Any]) -> dict[str, Any]:
 
 GGUF = GgufTable(
     architecture="llama",
-    tensors={
-        "token_embd": NAMES["embed"],
-        "blk.{}.attn_norm": NAMES["attention.norm"],
-        "blk.{}.attn_q": NAMES["attention.q"],
-        "blk.{}.attn_k": NAMES["attention.k"],
-        "blk.{}.attn_v": NAMES["attention.v"],
-        "blk.{}.attn_output": NAMES["attention.out"],
-        "blk.{}.ffn_norm": NAMES["mlp.norm"],
-        "blk.{}.ffn_gate": NAMES["mlp.gate"],
-        "blk.{}.ffn_up": NAMES["mlp.up"],
-        "blk.{}.ffn_down": NAMES["mlp.down"],
-        "output_norm": NAMES["norm"],
-        "output": NAMES["head"],
-    },
-    required={
-        "block_count": "num_hidden_layers",
-        "context_length": "max_position_embeddings",
-        "embedding_length": "hidden_size",
-        "feed_forward_length": "intermediate_size",
-        "attention.head_count": "num_attention_heads",
-        "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    },
+    tensors=gguf_tensors(NAMES),
+    required=GGUF_KEYS,
     optional={
         "attention.head_count_kv": "num_key_value_heads",
         "attention.key_length": "head_dim",
@@ -113,12 +76,11 @@ GGUF = GgufTable(
     finish=_finish,
 )
 
-
-def build(config: Config, **choices: Any) -> Model:
-    """See `models.spec.Build`."""
-    from models.dense.build import build_dense  # brings JAX, which who only reads configs does without
-
-    return build_dense(read(config), NAMES, ignored=IGNORED, **choices)
-
-
-FAMILY = Family(architectures=(LLAMA, MISTRAL), model_types=("llama", "mistral"), read=read, build=build, gguf=(GGUF,))
+FAMILY = dense_family(
+    architectures=(LLAMA, MISTRAL),
+    model_types=("llama", "mistral"),
+    read=read,
+    names=NAMES,
+    gguf=GGUF,
+    ignored=IGNORED,
+)

@@ -49,11 +49,18 @@ _STILL = Rotary((0.0,), 2)
 
 
 def read_rotary(
-    keys: Keys, head_dim: int, *, kind: str | None = None, theta: float = 10000.0, share: float = 1.0
+    keys: Keys,
+    head_dim: int,
+    *,
+    kind: str | None = None,
+    theta: float = 10000.0,
+    share: float = 1.0,
+    whole: bool = False,
 ) -> Rotary:
     """What a config says in rope_parameters, or in rope_theta, rope_scaling and partial_rotary_factor as it used to be.
 
-    `kind` is the type of layer, where rope_parameters has an object for each; `theta` and `share` are the family's own.
+    `kind` is the type of layer, where rope_parameters has an object for each; `theta` and `share` are the family's own. With
+    `whole` a head that turns in part is refused.
     """
     nested = _of_kind(keys, kind)
     scaling = nested or keys.section("rope_scaling")
@@ -65,6 +72,8 @@ def read_rotary(
         keys.refuse(f"head_dim is {head_dim}, must be even for rotary embedding, and at most {MOST_WIDTH}")
     elif share > 1 or rotated < 2 or rotated % 2:
         keys.refuse(f"partial_rotary_factor is {share}, must leave an even part of a head_dim of {head_dim}")
+    if whole and rotated != head_dim:
+        keys.refuse("partial_rotary_factor must be 1.0")
     keys.refuse(misfits(scaling, rotated))
     turning = [] if keys.misfits else _finite(keys, rotated, theta, scaling)
     return Rotary((*turning, *[0.0] * (head_dim // 2 - len(turning))), rotated) if turning else _STILL

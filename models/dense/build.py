@@ -9,9 +9,10 @@ import numpy as np
 from attrs import frozen
 
 from models.dense.layout import Layout
+from models.dense.names import Names
 from models.dense.network import Decoder
 from models.dense.record import Dense
-from models.dense.rules import Names, rules
+from models.dense.rules import rules
 from models.functional import Functional, functional
 from models.linears import Linears, check, tile
 from models.mapping import Ignore, Rule
@@ -65,7 +66,7 @@ def build_dense(
     native: bool = False,
     storage: Mapping[str, Storage] | None = None,
 ) -> DenseModel:
-    """The model of `c`, whose tensors have these names (see `models.dense.rules`); the rest as in `models.spec.Build`."""
+    """The model of `c`, whose tensors have these names (see `models.dense.names`); the rest as in `models.spec.Build`."""
     assert tensor_parallel >= 1, f"tensor_parallel {tensor_parallel}"
     check(quant, native=native)
     if dtype is None:

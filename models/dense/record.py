@@ -34,6 +34,10 @@ ACTIVATIONS = {
 """By their names in config.json's hidden_act and hidden_activation."""
 
 
+SLIDING, FULL = "sliding_attention", "full_attention"
+"""The words of config.json's layer_types."""
+
+
 @frozen
 class Layer:
     """What one layer's attention does differently from another's. `rotary` None: it does not turn by position.

@@ -1,26 +1,25 @@
 """The checkpoint rules of a dense decoder, from a family's table of names; knows shapes, must not know files or families.
 
-A table has the stems of checkpoint names, to which `.weight` and `.bias` come, by what they are here; `{}` is the number of
-a layer. NAMES lists what there is; a table has what its decoder needs and nothing else.
+`models.dense.names` says what a table is; of a table that all decoders of a family share, one takes what it has.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from attrs import evolve
 
 from models.dense.layout import Layout
+from models.dense.names import KNOWN, Names
 from models.dense.record import Dense
 from models.mapping import Ignore, Part, Rule, store_as, unroll
 from models.storage import Array
 
-Names = Mapping[str, str]
 Spread = Callable[[Array], Array]
 
 
 def wanted(c: Dense) -> set[str]:
-    """The keys of a table of this decoder. `attention.sinks` alone is a whole name."""
+    """What this decoder has, as a table of names calls it."""
     maps = {"attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate", "mlp.up", "mlp.down"}
     norms = {"norm"}
     norms |= {"attention.norm", "mlp.norm"} if c.pre_norms else set()
@@ -32,7 +31,9 @@ def wanted(c: Dense) -> set[str]:
 
 def rules(c: Dense, layout: Layout, names: Names, ignored: tuple[str, ...]) -> tuple[Rule | Ignore, ...]:
     """`ignored`: patterns of the whole names of tensors that are known and not needed."""
-    assert names.keys() == wanted(c), f"{c.architecture}: names {sorted(names.keys() ^ wanted(c))}"
+    missing, strange = wanted(c) - names.keys(), names.keys() - KNOWN
+    assert not missing | strange, f"{c.architecture}: names missing {sorted(missing)}, not known {sorted(strange)}"
+    names = {what: names[what] for what in names if what in wanted(c)}
     within = [name for name in names if name.endswith("norm") and name != "norm"]
     layers = [
         *(_norm(c, f"layers.{{}}.{name}", names[name]) for name in within),

@@ -6,13 +6,15 @@ Registered by `registry.FAMILIES.append("tests.fakes.family_trial")`.
 from typing import Any
 
 from models.config import MOST_LAYERS, Keys
-from models.dense.record import ACTIVATIONS, Activation, Dense, Layer
+from models.dense.family import checked, dense_family
+from models.dense.names import GGUF_KEYS, QK_NORMS, SANDWICH_NORMS, SINKS, USUAL, gguf_tensors
+from models.dense.record import ACTIVATIONS, FULL, SLIDING, Activation, Dense, Layer
 from models.gguf import GgufTable
 from models.rope import read_rotary
-from models.spec import Config, Family, Model
+from models.spec import Config
 
 NAME = "TrialForCausalLM"
-SLIDING, FULL, STILL = "sliding_attention", "full_attention", "still_attention"
+STILL = "still_attention"
 THETA = {SLIDING: 10000.0, FULL: 1000000.0}
 
 
@@ -26,8 +28,6 @@ def read(config: Config) -> Dense:
     activation = keys.choice("hidden_activation", ACTIVATIONS, "gelu_pytorch_tanh")
     window, cap = keys.size("sliding_window", 32), keys.optional_number("attn_logit_softcapping")
     sinks, bias = keys.flag("attention_sinks"), keys.flag("attention_bias")
-    if heads % kv_heads:
-        keys.refuse(f"{heads} attention heads do not divide among {kv_heads} key-value heads")
     rotary = {kind: read_rotary(keys, head_dim, kind=kind, theta=theta) for kind, theta in THETA.items()}
     found = Dense(
         architecture=NAME,
@@ -54,37 +54,10 @@ def read(config: Config) -> Dense:
         embedding_scale=keys.size("hidden_size") ** 0.5,
         logit_cap=keys.optional_number("final_logit_softcapping"),
     )
-    keys.check()
-    return found
+    return checked(keys, found)
 
 
-_LAYER = "model.layers.{}."
-_PRE = {"attention.norm": _LAYER + "input_layernorm", "mlp.norm": _LAYER + "pre_feedforward_layernorm"}
-_SINKS = {"attention.sinks": _LAYER + "self_attn.sinks"}
-_NORMS = {
-    "attention.q_norm": _LAYER + "self_attn.q_norm",
-    "attention.k_norm": _LAYER + "self_attn.k_norm",
-    "attention.post_norm": _LAYER + "post_attention_layernorm",
-    "mlp.post_norm": _LAYER + "post_feedforward_layernorm",
-    "norm": "model.norm",
-}
-_MAPS = {
-    "embed": "model.embed_tokens",
-    "head": "lm_head",
-    "attention.q": _LAYER + "self_attn.q_proj",
-    "attention.k": _LAYER + "self_attn.k_proj",
-    "attention.v": _LAYER + "self_attn.v_proj",
-    "attention.out": _LAYER + "self_attn.o_proj",
-    "mlp.gate": _LAYER + "mlp.gate_proj",
-    "mlp.up": _LAYER + "mlp.up_proj",
-    "mlp.down": _LAYER + "mlp.down_proj",
-}
-
-
-def names(c: Dense) -> dict[str, str]:
-    """Of the tensors that this one has."""
-    sinks = any(layer.sinks for layer in c.stack)
-    return {**_MAPS, **_NORMS, **(_PRE if c.pre_norms else {}), **(_SINKS if sinks else {})}
+NAMES = {**USUAL, **QK_NORMS, **SANDWICH_NORMS, **SINKS}
 
 
 def _finish(config: dict[str, Any]) -> dict[str, Any]:
@@ -99,31 +72,9 @@ def _finish(config: dict[str, Any]) -> dict[str, Any]:
 
 GGUF = GgufTable(
     architecture="trial",
-    tensors={
-        "token_embd": _MAPS["embed"],
-        "output": _MAPS["head"],
-        "output_norm": _NORMS["norm"],
-        "blk.{}.attn_norm": _PRE["attention.norm"],
-        "blk.{}.attn_q": _MAPS["attention.q"],
-        "blk.{}.attn_q_norm": _NORMS["attention.q_norm"],
-        "blk.{}.attn_k": _MAPS["attention.k"],
-        "blk.{}.attn_k_norm": _NORMS["attention.k_norm"],
-        "blk.{}.attn_v": _MAPS["attention.v"],
-        "blk.{}.attn_output": _MAPS["attention.out"],
-        "blk.{}.attn_sinks.weight": _SINKS["attention.sinks"],
-        "blk.{}.post_attention_norm": _NORMS["attention.post_norm"],
-        "blk.{}.ffn_norm": _PRE["mlp.norm"],
-        "blk.{}.ffn_gate": _MAPS["mlp.gate"],
-        "blk.{}.ffn_up": _MAPS["mlp.up"],
-        "blk.{}.ffn_down": _MAPS["mlp.down"],
-        "blk.{}.post_ffw_norm": _NORMS["mlp.post_norm"],
-    },
+    tensors=gguf_tensors(NAMES),
     required={
-        "block_count": "num_hidden_layers",
-        "context_length": "max_position_embeddings",
-        "embedding_length": "hidden_size",
-        "feed_forward_length": "intermediate_size",
-        "attention.head_count": "num_attention_heads",
+        **GGUF_KEYS,
         "attention.head_count_kv": "num_key_value_heads",
         "attention.key_length": "head_dim",
         "attention.sliding_window": "sliding_window",
@@ -138,17 +89,8 @@ GGUF = GgufTable(
     },
     other={"attention.sliding_window_pattern": "pattern"},
     flags={"attention_sinks": "blk.0.attn_sinks.weight", "attention_bias": "blk.0.attn_q.bias"},
-    plus_one=(*_NORMS.values(), *_PRE.values()),
+    plus_one=tuple(stem for what, stem in NAMES.items() if what.endswith("norm")),
     finish=_finish,
 )
 
-
-def build(config: Config, **choices: Any) -> Model:
-    """See `models.spec.Build`."""
-    from models.dense.build import build_dense
-
-    c = read(config)
-    return build_dense(c, names(c), **choices)
-
-
-FAMILY = Family(architectures=(NAME,), model_types=("trial_text",), read=read, build=build, gguf=(GGUF,))
+FAMILY = dense_family(architectures=(NAME,), model_types=("trial_text",), read=read, names=NAMES, gguf=GGUF)

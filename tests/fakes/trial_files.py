@@ -14,6 +14,7 @@ CONFIG: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
+    "rms_norm_eps": 2.0**-20,  # which a float32 of a GGUF file holds
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
@@ -35,7 +36,7 @@ PLAIN = CONFIG | {"attn_logit_softcapping": None, "attention_sinks": False}
 
 def random_trial(config: dict[str, Any]) -> dict[str, np.ndarray]:
     """Tensors by the names of a model of text alone; norms near zero, to which the family adds one."""
-    tensors = random_tensors(build(config, dtype=np.float32), seed=5)
+    tensors = random_tensors(build(config, dtype=np.float32), seed=6)
     return {name: tensor * (0.3 if "norm" in name else 1) for name, tensor in tensors.items()}
 
 
@@ -80,6 +81,7 @@ def write_trial_gguf(path: Path, config: dict[str, Any], tensors: dict[str, np.n
         "embedding_length": config["hidden_size"],
         "feed_forward_length": config["intermediate_size"],
         "attention.head_count": config["num_attention_heads"],
+        "attention.layer_norm_rms_epsilon": config.get("rms_norm_eps", 1e-6),
         "attention.head_count_kv": config["num_key_value_heads"],
         "attention.key_length": config["head_dim"],
         "attention.sliding_window": config["sliding_window"],

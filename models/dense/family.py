@@ -1,0 +1,37 @@
+"""From what a dense family reads and its names to its record in the registry; must not know any family, nor jax."""
+
+from collections.abc import Callable
+from typing import Any
+
+from models.config import Keys
+from models.dense.names import Names
+from models.dense.record import Dense
+from models.gguf import GgufTable
+from models.spec import Config, Family, Model
+
+
+def checked(keys: Keys, found: Dense) -> Dense:
+    """`found`, read of `keys`. Raises ModelError with every misfit, those between its sizes included."""
+    if found.query_heads % found.kv_heads:
+        keys.refuse(f"{found.query_heads} attention heads do not divide among {found.kv_heads} key-value heads")
+    keys.check()
+    return found
+
+
+def dense_family(
+    *,
+    architectures: tuple[str, ...],
+    model_types: tuple[str, ...],
+    read: Callable[[Config], Dense],
+    names: Names,
+    gguf: GgufTable,
+    ignored: tuple[str, ...] = (),
+) -> Family:
+    """`names` of all tensors that one of the family may have; `ignored` as in `models.dense.rules`."""
+
+    def build(config: Config, **choices: Any) -> Model:
+        from models.dense.build import build_dense  # brings JAX, which who only reads configs does without
+
+        return build_dense(read(config), names, ignored=ignored, **choices)
+
+    return Family(architectures=architectures, model_types=model_types, read=read, build=build, gguf=(gguf,))

@@ -1,0 +1,69 @@
+"""What dense decoders usually call their tensors, and what llama.cpp calls them, for a family to take and change; data only.
+
+The keys are what a tensor is here; `models.dense.rules` says which of them a decoder has.
+"""
+
+from collections.abc import Mapping
+
+Names = Mapping[str, str]
+"""What a tensor is -> the stem of its name in the family's own checkpoints, to which `.weight` and `.bias` come, with `{}`
+for the number of a layer. `attention.sinks` alone is a whole name."""
+
+LAYER = "model.layers.{}."
+USUAL: Names = {
+    "embed": "model.embed_tokens",
+    "attention.norm": LAYER + "input_layernorm",
+    "attention.q": LAYER + "self_attn.q_proj",
+    "attention.k": LAYER + "self_attn.k_proj",
+    "attention.v": LAYER + "self_attn.v_proj",
+    "attention.out": LAYER + "self_attn.o_proj",
+    "mlp.norm": LAYER + "post_attention_layernorm",
+    "mlp.gate": LAYER + "mlp.gate_proj",
+    "mlp.up": LAYER + "mlp.up_proj",
+    "mlp.down": LAYER + "mlp.down_proj",
+    "norm": "model.norm",
+    "head": "lm_head",
+}
+QK_NORMS: Names = {"attention.q_norm": LAYER + "self_attn.q_norm", "attention.k_norm": LAYER + "self_attn.k_norm"}
+SANDWICH_NORMS: Names = {
+    "attention.post_norm": LAYER + "post_attention_layernorm",
+    "mlp.norm": LAYER + "pre_feedforward_layernorm",
+    "mlp.post_norm": LAYER + "post_feedforward_layernorm",
+}
+SINKS: Names = {"attention.sinks": LAYER + "self_attn.sinks"}
+
+# https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py
+_GGUF: Names = {
+    "embed": "token_embd",
+    "attention.norm": "blk.{}.attn_norm",
+    "attention.q": "blk.{}.attn_q",
+    "attention.q_norm": "blk.{}.attn_q_norm",
+    "attention.k": "blk.{}.attn_k",
+    "attention.k_norm": "blk.{}.attn_k_norm",
+    "attention.v": "blk.{}.attn_v",
+    "attention.sinks": "blk.{}.attn_sinks.weight",
+    "attention.out": "blk.{}.attn_output",
+    "attention.post_norm": "blk.{}.post_attention_norm",
+    "mlp.norm": "blk.{}.ffn_norm",
+    "mlp.gate": "blk.{}.ffn_gate",
+    "mlp.up": "blk.{}.ffn_up",
+    "mlp.down": "blk.{}.ffn_down",
+    "mlp.post_norm": "blk.{}.post_ffw_norm",
+    "norm": "output_norm",
+    "head": "output",
+}
+KNOWN = frozenset(_GGUF)
+GGUF_KEYS: Mapping[str, str] = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
+"""The metadata that every dense decoder's file has -> keys of config.json."""
+
+
+def gguf_tensors(names: Names) -> dict[str, str]:
+    """`models.gguf.GgufTable.tensors` of a family with these names."""
+    return {_GGUF[what]: stem for what, stem in names.items()}
