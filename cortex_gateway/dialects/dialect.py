@@ -145,7 +145,6 @@ class Dialect:
     """One way to talk to the gateway.
 
     Attributes:
-        name: what docs call it.
         prefixes: errors of a path that is one of these or lies below one are told in this dialect, whether or not there is
             such a path. A dialect with none tells those of all other paths.
         error: (failure, request id) -> the body of an answer that is an error.
@@ -153,7 +152,6 @@ class Dialect:
         stream_type: the content type of a stream.
     """
 
-    name: str
     prefixes: tuple[str, ...]
     error: Callable[[Failure, str], bytes]
     routes: tuple[Generation | Count, ...]

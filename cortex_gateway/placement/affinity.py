@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from attrs import define, field
 
-from cortex_gateway.placement.route import Candidate, least_wait, wait
+from cortex_gateway.placement.route import Candidate, least_wait, waits
 
 STAY = 3.0
 """A conversation goes elsewhere when it would wait more than so many times as long where its pages are."""
@@ -36,9 +36,9 @@ def choose(candidates: Collection[Candidate], home: str | None) -> str | None:
     Home, unless it is ailing, has no free slot where another has, or is much busier.
     """
     best = least_wait(candidates)
-    known = {one.node: one for one in candidates}
-    if best is None or home not in known or home == best:
+    expected = waits(candidates)
+    if best is None or home not in expected or home == best:
         return best
-    at_home, elsewhere = (wait(known[node], candidates) for node in (home, best))
+    at_home, elsewhere = expected[home], expected[best]
     stays = at_home[:2] == elsewhere[:2] and at_home[2] <= STAY * elsewhere[2]
     return home if stays else best

@@ -34,6 +34,7 @@ class Candidate:
     resting: bool = False
 
 
+Wait = tuple[bool, bool, float]
 Consider = Callable[[ModelConfig, Node, Policy], Placement | Obstacle]
 
 
@@ -84,17 +85,24 @@ def route(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy, consideri
 
 def least_wait(candidates: Collection[Candidate]) -> str | None:
     """The node where a new request should end first: well before ailing, a free slot before none, work over speed, name."""
-    return min(candidates, key=lambda one: (*wait(one, candidates), one.node)).node if candidates else None
+    expected = waits(candidates)
+    return min(expected, key=lambda node: (expected[node], node)) if expected else None
 
 
-def wait(one: Candidate, candidates: Collection[Candidate]) -> tuple[bool, bool, float]:
-    """How long a new request would wait on `one` of them: whether it is ailing, has no free slot, and its work over its speed.
+def waits(candidates: Collection[Candidate]) -> dict[str, Wait]:
+    """How long a new request would wait, by node: whether that is ailing, has no free slot, and its work over its speed.
 
     Speed counts only where every candidate has measured one: an unmeasured replica is not slow, it is new.
     """
-    measured = all(each.load.tok_s_decode > 0 for each in candidates)
-    queued = 0 < one.load.max_in_flight <= one.pending
-    return one.resting, queued, (one.pending + 1) / (one.load.tok_s_decode if measured else 1.0)
+    measured = all(one.load.tok_s_decode > 0 for one in candidates)
+    return {
+        one.node: (
+            one.resting,
+            0 < one.load.max_in_flight <= one.pending,
+            (one.pending + 1) / (one.load.tok_s_decode if measured else 1.0),
+        )
+        for one in candidates
+    }
 
 
 def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy, considering: Consider = consider) -> Decision:

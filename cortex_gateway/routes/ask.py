@@ -68,20 +68,20 @@ async def answered(it: Exchange, outgoing: Outgoing) -> AsyncIterator[httpx.Resp
                 failed = error
                 _blame(it, lease, error)
             else:
-                lease.heard = functools.partial(getattr, response, "num_bytes_downloaded")
-                lease.begun()
-                async with contextlib.aclosing(response):
-                    with _judged(it, lease):
-                        yield response
+                async with _heard(it, lease, response):
+                    yield response
                 return
         lease = await tries.next(lease, failed)
 
 
-@contextlib.contextmanager
-def _judged(it: Exchange, lease: Lease) -> Iterator[None]:
-    """What the rest of an answer says of the replica that gives it."""
+@contextlib.asynccontextmanager
+async def _heard(it: Exchange, lease: Lease, response: httpx.Response) -> AsyncIterator[None]:
+    """While the rest of an answer is read; what that says of the replica is told to the fleet."""
+    lease.heard = functools.partial(getattr, response, "num_bytes_downloaded")
+    lease.begun()
     try:
-        yield
+        async with contextlib.aclosing(response):
+            yield
     except CortexError as error:
         _blame(it, lease, error)
         raise

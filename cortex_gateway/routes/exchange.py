@@ -131,7 +131,7 @@ class _Handler:
         if self.route.label is not None:
             self._live = Live(context, self.record)
             self.gateway.live.enter(self._live)
-        async with _within(context.timeout_secs):
+        async with _ended_after(context.timeout_secs):
             body = await self._body()
             async with self.client.connected():
                 await self.route.work(it, body)
@@ -169,7 +169,11 @@ class _Handler:
     async def _body(self) -> bytes:
         if self.route.method == "GET":
             return b""
-        return await self.client.body(self.gateway.max_body_bytes, self.gateway.body_silence_secs)
+        try:
+            return await self.client.body(self.gateway.max_body_bytes, self.gateway.body_silence_secs)
+        except asyncio.CancelledError:  # its time is over, or an operator ends it: nobody reads the rest
+            self.client.broken_off = True
+            raise
 
     def _leave(self) -> None:
         if self._admission is not None:
@@ -177,7 +181,7 @@ class _Handler:
 
 
 @contextlib.asynccontextmanager
-async def _within(seconds: float | None) -> AsyncIterator[None]:
+async def _ended_after(seconds: float | None) -> AsyncIterator[None]:
     """Raises DeadlineExceeded where the block takes longer."""
     limit = asyncio.timeout(seconds)
     try:

@@ -1,7 +1,6 @@
 """Every request under way: who sees them and who ends them. Knows tasks, no route and no dialect."""
 
 import asyncio
-import time
 from typing import Any, Literal
 
 from attrs import define, field
@@ -26,7 +25,6 @@ class Live:
     record: Record
     cancelled: bool = field(default=False, init=False)
     _task: "asyncio.Task[Any]" = field(factory=_current, init=False)
-    _since: float = field(factory=time.monotonic, init=False)
 
     @property
     def state(self) -> State:
@@ -45,7 +43,7 @@ class Live:
             "model": self.record.model,
             "node": self.record.node or None,
             "state": self.state,
-            "seconds": round(time.monotonic() - self._since, 3),
+            "seconds": round(self.record.seconds, 3),
             "pieces": self.record.passed,
         }
 

@@ -34,6 +34,11 @@ class Record:
         """Of the prompt and of the answer, as far as they are known."""
         return self.passed if self.usage is None else self.usage.prompt + self.usage.completion
 
+    @property
+    def seconds(self) -> float:
+        """Since its arrival."""
+        return time.perf_counter() - self._arrived
+
     def leased(self, lease: Lease) -> None:
         """Which replica serves it."""
         self.model, self.node, self.cold = lease.model, lease.node, self.cold or lease.cold

@@ -21,6 +21,7 @@ RECORD = RequestRecord(
     [
         (200, [], "GET /x 200 812 ms"),
         (200, [RECORD], "GET /x [chat] m on a 200 ok 812 ms 36+8 tokens"),
+        (200, [attrs.evolve(RECORD, request_id="req_7")], "GET /x [chat] m on a 200 ok 812 ms 36+8 tokens req_7"),
         (
             200,
             [attrs.evolve(RECORD, outcome="cancelled", prompt_tokens=None)],

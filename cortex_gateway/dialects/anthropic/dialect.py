@@ -44,7 +44,6 @@ def _to_count(body: bytes) -> ToCount:
 
 
 ANTHROPIC = Dialect(
-    name="Anthropic",
     prefixes=("/v1/messages",),
     error=errors.body,
     routes=(

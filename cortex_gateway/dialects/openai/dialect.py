@@ -18,7 +18,6 @@ def _decode(body: bytes) -> Decoded:
 
 
 OPENAI = Dialect(
-    name="OpenAI",
     prefixes=(),
     error=lambda failure, _: errors.body(failure),
     routes=(

@@ -79,7 +79,6 @@ def _to_count(body: bytes) -> ToCount:
 
 
 SAY = Dialect(
-    name="Say",
     prefixes=("/say",),
     error=lambda failure, identity: msgspec.json.encode({"oops": failure.message, "request": identity}),
     routes=(

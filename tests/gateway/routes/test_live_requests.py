@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.gateway_rig import BODIES, CHAT, COMPLETIONS, MESSAGES, Rig, payloads, run, settled
+from tests.fakes.keyring import guarded, made
 from tests.fakes.neuron_double import Answer
 
 PATHS = [CHAT, COMPLETIONS, MESSAGES]
@@ -24,11 +25,12 @@ def gated(scenario: Callable[[Rig, asyncio.Event], Any], **options: Any) -> None
 
 async def under_way(rig: Rig, count: int = 1) -> list[dict[str, Any]]:
     """The list, once there are so many."""
-    while True:
-        listed: list[dict[str, Any]] = (await rig.client.get("/admin/requests")).json()["requests"]
-        if len(listed) == count:
-            return listed
-        await settled()
+    async with asyncio.timeout(60):
+        while True:
+            listed: list[dict[str, Any]] = (await rig.client.get("/admin/requests")).json()["requests"]
+            if len(listed) == count:
+                return listed
+            await settled()
 
 
 async def cancel(rig: Rig, identity: str) -> Any:
@@ -108,10 +110,64 @@ def test_a_deadline_ends_a_request_that_waits(path: str) -> None:
 
         assert answer.status_code == 504
         assert "0.05 s" in answer.json()["error"]["message"]
+        assert answer.json()["error"]["type"] == ("timeout_error" if path == MESSAGES else "api_error")
         assert rig.fleet.abandoned == 1
         assert rig.metrics.records[0].outcome == "error"
 
     gated(scenario)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_deadline_ends_a_stream_that_has_begun(path: str) -> None:
+    """With an error event, and the neuron is hung up on (the rig looks)."""
+
+    async def scenario(rig: Rig) -> None:
+        answer = await rig.client.post(
+            path, json={**BODIES[path], "stream": True}, headers={"x-request-timeout": "0.3"}
+        )
+
+        assert answer.status_code == 200
+        assert b"Hello" in answer.content
+        assert "0.3 s" in payloads(answer.content)[-1]["error"]["message"]
+        assert b"[DONE]" not in answer.content
+
+    run(scenario, Answer(pause=0.02, deltas=({"content": "Hello"},) * 500))
+
+
+@pytest.mark.parametrize("ended_by", ["deadline", "operator"])
+def test_a_body_that_does_not_come_ends_with_its_connection(ended_by: str) -> None:
+    """What is left of it would be taken for the next request."""
+
+    async def scenario(rig: Rig) -> None:
+        timeout = [(b"x-request-timeout", b"0.05")] if ended_by == "deadline" else []
+        headers = [(b"host", b"gw"), (b"content-type", b"application/json"), (b"x-request-id", b"slow"), *timeout]
+        scope = {"method": "POST", "path": CHAT, "raw_path": CHAT.encode(), "headers": headers}
+        asking = asyncio.create_task(rig.asgi(scope, {"type": "http.request", "body": b"{", "more_body": True}))
+        if ended_by == "operator":
+            await under_way(rig)
+            await cancel(rig, "slow")
+        start = (await asking)[0]
+
+        assert start["status"] == (504 if ended_by == "deadline" else 499)
+        assert (b"connection", b"close") in start["headers"]
+
+    run(scenario)
+
+
+def test_the_list_names_the_key_and_no_more_of_it() -> None:
+    laptop, ops = made("laptop"), made("ops", "admin")
+
+    async def scenario(rig: Rig, _: asyncio.Event) -> None:
+        asking = asyncio.create_task(rig.client.post(CHAT, json=BODIES[CHAT], headers=laptop.bearer))
+        while not (listed := (await rig.client.get("/admin/requests", headers=ops.bearer)).json()["requests"]):
+            await settled()
+        asking.cancel()
+        await asyncio.wait([asking])
+
+        assert listed[0]["key"] == "laptop"
+        assert laptop.text not in str(listed)
+
+    gated(scenario, guard=guarded(laptop, ops, required=True))
 
 
 def test_a_deadline_that_is_no_number_is_refused_and_one_that_is_kept_does_nothing() -> None:
