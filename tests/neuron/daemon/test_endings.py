@@ -235,9 +235,10 @@ def test_a_drain_has_a_deadline(tmp_path: Path) -> None:
     """Work that does not end in drain_secs ends with an error event."""
 
     async def use(neuron: LiveNeuron) -> None:
-        running = asyncio.create_task(neuron.chat("[[stall 1]]", stream=True))
-        await until(lambda: not idle(neuron))
-        await neuron.http.post("/models/unload", json={"model_id": MODEL, "drain_secs": 0})
-        assert "error" in json.loads(sse_events((await running).text)[-1])
+        async with open_stream(neuron, "[[stall 1]]") as lines:
+            begun = [await anext(lines) for _ in range(4)]
+            await neuron.http.post("/models/unload", json={"model_id": MODEL, "drain_secs": 0})
+            events = sse_events("\n".join([*begun, *[line async for line in lines], ""]))
+        assert "error" in json.loads(events[-1])
 
     with_neuron(tmp_path, use)

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build.library, "unavailable", lambda: "not in this test")
+    monkeypatch.setattr(library, "unavailable", lambda: "not in this test")
     monkeypatch.setattr(build.native_sampler, "refuses", lambda mesh: f"not in this test, {mesh.size} device")
     monkeypatch.setattr("neuron_jax.engine.attention.native.unavailable", lambda: "not in this test")
 
