@@ -14,7 +14,7 @@ from attrs import define, evolve, field
 from cortex_gateway import errors
 from cortex_gateway.config import Config
 from cortex_gateway.fleet import messages as m
-from cortex_gateway.fleet import options
+from cortex_gateway.fleet.differing import Loaded, differing, words
 from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.jobs import RETURN_SECS, Eviction, Jobs
 from cortex_gateway.fleet.memory import PATIENCE_SECS, LoadHistory, Ticket, not_loaded, spec_for
@@ -433,24 +433,24 @@ class Residency:
         return named and up and said is not None and said.status == "loaded" and not said.draining
 
     def _compare(self, ticket: Ticket, serving: list[Host]) -> None:
-        differs = {host.name: options.differing(ticket, self._loaded(ticket.model, host)) for host in serving}
+        differs = {host.name: differing(ticket, self._loaded(ticket.model, host)) for host in serving}
         if not all(differs.values()):
             self._decide_for((ticket,))
             return
         node, found = next(iter(differs.items()))
         message = (
-            f"{ticket.model} is loaded on {node} with {options.words(found)}. To have it as asked for, say reload (cortex load "
+            f"{ticket.model} is loaded on {node} with {words(found)}. To have it as asked for, say reload (cortex load "
             f"{ticket.model} --reload): it is loaded anew once its running requests have ended."
         )
         told = {name: {"loaded": loaded, "asked": asked} for name, (loaded, asked) in found.items()}
         self._refuse(ticket, errors.AlreadyLoaded(message, node=node, differs=told))
 
-    def _loaded(self, model: str, host: Host) -> options.Loaded:
+    def _loaded(self, model: str, host: Host) -> Loaded:
         replica = host.replica(model)
         assert replica is not None
         lending = [one.name for one in self.hosts.values() if any(group.model == model for group in one.lent())]
         lenders = lending if replica.group else []
-        return options.Loaded(replica=replica, spec=self._history.spec(model, host.name), lenders=lenders)
+        return Loaded(replica=replica, spec=self._history.spec(model, host.name), lenders=lenders)
 
     def _try_reload(self, ticket: Ticket, serving: list[Host]) -> None:
         """Find room for it as if it had left already: it leaves only when there is."""

@@ -82,16 +82,16 @@ def error_answer(error: BaseException, dialect: Dialect, identity: str) -> Error
 
 
 async def report(client: Client, error: BaseException, dialect: Dialect) -> Failure:
-    """Tell the client: with a status of its own while that is possible, else as the stream's last event."""
+    """Tell the client: with a status of its own while that is possible, else as the stream's last event.
+
+    Within a body whose length was told nothing can be said: it ends short, and the server hangs up.
+    """
     answer = error_answer(error, dialect, client.request_id)
     failure = answer.failure
-    if client.ended:
-        return failure
-    if client.started:
-        assert client.fail is not None, "what has begun and not ended is a stream"
-        await client.end(client.fail(failure))
-    else:
+    if not client.started:
         await client.answer(failure.status, answer.body, answer.headers)
+    elif client.fail is not None and not client.ended:
+        await client.end(client.fail(failure))
     return failure
 
 
