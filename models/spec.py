@@ -130,13 +130,9 @@ LayerSpec = PagedLayer | RecurrentLayer
 """What a layer keeps of the tokens it has seen, and how it mixes them."""
 
 
-class Model(Protocol):
-    """One family bound to one checkpoint's config, a tensor-parallel degree and a quantization. Holds no arrays.
-
-    `param_specs` has the same tree as `Params`. `forward` and `logits` are pure and may be jitted, differentiated and
-    instrumented. `layers` has a spec for each layer that mixes tokens, in the order in which `forward` takes their caches.
-    `widest` is the number of values of a token's widest activation. `rules` maps checkpoint tensors to parameters (see
-    `models.mapping`).
+class Outline(Protocol):
+    """What a family reads of a config before anything is computed, so that it is cheap and needs no JAX: enough to list a
+    model, and to say what it would take. `layers` has a spec for each layer that mixes tokens, as it is on one device.
     """
 
     @property
@@ -149,10 +145,20 @@ class Model(Protocol):
     def max_positions(self) -> int: ...
 
     @property
-    def widest(self) -> int: ...
+    def layers(self) -> Sequence[LayerSpec]: ...
+
+
+class Model(Outline, Protocol):
+    """One family bound to one checkpoint's config, a tensor-parallel degree and a quantization. Holds no arrays.
+
+    `param_specs` has the same tree as `Params`. `forward` and `logits` are pure and may be jitted, differentiated and
+    instrumented. `layers` are laid out for all its devices, in the order in which `forward` takes their caches.
+    `widest` is the number of values of a token's widest activation. `rules` maps checkpoint tensors to parameters (see
+    `models.mapping`).
+    """
 
     @property
-    def layers(self) -> Sequence[LayerSpec]: ...
+    def widest(self) -> int: ...
 
     @property
     def param_specs(self) -> Mapping[str, Any]: ...
@@ -176,24 +182,6 @@ class Model(Protocol):
         vocabulary is cut off.
         """
         ...
-
-
-class Outline(Protocol):
-    """What a family reads of a config before anything is computed, so that it is cheap and needs no JAX: enough to list a
-    model, and to say what it would take. `layers` as they are on one device.
-    """
-
-    @property
-    def architecture(self) -> str: ...
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def max_positions(self) -> int: ...
-
-    @property
-    def layers(self) -> Sequence[LayerSpec]: ...
 
 
 Config = Mapping[str, Any]
