@@ -87,6 +87,14 @@ class Keys:
         self._wrong(key, f"{len(default)} times {' or '.join(map(repr, choices))}")
         return tuple(default)
 
+    def bits(self, key: str, default: Sequence[bool]) -> tuple[bool, ...]:
+        """A list of 1 or 0, one for each item of `default`."""
+        found = default if self.get(key) is None else self.get(key)
+        if isinstance(found, list | tuple) and len(found) == len(default) and all(bit in (0, 1) for bit in found):
+            return tuple(map(bool, found))
+        self._wrong(key, f"{len(default)} times 0 or 1")
+        return tuple(default)
+
     def section(self, key: str) -> Mapping[str, Any]:
         """An object, empty where it is absent."""
         found = self.get(key)

@@ -59,10 +59,16 @@ class RMSNorm(nnx.Module):
         return ops.Norm(self.weight[...], self.epsilon)
 
 
-def rotary_table(positions: jax.Array, frequencies: npt.NDArray[np.float32]) -> tuple[jax.Array, jax.Array]:
-    """positions [T] int32, frequencies [H/2] radians per position -> cos and sin, each float32 [T, H/2]."""
+def rotary_table(
+    positions: jax.Array, frequencies: npt.NDArray[np.float32], magnitudes: npt.NDArray[np.float32] | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """positions [T] int32, frequencies [H/2] radians per position -> cos and sin, each float32 [T, H/2].
+
+    These times `magnitudes` [H/2]; None: as they are.
+    """
     angles = positions.astype(jnp.float32)[:, None] * jnp.asarray(frequencies)[None]
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return (cos, sin) if magnitudes is None else (cos * magnitudes[None], sin * magnitudes[None])
 
 
 def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:

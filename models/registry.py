@@ -8,7 +8,18 @@ from models.errors import ModelError
 from models.gguf import GgufTable
 from models.spec import Config, Family, Model, Outline
 
-FAMILIES = ["models.llama", "models.qwen2", "models.qwen3", "models.gemma3"]
+FAMILIES = [
+    "models.llama",
+    "models.ministral3",
+    "models.qwen2",
+    "models.qwen3",
+    "models.gemma2",
+    "models.gemma3",
+    "models.glm4",
+    "models.granite",
+    "models.phi3",
+    "models.smollm3",
+]
 """Modules with a `FAMILY`."""
 
 

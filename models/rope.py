@@ -13,22 +13,39 @@ from models.config import Keys, is_positive
 MOST_WIDTH = 4096
 """Of a head; no model's is a tenth of it."""
 Frequencies = npt.NDArray[np.float32]
+LONG = "longrope"
+_LISTS = {"factors": "factors", LONG: "short_factor"}
+"""Where a kind has a divisor for each frequency."""
 _NEEDS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "factors": ("factors",),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    LONG: ("short_factor", "factor", "original_max_position_embeddings"),
+}
+_MAY: dict[str, tuple[str, ...]] = {
+    "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+    LONG: ("attention_factor",),
 }
 
 
 @frozen
 class Rotary:
     """How the heads of a layer turn: radians per position of the pairs (i, i + H/2), [H/2]. Of a head that turns in part,
-    `rotated` < H are the dimensions that do; the pairs of the others come last and have frequency 0.
+    `rotated` < H are the dimensions that do; the pairs of the others come last and have frequency 0. What turns is
+    multiplied by `magnitude`. In an `interleaved` checkpoint the pairs are (2 i, 2 i + 1).
     """
 
     frequencies: tuple[float, ...]
     rotated: int
+    magnitude: float = 1.0
+    interleaved: bool = False
+
+    @property
+    def magnitudes(self) -> Frequencies:
+        """[H/2], of each pair."""
+        return np.where(np.array(self.frequencies, np.float32) > 0, np.float32(self.magnitude), np.float32(1))
 
     @property
     def order(self) -> tuple[int, ...] | None:
@@ -38,10 +55,12 @@ class Rotary:
         not depend on the order of their dimensions.
         """
         half, width = self.rotated // 2, 2 * len(self.frequencies)
-        if self.rotated == width:
+        if self.rotated == width and not self.interleaved:
             return None
         still = (width - self.rotated) // 2
         first, second = range(half), range(half, self.rotated)
+        if self.interleaved:
+            first, second = range(0, self.rotated, 2), range(1, self.rotated, 2)
         return (*first, *range(self.rotated, self.rotated + still), *second, *range(self.rotated + still, width))
 
 
@@ -56,6 +75,7 @@ def read_rotary(
     theta: float = 10000.0,
     share: float = 1.0,
     whole: bool = False,
+    interleaved: bool = False,
 ) -> Rotary:
     """What a config says in rope_parameters, or in rope_theta, rope_scaling and partial_rotary_factor as it used to be.
 
@@ -75,18 +95,19 @@ def read_rotary(
     if whole and rotated != head_dim:
         keys.refuse("partial_rotary_factor must be 1.0")
     keys.refuse(misfits(scaling, rotated))
-    turning = [] if keys.misfits else _finite(keys, rotated, theta, scaling)
-    return Rotary((*turning, *[0.0] * (head_dim // 2 - len(turning))), rotated) if turning else _STILL
+    turning, size = ((), 1.0) if keys.misfits else _finite(keys, rotated, theta, scaling)
+    still = (0.0,) * (head_dim // 2 - len(turning))
+    return Rotary((*turning, *still), rotated, size, interleaved) if turning else _STILL
 
 
-def _finite(keys: Keys, rotated: int, theta: float, scaling: Mapping[str, Any]) -> list[float]:
-    with np.errstate(all="ignore"):
-        turning = frequencies(rotated, theta, scaling)
-    if not np.isfinite(turning).all():
+def _finite(keys: Keys, rotated: int, theta: float, scaling: Mapping[str, Any]) -> tuple[tuple[float, ...], float]:
+    """The frequencies of what turns and its magnitude; none where they are no numbers, which `keys` then tells."""
+    try:
+        with np.errstate(all="raise", under="ignore"):
+            return tuple(frequencies(rotated, theta, scaling).tolist()), magnitude(scaling)
+    except (ArithmeticError, ValueError):  # a logarithm of nothing, a division by that of one
         keys.refuse(f"rope_theta {theta} with rope scaling {dict(scaling)} gives frequencies that are no numbers")
-        return []
-    found: list[float] = turning.tolist()
-    return found
+        return (), 1.0
 
 
 def _old(keys: Keys) -> dict[str, Any]:
@@ -113,9 +134,11 @@ def misfits(scaling: Mapping[str, Any], head_dim: int) -> list[str]:
     missing = [key for key in _NEEDS[kind] if key not in scaling]
     if missing:
         return [f"rope scaling {kind!r} needs {', '.join(missing)}"]
-    if kind == "factors":
-        return _misfits_of_factors(scaling["factors"], head_dim // 2)
-    wrong = [key for key in _NEEDS[kind] if not is_positive(scaling[key])]
+    list_key = _LISTS.get(kind)
+    if list_key and (found := _misfits_of_factors(scaling[list_key], head_dim // 2)):
+        return found
+    said = [key for key in _MAY.get(kind, ()) if scaling.get(key) is not None]
+    wrong = [key for key in (*_NEEDS[kind], *said) if key != list_key and not is_positive(scaling[key])]
     if wrong:
         return [f"rope scaling {key} is {scaling[key]!r}, must be a positive number" for key in wrong]
     if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
@@ -142,8 +165,10 @@ def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> Freq
         base = base / scaling["factor"]
     elif kind == "llama3":
         base = _llama3(base, scaling)
-    elif kind == "factors":
-        base = base / np.asarray(scaling["factors"], np.float64)
+    elif kind == "yarn":
+        base = _yarn(base, theta, scaling)
+    elif kind in _LISTS:
+        base = base / np.asarray(scaling[_LISTS[kind]], np.float64)
     return base.astype(np.float32)
 
 
@@ -154,3 +179,39 @@ def _llama3(base: npt.NDArray[np.float64], scaling: Mapping[str, Any]) -> npt.ND
     kept: npt.NDArray[np.float64] = np.clip((turns - low) / (high - low), 0.0, 1.0)
     stretched: npt.NDArray[np.float64] = base * (kept + (1 - kept) / scaling["factor"])
     return stretched
+
+
+def _yarn(base: npt.NDArray[np.float64], theta: float, scaling: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    """Pairs that turn more than beta_fast times within the original context are kept, those below beta_slow times divided by
+    `factor`, those between mixed by their place. https://arxiv.org/abs/2309.00071, as transformers does it.
+    """
+    width, original = 2 * len(base), scaling["original_max_position_embeddings"]
+
+    def place(turns: float) -> float:
+        return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = place(scaling.get("beta_fast") or 32), place(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    mixed = np.clip((np.arange(len(base)) - low) / ((high - low) or 0.001), 0.0, 1.0)
+    found: npt.NDArray[np.float64] = base * (1 - mixed) + base / scaling["factor"] * mixed
+    return found
+
+
+def magnitude(scaling: Mapping[str, Any]) -> float:
+    """What cosines and sines are multiplied by: 1, but for what sharpens attention over long contexts."""
+    kind, said = scaling_type(scaling), scaling.get("attention_factor")
+    if kind not in _MAY:
+        return 1.0
+    if said is not None:
+        return float(said)
+    if kind == LONG:
+        factor = max(scaling["factor"], 1.0)
+        return math.sqrt(1 + math.log(factor) / math.log(scaling["original_max_position_embeddings"]))
+    factor, over, under = scaling["factor"], scaling.get("mscale"), scaling.get("mscale_all_dim")
+    return _sharper(factor, over) / _sharper(factor, under) if over and under else _sharper(factor, 1.0)
+
+
+def _sharper(factor: float, by: float) -> float:
+    return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0

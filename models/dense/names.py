@@ -1,6 +1,7 @@
 """What dense decoders usually call their tensors, and what llama.cpp calls them, for a family to take and change; data only.
 
-The keys are what a tensor is here; `models.dense.rules` says which of them a decoder has.
+The keys are what a tensor is here; `models.dense.rules` says which of them a decoder has. Where q, k and v are one tensor, rows
+in this order, a table has "attention.qkv" in their place, and "mlp.gate_up" in that of gate and up.
 """
 
 from collections.abc import Mapping
@@ -30,12 +31,15 @@ SANDWICH_NORMS: Names = {
     "mlp.norm": LAYER + "pre_feedforward_layernorm",
     "mlp.post_norm": LAYER + "post_feedforward_layernorm",
 }
+FUSED_QKV: Names = {"attention.qkv": LAYER + "self_attn.qkv_proj"}
+FUSED_GATE_UP: Names = {"mlp.gate_up": LAYER + "mlp.gate_up_proj"}
 SINKS: Names = {"attention.sinks": LAYER + "self_attn.sinks"}
 
 # https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py
 _GGUF: Names = {
     "embed": "token_embd",
     "attention.norm": "blk.{}.attn_norm",
+    "attention.qkv": "blk.{}.attn_qkv",
     "attention.q": "blk.{}.attn_q",
     "attention.q_norm": "blk.{}.attn_q_norm",
     "attention.k": "blk.{}.attn_k",
@@ -45,6 +49,7 @@ _GGUF: Names = {
     "attention.out": "blk.{}.attn_output",
     "attention.post_norm": "blk.{}.post_attention_norm",
     "mlp.norm": "blk.{}.ffn_norm",
+    "mlp.gate_up": "blk.{}.ffn_up",
     "mlp.gate": "blk.{}.ffn_gate",
     "mlp.up": "blk.{}.ffn_up",
     "mlp.down": "blk.{}.ffn_down",
@@ -62,6 +67,11 @@ GGUF_KEYS: Mapping[str, str] = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 """The metadata that every dense decoder's file has -> keys of config.json."""
+
+
+def without(names: Names, *left_out: str) -> Names:
+    """The same table but for these."""
+    return {what: stem for what, stem in names.items() if what not in left_out}
 
 
 def gguf_tensors(names: Names) -> dict[str, str]:

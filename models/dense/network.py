@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from models.dense.layout import Layout
-from models.dense.record import Activation, Dense
+from models.dense.record import Activation, Dense, Sharpening
 from models.linears import Linears
 from models.nn import Live, RMSNorm, parameter, rotary_table, rotate
 from models.rope import Rotary
@@ -20,6 +20,9 @@ from models.spec import CacheT, Mixer, PagedLayer
 
 Turn = tuple[jax.Array, jax.Array] | None
 """cos and sin, each [T, H / 2]; None where a layer does not turn."""
+
+Sharper = jax.Array | None
+"""[T], what the queries of each token are multiplied by; None where by nothing."""
 
 OAI_SLOPE = 1.702
 
@@ -42,10 +45,12 @@ class Attention(nnx.Module):
         self.scale = size**-0.5 if c.scale is None else c.scale
         self.layer = layer
 
-    def __call__(self, x: jax.Array, turn: Turn, mixer: Mixer[CacheT], cache: CacheT) -> tuple[jax.Array, CacheT]:
+    def __call__(
+        self, x: jax.Array, turn: Turn, sharper: Sharper, mixer: Mixer[CacheT], cache: CacheT
+    ) -> tuple[jax.Array, CacheT]:
         """x [T, D] -> x with what its tokens gather from each other, [T, D]."""
         qkv = self.qkv(x, self.norm, mixer.live)
-        mixed, cache = self._mix(self._normed(qkv, mixer.live), turn, mixer, cache)
+        mixed, cache = self._mix(self._sharpened(self._normed(qkv, mixer.live), sharper), turn, mixer, cache)
         if self.post_norm is None:
             return self.out.add(mixed, x, mixer.live), cache
         return x + self.post_norm(self.out(mixed, None, mixer.live), mixer.live), cache
@@ -56,6 +61,12 @@ class Attention(nnx.Module):
         width = self.layer.group
         q, k, v = jnp.split(qkv, [width, width + 1], axis=2)
         return jnp.concatenate([self.q_norm(q, live), self.k_norm(k, live), v], axis=2)
+
+    def _sharpened(self, qkv: jax.Array, sharper: Sharper) -> jax.Array:
+        if sharper is None:
+            return qkv
+        q, others = jnp.split(qkv, [self.layer.group], axis=2)
+        return jnp.concatenate([q * sharper[:, None, None, None].astype(q.dtype), others], axis=2)
 
     def _mix(self, qkv: jax.Array, turn: Turn, mixer: Mixer[CacheT], cache: CacheT) -> tuple[jax.Array, CacheT]:
         """qkv [T, K, G + 2, H] -> [T, K, G, H]."""
@@ -113,9 +124,11 @@ class Block(nnx.Module):
         self.attention = Attention(c, layout, layer, make)
         self.mlp = MLP(c, layout, make)
 
-    def __call__(self, x: jax.Array, turn: Turn, mixer: Mixer[CacheT], cache: CacheT) -> tuple[jax.Array, CacheT]:
+    def __call__(
+        self, x: jax.Array, turn: Turn, sharper: Sharper, mixer: Mixer[CacheT], cache: CacheT
+    ) -> tuple[jax.Array, CacheT]:
         """x [T, D] -> [T, D]."""
-        x, cache = self.attention(x, turn, mixer, cache)
+        x, cache = self.attention(x, turn, sharper, mixer, cache)
         return self.mlp(x, mixer.live), cache
 
 
@@ -128,31 +141,43 @@ class Decoder(nnx.Module):
         self.norm = _norm(c, layout, c.hidden_size)
         self.head = None if c.tied else make.table("head", layout.vocab, c.hidden_size)
         self.rotaries = tuple(layer.rotary for layer in c.stack)
-        self.embedding_scale = c.embedding_scale
-        self.logit_cap = c.logit_cap
+        self.embedding_scale, self.sharpening = c.embedding_scale, c.sharpening
+        self.logit_scale, self.logit_cap = c.logit_scale, c.logit_cap
 
     def __call__(
         self, tokens: jax.Array, positions: jax.Array, mixer: Mixer[CacheT], cache: Sequence[CacheT]
     ) -> tuple[jax.Array, tuple[CacheT, ...]]:
         """tokens, positions [T] -> final normed hidden [T, D], one cache entry per layer."""
-        turns: dict[Rotary | None, Turn] = {
-            rotary: None if rotary is None else rotary_table(positions, np.array(rotary.frequencies, np.float32))
-            for rotary in dict.fromkeys(self.rotaries)
-        }
+        turns = {rotary: _turn(rotary, positions) for rotary in dict.fromkeys(self.rotaries)}
+        sharper = None if self.sharpening is None else _sharper(self.sharpening, positions)
         x = self.embed.rows(tokens, mixer.live)
         if self.embedding_scale != 1:
             x = x * jnp.asarray(self.embedding_scale, x.dtype)
         left = []
         for layer, rotary, entry in zip(self.layers, self.rotaries, cache, strict=True):
-            x, entry_left = layer(x, turns[rotary], mixer, entry)
+            x, entry_left = layer(x, turns[rotary], sharper, mixer, entry)
             left.append(entry_left)
         return self.norm(x, mixer.live), tuple(left)
 
     def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:
         """hidden [R, D] -> float32 [R, V as laid out]."""
         logits = (self.embed if self.head is None else self.head).logits(hidden, live)
+        logits = logits if self.logit_scale == 1 else logits * self.logit_scale
         return logits if self.logit_cap is None else self.logit_cap * jnp.tanh(logits / self.logit_cap)
 
 
 def _norm(c: Dense, layout: Layout, width: int) -> RMSNorm:
     return RMSNorm(width, c.epsilon, native=layout.native)
+
+
+def _turn(rotary: Rotary | None, positions: jax.Array) -> Turn:
+    if rotary is None:
+        return None
+    magnitudes = None if rotary.magnitude == 1 else rotary.magnitudes
+    return rotary_table(positions, np.array(rotary.frequencies, np.float32), magnitudes)
+
+
+def _sharper(sharpening: Sharpening, positions: jax.Array) -> jax.Array:
+    """positions [T] -> float32 [T]."""
+    times = jnp.floor_divide(positions, sharpening.original).astype(jnp.float32)
+    return 1 + sharpening.beta * jnp.log1p(times)

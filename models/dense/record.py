@@ -51,14 +51,22 @@ class Layer:
     sinks: bool = False
 
 
+@frozen
+class Sharpening:
+    """Queries beyond `original` positions are multiplied by 1 + beta log(1 + floor(position / original))."""
+
+    beta: float
+    original: int
+
+
 @frozen(kw_only=True)
 class Dense:
     """A dense decoder: attention and MLP in turn, each on the residual stream and added to it; `models.spec.Outline`.
 
     A norm stands before attention and MLP (`pre_norms`), behind them (`post_norms`), or both. Norms multiply by `norm_offset`
-    + w. `qk_norm` norms each head's query and key before they turn. Queries are multiplied by `scale`, None: H^-1/2;
-    embeddings by `embedding_scale`; logits become cap * tanh(logits / cap) with a `logit_cap`. `tied`: the embeddings are the
-    head as well.
+    + w. `qk_norm` norms each head's query and key before they turn. Queries are multiplied by `scale`, None: H^-1/2, and far
+    ones by what `sharpening` says; embeddings by `embedding_scale`, logits by `logit_scale`; these become
+    cap * tanh(logits / cap) with a `logit_cap`. `tied`: the embeddings are the head as well.
     """
 
     architecture: str
@@ -81,7 +89,9 @@ class Dense:
     norm_offset: float = 0.0
     qk_norm: bool = False
     scale: float | None = None
+    sharpening: Sharpening | None = None
     embedding_scale: float = 1.0
+    logit_scale: float = 1.0
     logit_cap: float | None = None
 
     @property

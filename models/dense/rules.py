@@ -18,9 +18,11 @@ from models.storage import Array
 Spread = Callable[[Array], Array]
 
 
-def wanted(c: Dense) -> set[str]:
+def wanted(c: Dense, names: Names) -> set[str]:
     """What this decoder has, as a table of names calls it."""
-    maps = {"attention.q", "attention.k", "attention.v", "attention.out", "mlp.gate", "mlp.up", "mlp.down"}
+    qkv = {"attention.qkv"} if "attention.qkv" in names else {"attention.q", "attention.k", "attention.v"}
+    gate_up = {"mlp.gate_up"} if "mlp.gate_up" in names else {"mlp.gate", "mlp.up"}
+    maps = {*qkv, "attention.out", *gate_up, "mlp.down"}
     norms = {"norm"}
     norms |= {"attention.norm", "mlp.norm"} if c.pre_norms else set()
     norms |= {"attention.post_norm", "mlp.post_norm"} if c.post_norms else set()
@@ -31,9 +33,9 @@ def wanted(c: Dense) -> set[str]:
 
 def rules(c: Dense, layout: Layout, names: Names, ignored: tuple[str, ...]) -> tuple[Rule | Ignore, ...]:
     """`ignored`: patterns of the whole names of tensors that are known and not needed."""
-    missing, strange = wanted(c) - names.keys(), names.keys() - KNOWN
+    missing, strange = wanted(c, names) - names.keys(), names.keys() - KNOWN
     assert not missing | strange, f"{c.architecture}: names missing {sorted(missing)}, not known {sorted(strange)}"
-    names = {what: names[what] for what in names if what in wanted(c)}
+    names = {what: names[what] for what in names if what in wanted(c, names)}
     within = [name for name in names if name.endswith("norm") and name != "norm"]
     layers = [
         *(_norm(c, f"layers.{{}}.{name}", names[name]) for name in within),
@@ -74,14 +76,20 @@ def _ordered(c: Dense, rule: Rule, order: Any) -> Rule:
         return evolve(rule, parts=tuple(evolve(part, arrange=lambda tensor: tensor[order]) for part in rule.parts))
     if not rule.path.endswith("attention.qkv"):
         return rule
+    turning = c.query_heads + c.kv_heads
+    if len(rule.parts) == 1:
+        return evolve(rule, parts=(_turned(c, rule.parts[0], order, turning),))
     q, k, v = rule.parts
-    return evolve(rule, parts=(_turned(c, q, order), _turned(c, k, order), v))
+    return evolve(rule, parts=(_turned(c, q, order, c.query_heads), _turned(c, k, order, c.kv_heads), v))
 
 
-def _turned(c: Dense, part: Part, order: Any) -> Part:
+def _turned(c: Dense, part: Part, order: Any, turning: int) -> Part:
+    """With the dimensions of the first `turning` heads in this order."""
+
     def arrange(tensor: Array) -> Array:
         heads = tensor.reshape(-1, c.head_dim, *tensor.shape[1:])
-        return part.arrange(heads[:, order].reshape(tensor.shape))
+        every = np.concatenate([heads[:turning][:, order], heads[turning:]])
+        return part.arrange(every.reshape(tensor.shape))
 
     return evolve(part, arrange=arrange)
 
@@ -112,6 +120,9 @@ def _attention(c: Dense, layout: Layout, names: Names) -> list[Rule]:
     ]
 
     def parts(kind: str, *inputs: int) -> tuple[Part, ...]:
+        if "attention.qkv" in names:
+            rows = (c.query_heads + 2 * c.kv_heads) * size
+            return (Part(f"{names['attention.qkv']}.{kind}", (rows, *inputs), (), _fused(c, layout)),)
         return tuple(
             Part(f"{names[f'attention.{name}']}.{kind}", (count * size, *inputs), index, _split(count, size, spread))
             for name, count, index, spread in places
@@ -131,6 +142,19 @@ def _attention(c: Dense, layout: Layout, names: Names) -> list[Rule]:
     ]
     qkv = Rule(path + "qkv", (slots, width + 2, size), layout.dtype, parts("bias"), store_as("bias"))
     return kernel + [qkv] * c.qkv_bias + [_bias(c, layout, path + "out", stem)] * c.out_bias
+
+
+def _fused(c: Dense, layout: Layout) -> Spread:
+    """q, k and v below each other -> [K, G query heads + k + v, H, ...]."""
+    heads, size = layout.heads, c.head_dim
+
+    def arrange(tensor: Array) -> Array:
+        every = tensor.reshape(-1, size, *tensor.shape[1:])
+        q, k, v = np.split(every, [c.query_heads, c.query_heads + c.kv_heads])
+        alone = [heads.spread_kv(part)[:, None] for part in (k, v)]
+        return np.concatenate([heads.spread_queries(q), *alone], axis=1)
+
+    return arrange
 
 
 def _split(count: int, size: int, spread: Spread) -> Spread:
@@ -153,7 +177,13 @@ def _mlp(c: Dense, layout: Layout, names: Names) -> list[Rule]:
         padded[:f] = tensor
         return padded.reshape(devices, width, *tensor.shape[1:])
 
+    def both(tensor: Array) -> Array:
+        """Gate and up below each other -> [devices, 2, F of a device, ...]."""
+        return np.stack([split(half) for half in np.split(tensor, 2)], axis=1)
+
     def parts(kind: str, *inputs: int) -> tuple[Part, ...]:
+        if "mlp.gate_up" in names:
+            return (Part(f"{names['mlp.gate_up']}.{kind}", (2 * f, *inputs), (), both),)
         stems = enumerate((names["mlp.gate"], names["mlp.up"]))
         return tuple(Part(f"{stem}.{kind}", (f, *inputs), (slice(None), place), split) for place, stem in stems)
 

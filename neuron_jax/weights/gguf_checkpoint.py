@@ -20,6 +20,15 @@ from neuron_jax.weights.spec import TensorInfo
 
 _ARCHITECTURE = "general.architecture"
 _ROPE_FACTORS = "rope_freqs.weight"
+_SHORT_FACTORS, _LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
+_DIVISORS = {_ROPE_FACTORS, _SHORT_FACTORS, _LONG_FACTORS}
+_SCALING = {
+    "factor": "factor",
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+"""Metadata of rope.scaling, and keys of config.json's rope_scaling."""
 _EMBEDDINGS, _HEAD = "token_embd.weight", "output.weight"
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
@@ -37,7 +46,7 @@ class GgufCheckpoint:
         except BaseException:
             self._file.close()
             raise
-        tensors = {name: tensor for name, tensor in self._file.tensors.items() if name != _ROPE_FACTORS}
+        tensors = {name: tensor for name, tensor in self._file.tensors.items() if name not in _DIVISORS}
         self._by_name = {own_name(self._table, name): tensor for name, tensor in tensors.items()}
         self.tensors = {name: _info(name, tensor) for name, tensor in self._by_name.items()}
         self.storage: Mapping[str, Storage] = {
@@ -142,12 +151,21 @@ def _config(path: Path, file: GgufFile, table: GgufTable) -> dict[str, Any]:
 
 
 def _rope_scaling(file: GgufFile, header: Mapping[str, Any]) -> dict[str, Any] | None:
-    """GGUF keeps Llama 3's scaling as one divisor per frequency, in a tensor."""
+    """GGUF keeps Llama 3's scaling as one divisor per frequency, in a tensor, and LongRoPE's in two."""
     if _ROPE_FACTORS in file.tensors:
-        factors = _floats(file.read(file.tensors[_ROPE_FACTORS])).ravel()
-        return {"rope_type": "factors", "factors": [float(factor) for factor in factors]}
+        return {"rope_type": "factors", "factors": _divisors(file, _ROPE_FACTORS)}
+    if _SHORT_FACTORS in file.tensors:
+        sharper = {"attention_factor": header.get("rope.scaling.attn_factor")}
+        return {"rope_type": "longrope", "short_factor": _divisors(file, _SHORT_FACTORS), **sharper}
     kind = header.get("rope.scaling.type", "none")
-    return None if kind == "none" else {"rope_type": kind, "factor": header.get("rope.scaling.factor")}
+    if kind == "none":
+        return None
+    said = {own: header[f"rope.scaling.{key}"] for key, own in _SCALING.items() if f"rope.scaling.{key}" in header}
+    return {"rope_type": kind, **said}
+
+
+def _divisors(file: GgufFile, name: str) -> list[float]:
+    return [float(factor) for factor in _floats(file.read(file.tensors[name])).ravel()]
 
 
 def _floats(tensor: Blocks | Array) -> Array:

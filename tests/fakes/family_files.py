@@ -35,8 +35,50 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_theta": 5000.0,
         "rope_scaling": {"rope_type": "linear", "factor": 2.0},
     },
+    "gemma2": _BASE
+    | {
+        "architectures": ["Gemma2ForCausalLM"],
+        "head_dim": 32,
+        "sliding_window": 20,
+        "query_pre_attn_scalar": 32,
+        "attn_logit_softcapping": 4.0,
+        "final_logit_softcapping": 2.0,
+    },
+    "glm4": _BASE | {"architectures": ["Glm4ForCausalLM"], "rope_theta": 5000.0, "head_dim": 32},
+    "granite": _BASE
+    | {
+        "architectures": ["GraniteForCausalLM"],
+        "rope_theta": 5000.0,
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.125,
+        "residual_multiplier": 0.25,
+        "logits_scaling": 2.0,
+    },
+    "phi3": _BASE | {"architectures": ["Phi3ForCausalLM"], "rope_theta": 5000.0, "sliding_window": 40},
+    "smollm3": _BASE
+    | {
+        "architectures": ["SmolLM3ForCausalLM"],
+        "num_hidden_layers": 4,
+        "rope_theta": 5000.0,
+        "tie_word_embeddings": False,
+    },
+    "mistral3": _BASE
+    | {
+        "architectures": ["Ministral3ForCausalLM"],
+        "head_dim": 32,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 5000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 8.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.25,
+        },
+    },
 }
-"""Of widths that Q8_0 can have."""
+"""By the name that GGUF files give them, of widths that Q8_0 can have."""
 
 _METADATA = {
     "block_count": "num_hidden_layers",
@@ -48,13 +90,39 @@ _METADATA = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
 }
+_CAPS = {key: key for key in ("attn_logit_softcapping", "final_logit_softcapping")}
+_MULTIPLIERS = {
+    "embedding_scale": "embedding_multiplier",
+    "attention.scale": "attention_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
 _WIDTHS = {"attention.key_length": "head_dim", "attention.value_length": "head_dim"}
 METADATA: dict[str, dict[str, str]] = {
     "qwen2": _METADATA,
     "qwen3": _METADATA | _WIDTHS,
     "gemma3": _METADATA | _WIDTHS | {"attention.sliding_window": "sliding_window"},
+    "gemma2": _METADATA | _WIDTHS | _CAPS | {"attention.sliding_window": "sliding_window"},
+    "glm4": _METADATA | _WIDTHS,
+    "granite": _METADATA | _MULTIPLIERS,
+    "phi3": _METADATA | {"attention.sliding_window": "sliding_window"},
+    "smollm3": _METADATA,
+    "mistral3": _METADATA | _WIDTHS,
 }
 """Keys of the header, and those of config.json that they say."""
+MORE: dict[str, dict[str, Any]] = {
+    "glm4": {"rope.dimension_count": 16},
+    "mistral3": {
+        "attention.temperature_scale": 0.25,
+        "rope.freq_base": 5000.0,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 32,
+        "rope.scaling.yarn_beta_fast": 8.0,
+        "rope.scaling.yarn_log_multiplier": 1.0,
+    },
+}
+"""What else it says."""
 
 _TENSORS = {
     "model.embed_tokens": "token_embd",
@@ -82,11 +150,24 @@ TENSORS: dict[str, dict[str, str]] = {
         "pre_feedforward_layernorm": "ffn_norm",
         "post_feedforward_layernorm": "post_ffw_norm",
     },
+    "glm4": _TENSORS
+    | {
+        "post_self_attn_layernorm": "post_attention_norm",
+        "post_mlp_layernorm": "post_ffw_norm",
+        "mlp.gate_up_proj": "ffn_up",
+    },
+    "granite": _TENSORS,
+    "phi3": _TENSORS | {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
+    "smollm3": _TENSORS,
+    "mistral3": _TENSORS,
 }
+TENSORS["gemma2"] = TENSORS["gemma3"]
 """Parts of transformers' names, and of the file's."""
 
-PLUS_ONE = {"gemma3"}
+PLUS_ONE = {"gemma2", "gemma3"}
 """Whose norms the files have as 1 + w."""
+NEIGHBOURS = {"granite", "smollm3", "mistral3"}
+"""Whose rows of q and k the files have in llama.cpp's order, in which the two of a rotary pair are neighbours."""
 
 
 def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:
@@ -110,7 +191,8 @@ def write_gemma3_with_sight(folder: Path, tensors: dict[str, np.ndarray]) -> dic
 def write_family_gguf(path: Path, family: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Of CONFIGS[family], matrices as Q8_0; returns the tensors as the file has them, by transformers' names."""
     config = CONFIGS[family]
-    header = {f"{family}.{key}": config[own] for key, own in METADATA[family].items()}
+    header = {f"{family}.{key}": config[own] for key, own in METADATA[family].items() if own in config}
+    header |= {f"{family}.{key}": value for key, value in MORE.get(family, {}).items()}
     if scaling := config.get("rope_scaling"):
         header |= {
             f"{family}.rope.scaling.type": scaling["rope_type"],
@@ -122,7 +204,15 @@ def write_family_gguf(path: Path, family: str, tensors: dict[str, np.ndarray]) -
         for own, part in TENSORS[family].items():
             short = short.replace(own, part)
         shift = np.float32(family in PLUS_ONE and "norm" in name)
-        entries[short], values = packed(tensor + shift)
-        stored[name] = values - shift
+        entries[short], _ = packed(_in_order(family, name, tensor) + shift)
+        stored[name] = packed(tensor + shift)[1] - shift  # row by row, so in any order
     write_gguf(path, {"general.architecture": family} | header, entries)
     return stored
+
+
+def _in_order(family: str, name: str, tensor: np.ndarray) -> np.ndarray:
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
+    if family not in NEIGHBOURS or heads is None:
+        return tensor
+    split = tensor.reshape(CONFIGS[family][heads], 2, -1, *tensor.shape[1:])
+    return split.swapaxes(1, 2).reshape(tensor.shape)

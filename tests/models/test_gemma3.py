@@ -61,7 +61,7 @@ def test_a_gguf_file_without_a_window_has_full_layers_only() -> None:
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping must be null"),
         ({"num_key_value_heads": 3}, "8 attention heads do not divide among 3"),
         ({"rope_parameters": {"full_attention": 5}}, "rope_parameters is 5, must be an object"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn' is not supported"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "'dynamic' is not supported"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1.0"),
         ({"sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
         ({"hidden_activation": "relu"}, "hidden_activation is 'relu'"),

@@ -111,7 +111,139 @@ GEMMA3: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-FAMILIES = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, "gemma3": GEMMA3}
+_YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+YARN: dict[str, dict[str, Any]] = {
+    "llama, yarn": _BASE | {"architectures": ["LlamaForCausalLM"], "rope_parameters": _YARN},
+    "qwen3, yarn as DeepSeek says it": _QWEN
+    | {
+        "architectures": ["Qwen3ForCausalLM"],
+        "head_dim": 16,
+        "rope_parameters": _YARN | {"beta_fast": 3.0, "beta_slow": 0.5, "mscale": 1.0, "mscale_all_dim": 0.5},
+    },
+    "llama, yarn with a factor of its own": _BASE
+    | {
+        "architectures": ["LlamaForCausalLM"],
+        "head_dim": 16,
+        "rope_parameters": _YARN | {"attention_factor": 1.25, "beta_fast": 4.0},
+    },
+}
+GEMMA2: dict[str, dict[str, Any]] = {
+    "gemma2": _GEMMA3
+    | {
+        "architectures": ["Gemma2ForCausalLM"],
+        "rope_theta": 5000.0,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 2.0,
+    },
+    "gemma2 without caps, with biases": _GEMMA3
+    | {
+        "architectures": ["Gemma2ForCausalLM"],
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    },
+}
+GLM4: dict[str, dict[str, Any]] = {
+    "glm4": _QWEN | {"architectures": ["Glm4ForCausalLM"], "head_dim": 12, "rope_theta": 5000.0, "pad_token_id": 0},
+    "glm4, another part turns, no biases": _QWEN
+    | {
+        "architectures": ["Glm4ForCausalLM"],
+        "head_dim": 16,
+        "partial_rotary_factor": 0.25,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+    },
+}
+_MULTIPLIERS = {
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.1,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 3.0,
+}
+GRANITE: dict[str, dict[str, Any]] = {
+    "granite": _QWEN
+    | _MULTIPLIERS
+    | {"architectures": ["GraniteForCausalLM"], "rope_theta": 5000.0, "tie_word_embeddings": True},
+    "granite, biases": _QWEN
+    | {"architectures": ["GraniteForCausalLM"], "attention_bias": True, "mlp_bias": True, "residual_multiplier": 0.5},
+}
+_LONG = {"type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [1.0, 2.0, 4.0, 8.0]}
+PHI3: dict[str, dict[str, Any]] = {
+    "phi3": _BASE
+    | {
+        "architectures": ["Phi3ForCausalLM"],
+        "rope_theta": 5000.0,
+        "sliding_window": 9,
+        "pad_token_id": 0,
+    },
+    "phi3 for long texts, a part turns": _BASE
+    | {
+        "architectures": ["Phi3ForCausalLM"],
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "partial_rotary_factor": 0.5,
+        "rope_scaling": _LONG,
+        "original_max_position_embeddings": 96,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+    },
+}
+SMOLLM3: dict[str, dict[str, Any]] = {
+    "smollm3": _BASE
+    | {
+        "architectures": ["SmolLM3ForCausalLM"],
+        "num_hidden_layers": 5,
+        "rope_theta": 5000.0,
+        "pad_token_id": 0,
+    },
+    "smollm3 with windows and biases": _BASE
+    | {
+        "architectures": ["SmolLM3ForCausalLM"],
+        "num_hidden_layers": 3,
+        "no_rope_layers": [0, 1, 0],
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+    },
+}
+MINISTRAL3: dict[str, dict[str, Any]] = {
+    "ministral3": _QWEN
+    | {
+        "architectures": ["Ministral3ForCausalLM"],
+        "head_dim": 12,
+        "rope_parameters": _YARN | {"llama_4_scaling_beta": 0.3, "mscale": 1.0, "mscale_all_dim": 1.0},
+        "pad_token_id": 0,
+    },
+    "ministral3 with a window": _QWEN
+    | {
+        "architectures": ["Ministral3ForCausalLM"],
+        "head_dim": 16,
+        "sliding_window": 7,
+        "tie_word_embeddings": True,
+        "rope_parameters": _YARN | {"beta_fast": 4.0, "llama_4_scaling_beta": 0.1},
+        "pad_token_id": 0,
+    },
+}
+FAMILIES = {
+    "llama": LLAMA,
+    "yarn": YARN,
+    "ministral3": MINISTRAL3,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+    "glm4": GLM4,
+    "granite": GRANITE,
+    "phi3": PHI3,
+    "smollm3": SMOLLM3,
+}
 """The cases of each, by the name of the file with what transformers says of them."""
 TOKENS = (np.arange(60) * 31 % 67).astype(np.int32)
 DATA = Path(__file__).parent.parent / "data"

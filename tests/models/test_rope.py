@@ -1,9 +1,14 @@
 """Rotary frequencies: the plain series, and what each scaling does to its ends."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from models import rope
+from models.config import Keys
+from models.errors import ModelError
 from models.nn import rotary_table, rotate
 
 LLAMA3 = {
@@ -57,3 +62,52 @@ def test_rotation_keeps_lengths_and_knows_only_distances() -> None:
 
     np.testing.assert_allclose(turned(q, 9) @ turned(k, 4), turned(q, 105) @ turned(k, 100), rtol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(turned(q, 77)), np.linalg.norm(np.asarray(q)), rtol=1e-5)
+
+
+def test_what_yarn_needs_is_told() -> None:
+    """By its key and value; a range that is empty mixes nothing."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+
+    assert rope.misfits({"rope_type": "yarn", "factor": 4.0}, 8) == [
+        "rope scaling 'yarn' needs original_max_position_embeddings"
+    ]
+    assert rope.misfits(scaling | {"beta_fast": -1, "factor": "x"}, 8) == [
+        "rope scaling factor is 'x', must be a positive number",
+        "rope scaling beta_fast is -1, must be a positive number",
+    ]
+    assert np.isfinite(rope.frequencies(4, 10000.0, scaling | {"beta_fast": 1.0})).all()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {
+            "rope_theta": 1.0,
+            "rope_parameters": {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 8},
+        },
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "factor": 2.0,
+                "short_factor": [1.0] * 4,
+                "original_max_position_embeddings": 1,
+            }
+        },
+        {"rope_theta": 1e-300},
+    ],
+)
+def test_what_gives_no_numbers_is_refused(more: dict[str, Any]) -> None:
+    """Of values that are right one by one."""
+    keys = Keys(more, "a model")
+    rope.read_rotary(keys, 8)
+
+    with pytest.raises(ModelError, match="frequencies that are no numbers"):
+        keys.check()
+
+
+def test_what_longrope_needs_is_told() -> None:
+    """A divisor for each frequency."""
+    scaling = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 32}
+
+    assert rope.misfits(scaling | {"short_factor": [1.0]}, 8) == ["1 rope factors for 4 frequencies"]
+    assert rope.misfits(scaling | {"short_factor": [1.0] * 4}, 8) == []

@@ -56,6 +56,22 @@ CASES: dict[str, dict[str, Any]] = {
         "sliding_window": 4,
         "sliding_window_pattern": 2,
     },
+    "glm 4: neighbours turn, gate and up in one": {
+        "heads": (6, 2),
+        "architectures": ["Glm4ForCausalLM"],
+        "head_dim": 8,
+    },
+    "phi 3: q, k and v in one": {"heads": (6, 2), "architectures": ["Phi3ForCausalLM"], "head_dim": 6},
+    "ministral 3: far queries are sharper": {
+        "heads": (6, 3),
+        "architectures": ["Ministral3ForCausalLM"],
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 4,
+            "llama_4_scaling_beta": 0.5,
+        },
+    },
     "attention_bias": {"heads": (6, 3), "attention_bias": True},
     "mlp_bias, linear rotary": {
         "heads": (4, 1),
