@@ -19,7 +19,7 @@ from collections import defaultdict
 
 from cortex_gateway.config import Config, Neuron
 from cortex_gateway.fleet import messages as m
-from cortex_gateway.fleet.memory import PATIENCE_SECS
+from cortex_gateway.fleet.history import PATIENCE_SECS
 from cortex_gateway.fleet.residency import Residency
 from cortex_gateway.placement.snapshot import Device, ModelConfig, ModelLoad, Replica
 from tests.fakes.contexts import asked
@@ -64,7 +64,7 @@ def _waiting(wanted: int, taken: Times) -> Residency:
     for number in range(WAITING):
         event = m.Wanted(ticket=number, model=f"could-{number % wanted}", context=asked(str(number)))
         _tell(residency, event, taken, "one more waits")
-    assert len(residency.tickets) == WAITING, "nobody has room"
+    assert len(residency.waiting.tickets) == WAITING, "nobody has room"
     return residency
 
 
@@ -73,7 +73,7 @@ def _round(residency: Residency, wanted: int, taken: Times) -> None:
         _tell(residency, m.Left(ticket=number), taken, "one leaves")
         _tell(residency, m.Returned(node=node, model=_loaded(node, 0)), taken, "a model falls idle")
         _look(residency, node, taken)
-        assert residency.hosts[node].job or wanted == 1, "somebody's turn has come"
+        assert residency.hosts[node].operation or wanted == 1, "somebody's turn has come"
     _tell(residency, m.Ticked(), taken, "patience ends", now=PATIENCE_SECS + 1)
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from attrs import frozen
 
-from cortex_gateway.fleet.memory import Ticket
 from cortex_gateway.fleet.messages import LoadSpec
+from cortex_gateway.fleet.ticket import Ticket
 from cortex_gateway.placement.snapshot import Replica
 
 

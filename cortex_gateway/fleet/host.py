@@ -1,89 +1,22 @@
-"""One node as the owner of residency knows it: what it said, what we did to it since, and the job under way. No I/O."""
+"""One node as the owner of residency knows it: what it said, what we did to it since, what it takes part in. No I/O."""
 
 import math
-from collections import Counter, deque
-from typing import Literal
+from collections import Counter
 
 from attrs import define, evolve, field
 
 from cortex_gateway.fleet.messages import LoadSpec, Observation
+from cortex_gateway.fleet.operation import Operation
 from cortex_gateway.placement.circuit import Circuit
 from cortex_gateway.placement.route import Candidate
-from cortex_gateway.placement.snapshot import Group, LoadStatus, Membership, Node, Replica
+from cortex_gateway.placement.snapshot import Group, Membership, Node, Replica
 
 MISSES_UNTIL_UNHEALTHY = 3
-FIRST_PAUSE_SECS = 0.25
-
-
-@define(kw_only=True)
-class Unload:
-    model: str
-    incoming: str | None = None  # the model it makes room for …
-    at: str = ""  # … on this node, which is another one where a group has to end
-
-
-@define(kw_only=True)
-class Load:
-    spec: LoadSpec
-
-
-@define(kw_only=True)
-class Lend:
-    """Keep what is free free, until the leader's load has ended."""
-
-    leader: str
-
-
-@define(kw_only=True)
-class NodeJob:
-    """Steps that one node takes one after another; the first may be running."""
-
-    why: Literal["load", "unload", "defrag"]
-    model: str  # what it is for; "" for defrag
-    steps: deque["Unload | Load | Lend"]
-    running: bool = False
-    otherwise: LoadSpec | None = None  # what is to be loaded again where the load fails
-    retried: bool = False  # nobody else is to leave if the node refuses for want of memory
-    not_before: float = 0.0  # seconds; the next load begins then at the earliest
-    pause: float = 0.0  # seconds; the last wait for memory that was still coming back, 0 = there was none
-    progress: LoadStatus | None = None
-
-    def loads(self, model: str) -> bool:
-        return any(isinstance(step, Load) and step.spec.model_id == model for step in self.steps)
-
-    def unloads(self, model: str) -> bool:
-        return any(isinstance(step, Unload) and step.model == model for step in self.steps)
-
-    def again(self, step: "Load", now: float) -> None:
-        """Take the step once more, each time after a longer pause."""
-        self.steps.appendleft(step)
-        self.pause = self.pause * 2 or FIRST_PAUSE_SECS
-        self.not_before = now + self.pause
-
-    def words(self) -> str:
-        """The step at hand, as `cortex status` shows it."""
-        step = self.steps[0]
-        if isinstance(step, Load) and self.pause and not self.running:
-            return f"waiting for memory for {step.spec.model_id}"
-        if isinstance(step, Load):
-            return f"loading {step.spec.model_id}"
-        if isinstance(step, Lend):
-            return f"lending to {self.model}, led by {step.leader}"
-        return f"unloading {step.model}" if self.running else f"waiting for {step.model} to drain"
-
-    def status(self, model: str) -> LoadStatus:
-        """How far the load of `model` is: behind other steps, or as the node last reported."""
-        step = self.steps[0]
-        if isinstance(step, Load) and self.pause and not self.running:
-            return LoadStatus(phase="waiting for memory")
-        if isinstance(step, Load) and step.spec.model_id == model:
-            return self.progress or LoadStatus(phase="starting")
-        return LoadStatus(phase="making room")
 
 
 @define(kw_only=True)
 class Host:
-    """Mutable, and only Residency writes it."""
+    """Mutable, and only Residency and its parts write it; `operation` is for Operations alone."""
 
     name: str
     endpoint: str
@@ -100,7 +33,7 @@ class Host:
     last_used: dict[str, float] = field(factory=dict)
     circuits: dict[str, Circuit] = field(factory=dict)  # of models that have failed here since they last served
     cycles: int = 0
-    job: NodeJob | None = None
+    operation: Operation | None = None  # that occupies it
     freed_at: float = -math.inf  # seconds; something was last unloaded then, whose memory may come back a little later
     stale: bool = False  # memory and models have changed since the node was last looked at
     looked_before_change: bool = False  # the look that is under way began before the last change
@@ -200,21 +133,18 @@ class Host:
         self.changed()
 
     def replica(self, model: str) -> Replica | None:
-        """The replica with our own traffic and the job under way laid over what the node said."""
-        said = self.replicas.get(model)
-        if self.job and self.job.loads(model):
-            said = evolve(
-                said or Replica(model=model, status="loading"), status="loading", progress=self.job.status(model)
-            )
+        """The replica with our own traffic and the operation under way laid over what the node said."""
+        said, at = self.replicas.get(model), self.operation
+        if at and at.loads_on(self.name, model):
+            said = evolve(said or Replica(model=model, status="loading"), status="loading", progress=at.status(model))
         if said is None:
             return None
-        leaving = self.job is not None and self.job.unloads(model)
         return evolve(
             said,
             in_flight=self.ours[model],
             last_used=self.last_used.get(model, 0.0),
             circuit=self.circuits.get(model),
-            draining=leaving or said.status == "draining",
+            draining=said.status == "draining" or self._leaves(model),
         )
 
     def candidate(self, model: str, now: float) -> Candidate | None:
@@ -222,19 +152,22 @@ class Host:
         said = self.replicas.get(model)
         if said is None or not said.serving or not self.healthy or self.suspect:
             return None
-        if self.job and (self.job.loads(model) or self.job.unloads(model)):
+        if self.operation and (self.operation.loads_on(self.name, model) or self._leaves(model)):
             return None
         circuit = self.circuits.get(model)
         resting = circuit is not None and circuit.rests(now)
         return Candidate(self.name, self.ours[model] + said.others, said.load, resting)
+
+    def _leaves(self, model: str) -> bool:
+        return self.operation is not None and self.operation.unloads_from(self.name, model)
 
     def _serves(self, model: str) -> bool:
         return model in self.replicas and self.replicas[model].status == "loaded"
 
     def loads_now(self, model: str) -> bool:
         """A load of it is really running there, ours or somebody else's."""
-        if self.job and self.job.loads(model):
-            return self.job.running or self.job.pause > 0
+        if self.operation and self.operation.loads_on(self.name, model):
+            return bool(self.operation.running) or self.operation.pause > 0
         return model in self.replicas and self.replicas[model].status == "loading"
 
     def present(self, model: str) -> bool:
@@ -249,11 +182,6 @@ class Host:
         """The groups that others lead and this node has ranks of."""
         return [group for group in self.seen.groups if group.role == "member"]
 
-    def lends(self, model: str, leader: str) -> bool:
-        """It is ready for a group that is about to be loaded: whoever had to leave has left."""
-        step = self.job.steps[0] if self.job and self.job.model == model else None
-        return isinstance(step, Lend) and step.leader == leader and self.healthy
-
     def pending(self, model: str) -> int:
         """Requests on it, ours and others'."""
         said = self.replicas.get(model)
@@ -264,8 +192,7 @@ class Host:
 
         The very same record while nothing has changed, so that nobody need decide by it again.
         """
-        job = self.job
-        at = (job.why, job.model, job.running, job.pause, tuple(job.steps), job.progress) if job else None
+        at = self.operation.state if self.operation else None
         well = (self.healthy, self.suspect, self.silent, self.reason, self.stale)
         made_of = (self._changes, well, self.cycles, at, members)
         if self._told is None or self._told[0] != made_of:
@@ -275,7 +202,7 @@ class Host:
     def _node(self, members: tuple[Membership, ...]) -> Node:
         models = dict.fromkeys([*self.replicas, *self._coming()])
         found = [replica for model in models if (replica := self.replica(model))]
-        busy = self.job.words() if self.job else "changed a moment ago" if self.stale else None
+        busy = self.operation.words(self.name) if self.operation else "changed a moment ago" if self.stale else None
         return Node(
             name=self.name,
             endpoint=self.endpoint,
@@ -293,7 +220,8 @@ class Host:
         )
 
     def _coming(self) -> list[str]:
-        return [step.spec.model_id for step in self.job.steps if isinstance(step, Load)] if self.job else []
+        steps = self.operation.loads if self.operation else []
+        return [step.spec.model_id for step in steps if step.node == self.name]
 
     def _counted(self, replica: Replica) -> Replica:
         return evolve(replica, others=max(0, replica.load.pending - self.peak[replica.model]))

@@ -130,7 +130,7 @@ def test_a_request_is_sent_on_to_another_replica_at_once_or_not_at_all() -> None
 
     assert it.outcome(50) == "b"
     assert isinstance(it.outcome(51), errors.NoOtherReplica)
-    assert it.residency.tickets == {}
+    assert it.residency.waiting.tickets == {}
     assert it.done_to("a") == it.done_to("b") == []
 
 

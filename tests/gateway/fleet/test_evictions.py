@@ -5,8 +5,8 @@ import pytest
 from cortex_gateway import errors
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.fleet import Fleet
-from cortex_gateway.fleet.jobs import RETURN_SECS
-from cortex_gateway.fleet.memory import COOLING_SECS, SPARING_SECS
+from cortex_gateway.fleet.history import COOLING_SECS, SPARING_SECS
+from cortex_gateway.fleet.shortage import RETURN_SECS
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig, Replica
 from tests.fakes.bench import Bench, bench, loaded
 from tests.fakes.contexts import asked
@@ -149,7 +149,7 @@ def test_a_model_that_left_for_a_load_that_failed_is_loaded_again() -> None:
     again = [effect.spec for effect in it.effects if isinstance(effect, m.StartLoad)][-1]
     assert (again.quant, again.kv_dtype) == ("int8", "fp8")
     it.done()
-    assert it.residency.tickets == {}
+    assert it.residency.waiting.tickets == {}
     assert not [effect for effect in it.effects if getattr(effect, "ticket", 0) < 0], "nobody is told of it"
 
 
@@ -181,7 +181,7 @@ def test_it_is_not_loaded_again_where_others_have_taken_its_room() -> None:
 
     assert it.outcome(waiting) == "complete"
     assert it.done_to() == ["unload n", "load m", "load x"]
-    assert it.residency.tickets == {}
+    assert it.residency.waiting.tickets == {}
 
 
 def test_it_is_not_loaded_again_where_a_request_has_had_it_loaded() -> None:
@@ -194,7 +194,7 @@ def test_it_is_not_loaded_again_where_a_request_has_had_it_loaded() -> None:
 
     assert it.outcome(wanted) == "a"
     assert it.done_to() == ["unload n", "load m", "load n"]
-    assert it.residency.tickets == {}
+    assert it.residency.waiting.tickets == {}
 
 
 def test_a_node_that_is_lost_meanwhile_is_not_asked_to() -> None:
@@ -204,7 +204,7 @@ def test_a_node_that_is_lost_meanwhile_is_not_asked_to() -> None:
     for _ in range(3):
         it.tell(m.Missed(node="a", reason="gone"))
 
-    assert it.residency.tickets == {}
+    assert it.residency.waiting.tickets == {}
 
 
 def test_what_does_not_come_back_is_not_insisted_on() -> None:
@@ -220,7 +220,7 @@ def test_what_does_not_come_back_is_not_insisted_on() -> None:
     it.see(free=9000, replicas=(gone("n"), gone("m"), loaded("x", mb=5000)))
 
     assert it.done_to() == ["unload n", "load m", "load n"]
-    assert it.residency.tickets == {}
+    assert it.residency.waiting.tickets == {}
 
 
 @pytest.mark.parametrize("error", [BROKEN, FULL])

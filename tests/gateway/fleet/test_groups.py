@@ -7,7 +7,7 @@ from cortex_gateway import errors
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.fleet.groups import TOGETHER
-from cortex_gateway.fleet.memory import COOLING_SECS, PATIENCE_SECS
+from cortex_gateway.fleet.history import COOLING_SECS, PATIENCE_SECS
 from cortex_gateway.placement.snapshot import Group, ModelConfig, Rank, Replica
 from tests.fakes.bench import Bench, bench
 from tests.fakes.contexts import asked
@@ -230,7 +230,7 @@ def test_who_leaves_before_anything_has_begun_leaves_the_victims() -> None:
     it.done("b")
 
     assert specs(it) == []
-    assert [host.job for host in it.residency.hosts.values()] == [None, None]
+    assert [host.operation for host in it.residency.hosts.values()] == [None, None]
 
 
 def test_a_leader_lost_in_the_load_frees_its_lenders_and_says_what_is_missing() -> None:
@@ -243,7 +243,7 @@ def test_a_leader_lost_in_the_load_frees_its_lenders_and_says_what_is_missing() 
     it.see("b", cards=2)
     error = it.outcome(ticket)
 
-    assert it.residency.hosts["b"].job is None
+    assert it.residency.hosts["b"].operation is None
     assert isinstance(error, errors.LoadFailed)
     assert "b has 2 of the 4 devices with 4000 MiB each that it needs; a is not healthy (refused)" in error.message
 
@@ -350,3 +350,86 @@ def test_an_unknown_host_is_refused() -> None:
     assert isinstance(error, errors.InvalidBody)
     assert error.param == "hosts"
     assert "'zed'" in error.message
+
+
+def test_a_lender_that_is_back_while_the_load_runs_still_belongs_to_it() -> None:
+    """Nothing else is placed on what it is about to give away."""
+    it = big()
+    it.want("m")
+    for _ in range(3):
+        it.tell(m.Missed(node="b", reason="refused"))
+    it.see("b", cards=2)
+    other = it.want("x")
+
+    assert (it.done_to("b"), it.outcome(other)) == ([], None)
+    assert it.residency.snapshot().nodes[1].busy == "lending to m, led by a"
+    it.done("a", failed("rank_exited"))
+    it.see("b", cards=2)
+    assert it.done_to("b") == ["load x"]
+
+
+def test_nobody_is_asked_to_lead_while_a_lender_could_not_be_reached() -> None:
+    """The load begins when it has answered."""
+    it = big()
+    it.see("b", cards=2, free=1000, replicas=(full("z"),))
+    it.want("m")
+    it.tell(m.Looking(node="b"))
+    it.tell(m.Suspected(node="b", reason="reset"))
+    it.done("b")
+    it.tell(m.Ticked())
+    assert specs(it) == []
+    it.see("b", cards=2)
+
+    assert specs(it) == [("a", ("b",))]
+
+
+def test_hosts_whose_victim_will_not_leave_are_not_asked_again_and_again() -> None:
+    """Neither way round: the third takes part instead."""
+    it = big("abc")
+    it.see("b", cards=2, free=1000, replicas=(full("z"),))
+    it.see("c", cards=2, free=1000, replicas=(full("y"),))
+    it.want("m")
+    it.done("b", failed("engine_failed"))
+    it.done("c")
+
+    assert (it.done_to("b"), it.done_to("c")) == (["unload z"], ["unload y"])
+    assert specs(it) == [("a", ("c",))]
+
+
+def test_an_unload_over_several_nodes_is_one_operation() -> None:
+    """Each is free again when it has left there; one that is occupied takes part as soon as that is over."""
+    it = big("abc")
+    for name in "abc":
+        it.see(name, cards=2, free=1000, replicas=(full("z"),))
+    for _ in range(3):
+        it.want("z")
+    it.load("y", node="c")
+    ticket = it.unload("z")
+    (operation,) = (one for one in it.residency.operations.under_way if one.why == "unload")
+    for name in "ab":
+        it.back(name, "z")
+    it.done("b")
+
+    assert operation.nodes == ("a",)
+    assert it.residency.hosts["b"].operation is None
+    it.back("c", "z")
+    it.done("c")
+    assert operation.nodes == ("a", "c")
+    it.done("a")
+    it.done("c")
+    assert [it.done_to(name) for name in "abc"] == [["unload z"], ["unload z"], ["load y", "unload z"]]
+    assert it.outcome(ticket) == "complete"
+
+
+def test_who_has_waited_for_a_load_is_served_before_an_unload_that_came_later() -> None:
+    """Also where the node has told meanwhile that it is loading."""
+    it = big()
+    ticket = it.want("m")
+    gone = it.unload("m")
+    it.see("a", cards=2, replicas=(Replica(model="m", status="loading"),))
+    it.done("a")
+
+    assert (it.outcome(ticket), it.outcome(gone), it.done_to("a")) == ("a", None, ["load m"])
+    it.back("a", "m")
+    it.done("a")
+    assert it.outcome(gone) == "complete"

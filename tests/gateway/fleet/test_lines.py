@@ -6,7 +6,7 @@ How long it takes is measured by `bench/fleet.py`.
 import string
 
 from cortex_gateway.fleet import messages as m
-from cortex_gateway.fleet.memory import PATIENCE_SECS
+from cortex_gateway.fleet.history import PATIENCE_SECS
 from cortex_gateway.placement.snapshot import ModelConfig, Replica
 from tests.fakes.bench import Bench, bench, loaded
 from tests.fakes.contexts import asked
@@ -32,9 +32,9 @@ def crowd(wanted: int) -> Bench:
 
 def decided(it: Bench, event: m.Event) -> tuple[int, int]:
     """How often placement was asked in this event, and how often it had to look at a node for it."""
-    before = (it.residency.decisions, it.residency._considered.asked)
+    before = (it.residency.waiting.decisions, it.residency.waiting.considered.asked)
     it.tell(event)
-    return it.residency.decisions - before[0], it.residency._considered.asked - before[1]
+    return it.residency.waiting.decisions - before[0], it.residency.waiting.considered.asked - before[1]
 
 
 def test_a_request_that_ends_on_a_busy_model_is_no_reason_to_decide() -> None:
@@ -95,7 +95,7 @@ def test_those_who_have_waited_long_are_decided_apart_from_the_others() -> None:
     it.want(COULD[0])
 
     assert decided(it, m.Ticked())[0] == 3
-    assert it.residency.hosts["a"].job is not None
+    assert it.residency.hosts["a"].operation is not None
 
 
 def test_everybody_is_granted_when_the_model_is_there() -> None:

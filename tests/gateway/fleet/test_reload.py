@@ -9,8 +9,8 @@ from cortex_gateway import errors
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.differing import Loaded, differing
 from cortex_gateway.fleet.fleet import Fleet
-from cortex_gateway.fleet.memory import Ticket
 from cortex_gateway.fleet.messages import LoadSpec
+from cortex_gateway.fleet.ticket import Ticket
 from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import Group, ModelConfig, Rank, Replica
 from tests.fakes.bench import Bench, bench, loaded

@@ -7,7 +7,7 @@ import pytest
 from cortex_gateway import errors
 from cortex_gateway.config import EvictionConfig, GatewayConfig
 from cortex_gateway.fleet import messages as m
-from cortex_gateway.fleet.jobs import RETURN_SECS
+from cortex_gateway.fleet.shortage import RETURN_SECS
 from cortex_gateway.placement import catalogue
 from cortex_gateway.placement.snapshot import Device, LoadStatus, ModelConfig, Replica
 from tests.fakes.bench import Bench, bench, loaded
@@ -227,6 +227,18 @@ def test_when_nobody_waits_any_more_a_draining_model_may_stay() -> None:
 
     assert it.outcome(it.want("n")) == "a"
     assert it.done_to() == []
+
+
+def test_when_nobody_waits_any_more_no_load_follows_an_unload() -> None:
+    """It was under way when the newcomer gave up: it ends, and what has left is loaded again."""
+    it = bench()
+    it.see(free=2000, replicas=(loaded("n"),))
+    newcomer = it.want("m")
+    it.tell(m.Left(ticket=newcomer))
+    it.done()
+    it.see(replicas=(Replica(model="n", status="unloaded"),))
+
+    assert it.done_to() == ["unload n", "load n"]
 
 
 def test_a_request_that_waits_too_long_gets_an_honest_error() -> None:

@@ -14,7 +14,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cortex_gateway import errors
 from cortex_gateway.config import Config, EvictionConfig, GatewayConfig, Neuron
 from cortex_gateway.fleet import messages as m
-from cortex_gateway.fleet.host import Lend
 from cortex_gateway.fleet.residency import Residency
 from cortex_gateway.placement import fit, room
 from cortex_gateway.placement import route as routing
@@ -104,8 +103,10 @@ class Fleet(RuleBasedStateMachine):
         if isinstance(effect, m.StartUnload):
             assert not [one for one in self.leases if one[:2] == (effect.node, effect.model)], "nobody is cut off"
             if (effect.model, effect.node) == (PINNED, ITS_NODE):
-                assert host.job is not None
-                assert host.job.why != "load" or host.job.model == PINNED, "only an operator has it unloaded"
+                assert host.operation is not None
+                assert host.operation.why != "load" or host.operation.model == PINNED, (
+                    "only an operator has it unloaded"
+                )
 
     def _look(self, name: str) -> None:
         self._tell(m.Looking(node=name))
@@ -288,7 +289,7 @@ class Fleet(RuleBasedStateMachine):
         self._it_wakes_in_time_to_come()
 
     def _no_ticket_is_lost(self) -> None:
-        assert {number for number in self.residency.tickets if number > 0} == self.waiting.keys()
+        assert {number for number in self.residency.waiting.tickets if number > 0} == self.waiting.keys()
 
     def _leases_are_counted(self) -> None:
         counted = Counter((node, model) for node, model, *_ in self.leases)
@@ -299,9 +300,8 @@ class Fleet(RuleBasedStateMachine):
 
     def _what_runs_is_known_to_run(self) -> None:
         for name, host in self.residency.hosts.items():
-            runs = host.job is not None and host.job.running
-            lends = runs and host.job is not None and isinstance(host.job.steps[0], Lend)
-            assert (self.nodes[name].work is not None) == (runs and not lends)
+            runs = host.operation is not None and name in host.operation.running
+            assert (self.nodes[name].work is not None) == runs
 
     def _memory_is_not_negative(self) -> None:
         for node in self.residency.snapshot().nodes:
@@ -312,12 +312,12 @@ class Fleet(RuleBasedStateMachine):
 
     def _nobody_waits_for_what_could_be_had(self) -> None:
         snapshot = self.residency.snapshot(self.now)
-        for ticket in self.residency.tickets.values():
+        for ticket in self.residency.waiting.tickets.values():
             if ticket.kind != "serve":
                 continue
-            offering = self.residency._history.offering(ticket, self.residency.hosts.values())
-            policy = self.residency._history.policy(ticket, self.now, offering)
-            model = self.residency._history.asked(ticket, self.residency.hosts.values())
+            offering = self.residency.state.history.offering(ticket, self.residency.hosts.values())
+            policy = self.residency.state.history.policy(ticket, self.now, offering)
+            model = self.residency.state.history.asked(ticket, self.residency.hosts.values())
             decision = routing.route(model, snapshot, policy)
             assert isinstance(decision, Hold | Join), (ticket, decision)
 
@@ -334,8 +334,7 @@ class Fleet(RuleBasedStateMachine):
             self.now = self.residency.next_wake() or self.now + 1
             self._tell(m.Ticked())
         self.promises()
-        at = {name: host.job for name, host in self.residency.hosts.items()}
-        assert self._quiet(), (self.residency.tickets, at)
+        assert self._quiet(), (self.residency.waiting.tickets, self.residency.operations.under_way)
 
     def _be_well(self) -> None:
         for node in self.nodes.values():
@@ -353,7 +352,7 @@ class Fleet(RuleBasedStateMachine):
             self._look(name)
 
     def _quiet(self) -> bool:
-        return not self.residency.tickets and all(host.job is None for host in self.residency.hosts.values())
+        return not self.residency.waiting.tickets and not self.residency.operations.under_way
 
 
 class Ranked(Fleet):

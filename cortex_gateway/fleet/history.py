@@ -1,22 +1,21 @@
-"""What the owner of residency remembers between events, and what it asks `placement` with. No I/O, no clock of its own."""
+"""How loads went and how models were loaded, and what `placement` is asked with because of it. No I/O, no clock of its own."""
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from attrs import define, evolve, field, frozen
 
 from cortex_gateway import errors
 from cortex_gateway.config import Config
-from cortex_gateway.context import RequestContext
-from cortex_gateway.fleet import groups
 from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.messages import LoadSpec
+from cortex_gateway.fleet.ticket import Ticket
 from cortex_gateway.placement import fit
 from cortex_gateway.placement.catalogue import Catalogue
 from cortex_gateway.placement.decisions import Placement, Policy, Reject
 from cortex_gateway.placement.load_options import UNSAID, LoadOptions
-from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig, Node
+from cortex_gateway.placement.snapshot import ModelConfig
 
 COOLING_SECS = 5.0
 """A failed load is not tried again on that node for this long: the Retry-After that clients are given."""
@@ -24,49 +23,6 @@ SPARING_SECS = 30.0
 """Where others have left for a load that failed, nobody is asked to leave for that model again for so long."""
 PATIENCE_SECS = 10.0
 """After this long a waiting request may have a model in use drained, so that a busy model cannot starve the others."""
-MIB = 1024 * 1024
-
-
-@define(kw_only=True)
-class Ticket:
-    """One request or one command of an operator, from the moment it is told until it is granted, complete or refused.
-
-    `restore` is our own, and nobody is told of it: to have back what left for nothing, if that costs nobody anything.
-    """
-
-    number: int
-    kind: Literal["serve", "load", "unload", "restore"]
-    model: str
-    since: float
-    node: str | None = None
-    options: LoadOptions = UNSAID
-    reload: bool = False
-    reloading: str = ""  # the node where what was loaded leaves for it
-    emptied: frozenset[str] = frozenset()  # nodes that it has left already: what is loaded there later stays
-    context: RequestContext | None = None  # of a request
-    others: int = 0  # nodes that had a replica besides the one to be restored
-    cold: bool = False
-    reported: LoadStatus | None = None
-
-    @property
-    def named(self) -> tuple[str, ...] | None:
-        """The nodes that may serve it, or lead where several do; None = any."""
-        return (self.node,) if self.node else self.options.hosts or None
-
-    @property
-    def affinity(self) -> str | None:
-        """The conversation that a request belongs to, if it names one."""
-        return self.context.affinity if self.context else None
-
-    @property
-    def known(self) -> bool:
-        """A request of somebody with a key."""
-        return self.context is not None and not self.context.anonymous
-
-    @property
-    def line(self) -> object:
-        """Equal for tickets that want the same: requests for one model. Each command of an operator is one of its own."""
-        return self.model if self.kind == "serve" else self.number
 
 
 @frozen(kw_only=True)
@@ -115,14 +71,20 @@ class LoadHistory:
         self.failures.get(spec.model_id, {}).pop(host.name, None)
 
     def fail(
-        self, model: str, hosts: tuple[str, ...], error: errors.CortexError, now: float, *, dear: bool = False
+        self,
+        model: str,
+        node: str,
+        error: errors.CortexError,
+        now: float,
+        *,
+        together: frozenset[str] | None = None,
+        dear: bool = False,
     ) -> None:
-        """A job for `model` has ended badly. The first of `hosts` led."""
-        together = groups.failed_group(error, hosts)
+        """A load or unload there has ended badly. `together`: the nodes to blame as a group; None = this node by itself."""
         failures = self.failures.setdefault(model, {})
-        before = failures.get(hosts[0])
+        before = failures.get(node)
         apart = (before.apart if before else frozenset()) | ({together} if together else set())
-        failures[hosts[0]] = LoadFailure(at=now, error=error, dear=dear, alone=together is None, apart=apart)
+        failures[node] = LoadFailure(at=now, error=error, dear=dear, alone=together is None, apart=apart)
 
     def cooling(self, ticket: Ticket, now: float, seconds: float = COOLING_SECS) -> dict[str, LoadFailure]:
         """Nodes where the model has failed: since the operator asked, or too short a while ago for a request."""
@@ -194,18 +156,6 @@ class LoadHistory:
             return config
         return evolve(config, hosts=tuple(dict.fromkeys((ticket.node, *ticket.options.hosts))))
 
-    def restoring(self, number: int, node: str, spec: LoadSpec, others: int, now: float) -> Ticket:
-        """A ticket to have back, as it was, what has left `node`."""
-        return Ticket(
-            number=number,
-            kind="restore",
-            model=spec.model_id,
-            since=now,
-            node=node,
-            options=LoadOptions(**{**spec.named, "hosts": (node, *spec.hosts) if spec.hosts else ()}),
-            others=others,
-        )
-
     def loaded_since(self, ticket: Ticket, host: Host) -> bool:
         """It was loaded there after this was asked for."""
         return self._loaded_at.get((ticket.model, host.name), -math.inf) >= ticket.since
@@ -245,33 +195,3 @@ def spec_for(model: ModelConfig, place: Placement) -> LoadSpec:
 def _chosen(told: Mapping[str, Any] | None) -> Any:
     """What a node has chosen, of what it tells of one option."""
     return (told or {}).get("chosen")
-
-
-def demand(error: errors.CortexError) -> int:
-    """MiB that the node says the model takes in all; 0 where it does not say."""
-    plan = error.extras.get("plan")
-    rows = plan if isinstance(plan, list) else []
-    total = sum(row["bytes"] for row in rows if isinstance(row, dict) and isinstance(row.get("bytes"), int))
-    required = error.extras.get("required_mb")
-    return required if isinstance(required, int) else math.ceil(total / MIB)
-
-
-def corrected(node: Node, shards: int, error: errors.CortexError) -> tuple[int, Node]:
-    """What a node that has refused for want of memory needs on each device, MiB, and the node with less free than that.
-
-    Our last look may be older than what has taken the memory since; the node's own numbers go before it.
-    """
-    freest = sorted(node.devices, key=lambda device: -device.vram_free_mb)[:shards]
-    told = math.ceil(demand(error) / shards)
-    most = min((device.vram_total_mb for device in freest), default=0)
-    needed = told or min(most, 1 + min((device.vram_free_mb for device in freest), default=0))
-    free = error.extras.get("free_mb")
-    cap = min(free // shards if isinstance(free, int) else needed, needed - 1)
-    devices = tuple(evolve(device, vram_free_mb=min(device.vram_free_mb, cap)) for device in node.devices)
-    return needed, evolve(node, devices=devices)
-
-
-def not_loaded(model: str, node: str | None) -> errors.CortexError:
-    error = errors.BadRequest(f"The model {model!r} is not loaded on {node or 'any node'}.", param="model")
-    error.status, error.code = 404, "model_not_loaded"
-    return error
