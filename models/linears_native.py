@@ -1,9 +1,12 @@
 """Linear maps and tables that the native kernels of one CPU compute; knows layers and arrays, no family."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models.dense.record import Activation
 from models.native import ops
 from models.native.tiles import Tiles
 from models.nn import Dims, Live, RMSNorm, parameter, sizes
@@ -18,7 +21,7 @@ class Tiled(nnx.Module):
 
 
 class TiledLinear(Tiled):
-    """A `Linear` that is computed by the native kernels, norm and sum included: [T, *in] -> [T, *out]."""
+    """A `Linear` that is computed by the native kernels, with all that goes before and follows: [T, *in] -> [T, *out]."""
 
     def __init__(self, outputs: Dims, tiles: Tiles, *, bias: bool = False) -> None:
         super().__init__(tiles)
@@ -26,19 +29,26 @@ class TiledLinear(Tiled):
         self.bias = parameter(outputs, jnp.float32) if bias else None
 
     def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:
-        """x [T, *in] -> [T, *out]: the product with norm(x); of a gated pair silu(gate) * up, [T, F]."""
-        before = None if norm is None else norm.for_kernel
-        y = ops.linear(x.reshape(x.shape[0], -1), self.tiles, self.matrix[...], norm=before, live=live)
-        return y if self.tiles.gated else self._biased(y.reshape(x.shape[0], *self.outputs))
+        """x [T, *in] -> [T, *out]: the product with norm(x)."""
+        return self._product(x, live, norm=_kernels(norm)).reshape(x.shape[0], *self.outputs)
 
-    def add(self, x: jax.Array, residual: jax.Array, live: Live = None) -> jax.Array:
-        """x [T, *in], residual [T, *out] -> their sum after the product, [T, *out]."""
+    def add(self, x: jax.Array, residual: jax.Array, live: Live = None, norm: RMSNorm | None = None) -> jax.Array:
+        """x [T, *in], residual [T, *out] -> the residual and norm(product), [T, *out]."""
         flat = residual.reshape(x.shape[0], -1)
-        y = ops.linear(x.reshape(x.shape[0], -1), self.tiles, self.matrix[...], residual=flat, live=live)
-        return self._biased(y.reshape(residual.shape))
+        return self._product(x, live, residual=flat, post_norm=_kernels(norm)).reshape(residual.shape)
 
-    def _biased(self, y: jax.Array) -> jax.Array:
-        return y if self.bias is None else y + self.bias[...][None]
+    def gated(self, x: jax.Array, activation: Activation, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:
+        """x [T, *in] -> act(gate) * up of the product with norm(x), [T, F]."""
+        assert self.tiles.gated, "a map without a gate"
+        return self._product(x, live, norm=_kernels(norm), gate=ops.Gate(activation.kind, activation.limit))
+
+    def _product(self, x: jax.Array, live: Live, **around: Any) -> jax.Array:
+        bias = None if self.bias is None else self.bias[...].reshape(-1)
+        return ops.linear(x.reshape(x.shape[0], -1), self.tiles, self.matrix[...], bias=bias, live=live, **around)
+
+
+def _kernels(norm: RMSNorm | None) -> ops.Norm | None:
+    return None if norm is None else norm.for_kernel
 
 
 class TiledTable(Tiled):

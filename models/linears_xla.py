@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from models.dense.record import Activation
 from models.nn import Dims, Live, RMSNorm, parameter, sizes
 from models.products import by_parts, fp8_matmul, int4_matmul, int8_matmul, multiplies_fp8
 from models.rounding import INT4, fp8_by_channel, int4_by_group, pack_int4
@@ -27,7 +28,43 @@ Leaves = Mapping[str, tuple[Dims, Any]]
 """Dimensions and dtype by name."""
 
 
-class Linear(nnx.Module):
+class Map(nnx.Module):
+    """What every linear map does with its product."""
+
+    def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:
+        """x [T, *in] -> [T, *out] in the dtype of x; the product with norm(x)."""
+        raise NotImplementedError
+
+    def add(self, x: jax.Array, residual: jax.Array, live: Live = None, norm: RMSNorm | None = None) -> jax.Array:
+        """x [T, *in], residual [T, *out] -> the residual and norm(product), [T, *out]."""
+        y = self(x, None, live)
+        return residual + (y if norm is None else norm(y, live))
+
+    def gated(self, x: jax.Array, activation: Activation, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:
+        """x [T, *in] -> act(gate) * up of the product with norm(x), which is [T, devices, 2, F]: [T, devices, F]."""
+        both = self(x, norm, live)
+        return activate(activation, both[:, :, 0], both[:, :, 1])
+
+
+OAI_SLOPE = 1.702
+
+
+def activate(activation: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """act(gate) * up, of any shape."""
+    if activation.limit is not None:
+        gate, up = jnp.minimum(gate, activation.limit), jnp.clip(up, -activation.limit, activation.limit)
+    match activation.kind:
+        case "silu":
+            return jax.nn.silu(gate) * up
+        case "gelu":
+            return jax.nn.gelu(gate, approximate=False) * up
+        case "gelu_tanh":
+            return jax.nn.gelu(gate, approximate=True) * up
+        case "swiglu_oai":
+            return gate * jax.nn.sigmoid(OAI_SLOPE * gate) * (up + 1)
+
+
+class Linear(Map):
     """[T, *in] -> [T, *out]. Float kernels are [*in, *out] (XLA:CPU reads them fastest so), int8 kernels [*out, *in].
 
     Only the first of the in- and of the out-dimensions may be sharded: the product runs on flattened ones, because
@@ -70,12 +107,8 @@ class Linear(nnx.Module):
         y = y.reshape(x.shape[0], *self.outputs)
         return y if self.bias is None else y + self.bias[...][None]
 
-    def add(self, x: jax.Array, residual: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
-        """x [T, *in], residual [T, *out] -> their sum after the product, [T, *out]."""
-        return residual + self(x)
 
-
-class NarrowLinear(nnx.Module):
+class NarrowLinear(Map):
     """[T, *in] -> [T, *out], as `Linear`."""
 
     def __init__(
@@ -96,10 +129,6 @@ class NarrowLinear(nnx.Module):
         product = self._fp8(flat) if self.quant == "fp8" else self._int4(flat)
         y = product.astype(x.dtype).reshape(x.shape[0], *self.outputs)
         return y if self.bias is None else y + self.bias[...][None]
-
-    def add(self, x: jax.Array, residual: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
-        """x [T, *in], residual [T, *out] -> their sum after the product, [T, *out]."""
-        return residual + self(x)
 
     def _fp8(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].reshape(-1, x.shape[1])

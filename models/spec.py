@@ -22,6 +22,8 @@ from models.gguf import GgufTable
 if TYPE_CHECKING:
     import jax
 
+    from models.native.ops import Norm
+
 Params = Any
 """A pytree of arrays, nested dicts keyed by the names of `Model.param_specs`."""
 
@@ -33,7 +35,7 @@ class Mixer(Protocol[CacheT]):
     `models.attend.causal` for a notebook or a test. `cache` is what the runner keeps of this layer, None for `causal`.
 
     `live` int32 [1]: the first so many tokens are real, and nobody looks at what is computed of the others; None: all are.
-    With `rotates` it has `attend_rotated` for every `PagedLayer`: a kernel that rotates and scales as well.
+    With `rotates` it has `attend_rotated` for every `PagedLayer`: a kernel that norms, rotates and scales as well.
     """
 
     @property
@@ -61,12 +63,16 @@ class Mixer(Protocol[CacheT]):
         self,
         layer: "PagedLayer",
         qkv: "jax.Array",
-        rotary: "tuple[jax.Array, jax.Array]",
+        rotary: "tuple[jax.Array, jax.Array] | None",
         cache: CacheT,
         *,
         scale: float,
+        norms: "tuple[Norm, Norm] | None" = None,
+        sinks: "jax.Array | None" = None,
     ) -> "tuple[jax.Array, CacheT]":
-        """qkv [T, K, G + 2, H] not rotated, rotary cos and sin [T, H / 2] -> mixed [T, K, G, H], the layer's new cache."""
+        """qkv [T, K, G + 2, H] as projected, `norms` of its queries and of its keys, rotary cos and sin [T, H / 2], None
+        where nothing turns -> mixed [T, K, G, H], the layer's new cache.
+        """
         ...
 
     def recur(

@@ -77,7 +77,7 @@ def build_dense(
     if native:
         assert tensor_parallel == 1, "the native kernels see one device"
         assert layout.dtype == np.float32, f"the native kernels compute in float32, not {layout.dtype}"
-        made, tiles = tile(made, storage, quant, gated=("gate_up",) * c.fused, tables=("embed", "head"))
+        made, tiles = tile(made, storage, quant, gated=("gate_up",), tables=("embed", "head"))
     make = Linears(quant, layout.dtype, tensor_parallel, tiles)
     layers = c.layers_in(layout.heads.slots, layout.heads.width)
     return DenseModel(

@@ -12,8 +12,9 @@ import numpy as np
 from flax import nnx
 
 from models.dense.layout import Layout
-from models.dense.record import Activation, Dense, Sharpening
+from models.dense.record import Dense, Sharpening
 from models.linears import Linears
+from models.native.ops import Norm
 from models.nn import Live, RMSNorm, parameter, rotary_table, rotate
 from models.rope import Rotary
 from models.spec import CacheT, Mixer, PagedLayer
@@ -23,8 +24,6 @@ Turn = tuple[jax.Array, jax.Array] | None
 
 Sharper = jax.Array | None
 """[T], what the queries of each token are multiplied by; None where by nothing."""
-
-OAI_SLOPE = 1.702
 
 
 class Attention(nnx.Module):
@@ -49,11 +48,14 @@ class Attention(nnx.Module):
         self, x: jax.Array, turn: Turn, sharper: Sharper, mixer: Mixer[CacheT], cache: CacheT
     ) -> tuple[jax.Array, CacheT]:
         """x [T, D] -> x with what its tokens gather from each other, [T, D]."""
-        qkv = self.qkv(x, self.norm, mixer.live)
-        mixed, cache = self._mix(self._sharpened(self._normed(qkv, mixer.live), sharper), turn, mixer, cache)
-        if self.post_norm is None:
-            return self.out.add(mixed, x, mixer.live), cache
-        return x + self.post_norm(self.out(mixed, None, mixer.live), mixer.live), cache
+        mixed, cache = self._mix(self.qkv(x, self.norm, mixer.live), turn, sharper, mixer, cache)
+        return self.out.add(mixed, x, mixer.live, self.post_norm), cache
+
+    @property
+    def _norms(self) -> tuple[Norm, Norm] | None:
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        return self.q_norm.for_kernel, self.k_norm.for_kernel
 
     def _normed(self, qkv: jax.Array, live: Live) -> jax.Array:
         if self.q_norm is None or self.k_norm is None:
@@ -62,22 +64,22 @@ class Attention(nnx.Module):
         q, k, v = jnp.split(qkv, [width, width + 1], axis=2)
         return jnp.concatenate([self.q_norm(q, live), self.k_norm(k, live), v], axis=2)
 
-    def _sharpened(self, qkv: jax.Array, sharper: Sharper) -> jax.Array:
-        if sharper is None:
-            return qkv
+    def _sharpened(self, qkv: jax.Array, sharper: jax.Array) -> jax.Array:
         q, others = jnp.split(qkv, [self.layer.group], axis=2)
         return jnp.concatenate([q * sharper[:, None, None, None].astype(q.dtype), others], axis=2)
 
-    def _mix(self, qkv: jax.Array, turn: Turn, mixer: Mixer[CacheT], cache: CacheT) -> tuple[jax.Array, CacheT]:
+    def _mix(
+        self, qkv: jax.Array, turn: Turn, sharper: Sharper, mixer: Mixer[CacheT], cache: CacheT
+    ) -> tuple[jax.Array, CacheT]:
         """qkv [T, K, G + 2, H] -> [T, K, G, H]."""
-        if (
-            mixer.rotates and turn is not None
-        ):  # the native kernel, which knows no sinks, so that none are left out here
-            return mixer.attend_rotated(self.layer, qkv, turn, cache, scale=self.scale)
-        width = self.layer.group
+        sinks, norms = None if self.sinks is None else self.sinks[...], self._norms
+        if sharper is not None:  # after the norms, which would undo it
+            qkv, norms = self._sharpened(self._normed(qkv, mixer.live), sharper), None
+        if mixer.rotates:
+            return mixer.attend_rotated(self.layer, qkv, turn, cache, scale=self.scale, norms=norms, sinks=sinks)
+        qkv, width = qkv if norms is None else self._normed(qkv, mixer.live), self.layer.group
         turned = qkv[:, :, : width + 1] if turn is None else rotate(qkv[:, :, : width + 1], turn)
         q, k, v = turned[:, :, :width] * self.scale, turned[:, :, width], qkv[:, :, width + 1]
-        sinks = None if self.sinks is None else self.sinks[...]
         return mixer.attend(self.layer, q, k, v, cache, sinks=sinks)
 
 
@@ -94,27 +96,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array, live: Live = None) -> jax.Array:
         """x [T, D] -> x with what the MLP makes of it, [T, D]."""
-        both = self.gate_up(x, self.norm, live)
-        # Of two dimensions where the product came with the gate: see `Dense.fused`.
-        gated = both if both.ndim == 2 else activate(self.activation, both[:, :, 0], both[:, :, 1])
-        if self.post_norm is None:
-            return self.down.add(gated, x, live)
-        return x + self.post_norm(self.down(gated, None, live), live)
-
-
-def activate(activation: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """act(gate) * up, of any shape. https://arxiv.org/abs/2002.05202."""
-    if activation.limit is not None:
-        gate, up = jnp.minimum(gate, activation.limit), jnp.clip(up, -activation.limit, activation.limit)
-    match activation.kind:
-        case "silu":
-            return jax.nn.silu(gate) * up
-        case "gelu":
-            return jax.nn.gelu(gate, approximate=False) * up
-        case "gelu_tanh":
-            return jax.nn.gelu(gate, approximate=True) * up
-        case "swiglu_oai":
-            return gate * jax.nn.sigmoid(OAI_SLOPE * gate) * (up + 1)
+        gated = self.gate_up.gated(x, self.activation, self.norm, live)
+        return self.down.add(gated, x, live, self.post_norm)
 
 
 class Block(nnx.Module):

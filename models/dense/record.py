@@ -103,8 +103,3 @@ class Dense:
         """The same laid out in so many kv heads, each read by `group` query heads."""
         h = self.head_dim
         return tuple(PagedLayer(slots, group, h, h, layer.window, layer.soft_cap, layer.sinks) for layer in self.stack)
-
-    @property
-    def fused(self) -> bool:
-        """Whether the native kernels have the gate in the product before it."""
-        return self.activation == SILU and not self.mlp_bias

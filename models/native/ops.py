@@ -3,6 +3,7 @@
 Only for programs of one CPU device, and only where `library.unavailable()` is None.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -12,12 +13,21 @@ from attrs import frozen
 
 from models.native.tiles import Tiles
 
-_EPILOGUES = {"none": 0, "add": 1, "gated": 2}
+_GATES = {"silu": 1, "gelu": 2, "gelu_tanh": 3, "swiglu_oai": 4}
+"""By kind, as src/matmul.h numbers them."""
+
+
+@frozen
+class Gate:
+    """act(gate) * up, see `models.dense.record.Activation`: with a `limit` gate is at most that, and up within it."""
+
+    kind: str = "silu"
+    limit: float | None = None
 
 
 @frozen
 class Norm:
-    """Root mean square normalization, computed with the product that follows: weight [K]."""
+    """Root mean square normalization, computed with what follows or goes before: weight [K]."""
 
     weight: jax.Array
     epsilon: float
@@ -29,30 +39,37 @@ def linear(
     matrix: jax.Array,
     *,
     norm: Norm | None = None,
+    bias: jax.Array | None = None,
+    gate: Gate = Gate(),
+    post_norm: Norm | None = None,
     residual: jax.Array | None = None,
     live: jax.Array | None = None,
 ) -> jax.Array:
-    """x [T, K], matrix as `tiles` packs it -> [T, N]: norm(x) W^T, plus `residual` [T, N] if given; of gated tiles
-    silu(gate) * up. Here and below, with `live` int32 [1] only the first so many of the T rows are computed.
+    """x [T, K], matrix as `tiles` packs it -> [T, N]: norm(x) W^T + `bias` [N]; of gated tiles what `gate` makes of
+    the halves, with a bias [2, N]. Then come `post_norm` [N] and `residual` [T, N]. Here and below, with `live` int32
+    [1] only the first so many of the T rows are computed.
 
-    A row's result is the same bits whatever T is. https://arxiv.org/abs/2002.05202 for gated units.
+    A row's result is the same bits whatever T is.
     """
-    assert not (tiles.gated and residual is not None), "a gated product has no residual"
-    epilogue = "gated" if tiles.gated else "none" if residual is None else "add"
+    given = [None if norm is None else norm.weight, bias, None if post_norm is None else post_norm.weight, residual]
     call = jax.ffi.ffi_call("cortex_linear", jax.ShapeDtypeStruct((x.shape[0], tiles.outputs), jnp.float32))
     return _one(
         call(
             x,
             matrix,
             _count(live, x),
-            *([] if norm is None else [norm.weight]),
-            *([] if residual is None else [residual]),
+            *(part for part in given if part is not None),
             **_attributes(tiles),
-            norm=norm is not None,
-            epilogue=_EPILOGUES[epilogue],
+            **{name: part is not None for name, part in zip(_GIVEN, given, strict=True)},
+            gate=np.int64(_GATES[gate.kind] if tiles.gated else 0),
+            limit=np.float32(math.inf if gate.limit is None else gate.limit),
             epsilon=np.float32(0 if norm is None else norm.epsilon),
+            post_epsilon=np.float32(0 if post_norm is None else post_norm.epsilon),
         )
     )
+
+
+_GIVEN = ("norm", "bias", "post_norm", "residual")
 
 
 def rows(tokens: jax.Array, tiles: Tiles, matrix: jax.Array, live: jax.Array | None = None) -> jax.Array:
@@ -67,31 +84,64 @@ def normalize(x: jax.Array, norm: Norm, live: jax.Array | None = None) -> jax.Ar
     return _one(call(x, norm.weight, _count(live, x), epsilon=np.float32(norm.epsilon)))
 
 
+@frozen
+class Scores:
+    """How a query is compared with keys, and what becomes of a score: see `models.spec.PagedLayer`.
+
+    `norms` are those of queries and keys, which come before they turn; a query is then multiplied by `scale`.
+    """
+
+    scale: float
+    window: int | None = None
+    soft_cap: float | None = None
+    norms: tuple[Norm, Norm] | None = None
+    sinks: jax.Array | None = None
+
+
 def attention(
     qkv: jax.Array,
-    rotary: tuple[jax.Array, jax.Array],
+    rotary: tuple[jax.Array, jax.Array] | None,
     pool: tuple[jax.Array, jax.Array],
     *,
     table: jax.Array,
     slot: jax.Array,
     start: jax.Array,
     count: jax.Array,
-    scale: float,
-    window: int | None,
+    group: int,
+    scores: Scores,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """qkv [T, K, G+2, H], rotary cos and sin [T, H/2], keys [P, K, H, S], values [P, K, S, H], pages by slot in table
-    [slots, W] int32 -> mixed [T, K, G, H], and the pool with the new keys and values, written in place.
+    """qkv [T, K * ((G + 1) * k_width + v_width)], of each kv head its queries, key and value; rotary cos and sin
+    [T, k_width / 2], None: nothing turns; keys [P, K, k_width, S], values [P, K, S, v_width], pages by slot in table
+    [slots, W] int32 -> mixed [T, K, G, v_width], and the pool with the new keys and values, written in place.
 
     Row r is the next count[r] of the T tokens, in slot[r] from position start[r] on, all [R] int32. What is behind the last
     row's is left as it was. A token's result is the same bits in whatever rows it and those before it come.
     """
-    tokens, kv_heads, members, width = qkv.shape
     keys, values = pool
-    mixed = jax.ShapeDtypeStruct((tokens, kv_heads, members - 2, width), jnp.float32)
+    tokens = qkv.shape[0]
+    mixed = jax.ShapeDtypeStruct((tokens, keys.shape[1], group, values.shape[3]), jnp.float32)
     pages = [jax.ShapeDtypeStruct(part.shape, part.dtype) for part in pool]
     call = jax.ffi.ffi_call("cortex_attention", [mixed, *pages], input_output_aliases={7: 1, 8: 2})
+    turn = (jnp.zeros((tokens, 0), jnp.float32),) * 2 if rotary is None else rotary
+    norms = scores.norms or ()
     out: Any = call(
-        qkv, *rotary, table, slot, start, count, keys, values, window=np.int64(window or 0), scale=np.float32(scale)
+        qkv,
+        *turn,
+        table,
+        slot,
+        start,
+        count,
+        keys,
+        values,
+        *(norm.weight for norm in norms),
+        *([] if scores.sinks is None else [scores.sinks]),
+        group=np.int64(group),
+        window=np.int64(scores.window or 0),
+        scale=np.float32(scores.scale),
+        soft_cap=np.float32(scores.soft_cap or 0),
+        norms=bool(norms),
+        epsilon=np.float32(norms[0].epsilon if norms else 0),
+        sinks=scores.sinks is not None,
     )
     return out[0], (out[1], out[2])
 

@@ -7,8 +7,8 @@ from models.spec import PagedLayer
 
 TILE = 32
 """Outputs of a tile, as in src/weights.h."""
-MOST_ROWS, TILE_TOKENS, ROUND, KEPT = 12, 16, 64, 1 << 22
-"""Rows of a block, tokens of a span, segments of a round, and floats of parts: as in src/matmul.h and src/attention.h."""
+MOST_ROWS, TILE_TOKENS, TILE_QUERIES, ROUND, KEPT = 12, 16, 256, 64, 1 << 22
+"""Rows of a block, tokens and queries of a tile, segments of a round, floats of parts: see src/matmul.h, src/attention.h."""
 LANES = 16
 """Floats of the widest vector."""
 FLOAT = 4
@@ -19,12 +19,14 @@ def scratch_bytes(layer: PagedLayer, step: tuple[int, int], columns: int, vocab:
 
     `columns`: in-dimensions of the widest matrix.
     """
-    (tokens, rows), group, width = step, layer.group, layer.k_width
+    (tokens, rows), group = step, layer.group
+    both = layer.k_width + layer.v_width
     packed = (tokens + MOST_ROWS) * columns
-    states = rows * layer.kv_heads * group * (width + LANES)
+    states = rows * layer.kv_heads * group * (layer.v_width + LANES)
     singles = states + min(ROUND * states, max(KEPT, states))
     expanded = 2 * columns * TILE
-    spans = TILE_TOKENS * group * (3 * width + 2)
+    queries = min(TILE_TOKENS * group, max(TILE_QUERIES, group))
+    spans = queries * (both + layer.v_width + 2)
     sampled = 4 * (vocab + LANES)
-    each = expanded + spans + 2 * group * width + sampled
+    each = expanded + spans + group * both + sampled
     return FLOAT * (packed + singles + (threads + 1) * each)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from attrs import Factory, frozen
 
+from models.native.ops import Norm
 from models.spec import PagedLayer, RecurrentLayer
 from neuron_jax.engine import recurrent
 from neuron_jax.engine.attention.kv import LayerCache
@@ -40,12 +41,21 @@ class StepMixer:
         return self.attention[layer](q, k, v, cache, sinks)
 
     def attend_rotated(
-        self, layer: PagedLayer, qkv: jax.Array, rotary: tuple[jax.Array, jax.Array], cache: LayerCache, *, scale: float
+        self,
+        layer: PagedLayer,
+        qkv: jax.Array,
+        rotary: tuple[jax.Array, jax.Array] | None,
+        cache: LayerCache,
+        *,
+        scale: float,
+        norms: tuple[Norm, Norm] | None = None,
+        sinks: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache]:
         """See `models.spec.Mixer`."""
         native = self.attention[layer]
         assert isinstance(native, NativeAttend), f"{native} does not rotate"
-        return native.rotated(qkv, rotary, cache, scale=scale)
+        assert layer.sinks == (sinks is not None), f"{layer} and its sinks"
+        return native.rotated(qkv, rotary, cache, scale=scale, norms=norms, sinks=sinks)
 
     def recur(
         self, layer: RecurrentLayer, update: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, cache: LayerCache

@@ -30,8 +30,6 @@ CONFIG: dict[str, Any] = {
     "attention_sinks": True,
     "query_pre_attn_scalar": 8,
 }
-PLAIN = CONFIG | {"attn_logit_softcapping": None, "attention_sinks": False}
-"""What the native attention knows."""
 
 
 def random_trial(config: dict[str, Any]) -> dict[str, np.ndarray]:

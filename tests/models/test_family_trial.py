@@ -9,20 +9,19 @@ import pytest
 
 from models import mapping, registry
 from models.attend import causal
-from models.dense.network import activate
 from models.dense.record import Activation
 from models.errors import ModelError
+from models.linears_xla import activate
 from models.native import library
 from models.registry import build
 from models.sharding import make_mesh, shard_tree
 from models.spec import Model
 from tests.fakes import quick, trial_forward
-from tests.fakes.trial_files import CONFIG, PLAIN, random_trial
+from tests.fakes.trial_files import CONFIG, random_trial
 
 TOKENS = [int(token) for token in np.arange(1, 31) * 37 % CONFIG["vocab_size"]]
 CASES: dict[str, dict[str, Any]] = {
     "all": CONFIG,
-    "what the native kernels know": PLAIN,
     "biases, norms behind alone": CONFIG | {"attention_bias": True, "mlp_bias": True, "norms": "after"},
 }
 

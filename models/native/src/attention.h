@@ -1,7 +1,8 @@
-// Attention of new tokens over a paged pool: rotates, writes keys and values, mixes. Knows pages and rows, no weights.
+// Attention of new tokens over a paged pool: norms, rotates, writes keys and values, mixes. Knows pages and rows, no
+// products. What layers differ in is data: widths, window, scale, soft cap, sinks, norms of queries and keys.
 //
-//     keys [pages, K, H, page_size]: a vector is one dimension of several keys, so that scores need no sum across lanes
-//     values [pages, K, page_size, H]
+//     keys [pages, K, k_width, page_size]: a vector is one dimension of several keys: scores need no sum across lanes
+//     values [pages, K, page_size, v_width]
 //
 // The keys of a query are read in segments of SEGMENT positions that start at multiples of it, each with its own softmax,
 // merged in ascending order (Dao et al. 2022, arXiv:2205.14135). What a query gets is the same bits whatever the page
@@ -19,7 +20,7 @@
 namespace cortex {
 
 constexpr int64_t SEGMENT = 128;
-constexpr int64_t TILE_TOKENS = 16;
+constexpr int64_t TILE_TOKENS = 16, TILE_QUERIES = 256;  // of a tile, at most; of one token there may be more queries
 constexpr int64_t ROUND = 64;  // segments of single tokens whose parts are kept before they are merged, at most,
 constexpr int64_t KEPT = int64_t{1} << 22;  // and no more floats of parts than these, or those of one segment
 #if defined(__AVX512F__)
@@ -33,28 +34,35 @@ template <int Q>
 constexpr int VECTORS = MOST_SUMS / Q >= 4 ? 4 : MOST_SUMS / Q >= 2 ? 2 : 1;
 
 struct Attention {
-  const float* qkv;  // [tokens, K, G + 2, H]
-  const float* cos;  // [tokens, H / 2]
+  const float* qkv;  // [tokens, K, (G + 1) * k_width + v_width]: the queries of a kv head, its key, its value
+  const float* cos;  // [tokens, half]
   const float* sin;
+  const float* q_norm;  // [k_width], what queries and keys are weighted with when they are normed; or null
+  const float* k_norm;
+  const float* sinks;    // [K, G], a score of each query head that has no value; or null
   const int32_t* table;  // [slots, table_width] page numbers
   const int32_t* slot;   // [rows]
   const int32_t* start;  // [rows] position of a row's first token
   const int32_t* count;  // [rows] how many tokens it has; rows stand one after the other
   float* keys;
   float* values;
-  float* mixed;  // [tokens, K, G, H]
-  int64_t tokens, rows, table_width, kv_heads, group, width, page_size, window;
-  float scale;
+  float* mixed;  // [tokens, K, G, v_width]
+  int64_t tokens, rows, table_width, kv_heads, group, k_width, v_width, page_size;
+  int64_t half;    // k_width / 2 pairs that turn, or 0
+  int64_t window;  // 0 for none
+  float scale, soft_cap, epsilon;  // a cap of 0 for none
 
   int64_t page(int64_t slot, int64_t position) const { return table[slot * table_width + position / page_size]; }
   const float* keys_at(int64_t slot, int64_t head, int64_t position) const {
-    return keys + (page(slot, position) * kv_heads + head) * width * page_size + position % page_size;
+    return keys + (page(slot, position) * kv_heads + head) * k_width * page_size + position % page_size;
   }
   const float* values_at(int64_t slot, int64_t head, int64_t position) const {
-    return values + ((page(slot, position) * kv_heads + head) * page_size + position % page_size) * width;
+    return values + ((page(slot, position) * kv_heads + head) * page_size + position % page_size) * v_width;
   }
-  // The queries of a token, rotated; what they gather takes their place.
-  float* queries(int64_t token, int64_t head) const { return mixed + (token * kv_heads + head) * group * width; }
+  // The queries, the key and the value of a token and kv head.
+  const float* projected(int64_t token, int64_t head) const {
+    return qkv + (token * kv_heads + head) * ((group + 1) * k_width + v_width);
+  }
   int64_t first_seen(int64_t position) const { return window > 0 && position >= window ? position - window + 1 : 0; }
 };
 
@@ -63,25 +71,34 @@ struct Span {
   int64_t slot, token, position, count;
 };
 
-inline void rotate(const float* x, const float* cos, const float* sin, int64_t half, float scale, float* y, int64_t stride) {
-  for (int64_t i = 0; i < half; ++i) {
-    const float first = x[i], second = x[i + half];
+// A query or key x as it is compared: normed, turned by its token's position, scaled; its dimensions `stride` apart in y.
+template <class Value>
+inline void turn(const Attention& a, int64_t token, const Value& x, float scale, float* y, int64_t stride) {
+  if (a.half == 0) {
+    for (int64_t i = 0; i < a.k_width; ++i) y[i * stride] = x(i) * scale;
+    return;
+  }
+  const float *cos = a.cos + token * a.half, *sin = a.sin + token * a.half;
+  for (int64_t i = 0; i < a.half; ++i) {
+    const float first = x(i), second = x(i + a.half);
     y[i * stride] = (first * cos[i] - second * sin[i]) * scale;
-    y[(i + half) * stride] = (second * cos[i] + first * sin[i]) * scale;
+    y[(i + a.half) * stride] = (second * cos[i] + first * sin[i]) * scale;
   }
 }
 
-// Queries, rotated and scaled, go to their places in `mixed`; keys and values into the pool.
+inline void prepare(const Attention& a, int64_t token, const float* x, const float* norm, float scale, float* y, int64_t stride) {
+  if (norm == nullptr) return turn(a, token, [&](int64_t i) { return x[i]; }, scale, y, stride);
+  const float root = inverse_rms(x, a.k_width, a.epsilon);
+  turn(a, token, [&](int64_t i) { return x[i] * root * norm[i]; }, scale, y, stride);
+}
+
+// Keys and values go into the pool.
 inline void enter(const Attention& a, int64_t slot, int64_t token, int64_t position) {
-  const int64_t half = a.width / 2;
-  const float *cos = a.cos + token * half, *sin = a.sin + token * half;
   for (int64_t head = 0; head < a.kv_heads; ++head) {
-    const float* x = a.qkv + (token * a.kv_heads + head) * (a.group + 2) * a.width;
-    for (int64_t g = 0; g < a.group; ++g)
-      rotate(x + g * a.width, cos, sin, half, a.scale, a.queries(token, head) + g * a.width, 1);
-    rotate(x + a.group * a.width, cos, sin, half, 1.0f, const_cast<float*>(a.keys_at(slot, head, position)), a.page_size);
-    std::memcpy(const_cast<float*>(a.values_at(slot, head, position)), x + (a.group + 1) * a.width,
-                sizeof(float) * static_cast<size_t>(a.width));
+    const float* key = a.projected(token, head) + a.group * a.k_width;
+    prepare(a, token, key, a.k_norm, 1.0f, const_cast<float*>(a.keys_at(slot, head, position)), a.page_size);
+    std::memcpy(const_cast<float*>(a.values_at(slot, head, position)), key + a.k_width,
+                sizeof(float) * static_cast<size_t>(a.v_width));
   }
 }
 
@@ -96,13 +113,13 @@ struct Seen {
   int64_t first, last;
 };
 
-// Scores of keys [at, + LANES * BLOCKS) for queries q [width, Q], -inf where a query does not see a key.
+// Scores of keys [at, + LANES * BLOCKS) for queries q [k_width, Q], -inf where a query does not see a key.
 template <int Q, int BLOCKS>
 inline void score_keys(const Attention& a, const float* q, int64_t slot, int64_t head, int64_t at, const Seen* seen, float* score) {
   const float* k[BLOCKS];
   for (int b = 0; b < BLOCKS; ++b) k[b] = a.keys_at(slot, head, at + b * LANES);
   vf acc[Q][BLOCKS] = {};
-  for (int64_t h = 0; h < a.width; ++h) {
+  for (int64_t h = 0; h < a.k_width; ++h) {
     vf key[BLOCKS];
     for (int b = 0; b < BLOCKS; ++b) key[b] = load<vf>(k[b] + h * a.page_size);
     for (int i = 0; i < Q; ++i) {
@@ -114,7 +131,8 @@ inline void score_keys(const Attention& a, const float* q, int64_t slot, int64_t
     const vi lane = lanes_from(at + b * LANES);
     for (int i = 0; i < Q; ++i) {
       const vi sees = (lane >= static_cast<int32_t>(seen[i].first)) & (lane < static_cast<int32_t>(seen[i].last));
-      store(score + i * SEGMENT + (at + b * LANES) % SEGMENT, sees ? acc[i][b] : splat(-__builtin_inff()));
+      const vf s = a.soft_cap > 0 ? tanh(acc[i][b] / a.soft_cap) * a.soft_cap : acc[i][b];
+      store(score + i * SEGMENT + (at + b * LANES) % SEGMENT, sees ? s : splat(-__builtin_inff()));
     }
   }
 }
@@ -127,7 +145,7 @@ inline void mix_values(const Attention& a, int64_t slot, int64_t head, int64_t f
   for (int64_t j = first; j < last;) {
     const float* v = a.values_at(slot, head, j) + h;
     const int64_t end = (j / a.page_size + 1) * a.page_size < last ? (j / a.page_size + 1) * a.page_size : last;
-    for (; j < end; ++j, v += a.width) {
+    for (; j < end; ++j, v += a.v_width) {
       vf value[BLOCKS];
       for (int b = 0; b < BLOCKS; ++b) value[b] = load<vf>(v + b * LANES);
       for (int i = 0; i < Q; ++i) {
@@ -137,7 +155,7 @@ inline void mix_values(const Attention& a, int64_t slot, int64_t head, int64_t f
     }
   }
   for (int i = 0; i < Q; ++i)
-    for (int b = 0; b < BLOCKS; ++b) store(sum + i * a.width + h + b * LANES, acc[i][b]);
+    for (int b = 0; b < BLOCKS; ++b) store(sum + i * a.v_width + h + b * LANES, acc[i][b]);
 }
 
 // `into` and `more` (of later keys) together, in `into`.
@@ -149,16 +167,24 @@ inline void merge(float& top, float& total, float* sum, float more_top, float mo
   for (int64_t h = 0; h < width; h += LANES) store(sum + h, load<vf>(sum + h) * old + load<vf>(more + h) * fresh);
 }
 
-inline void finish(float* sum, float total, int64_t width, float* out) {
-  for (int64_t h = 0; h < width; h += LANES) store(out + h, load<vf>(sum + h) / splat(total));
-}
-
 // What a query has gathered: `top` score, the `total` of its weights, and their sum over the values.
 struct Gathered {
   float top, total;
 };
 
-// Q queries [width, Q] over the keys of one segment: what each gathers there, in `found` and `sum` [Q, width].
+// Query `g` of a token and kv head gets what it gathered, over the total of its weights and of its sink's.
+inline void finish(const Attention& a, int64_t token, int64_t head, int64_t g, const Gathered& found, const float* sum) {
+  float* out = a.mixed + ((token * a.kv_heads + head) * a.group + g) * a.v_width;
+  vf kept = splat(1.0f), total = splat(found.total);
+  if (a.sinks != nullptr) {
+    const float sink = a.sinks[head * a.group + g], highest = std::max(found.top, sink);
+    kept = exp(splat(found.top - highest));
+    total = total * kept + exp(splat(sink - highest));
+  }
+  for (int64_t h = 0; h < a.v_width; h += LANES) store(out + h, load<vf>(sum + h) * kept / total);
+}
+
+// Q queries [k_width, Q] over the keys of one segment: what each gathers there, in `found` and `sum` [Q, v_width].
 template <int Q>
 void gather(const Attention& a, const float* q, int64_t slot, int64_t head, const Seen* seen, Gathered* found, float* sum) {
   alignas(64) float score[Q * SEGMENT];
@@ -186,9 +212,9 @@ void gather(const Attention& a, const float* q, int64_t slot, int64_t head, cons
     found[i].total = cortex::sum(total);
   }
   int64_t h = 0;
-  for (; h + VECTORS<Q> * LANES <= a.width; h += VECTORS<Q> * LANES)
+  for (; h + VECTORS<Q> * LANES <= a.v_width; h += VECTORS<Q> * LANES)
     mix_values<Q, VECTORS<Q>>(a, slot, head, first, last, score, h, sum);
-  for (; h < a.width; h += LANES) mix_values<Q, 1>(a, slot, head, first, last, score, h, sum);
+  for (; h < a.v_width; h += LANES) mix_values<Q, 1>(a, slot, head, first, last, score, h, sum);
 }
 
 // Calls use(constant Q, i) for blocks of queries [i, i + Q) that cover [0, queries).
@@ -216,20 +242,21 @@ inline void in_blocks(int64_t queries, const Use& use) {
 class Queries {
  public:
   // The longest span, in floats of memory.
-  static int64_t floats(const Attention& a, int64_t tokens) { return tokens * a.group * 2 * a.width; }
+  static int64_t floats(const Attention& a, int64_t tokens) { return tokens * a.group * (a.k_width + a.v_width); }
 
   Queries(const Attention& a, const Span& span, int64_t head, float* memory)
-      : a_(a), span_(span), head_(head), count_(span.count * a.group), packed_(memory), part_(memory + count_ * a.width) {
+      : a_(a), span_(span), head_(head), count_(span.count * a.group), packed_(memory), part_(memory + count_ * a.k_width) {
     in_blocks(count_, [&](auto constant, int64_t first) {
       constexpr int Q = decltype(constant)::value;
       for (int i = 0; i < Q; ++i) {
-        const float* q = at(first + i);
-        for (int64_t h = 0; h < a_.width; ++h) packed_[first * a_.width + h * Q + i] = q[h];
+        const int64_t query = first + i, token = span_.token + query / a_.group;
+        const float* q = a_.projected(token, head_) + query % a_.group * a_.k_width;
+        prepare(a_, token, q, a_.q_norm, a_.scale, packed_ + first * a_.k_width + i, Q);
       }
     });
   }
 
-  // use(query, gathered, sum [width]) for every query that sees any key of the segment.
+  // use(query, gathered, sum [v_width]) for every query that sees any key of the segment.
   template <class Use>
   void gather_segment(int64_t segment, const Use& use) const {
     const int64_t begin = segment * SEGMENT, end = begin + SEGMENT;
@@ -248,15 +275,18 @@ class Queries {
         for (int other = 0; other < Q && !(seen[i].first < seen[i].last); ++other)
           if (sees[other]) seen[i] = seen[other];
       Gathered found[Q];
-      float* sum = part_ + first * a_.width;
-      gather<Q>(a_, packed_ + first * a_.width, span_.slot, head_, seen, found, sum);
+      float* sum = part_ + first * a_.v_width;
+      gather<Q>(a_, packed_ + first * a_.k_width, span_.slot, head_, seen, found, sum);
       for (int i = 0; i < Q; ++i)
-        if (sees[i]) use(first + i, found[i], sum + i * a_.width);
+        if (sees[i]) use(first + i, found[i], sum + i * a_.v_width);
     });
   }
 
   int64_t count() const { return count_; }
-  float* at(int64_t query) const { return a_.queries(span_.token + query / a_.group, head_) + query % a_.group * a_.width; }
+
+  void finish(int64_t query, const Gathered& found, const float* sum) const {
+    cortex::finish(a_, span_.token + query / a_.group, head_, query % a_.group, found, sum);
+  }
 
  private:
   const Attention& a_;
@@ -269,39 +299,42 @@ class Queries {
 inline void attend_span(const Attention& a, const Span& span, int64_t head) {
   static thread_local Scratch memory;
   const int64_t queries = span.count * a.group, needed = Queries::floats(a, span.count);
-  float* sums = memory.get(needed + queries * (a.width + 2));
-  Gathered* state = reinterpret_cast<Gathered*>(sums + queries * a.width);
-  const Queries q(a, span, head, sums + queries * (a.width + 2));
-  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(queries * a.width));
+  float* sums = memory.get(needed + queries * (a.v_width + 2));
+  Gathered* state = reinterpret_cast<Gathered*>(sums + queries * a.v_width);
+  const Queries q(a, span, head, sums + queries * (a.v_width + 2));
+  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(queries * a.v_width));
   for (int64_t i = 0; i < queries; ++i) state[i] = {-__builtin_inff(), 0};
   const int64_t last = (span.position + span.count - 1) / SEGMENT;
   for (int64_t segment = a.first_seen(span.position) / SEGMENT; segment <= last; ++segment)
     q.gather_segment(segment, [&](int64_t i, const Gathered& part, const float* sum) {
-      merge(state[i].top, state[i].total, sums + i * a.width, part.top, part.total, sum, a.width);
+      merge(state[i].top, state[i].total, sums + i * a.v_width, part.top, part.total, sum, a.v_width);
     });
-  for (int64_t i = 0; i < queries; ++i) finish(sums + i * a.width, state[i].total, a.width, q.at(i));
+  for (int64_t i = 0; i < queries; ++i) q.finish(i, state[i], sums + i * a.v_width);
 }
 
 // Single tokens: their segments are items of their own, ROUND of them at a time.
 inline void attend_singles(const Attention& a, const std::vector<Span>& singles) {
   static Shelf shelf;
   Shelf::Lent memory(shelf);
-  const int64_t pairs = static_cast<int64_t>(singles.size()) * a.kv_heads, stride = a.group * (a.width + LANES);
-  int64_t most = 0;
-  for (const Span& span : singles) most = std::max(most, span.position / SEGMENT + 1);
-  const int64_t round = std::min(most, std::clamp<int64_t>(KEPT / (pairs * stride), 1, ROUND));
+  const int64_t pairs = static_cast<int64_t>(singles.size()) * a.kv_heads, stride = a.group * (a.v_width + LANES);
+  int64_t begin = INT64_MAX, end = 0;
+  for (const Span& span : singles) {
+    begin = std::min(begin, a.first_seen(span.position) / SEGMENT);
+    end = std::max(end, span.position / SEGMENT + 1);
+  }
+  const int64_t round = std::min(end - begin, std::clamp<int64_t>(KEPT / (pairs * stride), 1, ROUND));
   float* states = memory.get((round + 1) * pairs * stride);
   float* parts = states + pairs * stride;
   for (int64_t i = 0; i < pairs * a.group; ++i) {
-    float* state = states + i * (a.width + LANES);
-    std::memset(state, 0, sizeof(float) * static_cast<size_t>(a.width + LANES));
+    float* state = states + i * (a.v_width + LANES);
+    std::memset(state, 0, sizeof(float) * static_cast<size_t>(a.v_width + LANES));
     state[0] = -__builtin_inff();
   }
   const auto span_of = [&](int64_t pair) -> const Span& { return singles[static_cast<size_t>(pair / a.kv_heads)]; };
   const auto sees = [&](const Span& span, int64_t segment) {
     return a.first_seen(span.position) < (segment + 1) * SEGMENT && segment * SEGMENT <= span.position;
   };
-  for (int64_t base = 0; base < most; base += round) {
+  for (int64_t base = begin; base < end; base += round) {
     Team::instance().run(pairs * round, 1, [&](int64_t from, int64_t to) {
       static thread_local Scratch packed;
       float* own = packed.get(Queries::floats(a, 1));
@@ -310,26 +343,26 @@ inline void attend_singles(const Attention& a, const std::vector<Span>& singles)
         if (!sees(span_of(pair), segment)) continue;
         const Queries q(a, span_of(pair), pair % a.kv_heads, own);
         q.gather_segment(segment, [&](int64_t i, const Gathered& part, const float* sum) {
-          float* at = parts + item * stride + i * (a.width + LANES);
+          float* at = parts + item * stride + i * (a.v_width + LANES);
           at[0] = part.top;
           at[1] = part.total;
-          std::memcpy(at + LANES, sum, sizeof(float) * static_cast<size_t>(a.width));
+          std::memcpy(at + LANES, sum, sizeof(float) * static_cast<size_t>(a.v_width));
         });
       }
     });
     for (int64_t item = 0; item < pairs * round; ++item) {
       if (!sees(span_of(item / round), base + item % round)) continue;
       for (int64_t i = 0; i < a.group; ++i) {
-        float* state = states + (item / round * a.group + i) * (a.width + LANES);
-        const float* part = parts + item * stride + i * (a.width + LANES);
-        merge(state[0], state[1], state + LANES, part[0], part[1], part + LANES, a.width);
+        float* state = states + (item / round * a.group + i) * (a.v_width + LANES);
+        const float* part = parts + item * stride + i * (a.v_width + LANES);
+        merge(state[0], state[1], state + LANES, part[0], part[1], part + LANES, a.v_width);
       }
     }
   }
   for (int64_t i = 0; i < pairs * a.group; ++i) {
     const int64_t pair = i / a.group;
-    float* state = states + i * (a.width + LANES);
-    finish(state + LANES, state[1], a.width, a.queries(span_of(pair).token, pair % a.kv_heads) + i % a.group * a.width);
+    const float* state = states + i * (a.v_width + LANES);
+    finish(a, span_of(pair).token, pair % a.kv_heads, i % a.group, {state[0], state[1]}, state + LANES);
   }
 }
 
@@ -343,7 +376,8 @@ inline void attend(const Attention& a) {
     tokens += count;
   }
   // Fewer tokens to a tile where there would be too few tiles for everybody.
-  const int64_t size = tokens * a.kv_heads >= 8 * TILE_TOKENS * team.size() ? TILE_TOKENS : TILE_TOKENS / 2;
+  const int64_t wanted = tokens * a.kv_heads >= 8 * TILE_TOKENS * team.size() ? TILE_TOKENS : TILE_TOKENS / 2;
+  const int64_t size = std::min(wanted, std::max<int64_t>(TILE_QUERIES / a.group, 1));
   for (const Span& row : rows)
     for (int64_t done = 0; done < row.count; done += size) {
       const Span span{row.slot, row.token + done, row.position + done, std::min(size, row.count - done)};

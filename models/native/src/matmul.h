@@ -1,4 +1,4 @@
-// y = f(norm(x)) W for a few or many rows of x. Knows tiles and rows, nothing of XLA.
+// y = f(norm(x) W + bias) for a few or many rows of x. Knows tiles and rows, nothing of XLA.
 //
 // Every output is one chain of fused multiply-adds over the columns in ascending order, whatever the number of rows, the
 // thread or the copy of the loop: a row's result is the same bits alone and among others.
@@ -12,16 +12,22 @@
 
 namespace cortex {
 
-enum class Epilogue { none, add, gated };
+// As `models.native.ops` numbers them; all but UNGATED are of gated products, act(gate) * up.
+enum Gate : int64_t { UNGATED = 0, SILU = 1, GELU = 2, GELU_TANH = 3, SWIGLU_OAI = 4 };
 
 struct Product {
-  const float* x;         // [rows, columns]
-  const float* norm;      // [columns]: x is normalized by its root mean square and weighted first; or null
-  const float* residual;  // [rows, outputs], added when the epilogue says so
-  float* y;               // [rows, outputs]
+  const float* x;          // [rows, columns]
+  const float* norm;       // [columns]: x is normalized by its root mean square and weighted first; or null
+  const float* bias;       // [outputs], of gated products [2, outputs], added to the sums; or null
+  const float* post_norm;  // [outputs]: so are a row's outputs, before the residual is added; or null
+  const float* residual;   // [rows, outputs], added last; or null
+  float* y;                // [rows, outputs]
   int64_t rows, columns, outputs;
-  float epsilon;
-  Epilogue epilogue;
+  float epsilon, post_epsilon;
+  Gate gate;
+  float limit;  // a gate is at most that, and what it gates within it; infinity for none
+
+  bool gated() const { return gate != UNGATED; }
 };
 
 constexpr int MOST_ROWS = 12;  // 24 accumulators, which leaves 8 of AVX-512's registers
@@ -68,19 +74,59 @@ inline void pack(const Product& p, int64_t first, int64_t count, int rows, float
   }
 }
 
-inline vf silu(vf v) { return v / (exp(-v) + 1.0f); }
+inline vf sigmoid(vf v) { return splat(1.0f) / (exp(-v) + 1.0f); }
 
-// Up to LANES outputs of one row into memory; `live` of them exist.
+inline vf act(Gate kind, vf gate, vf up) {
+  switch (kind) {
+    case UNGATED: return gate;
+    case SILU: return gate / (exp(-gate) + 1.0f) * up;
+    case GELU: return gate * normal_share(gate) * up;
+    // (1 + tanh(u)) / 2 = sigmoid(2u)
+    case GELU_TANH: return gate * sigmoid((gate * gate * 0.044715f + 1.0f) * gate * 1.5957691216057308f) * up;
+    case SWIGLU_OAI: return gate * sigmoid(gate * 1.702f) * (up + 1.0f);
+  }
+  return gate;
+}
+
+// `LANES` values from `from`, of which `live` exist.
+inline vf some(const float* from, int64_t live) {
+  if (live >= LANES) return load<vf>(from);
+  vf v{};
+  for (int64_t i = 0; i < live; ++i) v[i] = from[i];
+  return v;
+}
+
+// Up to LANES outputs of one row, from `column` on, into memory.
 inline void put(const Product& p, int64_t row, int64_t column, vf value) {
+  const int64_t live = p.outputs - column, at = row * p.outputs + column;
+  if (live <= 0) return;
+  if (p.bias != nullptr && !p.gated()) value += some(p.bias + column, live);
+  if (p.residual != nullptr && p.post_norm == nullptr) value += some(p.residual + at, live);
+  if (live >= LANES) return store(p.y + at, value);
+  for (int64_t i = 0; i < live; ++i) p.y[at + i] = value[i];
+}
+
+// The same of a gated product.
+inline void put_gated(const Product& p, int64_t row, int64_t column, vf gate, vf up) {
   const int64_t live = p.outputs - column;
   if (live <= 0) return;
-  const int64_t at = row * p.outputs + column;
-  if (live >= LANES) {
-    if (p.epilogue == Epilogue::add) value += load<vf>(p.residual + at);
-    store(p.y + at, value);
-    return;
+  if (p.bias != nullptr) {
+    gate += some(p.bias + column, live);
+    up += some(p.bias + p.outputs + column, live);
   }
-  for (int64_t i = 0; i < live; ++i) p.y[at + i] = p.epilogue == Epilogue::add ? value[i] + p.residual[at + i] : value[i];
+  const vf most = splat(p.limit);
+  gate = gate > most ? most : gate;
+  up = up > most ? most : up < -most ? -most : up;
+  put(p, row, column, act(p.gate, gate, up));
+}
+
+// What is left to do of a row once all its outputs are there.
+inline void settle(const Product& p, int64_t row) {
+  float* y = p.y + row * p.outputs;
+  normalize(y, p.post_norm, p.outputs, p.post_epsilon, y);
+  if (p.residual == nullptr) return;
+  const float* residual = p.residual + row * p.outputs;
+  for (int64_t i = 0; i < p.outputs; ++i) y[i] += residual[i];
 }
 
 // TILES tiles times ROWS packed rows, of which `count` exist.
@@ -96,8 +142,8 @@ inline void block(const Product& p, const W& w, int64_t from, int64_t tile, cons
   });
   for (int r = 0; r < ROWS && r < count; ++r)
     for (int i = 0; i < PARTS; ++i) {
-      if (p.epilogue == Epilogue::gated) {
-        if constexpr (TILES == 2) put(p, first + r, tile / 2 * TILE + i * LANES, silu(acc[r][0][i]) * acc[r][1][i]);
+      if (p.gated()) {
+        if constexpr (TILES == 2) put_gated(p, first + r, tile / 2 * TILE + i * LANES, acc[r][0][i], acc[r][1][i]);
         continue;
       }
       for (int t = 0; t < TILES; ++t) put(p, first + r, (tile + t) * TILE + i * LANES, acc[r][t][i]);
@@ -125,7 +171,7 @@ inline void part(const Product& p, const float* flat, int64_t tile, const float*
       for (int i = 0; i < VECTORS; ++i) {
         const int64_t at = half * TILE / 2 + i * LANES;
         if constexpr (TILES == 2)
-          put(p, first + r, tile / 2 * TILE + at, silu(acc[r][0][i]) * acc[r][1][i]);
+          put_gated(p, first + r, tile / 2 * TILE + at, acc[r][0][i], acc[r][1][i]);
         else
           put(p, first + r, tile * TILE + at, acc[r][0][i]);
       }
@@ -135,7 +181,7 @@ inline void part(const Product& p, const float* flat, int64_t tile, const float*
 // ROWS rows times the expanded tiles `tile` and, of a gated pair, the next.
 template <int ROWS>
 inline void expanded_block(const Product& p, const float* flat, int64_t tile, const float* x, int64_t first, int64_t count) {
-  const bool gated = p.epilogue == Epilogue::gated;
+  const bool gated = p.gated();
   if constexpr (!NARROW) {
     const Weights<Float32, Float32, false> plain{reinterpret_cast<const uint8_t*>(flat), nullptr, nullptr, p.columns, 0};
     return gated ? block<2, ROWS>(p, plain, 0, tile, x, first, count) : block<1, ROWS>(p, plain, 0, tile, x, first, count);
@@ -153,7 +199,7 @@ inline Shelf packed_shelf;
 template <int ROWS, class W>
 void product(const Product& p, const W& w) {
   Shelf::Lent packed_rows(packed_shelf);
-  const int64_t blocks = (p.rows + ROWS - 1) / ROWS, tiles = (p.outputs + TILE - 1) / TILE * (p.epilogue == Epilogue::gated ? 2 : 1);
+  const int64_t blocks = (p.rows + ROWS - 1) / ROWS, tiles = (p.outputs + TILE - 1) / TILE * (p.gated() ? 2 : 1);
   float* packed = packed_rows.get(blocks * ROWS * p.columns);
   Team& team = Team::instance();
   const auto rows_of = [&](int64_t b) { return p.rows - b * ROWS < ROWS ? p.rows - b * ROWS : int64_t{ROWS}; };
@@ -189,7 +235,7 @@ void product(const Product& p, const W& w) {
       for (int t = 0; t < count; ++t) w.expand(tile + t, flat + t * p.columns * TILE);
       for (int64_t b = 0; b < blocks; ++b) {
         const float* x = packed + b * ROWS * p.columns;
-        if (p.epilogue == Epilogue::gated)
+        if (p.gated())
           expanded_block<ROWS>(p, flat, tile, x, b * ROWS, rows_of(b));
         else
           for (int t = 0; t < count; ++t)
@@ -197,12 +243,16 @@ void product(const Product& p, const W& w) {
       }
     }
   });
+  if (p.post_norm == nullptr) return;
+  team.run(p.rows, 4, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) settle(p, row);
+  });
 }
 
 template <class W>
 void multiply(const Product& p, const W& w) {
   // Even blocks: 16 rows are 8 + 8, not 12 + 4.
-  const int64_t most = p.epilogue == Epilogue::gated ? 6 : MOST_ROWS;
+  const int64_t most = p.gated() ? 6 : MOST_ROWS;
   const int64_t blocks = (p.rows + most - 1) / most, rows = (p.rows + blocks - 1) / blocks;
   if (rows <= 1) return product<1>(p, w);
   if (rows <= 2) return product<2>(p, w);

@@ -59,8 +59,32 @@ int64_t live_of(const Ints& live, int64_t rows) {
   return live.element_count() < 1 ? 0 : std::clamp<int64_t>(live.typed_data()[0], 0, rows);
 }
 
+// What a call may have or not, one after the other: `next` gives the address if the caller says that it is there.
+class Optional {
+ public:
+  explicit Optional(ffi::RemainingArgs extra) : extra_(extra) {}
+
+  // Null if it is not there; what has another size is remembered as a misfit.
+  const float* next(bool there, int64_t size) {
+    if (!there) return nullptr;
+    const auto found = used_ < extra_.size() ? extra_.get<Floats>(used_) : ffi::ErrorOr<Floats>(ffi::Unexpected(ffi::Error::InvalidArgument("none")));
+    ++used_;
+    if (found.has_value() && static_cast<int64_t>(found->element_count()) == size) return found->typed_data();
+    misfit_ = true;
+    return nullptr;
+  }
+
+  bool fits() const { return !misfit_ && used_ == extra_.size(); }
+
+ private:
+  ffi::RemainingArgs extra_;
+  size_t used_ = 0;
+  bool misfit_ = false;
+};
+
 ffi::Error linear(Floats x, Bytes matrix, Ints live, ffi::RemainingArgs extra, ffi::Result<Floats> y, int64_t codes, int64_t group,
-                  bool half, bool offset, bool norm, int64_t epilogue, float epsilon) {
+                  bool half, bool offset, bool norm, bool bias, bool post_norm, bool residual, int64_t gate, float limit,
+                  float epsilon, float post_epsilon) {
   const auto in = x.dimensions(), out = y->dimensions();
   if (in.size() != 2 || out.size() != 2) return ffi::Error::InvalidArgument("x and y have two dimensions");
   Product p{};
@@ -70,13 +94,18 @@ ffi::Error linear(Floats x, Bytes matrix, Ints live, ffi::RemainingArgs extra, f
   p.columns = in[1];
   p.outputs = out[1];
   p.epsilon = epsilon;
-  p.epilogue = static_cast<Epilogue>(epilogue);
-  const bool add = p.epilogue == Epilogue::add, gated = p.epilogue == Epilogue::gated;
-  if (extra.size() != static_cast<size_t>(norm) + add) return ffi::Error::InvalidArgument("norm and residual, if any");
-  const auto take = [&](size_t i) { return static_cast<const float*>(extra.get<ffi::AnyBuffer>(i)->untyped_data()); };
-  if (norm) p.norm = take(0);
-  if (add) p.residual = take(norm);
-  const int64_t tiles = (p.outputs + TILE - 1) / TILE * (gated ? 2 : 1);
+  p.post_epsilon = post_epsilon;
+  if (gate < UNGATED || gate > SWIGLU_OAI) return ffi::Error::InvalidArgument("unknown gate");
+  p.gate = static_cast<Gate>(gate);
+  p.limit = limit;
+  const int64_t sums = p.outputs * (p.gated() ? 2 : 1);
+  Optional given(extra);
+  p.norm = given.next(norm, p.columns);
+  p.bias = given.next(bias, sums);
+  p.post_norm = given.next(post_norm, p.outputs);
+  p.residual = given.next(residual, in[0] * p.outputs);
+  if (!given.fits()) return ffi::Error::InvalidArgument("norms, bias and residual are of other sizes");
+  const int64_t tiles = (p.outputs + TILE - 1) / TILE * (p.gated() ? 2 : 1);
   return with_weights(matrix, codes, group, half, offset, tiles, p.columns, [&](const auto& w) {
     if (p.rows > 0) multiply(p, w);
     return ffi::Error::Success();
@@ -109,10 +138,12 @@ ffi::Error norm(Floats x, Floats weight, Ints live, ffi::Result<Floats> y, float
 }
 
 ffi::Error attention(Floats qkv, Floats cos, Floats sin, Ints table, Ints slot, Ints start, Ints count, Floats keys,
-                     Floats values, ffi::Result<Floats> mixed, ffi::Result<Floats> new_keys, ffi::Result<Floats> new_values,
-                     int64_t window, float scale) {
-  const auto shape = qkv.dimensions(), pool = values.dimensions();
-  if (shape.size() != 4 || pool.size() != 4) return ffi::Error::InvalidArgument("qkv and the pool have four dimensions");
+                     Floats values, ffi::RemainingArgs extra, ffi::Result<Floats> mixed, ffi::Result<Floats> new_keys,
+                     ffi::Result<Floats> new_values, int64_t group, int64_t window, float scale, float soft_cap, bool norms,
+                     float epsilon, bool sinks) {
+  const auto shape = qkv.dimensions(), key_pool = keys.dimensions(), value_pool = values.dimensions();
+  if (shape.size() != 2 || key_pool.size() != 4 || value_pool.size() != 4)
+    return ffi::Error::InvalidArgument("qkv has two dimensions and the pools four");
   if (new_keys->untyped_data() != keys.untyped_data() || new_values->untyped_data() != values.untyped_data())
     return ffi::Error::InvalidArgument("the pool was copied: it must be written in place");
   Attention a{};
@@ -129,17 +160,29 @@ ffi::Error attention(Floats qkv, Floats cos, Floats sin, Ints table, Ints slot, 
   a.tokens = shape[0];
   a.rows = static_cast<int64_t>(slot.element_count());
   a.table_width = table.dimensions()[1];
-  a.kv_heads = shape[1];
-  a.group = shape[2] - 2;
-  a.width = shape[3];
-  a.page_size = pool[2];
+  a.kv_heads = key_pool[1];
+  a.group = group;
+  a.k_width = key_pool[2];
+  a.v_width = value_pool[3];
+  a.page_size = key_pool[3];
+  a.half = cos.dimensions().back();
   a.window = window;
   a.scale = scale;
+  a.soft_cap = soft_cap;
+  a.epsilon = epsilon;
+  Optional given(extra);
+  a.q_norm = given.next(norms, a.k_width);
+  a.k_norm = given.next(norms, a.k_width);
+  a.sinks = given.next(sinks, a.kv_heads * a.group);
+  if (!given.fits()) return ffi::Error::InvalidArgument("norms and sinks are of other sizes");
+  if (group < 1 || shape[1] != a.kv_heads * ((group + 1) * a.k_width + a.v_width))
+    return ffi::Error::InvalidArgument("qkv is of other widths than the pool");
+  if (a.half != 0 && a.half != a.k_width / 2) return ffi::Error::InvalidArgument("heads turn as a whole or not at all");
   const int64_t slots = table.dimensions()[0];
   for (int64_t row = 0; row < a.rows; ++row)
     if (a.slot[row] < 0 || a.slot[row] >= slots) return ffi::Error::InvalidArgument("no such slot");
-  if (a.width % 16 != 0 || a.page_size % 16 != 0)
-    return ffi::Error::InvalidArgument("head width and page size are multiples of 16");
+  if (a.k_width % 16 != 0 || a.v_width % 16 != 0 || a.page_size % 16 != 0)
+    return ffi::Error::InvalidArgument("head widths and page size are multiples of 16");
   attend(a);
   return ffi::Error::Success();
 }
@@ -214,8 +257,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_linear, cortex::guarded<cortex::linear>,
                                   .Attr<bool>("half")
                                   .Attr<bool>("offset")
                                   .Attr<bool>("norm")
-                                  .Attr<int64_t>("epilogue")
-                                  .Attr<float>("epsilon"));
+                                  .Attr<bool>("bias")
+                                  .Attr<bool>("post_norm")
+                                  .Attr<bool>("residual")
+                                  .Attr<int64_t>("gate")
+                                  .Attr<float>("limit")
+                                  .Attr<float>("epsilon")
+                                  .Attr<float>("post_epsilon"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_rows, cortex::guarded<cortex::rows>,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
@@ -245,11 +293,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_attention, cortex::guarded<cortex::attentio
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .RemainingArgs()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Attr<int64_t>("group")
                                   .Attr<int64_t>("window")
-                                  .Attr<float>("scale"));
+                                  .Attr<float>("scale")
+                                  .Attr<float>("soft_cap")
+                                  .Attr<bool>("norms")
+                                  .Attr<float>("epsilon")
+                                  .Attr<bool>("sinks"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_sample, cortex::guarded<cortex::sampled>,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()

@@ -14,7 +14,7 @@ from attrs import frozen
 from models.native import ops
 from models.native.library import unavailable
 from models.spec import PagedLayer, ParamSpec
-from neuron_jax.engine.attention.kv import KVFormat, LayerCache, extras
+from neuron_jax.engine.attention.kv import KVFormat, LayerCache
 from neuron_jax.engine.attention.ragged import Ragged
 from neuron_jax.engine.attention.trial import Case
 
@@ -43,31 +43,35 @@ class NativeAttend:
     rows: Ragged
 
     def rotated(
-        self, qkv: jax.Array, rotary: tuple[jax.Array, jax.Array], cache: LayerCache, *, scale: float
+        self,
+        qkv: jax.Array,
+        rotary: tuple[jax.Array, jax.Array] | None,
+        cache: LayerCache,
+        *,
+        scale: float,
+        norms: tuple[ops.Norm, ops.Norm] | None = None,
+        sinks: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache]:
-        """See `models.spec.Mixer.attend_rotated`."""
+        """See `models.spec.Mixer.attend_rotated`; qkv [T, ...], of each kv head its queries, its key and its value."""
         keys, values = cache
         return ops.attention(
-            qkv,
+            qkv.reshape(qkv.shape[0], -1),
             rotary,
             (keys, values),
             table=self.rows.tables[self.layer.window],
             slot=self.rows.slot,
             start=self.rows.start,
             count=self.rows.count,
-            scale=scale,
-            window=self.layer.window,
+            group=self.layer.group,
+            scores=ops.Scores(scale, self.layer.window, self.layer.soft_cap, norms, sinks),
         )
 
     def __call__(
         self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache, sinks: jax.Array | None = None
     ) -> tuple[jax.Array, LayerCache]:
         """See `models.spec.Mixer.attend`: what is rotated already is turned by nothing."""
-        assert sinks is None, "the kernel knows no sinks"
-        qkv = jnp.concatenate([q, k[:, :, None], v[:, :, None]], axis=2)
-        half = (q.shape[0], q.shape[-1] // 2)
-        still = jnp.ones(half, jnp.float32), jnp.zeros(half, jnp.float32)
-        return self.rotated(qkv, still, cache, scale=1.0)
+        qkv = jnp.concatenate([q.reshape(*q.shape[:2], -1), k, v], axis=2)
+        return self.rotated(qkv, None, cache, scale=1.0, sinks=sinks)
 
 
 def refuses(case: Case) -> str | None:
@@ -81,9 +85,6 @@ def misfit(kv: KVFormat, dtype: Any, page_size: int, layers: Sequence[PagedLayer
     """Why the kernel cannot serve these layers over such a cache, on whatever device."""
     if kv.name != "float32" or jnp.dtype(dtype) != jnp.float32:
         return f"computes in float32 over a float32 cache, not in {jnp.dtype(dtype).name} over {kv.name}"
-    missing = [what for layer in layers for what in extras(layer)]
-    if missing:
-        return f"knows no {missing[0]}"
-    if page_size % LANES or any(layer.k_width % LANES for layer in layers):
+    if page_size % LANES or any(layer.k_width % LANES or layer.v_width % LANES for layer in layers):
         return f"takes pages and heads of multiples of {LANES}"
     return None

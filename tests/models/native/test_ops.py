@@ -8,6 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from models.dense.record import Activation
+from models.linears_xla import activate
 from models.native import library, ops
 from models.native.tiles import Tiles
 from models.storage import BFLOAT16, FLOAT16, FLOAT32, Blocks, Storage
@@ -79,6 +81,55 @@ def test_norm_residual_and_gate_are_part_of_it(storage: Storage, rows: int) -> N
     np.testing.assert_allclose(ops.normalize(jnp.asarray(x), norm), normed, rtol=1e-5, atol=1e-5)
 
 
+GATES = [ops.Gate(kind, limit) for kind in ("silu", "gelu", "gelu_tanh", "swiglu_oai") for limit in (None, 1.5)]
+
+
+@needs_kernels
+@pytest.mark.parametrize("gate", GATES, ids=str)
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_every_gate_is_xlas(gate: ops.Gate, rows: int) -> None:
+    """With biases, far out on either side, and in a width that no tile divides."""
+    rng = np.random.default_rng(rows)
+    values, bias = matrix(rng, 2 * 45, 64, FLOAT32), rng.standard_normal((2, 45)).astype(np.float32)
+    x = (rng.standard_normal((rows, 64)) * np.geomspace(0.01, 10, rows)[:, None]).astype(np.float32)
+    half, up = np.split(x @ values.T + bias.reshape(-1), 2, axis=1)
+    kind: Any = gate.kind
+    wanted = activate(Activation(kind, gate.limit), jnp.asarray(half), jnp.asarray(up))
+    tiles = Tiles.plan(90, 64, FLOAT32, gated=True)
+    found = ops.linear(jnp.asarray(x), tiles, packed(tiles, values), bias=jnp.asarray(bias), gate=gate)
+
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5 * max(1, np.abs(wanted).max()))
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("residual", [False, True])
+def test_bias_norm_and_residual_follow_a_product(rows: int, residual: bool) -> None:
+    """In this order, in a width that no tile divides; what is behind `live` is left alone."""
+    rng = np.random.default_rng(rows)
+    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    values, bias, weight, x, left = matrix(rng, 83, 64, FLOAT32), draw(83), draw(83), draw(rows, 64), draw(rows, 83)
+    y = x @ values.T + bias
+    wanted = y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-5) * weight + (left if residual else 0)
+    tiles = Tiles.plan(83, 64, FLOAT32)
+    around: dict[str, Any] = {"bias": jnp.asarray(bias), "post_norm": ops.Norm(jnp.asarray(weight), 1e-5)}
+    around |= {"residual": jnp.asarray(left)} if residual else {}
+    found = ops.linear(jnp.asarray(x), tiles, packed(tiles, values), **around)
+    alone = ops.linear(jnp.asarray(x), tiles, packed(tiles, values), **around, live=jnp.ones(1, jnp.int32))
+
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
+    assert np.array_equal(alone[0], found[0])
+
+
+@needs_kernels
+def test_a_bias_of_another_size_is_an_error_not_a_crash() -> None:
+    tiles = Tiles.plan(32, 64, FLOAT32)
+    with pytest.raises(Exception, match="of other sizes"):
+        jax.block_until_ready(
+            ops.linear(jnp.zeros((1, 64)), tiles, jnp.zeros(tiles.nbytes, jnp.uint8), bias=jnp.zeros(31))
+        )
+
+
 @needs_kernels
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 @pytest.mark.parametrize("gated", [False, True])
@@ -88,9 +139,12 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours(storage: Storage, gated: bo
     leaves = packed(tiles, matrix(rng, 192, 96, storage))
     norm = ops.Norm(jnp.asarray(rng.standard_normal(96).astype(np.float32)), 1e-6)
     x = jnp.asarray(rng.standard_normal((60, 96)).astype(np.float32))
-    alone = np.concatenate([ops.linear(x[i : i + 1], tiles, leaves, norm=norm) for i in range(60)])
+    weight, bias = (jnp.asarray(rng.standard_normal(width).astype(np.float32)) for width in (tiles.outputs, 192))
+    around: dict[str, Any] = {"norm": norm, "bias": bias, "post_norm": ops.Norm(weight, 1e-6)}
+    around["gate"] = ops.Gate("gelu_tanh", 2.0)
+    alone = np.concatenate([ops.linear(x[i : i + 1], tiles, leaves, **around) for i in range(60)])
     for rows in (2, 3, 4, 5, 6, 8, 9, 12, 13, 16, 25, 60):
-        assert np.array_equal(ops.linear(x[:rows], tiles, leaves, norm=norm), alone[:rows]), rows
+        assert np.array_equal(ops.linear(x[:rows], tiles, leaves, **around), alone[:rows]), rows
 
 
 @needs_kernels

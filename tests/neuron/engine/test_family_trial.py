@@ -22,7 +22,7 @@ from tests.fakes import trial_forward
 from tests.fakes.engines import ask, drain, submit, tokens, words
 from tests.fakes.quick import Quick
 from tests.fakes.tiny_model import tokenizer_json
-from tests.fakes.trial_files import CONFIG, PLAIN, random_trial, write_trial_gguf, write_wrapped
+from tests.fakes.trial_files import CONFIG, random_trial, write_trial_gguf, write_wrapped
 from tests.neuron.engine.test_determinism import answers, request
 
 NO_KERNELS = pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
@@ -83,27 +83,32 @@ def assert_plain(made: Design, runner: Runner, config: dict[str, object], tensor
     ids=["native", "two devices"],
 )
 def test_the_text_part_of_a_larger_model(tmp_path: Path, devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All options: native products around XLA's attention on one device, XLA's alone on two."""
+    """All options: by the native kernels on one device, by XLA on two. Alone and among others it is the same bits."""
     quickly = lambda lower, workers: Compiler(lambda key: Quick(lower(key)), workers)
     monkeypatch.setattr(build, "Compiler", quickly)
     tensors = random_trial(CONFIG)
     with running(write_wrapped(tmp_path / "seeing", CONFIG, tensors), devices=devices) as (made, runner):
-        assert runner.program.attention.name == "xla"
+        assert runner.program.attention.name == ("native" if devices == 1 else "xla")
         assert_plain(made, runner, CONFIG, tensors)
+        if devices == 1:
+            assert_the_same_bits(made, runner)
+
+
+def assert_the_same_bits(made: Design, runner: Runner) -> None:
+    requests = [request(seed, temperature=0.9) for seed in range(1, 9)]
+    alone = [answers(lead(made, runner), [one]) for one in requests]
+    assert answers(lead(made, runner), requests) == {number: one[number] for number, one in enumerate(alone, 1)}
 
 
 @NO_KERNELS
-def test_a_gguf_file_by_the_native_attention(tmp_path: Path) -> None:
-    """Codes stay codes; the cap and sinks, which the kernel does not know, are left out. The promise of the same bits alone
-    and among others holds for what XLA computes between the kernels, too."""
-    stored = write_trial_gguf(tmp_path / "trial.gguf", PLAIN, random_trial(PLAIN))
+def test_a_gguf_file_by_the_native_kernels(tmp_path: Path) -> None:
+    """Codes stay codes. The promise of the same bits alone and among others holds for what XLA computes between the
+    kernels, too."""
+    stored = write_trial_gguf(tmp_path / "trial.gguf", CONFIG, random_trial(CONFIG))
     with running(tmp_path / "trial.gguf") as (made, runner):
         assert (made.quant, runner.program.attention.name) == ("stored", "native")
-        assert_plain(made, runner, PLAIN, stored)
-
-        requests = [request(seed, temperature=0.9) for seed in range(1, 9)]
-        alone = [answers(lead(made, runner), [one]) for one in requests]
-        assert answers(lead(made, runner), requests) == {number: one[number] for number, one in enumerate(alone, 1)}
+        assert_plain(made, runner, CONFIG, stored)
+        assert_the_same_bits(made, runner)
 
 
 def test_a_gguf_file_says_what_a_folder_says(tmp_path: Path) -> None:

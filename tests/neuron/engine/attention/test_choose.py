@@ -13,6 +13,7 @@ from attrs import evolve
 from models.sharding import make_mesh
 from models.spec import PagedLayer
 from neuron_jax.engine.attention import choose as ladder
+from neuron_jax.engine.attention import native
 from neuron_jax.engine.attention.choose import RUNGS, Rung, choose
 from neuron_jax.engine.attention.flash import attend_decode
 from neuron_jax.engine.attention.gathered import attend_gathered
@@ -179,13 +180,12 @@ def test_what_a_rung_says_of_a_gpu(name: str, case: Case, says: str | None) -> N
     ],
 )
 def test_what_a_kernel_does_not_know_it_refuses(extra: dict[str, Any], what: str) -> None:
-    """On a CPU the native one, on a GPU those of cuDNN and Pallas; the reference serves it."""
+    """On a GPU those of cuDNN and Pallas. The native one knows all of it."""
     layer = evolve(LAYER, **extra)
-    choice = choose(case(layer=layer))
     gpu = SimpleNamespace(platform="gpu", device_kind="made up", compute_capability="9.0")
     asked = SimpleNamespace(capability=9.0, layers=(layer,), kv=KVFormat("bfloat16"), dtype=jnp.bfloat16, device=gpu)
 
-    assert (choice.name, choice.reason) == ("xla", f"native: knows no {what}")
+    assert native.misfit(KVFormat("float32"), jnp.float32, 16, [layer]) is None
     assert [rung.refuses(asked, False) for rung in RUNGS[:2]] == [f"knows no {what}"] * 2
 
 
