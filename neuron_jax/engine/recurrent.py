@@ -44,35 +44,58 @@ def recur(
     """See `models.spec.Mixer.recur`. The first tokens of all rows at once, then the second ones, up to the longest row."""
     half, total = len(cache) // 2, rows.row.shape[0]
     by_slot, by_snapshot = cache[:half], cache[half:]
-    begin = tuple(_begin(state, kept, rows, snapshots) for state, kept in zip(by_slot, by_snapshot, strict=True))
+    begin = _begin(tuple(state[rows.slot] for state in by_slot), by_snapshot, rows, snapshots.load)
     boundary = (rows.start + rows.count - 1) // snapshots.page_size * snapshots.page_size
+    saved = _save(by_snapshot, begin, snapshots.save, boundary == rows.start)
     each = jax.vmap(update)
 
     def following(k: jax.Array, carry: Any) -> Any:
         """Token `k` of every row that has so many."""
-        now, marked, given = carry
+        now, kept, given = carry
         live, at = k < rows.count, rows.first + k
         new, out = each(now, jax.tree.map(lambda leaf: leaf[jnp.where(live, at, 0)], inputs))
         now = _where(live, new, now)
-        marked = _where(live & (rows.start + k + 1 == boundary), now, marked)
+        kept = _save(kept, now, snapshots.save, live & (rows.start + k + 1 == boundary))
         place = jnp.where(live, at, total)
-        return now, marked, jax.tree.map(lambda leaf, one: leaf.at[place].set(one, mode="drop"), given, out)
+        return now, kept, jax.tree.map(lambda leaf, one: leaf.at[place].set(one, mode="drop"), given, out)
 
     outputs = jax.eval_shape(each, begin, jax.tree.map(lambda leaf: leaf[rows.first], inputs))[1]
     given = jax.tree.map(lambda leaf: jnp.zeros((total, *leaf.shape[1:]), leaf.dtype), outputs)
-    end, marked, given = lax.fori_loop(0, jnp.max(rows.count), following, (begin, begin, given))
-    # Of several tokens in one step each is a row of its own, and most of them reach no boundary.
-    save = jnp.where(boundary >= rows.start, snapshots.save, 0)
-    left = (
-        *(state.at[rows.slot].set(one) for state, one in zip(by_slot, end, strict=True)),
-        *(kept.at[save].set(one) for kept, one in zip(by_snapshot, marked, strict=True)),
-    )
-    return given, left
+    end, saved, given = lax.fori_loop(0, jnp.max(rows.count), following, (begin, saved, given))
+    return given, (*(state.at[rows.slot].set(one) for state, one in zip(by_slot, end, strict=True)), *saved)
 
 
-def _begin(state: jax.Array, kept: jax.Array, rows: Ragged, snapshots: Snapshots) -> jax.Array:
-    own = jnp.where(_by_row(rows.start == 0, state), 0, state[rows.slot])
-    return jnp.where(_by_row(snapshots.load > 0, kept), kept[snapshots.load], own)
+def _begin(now: States, kept: States, rows: Ragged, load: jax.Array) -> States:
+    """`now` [R, ...] with zeros and snapshots for the rows that begin with them."""
+
+    def one(row: jax.Array, now: States) -> States:
+        loads = load[row] > 0
+        return tuple(
+            state.at[row].set(jnp.where(loads, snapshot[load[row]], 0))
+            for state, snapshot in zip(now, kept, strict=True)
+        )
+
+    return _for_each((rows.count > 0) & ((rows.start == 0) | (load > 0)), one, now)
+
+
+def _save(kept: States, now: States, save: jax.Array, reached: jax.Array) -> States:
+    """The snapshots with the states `now` [R, ...] of the rows that have `reached` [R] what is to be kept."""
+
+    def one(row: jax.Array, kept: States) -> States:
+        return tuple(snapshot.at[save[row]].set(state[row]) for snapshot, state in zip(kept, now, strict=True))
+
+    return _for_each(reached & (save > 0), one, kept)
+
+
+def _for_each(which: jax.Array, do: Callable[[jax.Array, States], States], states: States) -> States:
+    """`do` (row, states) for each row of `which` [R], in place: mostly there is none, and then it costs a look."""
+
+    def one(carry: tuple[jax.Array, States]) -> tuple[jax.Array, States]:
+        left, states = carry
+        row = jnp.argmax(left)
+        return left.at[row].set(False), do(row, states)
+
+    return lax.while_loop(lambda carry: carry[0].any(), one, (which, states))[1]
 
 
 def _where(which: jax.Array, one: Any, other: Any) -> Any:
