@@ -8,8 +8,8 @@ from typing import Any
 from attrs import field, frozen
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from cortex_gateway.log_format import word
 from cortex_gateway.metrics import Metrics, RequestRecord
+from neuron_jax.common.log_format import word
 
 log = logging.getLogger("cortex.access")
 

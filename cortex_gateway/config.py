@@ -9,12 +9,12 @@ from typing import Any, Literal, TypeVar
 from attrs import Attribute, evolve, field, frozen
 from attrs.validators import ge, min_len
 
-from cortex_gateway.addresses import parse_address, parse_url
 from cortex_gateway.origins import is_host, is_origin
 from cortex_gateway.placement.snapshot import Cost, Limit, ModelConfig
 from cortex_gateway.settings import HIDDEN, NESTED, At, ConfigError, Reader, variables
-from cortex_gateway.tls import TlsFileError, client_context, server_context
-from cortex_gateway.variables import unused
+from neuron_jax.common.addresses import parse_address, parse_url
+from neuron_jax.common.tls import TlsFileError, client_context, server_context
+from neuron_jax.common.variables import unused
 
 DEFAULT_PLACES = (pathlib.Path("cortex.toml"), pathlib.Path("/etc/cortex/cortex.toml"))
 T = TypeVar("T", "GatewayConfig", "Neuron")

@@ -15,7 +15,6 @@ import uvicorn
 from attrs import define, field, frozen
 
 from cortex_gateway.access import AccessLog
-from cortex_gateway.addresses import Address, is_every_ipv6, parse_address
 from cortex_gateway.app import create_app
 from cortex_gateway.auth import policy
 from cortex_gateway.auth.guard import Guard
@@ -26,8 +25,9 @@ from cortex_gateway.fleet.credentials import contexts
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.settings import UserError
-from cortex_gateway.tls import server_context
 from cortex_gateway.transport import NeuronTransport
+from neuron_jax.common.addresses import Address, is_every_ipv6, parse_address
+from neuron_jax.common.tls import server_context
 
 log = logging.getLogger(__name__)
 BACKLOG = 2048

@@ -16,7 +16,7 @@ from typing import Any, cast
 import httptools
 import httpx
 
-from cortex_gateway.tls import HUNG_UP, client_context, words
+from neuron_jax.common.tls import HUNG_UP, client_context, words
 
 Origin = tuple[str, str, int]
 KEPT_SECONDS = 4.0  # servers close idle connections after 5 s or later: better to be first

@@ -17,7 +17,6 @@ from attrs import field, frozen
 from rich.console import Console
 
 from cortex_gateway import child, serving
-from cortex_gateway.addresses import Address, is_every_ipv6
 from cortex_gateway.cli.api import message
 from cortex_gateway.cli.progress import LoadBars
 from cortex_gateway.config import Config, GatewayConfig, Neuron, state_path
@@ -28,6 +27,7 @@ from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig
 from cortex_gateway.settings import At, Reader, UserError
 from cortex_gateway.speed import tokens_per_second
+from neuron_jax.common.addresses import Address, is_every_ipv6
 
 ALIASES = {"demo": "smollm2-135m-instruct"}
 QUESTION = "What is the capital of France?"

@@ -18,8 +18,8 @@ from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.validators import Number
 from rich.console import Console
 
-from neuron_jax.addresses import HIGHEST_PORT, parse_address, parse_host
 from neuron_jax.build_info import build_info
+from neuron_jax.common.addresses import HIGHEST_PORT, parse_address, parse_host
 from neuron_jax.config import NeuronConfig, load_config, unused_variables
 from neuron_jax.errors import ConfigError, NeuronError
 from neuron_jax.hardware.records import DeviceLoad, Hardware

@@ -16,10 +16,10 @@ from typing import Any, TypeVar, cast
 import attrs
 from attrs import field, frozen
 
-from neuron_jax.addresses import parse_host, parse_url
+from neuron_jax.common.addresses import parse_host, parse_url
+from neuron_jax.common.tls import TlsFileError, client_context, server_context
+from neuron_jax.common.variables import unused
 from neuron_jax.errors import ConfigError
-from neuron_jax.tls import TlsFileError, client_context, server_context
-from neuron_jax.variables import unused
 
 PREFIX = "NEURON_"
 HARNESSES = ("jax", "candle")

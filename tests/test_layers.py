@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -21,7 +23,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "neuron_jax.weights.place": ({"models"}, JAX),
     "neuron_jax.hardware": (set(), set()),
-    "neuron_jax.workers": ({"neuron_jax.errors", "neuron_jax.addresses", "neuron_jax.log_format"}, set()),
+    "neuron_jax.workers": ({"neuron_jax.errors", "neuron_jax.common.addresses", "neuron_jax.common.log_format"}, set()),
     "neuron_jax.workers.renderers": ({"neuron_jax.text"}, set()),
     "neuron_jax.workers.render_process": ({"neuron_jax.text"}, set()),
     "neuron_jax.workers.handshake": ({"neuron_jax.errors"}, JAX),
@@ -36,21 +38,23 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.quality.measure": ({"models"}, JAX),
     "neuron_jax.quality.worker": ({"models", "neuron_jax.weights", "neuron_jax.workers"}, JAX),
     "neuron_jax.daemon": (
-        {"neuron_jax." + x for x in ("addresses", "text", "weights", "hardware", "workers", "config", "errors")}
-        | {"neuron_jax.build_info", "neuron_jax.tls", "neuron_jax.log_format", "models.spec"},
+        {"neuron_jax." + x for x in ("common", "text", "weights", "hardware", "workers", "config", "errors")}
+        | {"neuron_jax.build_info", "models.spec"},
         WEB,
     ),
+    "neuron_jax.common": (set(), set()),
     "neuron_jax": ({"neuron_jax", "models.errors"}, WEB),
     "cortex_gateway.dialects": (set(), set()),
     "cortex_gateway.placement": (set(), set()),
     "cortex_gateway.fleet": (
-        {"cortex_gateway." + x for x in ("placement", "config", "context", "errors", "metrics", "tls")},
+        {"cortex_gateway." + x for x in ("placement", "config", "context", "errors", "metrics")}
+        | {"neuron_jax.common.tls"},
         {"httpx"},
     ),
     "cortex_gateway.auth": ({"cortex_gateway.settings"}, set()),
     **{f"cortex_gateway.auth.{name}": ({"cortex_gateway.errors"}, set()) for name in ("keys", "limits", "policy")},
     "cortex_gateway.auth.principal": (set(), set()),
-    "cortex_gateway": ({"cortex_gateway"}, WEB),
+    "cortex_gateway": ({"cortex_gateway", "neuron_jax.common"}, WEB),
 }
 PURE = (
     "cortex_gateway.dialects",
@@ -114,6 +118,21 @@ def test_every_module_says_what_it_knows(module: str) -> None:
     source = MODULES[module].read_text()
 
     assert not source.strip() or ast.get_docstring(ast.parse(source))
+
+
+def test_the_gateway_takes_no_more_than_what_is_common() -> None:
+    """All of it, in a process of its own: nothing that computes, and nothing of a neuron."""
+    gateway = [name for name in MODULES if within(name, {"cortex_gateway"}) and not name.endswith("__main__")]
+    program = f"import sys, {', '.join(gateway)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    seen = set(done.stdout.split())
+
+    assert "neuron_jax.common.addresses" in seen
+    assert not seen & (JAX | {"numpy", "models"})
+    assert {name for name in seen if within(name, {"neuron_jax"})} <= {
+        "neuron_jax",
+        *(name for name in MODULES if within(name, {"neuron_jax.common"})),
+    }
 
 
 def within(name: str, rows: set[str]) -> bool:

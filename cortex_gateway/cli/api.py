@@ -11,7 +11,7 @@ import httpx
 from attrs import field, frozen
 
 from cortex_gateway.settings import UserError
-from cortex_gateway.tls import client_context, words
+from neuron_jax.common.tls import client_context, words
 
 PATIENCE = httpx.Timeout(None, connect=5.0)
 """A load may take as long as it takes; only the connection has a limit."""

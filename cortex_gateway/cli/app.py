@@ -18,15 +18,15 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from cortex_gateway.addresses import HIGHEST_PORT, parse_host, parse_url
 from cortex_gateway.cli import keys, tables
 from cortex_gateway.cli.api import Api, CommandError, UsageError, read_key
 from cortex_gateway.cli.chat import Chat
 from cortex_gateway.cli.progress import LoadBars
 from cortex_gateway.config import find_config, load_config, unused_variables
-from cortex_gateway.log_format import OneLine
 from cortex_gateway.placement.snapshot import LoadStatus
 from cortex_gateway.settings import UserError
+from neuron_jax.common.addresses import HIGHEST_PORT, parse_host, parse_url
+from neuron_jax.common.log_format import log_to_stderr
 
 
 def _url(_: object, value: str) -> None:
@@ -311,8 +311,6 @@ def _warn(lines: Iterable[str]) -> None:
 
 
 def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLine("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    log_to_stderr("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
     for chatty in ("httpx", "httpcore", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import httpx
 
 from cortex_gateway.config import Neuron
-from cortex_gateway.tls import client_context
+from neuron_jax.common.tls import client_context
 
 Hook = Callable[[httpx.Request], Awaitable[None]]
 

@@ -17,7 +17,7 @@ from attrs import field, frozen
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from neuron_jax.addresses import Address
+from neuron_jax.common.addresses import Address
 from neuron_jax.config import NeuronConfig
 from neuron_jax.daemon.fields import shown
 from neuron_jax.daemon.problems import forbidden, unauthorized, unsupported_media

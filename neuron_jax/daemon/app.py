@@ -22,8 +22,10 @@ from litestar import Litestar, Request, Response
 from litestar.exceptions import HTTPException
 from litestar.types import Message, Scope
 
-from neuron_jax.addresses import Address, is_every_ipv6
 from neuron_jax.build_info import build_info
+from neuron_jax.common.addresses import Address, is_every_ipv6
+from neuron_jax.common.log_format import log_to_stderr
+from neuron_jax.common.tls import server_context
 from neuron_jax.config import NeuronConfig, ServerConfig
 from neuron_jax.daemon.access import AccessGuard, exposure
 from neuron_jax.daemon.admission import Admission
@@ -36,8 +38,6 @@ from neuron_jax.daemon.routes import ROUTES
 from neuron_jax.daemon.service import Neuron
 from neuron_jax.errors import ListenError
 from neuron_jax.hardware.discover import Sampler, discover
-from neuron_jax.log_format import log_to_stderr
-from neuron_jax.tls import server_context
 from neuron_jax.workers.process import DEFAULT_COMMAND
 from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
 

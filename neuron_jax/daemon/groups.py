@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 from attrs import frozen
 
-from neuron_jax.addresses import Address
+from neuron_jax.common.addresses import Address
 from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.peers import Offer, Peer, PeerError, peers_of

@@ -15,9 +15,9 @@ import httpx
 import msgspec
 from attrs import field, frozen
 
+from neuron_jax.common.tls import HUNG_UP, client_context, words
 from neuron_jax.config import ModelSpec, PeerConfig
 from neuron_jax.errors import EngineDied, LoadError
-from neuron_jax.tls import HUNG_UP, client_context, words
 from neuron_jax.workers.frames import EngineSpec, Sane
 
 CONNECT_SECONDS = 5.0

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from litestar import Response
 
-from neuron_jax.addresses import Address, parse_address
+from neuron_jax.common.addresses import Address, parse_address
 from neuron_jax.daemon.catalogue import Entry
 from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW
 from neuron_jax.daemon.lifecycle import Lifecycle

@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 import numpy as np
 from attrs import define, field
 
+from neuron_jax.common.log_format import log_to_stderr
 from neuron_jax.errors import LoadError
-from neuron_jax.log_format import log_to_stderr
 from neuron_jax.workers import watchdog
 from neuron_jax.workers.follow import LeaderLinks, follow
 from neuron_jax.workers.frames import (

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from attrs import define, field
 from msgspec import Struct
 
-from neuron_jax.addresses import Address, parse_address
+from neuron_jax.common.addresses import Address, parse_address
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.frames import FrameError, FrameReader, Group, encode
 

@@ -1,20 +1,15 @@
 """Both programs take the same addresses and refuse the same ones, in words that show the right form."""
 
 import contextlib
-import pathlib
-import re
 import socket
-from types import ModuleType
 
 import pytest
 
-import cortex_gateway.addresses
-import neuron_jax.addresses
 from cortex_gateway.serving import listen as gateway_listens
+from neuron_jax.common.addresses import parse_address, parse_host, parse_url
 from neuron_jax.config import ServerConfig
 from neuron_jax.daemon.app import listen as neuron_listens
 
-BOTH = pytest.mark.parametrize("program", [cortex_gateway.addresses, neuron_jax.addresses], ids=["cortex", "neuron"])
 ADDRESSES = {
     "127.0.0.1:31313": ("127.0.0.1", 31313),
     "0.0.0.0:0": ("0.0.0.0", 0),
@@ -90,47 +85,41 @@ NO_URLS = {
 }
 
 
-@BOTH
 @pytest.mark.parametrize(("text", "found"), ADDRESSES.items())
-def test_an_address_is_read_and_written_alike(program: ModuleType, text: str, found: tuple[str, int]) -> None:
-    address = program.parse_address(text)
+def test_an_address_is_read_and_written_alike(text: str, found: tuple[str, int]) -> None:
+    address = parse_address(text)
 
     assert address == found
     assert str(address) == text
 
 
-@BOTH
 @pytest.mark.parametrize(("text", "told"), NO_ADDRESSES.items())
-def test_what_is_no_address_is_told_with_the_right_form(program: ModuleType, text: str, told: str) -> None:
+def test_what_is_no_address_is_told_with_the_right_form(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        program.parse_address(text)
+        parse_address(text)
 
 
-@BOTH
 @pytest.mark.parametrize("text", HOSTS)
-def test_a_host_stands_alone(program: ModuleType, text: str) -> None:
-    assert program.parse_host(text) == text
+def test_a_host_stands_alone(text: str) -> None:
+    assert parse_host(text) == text
 
 
-@BOTH
 @pytest.mark.parametrize(("text", "told"), NO_HOSTS.items())
-def test_what_is_no_host_is_told(program: ModuleType, text: str, told: str) -> None:
+def test_what_is_no_host_is_told(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        program.parse_host(text)
+        parse_host(text)
 
 
-@BOTH
 @pytest.mark.parametrize(("text", "found"), URLS.items())
-def test_a_url_ends_without_a_slash(program: ModuleType, text: str, found: str) -> None:
+def test_a_url_ends_without_a_slash(text: str, found: str) -> None:
     """Paths are put behind it."""
-    assert program.parse_url(text) == found
+    assert parse_url(text) == found
 
 
-@BOTH
 @pytest.mark.parametrize(("text", "told"), NO_URLS.items())
-def test_what_is_no_url_is_told(program: ModuleType, text: str, told: str) -> None:
+def test_what_is_no_url_is_told(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        program.parse_url(text)
+        parse_url(text)
 
 
 def ipv6() -> bool:
@@ -168,13 +157,3 @@ def connects(host: str, port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
         return True
     return False
-
-
-def test_the_two_parsers_differ_in_their_example_alone() -> None:
-    """They are one text that stands twice."""
-    one, other = (
-        re.sub(r"PORT = \d+", "PORT", pathlib.Path(str(module.__file__)).read_text())
-        for module in (cortex_gateway.addresses, neuron_jax.addresses)
-    )
-
-    assert one == other

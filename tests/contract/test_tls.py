@@ -8,20 +8,18 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
 import uvloop
 
-import cortex_gateway.tls
-import neuron_jax.tls
 from cortex_gateway import config as gateway_config
 from cortex_gateway.cli import app as cli
 from cortex_gateway.config import Config, GatewayConfig, Neuron
 from cortex_gateway.serving import Running, bind, running
 from cortex_gateway.transport import NeuronTransport
+from neuron_jax.common.tls import TlsFileError, client_context, server_context
 from neuron_jax.config import ModelSpec, PeerConfig, RanksConfig, ServerConfig
 from neuron_jax.config import load_config as neuron_config
 from neuron_jax.daemon.peers import Peer, PeerError, peers_of
@@ -229,7 +227,7 @@ def test_what_is_wrong_with_the_other_side_is_one_line(
     async def main() -> None:
         async with serving(*server(certificates)) as url:
             place = httpx.URL(url)
-            context = cortex_gateway.tls.client_context(*client(certificates))
+            context = client_context(*client(certificates))
             transport = NeuronTransport({(place.scheme, place.netloc): context})
             async with asyncio.timeout(20), httpx.AsyncClient(transport=transport) as http:
                 with pytest.raises(httpx.TransportError, match=told) as failed:
@@ -342,22 +340,13 @@ def test_files_stand_beside_the_configuration(tmp_path: pathlib.Path, certificat
     assert (there.server.tls_key, there.server.tls_client_ca) == (certificates.server.key, certificates.ca)
 
 
-@pytest.mark.parametrize("program", [cortex_gateway.tls, neuron_jax.tls], ids=["cortex", "neuron"])
-def test_a_key_may_stand_in_the_file_of_its_certificate(
-    tmp_path: pathlib.Path, certificates: Certificates, program: ModuleType
-) -> None:
+def test_a_key_may_stand_in_the_file_of_its_certificate(tmp_path: pathlib.Path, certificates: Certificates) -> None:
     both = tmp_path / "both.pem"
     both.write_bytes(certificates.server.key.read_bytes() + certificates.server.cert.read_bytes())
 
-    assert program.server_context(both)
-    with pytest.raises(program.TlsFileError, match="no private key in PEM; tls_key names its file"):
-        program.server_context(certificates.server.cert)
-
-
-def test_the_two_modules_are_one_text() -> None:
-    one, other = (pathlib.Path(str(module.__file__)).read_text() for module in (cortex_gateway.tls, neuron_jax.tls))
-
-    assert one == other
+    assert server_context(both)
+    with pytest.raises(TlsFileError, match="no private key in PEM; tls_key names its file"):
+        server_context(certificates.server.cert)
 
 
 PROGRAM = """

@@ -69,7 +69,7 @@ def test_a_variable_that_sets_nothing_is_told(capsys: pytest.CaptureFixture[str]
         (["serve", "--port", "99999"], {}, "--port. Must be <= 65535"),
         (["serve", "--port", "x"], {}, "unable to convert"),
         (["serve", "--host", "::1:13131"], {}, "must be a name or an IP address, without a port"),
-        (["worker", "--rank", "0", "--world", "1", "--coordinator", "::1"], {}, 'stands in brackets, as "[::1]:13131"'),
+        (["worker", "--rank", "0", "--world", "1", "--coordinator", "::1"], {}, 'stands in brackets, as "[::1]:31313"'),
         (["plan"], {}, "requires an argument"),
         (["plan", "demo", "--quant", "int3"], {}, "the command line: quant = 'int3': allowed is one of auto, none"),
         (["plan", "demo", "--kv-dtype", "int3"], {}, "kv_dtype = 'int3': allowed is one of auto, float32, bfloat16"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from neuron_jax.addresses import parse_address
+from neuron_jax.common.addresses import parse_address
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.frames import Group
 from neuron_jax.workers.rendezvous import Leader, Member

@@ -1,7 +1,4 @@
-"""TLS files as contexts, and what is wrong with them or with the other side, in words; reads files, opens no connection.
-
-Stands once in each of the two programs, which share no module.
-"""
+"""TLS files as contexts, and what is wrong with them or with the other side, in words; reads files, opens no connection."""
 
 import contextlib
 import os

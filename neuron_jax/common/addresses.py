@@ -1,7 +1,4 @@
-"""Hosts, host:port and URLs as an operator writes them; pure: it resolves no name and opens nothing.
-
-Stands once in each of the two programs, which share no module; tests/contract/test_addresses.py holds both to one table.
-"""
+"""Hosts, host:port and URLs as an operator writes them; pure: it resolves no name and opens nothing."""
 
 import ipaddress
 import re

@@ -1,11 +1,11 @@
-"""No client can write a line of the log, or a word of one, that is not its own."""
+"""No client can write a line of a log, or a word of one, that is not its own; nor can a model's files."""
 
 import io
 import logging
 
 import pytest
 
-from cortex_gateway.log_format import LONGEST_WORD, OneLine, printable, word
+from neuron_jax.common.log_format import LONGEST_WORD, OneLine, printable, word
 
 FORGED = "x\n2026-01-01 00:00:00 POST /admin/unload 200 1 ms"
 
@@ -57,3 +57,23 @@ def test_lines_of_a_traceback_are_indented() -> None:
     assert first == "request r1 failed"
     assert any("ValueError: x" in line for line in more)
     assert all(line.startswith("    ") for line in more)
+
+
+@pytest.mark.parametrize("text", [FORGED, "a\x1b[31m\x07", "a\u2028b\x85", "\u202egnp.exe", "\ud800"])
+def test_one_record_is_one_line(text: str) -> None:
+    """Whatever stands in its message; the lines of a traceback are indented."""
+    out = io.StringIO()
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(OneLine("%(levelname)s %(message)s"))
+    log = logging.Logger("it")  # noqa: LOG001 -- one of its own, which nobody else listens to
+    log.addHandler(handler)
+    log.error("%s", text)
+    try:
+        int(text)
+    except ValueError:
+        log.exception("%s", text)
+    lines = out.getvalue().split("\n")
+
+    assert [line.startswith("ERROR ") for line in lines[:2]] == [True, True]
+    assert all(line.startswith("    ") for line in lines[2:-1])
+    assert all(line.isprintable() for line in lines)

@@ -1,7 +1,4 @@
-"""Environment variables that bear our prefix and set nothing: which are somebody else's, and which are told; pure.
-
-Stands once in each of the two programs, which share no module.
-"""
+"""Environment variables that bear our prefix and set nothing: which are somebody else's, and which are told; pure."""
 
 import difflib
 import re
