@@ -12,10 +12,10 @@ from typing import Any
 import attrs
 import pytest
 
-from cortex_gateway.dialects.anthropic.depth import MAX_DEPTH
 from cortex_gateway.dialects.anthropic.request import decode
 from cortex_gateway.dialects.anthropic.response import non_streaming_message
 from cortex_gateway.dialects.chat import decode_non_streaming
+from cortex_gateway.dialects.depth import MAX_DEPTH
 from neuron_jax.daemon.chat_wire import ChatAnswer
 from neuron_jax.daemon.fields import decode_object
 from neuron_jax.daemon.generation import Choice

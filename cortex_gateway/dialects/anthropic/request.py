@@ -9,23 +9,25 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from attrs import frozen
+from attrs import evolve, frozen
 
 from cortex_gateway.dialects.anthropic import turns
-from cortex_gateway.dialects.anthropic.depth import MAX_DEPTH, deep_path
-from cortex_gateway.dialects.anthropic.fields import (
+from cortex_gateway.dialects.failure import RefusedError
+from cortex_gateway.dialects.fields import (
+    INVALID,
     Json,
     array,
+    body,
     flag,
     integer,
     kind,
+    model,
     name,
     number,
     obj,
     refused,
     text,
 )
-from cortex_gateway.dialects.failure import Failure, RefusedError
 
 # Anthropic's name -> (the neuron's name, how it is read)
 SAMPLING: dict[str, tuple[str, Callable[[object, str], Any]]] = {
@@ -64,14 +66,19 @@ class MessagesRequest:
         return msgspec.json.encode({"model": model, **{key: self.chat[key] for key in TOKENIZED if key in self.chat}})
 
 
-def decode(body: bytes, *, counting: bool = False) -> MessagesRequest:
+def decode(raw: bytes, *, counting: bool = False) -> MessagesRequest:
     """Read a body of /v1/messages, or of count_tokens, which needs no `max_tokens`. Raises RefusedError."""
-    top = _json(body)
-    if top.get("model") in (None, ""):
-        raise RefusedError(
-            Failure(400, "invalid_request_error", "missing_model_field", "model: field required", "model")
-        )
-    model = text(top["model"], "model")
+    try:
+        return _decode(raw, counting=counting)
+    except RefusedError as error:
+        if error.failure.code == INVALID:
+            raise RefusedError(evolve(error.failure, code="invalid_anthropic_body")) from error
+        raise
+
+
+def _decode(raw: bytes, *, counting: bool) -> MessagesRequest:
+    top = body(raw)
+    named = model(top)
     stream = flag(top["stream"], "stream") if top.get("stream") is not None else False
     messages = [*turns.system(top.get("system") or ""), *turns.conversation(top.get("messages"))]
     chat: dict[str, Any] = {"messages": messages}
@@ -80,25 +87,7 @@ def decode(body: bytes, *, counting: bool = False) -> MessagesRequest:
     _tools(top, chat)
     _sampling(top, chat, counting=counting)
     _thinking(top, chat)
-    return MessagesRequest(model=model, stream=stream, chat=chat)
-
-
-def _json(body: bytes) -> Json:
-    try:
-        top = msgspec.json.decode(body)
-    except UnicodeDecodeError as error:
-        raise _malformed(f"The body is not UTF-8: {error.reason}.") from error
-    except RecursionError as error:
-        raise _malformed("The body is nested too deeply.") from error
-    except ValueError as error:
-        raise _malformed(f"The body is not JSON: {error}.") from error
-    if (path := deep_path(body, top)) is not None:
-        raise refused(path, f"is nested too deeply: at most {MAX_DEPTH} levels are read")
-    return obj(top, "body")
-
-
-def _malformed(message: str) -> RefusedError:
-    return RefusedError(Failure(400, "invalid_request_error", "malformed_json", message))
+    return MessagesRequest(model=named, stream=stream, chat=chat)
 
 
 def _tools(top: Json, chat: dict[str, Any]) -> None:

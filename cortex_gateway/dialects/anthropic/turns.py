@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from cortex_gateway.dialects.anthropic.fields import Json, array, kind, name, obj, refused, text
+from cortex_gateway.dialects.fields import Json, array, kind, name, obj, refused, text
 
 Message = dict[str, Any]
 _NO_MEDIA = "content blocks of type {!r} are not supported: the models here read text only"

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from cortex_gateway.dialects.anthropic.depth import MAX_DEPTH
 from cortex_gateway.dialects.anthropic.request import MessagesRequest, decode
+from cortex_gateway.dialects.depth import MAX_DEPTH
 from cortex_gateway.dialects.failure import Failure, RefusedError
 
 HI = {"role": "user", "content": "hi"}

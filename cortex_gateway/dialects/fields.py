@@ -1,15 +1,43 @@
-"""Typed reading of a Messages body with the path of what is wrong; knows JSON values, not what they mean."""
+"""Typed reading of a body that is translated, with the path of what is wrong; knows JSON values, not what they mean."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
+from cortex_gateway.dialects.depth import MAX_DEPTH, deep_path
 from cortex_gateway.dialects.failure import Failure, RefusedError
 
 Json = Mapping[str, Any]
+INVALID = "invalid_request_body"
 
 
-def refused(path: str, message: str, code: str = "invalid_anthropic_body") -> RefusedError:
-    """The error of a field, worded as Anthropic's own: `messages.0.content.1: …`."""
+def body(raw: bytes) -> Json:
+    """The top level of a request. Raises RefusedError where it is no JSON object, or nested too deeply."""
+    try:
+        top = msgspec.json.decode(raw)
+    except UnicodeDecodeError as error:
+        raise _malformed(f"The body is not UTF-8: {error.reason}.") from error
+    except RecursionError as error:
+        raise _malformed("The body is nested too deeply.") from error
+    except ValueError as error:
+        raise _malformed(f"The body is not JSON: {error}.") from error
+    if (path := deep_path(raw, top)) is not None:
+        raise refused(path, f"is nested too deeply: at most {MAX_DEPTH} levels are read")
+    return obj(top, "body")
+
+
+def model(top: Json) -> str:
+    """What the client calls the model."""
+    if top.get("model") in (None, ""):
+        raise RefusedError(
+            Failure(400, "invalid_request_error", "missing_model_field", "model: field required", "model")
+        )
+    return text(top["model"], "model")
+
+
+def refused(path: str, message: str, code: str = INVALID) -> RefusedError:
+    """The error of a field, told with its path: `messages.0.content.1: …`."""
     return RefusedError(Failure(400, "invalid_request_error", code, f"{path}: {message}", path))
 
 
@@ -67,3 +95,7 @@ def kind(value: object) -> str:
     names = {dict: "an object", list: "an array", type(None): "nothing"}
     shown = repr(value)
     return names.get(type(value)) or (shown if len(shown) <= 60 else f"{shown[:57]}…")
+
+
+def _malformed(message: str) -> RefusedError:
+    return RefusedError(Failure(400, "invalid_request_error", "malformed_json", message))

@@ -1,4 +1,4 @@
-"""How deep a Messages body may be nested; knows JSON values, not what they mean."""
+"""How deep a body that is translated may be nested; knows JSON values, not what they mean."""
 
 from collections.abc import Iterator
 from itertools import islice
