@@ -9,15 +9,16 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.types import ASGIApp
 
+from cortex_gateway.answers import Answers, AnswerStore, Bounds
 from cortex_gateway.auth import policy
 from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config
-from cortex_gateway.dialects.dialect import Count, Dialect, Generation
+from cortex_gateway.dialects.dialect import Count, Dialect, Generation, KeptAnswers
 from cortex_gateway.dialects.table import DIALECTS
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.origins import policy_of
-from cortex_gateway.routes import admin, health, models
+from cortex_gateway.routes import admin, health, kept, models
 from cortex_gateway.routes.count import count
 from cortex_gateway.routes.cross_origin import CrossOrigin
 from cortex_gateway.routes.exchange import Route
@@ -29,16 +30,18 @@ from cortex_gateway.stream import KEEP_ALIVE_SECONDS
 
 def routes(dialects: Sequence[Dialect]) -> list[Route]:
     """The table of all routes: those of each dialect and the gateway's own."""
-    spoken = [_route(row) for dialect in dialects for row in dialect.routes]
+    spoken = [route for dialect in dialects for row in dialect.routes for route in _routes(row)]
     return [*spoken, *models.ROUTES, *health.ROUTES, *admin.ROUTES]
 
 
-def _route(row: Generation | Count) -> Route:
+def _routes(row: Generation | Count | KeptAnswers) -> list[Route]:
     match row:
         case Generation():
-            return Route("POST", row.path, partial(generate, route=row), need=policy.INFER, label=row.label)
+            return [Route("POST", row.path, partial(generate, route=row), need=policy.INFER, label=row.label)]
         case Count():
-            return Route("POST", row.path, partial(count, route=row), need=policy.INFER)
+            return [Route("POST", row.path, partial(count, route=row), need=policy.INFER)]
+        case KeptAnswers():
+            return kept.routes(row)
 
 
 def create_app(
@@ -49,8 +52,11 @@ def create_app(
     *,
     dialects: tuple[Dialect, ...] = DIALECTS,
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
+    answers: Answers | None = None,
 ) -> ASGIApp:
     """The gateway's API. The fleet starts and closes with the app; which web pages may call it is said in `origins`.
+
+    `answers`: where they are kept; None = as `config` says.
 
     Every route but the health asks `guard` who it is.
     """
@@ -62,8 +68,10 @@ def create_app(
             yield
         finally:
             await fleet.close()
+            await gateway.answers.close()
 
     it = config.gateway
+    bounds = Bounds(keep_secs=config.answers.keep_hours * 3600, max_bytes=config.answers.max_mb << 20)
     gateway = Gateway(
         fleet=fleet,
         metrics=metrics,
@@ -72,6 +80,7 @@ def create_app(
         body_silence_secs=it.read_timeout_secs,
         keep_alive_seconds=keep_alive_seconds,
         dialects=dialects,
+        answers=answers or Answers(AnswerStore(config.answers_path, bounds)),
     )
     app = Litestar(
         route_handlers=[row.handler() for row in routes(dialects)],

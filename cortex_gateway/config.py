@@ -20,6 +20,7 @@ DEFAULT_PLACES = (pathlib.Path("cortex.toml"), pathlib.Path("/etc/cortex/cortex.
 T = TypeVar("T", "GatewayConfig", "Neuron")
 ENV_PREFIX = "CORTEX_"
 STATE_FILE = "cortex-state.db"
+ANSWERS_FILE = "cortex-answers.db"
 OTHER_VARIABLES = (
     "CORTEX_API_KEY",  # the commands of `cortex`
     "CORTEX_CACHE",  # `cortex up`, and neurons
@@ -36,6 +37,7 @@ REMOVED = {
 }
 
 __all__ = [
+    "AnswersConfig",
     "Auth",
     "Config",
     "ConfigError",
@@ -114,6 +116,14 @@ class Auth:
 
 
 @frozen(kw_only=True)
+class AnswersConfig:
+    """[answers]: what /v1/responses keeps, beside the database of keys."""
+
+    keep_hours: float = field(default=720.0, validator=ge(0))  # since an answer was last used
+    max_mb: int = field(default=512, validator=ge(1))  # of all keys' together
+
+
+@frozen(kw_only=True)
 class Neuron:
     """[[neurons]]: one host of the fleet."""
 
@@ -134,6 +144,7 @@ class CortexToml:
     gateway: GatewayConfig = GatewayConfig()
     eviction: EvictionConfig = EvictionConfig()
     auth: Auth = Auth()
+    answers: AnswersConfig = AnswersConfig()
     neurons: tuple[Neuron, ...] = ()
 
 
@@ -152,10 +163,16 @@ class Config:
     gateway: GatewayConfig = GatewayConfig()
     eviction: EvictionConfig = EvictionConfig()
     auth: Auth = Auth()
+    answers: AnswersConfig = AnswersConfig()
     state: pathlib.Path | None = None
     neurons: tuple[Neuron, ...] = (Neuron(name="local", endpoint="http://127.0.0.1:13131"),)
     models: tuple[ModelConfig, ...] = ()
     aliases: Mapping[str, str] = field(factory=dict)
+
+    @property
+    def answers_path(self) -> pathlib.Path | None:
+        """Where answers are kept, in a database of their own; None = in memory."""
+        return None if self.state is None else self.state.with_name(ANSWERS_FILE)
 
 
 def find_config(path: pathlib.Path | None, places: tuple[pathlib.Path, ...] = DEFAULT_PLACES) -> pathlib.Path | None:
@@ -189,6 +206,7 @@ def load_config(path: pathlib.Path | None, environ: Mapping[str, str]) -> Config
         gateway=gateway,
         eviction=top.eviction,
         auth=top.auth,
+        answers=top.answers,
         state=state_path(top.auth.state, path, environ),
         neurons=neurons,
         models=models.models,

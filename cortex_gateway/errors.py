@@ -12,6 +12,7 @@
     │   ├── RequestNotFound         404  request_not_found
     │   ├── ModelNotFound           404  model_not_found        (nearest)
     │   ├── MethodNotAllowed        405  method_not_allowed     (allow)
+    │   ├── UpgradeRefused          426  no_websocket
     │   ├── RequestTimeout          408  request_timeout
     │   ├── Cancelled               499  request_cancelled
     │   ├── AlreadyLoaded           409  already_loaded         (node, differs)
@@ -30,6 +31,7 @@
     │   ├── LoadFailed                   Retry-After 5          (kind, …)
     │   ├── ModelRecovering              Retry-After 2
     │   ├── InsufficientVram             insufficient_vram, Retry-After 5
+    │   ├── AnswersUnusable              the database of kept answers, Retry-After 5
     │   └── ShuttingDown                 shutting_down, Retry-After 15
     ├── Overloaded                  503  rate_limit_error, rate_limit_exceeded, Retry-After by queue length
     ├── RateLimited                 429  rate_limit_error, rate_limit_exceeded, Retry-After by what the key has used
@@ -182,6 +184,13 @@ class MethodNotAllowed(BadRequest):
         super().__init__(f"{path} does not take {method}.{taken}")
 
 
+class UpgradeRefused(BadRequest):
+    """A client offers to go on in another protocol where there is nothing without it. Source: RFC 9110 section 15.5.22."""
+
+    status = 426
+    code = "no_websocket"
+
+
 class RequestTimeout(BadRequest):
     """The client began a body and stopped sending."""
 
@@ -304,6 +313,12 @@ class InsufficientVram(Unavailable):
     """No node has, or can make, room for the model."""
 
     code = "insufficient_vram"
+    retry_after = 5
+
+
+class AnswersUnusable(Unavailable):
+    """What was kept cannot be read, or not be kept. The message says where and why."""
+
     retry_after = 5
 
 

@@ -32,15 +32,23 @@ class PromptDetails(Struct):
     cached_tokens: int | None = None
 
 
+class CompletionDetails(Struct):
+    reasoning_tokens: int | None = None
+
+
 class ChatUsage(Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
 
     def neutral(self) -> Usage:
         """The same counts under neutral names."""
-        details = self.prompt_tokens_details
-        return Usage(self.prompt_tokens, self.completion_tokens, (details and details.cached_tokens) or 0)
+        prompt, completion = self.prompt_tokens_details, self.completion_tokens_details
+        cached = (prompt and prompt.cached_tokens) or 0
+        return Usage(
+            self.prompt_tokens, self.completion_tokens, cached, (completion and completion.reasoning_tokens) or 0
+        )
 
 
 class Function(Struct):

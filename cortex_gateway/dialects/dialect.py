@@ -3,7 +3,7 @@
 To add one: a folder beside this file that makes a `Dialect`, and a line in `table.py`. docs/architecture.md has the steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from attrs import frozen
@@ -72,10 +72,12 @@ class AnswerId:
     Attributes:
         request: the request's id, the client's own where it sent one.
         unique: 32 hex digits, for the ids that a dialect makes.
+        created: seconds since 1970, for the dialects that tell it.
     """
 
     request: str
     unique: str
+    created: int = 0
 
 
 @frozen
@@ -84,6 +86,69 @@ class NonStreamingAnswer:
 
     body: bytes | Failure
     usage: Usage | None = None
+
+
+class KeptAnswer(Answer, Protocol):
+    """One that may be kept: besides a stream it is a body, which at every moment says how far the answer has got."""
+
+    @property
+    def ended(self) -> bool:
+        """The body will not change any more."""
+        ...
+
+    def working(self) -> None:
+        """A model has it now."""
+        ...
+
+    def cancel(self) -> None:
+        """It ends because nobody wants it any more."""
+        ...
+
+    def whole(self) -> bytes:
+        """The body."""
+        ...
+
+
+@frozen
+class Keep:
+    """That an answer is to be kept, so that a later request can go on from it.
+
+    Attributes:
+        id: what the client calls the answer.
+        previous: the id of the answer before it.
+        input: what it answers, as the dialect's own JSON.
+        answer: the answer itself.
+        background: the client gets the body at once, and asks for it again later.
+    """
+
+    id: str
+    previous: str | None
+    input: bytes
+    answer: KeptAnswer
+    background: bool = False
+
+
+@frozen
+class Kept:
+    """An answer from before: `input` is what it answered and `answer` its body, both the dialect's own JSON."""
+
+    id: str
+    previous: str | None
+    input: bytes
+    answer: bytes
+
+
+@frozen
+class Earlier:
+    """What a request goes on from.
+
+    Attributes:
+        chain: the answers before it, the oldest first; None where one of them is not there.
+        others: further answers that it names, those that are there.
+    """
+
+    chain: tuple[Kept, ...] | None = ()
+    others: tuple[Kept, ...] = ()
 
 
 @frozen
@@ -97,6 +162,8 @@ class Decoded:
         answer: makes the answer of a stream.
         non_streaming: the neuron's body, which has any form -> the client's.
         affinity: the conversation that the body names, if it does.
+        keep: how the answer is kept; None where it is not.
+        dropped: what of the request was left out, a sentence for each, for the log.
     """
 
     model: str
@@ -105,6 +172,22 @@ class Decoded:
     answer: Callable[[AnswerId], Answer]
     non_streaming: Callable[[bytes, AnswerId], NonStreamingAnswer]
     affinity: str | None = None
+    keep: Callable[[AnswerId], Keep] | None = None
+    dropped: tuple[str, ...] = ()
+
+
+@frozen
+class GoesOn:
+    """A request that cannot be read without answers from before. `decode` raises RefusedError.
+
+    Attributes:
+        previous: the last of the answers that it goes on from, which name those before them.
+        others: further ones of which it names parts.
+    """
+
+    previous: str | None
+    others: frozenset[str]
+    decode: Callable[[Earlier], Decoded]
 
 
 @frozen
@@ -120,7 +203,7 @@ class Generation:
     path: str
     neuron_path: str
     label: str
-    decode: Callable[[bytes], Decoded]
+    decode: Callable[[bytes], Decoded | GoesOn]
 
 
 @frozen
@@ -141,6 +224,24 @@ class Count:
 
 
 @frozen
+class KeptAnswers:
+    """Routes for answers that were kept: GET and DELETE `path`/ID, GET `path`/ID/input_items, POST `path`/ID/cancel.
+
+    Attributes:
+        items: (the answer and those before it, the oldest first; the query) -> a page of what it answers. Raises RefusedError.
+        deleted: id -> the body that says that it is gone.
+        missing: id -> what is told where there is none.
+        running: body -> whether it may still be cancelled. Raises RefusedError where it never could.
+    """
+
+    path: str
+    items: Callable[[Sequence[Kept], Mapping[str, str]], bytes]
+    deleted: Callable[[str], bytes]
+    missing: Callable[[str], Failure]
+    running: Callable[[bytes], bool]
+
+
+@frozen
 class Dialect:
     """One way to talk to the gateway.
 
@@ -154,7 +255,7 @@ class Dialect:
 
     prefixes: tuple[str, ...]
     error: Callable[[Failure, str], bytes]
-    routes: tuple[Generation | Count, ...]
+    routes: tuple[Generation | Count | KeptAnswers, ...]
     stream_type: str = EVENT_STREAM
 
     def covers(self, path: str) -> bool:

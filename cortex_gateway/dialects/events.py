@@ -10,11 +10,12 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Usage(Struct, frozen=True):
-    """Token counts. `prompt` includes `cached`, the part that was not computed again."""
+    """Token counts. `prompt` includes `cached`, the part that was not computed again; `completion` includes `reasoning`."""
 
     prompt: int = 0
     completion: int = 0
     cached: int = 0
+    reasoning: int = 0
 
 
 class Start(Struct, frozen=True):

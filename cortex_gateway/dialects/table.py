@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from cortex_gateway.dialects.anthropic.dialect import ANTHROPIC
 from cortex_gateway.dialects.dialect import Dialect
 from cortex_gateway.dialects.openai.dialect import OPENAI
+from cortex_gateway.dialects.responses.dialect import RESPONSES
 
-DIALECTS: tuple[Dialect, ...] = (OPENAI, ANTHROPIC)
+DIALECTS: tuple[Dialect, ...] = (OPENAI, ANTHROPIC, RESPONSES)
 
 
 def spoken(dialects: Sequence[Dialect], path: str) -> Dialect:

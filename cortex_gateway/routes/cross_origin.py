@@ -17,7 +17,7 @@ from cortex_gateway.origins import OriginPolicy, RequestOrigin
 from cortex_gateway.routes.failures import report
 from cortex_gateway.stream import Client, Header
 
-METHODS = b"GET, HEAD, POST, OPTIONS"
+METHODS = b"GET, HEAD, POST, DELETE, OPTIONS"
 READABLE = b"retry-after, x-request-id"  # the headers of an answer that a page may read besides the usual ones
 PREFLIGHT_SECS = b"600"
 _HEADER_NAMES = re.compile(rb"[\w!#$%&'*+.^`|~, -]*")

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Literal, Self
+from urllib.parse import parse_qsl
 
 import msgspec
 from attrs import define, evolve, frozen
@@ -24,7 +25,7 @@ from cortex_gateway.routes.live import Live
 from cortex_gateway.routes.record import Record
 from cortex_gateway.stream import Client, ClientGoneError
 
-Method = Literal["GET", "POST"]
+Method = Literal["GET", "POST", "DELETE"]
 
 
 @frozen
@@ -36,6 +37,7 @@ class Exchange:
     record: Record
     context: RequestContext
     path_params: dict[str, Any]
+    query: Mapping[str, str]
 
     def check_model(self, model: str) -> None:
         """Raises Forbidden where who sent it may not use the model."""
@@ -46,6 +48,10 @@ class Exchange:
         if affinity is None or self.context.affinity is not None:
             return self
         return evolve(self, context=evolve(self.context, affinity=affinity))
+
+    def outlives_client(self) -> None:
+        """From now on it is one request as before, whether or not anybody waits for its answer."""
+        self.client.before_end = None
 
     async def answer(self, value: object) -> None:
         """`value` as JSON, with status 200."""
@@ -67,6 +73,7 @@ class Route:
         work: (the exchange, the request's body) -> the client is answered. Whatever it raises is told to the client.
         need: the scopes of which a key must have one; None: whoever asks.
         label: what metrics call requests on it; None for what generates nothing and is not counted.
+        metered: whether a key's limits count it.
     """
 
     method: Method
@@ -74,15 +81,16 @@ class Route:
     work: Callable[[Exchange, bytes], Awaitable[None]]
     need: policy.Need | None
     label: str | None = None
+    metered: bool = True
 
     def handler(self) -> HTTPRouteHandler:
         """As the framework takes it. HEAD is asked where GET is."""
-        methods = [HttpMethod.GET, HttpMethod.HEAD] if self.method == "GET" else [HttpMethod.POST]
+        methods = [HttpMethod.GET, HttpMethod.HEAD] if self.method == "GET" else [HttpMethod[self.method]]
 
         async def handle(request: Request[Any, Any, Any]) -> ASGIApp:
             return exchange(Gateway.of(request.app.state), self)
 
-        return litestar_route(self.path, http_method=methods)(handle)
+        return litestar_route(self.path, http_method=methods, status_code=200)(handle)
 
 
 def exchange(gateway: Gateway, route: Route) -> ASGIApp:
@@ -127,7 +135,8 @@ class _Handler:
     async def pass_through(self, http: HTTPScope) -> None:
         """Nobody's body is read before it is known that he may."""
         context = self._context(self._admit(http))
-        it = Exchange(self.gateway, self.client, self.record, context, http.get("path_params") or {})
+        query = dict(parse_qsl(http["query_string"].decode("latin-1")))
+        it = Exchange(self.gateway, self.client, self.record, context, http.get("path_params") or {}, query)
         if self.route.label is not None:
             self._live = Live(context, self.record)
             self.gateway.live.enter(self._live)
@@ -153,6 +162,8 @@ class _Handler:
     def _admit(self, http: HTTPScope) -> Principal:
         if self.route.need is None:
             return policy.NOBODY
+        if not self.route.metered:
+            return self.gateway.guard.identify(http, self.route.need)
         self._admission = self.gateway.guard.admit(http, self.route.need)
         self.client.before_end = self._leave
         return self._admission.principal
@@ -167,7 +178,7 @@ class _Handler:
         )
 
     async def _body(self) -> bytes:
-        if self.route.method == "GET":
+        if self.route.method != "POST":
             return b""
         try:
             return await self.client.body(self.gateway.max_body_bytes, self.gateway.body_silence_secs)

@@ -1,7 +1,7 @@
 """Every exception as a neutral failure, and how a client is told of it; knows no dialect by name."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -11,7 +11,15 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException, NotFou
 from cortex_gateway.dialects.dialect import Dialect
 from cortex_gateway.dialects.failure import Failure, RefusedError
 from cortex_gateway.dialects.table import spoken
-from cortex_gateway.errors import BadRequest, CortexError, MethodNotAllowed, NeuronRefused, RouteNotFound, Unauthorized
+from cortex_gateway.errors import (
+    BadRequest,
+    CortexError,
+    MethodNotAllowed,
+    NeuronRefused,
+    RouteNotFound,
+    Unauthorized,
+    UpgradeRefused,
+)
 from cortex_gateway.stream import JSON_HEADERS, Client, Header, request_id
 
 LOG = logging.getLogger("cortex.gateway")
@@ -59,6 +67,8 @@ def headers_of(error: BaseException, failure: Failure) -> list[Header]:
         headers.append((b"retry-after", b"%d" % failure.retry_after))
     if isinstance(error, MethodNotAllowed) and error.allow:
         headers.append((b"allow", ", ".join(error.allow).encode()))
+    if isinstance(error, UpgradeRefused):
+        headers.append((b"upgrade", b"HTTP/1.1"))
     if isinstance(error, Unauthorized):
         headers.append((b"www-authenticate", error.challenge.encode()))
     return headers
@@ -98,7 +108,11 @@ async def report(client: Client, error: BaseException, dialect: Dialect) -> Fail
 def refuse(request: Request[Any, Any, Any], error: Exception, *, dialects: Sequence[Dialect]) -> Response[bytes]:
     """The handler of every exception that reaches the framework, its own 404 and 405 included."""
     path = request.scope["path"]
-    if isinstance(error, HTTPException):
+    if isinstance(error, MethodNotAllowedException) and _offers_socket(request.headers):
+        error = UpgradeRefused(
+            "There are no WebSockets here: POST the request, its answer streams as server-sent events."
+        )
+    elif isinstance(error, HTTPException):
         error = of_framework(error, request.method, path)
     identity = request_id(request.headers)
     answer = error_answer(error, spoken(dialects, path), identity)
@@ -109,3 +123,8 @@ def refuse(request: Request[Any, Any, Any], error: Exception, *, dialects: Seque
         headers={**headers, "x-request-id": identity},
         media_type="application/json",
     )
+
+
+def _offers_socket(headers: Mapping[str, str]) -> bool:
+    """Whether it would rather be a WebSocket; `connection` gives the header another name before it comes here."""
+    return any(headers.get(name, "").strip().lower() == "websocket" for name in ("upgrade", "x-upgrade"))

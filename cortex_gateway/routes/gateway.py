@@ -3,6 +3,7 @@
 from attrs import field, frozen
 from litestar.datastructures import State
 
+from cortex_gateway.answers import Answers
 from cortex_gateway.auth.guard import Guard
 from cortex_gateway.dialects.dialect import Dialect
 from cortex_gateway.dialects.table import spoken
@@ -22,6 +23,7 @@ class Gateway:
         max_body_bytes: a larger request body is refused.
         body_silence_secs: how long a client may send nothing of a body that it began.
         keep_alive_seconds: how long a client that asked for a stream may be left in silence.
+        answers: those that are kept.
         live: the requests under way.
         dialects: all that are spoken; the first one tells the errors of paths that are no dialect's own.
     """
@@ -33,6 +35,8 @@ class Gateway:
     body_silence_secs: float
     keep_alive_seconds: float
     dialects: tuple[Dialect, ...]
+    answers: Answers
+    told: set[str] = field(factory=set)  # what the log has said once
     live: LiveRequests = field(factory=LiveRequests)
 
     @classmethod

@@ -1,51 +1,89 @@
 """Every route on which a model answers, whatever the dialect: one way for streams and one for answers that are not streamed."""
 
+import asyncio
 import contextlib
+import logging
+import time
 import uuid
 
 import httpx
 
-from cortex_gateway.dialects.dialect import Answer, AnswerId, Decoded, Generation
+from cortex_gateway.dialects.dialect import Answer, AnswerId, Decoded, Earlier, Generation, GoesOn, Keep, Kept
 from cortex_gateway.dialects.failure import Failure
+from cortex_gateway.errors import CortexError, ShuttingDown
 from cortex_gateway.routes.ask import Outgoing, answered, read, reading
 from cortex_gateway.routes.exchange import Exchange
-from cortex_gateway.routes.failures import refusal
+from cortex_gateway.routes.failures import INTERNAL, failure_of, refusal
+from cortex_gateway.routes.kept import owner
+
+log = logging.getLogger("cortex.gateway")
+MOST_TOLD = 256
+UNFINISHED = "The gateway went down, or the request's time was over, before the answer was whole."
 
 
 async def generate(it: Exchange, body: bytes, *, route: Generation) -> None:
     """Ask a neuron and answer the client. Raises RefusedError where `body` is no request, and as `ask.answered` does."""
     decoded = route.decode(body)
+    if isinstance(decoded, GoesOn):
+        decoded = decoded.decode(await _recalled(it, decoded))
+    _tell(it, decoded)
     it = it.of_conversation(decoded.affinity)
-    identity = AnswerId(it.context.id, uuid.uuid4().hex)
-    outgoing = Outgoing(model=decoded.model, path=route.neuron_path, body=decoded.body, stream=decoded.stream)
-    await (_stream if decoded.stream else _non_streaming)(it, decoded, identity, outgoing)
+    identity = AnswerId(it.context.id, uuid.uuid4().hex, int(time.time()))
+    keep = decoded.keep(identity) if decoded.keep else None
+    background = keep is not None and keep.background
+    streams = decoded.stream or background
+    outgoing = Outgoing(model=decoded.model, path=route.neuron_path, body=decoded.body, stream=streams)
+    if keep is not None and background:
+        await _background(it, keep, outgoing)
+    elif decoded.stream:
+        await _stream(it, keep.answer if keep else decoded.answer(identity), keep, outgoing)
+    else:
+        await _non_streaming(it, decoded, identity, keep, outgoing)
 
 
-async def _non_streaming(it: Exchange, decoded: Decoded, identity: AnswerId, outgoing: Outgoing) -> None:
+async def _recalled(it: Exchange, wanted: GoesOn) -> Earlier:
+    """The answers that a request goes on from, of those that are its sender's."""
+    answers = it.gateway.answers
+    chain = () if wanted.previous is None else await answers.chain(owner(it), wanted.previous)
+    return Earlier(chain, await answers.several(owner(it), wanted.others))
+
+
+def _tell(it: Exchange, decoded: Decoded) -> None:
+    """What was left out of requests, each once: an agent sends the same a thousand times."""
+    for sentence in decoded.dropped:
+        if sentence not in it.gateway.told and len(it.gateway.told) < MOST_TOLD:
+            it.gateway.told.add(sentence)
+            log.warning("request %s: %s (said once)", it.context.id, sentence)
+
+
+async def _non_streaming(
+    it: Exchange, decoded: Decoded, identity: AnswerId, keep: Keep | None, outgoing: Outgoing
+) -> None:
     async with answered(it, outgoing) as response:
         raw = await read(response)
     answer = decoded.non_streaming(raw, identity)
     it.record.usage = answer.usage
     if isinstance(answer.body, Failure):
         raise refusal(answer.body)
+    if keep is not None:
+        await _kept(it, keep, answer.body)
     await it.client.answer(200, answer.body)
 
 
-async def _stream(it: Exchange, decoded: Decoded, identity: AnswerId, outgoing: Outgoing) -> None:
-    answer = decoded.answer(identity)
+async def _stream(it: Exchange, answer: Answer, keep: Keep | None, outgoing: Outgoing) -> None:
     async with contextlib.AsyncExitStack() as stack, it.streaming(answer.keep_alive, answer.fail):
         response = await stack.enter_async_context(answered(it, outgoing))
         await it.client.begin_stream()
-        await _relay(it, answer, response)
+        await _relay(it, answer, keep, response)
 
 
-async def _relay(it: Exchange, answer: Answer, response: httpx.Response) -> None:
+async def _relay(it: Exchange, answer: Answer, keep: Keep | None, response: httpx.Response) -> None:
     try:
         with reading():
             async for chunk in response.aiter_raw():
-                ready = answer.feed(chunk)
-                if answer.passed:
-                    it.record.token(answer.passed)
+                ready = _fed(it, answer, chunk)
+                if keep is not None and keep.answer.ended:  # before the client sees its end, and goes on from it
+                    await _kept(it, keep, keep.answer.whole())
                 if ready:
                     await it.client.write(ready)
     finally:
@@ -54,3 +92,51 @@ async def _relay(it: Exchange, answer: Answer, response: httpx.Response) -> None
     if answer.failure:
         it.record.failed(answer.failure)
     await it.client.end(last)
+
+
+def _fed(it: Exchange, answer: Answer, chunk: bytes) -> bytes:
+    ready = answer.feed(chunk)
+    if answer.passed:
+        it.record.token(answer.passed)
+    return ready
+
+
+async def _background(it: Exchange, keep: Keep, outgoing: Outgoing) -> None:
+    """The client has its word at once; the request goes on as any other, seen, limited and ended as such."""
+    it.check_model(outgoing.model)
+    it.record.answer = keep.id
+    it.outlives_client()
+    await _kept(it, keep, keep.answer.whole(), running=True)
+    await it.client.answer(200, keep.answer.whole())
+    try:
+        await _work(it, keep, outgoing)
+    except asyncio.CancelledError:
+        if it.record.outcome == "cancelled":
+            keep.answer.cancel()
+        else:
+            keep.answer.fail(failure_of(ShuttingDown(UNFINISHED)))
+        raise
+    except Exception as error:  # whatever it was, whoever asks later is told
+        if not keep.answer.ended:
+            keep.answer.fail(failure_of(error) if isinstance(error, CortexError) else INTERNAL)
+        raise
+    finally:
+        it.record.usage = keep.answer.usage
+        await _kept(it, keep, keep.answer.whole())
+
+
+async def _work(it: Exchange, keep: Keep, outgoing: Outgoing) -> None:
+    answer = keep.answer
+    async with answered(it, outgoing) as response:
+        answer.working()
+        await _kept(it, keep, answer.whole(), running=True)
+        with reading():
+            async for chunk in response.aiter_raw():
+                _fed(it, answer, chunk)
+        answer.close()
+        if answer.failure:
+            it.record.failed(answer.failure)
+
+
+async def _kept(it: Exchange, keep: Keep, body: bytes, *, running: bool = False) -> None:
+    await it.gateway.answers.keep(owner(it), Kept(keep.id, keep.previous, keep.input, body), running=running)

@@ -8,6 +8,7 @@ from attrs import define, field
 from cortex_gateway.context import RequestContext
 from cortex_gateway.routes.record import Record
 
+GONE_SECS = 10.0
 State = Literal["queued", "prefill", "decode"]
 
 
@@ -50,7 +51,12 @@ class Live:
     def cancel(self) -> None:
         """End it; whoever sent it is told so."""
         self.cancelled = True
+        self.record.outcome = "cancelled"
         self._task.cancel()
+
+    async def gone(self) -> None:
+        """Wait until it has ended, which takes no long time."""
+        await asyncio.wait((self._task,), timeout=GONE_SECS)
 
 
 @define
@@ -68,6 +74,13 @@ class LiveRequests:
     def told(self) -> list[dict[str, Any]]:
         """All of them, the oldest first."""
         return [live.told() for live in self._all]
+
+    async def end(self, owner: str | None, answer: str) -> None:
+        """Cancel whoever makes this answer for that key, and wait until it is gone."""
+        found = [live for live in self._all if (live.record.answer, live.context.principal.key) == (answer, owner)]
+        for live in found:
+            live.cancel()
+            await live.gone()
 
     def cancel(self, identity: str) -> int:
         """End those with this id, which clients may give to several; how many there were."""

@@ -25,6 +25,7 @@ class Record:
     outcome: str = "ok"
     failure: Failure | None = None
     usage: Usage | None = None
+    answer: str = ""  # what the client calls an answer that it may cancel
     passed: int = 0  # pieces of the answer that went by; what is known of its tokens where usage is not
     _arrived: float = field(factory=time.perf_counter, init=False)
     _first_token: float | None = field(default=None, init=False)

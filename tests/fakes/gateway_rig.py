@@ -8,6 +8,7 @@ import httpx
 import msgspec
 from attrs import define
 
+from cortex_gateway.answers import Answers, AnswerStore, Bounds
 from cortex_gateway.app import create_app
 from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config, GatewayConfig
@@ -20,10 +21,12 @@ from tests.fakes.neuron_double import Answer, NeuronDouble
 
 HI = [{"role": "user", "content": "hi"}]
 CHAT, COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
+RESPONSES = "/v1/responses"
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"model": "demo", "messages": HI},
     COMPLETIONS: {"model": "demo", "prompt": "hi"},
     MESSAGES: {"model": "demo", "messages": HI, "max_tokens": 9},
+    RESPONSES: {"model": "demo", "input": "hi"},
 }
 
 
@@ -95,6 +98,7 @@ def run(
     keep_alive_seconds: float = 5.0,
     guard: Guard | None = None,
     dialects: tuple[Dialect, ...] = DIALECTS,
+    store: AnswerStore | None = None,
     **fleet: Any,
 ) -> None:
     """Run `scenario` against a fresh gateway called "gw". A node given as None refuses connections.
@@ -109,6 +113,7 @@ def run(
         there = {name: host for name, host in hosts.items() if host is not None}
         double = FleetDouble(MemoryTransport(dict(there)), nodes=list(hosts), **fleet)
         metrics = MetricsDouble()
+        kept = Answers(store or AnswerStore(None, Bounds(keep_secs=3600, max_bytes=1 << 20)))
         config = Config(gateway=settings or GatewayConfig(hosts=("gw",)))
         app = create_app(
             double,  # type: ignore[arg-type]
@@ -117,11 +122,13 @@ def run(
             guard or Guard(),
             dialects=dialects,
             keep_alive_seconds=keep_alive_seconds,
+            answers=kept,
         )
         transport = MemoryTransport({"gw": app})
         async with httpx.AsyncClient(transport=transport, base_url="http://gw") as client:
             await scenario(Rig(next(iter(there.values()), neuron), double, metrics, client, app))
         await double.client.aclose()
+        await kept.close()
         assert double.in_flight == 0, "every lease is given back"
         assert asyncio.all_tasks() == {asyncio.current_task()}, "no task is left"
 

@@ -1,0 +1,170 @@
+"""OpenAI's Responses over a neuron's chat: the dialect's record, and nothing of its fields."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from cortex_gateway.dialects.chat import decode_non_streaming
+from cortex_gateway.dialects.dialect import (
+    AnswerId,
+    Count,
+    Decoded,
+    Dialect,
+    Earlier,
+    Generation,
+    GoesOn,
+    Keep,
+    Kept,
+    KeptAnswers,
+    NonStreamingAnswer,
+    ToCount,
+)
+from cortex_gateway.dialects.events import Error, Finish, Usage
+from cortex_gateway.dialects.failure import Failure, RefusedError
+from cortex_gateway.dialects.fields import refused
+from cortex_gateway.dialects.openai import errors
+from cortex_gateway.dialects.responses import request as requests
+from cortex_gateway.dialects.responses.request import Asked, ResponsesRequest
+from cortex_gateway.dialects.responses.response import response_id, with_ids
+from cortex_gateway.dialects.responses.stream import ResponseEncoder
+from cortex_gateway.dialects.translation import Translation
+
+PATH = "/v1/responses"
+MOST_ITEMS, USUAL_ITEMS = 100, 20
+
+
+class ResponseAnswer(Translation):
+    """A `dialect.KeptAnswer`."""
+
+    def __init__(self, encoder: ResponseEncoder) -> None:
+        super().__init__(encoder)
+        self._response = encoder
+
+    @property
+    def ended(self) -> bool:
+        """See `dialect.KeptAnswer`."""
+        return self._response.ended
+
+    def working(self) -> None:
+        """See `dialect.KeptAnswer`."""
+        self._response.working()
+
+    def cancel(self) -> None:
+        """See `dialect.KeptAnswer`."""
+        self._response.cancel()
+
+    def whole(self) -> bytes:
+        """See `dialect.KeptAnswer`."""
+        return self._response.whole()
+
+
+def _decode(body: bytes) -> Decoded | GoesOn:
+    asked = requests.read(body)
+    if asked.previous is None and not asked.references:
+        return _decoded(asked, Earlier())
+    others = requests.answers_of(asked.references)
+    return GoesOn(asked.previous, others, lambda earlier: _decoded(asked, earlier))
+
+
+def _decoded(asked: Asked, earlier: Earlier) -> Decoded:
+    request = requests.decode(asked, earlier)
+    return Decoded(
+        model=asked.model,
+        stream=asked.stream,
+        body=request.neuron_body,
+        answer=lambda identity: ResponseAnswer(ResponseEncoder(request, identity)),
+        non_streaming=lambda raw, identity: _non_streaming(request, raw, identity),
+        affinity=request.cache_key,
+        keep=(lambda identity: _keep(request, identity)) if asked.store else None,
+        dropped=request.dropped,
+    )
+
+
+def _keep(request: ResponsesRequest, identity: AnswerId) -> Keep:
+    return Keep(
+        id=response_id(identity),
+        previous=request.asked.previous,
+        input=msgspec.json.encode(with_ids(request.items, identity)),
+        answer=ResponseAnswer(ResponseEncoder(request, identity)),
+        background=request.asked.background,
+    )
+
+
+def _non_streaming(request: ResponsesRequest, raw: bytes, identity: AnswerId) -> NonStreamingAnswer:
+    """The body with which a stream of the same answer ends."""
+    encoder = ResponseEncoder(request, identity)
+    usage: Usage | None = None
+    for event in decode_non_streaming(raw):
+        if isinstance(event, Error):
+            return NonStreamingAnswer(event.failure)
+        encoder.feed(event)
+        usage = event.usage if isinstance(event, Finish) else None
+    return NonStreamingAnswer(encoder.whole(), usage)
+
+
+def _to_count(body: bytes) -> ToCount:
+    asked = requests.read(body)
+    if asked.previous is not None or asked.references:
+        field = "previous_response_id" if asked.previous is not None else "input"
+        raise refused(field, "what was said before is not counted here: send it", "unsupported_parameter")
+    return ToCount(asked.model, requests.decode(asked, Earlier()).tokenize_body)
+
+
+def _counted(count: int) -> bytes:
+    return msgspec.json.encode({"object": "response.input_tokens", "input_tokens": count})
+
+
+def _items(chain: Sequence[Kept], query: Mapping[str, str]) -> bytes:
+    """All that the answer was made from, the newest item first unless the client asks for the other way round."""
+    said = []
+    for at, kept in enumerate(chain):
+        said += msgspec.json.decode(kept.input)
+        if at + 1 < len(chain):
+            said += msgspec.json.decode(kept.answer)["output"]
+    if query.get("order", "desc") == "desc":
+        said.reverse()
+    if "after" in query:
+        found = next((at for at, item in enumerate(said) if item["id"] == query["after"]), None)
+        if found is None:
+            raise refused("after", f"there is no item {query['after'][:64]!r}")
+        said = said[found + 1 :]
+    page = said[: _limit(query.get("limit"))]
+    first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+    more = len(said) > len(page)
+    return msgspec.json.encode({"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": more})
+
+
+def _limit(told: str | None) -> int:
+    if told is None:
+        return USUAL_ITEMS
+    if not (told.isascii() and told.isdigit() and 1 <= int(told[:9]) <= MOST_ITEMS):
+        raise refused("limit", f"must be a number from 1 to {MOST_ITEMS}")
+    return int(told)
+
+
+def _missing(identity: str) -> Failure:
+    message = f"Response with id {identity[:64]!r} not found: it was not kept, not for so long, or not under this key."
+    return Failure(404, "invalid_request_error", "response_not_found", message, "response_id")
+
+
+def _running(body: bytes) -> bool:
+    told = msgspec.json.decode(body)
+    if not told["background"]:
+        message = "Only an answer in the background can be cancelled: this one was not."
+        raise RefusedError(Failure(400, "invalid_request_error", "invalid_request_body", message, "response_id"))
+    return told["status"] in ("queued", "in_progress")
+
+
+def _deleted(identity: str) -> bytes:
+    return msgspec.json.encode({"id": identity, "object": "response", "deleted": True})
+
+
+RESPONSES = Dialect(
+    prefixes=(PATH,),
+    error=lambda failure, _: errors.body(failure),
+    routes=(
+        Generation(PATH, "/v1/chat/completions", "responses", _decode),
+        Count(f"{PATH}/input_tokens", _to_count, _counted),
+        KeptAnswers(PATH, items=_items, deleted=_deleted, missing=_missing, running=_running),
+    ),
+)
