@@ -11,6 +11,7 @@ from litestar.types import HTTPScope, Receive, Send
 
 from cortex_gateway.dialects.dialect import EVENT_STREAM
 from cortex_gateway.dialects.failure import Failure
+from cortex_gateway.encodings import ENCODINGS, plain
 from cortex_gateway.errors import BodyTooLarge, RequestTimeout, UnsupportedMedia
 
 Header = tuple[bytes, bytes]
@@ -55,8 +56,8 @@ class Client:
         self._wrote = asyncio.get_running_loop().time()
 
     async def body(self, limit_bytes: int, silence_secs: float) -> bytes:
-        """The whole body. Raises BodyTooLarge, RequestTimeout, UnsupportedMedia, ClientGoneError."""
-        check_media(self.headers)
+        """The whole body, made plain. Raises BodyTooLarge, RequestTimeout, UnsupportedMedia, MalformedJson, ClientGoneError."""
+        encoding = check_media(self.headers)
         pieces: list[bytes] = []
         size, more = 0, True
         while more:
@@ -68,7 +69,8 @@ class Client:
                 self.broken_off, more = more, False
         if size > limit_bytes:
             raise BodyTooLarge(limit_bytes)
-        return b"".join(pieces) if len(pieces) > 1 else pieces[0]
+        body = b"".join(pieces) if len(pieces) > 1 else pieces[0]
+        return await asyncio.to_thread(plain, encoding, body, limit_bytes) if encoding else body
 
     async def _piece(self, silence_secs: float) -> tuple[bytes, bool]:
         """The next piece of the body, and whether more follows."""
@@ -173,12 +175,14 @@ def request_id(headers: Mapping[str, str]) -> str:
     return sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
 
 
-def check_media(headers: Mapping[str, str]) -> None:
-    """Refuse encodings and types that are not JSON as it is. Raises UnsupportedMedia."""
+def check_media(headers: Mapping[str, str]) -> str | None:
+    """How a body is compressed. Raises UnsupportedMedia for what cannot be made plain, and for what is not JSON."""
     encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise UnsupportedMedia(f"The content encoding {encoding!r} is not supported: send the body as it is.")
+    if encoding not in ("", "identity", *ENCODINGS):
+        known = ", ".join(ENCODINGS)
+        raise UnsupportedMedia(f"The content encoding {encoding!r} is not supported: use one of {known}, or none.")
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
     if not JSON_TYPES.fullmatch(media):
         found = f"The content type {media!r} is not supported" if media else "The request names no content type"
         raise UnsupportedMedia(f"{found}: send the header content-type: application/json.")
+    return encoding if encoding in ENCODINGS else None

@@ -9,11 +9,12 @@ import pytest
 
 from cortex_gateway.config import GatewayConfig
 from cortex_gateway.errors import CortexError
-from tests.fakes.gateway_rig import BODIES, CHAT, COMPLETIONS, MESSAGES, Rig, run
+from tests.fakes.gateway_rig import BODIES, CHAT, COMPLETIONS, MESSAGES, RESPONSES, Rig, run
+from tests.gateway.test_encodings import PACK
 
 SMALL = GatewayConfig(hosts=("gw",), max_body_mb=1)
 COUNT = "/v1/messages/count_tokens"
-POSTS = [CHAT, COMPLETIONS, MESSAGES, COUNT, "/admin/load", "/admin/unload"]
+POSTS = [CHAT, COMPLETIONS, MESSAGES, COUNT, RESPONSES, "/admin/load", "/admin/unload"]
 DEEP = b'{"model":"demo","max_tokens":1,"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 
@@ -150,9 +151,28 @@ def test_a_client_that_leaves_while_it_sends_is_gone() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MESSAGES, RESPONSES])
+@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd"])
+def test_a_compressed_body_is_read(path: str, encoding: str) -> None:
+    """And a neuron gets it plain; one that becomes too much is 413, one that is broken 400."""
+
+    async def scenario(rig: Rig) -> None:
+        said = {"content-encoding": encoding}
+        good = await rig.post_raw(path, PACK[encoding](json.dumps(BODIES[path]).encode()), **said)
+        bomb = await rig.post_raw(path, PACK[encoding](bytes(3 << 20)), **said)
+        junk = await rig.post_raw(path, b"{}", **said)
+
+        assert good.status_code == 200
+        assert rig.neuron.asked[0].body["model"] == "demo"
+        check(bomb, 413, "body_too_large")
+        assert encoding in check(junk, 400, "malformed_json")["message"]
+
+    run(scenario, settings=GatewayConfig(hosts=("gw",), max_body_mb=1))
+
+
 @pytest.mark.parametrize("path", POSTS)
-@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "deflate"])
-def test_a_compressed_body_is_refused_by_name(path: str, encoding: str) -> None:
+@pytest.mark.parametrize("encoding", ["deflate", "compress", "gzip, br"])
+def test_an_encoding_that_nobody_knows_is_refused_by_name(path: str, encoding: str) -> None:
     """415 that names the encoding, not nonsense about JSON."""
 
     async def scenario(rig: Rig) -> None:
@@ -294,6 +314,7 @@ def test_every_error_has_a_place_in_the_table() -> None:
         409,
         413,
         415,
+        426,
         429,
         499,
         500,
