@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cortex_gateway.dialects.anthropic.request import MessagesRequest, decode
-from cortex_gateway.dialects.depth import MAX_DEPTH
+from cortex_gateway.dialects.depth import MAX_DEPTH, deep_path
 from cortex_gateway.dialects.failure import Failure, RefusedError
 
 HI = {"role": "user", "content": "hi"}
@@ -159,6 +159,11 @@ def test_server_tools_are_accepted_and_left_out(kind: str) -> None:
     assert len(chat(tools=[server, WEATHER])["tools"]) == 1
 
 
+def test_a_typed_tool_with_a_schema_is_a_function() -> None:
+    """Whoever says how it is called can run it himself."""
+    assert len(chat(tools=[{**WEATHER, "type": "mine_20260101"}])["tools"]) == 1
+
+
 @pytest.mark.parametrize(
     ("choice", "passed"),
     [
@@ -304,6 +309,7 @@ def test_an_image_in_a_tool_result_is_refused_with_its_path() -> None:
         ({"system": [{"type": 7}]}, "system.0.type"),
         ({"system": ["x"]}, "system.0"),
         ({"temperature": "hot"}, "temperature"),
+        ({"temperature": True}, "temperature"),
         ({"top_k": 1.5}, "top_k"),
         ({"stop_sequences": "x"}, "stop_sequences"),
         ({"stop_sequences": ["a", 1]}, "stop_sequences.1"),
@@ -424,13 +430,43 @@ def nested(levels: int) -> Any:
         ),
     ],
 )
-@pytest.mark.parametrize("levels", [MAX_DEPTH + 1, 400, 700])
+@pytest.mark.parametrize("levels", [121, 400, 700])
 def test_what_is_nested_too_deeply_is_refused_with_its_path(change: Any, path: str, levels: int) -> None:
-    """Schemas of tools and inputs of calls; one level less is passed on."""
+    """Schemas of tools and inputs of calls; 120 levels are passed on (wire.md, section 3)."""
     body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
     with pytest.raises(RefusedError) as raised:
         decode(json.dumps({**body, **change(levels)}).encode())
 
     failure = raised.value.failure
     assert (failure.status, failure.code, failure.param) == (400, "invalid_anthropic_body", path)
-    assert decode(json.dumps({**body, **change(MAX_DEPTH)}).encode())
+    assert decode(json.dumps({**body, **change(120)}).encode())
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ([[1]], None),
+        ([[[]]], "0.0"),
+        ([[1], {"a": 1, "b": [2]}], "1.b"),
+        ({"a": [1], "b": [[]]}, "b.0"),
+        ([[], [], [], [1], [2]], None),
+        (7, None),
+    ],
+)
+def test_the_path_to_what_is_deeper_than_so_many_levels(value: Any, path: str | None) -> None:
+    """The first such value, after two levels; how many brackets there are side by side does not matter."""
+    assert deep_path(json.dumps(value).encode(), value, most=2) == path
+
+
+def test_a_wide_body_is_not_a_deep_one() -> None:
+    """An agent brings a hundred tools along."""
+    assert len(chat(tools=[WEATHER] * 200)["tools"]) == 200
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("x" * 58, "'" + "x" * 58 + "'"), ("x" * 59, "'" + "x" * 56 + "…"), ({}, "an object"), (True, "True")],
+)
+def test_what_was_found_is_shown_up_to_a_length(value: Any, shown: str) -> None:
+    """Sixty characters, and fewer where more had to be left out."""
+    assert refusal(thinking={"type": value}).message.endswith(f"found {shown}")

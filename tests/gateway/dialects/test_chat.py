@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cortex_gateway.dialects.chat import CUT_SHORT, decode_non_streaming
+from cortex_gateway.dialects.chat import CUT_SHORT, ChatDecoder, decode_non_streaming
 from cortex_gateway.dialects.events import (
     Error,
     Event,
@@ -113,6 +113,41 @@ def test_what_follows_done_is_ignored() -> None:
     assert decoded([stream + delta(content="late") + b"garbage"]) == decoded([stream])
 
 
+def test_a_choice_and_a_call_without_a_number_are_the_first() -> None:
+    """Not every server writes what is 0."""
+    said = {"tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{}"}}]}
+    stream = event(choices=[{"delta": said}]) + event(choices=[{"delta": {}, "finish_reason": "tool_calls"}]) + DONE
+
+    assert decoded([stream])[1:] == [
+        ToolStart(0, "a", "f"),
+        ToolArguments(0, "{}"),
+        ToolEnd(0),
+        Finish("tool_calls", None, Usage()),
+    ]
+
+
+def test_a_count_that_is_not_told_is_none() -> None:
+    """Of usage that has one of them only, and of what has no usage at all."""
+    told = event(choices=[], usage={"prompt_tokens": 4}) + delta(content="a") + finish("stop") + DONE
+
+    assert decoded([told])[-1] == Finish("stop", None, Usage(4, 0, 0))
+    assert decoded([event(choices=[], usage={"completion_tokens": 4}) + finish("stop") + DONE])[-1] == Finish(
+        "stop", None, Usage(0, 4, 0)
+    )
+    assert decoded([finish("stop") + DONE])[-1] == Finish("stop", None, Usage(0, 0, 0))
+    assert decode_non_streaming(b'{"choices":[{"message":{},"finish_reason":"stop"}]}')[0] == Start(Usage(0, 0, 0))
+
+
+def test_the_counts_of_a_stream_are_unknown_until_they_are_told() -> None:
+    """What is recorded of an answer that was cut off."""
+    decoder = ChatDecoder()
+    decoder.feed(delta(content="a"))
+    assert decoder.usage is None
+
+    decoder.feed(total(1, 2))
+    assert decoder.usage == Usage(1, 2)
+
+
 def test_only_the_first_choice_is_read() -> None:
     """A second choice is not mixed into the first."""
     other = event(choices=[{"index": 1, "delta": {"content": "no"}}])
@@ -124,6 +159,7 @@ def test_only_the_first_choice_is_read() -> None:
 def test_a_stream_that_does_not_end_is_an_error(stream: bytes) -> None:
     """Nothing but `[DONE]` is a good end: upstream death is never an end_turn (wire.md 2.9.7)."""
     assert decoded([stream])[-1] == Error(CUT_SHORT)
+    assert CUT_SHORT.status == 502
 
 
 def test_the_neuron_s_own_error_keeps_its_words() -> None:
@@ -217,6 +253,7 @@ def test_a_non_streaming_answer_tells_its_stop_string() -> None:
         b'{"choices":[{"message":{"content":"x"}}]}',
         b'{"choices":[{"finish_reason":"stop"}]}',
         answer({"tool_calls": [{"function": {"name": "f"}}]}),
+        answer({"tool_calls": [{"id": "a", "function": {}}]}),
     ],
 )
 def test_a_non_streaming_answer_that_is_none_is_one_error(raw: bytes) -> None:

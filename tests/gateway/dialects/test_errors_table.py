@@ -45,9 +45,11 @@ def test_openai_s_event_is_the_envelope_as_data() -> None:
         (415, "invalid_request_error"),
         (422, "invalid_request_error"),
         (429, "rate_limit_error"),
+        (499, "invalid_request_error"),
         (500, "api_error"),
         (502, "api_error"),
         (503, "overloaded_error"),
+        (504, "timeout_error"),
         (529, "overloaded_error"),
     ],
 )
@@ -67,9 +69,10 @@ def test_an_overlong_prompt_is_told_in_the_words_clients_compact_on() -> None:
     assert anthropic_errors.message(TOO_LONG) == "prompt is too long: 9000 tokens > 8192 maximum"
 
 
-def test_without_the_numbers_the_phrase_is_still_there() -> None:
+@pytest.mark.parametrize("extras", [{}, {"max": 8192}, {"prompt_len": 9000}])
+def test_without_the_numbers_the_phrase_is_still_there(extras: dict[str, int]) -> None:
     """A neuron that does not count still makes the client compact."""
-    failure = Failure(400, "invalid_request_error", "context_length_exceeded", "much")
+    failure = Failure(400, "invalid_request_error", "context_length_exceeded", "much", extras=extras)
 
     assert anthropic_errors.message(failure) == "prompt is too long: much"
 

@@ -170,7 +170,7 @@ def test_the_neuron_s_own_error_is_recognised() -> None:
     relay = relayed([role() + b'data: {"error":{"message":"died","type":"api_error"}}\n\n'])[0]
 
     assert relay.failure is not None
-    assert relay.failure.message == "died"
+    assert (relay.failure.status, relay.failure.message) == (500, "died")
     assert relayed([role() + DONE])[0].failure is None
 
 

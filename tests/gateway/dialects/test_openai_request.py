@@ -61,6 +61,16 @@ def test_what_cannot_be_read_is_refused_by_name(body: bytes, code: str, param: s
     assert (failure.code, failure.param) == (code, param)
 
 
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [('"k"', "k"), ('""', None), ("null", None), ("7", None), ('["k"]', None), (f'"{"k" * 300}"', "k" * 256)],
+)
+def test_a_string_names_the_conversation(value: str, key: str | None) -> None:
+    """`prompt_cache_key`: what is no string says nothing, and of a long one the beginning is enough."""
+    assert read(f'{{"model":"m","prompt_cache_key":{value}}}'.encode()).cache_key == key
+    assert read(b'{"model":"m"}').cache_key is None
+
+
 def test_enormous_numbers_are_the_neuron_s_business() -> None:
     """The gateway judges no parameter."""
     body = b'{"model":"m","max_tokens":1' + b"0" * 400 + b',"temperature":1e999}'

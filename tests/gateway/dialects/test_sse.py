@@ -98,11 +98,35 @@ def test_an_event_over_the_cap_is_refused() -> None:
             parser.feed(chunk)
 
 
+@pytest.mark.parametrize("before", [b"", b"data: xxx\n\n", b"data: xxx\ndata: yyy\n\n"])
+@pytest.mark.parametrize(("event", "size"), [(b"data: x", 7), (b"data: x\n", 3), (b"data:x\ndata: y\n", 5)])
+def test_the_cap_is_exact(before: bytes, event: bytes, size: int) -> None:
+    """A line that has not ended counts whole, a data line as what is kept of it and a byte for its end; each event anew."""
+    assert len(SseParser(size).feed(before + event)) == bool(before)
+    with pytest.raises(SseError, match=f"{size - 1} bytes"):
+        SseParser(size - 1).feed(before + event)
+
+
+def test_a_cut_line_counts_beside_the_lines_before_it() -> None:
+    """What is held is one event, wherever it was cut."""
+    parser = SseParser(max_event_bytes=12)
+    parser.feed(b"data: xx\ndata")  # 4 and 4
+    parser.feed(b": xy")
+
+    with pytest.raises(SseError):
+        parser.feed(b"z")
+
+
 def test_many_small_events_stay_under_the_cap() -> None:
     """The cap is on one event, not on the stream."""
     parser = SseParser(max_event_bytes=32)
 
     assert len([event for _ in range(100) for event in parser.feed(b"data: xxx\n\n")]) == 100
+
+
+def test_a_line_feed_belongs_to_the_carriage_return_before_it_once() -> None:
+    """CR at the end of a chunk, LF in one of its own, and then another, which is an empty line."""
+    assert parsed([b"data: x\r", b"\n", b"\n"]) == [SseEvent(b"x")]
 
 
 @pytest.mark.parametrize("event", [SseEvent(b"{}"), SseEvent(b'{"a":1}', "ping")])
