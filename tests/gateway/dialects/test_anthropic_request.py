@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cortex_gateway.dialects.anthropic.request import MessagesRequest, decode
-from cortex_gateway.dialects.depth import MAX_DEPTH, deep_path
+from cortex_gateway.dialects.depth import deep_path
 from cortex_gateway.dialects.failure import Failure, RefusedError
 
 HI = {"role": "user", "content": "hi"}
