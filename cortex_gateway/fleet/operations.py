@@ -68,7 +68,7 @@ class Operations:
         self.load(model, spec, place, whom, first=(leaves,), otherwise=otherwise)
 
     def unload(self, model: str, nodes: Iterable[str]) -> None:
-        """Have it leave these nodes, as far as they are free. Asked again, it takes in those that are by now."""
+        """Have it leave those of the nodes that are free. Asked again, the same operation takes in others that are by now."""
         free = [name for name in nodes if self._state.hosts[name].operation is None]
         steps = [UnloadStep(node=name, model=model, at=name) for name in free]
         found = next((one for one in self.under_way if one.why == "unload" and one.model == model), None)

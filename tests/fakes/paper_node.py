@@ -79,7 +79,13 @@ class PaperNode:
             hostname=self.name, harnesses=("jax",), devices=(device,), replicas=replicas, groups=groups
         )
 
+    def _loading(self, model: str) -> bool:
+        asked = self.work.asked if self.work and not self.work.settled else None
+        return isinstance(asked, m.StartLoad) and asked.spec.model_id == model
+
     def _replica(self, model: str, ours: int, groups: tuple[Group, ...]) -> Replica:
+        if self._loading(model) and not self.leads(model):
+            return Replica(model=model, status="loading", devices=(0,))
         if not self.leads(model):
             return Replica(model=model, status="unloaded")
         held = self.held[model]

@@ -31,12 +31,15 @@ MODELS = (
     ModelConfig(id="large", vram_mb=8000, residency_priority=50),
     ModelConfig(id=PINNED, vram_mb=4000, pinned_on=(ITS_NODE,)),
     ModelConfig(id="wide", vram_mb=12_000, tensor_parallel=2, hosts=("a", "b")),
+    ModelConfig(id="broad", vram_mb=9000, tensor_parallel=3, hosts=NODES),
     ModelConfig(id="unmeasured"),
 )
+OVER_SEVERAL = ("wide", "broad")
 NAMES = [model.id for model in MODELS]
-SIZES = {"small": 2500, "middle": 5000, "large": 8000, PINNED: 4000, "wide": 6000, "unmeasured": 4500}
+SIZES = {"small": 2500, "middle": 5000, "large": 8000, PINNED: 4000, "wide": 6000, "broad": 3000, "unmeasured": 4500}
 BROKEN = errors.LoadFailed("cut short", kind="bad_checkpoint")
 GONE = errors.LoadFailed("it has gone away", kind="node_failed")
+LOST = errors.LoadFailed("a member is gone", kind="rank_exited")
 
 names, nodes = st.sampled_from(NAMES), st.sampled_from(NODES)
 Lease = tuple[str, str, bool, float]
@@ -63,6 +66,7 @@ class Fleet(RuleBasedStateMachine):
         self.numbers = 0
         self.waiting: dict[int, frozenset[str]] = {}  # tickets nobody has answered, and the nodes they must not get
         self.leases: list[Lease] = []
+        self.taken: dict[str, str] = {}  # nodes that a load has begun on -> who leads it
         self.looks: dict[str, m.Observation | None] = {}  # under way; None = the node answers later
         self.nodes = {name: PaperNode(name, SIZES) for name in NODES}
         for name in NODES:
@@ -99,14 +103,26 @@ class Fleet(RuleBasedStateMachine):
     def _began(self, effect: m.StartLoad | m.StartUnload) -> None:
         node, host = self.nodes[effect.node], self.residency.hosts[effect.node]
         assert node.work is None, "one thing at a time"
+        assert node.name not in self.taken, "it is part of a load that runs"
         node.work = Work(effect)
-        if isinstance(effect, m.StartUnload):
+        if isinstance(effect, m.StartLoad):
+            self._load_began(node, effect.spec)
+        else:
             assert not [one for one in self.leases if one[:2] == (effect.node, effect.model)], "nobody is cut off"
             if (effect.model, effect.node) == (PINNED, ITS_NODE):
                 assert host.operation is not None
                 assert host.operation.why != "load" or host.operation.model == PINNED, (
                     "only an operator has it unloaded"
                 )
+
+    def _load_began(self, leader: PaperNode, spec: m.LoadSpec) -> None:
+        for name in (leader.name, *spec.hosts):
+            host = self.residency.hosts[name]
+            assert name not in self.taken, "it is part of another load that runs"
+            assert name == leader.name or self.nodes[name].work is None, "a lender has made room before"
+            assert host.healthy, "nothing is begun with a node that is lost"
+            assert not host.suspect, "nor with one that could not be reached"
+            self.taken[name] = leader.name
 
     def _look(self, name: str) -> None:
         self._tell(m.Looking(node=name))
@@ -133,13 +149,17 @@ class Fleet(RuleBasedStateMachine):
     def _load(self, node: PaperNode, spec: m.LoadSpec, *, broken: bool) -> errors.CortexError | None:
         if broken:
             return BROKEN
-        if node.leads(spec.model_id) or node.take(spec.model_id, *(self.nodes[name] for name in spec.hosts)):
+        lenders = [self.nodes[name] for name in spec.hosts]
+        if node.leads(spec.model_id) or node.take(spec.model_id, *lenders):
             return None
+        if not all(one.up for one in lenders):
+            return LOST
         return errors.LoadFailed("no room", kind="does_not_fit", required_mb=node.sizes[spec.model_id])
 
     def _tell_end(self, node: PaperNode) -> None:
         work, node.work = node.work, None
         assert work is not None
+        self.taken = {name: leader for name, leader in self.taken.items() if leader != node.name}
         self._tell(m.Finished(node=node.name, error=GONE if work.given_up else work.error))
 
     def _with_work(self) -> list[PaperNode]:
@@ -255,7 +275,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(node=nodes, model=names)
     def somebody_else_loads(self, node: str, model: str) -> None:
-        if self.nodes[node].up and model != "wide":
+        if self.nodes[node].up and model not in OVER_SEVERAL:
             self.nodes[node].take(model)
 
     @rule(node=nodes, model=names, what=st.sampled_from(["gone", "ill", "well", "used", "idle"]))
@@ -284,6 +304,7 @@ class Fleet(RuleBasedStateMachine):
         self._no_ticket_is_lost()
         self._leases_are_counted()
         self._what_runs_is_known_to_run()
+        self._each_node_takes_part_in_one_operation()
         self._memory_is_not_negative()
         self._nobody_waits_for_what_could_be_had()
         self._it_wakes_in_time_to_come()
@@ -302,6 +323,18 @@ class Fleet(RuleBasedStateMachine):
         for name, host in self.residency.hosts.items():
             runs = host.operation is not None and name in host.operation.running
             assert (self.nodes[name].work is not None) == runs
+
+    def _each_node_takes_part_in_one_operation(self) -> None:
+        under_way = self.residency.operations.under_way
+        for name, host in self.residency.hosts.items():
+            assert host.operation is None or host.operation in under_way
+            assert host.operation is None or name in host.operation.nodes, (
+                "it is let go of when it has no more part in it"
+            )
+        for operation in under_way:
+            assert operation.nodes, "what has nothing left to do has ended"
+            occupied = [*operation.running, *(name for step in operation.loads for name in step.nodes)]
+            assert all(self.residency.hosts[name].operation is operation for name in occupied)
 
     def _memory_is_not_negative(self) -> None:
         for node in self.residency.snapshot().nodes:
@@ -360,6 +393,52 @@ class Ranked(Fleet):
     defrag_after = 2
 
 
+class Grouped(Fleet):
+    """Most of what happens is about models over several nodes: members are lost and come back, unloads race."""
+
+    def _grouped(self) -> list[tuple[str, ...]]:
+        """The nodes of each load over several that is under way, and of each model that is loaded so; the leader first."""
+        planned = [operation.nodes for operation in self.residency.operations.under_way if len(operation.nodes) > 1]
+        held = [tuple(one.name for one in held.on) for node in self.nodes.values() for held in node.held.values()]
+        return planned + [names for names in held if len(names) > 1]
+
+    @rule(model=st.sampled_from(OVER_SEVERAL))
+    def want_over_several(self, model: str) -> None:
+        self._ask(m.Wanted(ticket=0, model=model, context=asked("r")))
+
+    @rule(model=st.sampled_from(OVER_SEVERAL), node=st.none() | nodes, reload=st.booleans())
+    def load_over_several(self, model: str, node: str | None, *, reload: bool) -> None:
+        self._ask(m.LoadAsked(ticket=0, model=model, node=node, reload=reload))
+
+    @rule(model=st.sampled_from(OVER_SEVERAL))
+    def unload_over_several(self, model: str) -> None:
+        self._ask(m.UnloadAsked(ticket=0, model=model))
+
+    @precondition(lambda self: self._grouped())
+    @rule(data=st.data(), how=st.sampled_from(["crashes", "is missed", "is lost", "is back"]))
+    def a_member(self, data: st.DataObject, how: str) -> None:
+        node = data.draw(st.sampled_from(data.draw(st.sampled_from(self._grouped()))))
+        match how:
+            case "crashes":
+                self.nodes[node].crash()
+            case "is back":
+                self.nodes[node].up = True
+                self.look(node)
+            case _:
+                self.miss(node, times=1 if how == "is missed" else 3, silent=False)
+
+    @precondition(lambda self: self._on_members())
+    @rule(data=st.data())
+    def a_member_is_doubted(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(self._on_members()))
+        self._tell(m.Suspected(node=lease[0], reason="refused"))
+        self._give_back(lease, served=False)
+
+    def _on_members(self) -> list[Lease]:
+        members = {name for names in self._grouped() for name in names}
+        return [lease for lease in self.leases if lease[0] in members]
+
+
 FEW = settings(max_examples=60, stateful_step_count=40, phases=[Phase.generate])
 """Not shrunk: that takes longer than a test may. Who hunts a failure asks for fewer steps and more examples."""
 
@@ -372,3 +451,8 @@ def test_promises_of_residency_hold() -> None:
 def test_promises_of_residency_hold_with_priorities_and_restarts() -> None:
     """Whoever matters least leaves, and engines are started afresh after two unloads."""
     run_state_machine_as_test(Ranked, settings=FEW)  # type: ignore[no-untyped-call]
+
+
+def test_promises_of_residency_hold_over_several_nodes() -> None:
+    """A load over several of them is whole or not at all, whichever of them is lost, doubted or back, and whenever."""
+    run_state_machine_as_test(Grouped, settings=FEW)  # type: ignore[no-untyped-call]
