@@ -60,6 +60,7 @@ PURE = (
     "cortex_gateway.dialects",
     "cortex_gateway.placement",
     "neuron_jax.text",
+    "neuron_jax.daemon.status",
     *(f"cortex_gateway.auth.{name}" for name in ("keys", "limits", "policy", "principal")),
 )
 IMPURE = {"time", "asyncio", "logging", "socket", "sqlite3", "threading", "random", "secrets", "os", "subprocess"}

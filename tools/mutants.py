@@ -56,6 +56,10 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         NEURON + "daemon/test_admission.py",
         NEURON + "daemon/test_admission_machine.py",
     ),
+    "neuron_jax/daemon/status.py": (
+        NEURON + "daemon/test_status.py",
+        NEURON + "daemon/test_resident_machine.py",
+    ),
     "neuron_jax/workers/supervisor.py": (NEURON + "workers/test_supervisor.py", NEURON + "daemon/test_crash_loop.py"),
 }
 """A module, or a folder of them, and where its tests are, the nearest first."""

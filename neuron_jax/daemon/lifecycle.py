@@ -26,6 +26,7 @@ from neuron_jax.daemon.problems import Problem, model_not_found, shutting_down
 from neuron_jax.daemon.replica import Listener, ReplicaSpec
 from neuron_jax.daemon.resident import Plan, ResidentModel
 from neuron_jax.daemon.shares import shortage
+from neuron_jax.daemon.status import Stage
 from neuron_jax.errors import LoadError
 from neuron_jax.text.errors import TextError
 from neuron_jax.weights.describe import ModelDescription
@@ -123,7 +124,7 @@ class Lifecycle:
         self.closing = True
         self.devices.close()
         await self.lender.close()
-        loading = [resident for resident in self._residents.values() if resident.status == "loading"]
+        loading = [resident for resident in self._residents.values() if resident.status.stage is Stage.LOADING]
         await asyncio.gather(*(resident.unload(0.0) for resident in loading), return_exceptions=True)
 
     @property
@@ -152,7 +153,10 @@ class Lifecycle:
         """
         if self.closing:
             raise shutting_down()
-        while (resident := self._residents.get(spec.model_id)) and resident.status in ("failed", "draining"):
+        while (resident := self._residents.get(spec.model_id)) and resident.status.stage in (
+            Stage.FAILED,
+            Stage.DRAINING,
+        ):
             await resident.unload(0.0)
         if resident is None:
             resident = await self._begin(spec)
@@ -213,11 +217,11 @@ class Lifecycle:
             queue = resident.admission if resident.serving else None
             yield ModelGauges(
                 model=resident.id,
-                up=resident.status == "loaded",
+                up=resident.status.stage is Stage.LOADED,
                 load=resident.load,
                 in_flight=queue.in_flight if queue else 0,
                 queued=queue.queued if queue else 0,
-                restarts=resident.state.restarts,
+                restarts=resident.status.restarts,
             )
 
     def device_gauges(self) -> Iterable[DeviceGauges]:
@@ -282,12 +286,10 @@ class Lifecycle:
         return assign(spec, self.devices.hardware, self.devices.loads, crowd, lost)
 
     def _crowd(self) -> Counter[int]:
-        """How many engines and lent ranks are on each device, or will be. What failed to load is on none."""
-        alive = [one for one in self.residents if one.error is None]
-        loading = [one.devices for one in alive if not one.replicas]
-        placed = [replica.devices for one in alive for replica in one.replicas]
+        """How many engines and lent ranks are on each device, or will be."""
+        ours = [devices for resident in self.residents for devices in resident.occupied]
         lent = [rank.devices for rank in self.lender.lent]
-        return Counter(index for devices in (*loading, *placed, *lent) for index in devices)
+        return Counter(index for devices in (*ours, *lent) for index in devices)
 
     def _forget(self, model_id: str) -> None:
         """The model is unloaded, whether or not anybody still waits for it."""

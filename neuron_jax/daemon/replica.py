@@ -12,6 +12,7 @@ from attrs import frozen
 
 from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW, row_mb, shrunk
 from neuron_jax.daemon.shares import MemoryGrant, MemoryRequest, Shortage
+from neuron_jax.daemon.status import Capacity, ReplicaStatus
 from neuron_jax.daemon.tally import counters, total
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.engine_client import EngineClient
@@ -62,9 +63,9 @@ class ReplicaSpec:
 
 
 class Replica:
-    """Starts its first engine at once. `started` waits for it, `stop` ends everything."""
+    """Starts its first engine at once. `started` waits for it, `stop` ends everything; `changed` is told its status."""
 
-    def __init__(self, place: ReplicaSpec, *, hear: Listener, changed: Callable[[], None]) -> None:
+    def __init__(self, place: ReplicaSpec, *, hear: Listener, changed: Callable[[ReplicaStatus], None]) -> None:
         self.devices = place.devices
         self.shortage: Shortage | None = None
         self._place = place
@@ -83,29 +84,18 @@ class Replica:
         return self._place.holder
 
     @property
-    def state(self) -> EngineState:
-        """Where its engine is."""
-        return self._supervisor.state
-
-    @property
     def client(self) -> EngineClient | None:
         """The engine that serves, if there is one."""
         return self._supervisor.serving
-
-    @property
-    def last_error(self) -> str | None:
-        """What went wrong last, and what was done about it."""
-        error = self.state.last_error
-        return error if error is None or not self._note else f"{error}; {self._note}"
 
     @property
     def load(self) -> EngineLoad:
         """How busy its engine is; what engines count goes on over restarts."""
         return total([self._past, self.client.load if self.client is not None else EngineLoad()])
 
-    async def started(self) -> Ready:
-        """When it served for the first time. Raises LoadError or EngineDied when it never did."""
-        return await self._supervisor.started()
+    async def started(self) -> Capacity:
+        """What it offered when it served for the first time. Raises LoadError or EngineDied when it never did."""
+        return _capacity(await self._supervisor.started())
 
     async def stop(self, drain_secs: float) -> None:
         """Waits up to `drain_secs` for what is in flight; the process, its grant and its memory are gone after."""
@@ -126,7 +116,10 @@ class Replica:
         given = await self._granted(
             MemoryRequest(place.holder, place.model, self.devices, place.memory_mb, place.sharers)
         )
-        spec, self._note = shrunk(place.spec(self.devices, given.mb), self._pool_mb, self.state.shrinks)
+        spec, note = shrunk(place.spec(self.devices, given.mb), self._pool_mb, self._supervisor.state.shrinks)
+        if note != self._note:
+            self._note = note
+            self._tell(self._status(self._supervisor.state))
         try:
             client = await place.start(spec, self._hear)
         except BaseException:
@@ -142,7 +135,7 @@ class Replica:
         try:
             return await self._place.shares.place(request)
         except LoadError as error:
-            if self.state.phase is Phase.RECOVERING and error.kind == "does_not_fit":
+            if self._supervisor.state.phase is Phase.RECOVERING and error.kind == "does_not_fit":
                 raise LoadError("insufficient_vram", error.message, error.extras) from error
             raise
 
@@ -157,4 +150,12 @@ class Replica:
             self._place.shares.lose(self.devices, state.last_error or state.kind)
         if state.phase is Phase.FAILED:
             self._place.shares.release(self.holder)
-        self._tell()
+        self._tell(self._status(state))
+
+    def _status(self, state: EngineState) -> ReplicaStatus:
+        engine = self._supervisor.engine if state.phase is Phase.READY else None
+        return ReplicaStatus(state, self._note, None if engine is None else _capacity(engine.ready))
+
+
+def _capacity(ready: Ready) -> Capacity:
+    return Capacity(ready.max_context, ready.max_slots)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from attrs import frozen
@@ -14,26 +15,32 @@ from neuron_jax.daemon.admission import Admission
 from neuron_jax.daemon.balance import Busy, choose
 from neuron_jax.daemon.model_text import ModelText, read_text
 from neuron_jax.daemon.news import News
-from neuron_jax.daemon.problems import insufficient_vram, recovering, unavailable
+from neuron_jax.daemon.problems import Problem, insufficient_vram, recovering, unavailable
 from neuron_jax.daemon.replica import Listener, Replica, ReplicaSpec
 from neuron_jax.daemon.shares import Shortage
+from neuron_jax.daemon.status import (
+    Advanced,
+    Capacity,
+    DrainBegan,
+    DrainEnded,
+    Happening,
+    LoadEnded,
+    LoadFailed,
+    ModelStatus,
+    Placed,
+    ReplicaChanged,
+    ReplicaStatus,
+    Stage,
+    after,
+)
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.text.errors import TextError
 from neuron_jax.text.prompt import ChatFormat
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineLoad, Progress
-from neuron_jax.workers.supervisor import EngineState, Phase
 
 Fetch = Callable[[Callable[[str, int, int, str], None]], Path]
-STATUS = {
-    Phase.STARTING: "loading",
-    Phase.READY: "loaded",
-    Phase.RECOVERING: "recovering",
-    Phase.DRAINING: "draining",
-    Phase.FAILED: "failed",
-    Phase.STOPPED: "draining",
-}
 _log = logging.getLogger("neuron.lifecycle")
 
 
@@ -65,9 +72,7 @@ class ResidentModel:
     def __init__(self, model_id: str, spec: ModelSpec, devices: tuple[int, ...], plan: Plan) -> None:
         self.id = model_id
         self.spec = spec
-        self.max_context = 0
-        self.progress: Progress | None = None
-        self.error: LoadError | None = None
+        self.status = ModelStatus()
         self.replicas: tuple[Replica, ...] = ()
         self._devices = devices
         self._plan = plan
@@ -79,36 +84,26 @@ class ResidentModel:
         self._loading = asyncio.create_task(self._load(), name=f"load {model_id}")
 
     @property
-    def status(self) -> str:
-        """The word for it on the wire."""
-        if self._ending is not None:
-            return "draining"
-        if self.error is not None:
-            return "failed"
-        return "loading" if not self._loading.done() else STATUS[self.state.phase]
-
-    @property
-    def state(self) -> EngineState:
-        """Its engines' states as one; STARTING before there is a process."""
-        return tally.joined(replica.state for replica in self.replicas)
-
-    @property
-    def last_error(self) -> str | None:
-        """What went wrong last, of an engine in trouble first."""
-        if self.error is not None:
-            return self.error.message
-        told = [replica.last_error for replica in self.replicas if replica.state.last_error == self.state.last_error]
-        return told[0] if told else None
-
-    @property
     def devices(self) -> tuple[int, ...]:
         """All devices of its engines, each once."""
         return tuple(sorted({i for one in self.replicas for i in one.devices})) if self.replicas else self._devices
 
     @property
+    def occupied(self) -> Sequence[tuple[int, ...]]:
+        """The devices of each engine that is there or will be. What failed to load is on none."""
+        if self.status.error is not None:
+            return ()
+        return [one.devices for one in self.replicas] or [self._devices]
+
+    @property
     def serving(self) -> bool:
         """True once it was ready: then `text` and `admission` are there, even while the engine recovers."""
-        return self._admission is not None
+        return self.status.capacity is not None
+
+    @property
+    def max_context(self) -> int:
+        """Tokens; 0 until it was ready."""
+        return 0 if self.status.capacity is None else self.status.capacity.max_context
 
     @property
     def text(self) -> ModelText:
@@ -149,16 +144,22 @@ class ResidentModel:
         if not self.serving:
             raise unavailable(f"The model {self.id!r} is still loading.")
         if self.client is None:
-            raise recovering(self.id, self.last_error)
+            raise recovering(self.id, self.status.last_error)
         if (short := self.shortage) is not None:
             raise insufficient_vram(self.id, short.device, short.free, short.required)
 
     def _check_alive(self) -> None:
         """Raises Problem when requests will never be taken again."""
-        if self._ending is not None:
-            raise unavailable(f"The model {self.id!r} is being unloaded.")
-        if self.error is not None or self.state.phase is Phase.FAILED:
-            raise unavailable(f"The model {self.id!r} failed: {self.last_error}")
+        if (refusal := self._refusal()) is not None:
+            raise refusal
+
+    def _refusal(self) -> Problem | None:
+        match self.status.stage:
+            case Stage.DRAINING | Stage.UNLOADED:
+                return unavailable(f"The model {self.id!r} is being unloaded.")
+            case Stage.FAILED:
+                return unavailable(f"The model {self.id!r} failed: {self.status.last_error}")
+        return None
 
     async def ready(self, seconds: float) -> bool:
         """True when there is an engine within `seconds`. Raises Problem when there will be none."""
@@ -182,17 +183,16 @@ class ResidentModel:
     async def loaded(self) -> None:
         """Returns when it serves for the first time. Raises LoadError, or Problem when it was given up."""
         await asyncio.wait([self._loading])
-        if self.error is not None:
-            raise self.error
         if self._loading.cancelled():
             raise unavailable(f"Loading {self.id!r} was given up.")
-        self._loading.result()
+        if (error := self._loading.result()) is not None:
+            raise error
 
     @contextmanager
     def heard_by(self, listener: Listener) -> Iterator[None]:
         """Calls `listener` with every step of loading, the latest one first."""
-        if self.progress is not None:
-            listener(self.progress)
+        if self.status.progress is not None:
+            listener(self.status.progress)
         self._listeners.append(listener)
         try:
             yield
@@ -202,17 +202,17 @@ class ResidentModel:
     async def unload(self, drain_secs: float) -> None:
         """Refuses new work, waits for what is in flight, ends the processes. Whoever asks again waits for the same end."""
         if self._ending is None:
+            loading = self.status.stage is Stage.LOADING
+            self._move(DrainBegan())
+            if loading:  # a load that failed is about to end by itself, and tells why
+                self._loading.cancel()
             self._ending = asyncio.create_task(self._end(drain_secs), name=f"unload {self.id}")
-            self._news.tell()
         await asyncio.shield(self._ending)
 
     async def _end(self, drain_secs: float) -> None:
-        if self._admission is not None:
-            self._admission.fail(unavailable(f"The model {self.id!r} is being unloaded."))
-        if self.error is None:  # a load that failed is about to end by itself, and tells why
-            self._loading.cancel()
         await asyncio.wait([self._loading])
         await self._stop_all(drain_secs)
+        self._move(DrainEnded())
         self._plan.gone()
 
     async def _stop_all(self, drain_secs: float) -> None:
@@ -222,32 +222,23 @@ class ResidentModel:
             if isinstance(found, Exception):
                 _log.error("%s did not end as it should", replica.holder, exc_info=found)
 
-    async def _load(self) -> None:
+    async def _load(self) -> LoadError | None:
+        """What it failed of, once nothing of it is left."""
         try:
             await self._load_steps()
-        except LoadError as error:
-            self.error = error
-        except WeightsError as error:
-            self.error = LoadError(error.kind, error.message, error.extras)
-        except TextError as error:
-            self.error = LoadError("bad_checkpoint", str(error))
-        except EngineDied as error:
-            self.error = LoadError("engine_failed" if error.kind == "exited" else error.kind, str(error))
-        except OSError as error:
-            self.error = LoadError("repo_fetch_failed", f"{type(error).__name__}: {error}")
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise
             _log.exception("loading %s waited for something that was cancelled", self.id)
-            self.error = LoadError("internal", "what the load waited for was cancelled")
-        except Exception as error:  # noqa: BLE001  # a fault of ours ends this load, and with it the wait of all who asked for it
-            _log.exception("loading %s failed for a reason that nobody foresaw", self.id)
-            self.error = LoadError("internal", f"{type(error).__name__}: {error}")
-        finally:
-            self.progress = None
-        if self.error is not None:
-            _log.error("loading %s failed: %s: %s", self.id, self.error.kind, self.error.message)
-            await self._stop_all(0.0)
+            error = LoadError("internal", "what the load waited for was cancelled")
+        except Exception as found:  # noqa: BLE001  # a fault of ours ends this load, and with it the wait of all who asked for it
+            error = _load_error(self.id, found)
+        else:
+            return None
+        _log.error("loading %s failed: %s: %s", self.id, error.kind, error.message)
+        self._move(LoadFailed(error))
+        await self._stop_all(0.0)
+        return error
 
     async def _load_steps(self) -> None:
         path = await self._fetch()
@@ -256,19 +247,20 @@ class ResidentModel:
             await self._plan.compile(text.chat_format)
         self._text = text
         places = self._plan.places(path)
+        self._move(Placed(len(places)))
         self.replicas = tuple(
-            Replica(place, hear=self._hear if index == 0 else _deaf, changed=self._changed)
+            Replica(place, hear=self._hear if index == 0 else _deaf, changed=partial(self._hear_of, index))
             for index, place in enumerate(places)
         )
         # All of them, or none: what was asked for is told apart from what could be had only when it is refused.
         found = await asyncio.gather(*(replica.started() for replica in self.replicas))
+        offered = Capacity(min(one.max_context for one in found), sum(one.slots for one in found))
         self._admission = Admission(
-            slots=sum(ready.max_slots for ready in found),
+            slots=offered.slots,
             max_queue_depth=self._plan.admission.max_queue_depth,
             max_wait_secs=self._plan.admission.max_wait_secs,
         )
-        self.max_context = min(ready.max_context for ready in found)
-        self._take_stock()
+        self._move(LoadEnded(offered))
         _log.info("%s serves: %d tokens of context, %d slots", self.id, self.max_context, self._admission.slots)
 
     async def _fetch(self) -> Path:
@@ -287,31 +279,41 @@ class ResidentModel:
             raise
 
     def _hear(self, progress: Progress) -> None:
-        self.progress = progress
+        self._move(Advanced(progress))
         for listener in tuple(self._listeners):
             listener(progress)
 
-    def _changed(self) -> None:
-        """A state of an engine has changed."""
-        self._news.tell()
-        phase = self.state.phase
-        if phase in (Phase.READY, Phase.FAILED):
-            self.progress = None
+    def _hear_of(self, index: int, replica: ReplicaStatus) -> None:
+        self._move(ReplicaChanged(index, replica))
+
+    def _move(self, happening: Happening) -> None:
+        """The one place that changes the status; who waits for an engine hears of it, and the queue follows it."""
+        self.status = after(self.status, happening)
+        if not isinstance(happening, Advanced):
+            self._news.tell()
         if self._admission is None:
             return
-        if phase is Phase.FAILED:
-            self._admission.fail(unavailable(f"The model {self.id!r} failed: {self.last_error}"))
-        self._take_stock()
+        if (refusal := self._refusal()) is not None:
+            self._admission.fail(refusal)
+        if self.status.capacity is not None:
+            self._admission.resize(self.status.capacity.slots)
 
-    def _take_stock(self) -> None:
-        """Slots and context of the engines that serve; while none does, those of the last stay for the next.
 
-        An engine that was started again with less memory may have less of both.
-        """
-        serving = [client.ready for client in self._clients().values()]
-        if serving:
-            self.max_context = min(ready.max_context for ready in serving)
-            self.admission.resize(sum(ready.max_slots for ready in serving))
+def _load_error(model_id: str, error: Exception) -> LoadError:
+    """What those who asked for the load are told."""
+    match error:
+        case LoadError():
+            return error
+        case WeightsError():
+            return LoadError(error.kind, error.message, error.extras)
+        case TextError():
+            return LoadError("bad_checkpoint", str(error))
+        case EngineDied():
+            return LoadError("engine_failed" if error.kind == "exited" else error.kind, str(error))
+        case OSError():
+            return LoadError("repo_fetch_failed", f"{type(error).__name__}: {error}")
+    _log.error("loading %s failed for a reason that nobody foresaw", model_id, exc_info=error)
+    return LoadError("internal", f"{type(error).__name__}: {error}")
 
 
 def _is_cancelled() -> bool:

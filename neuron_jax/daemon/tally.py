@@ -1,13 +1,11 @@
-"""Several engines' numbers as one model's: loads are summed, states joined; pure, must not know processes."""
+"""Several engines' numbers as one model's: loads are summed; pure, must not know processes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import attrs
 import msgspec
 
 from neuron_jax.workers.frames import EngineLoad
-from neuron_jax.workers.supervisor import EngineState, Phase
 
 COUNTERS = (
     "preemptions",
@@ -23,8 +21,6 @@ COUNTERS = (
 
 AVERAGES = ("host_ms", "wait_ms")
 NAMES = ("dropped",)
-BEST_FIRST = (Phase.READY, Phase.DRAINING, Phase.RECOVERING, Phase.STARTING, Phase.FAILED, Phase.STOPPED)
-"""A model is in the first of these that one of its engines is in."""
 
 
 def total(loads: Sequence[EngineLoad]) -> EngineLoad:
@@ -47,14 +43,3 @@ def _together(name: str, values: Sequence[Any]) -> Any:
 def counters(load: EngineLoad) -> EngineLoad:
     """Only what outlives the engine."""
     return EngineLoad(**{name: getattr(load, name) for name in COUNTERS})
-
-
-def joined(states: Iterable[EngineState]) -> EngineState:
-    """The model's: its best phase, all restarts, and the error of the engine that has most to complain of."""
-    found = sorted(states, key=lambda state: BEST_FIRST.index(state.phase))
-    if not found:
-        return EngineState()
-    worst = max(found, key=lambda state: (state.last_error is not None, BEST_FIRST.index(state.phase)))
-    return attrs.evolve(
-        found[0], restarts=sum(state.restarts for state in found), last_error=worst.last_error, kind=worst.kind
-    )

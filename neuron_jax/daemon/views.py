@@ -14,13 +14,14 @@ from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.model_text import Abilities, Broken, ModelFacts
 from neuron_jax.daemon.replica import Replica
-from neuron_jax.daemon.resident import STATUS, ResidentModel
+from neuron_jax.daemon.resident import ResidentModel
 from neuron_jax.daemon.responses import json_response
 from neuron_jax.daemon.service import Neuron
 from neuron_jax.daemon.shares import measured
+from neuron_jax.daemon.status import ReplicaStatus, Stage
 from neuron_jax.hardware.records import DeviceLoad
 from neuron_jax.workers.engine_client import Rank
-from neuron_jax.workers.frames import EngineSpec, MemoryRow, Progress
+from neuron_jax.workers.frames import EngineSpec, Progress
 from neuron_jax.workers.process import EngineProcess
 
 MIB = 1 << 20
@@ -164,54 +165,53 @@ async def capabilities(lifecycle: Lifecycle, model_id: str) -> Response[bytes]:
 
 def resident_info(lifecycle: Lifecycle, resident: ResidentModel) -> Json:
     """ModelInfo of something loaded, loading or failed."""
-    plan = _plan(resident)
-    ready = resident.client.ready if resident.client is not None else None
+    status, client = resident.status, resident.client
     abilities = resident.known_text.abilities if resident.known_text is not None else Abilities()
-    info = _info(resident.id, lifecycle.catalogue.aliases(resident.id), resident.status, abilities)
+    info = _info(resident.id, lifecycle.catalogue.aliases(resident.id), status.stage, abilities)
     planned = _planned(resident, TOTAL_ROW)
     measured = _measured(lifecycle, resident)
     info |= {
         "devices": list(resident.devices),
         "vram_used_mb": planned // MIB if measured is None and planned is not None else measured,
         "vram_planned_mb": None if planned is None else planned // MIB,
-        "restarts": resident.state.restarts,
+        "restarts": status.restarts,
     }
     if resident.replicas:
-        info["replicas"] = [replica_info(replica) for replica in resident.replicas]
+        told = zip(resident.replicas, status.replicas, strict=True)
+        info["replicas"] = [replica_info(replica, replica_status) for replica, replica_status in told]
     if resident.serving:
         info["limit"] = limit(resident.max_context)
-    if resident.progress is not None:
-        info["progress"] = progress(resident.progress)
-    if resident.last_error is not None:
-        info["last_error"] = resident.last_error
-    if resident.status in ("failed", "recovering"):
-        info["servable"] = {"ok": False, "reason": "unavailable", "detail": resident.last_error}
+    if status.progress is not None:
+        info["progress"] = progress(status.progress)
+    if status.last_error is not None:
+        info["last_error"] = status.last_error
+    if status.stage in (Stage.FAILED, Stage.RECOVERING):
+        info["servable"] = {"ok": False, "reason": "unavailable", "detail": status.last_error}
     elif (short := resident.shortage) is not None:
         detail = f"device {short.device} has {short.free} MiB free, and needs {short.required} MiB"
         info["servable"] = {"ok": False, "reason": "insufficient_vram", "detail": detail}
     if resident.load.dropped:
         info["dropped_programs"] = list(resident.load.dropped)
-    if resident.client is not None:
-        info["pid"] = resident.client.pid
-    if ready is not None:
+    if client is not None:
+        info["pid"], ready = client.pid, client.ready
         info["quant"] = {"chosen": ready.quant, "reason": ready.quant_reason}
         info["kv_dtype"] = {"chosen": ready.kv_dtype, "reason": ready.kv_reason}
         info["deterministic"] = {"chosen": ready.deterministic, "reason": ready.deterministic_reason}
         info["attention"] = {"chosen": ready.attention, "reason": ready.attention_reason}
         info["threads"] = ready.threads
-        info["plan"] = [{"what": row.what, "bytes": row.bytes} for row in plan]
+        info["plan"] = [{"what": row.what, "bytes": row.bytes} for row in ready.plan]
     return info
 
 
-def replica_info(replica: Replica) -> Json:
+def replica_info(replica: Replica, status: ReplicaStatus) -> Json:
     """One engine of a model."""
     load, client = replica.load, replica.client
     return {
-        "status": STATUS[replica.state.phase],
+        "status": status.stage,
         "devices": list(replica.devices),
         "pid": None if client is None else client.pid,
-        "restarts": replica.state.restarts,
-        "last_error": replica.last_error,
+        "restarts": status.state.restarts,
+        "last_error": status.last_error,
         "load": {
             "open": 0 if client is None else client.open,
             "running": load.running,
@@ -257,10 +257,6 @@ def _info(model_id: str, aliases: tuple[str, ...], status: str, abilities: Abili
         "tool_call": abilities.tool_call,
         "reasoning": abilities.reasoning,
     }
-
-
-def _plan(resident: ResidentModel) -> tuple[MemoryRow, ...]:
-    return resident.client.ready.plan if resident.client is not None else ()
 
 
 def _planned(resident: ResidentModel, what: str) -> int | None:

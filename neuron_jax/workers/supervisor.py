@@ -3,6 +3,7 @@
     starting ──ready──▶ ready ──died──▶ recovering ──ready──▶ ready
         └──error──▶ failed ◀──too many──────┘
     any ──stop──▶ draining ──▶ stopped
+    any ──fault of ours──▶ failed
 
 What an error wants is in REMEDIES. `after` is the whole table of states as a pure function; `Supervisor` is the one task
 that carries it out, and `start`, which it is given, does what the state asks for: less memory, other devices.
@@ -26,7 +27,7 @@ _log = logging.getLogger("neuron.supervisor")
 
 
 class Phase(StrEnum):
-    """Where a model's engine is; the values of `status` on the wire are made of these."""
+    """Where a model's engine is; `daemon.status` has the words of the wire for it."""
 
     STARTING = "starting"
     READY = "ready"
@@ -135,7 +136,14 @@ class Stopped:
     """The process is gone and was meant to be."""
 
 
-Happening = Started | StartFailed | Died | StopAsked | Stopped
+@frozen
+class Faulted:
+    """A fault of ours ended the supervision itself, and with it the engine."""
+
+    error: str
+
+
+Happening = Started | StartFailed | Died | StopAsked | Stopped | Faulted
 
 
 def after(state: EngineState, happening: Happening, policy: RestartPolicy = RESTARTS) -> EngineState:
@@ -149,10 +157,11 @@ def after(state: EngineState, happening: Happening, policy: RestartPolicy = REST
             return attrs.evolve(state, phase=Phase.READY, waits=0)
         case ((Phase.STARTING | Phase.RECOVERING), StartFailed(error, kind)):
             return _fallen(state, error, kind, policy)
-        case Phase.READY, Died(error, served, kind) if served >= policy.stable:
-            return _fallen(attrs.evolve(state, failures=0, kind=""), error, kind, policy)
-        case Phase.READY, Died(error, _, kind):
-            return _fallen(state, error, kind, policy)
+        case Phase.READY, Died(error, served, kind):
+            row = state if served < policy.stable else attrs.evolve(state, failures=0, kind="")
+            return _fallen(row, error, kind, policy)
+        case _, Faulted(error):
+            return attrs.evolve(state, phase=Phase.FAILED, last_error=error, kind="internal")
     raise AssertionError(f"{happening} in {state}")
 
 
@@ -233,7 +242,7 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001  # a fault of ours: without this its model would be what it was last, for ever
             _log.exception("%s: its supervisor failed", self._name)
             said = f"{type(error).__name__}: {error}"
-            self.state = attrs.evolve(self.state, phase=Phase.FAILED, last_error=said, kind="internal")
+            self.state = after(self.state, Faulted(said), self._policy)
             self._settle(LoadError("internal", said))
             self._changed(self.state)
 

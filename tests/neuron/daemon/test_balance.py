@@ -8,7 +8,6 @@ import msgspec
 from neuron_jax.daemon import tally
 from neuron_jax.daemon.balance import ABOUT_EQUAL, Busy, choose
 from neuron_jax.workers.frames import EngineLoad
-from neuron_jax.workers.supervisor import EngineState, Phase
 
 
 def busy(*open_: int, slots: int = 8) -> dict[int, Busy]:
@@ -59,15 +58,3 @@ def test_loads_are_summed() -> None:
     assert (both.running, both.pages, both.decode_rate, both.host_ms) == (4, 4, 4, 2)
     assert tally.total([]) == EngineLoad()
     assert (tally.counters(one).steps, tally.counters(one).running) == (2, 0)
-
-
-def test_a_model_is_as_well_as_its_best_engine() -> None:
-    """And complains of the worst."""
-    ready, recovering = EngineState(Phase.READY, restarts=1), EngineState(Phase.RECOVERING, 1, 2, "oops", "exited")
-    failed = EngineState(Phase.FAILED, 6, 5, "no", "internal")
-
-    assert tally.joined([]) == EngineState()
-    assert tally.joined([recovering, ready]) == EngineState(Phase.READY, 0, 3, "oops", "exited")
-    assert tally.joined([failed, recovering]).phase is Phase.RECOVERING
-    assert tally.joined([failed, recovering]).last_error == "no"
-    assert tally.joined([failed, failed]).phase is Phase.FAILED

@@ -127,7 +127,7 @@ def test_a_load_tells_how_far_it_is(tmp_path: Path) -> None:
 
     async def use(neuron: LiveNeuron) -> None:
         streaming = asyncio.create_task(neuron.http.post("/models/load", json={"model_id": MODEL}, headers=SSE))
-        await until(lambda: neuron.lifecycle.residents and neuron.lifecycle.residents[0].progress)
+        await until(lambda: neuron.lifecycle.residents and neuron.lifecycle.residents[0].status.progress)
         info = (await neuron.http.get("/models")).json()[0]
         refused = await neuron.chat("hello")
         events = [json.loads(event) for event in sse_events((await streaming).text)]
@@ -213,7 +213,7 @@ def test_a_load_that_fails_for_a_reason_that_nobody_foresaw_ends(
                 assert answer.status_code == 422, answer.text
                 assert answer.json()["error"]["kind"] == "engine_failed"
                 assert answer.json()["error"]["message"] == "RuntimeError: nobody foresaw this"
-        assert [one.status for one in neuron.lifecycle.residents] == ["failed"]
+        assert [one.status.stage for one in neuron.lifecycle.residents] == ["failed"]
         assert (await load(neuron)).json() == {"status": "loaded"}
 
     with_neuron(tmp_path, use, load=False)
@@ -259,7 +259,7 @@ def test_unload_answers(tmp_path: Path) -> None:
         assert (await unload(model_id=MODEL, drain_secs=-1)).status_code == 400
         assert (await unload(model_id=MODEL)).status_code == 404
         loading = asyncio.create_task(load(neuron))
-        await until(lambda: neuron.lifecycle.residents and neuron.lifecycle.residents[0].progress)
+        await until(lambda: neuron.lifecycle.residents and neuron.lifecycle.residents[0].status.progress)
         assert (await unload(model_id=MODEL)).json() == {"status": "unloaded"}
         assert (await loading).status_code == 503
         assert neuron.lifecycle.residents == ()
@@ -272,10 +272,10 @@ def test_the_load_goes_on_when_its_caller_leaves(tmp_path: Path) -> None:
 
     async def use(neuron: LiveNeuron) -> None:
         asking = asyncio.create_task(neuron.http.post("/models/load", json={"model_id": MODEL}, headers=SSE))
-        await until(lambda: neuron.lifecycle.residents and neuron.lifecycle.residents[0].progress)
+        await until(lambda: neuron.lifecycle.residents and neuron.lifecycle.residents[0].status.progress)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        await until(lambda: neuron.lifecycle.residents[0].status == "loaded")
+        await until(lambda: neuron.lifecycle.residents[0].status.stage == "loaded")
         assert (await neuron.chat("x")).status_code == 200
         assert f'neuron_requests_total{{model="{MODEL}",outcome="ok"}} 1.0' in (await neuron.http.get("/metrics")).text
 

@@ -35,7 +35,7 @@ def test_a_crash_loop_ends_in_failed_and_a_load_revives_it(script: dict[str, Any
         resident = neuron.lifecycle.residents[0]
         if "die_loading" in script:
             os.kill(neuron.pid(), signal.SIGKILL)
-        await until(lambda: resident.status == "failed")
+        await until(lambda: resident.status.stage == "failed")
         info = await tiny(neuron)
         answers = [await neuron.chat("hi"), await neuron.chat("hi", stream=True)]
 
@@ -60,7 +60,7 @@ def test_a_revived_model_that_still_crashes_fails_again(tmp_path: Path) -> None:
     """The new load has a count of its own; one that never becomes ready is refused with what the engine said."""
 
     async def use(neuron: LiveNeuron) -> None:
-        await until(lambda: neuron.lifecycle.residents[0].status == "failed")
+        await until(lambda: neuron.lifecycle.residents[0].status.stage == "failed")
         write_tiny_model(neuron.folder, die_loading=9)
         answer = await neuron.http.post("/models/load", json={"model_id": MODEL})
 

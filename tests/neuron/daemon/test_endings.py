@@ -131,7 +131,7 @@ def test_kill_9_under_eight_streams(tmp_path: Path) -> None:
         info = (await neuron.http.get("/models")).json()[0]
         assert (info["status"], info["servable"]["ok"]) == ("recovering", False)
         assert "SIGKILL" in info["last_error"]
-        await until(lambda: neuron.lifecycle.residents[0].status == "loaded")
+        await until(lambda: neuron.lifecycle.residents[0].status.stage == "loaded")
         assert (await neuron.chat("back")).json()["choices"][0]["message"]["content"] == "back"
         assert neuron.pid() != first
 
@@ -219,7 +219,7 @@ def test_unloading_drains(tmp_path: Path) -> None:
         running = asyncio.create_task(neuron.chat("[[count 300]]"))
         await until(lambda: submitted(neuron))
         unloading = asyncio.create_task(neuron.http.post("/models/unload", json={"model_id": "tiny"}))
-        await until(lambda: neuron.lifecycle.residents[0].status == "draining")
+        await until(lambda: neuron.lifecycle.residents[0].status.stage == "draining")
         assert (await neuron.chat("late")).status_code == 503
         assert (await running).json()["usage"]["completion_tokens"] == 301
         assert (await unloading).json() == {"status": "unloaded"}

@@ -37,10 +37,10 @@ def test_who_joins_a_load_that_is_failing_takes_the_reason_from_nobody(
     async def use(neuron: LiveNeuron) -> None:
         back = slow_to_return(monkeypatch)
         first = asyncio.create_task(load(neuron))
-        await until(lambda: [one.status for one in neuron.lifecycle.residents] == ["failed"])
+        await until(lambda: [one.status.stage for one in neuron.lifecycle.residents] == ["failed"])
         failing = neuron.lifecycle.residents[0]
         second = asyncio.create_task(load(neuron))
-        await until(lambda: failing.status == "draining")
+        await until(lambda: failing.status.stage == "draining")
         back.set()
         for answer in (await first, await second):
             assert answer.status_code == 422, answer.text
@@ -62,7 +62,7 @@ def test_something_cancelled_within_a_load_fails_it(tmp_path: Path, monkeypatch:
             answer = await load(neuron)
         assert answer.status_code == 422, answer.text
         assert answer.json()["error"]["message"] == "what the load waited for was cancelled"
-        assert [one.status for one in neuron.lifecycle.residents] == ["failed"]
+        assert [one.status.stage for one in neuron.lifecycle.residents] == ["failed"]
         assert (await load(neuron)).json() == {"status": "loaded"}
 
     with_neuron(tmp_path, use, load=False)
@@ -116,7 +116,7 @@ def test_who_stops_waiting_for_an_unload_leaves_nothing_half_way(
             await neuron.lifecycle.load(neuron.lifecycle.config.models[0])
         back = slow_to_return(monkeypatch)
         again = asyncio.create_task(neuron.lifecycle.load(neuron.lifecycle.config.models[0]))
-        await until(lambda: neuron.lifecycle.residents[0].status == "draining")
+        await until(lambda: neuron.lifecycle.residents[0].status.stage == "draining")
         again.cancel()
         await asyncio.gather(again, return_exceptions=True)
         back.set()

@@ -36,7 +36,7 @@ async def info(neuron: LiveNeuron) -> dict[str, Any]:
 async def die(neuron: LiveNeuron) -> None:
     """One request that ends its engine twice at most, and that the model has come to rest after."""
     await neuron.chat("[[die once 0]]")
-    await until(lambda: neuron.lifecycle.residents[0].status in ("loaded", "failed"))
+    await until(lambda: neuron.lifecycle.residents[0].status.stage in ("loaded", "failed"))
 
 
 def test_an_engine_is_granted_what_is_left_and_keeps_what_it_plans(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_an_engine_that_ran_out_of_memory_gets_fewer_pages_once(tmp_path: Path) 
         assert "out_of_memory: no room for a step" in after["last_error"]
 
         await neuron.chat("[[die 0]]")
-        await until(lambda: neuron.lifecycle.residents[0].status == "failed")
+        await until(lambda: neuron.lifecycle.residents[0].status.stage == "failed")
         assert not neuron.lifecycle.devices.grants
 
     words = ["out_of_memory", "no room for a step"]

@@ -103,7 +103,7 @@ def test_an_engine_that_died_comes_back(tmp_path: Path) -> None:
             await neuron.chat(f"[[count 20]] {number}")
         steps, first = resident(neuron).load.steps, (await info(neuron))["replicas"]
         os.kill(first[0]["pid"], signal.SIGKILL)
-        await until(lambda: resident(neuron).state.restarts == 1 and resident(neuron).admission.slots == 4)
+        await until(lambda: resident(neuron).status.restarts == 1 and resident(neuron).admission.slots == 4)
         again = (await info(neuron))["replicas"]
 
         assert again[0]["pid"] != first[0]["pid"]
@@ -120,11 +120,11 @@ def test_a_model_fails_with_its_last_engine(tmp_path: Path) -> None:
     async def use(neuron: LiveNeuron) -> None:
         first, second = (one["pid"] for one in (await info(neuron))["replicas"])
         os.kill(first, signal.SIGKILL)
-        await until(lambda: resident(neuron).replicas[0].state.ended)
-        assert resident(neuron).status == "loaded"
+        await until(lambda: resident(neuron).status.replicas[0].state.ended)
+        assert resident(neuron).status.stage == "loaded"
         assert (await neuron.chat("hi")).status_code == 200
         os.kill(second, signal.SIGKILL)
-        await until(lambda: resident(neuron).status == "failed")
+        await until(lambda: resident(neuron).status.stage == "failed")
         assert (await neuron.chat("hi")).status_code == 503
         assert not neuron.lifecycle.devices.grants
 

@@ -99,8 +99,8 @@ def test_a_request_that_kills_engines_kills_two(tmp_path: Path, stream: bool) ->
         assert answer.status_code == (200 if stream else 503)
         assert "exit code 41" in error["error"]["message"]
         assert error["error"]["engine_died"], "a gateway must not send it to another neuron"
-        await until(lambda: resident(neuron).status == "loaded")
-        assert resident(neuron).state.restarts == 2
+        await until(lambda: resident(neuron).status.stage == "loaded")
+        assert resident(neuron).status.restarts == 2
         assert said(await neuron.chat("on")) == "on"
 
     with_neuron(tmp_path, use, restarts=QUICK)
@@ -145,7 +145,7 @@ def test_the_wait_ends_with_the_model(tmp_path: Path, script: dict[str, Any], wo
     async def use(neuron: LiveNeuron) -> httpx.Response:
         asking = asyncio.create_task(neuron.chat("[[die 0]]"))
         if words == "unloaded":
-            await until(lambda: resident(neuron).status == "recovering")
+            await until(lambda: resident(neuron).status.stage == "recovering")
             await neuron.http.post("/models/unload", json={"model_id": MODEL})
         return await asking
 
@@ -160,7 +160,7 @@ def test_a_client_that_leaves_while_it_waits_is_gone(tmp_path: Path) -> None:
 
     async def use(neuron: LiveNeuron) -> None:
         asking = asyncio.create_task(neuron.chat("[[die 0]]"))
-        await until(lambda: resident(neuron).status == "recovering")
+        await until(lambda: resident(neuron).status.stage == "recovering")
         assert resident(neuron).admission.in_flight == 1
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
