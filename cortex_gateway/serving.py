@@ -24,9 +24,9 @@ from cortex_gateway.errors import Forbidden, Unauthorized
 from cortex_gateway.fleet.credentials import contexts
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
-from cortex_gateway.settings import UserError
 from cortex_gateway.transport import NeuronTransport
 from neuron_jax.common.addresses import Address, is_every_ipv6, parse_address
+from neuron_jax.common.errors import UserError
 from neuron_jax.common.tls import server_context
 
 log = logging.getLogger(__name__)

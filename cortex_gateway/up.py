@@ -25,9 +25,11 @@ from cortex_gateway.fleet.client import NeuronClient
 from cortex_gateway.fleet.credentials import showing
 from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig
-from cortex_gateway.settings import At, Reader, UserError
 from cortex_gateway.speed import tokens_per_second
 from neuron_jax.common.addresses import Address, is_every_ipv6
+from neuron_jax.common.errors import UserError
+from neuron_jax.common.files import OwnSecret, secret_of
+from neuron_jax.common.reader import Reader
 
 ALIASES = {"demo": "smollm2-135m-instruct"}
 QUESTION = "What is the capital of France?"
@@ -191,9 +193,10 @@ def config_of(asked: Up, target: Target, secret: str | None = None) -> Config:
 
 def _secret(environ: Mapping[str, str]) -> str | None:
     """What the neuron, which has our environment, will ask for. Raises ConfigError."""
-    reader, at = Reader(), At("environment")
-    word, file = environ.get("NEURON_SECRET"), environ.get("NEURON_SECRET_FILE")
-    secret = reader.secret(at, "NEURON_SECRET", word, file, pathlib.Path())
+    reader = Reader("environment")
+    ours = {name: environ[name] for name in ("NEURON_SECRET", "NEURON_SECRET_FILE") if name in environ}
+    told = reader.read(OwnSecret, {}, "NEURON_", ours)
+    secret = secret_of(reader, "secret", told.secret, told.secret_file)
     reader.finish()
     return secret
 

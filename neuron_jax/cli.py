@@ -20,8 +20,9 @@ from rich.console import Console
 
 from neuron_jax.build_info import build_info
 from neuron_jax.common.addresses import HIGHEST_PORT, parse_address, parse_host
+from neuron_jax.common.errors import ConfigError
 from neuron_jax.config import NeuronConfig, load_config, unused_variables
-from neuron_jax.errors import ConfigError, NeuronError
+from neuron_jax.errors import NeuronError
 from neuron_jax.hardware.records import DeviceLoad, Hardware
 from neuron_jax.tables import print_bench, print_hardware, print_plan, print_smoke, program_line
 from neuron_jax.terminal import console, show_progress

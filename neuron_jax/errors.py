@@ -1,10 +1,11 @@
 """The exceptions of a neuron, one tree; knows no HTTP status and no library's own errors.
 
 NeuronError
-├── ConfigError     a configuration file or variable says something impossible
 ├── EngineDied      an engine process ended while somebody still needed it
 ├── ListenError     the address of the daemon cannot be listened on
 └── LoadError       a model cannot be loaded; `kind` says why in one word
+
+What is wrong with the configuration is `common.errors.ConfigError`, in both programs.
 """
 
 from collections.abc import Mapping
@@ -13,10 +14,6 @@ from typing import Any
 
 class NeuronError(Exception):
     """Base of everything a neuron raises on purpose."""
-
-
-class ConfigError(NeuronError):
-    """A wrong key or value; the message names its origin, the key, what was found and what is allowed."""
 
 
 class EngineDied(NeuronError):  # noqa: N818 - what happened, as the wire documents it

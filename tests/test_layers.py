@@ -51,7 +51,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         | {"neuron_jax.common.tls"},
         {"httpx"},
     ),
-    "cortex_gateway.auth": ({"cortex_gateway.settings"}, set()),
+    "cortex_gateway.auth": ({"neuron_jax.common.errors"}, set()),
     **{f"cortex_gateway.auth.{name}": ({"cortex_gateway.errors"}, set()) for name in ("keys", "limits", "policy")},
     "cortex_gateway.auth.principal": (set(), set()),
     "cortex_gateway": ({"cortex_gateway", "neuron_jax.common"}, WEB),

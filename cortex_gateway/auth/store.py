@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from attrs import define, field
 
 from cortex_gateway.auth.principal import SCOPES, Key, Limits
-from cortex_gateway.settings import UserError
+from neuron_jax.common.errors import UserError
 
 APPLICATION = 0x43545831  # "CTX1": tells our database from another program's
 VERSION = 1

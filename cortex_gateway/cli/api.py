@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from attrs import field, frozen
 
-from cortex_gateway.settings import UserError
+from neuron_jax.common.errors import UserError
 from neuron_jax.common.tls import client_context, words
 
 PATIENCE = httpx.Timeout(None, connect=5.0)

@@ -24,8 +24,8 @@ from cortex_gateway.cli.chat import Chat
 from cortex_gateway.cli.progress import LoadBars
 from cortex_gateway.config import find_config, load_config, unused_variables
 from cortex_gateway.placement.snapshot import LoadStatus
-from cortex_gateway.settings import UserError
 from neuron_jax.common.addresses import HIGHEST_PORT, parse_host, parse_url
+from neuron_jax.common.errors import UserError
 from neuron_jax.common.log_format import log_to_stderr
 
 

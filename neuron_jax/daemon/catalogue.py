@@ -7,7 +7,8 @@ from typing import Any
 import attrs
 from attrs import frozen
 
-from neuron_jax.config import ModelSpec, NeuronConfig, read_record
+from neuron_jax.common.reader import read_record
+from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.errors import LoadError
 from neuron_jax.weights import sources
 from neuron_jax.weights.errors import WeightsError

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from neuron_jax.common.errors import ConfigError
 from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.daemon.access import knows
 from neuron_jax.daemon.devices import Devices
@@ -21,7 +22,7 @@ from neuron_jax.daemon.launch import TOTAL_ROW, row_mb
 from neuron_jax.daemon.problems import Problem, forbidden, invalid_body, shutting_down
 from neuron_jax.daemon.shares import MemoryRequest
 from neuron_jax.daemon.wire_common import HEARTBEAT_LINE, sse
-from neuron_jax.errors import ConfigError, LoadError
+from neuron_jax.errors import LoadError
 from neuron_jax.workers.frames import EngineSpec
 from neuron_jax.workers.process import EngineProcess, engine_environment
 

@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 from litestar import Response
 
+from neuron_jax.common.errors import ConfigError
 from neuron_jax.config import ModelSpec
 from neuron_jax.daemon import views
 from neuron_jax.daemon.fields import Fields, decode_object
@@ -14,7 +15,7 @@ from neuron_jax.daemon.lifecycle import AlreadyLoadedError, Lifecycle
 from neuron_jax.daemon.problems import Problem
 from neuron_jax.daemon.responses import json_response, primed
 from neuron_jax.daemon.wire_common import HEARTBEAT_LINE, sse
-from neuron_jax.errors import ConfigError, LoadError
+from neuron_jax.errors import LoadError
 from neuron_jax.workers.frames import Progress
 
 HEARTBEAT = 1.0

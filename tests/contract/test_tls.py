@@ -19,11 +19,11 @@ from cortex_gateway.cli import app as cli
 from cortex_gateway.config import Config, GatewayConfig, Neuron
 from cortex_gateway.serving import Running, bind, running
 from cortex_gateway.transport import NeuronTransport
+from neuron_jax.common.errors import ConfigError
 from neuron_jax.common.tls import TlsFileError, client_context, server_context
 from neuron_jax.config import ModelSpec, PeerConfig, RanksConfig, ServerConfig
 from neuron_jax.config import load_config as neuron_config
 from neuron_jax.daemon.peers import Peer, PeerError, peers_of
-from neuron_jax.errors import ConfigError
 from neuron_jax.workers.frames import EngineSpec, Group
 from tests.fakes import live_neuron
 from tests.fakes.certificates import Certificates, Pair
@@ -311,14 +311,14 @@ def test_files_of_the_gateway_that_do_not_go_together(tmp_path: pathlib.Path, ke
 @pytest.mark.parametrize(
     ("environ", "told"),
     [
-        ({"NEURON_SERVER__TLS_KEY": "k"}, "NEURON_SERVER__TLS_KEY: server.tls_key needs tls_cert"),
-        ({"NEURON_SERVER__TLS_CLIENT_CA": "k"}, "NEURON_SERVER__TLS_CLIENT_CA: server.tls_client_ca needs tls_cert"),
-        ({"NEURON_SERVER__TLS_CERT": "none"}, "NEURON_SERVER__TLS_CERT: server.tls_cert: none cannot be read"),
+        ({"NEURON_SERVER__TLS_KEY": "k"}, "NEURON_SERVER__TLS_KEY: needs tls_cert"),
+        ({"NEURON_SERVER__TLS_CLIENT_CA": "k"}, "NEURON_SERVER__TLS_CLIENT_CA: needs tls_cert"),
+        ({"NEURON_SERVER__TLS_CERT": "none"}, "NEURON_SERVER__TLS_CERT: none cannot be read"),
         (
             {"NEURON_PEERS": '[{name="a", endpoint="http://a", tls_ca="k"}]'},
-            r"peers\[0\].tls_ca is for an https:// end",
+            r"peers\[0\].tls_ca: is for an https:// end",
         ),
-        ({"NEURON_PEERS": '[{name="a", endpoint="https://a", tls_key="k"}]'}, r"peers\[0\].tls_key needs tls_cert"),
+        ({"NEURON_PEERS": '[{name="a", endpoint="https://a", tls_key="k"}]'}, r"peers\[0\].tls_key: needs tls_cert"),
     ],
 )
 def test_files_of_a_neuron_that_do_not_go_together(environ: dict[str, str], told: str) -> None:
@@ -336,7 +336,7 @@ def test_files_stand_beside_the_configuration(tmp_path: pathlib.Path, certificat
 
     found, there = gateway_config.load_config(cortex, {}), neuron_config(toml, {"HOME": "/h"})
 
-    assert (found.gateway.tls_cert, found.neurons[0].tls_ca) == (str(folder / "server.pem"), str(certificates.ca))
+    assert (found.gateway.tls_cert, found.neurons[0].tls_ca) == (folder / "server.pem", certificates.ca)
     assert (there.server.tls_key, there.server.tls_client_ca) == (certificates.server.key, certificates.ca)
 
 

@@ -20,7 +20,7 @@ PROGRAM = """
     import os, sys
     from cortex_gateway import child, up as module
     from cortex_gateway.cli import app, tables
-    from cortex_gateway.settings import UserError
+    from neuron_jax.common.errors import UserError
     from cortex_gateway.up import Up, up
 
     if sys.argv[5] == "patient":

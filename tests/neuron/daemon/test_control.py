@@ -222,12 +222,12 @@ def test_a_load_that_fails_for_a_reason_that_nobody_foresaw_ends(
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        ({}, 400, "model_id is missing"),
-        ({"model_id": 3}, 400, "model_id = 3"),
-        ({"model_id": MODEL, "quant": "int9"}, 400, "nearest: int8"),
-        ({"model_id": MODEL, "kv_dtype": "fp16"}, 400, "one of auto, float32, bfloat16, int8, fp8"),
-        ({"model_id": MODEL, "deterministic": "yes"}, 400, "deterministic = 'yes'"),
-        ({"model_id": MODEL, "harness": "vllm"}, 400, "one of jax, candle"),
+        ({}, 400, "model_id: is missing; allowed: a string that is not empty"),
+        ({"model_id": 3}, 400, "model_id: found 3"),
+        ({"model_id": MODEL, "quant": "int9"}, 400, 'did you mean "int8"?'),
+        ({"model_id": MODEL, "kv_dtype": "fp16"}, 400, 'allowed: "auto", "float32", "bfloat16", "int8", "fp8"'),
+        ({"model_id": MODEL, "deterministic": "yes"}, 400, 'deterministic: found "yes"'),
+        ({"model_id": MODEL, "harness": "vllm"}, 400, 'allowed: "jax", "candle"'),
         ({"model_id": MODEL, "devices": [7]}, 422, "bad_devices"),
         ({"model_id": MODEL, "tensor_parallel": 3}, 422, "bad_devices"),
         ({"model_id": "nonsense"}, 422, "repo_fetch_failed"),

@@ -1,14 +1,17 @@
 """The neuron's configuration: file, variables, and every complaint about them."""
 
+import re
 from pathlib import Path
 
 import attrs
 import pytest
 
-from neuron_jax.config import ModelSpec, NeuronConfig, PeerConfig, load_config, unused_variables
-from neuron_jax.errors import ConfigError
+from neuron_jax.common.errors import ConfigError
+from neuron_jax.common.kinds import bare, entry_of
+from neuron_jax.config import CacheConfig, ModelSpec, NeuronConfig, PeerConfig, load_config, unused_variables
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "neuron.example.toml"
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "examples" / "neuron.example.toml"
 
 
 def loaded(tmp_path: Path, text: str, **environ: str) -> NeuronConfig:
@@ -120,32 +123,40 @@ def test_a_predecessors_file_is_understood(tmp_path: Path) -> None:
 
 
 WRONG = [
-    ("[server]\nprot = 1", ["neuron.toml", "unknown key server.prot", "nearest: server.port", "drain_secs, host"]),
-    ("[servr]\nport = 1", ["unknown key servr", "nearest: server"]),
-    ("[server]\nport = 'x'", ["server.port = 'x'", "an integer from 0 to 65535"]),
-    ("[server]\nport = 70000", ["server.port = 70000", "an integer from 0 to 65535"]),
-    ("[server]\nport = true", ["server.port = True", "an integer"]),
-    ("[server]\nhost = '[::1]'", ["server.host = '[::1]': an address without a port", 'as "::1"']),
-    ("[server]\nhost = 'a:1'", ["server.host = 'a:1': must be a name or an IP address, without a port"]),
-    ("[server]\nhost = true", ["server.host = True: must be a text"]),
-    ("[ranks]\naddress = ''", ["ranks.address = '': must be a name or an IP address"]),
-    ("[[peers]]\nname = 'a'\nendpoint = 'http://::1:5'", ["peers[0].endpoint = 'http://::1:5'", 'as "[::1]:5"']),
-    ("[engine]\npage_size = 24", ["engine.page_size = 24", "a power of two from 1 to 128"]),
-    ("[engine]\npage_size = 256", ["engine.page_size = 256", "a power of two"]),
-    ("[engine]\nprefix_cache = 1", ["engine.prefix_cache = 1", "true or false"]),
-    ("server = 3", ["server = 3", "a table [server]"]),
-    ("[models]\nmodel_id = 'a'", ["models = ", "tables [[models]]"]),
-    ("[[models]]\nquant = 'int8'", ["models[0].model_id is missing"]),
+    ("[server]\nprot = 1", ['server.prot: is not a key here; allowed: "host"', '"drain_secs"', 'did you mean "port"?']),
+    ("[servr]\nport = 1", ["servr: is not a key here", 'did you mean "server"?']),
+    ("[server]\nport = 'x'", ['server.port: found "x"; allowed: a whole number from 0 to 65535']),
+    ("[server]\nport = 70000", ["server.port: found 70000; allowed: a whole number from 0 to 65535"]),
+    ("[server]\nport = true", ["server.port: found True; allowed: a whole number"]),
+    ("[server]\nhost = '[::1]'", ['server.host: found "[::1]"; an address without a port', 'as "::1"']),
+    ("[server]\nhost = 'a:1'", ['server.host: found "a:1"; must be a name or an IP address, without a port']),
+    ("[server]\nhost = true", ["server.host: found True; allowed: a string, a name or an IP address"]),
+    ("[ranks]\naddress = ''", ['ranks.address: found ""; must be a name or an IP address']),
+    ("[[peers]]\nname = 'a'\nendpoint = 'http://::1:5'", ['peers[0].endpoint: found "http://::1:5"', 'as "[::1]:5"']),
+    ("[engine]\npage_size = 24", ["engine.page_size: found 24; allowed: a whole number, a power of two up to 128"]),
+    ("[engine]\npage_size = 256", ["engine.page_size: found 256", "a power of two"]),
+    ("[engine]\nprefix_cache = 1", ["engine.prefix_cache: found 1; allowed: true or false"]),
+    ("[admission]\nmax_wait_secs = -1", ["max_wait_secs: found -1; allowed: a number from 0 to 86400"]),
+    ("models = 3", ["models: found 3; allowed: a list of tables [[models]]"]),
+    ("server = 3", ["server: found 3; allowed: a table [server]"]),
+    ("[models]\nmodel_id = 'a'", ["models: found a table; allowed: a list of tables [[models]]"]),
+    ("[[models]]\nquant = 'int8'", ["models[0].model_id: is missing; allowed: a string that is not empty"]),
+    ("[[models]]\nmodel_id = ' '", ['models[0].model_id: found " "; allowed: a string that is not empty']),
     (
         "[[models]]\nmodel_id = 'a'\nquant = 'int9'",
-        ["models[0].quant = 'int9'", "one of auto, none, stored, int8, int4, fp8", "nearest: int8"],
+        [
+            'models[0].quant: found "int9"; allowed: "auto", "none", "stored", "int8", "int4", "fp8"; did you mean "int8"?'
+        ],
     ),
-    ("[[models]]\nmodel_id = 'a'\ndevices = [0, 0]", ["models[0].devices = [0, 0]", "different device indices"]),
-    ("[[models]]\nmodel_id = 'a'\naliases = ['x']\n[[models]]\nmodel_id = 'x'", ["'x' is given to two models"]),
-    ("[[harnesses]]\nname = 'vllm'", ["harnesses[0].name = 'vllm'", "one of jax, candle"]),
-    ("port = 1\n[server]\nport = 2", ["port = 1 and server.port = 2"]),
-    ("[cache]\nmodels_dir = ''", ["cache.models_dir = ''", "a path"]),
-    ("nonsense", ["not TOML"]),
+    ("[[models]]\nmodel_id = 'a'\ndevices = [0, 0]", ["models[0].devices: found [0, 0]", "different device indices"]),
+    ("[[models]]\nmodel_id = 'a'\ndevices = [0, 'x']", ['models[0].devices[1]: found "x"; allowed: a whole number']),
+    ("[[models]]\nmodel_id = 'a'\naliases = ['']", ["models[0].aliases: found", "of strings that are not empty"]),
+    ("[[models]]\nmodel_id = 'a'\naliases = ['x']\n[[models]]\nmodel_id = 'x'", ['models: found "x" 2 times']),
+    ("[[harnesses]]\nname = 'vllm'", ['harnesses[0].name: found "vllm"; allowed: "jax", "candle"']),
+    ("port = 1\n[server]\nport = 2", ["port: found 1, and server.port is 2; give one of them"]),
+    ("port = 1\n[server]\nport = 13131", ["port: found 1, and server.port is 13131"]),
+    ("[cache]\nmodels_dir = ''", ['cache.models_dir: found ""; allowed: a path']),
+    ("nonsense", ["not valid TOML"]),
 ]
 
 
@@ -162,20 +173,26 @@ def test_a_wrong_file_is_named_with_key_found_and_allowed(tmp_path: Path, text: 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("NEURON_SERVER__PORT", "x", "server.port = 'x': allowed is an integer"),
-        ("NEURON_SERVER__PROT", "1", "unknown key server.prot; nearest: server.port"),
-        ("NEURON_SERVR__PORT", "1", "unknown key servr; nearest: server"),
-        ("NEURON_MODELS__3__MODEL_ID", "a", "there is nothing at '3'"),
-        ("NEURON_SERVER__PORT__X", "a", "server.port.x is not a key of a table"),
-        ("NEURON_SERVER__", "a", "is not a key"),
-        ("NEURON_ENGINE__PREFIX_CACHE", "maybe", "engine.prefix_cache = 'maybe': allowed is true or false"),
+        ("NEURON_SERVER__PORT", "x", 'found "x"; allowed: a whole number from 0 to 65535'),
+        ("NEURON_SERVER__PROT", "1", 'found "prot"; allowed: "host", "port", '),
+        ("NEURON_SERVR__PORT", "1", 'found "servr"; allowed: "server", "cache", '),
+        ("NEURON_MODELS__3__MODEL_ID", "a", 'found "3"; there are 0 models; the next is 0'),
+        ("NEURON_SERVER__PORT__X", "a", 'found "x"; allowed: nothing'),
+        ("NEURON_SERVER__", "a", 'found ""; allowed: "host"'),
+        ("NEURON_ENGINE__PREFIX_CACHE", "maybe", 'found "maybe"; allowed: true or false'),
+        ("NEURON_MODELS__0__DEVICES", "0", "models[0].model_id: is missing; allowed: a string that is not empty"),
+        (
+            "NEURON_DEFAULT_MODELS__0__DEVICES",
+            "0,x",
+            'default_models[0].devices[1]: found "x"; allowed: a whole number',
+        ),
         ("NEURON_PEERS", "[{", "not TOML"),
-        ("NEURON_PEERS", "3", "peers = 3: allowed is tables [[peers]]"),
-        ("NEURON_PEERS", '{name = "a"}', "peers = a table: allowed is tables [[peers]]"),
-        ("NEURON_PEERS", '[{name = "a", endpoint = "a:1"}]', "peers[0].endpoint = 'a:1': must be a URL"),
-        ("NEURON_PEERS", '[{name = "a"}]', "peers[0].endpoint is missing; it must be a URL"),
-        ("NEURON_PEERS", '[{nam = "a"}]', "unknown key peers[0].nam; nearest: peers[0].name"),
-        ("NEURON_ENGINE", "{cpu_devices = 0}", "engine.cpu_devices = 0: allowed is an integer"),
+        ("NEURON_PEERS", "3", "found 3; allowed: a list of tables [[peers]]"),
+        ("NEURON_PEERS", '{name = "a"}', "found a table; allowed: a list of tables [[peers]]"),
+        ("NEURON_PEERS", '[{name = "a", endpoint = "a:1"}]', 'peers[0].endpoint: found "a:1"; must be a URL'),
+        ("NEURON_PEERS", '[{name = "a"}]', "peers[0].endpoint: is missing; allowed: a string, a URL"),
+        ("NEURON_PEERS", '[{nam = "a", name = "a", endpoint = "http://a"}]', "peers[0].nam: is not a key here"),
+        ("NEURON_ENGINE", "{cpu_devices = 0}", "engine.cpu_devices: found 0; allowed: a whole number from 1 to 64"),
     ],
 )
 def test_a_wrong_variable_is_named(tmp_path: Path, name: str, value: str, words: str) -> None:
@@ -183,13 +200,32 @@ def test_a_wrong_variable_is_named(tmp_path: Path, name: str, value: str, words:
     with pytest.raises(ConfigError) as raised:
         loaded(tmp_path, "[server]\nport = 1", **{name: value})
 
-    assert str(raised.value).startswith(name + ": ")
+    assert all(problem.startswith(f"environment: {name}: ") for problem in raised.value.problems)
     assert words in str(raised.value)
+
+
+def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
+    """Of the file and of the environment, so that one edit mends them all."""
+    text = "x = 1\n[server]\nport = -1\nhost = 3\n[engine]\nkv = 1\n[[models]]\nquant = 'int9'\n"
+    with pytest.raises(ConfigError) as raised:
+        loaded(tmp_path, text, NEURON_RANKS__SECRET="", NEURON_ENGIN__KV_MB="1")
+
+    told = ["NEURON_ENGIN__KV_MB", "server.host", "server.port", "engine.kv", "NEURON_RANKS__SECRET"]
+    told += ["models[0].model_id", "models[0].quant", "x"]
+    assert [problem.split(": ")[1] for problem in raised.value.problems] == told
+
+
+def test_what_a_variable_leaves_out_of_a_table_has_its_default(tmp_path: Path) -> None:
+    """The folders of the cache, too, which only the program knows."""
+    config = loaded(tmp_path, "port = 5", NEURON_CACHE="{models_dir = '/m'}", NEURON_SERVER="{drain_secs = 1}")
+
+    assert config.cache == CacheConfig(models_dir=Path("/m"), compile_dir=Path("/home/u/.cache/cortex/compiled"))
+    assert (config.server.port, config.server.drain_secs) == (5, 1.0)
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     """A path that was given must exist."""
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
         load_config(tmp_path / "none.toml", {})
 
 
@@ -221,18 +257,22 @@ def test_where_the_secret_comes_from(tmp_path: Path, text: str, environ: dict[st
 @pytest.mark.parametrize(
     ("text", "environ", "words"),
     [
-        ("secret = 'a'\nsecret_file = 'word'", {}, "neuron.toml: secret and secret_file: give one of them"),
-        ("secret_file = 'none'", {}, "none': cannot be read: No such file"),
-        ("secret_file = 'empty'", {}, "empty': allowed in the file is a word"),
-        ("secret_file = 'binary'", {}, "binary': allowed in the file is a word"),
-        ("secret = 'hunter2\u00e9'", {}, "neuron.toml: secret: allowed is a word of visible ASCII characters"),
-        ("secret = ['hunter2']", {}, "neuron.toml: secret: allowed is a word"),
-        ("[ranks]\nsecret = '\thunter2'", {}, "neuron.toml: ranks.secret: allowed is a word"),
-        ("[peers]\nname = 'a'\nsecret = 'hunter2'", {}, "peers = a table: allowed is tables [[peers]]"),
-        ("", {"NEURON_SECRET": "hunter2\n"}, "NEURON_SECRET: secret: allowed is a word"),
+        (
+            "secret = 'a'\nsecret_file = 'word'",
+            {},
+            "neuron.toml: secret: is there besides secret_file; give one of them",
+        ),
+        ("secret_file = 'none'", {}, "none cannot be read: No such file"),
+        ("secret_file = 'empty'", {}, "secret_file: allowed: a word of visible ASCII characters in "),
+        ("secret_file = 'binary'", {}, "secret_file: allowed: a word of visible ASCII characters in "),
+        ("secret = 'hunter2\u00e9'", {}, "neuron.toml: secret: allowed: a word of visible ASCII characters"),
+        ("secret = ['hunter2']", {}, "neuron.toml: secret: allowed: a word"),
+        ("[ranks]\nsecret = '\thunter2'", {}, "neuron.toml: ranks.secret: allowed: a word"),
+        ("[peers]\nname = 'a'\nsecret = 'hunter2'", {}, "peers: found a table; allowed: a list of tables [[peers]]"),
+        ("", {"NEURON_SECRET": "hunter2\n"}, "environment: NEURON_SECRET: allowed: a word"),
         ("", {"NEURON_PEERS": '[{name = "a", secret = "hunter2"'}, "NEURON_PEERS: not TOML"),
-        ("", {"NEURON_PEERS": '{name = "a", secret = "hunter2"}'}, "NEURON_PEERS: peers = a table"),
-        ("trust_network = 1", {}, "trust_network = 1: allowed is true or false"),
+        ("", {"NEURON_PEERS": '{name = "a", secret = "hunter2"}'}, "NEURON_PEERS: found a table"),
+        ("trust_network = 1", {}, "trust_network: found 1; allowed: true or false"),
     ],
 )
 def test_a_wrong_secret_is_told_and_not_shown(tmp_path: Path, text: str, environ: dict[str, str], words: str) -> None:
@@ -259,6 +299,25 @@ def test_secrets_are_neither_shown_nor_inherited(tmp_path: Path) -> None:
 
     assert "hunter2" not in repr(config)
     assert config.environ == {"HOME": "/home/u", "NEURON_ENGINE__KV_MB": "1"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        {
+            item.name
+            for table in attrs.fields(NeuronConfig)
+            for item in attrs.fields(
+                bare(table.type) if attrs.has(table.type) else entry_of(table.type) or NeuronConfig
+            )
+        }
+    ),
+)
+def test_every_setting_is_read_by_somebody(name: str) -> None:
+    """One that nobody reads is a lie. Of a file with a secret the secret is read, and a harness is chosen by nobody."""
+    sources = [path for path in (ROOT / "neuron_jax").rglob("*.py") if path != ROOT / "neuron_jax/config.py"]
+
+    assert name in ("harness", "secret_file") or any(re.search(rf"\.{name}\b", path.read_text()) for path in sources)
 
 
 def test_the_example_names_every_setting() -> None:
