@@ -24,6 +24,7 @@ def candidate(node: str, pending: int, *, speed: float = 0.0, slots: int = 0, re
         (candidate("home", 9, slots=2), candidate("other", 9, slots=2), "home"),
         (candidate("home", 0, speed=10), candidate("other", 0, speed=29), "home"),
         (candidate("home", 0, speed=10), candidate("other", 0, speed=31), "other"),
+        (candidate("home", 0, speed=10), candidate("other", 0, speed=30), "home"),
     ],
 )
 def test_it_stays_unless_the_wait_is_much_longer(home: Candidate, other: Candidate, expected: str) -> None:

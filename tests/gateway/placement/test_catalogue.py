@@ -1,6 +1,7 @@
 """What there is: the operator's list, the nodes' lists and the aliases, merged."""
 
 import pytest
+from attrs import evolve
 
 from cortex_gateway.placement import catalogue, defrag
 from cortex_gateway.placement.catalogue import Catalogue, Location
@@ -76,6 +77,52 @@ def test_resolve(name: str, found: str | None) -> None:
     assert catalogue.resolve(known, name, lambda model: model == "seen") == found
 
 
+@pytest.mark.parametrize(
+    ("model", "anywhere"), [("with source", True), ("org/name", True), ("plain", False), ("org/unlisted", False)]
+)
+def test_what_any_node_can_be_asked_to_load(model: str, anywhere: bool) -> None:
+    """The operator has to list it, with a source or under a hub's name."""
+    listed = (ModelConfig(id="with source", source="/m"), ModelConfig(id="org/name"), ModelConfig(id="plain"))
+
+    assert Catalogue({one.id: one for one in listed}).anywhere(model) is anywhere
+
+
+def test_a_model_is_feasible_where_it_is_offered_or_where_any_node_may_be_asked() -> None:
+    """Of two nodes one lists it."""
+    fleet = FleetSnapshot(nodes=(node("a", loaded("m"), loaded("o/m")), node("b"), node("c", left("m"))))
+    known = Catalogue({"o/m": ModelConfig(id="o/m"), "lost": ModelConfig(id="lost")})
+
+    assert {entry.id: entry.feasible_on for entry in catalogue.entries(known, fleet)} == {
+        "lost": ("a", "b", "c"),
+        "m": ("a",),
+        "o/m": ("a", "b", "c"),
+    }
+
+
+def left(model: str) -> Replica:
+    """Nothing of it is left but a load that failed."""
+    return Replica(model=model, status="failed", offered=False)
+
+
+def test_up_to_three_names_that_look_alike_are_told() -> None:
+    """The nearest first, and none that is quite another."""
+    known = Catalogue({name: ModelConfig(id=name) for name in ("llama-1", "llama-2", "llama-3", "llama-12", "qwen")})
+
+    assert catalogue.nearest(known, FleetSnapshot(), "llama-1") == ("llama-1", "llama-12", "llama-3")
+    assert catalogue.nearest(known, FleetSnapshot(), "zzzzz") == ()
+
+
+def test_an_id_to_ask_for_is_a_loaded_one_if_there_is_any() -> None:
+    """Else the operator's first, else anybody's."""
+    unloaded = Replica(model="a", status="unloaded")
+    operator = Catalogue({"k": ModelConfig(id="k")})
+
+    assert catalogue.present(operator, FleetSnapshot(nodes=(node("n", unloaded, loaded("z")),))) == "z"
+    assert catalogue.present(operator, FleetSnapshot(nodes=(node("n", unloaded),))) == "k"
+    assert catalogue.present(Catalogue(), FleetSnapshot(nodes=(node("n", unloaded),))) == "a"
+    assert catalogue.present(Catalogue(), FleetSnapshot()) is None
+
+
 def test_a_model_that_only_a_node_knows_keeps_its_harness() -> None:
     """So that it is loaded again where that harness is."""
     known = Catalogue()
@@ -105,6 +152,11 @@ def test_what_follows_from_a_models_entry(config: ModelConfig, priority: int, sh
         pytest.param(node("a", loaded("m"), cycles=2, healthy=False), 2, None, id="not healthy"),
         pytest.param(node("a", loaded("m"), cycles=2, busy="loading"), 2, None, id="occupied"),
         pytest.param(node("a", loaded("m", in_flight=1), cycles=2), 2, None, id="in use"),
+        pytest.param(evolve(node("a", loaded("m"), cycles=2), doubted=True), 2, None, id="in doubt"),
+        pytest.param(node("a", loaded("m"), cycles=3), 2, ("m",), id="overdue"),
+        pytest.param(
+            node("a", loaded("a"), loaded("z", vram_used_mb=1), cycles=2), 2, ("z", "a"), id="of no known size: last"
+        ),
         pytest.param(
             node("a", Replica(model="m", status="recovering"), cycles=2), 2, None, id="something is recovering"
         ),

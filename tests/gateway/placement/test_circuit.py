@@ -13,9 +13,10 @@ def failing(times: int = FAILURES, now: float = 100.0) -> Circuit:
 
 
 def test_failures_in_a_row_begin_a_rest() -> None:
-    """Two do not."""
-    assert failing(FAILURES - 1).state(100.0) == "closed"
-    assert failing().state(100.0) == "open"
+    """Two do not, three do."""
+    assert not Circuit().rests(100.0)
+    assert failing(2).state(100.0) == "closed"
+    assert failing(3).state(100.0) == "open"
     assert failing().rests(100.0 + REST_SECS - 0.01)
     assert failing().reason == "500"
 
@@ -32,6 +33,12 @@ def test_what_was_sent_before_the_last_failure_says_nothing() -> None:
     circuit = failing(FAILURES - 1).served(sent=99.0).failed(101.0, "503")
 
     assert circuit.state(101.0) == "open"
+    assert failing().served(sent=100.0) == Circuit()
+
+
+def test_what_fails_during_a_rest_does_not_make_it_longer() -> None:
+    """Requests that were under way when it began."""
+    assert failing().failed(101.0, "500").until == failing().until
 
 
 def test_after_the_rest_one_request_tries_it() -> None:

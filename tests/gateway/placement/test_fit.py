@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cortex_gateway.placement import fit
-from cortex_gateway.placement.snapshot import Device, ModelConfig, Node, Replica
+from cortex_gateway.placement.snapshot import Device, Membership, ModelConfig, Node, Replica
 
 
 def node(*free: int, total: int = 10_000, **more: Any) -> Node:
@@ -31,6 +31,7 @@ def need(mb: int | None, shards: int = 1, *, proven: bool = False) -> fit.Need:
         pytest.param((10,), need(None), (0,), id="an unknown size is tried"),
         pytest.param((8000,), need(9000, proven=True), (0,), id="proven here, and nobody else is on it"),
         pytest.param((8000,), need(9000), None, id="not proven here"),
+        pytest.param((8000,), need(8000), (0,), id="to the last MiB"),
     ],
 )
 def test_devices(free: tuple[int, ...], needed: fit.Need, chosen: tuple[int, ...] | None) -> None:
@@ -43,6 +44,59 @@ def test_a_proven_model_does_not_squeeze_in_beside_others() -> None:
     beside = Replica(model="n", status="loaded", devices=(0,))
 
     assert fit.devices_for(ModelConfig(id="m"), node(8000, replicas=(beside,)), need(9000, proven=True)) is None
+
+
+def test_a_proven_model_may_take_what_others_leave() -> None:
+    """It has the device to itself once those are gone, and beside what holds nothing."""
+    beside = Replica(model="n", status="loaded", devices=(0,))
+    lent = Membership(model="g", leader="b", devices=(0,))
+    failed = Replica(model="o", status="failed", devices=(0,))
+
+    def chosen(*gone: str, **more: Any) -> tuple[int, ...] | None:
+        return fit.devices_for(ModelConfig(id="m"), node(8000, **more), need(9000, proven=True), without=gone)
+
+    assert chosen(replicas=(beside,)) is None
+    assert chosen("n", replicas=(beside,)) == (0,)
+    assert chosen(members=(lent,)) is None
+    assert chosen("g", members=(lent,)) == (0,)
+    assert chosen(replicas=(failed,)) == (0,)
+
+
+def test_what_was_lent_comes_back_in_equal_parts() -> None:
+    """On the devices that were lent, and of nobody whose size is not known."""
+    lent = Membership(model="g", leader="b", devices=(0, 1))
+    it = node(1000, 1000, 1000, members=(lent,))
+
+    def fits(mb: int, gone: str = "g", **sizes: int) -> bool:
+        needed = need(mb, 2)
+        return fit.devices_for(ModelConfig(id="m"), it, needed, without={gone}, sizes=sizes) is not None
+
+    assert fits(3000, g=4000)
+    assert not fits(3001, g=4000)
+    assert not fits(1001, h=4000)
+    assert not fits(1001, "h", g=4000)
+    assert fit.devices_for(ModelConfig(id="m"), it, need(3000, 3), without={"g"}, sizes={"g": 4000}) is None
+
+
+def test_who_leaves_without_a_known_size_frees_nothing() -> None:
+    """Not even a MiB."""
+    it = node(1000, replicas=(Replica(model="n", status="loaded", devices=(0,)),))
+
+    assert fit.devices_for(ModelConfig(id="m"), it, need(1000), without={"n"}) == (0,)
+    assert fit.devices_for(ModelConfig(id="m"), it, need(1001), without={"n"}, sizes={"o": 9}) is None
+
+
+@pytest.mark.parametrize(
+    ("member", "size"),
+    [
+        (Membership(model="g", leader="b", devices=(0, 1), device_mb=300), 600),
+        (Membership(model="g", leader="b", devices=(0, 1), device_mb=0), 0),
+        (Membership(model="g", leader="b", devices=(1,)), 2000),
+    ],
+)
+def test_what_comes_back_of_what_is_lent(member: Membership, size: int) -> None:
+    """As the leader tells it, or else all that those devices have in use."""
+    assert fit.lent_size(member, node(1000, 8000)) == size
 
 
 def test_who_leaves_frees_its_share_on_each_of_its_devices() -> None:
@@ -66,6 +120,8 @@ def test_who_leaves_frees_its_share_on_each_of_its_devices() -> None:
         pytest.param(ModelConfig(id="m", min_devices=2), need(1), "has 1 of the 2 devices", id="too few devices"),
         pytest.param(ModelConfig(id="m"), need(1, 2), "has 1 of the 2 devices", id="too few for its shards"),
         pytest.param(ModelConfig(id="m", min_device_vram_mb=20_000), need(1), "with 20000 MiB", id="devices too small"),
+        pytest.param(ModelConfig(id="m", min_device_vram_mb=10_000), need(1), None, id="devices just large enough"),
+        pytest.param(ModelConfig(id="m"), need(10_000), None, id="fits exactly when empty"),
         pytest.param(ModelConfig(id="m"), need(10_001), "its largest device has 10000", id="too big when empty"),
         pytest.param(ModelConfig(id="m"), need(10_001, proven=True), None, id="it has run here"),
         pytest.param(ModelConfig(id="m"), need(None), None, id="nobody knows its size"),
@@ -76,6 +132,23 @@ def test_why_never(model: ModelConfig, needed: fit.Need, reason: str | None) -> 
     found = fit.why_never(model, node(0), needed)
 
     assert found is None if reason is None else reason in str(found)
+
+
+def test_the_largest_device_is_told() -> None:
+    """Of several."""
+    devices = tuple(Device(index=index, vram_total_mb=mb) for index, mb in enumerate((8000, 9000, 7000)))
+    it = Node(name="a", endpoint="http://a", devices=devices)
+
+    assert "its largest device has 9000" in str(fit.why_never(ModelConfig(id="m"), it, need(9001)))
+
+
+def test_a_device_that_does_not_tell_its_size_is_tried() -> None:
+    """Where nobody knows what the model needs, or where it has run already."""
+    it = node(0, total=0)
+
+    assert len(fit.roomy(ModelConfig(id="m"), it, need(None))) == 1
+    assert len(fit.roomy(ModelConfig(id="m"), it, need(9, proven=True))) == 1
+    assert not fit.roomy(ModelConfig(id="m"), it, need(1))
 
 
 def test_a_node_without_harnesses_says_so() -> None:
@@ -95,6 +168,9 @@ def test_a_node_without_harnesses_says_so() -> None:
             8000,
             6000,
             id="measured elsewhere beats both",
+        ),
+        pytest.param(
+            fit.Knowledge(measured={("m", "b"): 6000, ("m", "c"): 6400}), None, None, 6400, id="the most elsewhere"
         ),
         pytest.param(
             fit.Knowledge(measured={("m", "b"): 6000, ("m", "a"): 5000}), 7000, 8000, 5000, id="measured here"

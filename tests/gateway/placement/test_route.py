@@ -8,7 +8,7 @@ from cortex_gateway.placement import room
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.catalogue import Catalogue
 from cortex_gateway.placement.decisions import Decision, Hold, Join, Placement, Policy, Recovering, Reject, Serve
-from cortex_gateway.placement.snapshot import Device, FleetSnapshot, ModelConfig, ModelLoad, Node, Replica
+from cortex_gateway.placement.snapshot import Device, FleetSnapshot, Membership, ModelConfig, ModelLoad, Node, Replica
 
 M = ModelConfig(id="m", vram_mb=4000)
 
@@ -55,6 +55,16 @@ def load(pending: int = 0, slots: int = 0, speed: float = 0.0) -> dict[str, Any]
             [node("a", replica(**load(0, 8, 0))), node("b", replica(**load(2, 8, 90)))],
             Serve("a"),
             id="speed counts only where all have one",
+        ),
+        pytest.param(
+            [node("a", replica(**load(1, 8, 10))), node("b", replica(**load(2, 8, 14)))],
+            Serve("a"),
+            id="the new request is work as well",
+        ),
+        pytest.param(
+            [node("a", replica(**load(1, 0))), node("b", replica(**load(2, 8)))],
+            Serve("a"),
+            id="slots that are not told are not full",
         ),
         pytest.param(
             [node("a", replica(others=3)), node("b", replica(**load(2)))], Serve("b"), id="others' requests count"
@@ -127,6 +137,11 @@ def test_devices_are_named_where_there_is_a_choice() -> None:
         ),
         pytest.param([node("a", replica(draining=True))], {}, "full", "it is leaving", id="leaving"),
         pytest.param([node("a", free=1)], {}, "full", "the freest has 1", id="no room"),
+        pytest.param([node("a")], {"offering": ("b",)}, "never", "does not offer it", id="not its node"),
+        pytest.param(
+            [node("a", healthy=False)], {"offering": ("a",)}, "down", "a offers it and is not", id="its node is down"
+        ),
+        pytest.param([node("a", healthy=False)], {}, "down", "now: a is not healthy", id="nobody offers it"),
         pytest.param(
             [node("a"), node("b")], {"excluded": {"a"}, "only": ("a",)}, "failed", "b is not", id="the worst says"
         ),
@@ -148,6 +163,16 @@ def test_reject(nodes: list[Node], policy: dict[str, Any], kind: str, words: str
         pytest.param([node("a", replica(status="draining"))], "still unloading", id="the model is just leaving"),
         pytest.param([full("a", "x", in_flight=1)], "models are in use", id="who could leave is in use"),
         pytest.param([node("a", free=1), full("b", "x", in_flight=1)], "models are in use", id="one of two nodes"),
+        pytest.param([node("a", doubted=True, reason="refused")], "by a request (refused)", id="in doubt"),
+        pytest.param([node("a", replica(), doubted=True)], "being looked at", id="it serves and is in doubt"),
+        pytest.param(
+            [full("a", "x"), node("b", doubted=True, reason="cut")], "by a request (cut)", id="nobody leaves meanwhile"
+        ),
+        pytest.param(
+            [node("a", free=1, members=(Membership(model="g", leader="z", devices=(0,), leads="no"),))],
+            "getting back what it lent to g",
+            id="a group's memory comes back",
+        ),
     ],
 )
 def test_hold(nodes: list[Node], words: str) -> None:
@@ -156,6 +181,54 @@ def test_hold(nodes: list[Node], words: str) -> None:
 
     assert isinstance(decision, Hold)
     assert words in decision.reason
+
+
+def test_a_node_in_doubt_is_not_waited_for_where_there_is_room() -> None:
+    """Nor where another one serves."""
+    doubted = node("b", replica(), doubted=True)
+
+    assert decide(node("a"), node("b", doubted=True)) == Placement(node="a", devices=())
+    assert decide(node("a", replica(**load(9))), doubted) == Serve("a")
+
+
+def test_a_node_that_was_named_is_the_only_one() -> None:
+    """Where it serves elsewhere does not count."""
+    assert decide(node("a", replica()), node("b"), only=("b",)) == Placement(node="b", devices=())
+    assert decide(node("a", replica(**load(9))), node("b", replica()), only=("a",)) == Serve("a")
+
+
+def test_nobody_leaves_again_for_a_load_that_has_just_failed() -> None:
+    """Where there is room it may be tried."""
+    found = decide(full("a", "x"), sparing={"a"})
+
+    assert isinstance(found, Reject)
+    assert (found.why, "for which others had to leave" in found.reason) == ("failed", True)
+    assert decide(node("a"), sparing={"a"}) == Placement(node="a", devices=())
+    assert decide(full("a", "x"), sparing={"b"}) == Placement(node="a", devices=(), victims=("x",))
+
+
+def test_the_freest_device_is_told() -> None:
+    """Of several."""
+    devices = tuple(Device(index=index, vram_total_mb=9000, vram_free_mb=mb) for index, mb in enumerate((5, 8, 7)))
+    found = decide(Node(name="a", endpoint="http://a", healthy=True, devices=devices))
+
+    assert isinstance(found, Reject)
+    assert "the freest has 8," in found.reason
+
+
+def test_a_node_is_considered_again_only_when_something_has_changed() -> None:
+    """The model's entry, the node's record or the policy; each of several nodes is remembered."""
+    considered, policy, it, other = routing.Considered(), Policy(), node("a"), full("b", "x")
+
+    def asked(model: ModelConfig = M, policy: Policy = policy, it: Node = it) -> int:
+        found = considered(model, it, policy)
+        assert found == room.consider(model, it, policy)
+        return considered.asked
+
+    assert [asked(), asked(), asked(it=other), asked(), asked(it=other)] == [1, 1, 2, 2, 2]
+    assert asked(ModelConfig(id="m", vram_mb=4000)) == 2
+    assert asked(ModelConfig(id="m", vram_mb=4001)) == 3
+    assert [asked(), asked(it=node("a")), asked(policy=Policy())] == [4, 5, 6]
 
 
 def test_after_a_long_wait_a_model_in_use_may_be_drained() -> None:
@@ -174,6 +247,7 @@ def test_the_pinned_and_the_unloaded_are_no_victims() -> None:
     found = room.residents(it, Policy(catalogue=Catalogue(models)))
 
     assert [one.model for one in found] == ["q"]
+    assert not found[0].busy
     assert found[0].priority == 1000
 
 

@@ -247,6 +247,39 @@ def test_every_host_that_could_lead_is_feasible() -> None:
 
     assert [one.name for one in nodes if fit.could_lead(M, one, nodes)] == ["a", "b"]
     assert not fit.could_lead(M, nodes[0], nodes[:1])
+    assert not fit.could_lead(M, nodes[0], (nodes[0], nodes[2]))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "model", "feasible"),
+    [
+        (node("a", *TWO), node("b", *TWO, harnesses=("candle",)), M, []),
+        (node("a", *TWO), node("b", 1, 1, 1, 1), M, ["a", "b"]),
+        (
+            node("a", *TWO),
+            node("b", *TWO),
+            ModelConfig(id="m", tensor_parallel=4, hosts=("a", "b"), pinned_on=("b",)),
+            ["b"],
+        ),
+        (node("a", *TWO, 1), node("b", *TWO), ModelConfig(id="m", min_devices=5, hosts=("a", "b")), ["a", "b"]),
+        (node("a", *TWO), node("b", *TWO), ModelConfig(id="m", min_devices=5, hosts=("a", "b")), []),
+        (node("a", *TWO), node("b", *TWO), ModelConfig(id="m", tensor_parallel=2), ["a", "b"]),
+        (node("a", *TWO), node("b", *TWO), ModelConfig(id="m", tensor_parallel=3), []),
+        (
+            node("a", *TWO),
+            node("b", *TWO),
+            ModelConfig(id="m", vram_mb=40_001, tensor_parallel=4, hosts=("a", "b")),
+            [],
+        ),
+        (node("a"), node("b", *TWO, 9, 9), M, ["b"]),
+        (node("a"), node("b", *TWO, 9), M, []),
+    ],
+)
+def test_who_could_lead(first: Node, second: Node, model: ModelConfig, feasible: list[str]) -> None:
+    """Empty hosts are asked: what is on them now does not matter, only what devices they have and what they offer."""
+    nodes = (first, second)
+
+    assert [one.name for one in nodes if fit.could_lead(model, one, nodes)] == feasible
 
 
 def test_a_node_with_part_of_a_group_is_not_restarted() -> None:
@@ -258,6 +291,31 @@ def test_a_node_with_part_of_a_group_is_not_restarted() -> None:
     assert defrag.due(node("a", 1, replicas=(idle("m", 0, group=alone),), cycles=9), after_cycles=1) == ("m",)
     assert defrag.due(node("a", 1, replicas=(idle("m", 0, group=group),), cycles=9), after_cycles=1) is None
     assert defrag.due(node("b", 1, members=(member(),), cycles=9), after_cycles=1) is None
+
+
+def test_what_would_be_free_but_for_what_is_known() -> None:
+    """By device: the model itself does not count, nor what holds no memory; a group's part is counted where it is."""
+    group = Group(model="g", role="leader", leader="a", world=2, tensor_parallel=4)
+    replicas = (
+        idle("x", 0),
+        Replica(model="g", status="loaded", devices=(0, 1), vram_used_mb=4000, group=group),
+        idle("m", 1),
+        Replica(model="y", status="failed", devices=(1,), vram_used_mb=700),
+        Replica(model="z", status="loaded", devices=(9,), vram_used_mb=700),
+    )
+    it = node("a", 1, 1, 1, replicas=replicas, members=(member("h", "b", 2),))
+
+    assert room.vacant(it, Policy(), besides="m") == {0: 1000, 1: 9000, 2: 2000}
+    assert room.vacant(node("a", 1, members=(member("h", "b", 0, 8),)), Policy(), besides="m") == {0: 2000}
+
+
+def test_a_model_that_a_node_lends_to_does_not_displace_itself() -> None:
+    """Other groups may have to end for it."""
+    lending = node("b", 1, 1, members=(member("m", "a", 0), member("g", "a", 1)))
+
+    assert [one.model for one in room.residents(lending, Policy(), besides="m")] == ["g"]
+    (first, _) = room.residents(lending, Policy())
+    assert (first.busy, first.size_mb) == (False, 8000)
 
 
 def test_only_what_leaves_is_taken_from_the_picture() -> None:
