@@ -106,3 +106,42 @@ def test_completions_go_on_from_their_prompt() -> None:
 
     assert make(continues=True).feed(ids).pieces == (Text(" world"),)
     assert make(continues=False).feed(ids).pieces == (Text("world"),)
+
+
+def test_a_stop_string_counts_only_after_the_first_tokens() -> None:
+    """Where the token that completes it is one of the first `min_tokens`, it is text; the next time it ends the choice."""
+    ids = [TOKENIZER.id_of(name) or 0 for name in ("h", "w", "h", "w", "h")]
+
+    assert run(output(stops=("w",)), [ids]) == ((Text("h"),), "w", 2)
+    assert run(output(stops=("h",)), [ids]) == ((), "h", 1)
+    assert run(output(stops=("w",), min_tokens=1), [ids]) == ((Text("h"),), "w", 2)
+    assert run(output(stops=("w",), min_tokens=2), [ids]) == ((Text("hwh"),), "w", 4)
+    assert run(output(stops=("w",), min_tokens=4), [ids]) == ((Text("hwhwh"),), None, 5)
+
+
+def test_the_only_call_that_is_wanted_ends_the_choice() -> None:
+    """With the token that completes it; without the wish a second one follows."""
+    once = f"<tool_call>{CALL}</tool_call>"
+    ids = TOKENIZER.encode(once * 2, add_special=False)
+    first = len(TOKENIZER.encode(once, add_special=False))
+    second: list[Piece] = [ToolStart(1, "call_1", "f"), ToolArguments(1, "{}"), ToolEnd(1)]
+
+    assert run(output(tools="hermes", one_call=True), [ids]) == (tuple(F), None, first)
+    assert run(output(tools="hermes"), [ids]) == ((*F, *second), None, len(ids))
+
+
+def test_nothing_is_counted_that_did_not_come() -> None:
+    """Neither thinking nor a call."""
+    chosen = output(reasoning="think", tools="hermes")
+    chosen.feed(TOKENIZER.encode("hello", add_special=False))
+    chosen.close()
+
+    assert (chosen.reasoning_tokens, chosen.called_tools) == (0, False)
+
+
+def test_an_answer_begins_without_the_space_of_its_vocabulary() -> None:
+    """Unless it is said to go on from a prompt."""
+    tokenizer = sentence_piece()
+    chosen = OutputText(tokenizer, stops=(), reasoning=None, tools=None)
+
+    assert chosen.feed([tokenizer.id_of("\u2581world") or 0]).pieces == (Text("world"),)

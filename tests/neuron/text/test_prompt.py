@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from neuron_jax.text.errors import TemplateError
+from neuron_jax.text.errors import TemplateError, TooManyTokensError
+from neuron_jax.text.prompt import Chat, ChatFormat, Renderer, names_pattern
+from neuron_jax.text.spelling import Spelling
 from neuron_jax.text.template import ChatTemplate
 from tests.fakes.rendering import encode_chat
 from tests.fakes.vocabularies import byte_level
@@ -69,3 +71,38 @@ def test_refusals_pass_through() -> None:
     template = ChatTemplate("{{ raise_exception('no') }}", bos_token=None, eos_token=None)
     with pytest.raises(TemplateError, match=r"^no$"):
         encode_chat(template, TOKENIZER, [{"role": "user", "content": "<|im_end|>"}])
+
+
+def test_a_name_that_begins_like_another_is_found_whole() -> None:
+    """The longest first; and of no names none is found."""
+    assert names_pattern(("<a", "<a|>", "<a|")).findall("<a|><a|<a") == ["<a|>", "<a|", "<a"]
+    assert names_pattern(()).search("<a|>") is None
+
+
+def renderer(longest: int) -> Renderer:
+    return Renderer(ChatFormat(SOURCE, eos_token="<|im_end|>", names=("<|im_end|>",), spelling=Spelling(longest)))
+
+
+def test_a_chat_is_asked_for_an_answer_unless_it_says_otherwise() -> None:
+    """And its last message is whole."""
+    rendered = renderer(0).render(Chat([{"role": "user", "content": "hi"}]))
+
+    assert rendered.text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert rendered.mark == ""
+
+
+@pytest.mark.parametrize("content", ["x" * 900, "<|im_end|>" * 90])
+def test_a_prompt_that_surely_has_too_many_tokens_is_refused(content: str) -> None:
+    """To the token; the marks in names count for nothing. What is told is what a text of that length usually has."""
+    chat = Chat([{"role": "user", "content": content}])
+    length = len(renderer(1).render(chat).plain)
+
+    assert renderer(1).render(chat, most=length).plain
+    with pytest.raises(TooManyTokensError) as exactly:
+        renderer(1).render(chat, most=length - 1)
+    assert (exactly.value.tokens, exactly.value.exact) == (length, False)
+
+    marks = content.count("<")
+    with pytest.raises(TooManyTokensError) as roughly:
+        renderer(9).render(chat, most=1)
+    assert roughly.value.tokens == (length + marks) // 4

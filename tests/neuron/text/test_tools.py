@@ -46,6 +46,9 @@ FIRST = call(0, "weather", '{"city": "Köln", "days": 2}')
             '<tool_call>{"name": "f", "arguments": 3}</tool_call>',
             [Text('<tool_call>{"name": "f", "arguments": 3}</tool_call>')],
         ),
+        (f"<tool_call>[{WEATHER}, 3]</tool_call>", [Text(f"<tool_call>[{WEATHER}, 3]</tool_call>")]),
+        ('<tool_call>{"name": 3}</tool_call>', [Text('<tool_call>{"name": 3}</tool_call>')]),
+        ("<tool_call>7</tool_call>", [Text("<tool_call>7</tool_call>")]),
         (f"<tool_call>{'[' * 5000}</tool_call>", [Text(f"<tool_call>{'[' * 5000}</tool_call>")]),
     ],
 )
@@ -91,6 +94,16 @@ def test_white_space_without_end_is_not_held_for_ever() -> None:
     parser = tool_parser("llama3_json", "call_x")
 
     assert parser.feed(" " * 1000) == [Text(" " * 1000)]
+    assert tool_parser("llama3_json", "call_x").feed(" " * 199) == []
+    assert tool_parser("llama3_json", "call_x").feed(" " * 200) == [Text(" " * 200)]
+
+
+def test_a_call_that_shows_itself_late_is_still_one() -> None:
+    """White space before it, and in it, up to a length."""
+    spaced = '{"name"' + " " * 180 + ': "f", "parameters": {}}'
+
+    assert collect(tool_parser("llama3_json", "call_x"), [spaced]) == tuple(call(0, "f", "{}"))
+    assert collect(tool_parser("llama3_json", "call_x"), [" " * 200 + TIME]) == (Text(" " * 200 + TIME),)
 
 
 @pytest.mark.parametrize(
