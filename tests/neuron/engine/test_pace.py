@@ -36,6 +36,35 @@ def test_it_forgets() -> None:
     assert pace.seconds(64) == 2.0
 
 
+@pytest.mark.parametrize(("newer", "seconds"), [(2, 1.0), (3, 2.0)])
+def test_the_newest_five_decide(newer: int, seconds: float) -> None:
+    """By their median."""
+    pace = Pace()
+    for took in (1.0,) * 10 + (2.0,) * newer:
+        saw(pace, 64, took)
+
+    assert pace.seconds(64) == seconds
+
+
+def test_of_two_in_the_middle_the_quicker_one_counts() -> None:
+    pace = Pace()
+    for took in (0.4, 0.2):
+        saw(pace, 64, took)
+
+    assert pace.seconds(64) == 0.2
+
+
+def test_before_anything_was_measured_a_step_costs_as_much_as_32_tokens_besides_its_own() -> None:
+    assert Pace().seconds(64) == 2 * Pace().seconds(16)
+
+
+def test_a_small_step_bounds_what_a_larger_one_costs_by_being_one() -> None:
+    pace = measured(of16=1.0)
+
+    assert [pace.bounds(tokens) for tokens in (15, 16, 17)] == [False, True, True]
+    assert not Pace().bounds(16)
+
+
 def test_a_step_deep_in_its_texts_is_dearer() -> None:
     """1 s and 1 ms for every token before it, learnt on the way; and soon known of the next prompt's beginning."""
     pace = Pace()
@@ -45,6 +74,8 @@ def test_a_step_deep_in_its_texts_is_dearer() -> None:
     assert pace.seconds(16, at=2000) == pytest.approx(3.0, abs=0.01)
     assert pace.seconds(16, at=4000) == pytest.approx(5.0, abs=0.01)
     assert pace.seconds(16, at=0) == pytest.approx(1.0, abs=0.01)
+    assert pace.seconds(16) == pace.seconds(16, at=0)
+    assert pace.usual(StepKey(16, 16)) == pace.usual(StepKey(16, 16), at=0)
 
 
 def test_depth_costs_a_larger_step_at_least_as_much_as_a_smaller_one() -> None:
