@@ -14,6 +14,7 @@ from attrs import evolve, field, frozen
 from neuron_jax.common.addresses import HIGHEST_PORT
 from neuron_jax.common.files import OwnSecret, RemoteNeuron, secret_of, with_tls_files
 from neuron_jax.common.kinds import EACH_FILLED, FILE_ONLY, FILLED, HIDDEN, HOST, Rule, power_of_two, within
+from neuron_jax.common.nearest import LONGEST_NAME
 from neuron_jax.common.reader import Reader, read_toml
 from neuron_jax.common.variables import names, unused
 
@@ -30,6 +31,7 @@ Harness = Literal["jax", "candle"]
 PeerConfig = RemoteNeuron
 """Another neuron that may lend devices to models which this one leads."""
 MIB = 2**31
+NAME = Rule(f" of 1 to {LONGEST_NAME} characters", lambda name: len(name.strip()) > 0 and len(name) <= LONGEST_NAME)
 DEVICES = Rule(
     " of different device indices from 0 to 1023",
     lambda found: 0 < len(found) == len(set(found)) and all(0 <= one < 1024 for one in found),
@@ -116,7 +118,7 @@ class WatchdogConfig:
 class ModelSpec:
     """One model as a load request, `[[models]]` or `[[default_models]]` names it (docs/wire.md section 1)."""
 
-    model_id: str = field(validator=FILLED)
+    model_id: str = field(validator=NAME)
     source: str | None = field(default=None, validator=FILLED)  # folder, file or repository; None = the id says it
     harness: Harness = "jax"
     quant: Literal["auto", "none", "stored", "int8", "int4", "fp8"] = "auto"  # how weights are kept

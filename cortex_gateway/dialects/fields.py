@@ -7,6 +7,7 @@ import msgspec
 
 from cortex_gateway.dialects.depth import MAX_DEPTH, deep_path
 from cortex_gateway.dialects.failure import Failure, RefusedError
+from cortex_gateway.dialects.names import too_long
 
 Json = Mapping[str, Any]
 INVALID = "invalid_request_body"
@@ -33,7 +34,10 @@ def model(top: Json) -> str:
         raise RefusedError(
             Failure(400, "invalid_request_error", "missing_model_field", "model: field required", "model")
         )
-    return text(top["model"], "model")
+    name = text(top["model"], "model")
+    if wrong := too_long(name):
+        raise refused("model", wrong)
+    return name
 
 
 def refused(path: str, message: str, code: str = INVALID) -> RefusedError:

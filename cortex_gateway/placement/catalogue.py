@@ -61,9 +61,12 @@ def resolve(catalogue: Catalogue, name: str, listed: Callable[[str], bool]) -> s
 
 
 def nearest(catalogue: Catalogue, snapshot: FleetSnapshot, name: str) -> tuple[str, ...]:
-    """Up to three known names that look most like `name`."""
-    known = names(catalogue, snapshot)
-    return tuple(difflib.get_close_matches(name, known, n=3, cutoff=0.5))
+    """Up to three known names that look most like `name`, in capitals or not."""
+    # One that is three times as long is not half alike, and merely to look at it takes longer than its length.
+    known = {one.casefold(): one for one in names(catalogue, snapshot) if len(name) <= 3 * len(one)}
+    if not known:
+        return ()
+    return tuple(known[near] for near in difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.5))
 
 
 def present(catalogue: Catalogue, snapshot: FleetSnapshot) -> str | None:

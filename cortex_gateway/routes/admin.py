@@ -1,13 +1,14 @@
 """/admin/fleet, /admin/load and /admin/unload: what an operator sees and does; knows the fleet's border, no dialect."""
 
 import asyncio
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import attrs
 import msgspec
 
 from cortex_gateway.auth.policy import ADMIN
 from cortex_gateway.dialects import sse
+from cortex_gateway.dialects.names import LONGEST_NAME
 from cortex_gateway.dialects.openai import errors as openai_errors
 from cortex_gateway.errors import InvalidBody, MalformedJson, RequestNotFound, RouteNotFound
 from cortex_gateway.placement.circuit import Circuit
@@ -15,10 +16,12 @@ from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import LoadStatus, Node, Replica
 from cortex_gateway.routes.exchange import Exchange, Route
 
+Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
+
 
 class UnloadBody(msgspec.Struct, forbid_unknown_fields=True):
-    model: str
-    node: str | None = None
+    model: Name
+    node: Name | None = None
 
 
 class LoadBody(UnloadBody):

@@ -4,7 +4,6 @@ cattrs turns tables into records and collects what does not fit. It would make a
 TOML has types, so what is of another is refused here.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn, override
 
 from neuron_jax.common.addresses import parse_address, parse_host, parse_url
+from neuron_jax.common.nearest import nearest
 
 WORDS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 HIDDEN = {"hidden": True}
@@ -90,9 +90,9 @@ def quoted(names: Iterable[Any]) -> str:
     return ", ".join(f'"{name}"' for name in names) or "nothing"
 
 
-def nearest(found: object, names: Iterable[str]) -> str:
+def did_you_mean(found: object, names: Iterable[str]) -> str:
     """What was meant, perhaps, for the end of a message."""
-    near = difflib.get_close_matches(str(found), names, n=1)
+    near = nearest(str(found), names, 1, 0.6)
     return f'; did you mean "{near[0]}"?' if near else ""
 
 

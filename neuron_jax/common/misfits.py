@@ -7,8 +7,10 @@ from typing import Any, Literal, get_args, get_origin
 import attrs
 from cattrs import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
-from neuron_jax.common.kinds import SECRETS, Refused, allowed, bare, entry_of, nearest, quoted
+from neuron_jax.common.kinds import SECRETS, Refused, allowed, bare, did_you_mean, entry_of, quoted
 
+LONGEST_SHOWN = 400
+"""Characters of a value in a message."""
 BEHIND = re.compile(r": -?[\d.]+$")
 """The value as validators of attrs tell it, where it is told already."""
 
@@ -24,14 +26,22 @@ def misfits(error: ClassValidationError, table: Any, path: str = "") -> Iterator
             raise other  # of the record's own constructor, which no table should reach
         for key in sorted(other.extra_fields):
             known = list(fields)
-            yield _below(path, key), f"is not a key here; allowed: {quoted(known)}{nearest(key, known)}"
+            yield _below(path, key), f"is not a key here; allowed: {quoted(known)}{did_you_mean(key, known)}"
 
 
 def shown(value: Any) -> str:
-    """For a message. A table may hold a secret, so its values are not shown."""
+    """For a message, and as much as one can bear: load requests are of anybody's making.
+
+    A table may hold a secret, so its values are not shown.
+    """
+    text = _shown(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+
+
+def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         tables = any(isinstance(item, dict) for item in value)
-        return "a list of tables" if tables else f"[{', '.join(map(shown, value))}]"
+        return "a list of tables" if tables else f"[{', '.join(map(_shown, value))}]"
     return f'"{value}"' if isinstance(value, str) else "a table" if isinstance(value, dict) else str(value)
 
 
@@ -55,7 +65,7 @@ def _told(error: Exception, item: "attrs.Attribute[Any]", value: Any, path: str)
         case KeyError():
             return f"is missing; {words}"
         case Refused():
-            return f"found {shown(value)}; {words}{nearest(value, _choices(item.type))}"
+            return f"found {shown(value)}; {words}{did_you_mean(value, _choices(item.type))}"
     said = str(error.args[0]) if error.args else str(error)
     return f"found {shown(value)}; {BEHIND.sub('', said)}"
 

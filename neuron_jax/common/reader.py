@@ -15,7 +15,7 @@ from attrs import define, field
 from cattrs import ClassValidationError
 
 from neuron_jax.common.errors import ConfigError
-from neuron_jax.common.kinds import CONVERTER, nearest, quoted
+from neuron_jax.common.kinds import CONVERTER, quoted
 from neuron_jax.common.misfits import misfits
 from neuron_jax.common.variables import laid, settings
 
@@ -95,7 +95,7 @@ class Reader:
     def unknown(self, path: str, found: str, names: Iterable[str]) -> None:
         """A name that should be one of `names`, with the nearest of them."""
         known = list(names)
-        self.complain(path, f'found "{found}"; allowed: {quoted(known)}{nearest(found, known)}')
+        self.complain(path, f'found "{found}"; allowed: {quoted(known)}{did_you_mean(found, known)}')
 
     def unique(self, path: str, names: Iterable[str]) -> None:
         """Names of which each should be there once."""

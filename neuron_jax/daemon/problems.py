@@ -1,8 +1,9 @@
 """Every error a client can get, as the one envelope of docs/wire.md section 4; knows no framework and no engine."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from neuron_jax.common.nearest import nearest
 
 INVALID = "invalid_request_error"
 API = "api_error"
@@ -93,7 +94,7 @@ def context_too_long(prompt: int, limit: int, *, exact: bool = True) -> Problem:
 def model_not_found(name: str, known: Iterable[str]) -> Problem:
     """404 with the nearest known ids."""
     ids = sorted(known)
-    near = difflib.get_close_matches(name, ids, 3, 0.3) or ids[:3]
+    near = nearest(name, ids, 3, 0.3) or ids[:3]
     hint = f" Nearest: {', '.join(near)}." if near else " This neuron has loaded no model."
     return Problem(404, "model_not_found", f"The model {name!r} is not loaded here.{hint}", param="model", nearest=near)
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from attrs import frozen
 
+from neuron_jax.common.nearest import LONGEST_NAME
 from neuron_jax.daemon.fields import Fields, is_number, too_deep
 from neuron_jax.daemon.json_bounds import deep_path, may_be_deep
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
@@ -187,10 +188,12 @@ def _chat(fields: Fields, tools: Callable[[Fields], Sequence[Mapping[str, Any]] 
 
 
 def read_model(fields: Fields) -> str:
-    """The model's name. Raises Problem missing_model_field."""
+    """The model's name. Raises Problem missing_model_field, invalid_request_body."""
     name = fields.text("model")
     if not name:
         raise Problem(400, "missing_model_field", "The body must name a model.", param="model")
+    if len(name) > LONGEST_NAME:
+        raise fields.wrong("model", f"a string of at most {LONGEST_NAME} characters")
     return name
 
 

@@ -4,6 +4,7 @@ import msgspec
 from attrs import frozen
 
 from cortex_gateway.dialects.failure import Failure, RefusedError
+from cortex_gateway.dialects.names import too_long
 
 LONGEST_KEY = 256  # characters
 _BODY = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -46,6 +47,8 @@ def read(body: bytes) -> PassedRequest:
         raise _refused("missing_model_field", "The body has no `model`: name one of GET /v1/models.", "model")
     if not isinstance(model, str):
         raise _refused("invalid_request_body", f"`model` must be a string, found {_kind(model)}.", "model")
+    if wrong := too_long(model):
+        raise _refused("invalid_request_body", f"`model` {wrong}.", "model")
     stream = _value(fields, "stream")
     if not isinstance(stream, bool | None):
         raise _refused("invalid_request_body", f"`stream` must be true or false, found {_kind(stream)}.", "stream")

@@ -380,6 +380,7 @@ def test_a_wrong_turn_is_named(messages: list[Any], path: str) -> None:
         (b"[]", "invalid_anthropic_body"),
         (b"{}", "missing_model_field"),
         (b'{"model":""}', "missing_model_field"),
+        (b'{"model":"' + b"m" * 513 + b'"}', "invalid_anthropic_body"),
     ],
 )
 def test_a_body_that_is_none(body: bytes, code: str) -> None:

@@ -47,6 +47,7 @@ def test_stream_is_read(stream: str, meant: bool) -> None:
         (b'{"model":null}', "missing_model_field", "model"),
         (b'{"model":7}', "invalid_request_body", "model"),
         (b'{"model":["m"]}', "invalid_request_body", "model"),
+        (b'{"model":"' + b"m" * 513 + b'"}', "invalid_request_body", "model"),
         (b'{"model":"m","stream":"yes"}', "invalid_request_body", "stream"),
         (b'{"model":"m","stream":1}', "invalid_request_body", "stream"),
     ],

@@ -172,3 +172,14 @@ def test_what_follows_from_a_models_entry(config: ModelConfig, priority: int, sh
 def test_defrag(it: Node, after: int, due: tuple[str, ...] | None) -> None:
     """One case of whether a node's engines are restarted."""
     assert defrag.due(it, after_cycles=after) == due
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("smollm", ("smollm2",)), ("SMOLLM2", ("smollm2",)), ("qwen", ("Qwen3",)), ("x" * 60_000, ()), ("", ())],
+)
+def test_the_nearest_names(name: str, near: tuple[str, ...]) -> None:
+    """Capitals are no difference, and what is far too long is not even looked at."""
+    known = Catalogue({one: ModelConfig(id=one) for one in ("smollm2", "Qwen3")})
+
+    assert catalogue.nearest(known, FleetSnapshot(), name) == near

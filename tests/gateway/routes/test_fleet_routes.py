@@ -157,7 +157,9 @@ def test_an_unload_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("path", ["/admin/load", "/admin/unload"])
-@pytest.mark.parametrize("body", [{}, {"model": 7}, {"model": "demo", "nod": "one"}, {"model": "demo", "node": 1}])
+@pytest.mark.parametrize(
+    "body", [{}, {"model": 7}, {"model": "demo", "nod": "one"}, {"model": "demo", "node": 1}, {"model": "m" * 513}]
+)
 def test_an_operator_s_typo_is_named(path: str, body: dict[str, object]) -> None:
     """Nothing he asks for is ignored."""
 

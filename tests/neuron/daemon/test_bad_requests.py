@@ -24,6 +24,7 @@ CHAT = [
     ({"model": None}, "missing_model_field", "model"),
     ({"model": ""}, "missing_model_field", "model"),
     ({"model": 3}, "invalid_request_body", "model"),
+    ({"model": "m" * 513}, "invalid_request_body", "model"),
     ({"messages": None}, "invalid_request_body", "messages"),
     ({"messages": []}, "invalid_request_body", "messages"),
     ({"messages": "hi"}, "invalid_request_body", "messages"),

@@ -222,8 +222,10 @@ def test_a_load_that_fails_for_a_reason_that_nobody_foresaw_ends(
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        ({}, 400, "model_id: is missing; allowed: a string that is not empty"),
+        ({}, 400, "model_id: is missing; allowed: a string of 1 to 512 characters"),
         ({"model_id": 3}, 400, "model_id: found 3"),
+        ({"model_id": "m" * 100_000}, 400, "a string of 1 to 512 characters"),
+        ({"model_id": MODEL, "quant": "int8" * 100_000}, 400, 'allowed: "auto", '),
         ({"model_id": MODEL, "quant": "int9"}, 400, 'did you mean "int8"?'),
         ({"model_id": MODEL, "kv_dtype": "fp16"}, 400, 'allowed: "auto", "float32", "bfloat16", "int8", "fp8"'),
         ({"model_id": MODEL, "deterministic": "yes"}, 400, 'deterministic: found "yes"'),
@@ -243,6 +245,7 @@ def test_a_load_that_cannot_be(tmp_path: Path, body: dict[str, Any], status: int
 
         assert answer.status_code == streamed.status_code == status, streamed.text
         assert words in answer.text
+        assert len(answer.text) < 2000
         assert isinstance(answer.json()["error"], str) == (status == 400)
 
     with_neuron(tmp_path, use, load=False)
