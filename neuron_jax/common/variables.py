@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import attrs
 
-from neuron_jax.common.kinds import bare, entry_of, nearest, quoted
+from neuron_jax.common.kinds import bare, did_you_mean, entry_of, quoted
 
 NESTED = "__"
 ORCHESTRATED = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)")
@@ -37,7 +37,7 @@ def laid(kind: Any, node: Any, keys: Sequence[str], text: str, where: str = "") 
         kinds = {item.name: item.type for item in attrs.fields(kind)}
         if key not in kinds:
             names = [name for name, inner in kinds.items() if not rest or attrs.has(inner) or entry_of(inner)]
-            raise ValueError(f'found "{key}"; allowed: {quoted(names)}{nearest(key, names)}')
+            raise ValueError(f'found "{key}"; allowed: {quoted(names)}{did_you_mean(key, names)}')
         table = dict(node) if isinstance(node, dict) else {}
         return table | {key: laid(kinds[key], table.get(key), rest, text, key)}
     if not entry_of(kind):

@@ -87,11 +87,10 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     "family", [name if name in NEW_IN_THE_ENGINE else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 )
 def test_a_gguf_file_by_the_native_kernels(tmp_path: Path, family: str) -> None:
-    """Codes stay codes, and attention is the native one, which has no soft caps."""
+    """Codes stay codes, and attention is the native one."""
     stored = write_family_gguf(tmp_path / "m.gguf", family, tensors_of(family))
     with running(tmp_path / "m.gguf") as (made, runner):
-        attention = "xla" if CONFIGS[family].get("attn_logit_softcapping") else "native"
-        assert (made.quant, runner.program.attention.name) == ("stored", attention)
+        assert (made.quant, runner.program.attention.name) == ("stored", "native")
         assert_plain(lead(made, runner), build(CONFIGS[family], dtype=jnp.float32), stored)
 
 
