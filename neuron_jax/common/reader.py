@@ -15,7 +15,7 @@ from attrs import define, field
 from cattrs import ClassValidationError
 
 from neuron_jax.common.errors import ConfigError
-from neuron_jax.common.kinds import CONVERTER, quoted
+from neuron_jax.common.kinds import CONVERTER, did_you_mean, quoted
 from neuron_jax.common.misfits import misfits
 from neuron_jax.common.variables import laid, settings
 
