@@ -62,6 +62,8 @@ class AnswerStore:
     def keep(self, owner: str, kept: Kept, *, running: bool) -> None:
         """Add it or replace it; what is too old or too much is forgotten. `running`: it is to be replaced once more."""
         size = len(kept.input) + len(kept.answer)
+        if size > self.bounds.max_bytes:
+            raise AnswersUnusable(f"it has {size} bytes, and all together may have {self.bounds.max_bytes}")
         row = (kept.id, owner, kept.previous, kept.input, kept.answer, size, self.now(), running)
         with self._transaction(make=True) as db:
             assert db is not None

@@ -111,7 +111,7 @@ class Auth:
 class AnswersConfig:
     """[answers]: what /v1/responses keeps, beside the database of keys."""
 
-    keep_hours: float = field(default=720.0, validator=within(0))  # since an answer was last used
+    keep_hours: float = field(default=720.0, validator=within(1))  # since an answer was last used
     max_mb: int = field(default=512, validator=within(1))  # of all keys' together
 
 

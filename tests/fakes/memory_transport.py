@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 
+AFTERWARDS = 200  # turns of the loop in which an app that only tidies up has ended
 Message = MutableMapping[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -42,6 +43,7 @@ class _Line(httpx.AsyncByteStream):
         self._closed = asyncio.Event()
         self._out: asyncio.Queue[Message | None] = asyncio.Queue(1)
         self._task = asyncio.ensure_future(self._run(app))
+        self._whole = False
         self._failed: BaseException | None = None
 
     async def response(self) -> httpx.Response:
@@ -62,14 +64,18 @@ class _Line(httpx.AsyncByteStream):
             if message.get("body"):
                 yield message["body"]
             if not message.get("more_body", False):
+                self._whole = True
                 return
 
     async def aclose(self) -> None:
+        """An app may go on with its work once all of its answer is out, as it may behind a server."""
         self._closed.set()
-        while not self._task.done():
+        turns = 0
+        while not self._task.done() and not (self._whole and turns > AFTERWARDS):
             if not self._out.empty():
                 self._out.get_nowait()
             await asyncio.sleep(0)
+            turns += 1
 
     async def _run(self, app: App) -> None:
         try:

@@ -8,6 +8,7 @@ import pytest
 
 from cortex_gateway import config as cfg
 from cortex_gateway.config import (
+    AnswersConfig,
     Auth,
     Config,
     ConfigError,
@@ -377,7 +378,7 @@ def test_a_wrong_secret_is_told_and_not_shown(tmp_path: pathlib.Path, cortex: st
     ("cls", "name"),
     [
         (cls, field.name)
-        for cls in (GatewayConfig, EvictionConfig, Auth, Neuron, ModelConfig, Limit, Cost, Config)
+        for cls in (GatewayConfig, EvictionConfig, Auth, AnswersConfig, Neuron, ModelConfig, Limit, Cost, Config)
         for field in attrs.fields(cls)
     ],
 )

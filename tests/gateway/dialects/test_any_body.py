@@ -9,16 +9,24 @@ from hypothesis import strategies as st
 
 from cortex_gateway.dialects.anthropic import request as messages
 from cortex_gateway.dialects.chat import ChatDecoder, decode_non_streaming
+from cortex_gateway.dialects.dialect import Earlier
 from cortex_gateway.dialects.failure import RefusedError
 from cortex_gateway.dialects.openai import errors as openai_errors
 from cortex_gateway.dialects.openai import request as openai_request
 from cortex_gateway.dialects.openai.relay import non_streaming_usage
+from cortex_gateway.dialects.responses import request as responses
 from tests.fakes.any_json import any_json, objects
 
 MESSAGES_WORDS = (
     *("model", "messages", "role", "content", "type", "text", "tools", "name", "input_schema", "system", "tool_choice"),
     *("thinking", "signature", "tool_use", "tool_result", "tool_use_id", "input", "id", "user", "assistant", "stream"),
     *("max_tokens", "stop_sequences", "disable_parallel_tool_use", "budget_tokens", "enabled", "output_config", "any"),
+)
+RESPONSES_WORDS = (
+    *("model", "input", "role", "content", "type", "text", "tools", "name", "instructions", "tool_choice", "user"),
+    *("message", "function", "custom", "namespace", "function_call", "function_call_output", "call_id", "output", "id"),
+    *("reasoning", "summary", "encrypted_content", "item_reference", "compaction", "additional_tools", "arguments"),
+    *("format", "json_schema", "schema", "allowed_tools", "mode", "auto", "include", "metadata", "effort", "stream"),
 )
 CHUNK_WORDS = (
     *("choices", "delta", "content", "reasoning_content", "tool_calls", "index", "id", "function", "name", "arguments"),
@@ -62,6 +70,31 @@ def test_any_turn_and_any_tool_in_a_good_body(turn: Any, tool: Any) -> None:
     found = decoded(msgspec.json.encode(body))
 
     assert isinstance(found, messages.MessagesRequest) or 400 <= found.status < 500
+
+
+@given(objects(RESPONSES_WORDS), objects(RESPONSES_WORDS), objects(RESPONSES_WORDS))
+def test_any_item_and_any_tool_in_a_responses_body(top: Any, item: Any, tool: Any) -> None:
+    """A request that a neuron can be sent, or a 4xx with words."""
+    body = {
+        **top,
+        "model": "m",
+        "input": [{"role": "user", "content": "x"}, item],
+        "tools": [{"type": "function", **tool}],
+    }
+    for value in (top, body):
+        found = _asked(msgspec.json.encode(value))
+        if isinstance(found, responses.ResponsesRequest):
+            assert msgspec.json.decode(found.neuron_body("m"))["model"] == "m"
+        else:
+            assert 400 <= found.status < 500
+            assert found.message
+
+
+def _asked(body: bytes) -> Any:
+    try:
+        return responses.decode(responses.read(body), Earlier())
+    except RefusedError as refused:
+        return refused.failure
 
 
 @given(st.one_of(st.binary(max_size=40), any_json(("model", "stream")).map(msgspec.json.encode)))

@@ -10,12 +10,18 @@ import httpx
 import pytest
 
 from cortex_gateway.auth.guard import Guard
-from tests.fakes.gateway_rig import BODIES, CHAT, COMPLETIONS, MESSAGES, Rig, run, settled
+from tests.fakes.gateway_rig import BODIES, CHAT, COMPLETIONS, MESSAGES, RESPONSES, Rig, run, settled
 from tests.fakes.keyring import Made, guarded, made
 from tests.fakes.neuron_double import Answer
 
 COUNT = "/v1/messages/count_tokens"
-INFERENCE = [CHAT, COMPLETIONS, MESSAGES, COUNT]
+INFERENCE = [CHAT, COMPLETIONS, MESSAGES, COUNT, RESPONSES]
+KEPT = [
+    ("GET", f"{RESPONSES}/resp_x"),
+    ("DELETE", f"{RESPONSES}/resp_x"),
+    ("GET", f"{RESPONSES}/resp_x/input_items"),
+    ("POST", f"{RESPONSES}/resp_x/cancel"),
+]
 CANCEL = "/admin/requests/x/cancel"
 CONTROL = [
     ("GET", "/admin/fleet"),
@@ -99,6 +105,18 @@ def test_without_required_a_placeholder_is_as_good_as_nothing(path: str) -> None
             assert (await ask(rig, "POST", path, headers)).status_code == 200
 
     run(scenario, guard=guarded(LAPTOP))
+
+
+@pytest.mark.parametrize(("method", "path"), KEPT)
+def test_kept_answers_want_what_inference_wants(method: str, path: str) -> None:
+    """A key where keys are required, and the scope; then it is told that there is none."""
+
+    async def scenario(rig: Rig) -> None:
+        answers = [await ask(rig, method, path, headers) for headers in ({}, OPS.bearer, LAPTOP.bearer)]
+
+        assert [answer.status_code for answer in answers] == [401, 403, 404]
+
+    run(scenario, guard=guarded(LAPTOP, OPS, required=True))
 
 
 @pytest.mark.parametrize("required", [True, False])

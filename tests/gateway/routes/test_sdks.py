@@ -1,12 +1,15 @@
 """The official SDKs against a live gateway and a live do-nothing neuron, with nothing of ours in between."""
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 
 import anthropic
 import msgspec
 import openai
+import pydantic
 import pytest
+from openai.types.responses import ResponseStreamEvent
 
 from tests.fakes.live_gateway import live_gateway
 from tests.fakes.neuron_double import Answer, InstantNeuron, NeuronDouble
@@ -212,3 +215,68 @@ def test_a_neuron_that_dies_in_a_stream_is_an_exception(scripted: str, neuron: N
         list(client.messages.create(model="demo", messages=HI, max_tokens=9, stream=True))
     with theirs(scripted) as client, pytest.raises(openai.APIError, match=r"broke off|ended before"):
         list(client.chat.completions.create(model="demo", messages=HI, stream=True))
+
+
+RESPONSE_TOOLS = [
+    {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False},
+    {"type": "web_search"},
+]
+
+
+class Answered(pydantic.BaseModel):
+    word: str
+
+
+def test_responses_whole_and_streamed(scripted: str, neuron: NeuronDouble) -> None:
+    """By OpenAI's SDK: every event is of the type that it has for it, and both forms say the same."""
+    neuron.answers[:] = [RICH]
+    strict: pydantic.TypeAdapter[object] = pydantic.TypeAdapter(ResponseStreamEvent)
+    with theirs(scripted) as client:
+        whole = client.responses.create(model="demo", input="hi", tools=RESPONSE_TOOLS)
+        raw = client.responses.create(model="demo", input="hi", tools=RESPONSE_TOOLS, stream=True)
+        for event in raw:
+            strict.validate_python(event.to_dict())
+        with client.responses.stream(model="demo", input="hi", tools=RESPONSE_TOOLS) as stream:
+            pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
+            final = stream.get_final_response()
+
+    for response in (whole, final):
+        thought, message, call_ = response.output
+        assert (thought.type, message.type, call_.type) == ("reasoning", "message", "function_call")
+        assert (thought.summary[0].text, response.output_text, call_.arguments) == ("hm", "Let me see", ARGUMENTS)
+        assert (response.status, response.usage.input_tokens_details.cached_tokens) == ("completed", 3)
+    assert "".join(pieces) == "Let me see"
+
+
+def test_responses_that_are_kept(scripted: str) -> None:
+    """Gone on from, read, listed, made in the background, cancelled and forgotten."""
+    with theirs(scripted) as client:
+        first = client.responses.create(model="demo", input="one")
+        second = client.responses.create(model="demo", input="two", previous_response_id=first.id)
+        items = client.responses.input_items.list(second.id, order="asc")
+        queued = client.responses.create(model="demo", input="x", background=True)
+        for _ in range(500):
+            later = client.responses.retrieve(queued.id)
+            if later.status not in ("queued", "in_progress"):
+                break
+            time.sleep(0.01)
+        cancelled = client.responses.cancel(queued.id)
+        client.responses.delete(first.id)
+
+        assert client.responses.retrieve(second.id).output_text == "Hello there"
+        assert [item.type for item in items] == ["message"] * 3
+        assert (later.status, later.output_text, cancelled.status) == ("completed", "Hello there", "completed")
+        assert client.responses.input_tokens.count(model="demo", input="one two").input_tokens > 0
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(first.id)
+
+
+def test_responses_parsed_into_a_model(scripted: str, neuron: NeuronDouble) -> None:
+    """The schema goes to the neuron as chat has it."""
+    neuron.answers[:] = [Answer(deltas=({"content": '{"word":'}, {"content": '"yes"}'}))]
+    with theirs(scripted) as client:
+        parsed = client.responses.parse(model="demo", input="hi", text_format=Answered).output_parsed
+
+    assert parsed == Answered(word="yes")
+    form = neuron.asked[0].body["response_format"]
+    assert form["json_schema"]["schema"]["required"] == ["word"]
