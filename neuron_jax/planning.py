@@ -12,8 +12,8 @@ from attrs import frozen
 
 from models.errors import ModelError
 from neuron_jax.config import ModelSpec, NeuronConfig
+from neuron_jax.daemon.assign import assign
 from neuron_jax.daemon.catalogue import Catalogue
-from neuron_jax.daemon.devices import assign
 from neuron_jax.daemon.launch import engine_spec
 from neuron_jax.engine.attention.kv import choose_kv
 from neuron_jax.engine.build import Design, choose_quant, design, refuses_native

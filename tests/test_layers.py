@@ -43,6 +43,11 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         WEB,
     ),
     "neuron_jax.common": (set(), set()),
+    "neuron_jax.daemon.status": (
+        {"neuron_jax.errors", "neuron_jax.workers.frames", "neuron_jax.workers.supervisor"},
+        set(),
+    ),
+    "neuron_jax.daemon.assign": ({"neuron_jax.config", "neuron_jax.errors", "neuron_jax.hardware.records"}, set()),
     "neuron_jax": ({"neuron_jax", "models.errors"}, WEB),
     "cortex_gateway.dialects": (set(), set()),
     "cortex_gateway.placement": (set(), set()),
@@ -61,6 +66,7 @@ PURE = (
     "cortex_gateway.placement",
     "neuron_jax.text",
     "neuron_jax.daemon.status",
+    "neuron_jax.daemon.assign",
     *(f"cortex_gateway.auth.{name}" for name in ("keys", "limits", "policy", "principal")),
 )
 IMPURE = {"time", "asyncio", "logging", "socket", "sqlite3", "threading", "random", "secrets", "os", "subprocess"}

@@ -1,28 +1,38 @@
 """This host's devices: what they are, how full, which are lost, and who was granted what; must not know models' insides.
 
-The one owner of grants (`shares` is their arithmetic) and of what is known to be lost. Everything runs in the event loop.
+The one owner of grants (`shares` is their arithmetic), of who is short of memory, and of what is known to be lost.
+Everything but a look at the devices runs in the event loop.
 """
 
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 import attrs
-from attrs import define, frozen
+from attrs import frozen
 
-from neuron_jax.config import ModelSpec
 from neuron_jax.daemon.news import News
 from neuron_jax.daemon.returning import Leaving, last_seen, missing
-from neuron_jax.daemon.shares import DeviceMemory, MemoryGrant, MemoryRequest, Picture, grant, waits
+from neuron_jax.daemon.shares import (
+    DeviceMemory,
+    MemoryGrant,
+    MemoryRequest,
+    Picture,
+    Shortage,
+    grant,
+    shortage,
+    waits,
+)
 from neuron_jax.errors import LoadError
 from neuron_jax.hardware.cpu import MIB, read_private
 from neuron_jax.hardware.records import DeviceLoad, Hardware, Process
 from neuron_jax.workers.process import CUDA_SHARE
 
 STALE_SECONDS = 1.0
+WATCH_SECONDS = 1.0
+"""Between two looks while there are engines."""
 FLOOR_MB = {"cuda": 256, "cpu": 128}
 """Kept free on each device where the configuration does not say how much."""
 
@@ -57,7 +67,7 @@ class LostDevice:
     seen: bool
 
 
-@define
+@frozen
 class _Gone:
     """An engine that has ended, until its memory is back. `least` was missing at `since`, in time.monotonic()."""
 
@@ -79,6 +89,7 @@ class Devices:
         self._taken = float("-inf")
         self._lost: Mapping[int, LostDevice] = {}
         self._grants: dict[str, MemoryGrant] = {}
+        self._short: Mapping[str, Shortage] = {}
         self._seen: dict[str, Leaving] = {}
         self._gone: dict[str, _Gone] = {}
         self._closing = False
@@ -117,6 +128,33 @@ class Devices:
             self._lost = lost_after(self._lost, self._loads)
             self._remember()
         return self._loads
+
+    async def watch(self) -> None:
+        """Sees whether engines still have the memory that they were granted, until it is cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if not self._grants:
+                continue
+            try:
+                await self.look()
+            except OSError as error:  # of one look
+                _log.warning("the devices could not be looked at: %s", error)
+                continue
+            self.judge()
+
+    def judge(self) -> None:
+        """Says of every engine whether it can take new work, by the last picture."""
+        picture, before = self.picture(), self._short
+        found = {holder: shortage(given, picture, before.get(holder)) for holder, given in self._grants.items()}
+        self._short = {holder: short for holder, short in found.items() if short is not None}
+        for holder in self._short.keys() - before.keys():
+            _log.warning("%s is short: %s", holder, self._short[holder])
+        for holder in before.keys() - self._short.keys():
+            _log.warning("%s is well", holder)
+
+    def shortage(self, holder: str) -> Shortage | None:
+        """Set when the engine has not the memory to begin anything new."""
+        return self._short.get(holder)
 
     def picture(self) -> Picture:
         """The last picture, in the words of `shares`."""
@@ -235,7 +273,7 @@ class Devices:
             return False
         mb = missing(gone.leaving, self.picture(), self._grants.values())
         if mb < gone.least:
-            gone.least, gone.since = mb, now
+            gone = self._gone[holder] = attrs.evolve(gone, least=mb, since=now)
         still = self._patience.still_cuda if self.platform == "cuda" else self._patience.still_cpu
         if not mb or now >= gone.until or now - gone.since >= still:
             del self._gone[holder]
@@ -267,95 +305,6 @@ def lost_after(lost: Mapping[int, LostDevice], loads: Sequence[DeviceLoad]) -> M
         if words
     }
     return {**kept, **told}
-
-
-def assign(
-    spec: ModelSpec,
-    hardware: Hardware,
-    loads: Sequence[DeviceLoad],
-    residents: Mapping[int, int],
-    lost: Mapping[int, str] | None = None,
-) -> tuple[int, ...]:
-    """This host's devices for one engine of `spec`: those it names, else the emptiest of those that are not `lost`.
-
-    Fewer than it is spread over where other hosts may lend the rest. `residents`: engines per device. Raises LoadError.
-    """
-    gone = lost or {}
-    known = [device.index for device in hardware.devices if device.index not in gone]
-    if spec.devices is not None:
-        return _named(spec, spec.devices, known, gone)
-    if spec.tensor_parallel > len(known) and not (spec.hosts and known):
-        raise LoadError(
-            "bad_devices",
-            f"tensor_parallel is {spec.tensor_parallel}, and this host has {len(known)} device(s): {known}"
-            + ("" if not gone else f"; lost: {_words(gone)}")
-            + ". On a CPU, engine.cpu_devices in the neuron's config splits it for trying; hosts names peers that may "
-            "lend some.",
-        )
-    free = {load.index: load.vram_free_mb for load in loads}
-    # Models that are still loading have not taken their memory yet, so the fewest models come first.
-    ranked = sorted(known, key=lambda index: (residents.get(index, 0), -free.get(index, 0), index))
-    return tuple(sorted(ranked[: spec.tensor_parallel]))
-
-
-def assign_all(
-    spec: ModelSpec,
-    hardware: Hardware,
-    loads: Sequence[DeviceLoad],
-    residents: Mapping[int, int],
-    lost: Mapping[int, str] | None = None,
-) -> tuple[tuple[int, ...], ...]:
-    """The devices of each replica of `spec`: GPUs are for one replica only, CPU devices may be shared. Raises LoadError."""
-    if spec.replicas == 1:
-        return (assign(spec, hardware, loads, residents, lost),)
-    alone = any(device.kind == "cuda" for device in hardware.devices)
-    if spec.devices is not None:
-        return _dealt(spec, spec.devices, hardware, lost or {}, alone=alone)
-    wanted, found = spec.replicas * spec.tensor_parallel, len(hardware.devices) - len(lost or {})
-    if alone and wanted > found:
-        raise LoadError("bad_devices", f"{spec.replicas} replicas need {wanted} devices, and this host has {found}.")
-    crowd: Counter[int] = Counter(residents)
-    chosen: list[tuple[int, ...]] = []
-    for _ in range(spec.replicas):
-        taken = {index: "" for devices in chosen for index in devices} if alone else {}
-        chosen.append(assign(spec, hardware, loads, crowd, {**(lost or {}), **taken}))
-        crowd.update(chosen[-1])
-    return tuple(chosen)
-
-
-def _dealt(
-    spec: ModelSpec, devices: tuple[int, ...], hardware: Hardware, lost: Mapping[int, str], *, alone: bool
-) -> tuple[tuple[int, ...], ...]:
-    """The named devices in equal parts, or, where they may be shared, all of them to each."""
-    known = [device.index for device in hardware.devices if device.index not in lost]
-    size = spec.tensor_parallel
-    if len(devices) == size * spec.replicas:
-        parts = tuple(devices[at : at + size] for at in range(0, len(devices), size))
-    elif len(devices) == size and not alone:
-        parts = (devices,) * spec.replicas
-    else:
-        raise LoadError(
-            "bad_devices", f"{spec.replicas} replicas of {size} device(s) each, and {len(devices)} devices are named."
-        )
-    return tuple(_named(spec, part, known, lost) for part in parts)
-
-
-def _named(spec: ModelSpec, devices: tuple[int, ...], known: Sequence[int], lost: Mapping[int, str]) -> tuple[int, ...]:
-    gone = {index: lost[index] for index in devices if index in lost}
-    if gone:
-        raise LoadError("bad_devices", f"devices {list(devices)} were named, and of these are lost: {_words(gone)}.")
-    missing = [index for index in devices if index not in known]
-    if missing:
-        raise LoadError("bad_devices", f"devices {list(devices)}: {missing} are not here; this host has {list(known)}.")
-    if spec.tensor_parallel not in (1, len(devices)) and not (spec.hosts and spec.tensor_parallel > len(devices)):
-        raise LoadError(
-            "bad_devices", f"tensor_parallel is {spec.tensor_parallel}, and {len(devices)} devices are named; give one."
-        )
-    return devices
-
-
-def _words(lost: Mapping[int, str]) -> str:
-    return "; ".join(f"device {index} ({reason})" for index, reason in lost.items())
 
 
 def _private(pids: Sequence[int]) -> Iterator[Process]:

@@ -197,7 +197,7 @@ async def generate(
                 if not (seen.admitted and isinstance(event, Admitted)):
                     yield event
     except Problem as problem:  # whoever reads this should know that an engine has died of the request, perhaps
-        problem.extras = {**problem.extras, "engine_died": True}
+        problem.add(engine_died=True)
         raise
 
 

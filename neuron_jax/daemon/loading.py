@@ -11,8 +11,9 @@ from neuron_jax.common.errors import ConfigError
 from neuron_jax.config import ModelSpec
 from neuron_jax.daemon import views
 from neuron_jax.daemon.fields import Fields, decode_object
-from neuron_jax.daemon.lifecycle import AlreadyLoadedError, Lifecycle
+from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.problems import Problem
+from neuron_jax.daemon.resident import AlreadyLoadedError
 from neuron_jax.daemon.responses import json_response, primed
 from neuron_jax.daemon.wire_common import HEARTBEAT_LINE, sse
 from neuron_jax.errors import LoadError

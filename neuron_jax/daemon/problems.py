@@ -35,6 +35,10 @@ class Problem(Exception):  # noqa: N818 - it is an answer, not only an error
         self.retry_after = retry_after
         self.extras: Mapping[str, Any] = extras
 
+    def add(self, **extras: Any) -> None:
+        """Says more."""
+        self.extras = {**self.extras, **extras}
+
     def envelope(self) -> dict[str, Any]:
         """The body."""
         error = {"message": self.message, "type": self.kind, "code": self.code, "param": self.param}

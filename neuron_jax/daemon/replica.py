@@ -40,6 +40,8 @@ class Shares(Protocol):
 
     async def look(self, *, fresh: bool = False) -> object: ...
 
+    def shortage(self, holder: str) -> Shortage | None: ...
+
     def lose(self, devices: tuple[int, ...], reason: str) -> None: ...
 
 
@@ -67,7 +69,6 @@ class Replica:
 
     def __init__(self, place: ReplicaSpec, *, hear: Listener, changed: Callable[[ReplicaStatus], None]) -> None:
         self.devices = place.devices
-        self.shortage: Shortage | None = None
         self._place = place
         self._hear = hear
         self._tell = changed
@@ -87,6 +88,11 @@ class Replica:
     def client(self) -> EngineClient | None:
         """The engine that serves, if there is one."""
         return self._supervisor.serving
+
+    @property
+    def shortage(self) -> Shortage | None:
+        """Set when its engine has not the memory to begin anything new."""
+        return self._place.shares.shortage(self.holder)
 
     @property
     def load(self) -> EngineLoad:

@@ -13,6 +13,7 @@ from neuron_jax.config import AdmissionConfig, ModelSpec
 from neuron_jax.daemon import tally
 from neuron_jax.daemon.admission import Admission
 from neuron_jax.daemon.balance import Busy, choose
+from neuron_jax.daemon.fetching import Fetch, fetched, load_error
 from neuron_jax.daemon.model_text import ModelText, read_text
 from neuron_jax.daemon.news import News
 from neuron_jax.daemon.problems import Problem, insufficient_vram, recovering, unavailable
@@ -33,19 +34,16 @@ from neuron_jax.daemon.status import (
     Stage,
     after,
 )
-from neuron_jax.errors import EngineDied, LoadError
-from neuron_jax.text.errors import TextError
+from neuron_jax.errors import LoadError
 from neuron_jax.text.prompt import ChatFormat
-from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineLoad, Progress
 
-Fetch = Callable[[Callable[[str, int, int, str], None]], Path]
 _log = logging.getLogger("neuron.lifecycle")
 
 
-class AbandonedError(Exception):
-    """Raised inside a fetching thread when nobody wants the model any more."""
+class AlreadyLoadedError(Exception):
+    """The model serves already; callers treat it as success."""
 
 
 @frozen(eq=False)
@@ -232,7 +230,7 @@ class ResidentModel:
             _log.exception("loading %s waited for something that was cancelled", self.id)
             error = LoadError("internal", "what the load waited for was cancelled")
         except Exception as found:  # noqa: BLE001  # a fault of ours ends this load, and with it the wait of all who asked for it
-            error = _load_error(self.id, found)
+            error = load_error(self.id, found)
         else:
             return None
         _log.error("loading %s failed: %s: %s", self.id, error.kind, error.message)
@@ -241,7 +239,7 @@ class ResidentModel:
         return error
 
     async def _load_steps(self) -> None:
-        path = await self._fetch()
+        path = await fetched(self._plan.fetch, self._hear)
         text = await asyncio.to_thread(read_text, path)
         if text.template is not None:
             await self._plan.compile(text.chat_format)
@@ -263,21 +261,6 @@ class ResidentModel:
         self._move(LoadEnded(offered))
         _log.info("%s serves: %d tokens of context, %d slots", self.id, self.max_context, self._admission.slots)
 
-    async def _fetch(self) -> Path:
-        loop = asyncio.get_running_loop()
-        abandoned = False
-
-        def report(phase: str, done: int, total: int, unit: str) -> None:
-            if abandoned:
-                raise AbandonedError(self.id)
-            loop.call_soon_threadsafe(self._hear, Progress(phase, done, total, unit))
-
-        try:
-            return await asyncio.to_thread(self._plan.fetch, report)
-        except asyncio.CancelledError:
-            abandoned = True  # the thread ends itself at its next report
-            raise
-
     def _hear(self, progress: Progress) -> None:
         self._move(Advanced(progress))
         for listener in tuple(self._listeners):
@@ -297,23 +280,6 @@ class ResidentModel:
             self._admission.fail(refusal)
         if self.status.capacity is not None:
             self._admission.resize(self.status.capacity.slots)
-
-
-def _load_error(model_id: str, error: Exception) -> LoadError:
-    """What those who asked for the load are told."""
-    match error:
-        case LoadError():
-            return error
-        case WeightsError():
-            return LoadError(error.kind, error.message, error.extras)
-        case TextError():
-            return LoadError("bad_checkpoint", str(error))
-        case EngineDied():
-            return LoadError("engine_failed" if error.kind == "exited" else error.kind, str(error))
-        case OSError():
-            return LoadError("repo_fetch_failed", f"{type(error).__name__}: {error}")
-    _log.error("loading %s failed for a reason that nobody foresaw", model_id, exc_info=error)
-    return LoadError("internal", f"{type(error).__name__}: {error}")
 
 
 def _is_cancelled() -> bool:

@@ -1,6 +1,5 @@
 """The routes of a neuron as free functions: parse, call one function, render; must not decide anything."""
 
-import asyncio
 from typing import Any
 
 from litestar import MediaType, Request, Response, get, post
@@ -40,8 +39,7 @@ async def health(request: Ask) -> Response[Any]:
 @get("/models")
 async def models(request: Ask) -> Response[Any]:
     """Everything loaded or loadable."""
-    lifecycle = of(request).lifecycle
-    return json_response(views.models(lifecycle, await asyncio.to_thread(views.offered, lifecycle)))
+    return json_response(await views.models(of(request).lifecycle))
 
 
 @post("/models/load", control=True)

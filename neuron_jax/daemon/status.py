@@ -87,6 +87,11 @@ class ModelStatus:
     error: LoadError | None = None
 
     @property
+    def ended(self) -> bool:
+        """True when only a new load brings the model back."""
+        return self.stage in (Stage.FAILED, Stage.DRAINING, Stage.UNLOADED)
+
+    @property
     def restarts(self) -> int:
         """Of all engines together."""
         return sum(one.state.restarts for one in self.replicas)

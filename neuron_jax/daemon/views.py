@@ -9,9 +9,9 @@ import attrs
 from litestar import Response
 
 from neuron_jax.common.addresses import Address, parse_address
-from neuron_jax.daemon.catalogue import Entry
 from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW
 from neuron_jax.daemon.lifecycle import Lifecycle
+from neuron_jax.daemon.model_files import ModelFiles, Offered
 from neuron_jax.daemon.model_text import Abilities, Broken, ModelFacts
 from neuron_jax.daemon.replica import Replica
 from neuron_jax.daemon.resident import ResidentModel
@@ -82,7 +82,7 @@ def _group(spec: EngineSpec, role: str, leader: str, ranks: Sequence[Rank]) -> J
 
 async def health(neuron: Neuron) -> Json:
     """GET /health."""
-    activation = neuron.lifecycle.activation
+    activation = neuron.lifecycle.default_models
     loads = await neuron.lifecycle.devices.look()
     return {
         "uptime_secs": int(time.monotonic() - neuron.started),
@@ -130,19 +130,14 @@ def model_load(resident: ResidentModel) -> Json:
     }
 
 
-def offered(lifecycle: Lifecycle) -> list[tuple[Entry, ModelFacts | Broken | None]]:
-    """Everything this host could load, with what its files say. Reads files, so call it in a thread."""
-    entries = lifecycle.catalogue.entries()
-    return [(entry, lifecycle.facts(entry.path) if entry.path is not None else None) for entry in entries]
-
-
-def models(lifecycle: Lifecycle, offers: Sequence[tuple[Entry, ModelFacts | Broken | None]]) -> list[Json]:
+async def models(lifecycle: Lifecycle) -> list[Json]:
     """GET /models: what is loaded first, then what could be."""
+    offers = await lifecycle.files.offered()
     loaded = {resident.id for resident in lifecycle.residents}
-    known = {entry.id for entry, _ in offers}
+    known = {one.entry.id for one in offers}
     return [
         *(resident_info(lifecycle, resident) | {"offered": resident.id in known} for resident in lifecycle.residents),
-        *(unloaded_info(lifecycle, entry, facts) for entry, facts in offers if entry.id not in loaded),
+        *(unloaded_info(lifecycle.files, one) for one in offers if one.entry.id not in loaded),
     ]
 
 
@@ -224,14 +219,15 @@ def replica_info(replica: Replica, status: ReplicaStatus) -> Json:
     }
 
 
-def unloaded_info(lifecycle: Lifecycle, entry: Entry, facts: ModelFacts | Broken | None) -> Json:
+def unloaded_info(files: ModelFiles, offered: Offered) -> Json:
     """ModelInfo of something that could be loaded; limits and sizes only where its files are here."""
+    entry, facts = offered.entry, offered.facts
     info = _info(entry.id, entry.aliases, "unloaded", facts.abilities if isinstance(facts, ModelFacts) else Abilities())
     if isinstance(facts, Broken):
         info["servable"] = {"ok": False, "reason": "bad_checkpoint", "detail": facts.reason}
     elif facts is not None:
-        info["limit"] = limit(lifecycle.context_limit(entry.id, facts.description))
-        info["vram_estimate_mb"] = -(-lifecycle.least_bytes(entry.id, facts.description) // MIB)
+        info["limit"] = limit(files.context_limit(entry.id, facts.description))
+        info["vram_estimate_mb"] = -(-files.least_bytes(entry.id, facts.description) // MIB)
     return info
 
 

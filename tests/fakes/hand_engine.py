@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from neuron_jax.daemon.shares import MemoryGrant, MemoryRequest
+from neuron_jax.daemon.shares import MemoryGrant, MemoryRequest, Shortage
 from neuron_jax.errors import EngineDied
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineSpec, Ready
@@ -139,6 +139,9 @@ class HandShares:
         await self.back.wait()
 
     async def look(self, *, fresh: bool = False) -> object:
+        return None
+
+    def shortage(self, holder: str) -> Shortage | None:
         return None
 
     def lose(self, devices: tuple[int, ...], reason: str) -> None:

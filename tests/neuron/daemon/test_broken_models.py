@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from neuron_jax.config import ModelSpec
 from neuron_jax.daemon.estimate import least_bytes
-from neuron_jax.daemon.model_text import Broken, read_facts
+from neuron_jax.daemon.model_text import Broken, ModelFacts, read_facts
 from neuron_jax.weights.reading import MAX_WHOLE
 from tests.fakes.any_json import any_json
 from tests.fakes.live_neuron import MODEL, config_for, running
@@ -174,9 +174,9 @@ def test_a_model_that_was_mended_is_no_longer_broken(tmp_path: Path, whole: Path
 
     async def run() -> None:
         async with running(config) as (_, lifecycle):
-            assert isinstance(lifecycle.facts(folder), Broken)
+            assert isinstance((await lifecycle.files.offered())[0].facts, Broken)
             shutil.copy(whole / CONFIG, folder / CONFIG)
-            assert not isinstance(lifecycle.facts(folder), Broken)
+            assert isinstance((await lifecycle.files.offered())[0].facts, ModelFacts)
 
     asyncio.run(run())
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from neuron_jax.config import ModelSpec
-from neuron_jax.daemon.devices import assign
+from neuron_jax.daemon.assign import assign
 from neuron_jax.errors import LoadError
 from tests.fakes.live_neuron import MODEL, LiveNeuron, config_for, running, sse_events, still_devices, with_neuron
 from tests.fakes.tiny_model import write_tiny_model
@@ -295,7 +295,7 @@ def test_default_models_are_loaded_at_start(tmp_path: Path) -> None:
     async def run() -> dict[str, Any]:
         async with running(config) as (url, lifecycle), httpx.AsyncClient(base_url=url, timeout=30) as http:
             assert (await http.get("/health")).json()["activation"]["state"] == "pre_warming"
-            await until(lambda: lifecycle.activation.state == "ready")
+            await until(lambda: lifecycle.default_models.state == "ready")
             health: dict[str, Any] = (await http.get("/health")).json()
             return health
 
@@ -317,9 +317,9 @@ def test_a_fault_with_one_default_model_leaves_the_next_its_turn(
 
     async def run() -> None:
         async with running(config) as (_, lifecycle):
-            await until(lambda: lifecycle.activation.state == "ready")
+            await until(lambda: lifecycle.default_models.state == "ready")
             said = "RuntimeError: nobody foresaw this"
-            assert lifecycle.activation.failed == [("x/y", said), (MODEL, said)]
+            assert lifecycle.default_models.failed == [("x/y", said), (MODEL, said)]
 
     asyncio.run(run())
 

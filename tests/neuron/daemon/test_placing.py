@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from neuron_jax.config import EngineConfig, ModelSpec
-from neuron_jax.daemon.devices import LostDevice, assign_all, lost_after
+from neuron_jax.daemon.assign import assign_all
+from neuron_jax.daemon.devices import LostDevice, lost_after
 from neuron_jax.errors import LoadError
 from neuron_jax.hardware.records import DeviceLoad, Process
 from neuron_jax.workers.supervisor import RestartPolicy
@@ -231,7 +232,7 @@ def test_the_floor_can_be_turned_off(tmp_path: Path) -> None:
             assert (await http.post("/models/load", json={"model_id": MODEL})).status_code == 200
             moving.free[0] = 0
             await devices.look(fresh=True)
-            lifecycle.judge()
+            devices.judge()
             assert lifecycle.residents[0].shortage is None
 
     asyncio.run(run())
