@@ -24,14 +24,14 @@ from neuron_jax.config import cache_root
 from neuron_jax.hardware.cpu import parse_status
 from neuron_jax.weights.builtin import BUILT_IN, fetch_built_in
 from neuron_jax.workers.frames import (
+    EngineFailed,
     EngineLoad,
     EngineSpec,
     Event,
     EventReader,
-    Failed,
-    Load,
+    LoadEngine,
+    LoadReport,
     Ready,
-    Report,
     Sampling,
     Shutdown,
     StepOutputs,
@@ -84,12 +84,12 @@ class Process:
         return parse_status(Path(f"/proc/{self.child.pid}/status").read_text()).now
 
     def ready(self) -> Ready:
-        self.link.sendall(encode(Load(self.spec)))
+        self.link.sendall(encode(LoadEngine(self.spec)))
         for event in self.events():
             match event:
                 case Ready():
                     return event
-                case Failed(_, message):
+                case EngineFailed(_, message):
                     raise SystemExit(message)
         raise AssertionError
 
@@ -114,7 +114,7 @@ class Process:
 
     def rest(self) -> None:
         """Wait until it is idle."""
-        next(event for event in self.events() if isinstance(event, Report))
+        next(event for event in self.events() if isinstance(event, LoadReport))
 
 
 def traffic() -> Iterator[list[Submit]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from neuron_jax.config import cache_root
 from neuron_jax.weights import sources
 from neuron_jax.workers.engine_client import EngineClient, start_here
-from neuron_jax.workers.frames import EngineSpec, Group, Sampling, Submit
+from neuron_jax.workers.frames import EngineSpec, GroupMember, Sampling, Submit
 
 TOKENS = 96
 
@@ -30,7 +30,7 @@ async def start(name: str, path: Path, cache: Path) -> tuple[EngineClient, float
         spec = EngineSpec("demo", str(path), devices=(0, 1), tensor_parallel=2, quant="none", **options)
         client = await EngineClient.start(spec, inherited=os.environ)
     else:
-        group = Group(rank=0, world=2, secret="bench")
+        group = GroupMember(rank=0, world=2, secret="bench")
         spec = EngineSpec("demo", str(path), tensor_parallel=2, quant="none", group=group, **options)
         client = await EngineClient.start(spec, inherited=os.environ, others=[start_here((0,), os.environ)])
     ready = time.monotonic() - began

@@ -26,7 +26,7 @@ from neuron_jax.errors import NeuronError
 from neuron_jax.hardware.records import DeviceLoad, Hardware
 from neuron_jax.tables import print_bench, print_hardware, print_plan, print_smoke, program_line
 from neuron_jax.terminal import console, show_progress
-from neuron_jax.workers.frames import Group
+from neuron_jax.workers.frames import GroupMember
 
 Environ = Annotated[Mapping[str, str], Parameter(parse=False)]
 ConfigFile = Annotated[Path | None, Parameter(name=["--config", "-c"])]
@@ -191,11 +191,13 @@ def worker(
     if rank >= world:
         return _fail(f"--rank is {rank}, and of {world} ranks the last is {world - 1}", 2)
     known = secret or environ.get("NEURON_RANKS__SECRET", "")
-    group = Group(rank, world, host, coordinator, known, deadline)
+    group = GroupMember(rank, world, host, coordinator, known, deadline)
     return _smoke([group], platform or _platform(environ), as_json, environ)
 
 
-def _smoke(ranks: Sequence[Group], platform: Literal["cpu", "cuda"], as_json: bool, environ: Mapping[str, str]) -> int:
+def _smoke(
+    ranks: Sequence[GroupMember], platform: Literal["cpu", "cuda"], as_json: bool, environ: Mapping[str, str]
+) -> int:
     from neuron_jax.workers.smoke import smoke
 
     report = asyncio.run(smoke(ranks, platform, environ)).json()

@@ -19,7 +19,7 @@ class Counts:
     rejected_timeout: int = 0
 
 
-class Admission:
+class AdmissionQueue:
     """`slots` requests run at once; up to `max_queue_depth` more wait in line, first come first served."""
 
     def __init__(self, *, slots: int, max_queue_depth: int, max_wait_secs: float) -> None:
@@ -86,7 +86,7 @@ class Admission:
 class Reservation:
     """One request's place: in line until `held`. Leaving the `with` block gives it back, whatever happened."""
 
-    def __init__(self, admission: Admission, slots: int) -> None:
+    def __init__(self, admission: AdmissionQueue, slots: int) -> None:
         loop = asyncio.get_running_loop()
         self.slots = slots
         self._admission = admission
@@ -110,11 +110,11 @@ class Reservation:
         return False
 
     def grant(self) -> None:
-        """It is this request's turn; called by `Admission`."""
+        """It is this request's turn; called by `AdmissionQueue`."""
         self._turn.set_result(None)
 
     def refuse(self, problem: Problem) -> None:
-        """There will be no turn; called by `Admission`."""
+        """There will be no turn; called by `AdmissionQueue`."""
         self._turn.set_exception(problem)
 
     def __enter__(self) -> Self:

@@ -28,14 +28,14 @@ from neuron_jax.common.log_format import log_to_stderr
 from neuron_jax.common.tls import server_context
 from neuron_jax.config import NeuronConfig, ServerConfig
 from neuron_jax.daemon.access import AccessGuard, exposure
-from neuron_jax.daemon.admission import Admission
+from neuron_jax.daemon.admission import AdmissionQueue
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics
 from neuron_jax.daemon.problems import API, INVALID, Problem, internal, shutting_down
 from neuron_jax.daemon.responses import problem_response
 from neuron_jax.daemon.routes import ROUTES
-from neuron_jax.daemon.service import Neuron
+from neuron_jax.daemon.service import NeuronServices
 from neuron_jax.errors import ListenError
 from neuron_jax.hardware.discover import Sampler, discover
 from neuron_jax.workers.process import DEFAULT_COMMAND
@@ -61,8 +61,8 @@ def build_app(
     lifecycle = Lifecycle(config, devices, metrics, command=command, restarts=restarts)
     metrics.watch(lifecycle)
     pool = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
-    counting = Admission(slots=TEXT_THREADS, **attrs.asdict(config.admission))
-    neuron = Neuron(lifecycle, metrics, build_info(), pool, counting, time.monotonic())
+    counting = AdmissionQueue(slots=TEXT_THREADS, **attrs.asdict(config.admission))
+    neuron = NeuronServices(lifecycle, metrics, build_info(), pool, counting, time.monotonic())
     app = Litestar(
         route_handlers=list(ROUTES),
         guards=[AccessGuard.of(config).guard],
@@ -171,7 +171,7 @@ def tls_of(server: ServerConfig) -> ssl.SSLContext | None:
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(neuron: Neuron, _: Litestar) -> AsyncIterator[None]:
+async def _lifespan(neuron: NeuronServices, _: Litestar) -> AsyncIterator[None]:
     neuron.lifecycle.start()
     try:
         yield

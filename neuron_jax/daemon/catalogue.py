@@ -75,7 +75,7 @@ class Catalogue:
             source = sources.parse_source(spec.source or spec.model_id if spec else model_id)
         except WeightsError:
             return None
-        if spec is None and isinstance(source, sources.Folder | sources.GgufFile):
+        if spec is None and isinstance(source, sources.Folder | sources.GgufSource):
             return None
         return sources.locate(source, self._cache)
 

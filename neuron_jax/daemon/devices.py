@@ -40,7 +40,7 @@ _log = logging.getLogger("neuron.devices")
 
 
 @frozen
-class Patience:
+class ReturnPatience:
     """How long memory of an engine that has ended is waited for, in seconds. Drivers take one or two, a kernel as long for
     some GiB. Where nothing comes back for `still`, the rest is other programs': a kernel frees without a pause."""
 
@@ -50,7 +50,7 @@ class Patience:
     poll: float = 0.1
 
 
-PATIENCE = Patience()
+PATIENCE = ReturnPatience()
 
 
 class DeviceSampling(Protocol):
@@ -80,7 +80,7 @@ class _Gone:
 class Devices:
     """The hardware as found at start, and a picture of its load that is at most a second old."""
 
-    def __init__(self, hardware: Hardware, sampler: DeviceSampling, patience: Patience = PATIENCE) -> None:
+    def __init__(self, hardware: Hardware, sampler: DeviceSampling, patience: ReturnPatience = PATIENCE) -> None:
         self.hardware = hardware
         self._patience = patience
         self.floor_mb = 0

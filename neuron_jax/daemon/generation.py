@@ -14,7 +14,7 @@ from typing import Protocol
 
 from attrs import define, field, frozen
 
-from neuron_jax.daemon.admission import Admission, Reservation
+from neuron_jax.daemon.admission import AdmissionQueue, Reservation
 from neuron_jax.daemon.model_text import Encoded, ModelText
 from neuron_jax.daemon.problems import Problem, internal, unavailable
 from neuron_jax.errors import EngineDied
@@ -110,7 +110,7 @@ class ServingModel(Protocol):
     """
 
     @property
-    def admission(self) -> Admission: ...
+    def admission(self) -> AdmissionQueue: ...
 
     async def ready(self, seconds: float) -> bool: ...
 

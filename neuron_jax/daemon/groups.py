@@ -17,7 +17,7 @@ from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.peers import Offer, Peer, PeerError, peers_of
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.engine_client import EngineClient, Rank, Report, StartRank, start_here
-from neuron_jax.workers.frames import EngineSpec, Group
+from neuron_jax.workers.frames import EngineSpec, GroupMember
 
 LOOPBACK = "127.0.0.1"
 MEETINGS = 3
@@ -107,8 +107,8 @@ class Groups:
     def _starter(self, loan: Loan, model: ModelSpec, devices: tuple[int, ...]) -> StartRank:
         return partial(_start_there, loan, model, devices)
 
-    def _group(self, host: str, world: int) -> Group:
-        return Group(
+    def _group(self, host: str, world: int) -> GroupMember:
+        return GroupMember(
             rank=0,
             world=world,
             host=host,

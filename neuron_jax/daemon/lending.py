@@ -38,7 +38,7 @@ ReadModel = Callable[[Mapping[str, Any], str], ModelSpec]
 _log = logging.getLogger("neuron.ranks")
 
 
-class Lender:
+class RankLender:
     """The one owner of the ranks that were lent. `devices` grants them their share, like any engine's."""
 
     def __init__(

@@ -13,7 +13,7 @@ from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.daemon.catalogue import Catalogue
 from neuron_jax.daemon.default_models import DefaultModels
 from neuron_jax.daemon.devices import Devices
-from neuron_jax.daemon.lending import Lender
+from neuron_jax.daemon.lending import RankLender
 from neuron_jax.daemon.metrics import DeviceGauges, Metrics, ModelGauges
 from neuron_jax.daemon.model_files import ModelFiles
 from neuron_jax.daemon.model_text import ModelText
@@ -52,7 +52,7 @@ class Lifecycle:
         self.default_models = DefaultModels(config.default_models, self.catalogue.canonical, self.load)
         self.closing = False
         self._placing = Placing(config, devices, command, restarts, self._occupied)
-        self.lender = Lender(
+        self.lender = RankLender(
             config,
             devices,
             command=command,

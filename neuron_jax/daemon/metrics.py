@@ -97,9 +97,9 @@ class Metrics:
         """Adds the numbers of the moment, asked for at every scrape."""
         self._registry.register(_Scrape(gauges))
 
-    def begin(self, model: str, since: float) -> "Observation":
+    def begin(self, model: str, since: float) -> "RequestTimer":
         """A request for `model` that arrived at `since`, in seconds of time.monotonic()."""
-        return Observation(self, model, since)
+        return RequestTimer(self, model, since)
 
     def remember(self, model: str) -> None:
         """`model` is loaded: its requests count from now on."""
@@ -120,7 +120,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     def count(self, model: str, outcome: str, seconds: float, job: GenerationJob | None) -> None:
-        """One request is over; called by `Observation`."""
+        """One request is over; called by `RequestTimer`."""
         assert outcome in OUTCOMES, outcome
         if model not in self._known:
             return
@@ -132,22 +132,22 @@ class Metrics:
             self._cached.labels(model).inc(job.usage.cached)
 
     def ran_again(self, model: str) -> None:
-        """A request lost its engine and begins anew; called by `Observation`."""
+        """A request lost its engine and begins anew; called by `RequestTimer`."""
         if model in self._known:
             self._again.labels(model).inc()
 
     def saw_first(self, model: str, seconds: float) -> None:
-        """When the first text of an answer came; called by `Observation`."""
+        """When the first text of an answer came; called by `RequestTimer`."""
         if model in self._known:
             self._first.labels(model).observe(seconds)
 
     def saw_next(self, model: str, seconds: float) -> None:
-        """A later output; called by `Observation`."""
+        """A later output; called by `RequestTimer`."""
         if model in self._known:
             self._between.labels(model).observe(seconds)
 
 
-class Observation:
+class RequestTimer:
     """One request, timed from its arrival. `end` must be called once, whatever happened."""
 
     def __init__(self, metrics: Metrics, model: str, began: float) -> None:

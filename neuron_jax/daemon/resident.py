@@ -11,7 +11,7 @@ from attrs import frozen
 
 from neuron_jax.config import AdmissionConfig, ModelSpec
 from neuron_jax.daemon import tally
-from neuron_jax.daemon.admission import Admission
+from neuron_jax.daemon.admission import AdmissionQueue
 from neuron_jax.daemon.balance import Busy, choose
 from neuron_jax.daemon.fetching import Fetch, fetched, load_error
 from neuron_jax.daemon.model_text import ModelText, read_text
@@ -77,7 +77,7 @@ class ResidentModel:
         self._listeners: list[Listener] = []
         self._ending: asyncio.Task[None] | None = None
         self._text: ModelText | None = None
-        self._admission: Admission | None = None
+        self._admission: AdmissionQueue | None = None
         self._news = News()
         self._loading = asyncio.create_task(self._load(), name=f"load {model_id}")
 
@@ -115,7 +115,7 @@ class ResidentModel:
         return self._text
 
     @property
-    def admission(self) -> Admission:
+    def admission(self) -> AdmissionQueue:
         """The queue."""
         assert self._admission is not None
         return self._admission
@@ -253,7 +253,7 @@ class ResidentModel:
         # All of them, or none: what was asked for is told apart from what could be had only when it is refused.
         found = await asyncio.gather(*(replica.started() for replica in self.replicas))
         offered = Capacity(min(one.max_context for one in found), sum(one.slots for one in found))
-        self._admission = Admission(
+        self._admission = AdmissionQueue(
             slots=offered.slots,
             max_queue_depth=self._plan.admission.max_queue_depth,
             max_wait_secs=self._plan.admission.max_wait_secs,

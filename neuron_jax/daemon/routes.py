@@ -7,14 +7,14 @@ from litestar import MediaType, Request, Response, get, post
 from neuron_jax.daemon import loading, service, views
 from neuron_jax.daemon.problems import Problem
 from neuron_jax.daemon.responses import json_response, primed
-from neuron_jax.daemon.service import Neuron
+from neuron_jax.daemon.service import NeuronServices
 
 Ask = Request[Any, Any, Any]
 
 
-def of(request: Ask) -> Neuron:
+def of(request: Ask) -> NeuronServices:
     """The neuron that was asked."""
-    neuron: Neuron = request.app.state.neuron
+    neuron: NeuronServices = request.app.state.neuron
     return neuron
 
 

@@ -14,14 +14,14 @@ from attrs import frozen
 from litestar import Request, Response
 
 from neuron_jax.build_info import BuildInfo
-from neuron_jax.daemon.admission import Admission, Reservation
+from neuron_jax.daemon.admission import AdmissionQueue, Reservation
 from neuron_jax.daemon.bodies import read_body
 from neuron_jax.daemon.chat_wire import ChatAnswer, ChatStream
 from neuron_jax.daemon.completion_wire import CompletionAnswer, CompletionStream
 from neuron_jax.daemon.fields import decode_object
 from neuron_jax.daemon.generation import HEARTBEAT, Admitted, Again, Event, GenerationJob, Grown, Quiet, generate
 from neuron_jax.daemon.lifecycle import Lifecycle
-from neuron_jax.daemon.metrics import Metrics, Observation
+from neuron_jax.daemon.metrics import Metrics, RequestTimer
 from neuron_jax.daemon.model_text import ModelText
 from neuron_jax.daemon.prepare import Outside, chat_job, completion_job, fitting, render_chat
 from neuron_jax.daemon.problems import Problem, internal, recovering
@@ -40,14 +40,14 @@ _log = logging.getLogger("neuron.daemon")
 
 
 @frozen(eq=False)
-class Neuron:
+class NeuronServices:
     """What the routes work with."""
 
     lifecycle: Lifecycle
     metrics: Metrics
     build: BuildInfo
     pool: ThreadPoolExecutor
-    counting: Admission  # the line in front of POST /tokenize
+    counting: AdmissionQueue  # the line in front of POST /tokenize
     started: float  # time.monotonic() at start
 
     async def offload(self, size: int, work: Callable[..., T], *arguments: Any) -> T:
@@ -77,12 +77,12 @@ Ask = Request[Any, Any, Any]
 
 
 @frozen
-class Route:
+class GenerationRoute:
     """What makes chat differ from completions: reading, rendering, encoding, answering."""
 
     prefix: str  # of the answer's id
     read: Callable[[dict[str, Any]], Any]
-    job: Callable[[Neuron, "ReceivedRequest"], Awaitable[GenerationJob]]
+    job: Callable[[NeuronServices, "ReceivedRequest"], Awaitable[GenerationJob]]
     stream: Callable[[GenerationJob, SamplingParams], StreamEncoder]
     answer: Callable[[GenerationJob], AnswerEncoder]
 
@@ -94,8 +94,8 @@ class ReceivedRequest:
     wanted: Any  # ChatRequest or CompletionRequest
     size: int
     resident: ResidentModel
-    route: Route
-    watch: Observation
+    route: GenerationRoute
+    watch: RequestTimer
 
     @property
     def params(self) -> SamplingParams:
@@ -113,21 +113,21 @@ class ReceivedRequest:
         )
 
 
-async def _chat_job(neuron: Neuron, asked: ReceivedRequest) -> GenerationJob:
+async def _chat_job(neuron: NeuronServices, asked: ReceivedRequest) -> GenerationJob:
     text, outside = asked.resident.text, asked.outside()
     prompt = await render_chat(neuron.lifecycle.renderers.render, asked.wanted, text, outside)
     return await neuron.offload(asked.size, chat_job, asked.wanted, prompt, text, outside)
 
 
-async def _completion_job(neuron: Neuron, asked: ReceivedRequest) -> GenerationJob:
+async def _completion_job(neuron: NeuronServices, asked: ReceivedRequest) -> GenerationJob:
     return await neuron.offload(asked.size, completion_job, asked.wanted, asked.resident.text, asked.outside())
 
 
-CHAT = Route("chatcmpl-", read_chat, _chat_job, ChatStream, ChatAnswer)
-COMPLETIONS = Route("cmpl-", read_completion, _completion_job, CompletionStream, CompletionAnswer)
+CHAT = GenerationRoute("chatcmpl-", read_chat, _chat_job, ChatStream, ChatAnswer)
+COMPLETIONS = GenerationRoute("cmpl-", read_completion, _completion_job, CompletionStream, CompletionAnswer)
 
 
-async def complete(neuron: Neuron, request: Ask, route: Route) -> Response[Any]:
+async def complete(neuron: NeuronServices, request: Ask, route: GenerationRoute) -> Response[Any]:
     """POST /v1/chat/completions and /v1/completions, from body to answer."""
     began = time.monotonic()
     wanted, size = await _read(neuron, request, route.read)
@@ -138,7 +138,7 @@ async def complete(neuron: Neuron, request: Ask, route: Route) -> Response[Any]:
     return await non_streaming_answer(request, collected(neuron, asked))
 
 
-async def tokenize(neuron: Neuron, request: Ask) -> dict[str, Any]:
+async def tokenize(neuron: NeuronServices, request: Ask) -> dict[str, Any]:
     """POST /tokenize."""
     wanted, size = await _read(neuron, request, read_tokenize)
     text, limit = await neuron.lifecycle.text(wanted.model)
@@ -150,7 +150,9 @@ async def tokenize(neuron: Neuron, request: Ask) -> dict[str, Any]:
     return {"count": len(ids), "tokens": ids, "max_model_len": limit}
 
 
-async def _count(neuron: Neuron, wanted: TokenizeRequest, size: int, text: ModelText, most: int) -> Sequence[int]:
+async def _count(
+    neuron: NeuronServices, wanted: TokenizeRequest, size: int, text: ModelText, most: int
+) -> Sequence[int]:
     if wanted.prompt is not None:
         return (await neuron.offload(size, text.encode_prompt, "prompt", wanted.prompt, most)).ids
     assert wanted.chat is not None
@@ -158,14 +160,16 @@ async def _count(neuron: Neuron, wanted: TokenizeRequest, size: int, text: Model
     return (await neuron.offload(size, partial(text.encode_chat, prompt, tools=False, most=most))).ids
 
 
-async def _read(neuron: Neuron, request: Ask, read: Callable[[dict[str, Any]], T]) -> tuple[T, int]:
+async def _read(neuron: NeuronServices, request: Ask, read: Callable[[dict[str, Any]], T]) -> tuple[T, int]:
     """What the request asks for, and how many bytes said so. Raises Problem."""
     body = await read_body(request)
     return await neuron.offload(len(body), lambda: read(decode_object(body))), len(body)
 
 
 @asynccontextmanager
-async def placed(neuron: Neuron, asked: ReceivedRequest) -> AsyncGenerator[tuple[GenerationJob, Reservation], None]:
+async def placed(
+    neuron: NeuronServices, asked: ReceivedRequest
+) -> AsyncGenerator[tuple[GenerationJob, Reservation], None]:
     """A place in the model's line for as long as the block runs, and the job. Raises Problem.
 
     The place comes first: what renders and counts a prompt is bounded like everything else that a model does.
@@ -179,7 +183,7 @@ async def placed(neuron: Neuron, asked: ReceivedRequest) -> AsyncGenerator[tuple
         yield await asked.route.job(neuron, asked), reservation
 
 
-async def stream_chunks(neuron: Neuron, asked: ReceivedRequest) -> AsyncGenerator[bytes, None]:
+async def stream_chunks(neuron: NeuronServices, asked: ReceivedRequest) -> AsyncGenerator[bytes, None]:
     """The bytes of the stream. A failure before the first of them is raised; later ones are an event, and the end."""
     async with placed(neuron, asked) as (job, reservation), aclosing(_chunks(asked, job, reservation)) as chunks:
         async for chunk in chunks:
@@ -213,7 +217,7 @@ async def _chunks(asked: ReceivedRequest, job: GenerationJob, reservation: Reser
         asked.watch.end(outcome, job)
 
 
-async def collected(neuron: Neuron, asked: ReceivedRequest) -> dict[str, Any]:
+async def collected(neuron: NeuronServices, asked: ReceivedRequest) -> dict[str, Any]:
     """The non-streaming answer. Raises Problem."""
     async with placed(neuron, asked) as (job, reservation):
         return await _collect(asked, job, reservation)

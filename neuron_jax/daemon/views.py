@@ -16,7 +16,7 @@ from neuron_jax.daemon.model_text import Abilities, Broken, ModelFacts
 from neuron_jax.daemon.replica import Replica
 from neuron_jax.daemon.resident import ResidentModel
 from neuron_jax.daemon.responses import json_response
-from neuron_jax.daemon.service import Neuron
+from neuron_jax.daemon.service import NeuronServices
 from neuron_jax.daemon.shares import measured
 from neuron_jax.daemon.status import ReplicaStatus, Stage
 from neuron_jax.hardware.records import DeviceLoad
@@ -29,12 +29,12 @@ CAPABILITIES = ["text"]
 Json = dict[str, Any]
 
 
-def version(neuron: Neuron) -> Json:
+def version(neuron: NeuronServices) -> Json:
     """GET /version."""
     return attrs.asdict(neuron.build)
 
 
-def discovery(neuron: Neuron) -> Json:
+def discovery(neuron: NeuronServices) -> Json:
     """GET /discovery. `max_prompt_tokens` is that of the most generous loaded model, 0 while none is loaded."""
     hardware = neuron.lifecycle.devices.hardware
     limits = [resident.max_context - 1 for resident in neuron.lifecycle.residents if resident.serving]
@@ -80,7 +80,7 @@ def _group(spec: EngineSpec, role: str, leader: str, ranks: Sequence[Rank]) -> J
     }
 
 
-async def health(neuron: Neuron) -> Json:
+async def health(neuron: NeuronServices) -> Json:
     """GET /health."""
     activation = neuron.lifecycle.default_models
     loads = await neuron.lifecycle.devices.look()

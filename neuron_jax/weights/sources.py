@@ -18,7 +18,7 @@ __all__ = [
     "BuiltIn",
     "BuiltInModel",
     "Folder",
-    "GgufFile",
+    "GgufSource",
     "Hub",
     "LocalModel",
     "Report",
@@ -45,7 +45,7 @@ class Folder:
 
 
 @frozen
-class GgufFile:
+class GgufSource:
     """A local .gguf file."""
 
     path: Path
@@ -59,7 +59,7 @@ class LocalModel:
     path: Path
 
 
-Source = BuiltIn | Folder | GgufFile | Hub
+Source = BuiltIn | Folder | GgufSource | Hub
 
 PATH_STARTS = ("/", ".", "~")
 _HUB = re.compile(  # the hub's own names are shorter; longer ones would be too long for a file
@@ -77,7 +77,7 @@ def parse_source(model: str) -> Source:
         return BuiltIn(built_in)
     path = _as_path(model)
     if path is not None:
-        return GgufFile(path) if path.suffix == ".gguf" else Folder(path)
+        return GgufSource(path) if path.suffix == ".gguf" else Folder(path)
     match = _HUB.fullmatch(model.removeprefix("hf:"))
     if match is None:
         known = ", ".join(BUILT_IN)
@@ -109,7 +109,7 @@ def locate(source: Source, cache: Path) -> Path | None:
             return local_file(BUILT_IN[name], cache)
         case Folder(path):
             return path if (path / "config.json").is_file() else _only_gguf(path)
-        case GgufFile(path):
+        case GgufSource(path):
             return path if path.is_file() else None
         case Hub():
             return hub.locate(source, cache)
@@ -122,7 +122,7 @@ def fetch(source: Source, cache: Path, report: Report) -> Path:
             return local_file(BUILT_IN[name], cache) or fetch_built_in(BUILT_IN[name], cache, report)
         case Hub():
             return hub.locate(source, cache) or hub.fetch(source, cache, report)
-        case Folder(path) | GgufFile(path):
+        case Folder(path) | GgufSource(path):
             found = locate(source, cache)
             if found is None:
                 raise WeightsError("repo_fetch_failed", f"{path} {_unusable(source)}")
@@ -135,9 +135,9 @@ def _only_gguf(folder: Path) -> Path | None:
     return folder / models[0][0] if len(models) == 1 else None
 
 
-def _unusable(source: Folder | GgufFile) -> str:
+def _unusable(source: Folder | GgufSource) -> str:
     """Why there is no model at this path."""
-    if isinstance(source, GgufFile):
+    if isinstance(source, GgufSource):
         return "is not a .gguf file"
     names = sorted(path.name for path in source.path.glob("*.gguf"))
     if len(models := whole_models(names)) > 1:

@@ -276,7 +276,7 @@ class EngineClient:
                 self.load = load
                 for output in outputs:
                     self._deliver(output)
-            case frames.Report(load):
+            case frames.LoadReport(load):
                 self.load = load
             case Progress():
                 self._report(event)

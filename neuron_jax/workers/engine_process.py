@@ -30,14 +30,14 @@ from neuron_jax.workers.frames import (
     Cancel,
     Command,
     CommandReader,
+    EngineFailed,
     EngineSpec,
     Event,
-    Failed,
     Joined,
     Listening,
-    Load,
+    LoadEngine,
+    LoadReport,
     Ready,
-    Report,
     Sane,
     Shutdown,
     StepOutputs,
@@ -111,7 +111,7 @@ def run(fd: int) -> None:
     heart = Heart(daemon.tell)
     threading.Thread(target=daemon.read, name="commands", daemon=True).start()
     first = daemon.inbox.get()
-    assert isinstance(first, Load), first
+    assert isinstance(first, LoadEngine), first
     spec = first.spec
     try:
         require(spec.platform)
@@ -208,7 +208,7 @@ def _lost(spec: EngineSpec, daemon: DaemonLink, rank: int) -> None:
         _end(0)
     time.sleep(GRACE_SECONDS)
     assert spec.group is not None
-    daemon.tell(Failed("rank_exited", f"rank {rank} of {spec.group.world} has left"))
+    daemon.tell(EngineFailed("rank_exited", f"rank {rank} of {spec.group.world} has left"))
     _end(1)
 
 
@@ -232,7 +232,7 @@ def _serve(engine: Any, daemon: DaemonLink) -> None:
     while True:
         if engine.idle:
             engine.check_idle()
-            daemon.tell(Report(engine.load))
+            daemon.tell(LoadReport(engine.load))
             if not (settled or engine.compiling):
                 forget_tracing()
                 settled = True
@@ -269,7 +269,7 @@ def _apply(engine: Any, command: Command) -> bool:
             engine.cancel(request)
         case Shutdown():
             return False
-        case Load():
+        case LoadEngine():
             raise AssertionError("an engine process loads one model, once")
     return True
 

@@ -1,13 +1,13 @@
 """The wire between the daemon and an engine process: length-prefixed msgpack; knows no asyncio, no JAX, no HTTP.
 
     frame := uint32 little-endian length, then msgpack of one tagged record below
-    daemon -> engine   Load (first, once), Submit, Cancel, Shutdown
-    engine -> daemon   Progress*, then Ready or Failed; after Ready: StepOutputs, one for each engine step, and Report when idle
+    daemon -> engine   LoadEngine (first, once), Submit, Cancel, Shutdown
+    engine -> daemon   Progress*, then Ready or EngineFailed; after Ready: StepOutputs, one a step, and LoadReport when idle
 
-A model may be served by several processes, its ranks (`Group`). Rank 0, the leader, speaks all of the above; the others
+A model may be served by several processes, its ranks (`GroupMember`). Rank 0, the leader, speaks all of the above; the others
 
-    daemon -> rank     Load (first, once), Shutdown
-    rank -> daemon     Joined, Sane, then Ready or Failed
+    daemon -> rank     LoadEngine (first, once), Shutdown
+    rank -> daemon     Joined, Sane, then Ready or EngineFailed
 
 which the leader says as well, before all of these `Listening`. Every rank says `Pulse` all the time.
 
@@ -43,7 +43,7 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     logprobs: int | None = None  # None = not wanted; 0..20 = the chosen token's plus that many alternatives
 
 
-class Group(Struct, frozen=True, omit_defaults=True):
+class GroupMember(Struct, frozen=True, omit_defaults=True):
     """One rank's place among the `world` processes that serve a model together.
 
     Rank 0 leads: the others come to it at `coordinator`, HOST:PORT, and are handed the steps there (`workers.rendezvous`).
@@ -66,7 +66,7 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     platform: Literal["cpu", "cuda"] = "cpu"
     devices: tuple[int, ...] = (0,)  # of this process; with a group the first rank's come first in the mesh
     tensor_parallel: int = 1  # devices of all processes
-    group: Group | None = None  # None: one process serves the model
+    group: GroupMember | None = None  # None: one process serves the model
     quant: str = "auto"  # auto | none | stored | int8 | int4 | fp8
     kv_dtype: str = "auto"  # auto | float32 | bfloat16 | int8 | fp8
     memory_mb: int = 0  # what the engine may use on each device; 0 = what is free
@@ -86,7 +86,7 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     silent_seconds: float = 10.0  # a process that says nothing for so long does not run any more
 
 
-class Load(Struct, tag="load", frozen=True):
+class LoadEngine(Struct, tag="load", frozen=True):
     spec: EngineSpec
 
 
@@ -181,7 +181,7 @@ class Ready(Struct, tag="ready", frozen=True):
     threads: int = 0
 
 
-class Failed(Struct, tag="failed", frozen=True):
+class EngineFailed(Struct, tag="failed", frozen=True):
     """The engine gives up and exits; `kind` is one of `workers.faults`. After Ready it says of what a step died."""
 
     kind: str
@@ -238,14 +238,14 @@ class StepOutputs(Struct, tag="step", frozen=True):
     load: EngineLoad
 
 
-class Report(Struct, tag="report", frozen=True):
+class LoadReport(Struct, tag="report", frozen=True):
     """The load after something that gave no tokens (a cancel, going idle)."""
 
     load: EngineLoad
 
 
-Command = Load | Submit | Cancel | Shutdown
-Event = Progress | Listening | Joined | Sane | Pulse | Ready | Failed | StepOutputs | Report
+Command = LoadEngine | Submit | Cancel | Shutdown
+Event = Progress | Listening | Joined | Sane | Pulse | Ready | EngineFailed | StepOutputs | LoadReport
 
 _HEADER = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()

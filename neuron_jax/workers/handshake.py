@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend import backend
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from neuron_jax.workers.frames import Group
+from neuron_jax.workers.frames import GroupMember
 
 HEARTBEAT_SECONDS = 100
 """After which jax.distributed itself gives a rank up, and ends all processes. The daemons notice within seconds."""
@@ -23,7 +23,7 @@ PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 """Where gRPC looks for a proxy, which it would ask for other ranks as well: grpc/doc/environment_variables.md."""
 
 
-def join(group: Group, address: str, platform: str) -> list[Any]:
+def join(group: GroupMember, address: str, platform: str) -> list[Any]:
     """Joins the other ranks at `address`, HOST:PORT, and returns this rank's devices. JAX must not have been used before.
 
     From now on this process knows no proxy: ranks are reached directly, and nothing else is fetched here.
@@ -45,7 +45,7 @@ def join(group: Group, address: str, platform: str) -> list[Any]:
     return list(jax.local_devices())
 
 
-def sanity(group: Group) -> int:
+def sanity(group: GroupMember) -> int:
     """The sum of what all ranks contribute, 1 each, as this rank observes it on its own devices; uint32, one all-reduce.
 
     The world's size, if collectives work. Where this rank's devices disagree, the value that is furthest from it.
@@ -53,18 +53,18 @@ def sanity(group: Group) -> int:
     return _reduced(group, contribution(group), "sum")
 
 
-def contribution(group: Group) -> int:
+def contribution(group: GroupMember) -> int:
     """What this rank adds to the sanity sum."""
     del group
     return 1
 
 
-def least(group: Group, value: int) -> int:
+def least(group: GroupMember, value: int) -> int:
     """The least `value` of any rank; uint32."""
     return _reduced(group, value, "min")
 
 
-def _reduced(group: Group, value: int, how: str) -> int:
+def _reduced(group: GroupMember, value: int, how: str) -> int:
     """`value` of all ranks, reduced over one device of each: the others hold the neutral element."""
     devices = jax.devices()
     neutral = 0 if how == "sum" else np.iinfo(np.uint32).max

@@ -125,7 +125,7 @@ class EngineProcess:
     ) -> Self:
         """A process that has been told its spec."""
         process = cls(spec, await _spawn(spec, command, env), hear)
-        process.send(frames.Load(spec))
+        process.send(frames.LoadEngine(spec))
         return process
 
     def __str__(self) -> str:
@@ -237,12 +237,12 @@ class EngineProcess:
                 raise frames.FrameError("a second ready frame")
             case Ready():
                 self.ready.set_result(event)
-            case frames.Failed(kind, message, plan) if not self.ready.done():
+            case frames.EngineFailed(kind, message, plan) if not self.ready.done():
                 rows = [{"what": row.what, "bytes": row.bytes} for row in plan]
                 self.ready.set_exception(LoadError(kind, message, {"plan": rows} if rows else {}))
                 self.ready.exception()  # a rank's is told by `died` as well
                 self._fault = (kind, f"gave up: {kind}: {message}")
-            case frames.Failed(kind, message):
+            case frames.EngineFailed(kind, message):
                 self._fault = (kind, f"gave up: {kind}: {message}")
             case _:
                 self._hear(event)

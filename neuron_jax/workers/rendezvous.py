@@ -27,7 +27,7 @@ from msgspec import Struct
 
 from neuron_jax.common.addresses import Address, parse_address
 from neuron_jax.errors import LoadError
-from neuron_jax.workers.frames import FrameError, FrameReader, Group, encode
+from neuron_jax.workers.frames import FrameError, FrameReader, GroupMember, encode
 
 READ_BYTES = 1 << 18
 RETRY_SECONDS = 0.1
@@ -121,7 +121,7 @@ class _Link:
 class Leader:
     """Rank 0's side. `listen`, then `gather` all others, then `watch` them; one thread runs steps."""
 
-    def __init__(self, group: Group, listener: socket.socket) -> None:
+    def __init__(self, group: GroupMember, listener: socket.socket) -> None:
         self.group = group
         self.address = _name(listener)
         self._listener = listener
@@ -130,7 +130,7 @@ class Leader:
         self._dropped: dict[int, set[int]] = {}
 
     @classmethod
-    def listen(cls, group: Group) -> "Leader":
+    def listen(cls, group: GroupMember) -> "Leader":
         """Raises LoadError port_taken."""
         host, port = parse_address(group.coordinator)
         try:
@@ -230,13 +230,13 @@ class Leader:
 class Member:
     """The side of every other rank. `attend`, then `meet`, `agree`, and take `messages` for ever."""
 
-    def __init__(self, group: Group, link: _Link) -> None:
+    def __init__(self, group: GroupMember, link: _Link) -> None:
         self.group = group
         self._link = link
         self._inbox: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
 
     @classmethod
-    def attend(cls, group: Group) -> "Member":
+    def attend(cls, group: GroupMember) -> "Member":
         """Comes to the leader. Raises LoadError rendezvous_timeout."""
         until = time.monotonic() + group.deadline
         while True:
@@ -313,7 +313,7 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _unreachable(group: Group, why: str) -> LoadError:
+def _unreachable(group: GroupMember, why: str) -> LoadError:
     return LoadError(
         "rendezvous_timeout",
         f"rank {group.rank} of {group.world} did not meet the others at {group.coordinator} "

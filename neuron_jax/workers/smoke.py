@@ -9,7 +9,7 @@ import msgspec
 from attrs import asdict, frozen
 
 from neuron_jax.errors import EngineDied, LoadError
-from neuron_jax.workers.frames import EngineSpec, Group
+from neuron_jax.workers.frames import EngineSpec, GroupMember
 from neuron_jax.workers.process import DEFAULT_COMMAND, EngineProcess, engine_environment
 
 Platform = Literal["cpu", "cuda"]
@@ -40,13 +40,16 @@ class SmokeReport:
         return asdict(self)
 
 
-def groups(world: int, deadline: float, secret: str) -> list[Group]:
+def groups(world: int, deadline: float, secret: str) -> list[GroupMember]:
     """All ranks of a world on this host."""
-    return [Group(rank=rank, world=world, secret=secret, deadline=deadline) for rank in range(world)]
+    return [GroupMember(rank=rank, world=world, secret=secret, deadline=deadline) for rank in range(world)]
 
 
 async def smoke(
-    ranks: Sequence[Group], platform: Platform, inherited: Mapping[str, str], command: Sequence[str] = DEFAULT_COMMAND
+    ranks: Sequence[GroupMember],
+    platform: Platform,
+    inherited: Mapping[str, str],
+    command: Sequence[str] = DEFAULT_COMMAND,
 ) -> SmokeReport:
     """Start these ranks here, each with a device of its own, and see what they observe. Leaves no process.
 

@@ -19,7 +19,7 @@ from attrs import frozen
 from neuron_jax.errors import LoadError
 from neuron_jax.hardware.threads import Threads, read_threads
 from neuron_jax.workers.faults import classify
-from neuron_jax.workers.frames import EngineSpec, Failed, MemoryRow, Progress
+from neuron_jax.workers.frames import EngineFailed, EngineSpec, MemoryRow, Progress
 
 log = logging.getLogger("neuron.engine")
 
@@ -163,7 +163,7 @@ def forget_tracing() -> None:
     give_back()
 
 
-def failure(error: Exception) -> Failed:
+def failure(error: Exception) -> EngineFailed:
     """What is told of a start that failed."""
     from models.errors import ModelError
     from neuron_jax.engine.memory import DoesNotFitError
@@ -171,13 +171,13 @@ def failure(error: Exception) -> Failed:
 
     match error:
         case LoadError():
-            return Failed(error.kind, error.message)
+            return EngineFailed(error.kind, error.message)
         case DoesNotFitError():
-            return Failed("does_not_fit", str(error), tuple(MemoryRow(r.what, r.bytes) for r in error.rows))
+            return EngineFailed("does_not_fit", str(error), tuple(MemoryRow(r.what, r.bytes) for r in error.rows))
         case ModelError() | WeightsError():
-            return Failed("bad_checkpoint", str(error))
+            return EngineFailed("bad_checkpoint", str(error))
     kind = classify(error)
-    return Failed(kind, f"{type(error).__name__}: {error}" if kind == "internal" else str(error))
+    return EngineFailed(kind, f"{type(error).__name__}: {error}" if kind == "internal" else str(error))
 
 
 def _settled(made: Any, program: Any, compiled: Mapping[Any, Any]) -> Any:

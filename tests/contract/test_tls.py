@@ -24,7 +24,7 @@ from neuron_jax.common.tls import TlsFileError, client_context, server_context
 from neuron_jax.config import ModelSpec, PeerConfig, RanksConfig, ServerConfig
 from neuron_jax.config import load_config as neuron_config
 from neuron_jax.daemon.peers import Peer, PeerError, peers_of
-from neuron_jax.workers.frames import EngineSpec, Group
+from neuron_jax.workers.frames import EngineSpec, GroupMember
 from tests.fakes import live_neuron
 from tests.fakes.certificates import Certificates, Pair
 from tests.fakes.engine_double import ROOT, environment
@@ -109,7 +109,7 @@ def test_metrics_stay_plain_unless_it_is_said(certificates: Certificates) -> Non
 def test_peers_lend_over_tls(tmp_path: pathlib.Path, certificates: Certificates) -> None:
     """With a certificate on both sides."""
     files, secret = certificates, "of both"
-    rank = EngineSpec(MODEL, "", devices=(1,), tensor_parallel=2, group=Group(rank=1, world=2))
+    rank = EngineSpec(MODEL, "", devices=(1,), tensor_parallel=2, group=GroupMember(rank=1, world=2))
     model = ModelSpec(model_id=MODEL)
 
     def peer(url: str, **tls: Any) -> Peer:

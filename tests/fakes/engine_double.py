@@ -153,7 +153,7 @@ class Double:
 
     def obey(self, command: frames.Command) -> None:
         match command:
-            case frames.Load(spec):
+            case frames.LoadEngine(spec):
                 self.load(spec)
             case frames.Submit():
                 self.running[command.request] = run = reply_of(command)
@@ -161,7 +161,7 @@ class Double:
                     run.verb = "die" if self.starts == 1 else ""
             case frames.Cancel(request):
                 self.running.pop(request, None)
-                self.send(frames.Report(self.busy()))
+                self.send(frames.LoadReport(self.busy()))
             case frames.Shutdown() if not self.script.stubborn:
                 sys.exit(0)
 
@@ -179,7 +179,7 @@ class Double:
             print(json.dumps(told), file=file)
         if self.script.fail and (not self.script.fail_starts or self.starts in self.script.fail_starts):
             kind, message = self.script.fail
-            self.send(frames.Failed(kind, message, (MemoryRow("weights", 1000),)))
+            self.send(frames.EngineFailed(kind, message, (MemoryRow("weights", 1000),)))
             sys.exit(1)
         self.send(self.ready(spec))
         if self.script.die_ready is not None:
@@ -218,7 +218,7 @@ class Double:
     def step(self) -> None:
         self.steps += 1
         if self.script.last_words and any(run.verb == "die" and run.sent >= run.at for run in self.running.values()):
-            self.send(frames.Failed(*self.script.last_words))
+            self.send(frames.EngineFailed(*self.script.last_words))
         outputs = [output for run in tuple(self.running.values()) if (output := next_output(run))]
         for output in outputs:
             if output.finish:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attrs import define, field
 
-from neuron_jax.daemon.devices import Devices, Patience
+from neuron_jax.daemon.devices import Devices, ReturnPatience
 from neuron_jax.hardware.cpu import MIB, read_private
 from neuron_jax.hardware.records import Device, DeviceLoad, Hardware
 
@@ -31,7 +31,7 @@ class LateHost:
         busy = sum(used for pid, used in self.used.items() if pid not in back)
         return (DeviceLoad(0, busy, self.total - busy, 5, None),)
 
-    def devices(self, patience: Patience) -> Devices:
+    def devices(self, patience: ReturnPatience) -> Devices:
         return Devices(
             Hardware("host", "Linux", "6.0", None, None, (Device(0, "late CPU", "cpu", self.total, None),), None),
             self,

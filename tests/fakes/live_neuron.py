@@ -11,11 +11,11 @@ import httpx
 import uvicorn
 
 from neuron_jax.config import AccessConfig, AdmissionConfig, ModelSpec, NeuronConfig, ServerConfig, load_config
-from neuron_jax.daemon.admission import Admission
+from neuron_jax.daemon.admission import AdmissionQueue
 from neuron_jax.daemon.app import build_app, tls_of
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.lifecycle import Lifecycle
-from neuron_jax.daemon.service import Neuron
+from neuron_jax.daemon.service import NeuronServices
 from neuron_jax.hardware.records import Device, DeviceLoad, Hardware
 from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
 from tests.fakes.engine_double import COMMAND, environment
@@ -46,7 +46,7 @@ class LiveNeuron:
     """A running daemon: an HTTP client bound to it, what its routes work with, its tiny model's folder."""
 
     http: httpx.AsyncClient
-    neuron: Neuron
+    neuron: NeuronServices
     folder: Path
 
     @property
@@ -54,7 +54,7 @@ class LiveNeuron:
         return self.neuron.lifecycle
 
     @property
-    def counting(self) -> Admission:
+    def counting(self) -> AdmissionQueue:
         return self.neuron.counting
 
     @property
@@ -127,7 +127,7 @@ async def serving(
     restarts: RestartPolicy = RESTARTS,
     command: Sequence[str] = COMMAND,
     devices: Devices | None = None,
-) -> AsyncIterator[tuple[str, Neuron]]:
+) -> AsyncIterator[tuple[str, NeuronServices]]:
     """The daemon of `config` on a free port; afterwards none of its processes or tasks is left."""
     app = build_app(config, devices or still_devices(), command=command, restarts=restarts)
     settings = uvicorn.Config(

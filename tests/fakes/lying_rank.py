@@ -2,10 +2,10 @@
 
 from neuron_jax.workers import handshake
 from neuron_jax.workers.engine_process import main
-from neuron_jax.workers.frames import Group
+from neuron_jax.workers.frames import GroupMember
 
 
-def lie(group: Group) -> int:
+def lie(group: GroupMember) -> int:
     return 2 if group.rank else 1
 
 

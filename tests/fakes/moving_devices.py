@@ -2,7 +2,7 @@
 
 from attrs import define, field
 
-from neuron_jax.daemon.devices import PATIENCE, Devices, Patience
+from neuron_jax.daemon.devices import PATIENCE, Devices, ReturnPatience
 from neuron_jax.hardware.records import Device, DeviceLoad, Hardware, Process
 
 
@@ -23,7 +23,7 @@ class MovingDevices:
             for index, free in self.free.items()
         )
 
-    def devices(self, kind: str = "cuda", patience: Patience = PATIENCE) -> Devices:
+    def devices(self, kind: str = "cuda", patience: ReturnPatience = PATIENCE) -> Devices:
         """A host with them; engines of the double run on GPUs as on anything."""
         found = tuple(Device(i, "moving", "cuda" if kind == "cuda" else "cpu", self.total, None) for i in self.free)
         return Devices(Hardware("host", "Linux", "6.0", None, None, found, None), self, patience)

@@ -4,7 +4,7 @@ import argparse
 import socket
 from pathlib import Path
 
-from neuron_jax.workers.frames import CommandReader, Failed, Load, encode
+from neuron_jax.workers.frames import CommandReader, EngineFailed, LoadEngine, encode
 from tests.fakes.engine_double import Double
 
 
@@ -14,12 +14,12 @@ def main() -> None:
     with socket.socket(fileno=parser.parse_args().fd) as link:
         reader = CommandReader()
         (load,) = reader.feed(link.recv(1 << 20))
-        assert isinstance(load, Load)
+        assert isinstance(load, LoadEngine)
         tries = Path(load.spec.path, "tries")
         with tries.open("a") as file:
             file.write("x")
         if len(tries.read_text()) < 3:
-            link.sendall(encode(Failed("port_taken", "another program was quicker")))
+            link.sendall(encode(EngineFailed("port_taken", "another program was quicker")))
             return
         double = Double(link)
         double.obey(load)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from neuron_jax.workers.engine_client import EngineClient
-from neuron_jax.workers.frames import EngineSpec, Group, Sampling
+from neuron_jax.workers.frames import EngineSpec, GroupMember, Sampling
 from tests.fakes.groups import tokens, with_group
 
 ROWS = json.loads((pathlib.Path(__file__).parent.parent / "data/smollm2-greedy.json").read_text())
@@ -23,7 +23,7 @@ def test_two_ranks_serve_the_demo_model(demo_gguf: pathlib.Path) -> None:
         str(demo_gguf),
         tensor_parallel=2,
         quant="none",
-        group=Group(rank=0, world=2, secret="s"),
+        group=GroupMember(rank=0, world=2, secret="s"),
         max_slots=8,
         max_context=256,
         deterministic=True,

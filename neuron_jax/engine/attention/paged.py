@@ -39,7 +39,7 @@ class Mix(Protocol):
 
 
 @frozen
-class Tiles:
+class TokenTiles:
     """The rows that a kernel gets, [N]; `token` [N, C]: which tokens they are; `place` [T]: where each token is among N * C."""
 
     table: jax.Array
@@ -58,7 +58,7 @@ class PagedAttend:
     layer: PagedLayer
     rows: Ragged
     page_size: int
-    tiles: Tiles = Factory(lambda self: _tiles(self.rows, self.page_size, self.layer.window), takes_self=True)
+    tiles: TokenTiles = Factory(lambda self: _tiles(self.rows, self.page_size, self.layer.window), takes_self=True)
 
     def __call__(
         self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache, sinks: jax.Array | None = None
@@ -79,12 +79,12 @@ class PagedAttend:
         return {"page": jnp.where(rows.real, page, 0), "offset": rows.position % self.page_size, "real": rows.real}
 
 
-def _tiles(rows: Ragged, page_size: int, window: int | None) -> Tiles:
+def _tiles(rows: Ragged, page_size: int, window: int | None) -> TokenTiles:
     tokens = jnp.arange(rows.row.shape[0], dtype=jnp.int32)
     if rows.single:
         count = rows.real.astype(jnp.int32)
         table = _own(rows.tables[window][rows.slot[rows.row]], rows.position, count, page_size, window)
-        return Tiles(table, rows.position, count, tokens[:, None], tokens)
+        return TokenTiles(table, rows.position, count, tokens[:, None], tokens)
     # Each row may end with a tile that is not full.
     most = rows.row.shape[0] // TILE + rows.slot.shape[0]
     each = (rows.count + TILE - 1) // TILE
@@ -99,7 +99,9 @@ def _tiles(rows: Ragged, page_size: int, window: int | None) -> Tiles:
     nth = tokens - rows.first[rows.row]
     place = ((ends - each)[rows.row] + nth // TILE) * TILE + nth % TILE
     place = jnp.where(rows.real, place, 0)
-    return Tiles(_own(rows.tables[window][rows.slot[row]], start, count, page_size, window), start, count, token, place)
+    return TokenTiles(
+        _own(rows.tables[window][rows.slot[row]], start, count, page_size, window), start, count, token, place
+    )
 
 
 def _own(table: jax.Array, start: jax.Array, count: jax.Array, page_size: int, window: int | None) -> jax.Array:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from neuron_jax.daemon.admission import Admission
+from neuron_jax.daemon.admission import AdmissionQueue
 from neuron_jax.daemon.problems import Problem, unavailable
 
 
-def queue(slots: int = 2, depth: int = 2, wait: float = 60.0) -> Admission:
-    return Admission(slots=slots, max_queue_depth=depth, max_wait_secs=wait)
+def queue(slots: int = 2, depth: int = 2, wait: float = 60.0) -> AdmissionQueue:
+    return AdmissionQueue(slots=slots, max_queue_depth=depth, max_wait_secs=wait)
 
 
 def run(use: Callable[[], Awaitable[Any]]) -> Any:

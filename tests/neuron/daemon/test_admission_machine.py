@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from neuron_jax.daemon.admission import Admission, Reservation
+from neuron_jax.daemon.admission import AdmissionQueue, Reservation
 from neuron_jax.daemon.problems import Problem, unavailable
 
 DEPTH, WAIT_SECS = 3, 60.0
@@ -38,7 +38,7 @@ class Queue(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = HandLoop()
-        self.admission = Admission(slots=2, max_queue_depth=DEPTH, max_wait_secs=WAIT_SECS)
+        self.admission = AdmissionQueue(slots=2, max_queue_depth=DEPTH, max_wait_secs=WAIT_SECS)
         self.guests: list[Guest] = []
         self.turned_away = self.timed_out = 0
 

@@ -18,7 +18,7 @@ from neuron_jax.daemon.groups import Groups, split
 from neuron_jax.daemon.peers import Peer, PeerError, peers_of
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.engine_client import EngineClient
-from neuron_jax.workers.frames import EngineSpec, Group
+from neuron_jax.workers.frames import EngineSpec, GroupMember
 from tests.fakes.engine_double import COMMAND
 from tests.fakes.live_neuron import MODEL, config_for, running, still_devices
 from tests.fakes.tiny_model import write_tiny_model
@@ -26,7 +26,7 @@ from tests.fakes.waiting import until
 
 SECRET = "known to friends"
 TINY = {"model_id": MODEL}
-RANK = EngineSpec(MODEL, "", devices=(1,), tensor_parallel=2, group=Group(rank=1, world=2))
+RANK = EngineSpec(MODEL, "", devices=(1,), tensor_parallel=2, group=GroupMember(rank=1, world=2))
 
 
 def with_lender(tmp_path: Path, use: Callable[[str], Awaitable[Any]], secret: str = SECRET, **more: Any) -> Any:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from neuron_jax.config import EngineConfig, ModelSpec
-from neuron_jax.daemon.devices import Patience
+from neuron_jax.daemon.devices import ReturnPatience
 from neuron_jax.daemon.returning import Leaving, last_seen, missing
 from neuron_jax.daemon.shares import DeviceMemory, MemoryGrant, MemoryRequest, Picture
 from neuron_jax.errors import LoadError
@@ -67,7 +67,7 @@ def ended(moving: MovingDevices, use: Any, kind: str = "cuda", **patience: float
     """The result of `use` with devices on which an engine of 5,000 MiB has just ended, whose memory is not back."""
 
     async def run() -> Any:
-        devices = moving.devices(kind, Patience(**{"poll": 0.005, "most": 5.0, **patience}))
+        devices = moving.devices(kind, ReturnPatience(**{"poll": 0.005, "most": 5.0, **patience}))
         devices.keep_free(0)
         await devices.place(MemoryRequest("a", "a", (0,), 6_000))
         moving.free[0] = 4_000
@@ -167,7 +167,7 @@ def swaps(tmp_path: Path, count: int, command: Sequence[str], host: LateHost, *,
     config = attrs.evolve(config, models=(*config.models, spec))
 
     async def run() -> None:
-        devices = host.devices(Patience(poll=0.01))
+        devices = host.devices(ReturnPatience(poll=0.01))
         async with (
             running(config, command=command, devices=devices) as (url, _),
             httpx.AsyncClient(base_url=url, timeout=120) as http,

@@ -16,15 +16,15 @@ from attrs import define, field
 from neuron_jax.workers.frames import (
     Cancel,
     Command,
+    EngineFailed,
     EngineSpec,
     Event,
     EventReader,
-    Failed,
-    Load,
+    LoadEngine,
+    LoadReport,
     Output,
     Progress,
     Ready,
-    Report,
     Sampling,
     Shutdown,
     StepOutputs,
@@ -86,7 +86,7 @@ def engine(spec: EngineSpec) -> Iterator[Peer]:
         ours.settimeout(120)
         try:
             peer = Peer(ours, process)
-            peer.send(Load(spec))
+            peer.send(LoadEngine(spec))
             yield peer
         finally:
             ours.close()
@@ -127,15 +127,15 @@ def test_it_reports_its_load_and_then_its_plan(peer: Peer) -> None:
 def test_it_tells_of_what_is_compiled_behind_while_it_is_idle(peer: Peer) -> None:
     """Nobody has to ask for anything until all programs are there; what tracing left is dropped then, and not missed."""
     while True:
-        report, _ = peer.until(Report)
-        assert isinstance(report, Report)
+        report, _ = peer.until(LoadReport)
+        assert isinstance(report, LoadReport)
         if report.load.programs == report.load.programs_planned:
             break
 
     assert report.load.programs > report.load.compiles > 0
     assert len(peer.generate(greedy(1, [1, 2, 3]))) == 8
-    report, _ = peer.until(Report)
-    assert isinstance(report, Report)
+    report, _ = peer.until(LoadReport)
+    assert isinstance(report, LoadReport)
     assert report.load.steady_compiles == 0
 
 
@@ -210,10 +210,10 @@ def test_it_ends_when_the_daemon_goes_away_without_having_read_everything(checkp
 
 def test_a_model_that_cannot_fit_is_refused_with_the_table(checkpoint: pathlib.Path) -> None:
     with engine(spec(checkpoint, memory_mb=300)) as peer:
-        failed, _ = peer.until(Failed)
+        failed, _ = peer.until(EngineFailed)
         code = peer.process.wait(20)
 
-    assert isinstance(failed, Failed)
+    assert isinstance(failed, EngineFailed)
     assert failed.kind == "does_not_fit"
     assert "MiB more on each device" in failed.message
     assert failed.plan
@@ -225,8 +225,8 @@ def test_a_broken_checkpoint_is_refused_with_all_misfits(tmp_path: pathlib.Path)
     text = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace('"num_hidden_layers": 1', '"num_hidden_layers": 3'))
     with engine(spec(tmp_path)) as peer:
-        failed, _ = peer.until(Failed)
+        failed, _ = peer.until(EngineFailed)
 
-    assert isinstance(failed, Failed)
+    assert isinstance(failed, EngineFailed)
     assert failed.kind == "bad_checkpoint"
     assert all(f"model.layers.{i}.mlp.down_proj.weight" in failed.message for i in (1, 2))

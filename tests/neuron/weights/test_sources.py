@@ -12,7 +12,7 @@ from neuron_jax.weights.builtin import BuiltInModel, fetch_built_in, local_file
 from neuron_jax.weights.download import Report
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.hub import Hub
-from neuron_jax.weights.sources import BuiltIn, Folder, GgufFile
+from neuron_jax.weights.sources import BuiltIn, Folder, GgufSource
 
 FILE = b"GGUF and more" * 1000
 
@@ -48,7 +48,7 @@ def wheel_of(member: str) -> Callable[[str, str, Path, Report], None]:
     [
         ("smollm2-135m-instruct", BuiltIn("smollm2-135m-instruct")),
         ("demo", BuiltIn("smollm2-135m-instruct")),
-        ("/models/x.gguf", GgufFile(Path("/models/x.gguf"))),
+        ("/models/x.gguf", GgufSource(Path("/models/x.gguf"))),
         ("/models/x", Folder(Path("/models/x"))),
         ("./x", Folder(Path("x"))),
         ("org/name", Hub("org/name")),
@@ -92,7 +92,7 @@ def test_a_path_that_cannot_be_is_told(name: str) -> None:
 
 def test_local_sources_are_not_fetched(tmp_path: Path) -> None:
     """A missing file or folder is told with what was expected."""
-    for source in (Folder(tmp_path), GgufFile(tmp_path / "x.gguf")):
+    for source in (Folder(tmp_path), GgufSource(tmp_path / "x.gguf")):
         assert sources.locate(source, tmp_path) is None
         with pytest.raises(WeightsError, match=r"is not a (folder with config.json, nor one with .gguf|.gguf) file"):
             sources.fetch(source, tmp_path, silent)

@@ -149,7 +149,7 @@ def test_last_words_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_refused_load_is_a_load_error(tmp_path: Path) -> None:
-    """A Failed frame becomes LoadError with its kind and memory plan."""
+    """An EngineFailed frame becomes LoadError with its kind and memory plan."""
     with pytest.raises(LoadError, match="too big") as raised:
         with_engine(tmp_path, collect, fail=["does_not_fit", "too big"])
 

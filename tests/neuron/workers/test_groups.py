@@ -11,7 +11,7 @@ import pytest
 
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers.engine_client import EngineClient, start_here
-from neuron_jax.workers.frames import EngineSpec, Group, Sampling, Submit
+from neuron_jax.workers.frames import EngineSpec, GroupMember, Sampling, Submit
 from tests.fakes.groups import INHERITED, alive, tokens, with_group
 from tests.fakes.tiny_llama import write_checkpoint
 from tests.fakes.waiting import until
@@ -37,7 +37,7 @@ def one_at_a_time(path: pathlib.Path, **changes: Any) -> EngineSpec:
 
 
 def grouped(path: pathlib.Path, world: int, **changes: Any) -> EngineSpec:
-    group = Group(rank=0, world=world, secret="s", deadline=30.0)
+    group = GroupMember(rank=0, world=world, secret="s", deadline=30.0)
     return spec(path, tensor_parallel=world, group=group, **changes)
 
 
@@ -76,7 +76,7 @@ def test_ranks_say_what_one_process_says(
 
 @pytest.mark.slow
 def test_a_rank_may_have_several_devices(checkpoint: pathlib.Path, alone: list[list[int]]) -> None:
-    group = Group(rank=0, world=2, secret="s")
+    group = GroupMember(rank=0, world=2, secret="s")
     told = spec(checkpoint, devices=(0, 1), tensor_parallel=3, group=group)
 
     assert asyncio.run(with_group(told, conversation)) == alone
@@ -153,12 +153,12 @@ def test_a_program_that_one_rank_cannot_compile_is_used_by_none(checkpoint: path
 def test_who_does_not_come_is_named(checkpoint: pathlib.Path) -> None:
     """The other rank does not know the secret, which is as good as not coming."""
     told = EngineSpec(
-        "tiny", str(checkpoint), tensor_parallel=2, group=Group(rank=0, world=2, secret="s", deadline=3.0)
+        "tiny", str(checkpoint), tensor_parallel=2, group=GroupMember(rank=0, world=2, secret="s", deadline=3.0)
     )
 
     async def stranger(spec: EngineSpec) -> Any:
         assert spec.group is not None
-        group = Group(1, 2, coordinator=spec.group.coordinator, secret="another", deadline=3.0)
+        group = GroupMember(1, 2, coordinator=spec.group.coordinator, secret="another", deadline=3.0)
         return await start_here((0,), INHERITED)(EngineSpec("tiny", str(checkpoint), tensor_parallel=2, group=group))
 
     async def run() -> None:

@@ -11,12 +11,12 @@ import pytest
 
 from neuron_jax.common.addresses import parse_address
 from neuron_jax.errors import LoadError
-from neuron_jax.workers.frames import Group
+from neuron_jax.workers.frames import GroupMember
 from neuron_jax.workers.rendezvous import Leader, Member
 
 
-def group(rank: int, at: str = "127.0.0.1:0", secret: str = "s", deadline: float = 10.0) -> Group:
-    return Group(rank=rank, world=3, coordinator=at, secret=secret, deadline=deadline)
+def group(rank: int, at: str = "127.0.0.1:0", secret: str = "s", deadline: float = 10.0) -> GroupMember:
+    return GroupMember(rank=rank, world=3, coordinator=at, secret=secret, deadline=deadline)
 
 
 def in_thread(work: Callable[[], Any]) -> "list[Any]":
