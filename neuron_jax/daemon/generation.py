@@ -18,7 +18,7 @@ from neuron_jax.daemon.admission import AdmissionQueue, Reservation
 from neuron_jax.daemon.model_text import Encoded, ModelText
 from neuron_jax.daemon.problems import Problem, internal, unavailable
 from neuron_jax.errors import EngineDied
-from neuron_jax.text.output import Delta
+from neuron_jax.text.output import OutputDelta
 from neuron_jax.text.pieces import Piece
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import Alternative, Output, Submit
@@ -80,6 +80,12 @@ class Usage:
     reasoning: int = 0
     cached: int = 0
 
+    def add(self, *, completion: int, reasoning: int, cached: int) -> None:
+        """Counts what one more output of the engine brought."""
+        self.completion += completion
+        self.reasoning += reasoning
+        self.cached += cached
+
     def reset(self) -> None:
         """What was counted is of an answer that nobody gets."""
         self.completion = self.reasoning = self.cached = 0
@@ -117,7 +123,7 @@ class ServingModel(Protocol):
     def engine(self, prompt: Sequence[int]) -> EngineClient: ...
 
 
-class Choice:
+class GrowingChoice:
     """One answer while it grows."""
 
     def __init__(self, job: GenerationJob, index: int) -> None:
@@ -146,7 +152,7 @@ class Choice:
         return [grown, *self._close(output)]
 
     def _close(self, output: Output) -> Sequence[Grown | Ended]:
-        last: Delta = self._text.close()
+        last: OutputDelta = self._text.close()
         grown = [Grown(self._index, last.pieces, ())] if last.pieces else []
         if last.stop is not None:
             return [*grown, self._end("stop", last.stop)]
@@ -160,10 +166,10 @@ class Choice:
         return Ended(self._index, "tool_calls" if called else finish, stop)
 
     def _count(self, output: Output, tokens: int) -> None:
-        self._usage.completion += tokens
-        self._usage.cached += output.cached_tokens if self._pays else 0
-        self._usage.reasoning += self._text.reasoning_tokens - self._reasoning
-        self._reasoning = self._text.reasoning_tokens
+        reasoning = self._text.reasoning_tokens
+        cached = output.cached_tokens if self._pays else 0
+        self._usage.add(completion=tokens, reasoning=reasoning - self._reasoning, cached=cached)
+        self._reasoning = reasoning
 
 
 async def generate(
@@ -230,7 +236,7 @@ async def _run(host: ServingModel, job: GenerationJob) -> AsyncGenerator[Event, 
             yield quiet
     with host.engine(job.submits[0].prompt).submit(*job.submits) as outputs:
         yield Admitted()
-        choices = [Choice(job, index) for index in range(len(job.submits))]
+        choices = [GrowingChoice(job, index) for index in range(len(job.submits))]
         while outputs.open:
             output = await outputs.next(HEARTBEAT)
             if output is None:
@@ -253,7 +259,7 @@ async def _until_ready(host: ServingModel) -> AsyncGenerator[Quiet, None]:
         yield Quiet()
 
 
-def _absorb(output: Output, choice: Choice) -> Sequence[Grown | Ended]:
+def _absorb(output: Output, choice: GrowingChoice) -> Sequence[Grown | Ended]:
     if output.finish == "error":
         raise _failed(output)
     return choice.feed(output)

@@ -15,7 +15,7 @@ from neuron_jax.text.tokenizer import Tokenizer
 
 
 @frozen
-class Delta:
+class OutputDelta:
     """What some tokens added. `ended`: the choice is over, by the stop string `stop` or by the only call that is wanted;
     `tokens_seen` counts all tokens so far, up to the one that completed it."""
 
@@ -59,7 +59,7 @@ class OutputText:
         self.reasoning_tokens = 0
         self.called_tools = False
 
-    def feed(self, ids: Sequence[int]) -> Delta:
+    def feed(self, ids: Sequence[int]) -> OutputDelta:
         """The pieces that `ids` complete. Leave out a final stop id whose text is not wanted."""
         pieces: list[Piece] = []
         for id_ in ids:
@@ -72,7 +72,7 @@ class OutputText:
                 return self._end(pieces, matched.stop)
         return self._delta(pieces, None)
 
-    def close(self) -> Delta:
+    def close(self) -> OutputDelta:
         """Everything held back, at the end of the choice. Empty when it had ended before."""
         if self._ended:
             return self._delta([], None)
@@ -88,7 +88,7 @@ class OutputText:
         if self._reasoning and self._reasoning.thinking:
             self.reasoning_tokens += 1
 
-    def _end(self, pieces: list[Piece], stop: str | None) -> Delta:
+    def _end(self, pieces: list[Piece], stop: str | None) -> OutputDelta:
         self._ended = True
         last = self._calls(self._reasoning.close()) if self._reasoning else []
         return self._delta(pieces + last + (self._tools.close() if self._tools else []), stop)
@@ -107,6 +107,6 @@ class OutputText:
             found += self._tools.feed(piece.text) if isinstance(piece, Text) else [piece]
         return found
 
-    def _delta(self, pieces: list[Piece], stop: str | None) -> Delta:
+    def _delta(self, pieces: list[Piece], stop: str | None) -> OutputDelta:
         self.called_tools = self.called_tools or any(isinstance(piece, ToolStart) for piece in pieces)
-        return Delta(merged(pieces), stop, self._seen, self._ended)
+        return OutputDelta(merged(pieces), stop, self._seen, self._ended)

@@ -18,7 +18,7 @@ from cortex_gateway.dialects.chat import decode_non_streaming
 from cortex_gateway.dialects.depth import MAX_DEPTH
 from neuron_jax.daemon.chat_wire import ChatAnswer
 from neuron_jax.daemon.fields import decode_object
-from neuron_jax.daemon.generation import Choice
+from neuron_jax.daemon.generation import GrowingChoice
 from neuron_jax.daemon.model_text import ModelText, read_text
 from neuron_jax.daemon.prepare import Outside
 from neuron_jax.daemon.schema import read_chat
@@ -102,7 +102,7 @@ class Chat:
 
     def answer(self, tokens: Sequence[int]) -> None:
         """The model says `tokens`, the last of which ends its turn."""
-        choice, wire = Choice(self.job, 0), ChatAnswer(self.job)
+        choice, wire = GrowingChoice(self.job, 0), ChatAnswer(self.job)
         ids = self.job.encoded[0].ids
         for token in tokens[:-1]:
             for event in choice.feed(Output(1, [token])):

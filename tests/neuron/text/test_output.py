@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from neuron_jax.text.output import Delta, OutputText
+from neuron_jax.text.output import OutputDelta, OutputText
 from neuron_jax.text.pieces import Piece, Reasoning, Text, ToolArguments, ToolEnd, ToolStart, merged
 from tests.fakes.codec import cuts
 from tests.fakes.vocabularies import byte_level, sentence_piece
@@ -66,9 +66,9 @@ def test_tokens_are_counted_up_to_the_one_that_ended_the_choice() -> None:
     chosen = output(stops=("lo",))
     ids = [TOKENIZER.id_of(name) or 0 for name in ("he", "l", "l", "o", "w")]
 
-    assert chosen.feed(ids) == Delta((Text("hel"),), "lo", 4, ended=True)
-    assert chosen.feed(ids) == Delta((), None, 4, ended=True)
-    assert chosen.close() == Delta((), None, 4, ended=True)
+    assert chosen.feed(ids) == OutputDelta((Text("hel"),), "lo", 4, ended=True)
+    assert chosen.feed(ids) == OutputDelta((), None, 4, ended=True)
+    assert chosen.close() == OutputDelta((), None, 4, ended=True)
 
 
 def test_thinking_tokens_and_calls_are_known_at_the_end() -> None:
@@ -87,7 +87,7 @@ def test_an_unfinished_character_comes_out_with_close() -> None:
     first = TOKENIZER.encode("zé", add_special=False)[:-1]
 
     assert chosen.feed(first).pieces == ()
-    assert chosen.close() == Delta((Text("z\ufffd"),), None, 2, ended=True)
+    assert chosen.close() == OutputDelta((Text("z\ufffd"),), None, 2, ended=True)
 
 
 def test_a_stop_string_may_be_completed_by_the_end_itself() -> None:
@@ -95,7 +95,7 @@ def test_a_stop_string_may_be_completed_by_the_end_itself() -> None:
     chosen = output(stops=("\ufffd",))
     chosen.feed(TOKENIZER.encode("é", add_special=False)[:1])
 
-    assert chosen.close() == Delta((), "\ufffd", 1, ended=True)
+    assert chosen.close() == OutputDelta((), "\ufffd", 1, ended=True)
 
 
 def test_completions_go_on_from_their_prompt() -> None:
