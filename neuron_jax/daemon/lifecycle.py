@@ -21,7 +21,7 @@ from neuron_jax.daemon.placing import Placing
 from neuron_jax.daemon.problems import model_not_found, shutting_down
 from neuron_jax.daemon.replica import Listener
 from neuron_jax.daemon.resident import AlreadyLoadedError, Plan, ResidentModel
-from neuron_jax.daemon.status import Stage
+from neuron_jax.daemon.status import ModelStage
 from neuron_jax.errors import LoadError
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.process import DEFAULT_COMMAND
@@ -90,7 +90,7 @@ class Lifecycle:
         self.closing = True
         self.devices.close()
         await self.lender.close()
-        loading = [resident for resident in self._residents.values() if resident.status.stage is Stage.LOADING]
+        loading = [resident for resident in self._residents.values() if resident.status.stage is ModelStage.LOADING]
         await asyncio.gather(*(resident.unload(0.0) for resident in loading), return_exceptions=True)
 
     @property
@@ -149,7 +149,7 @@ class Lifecycle:
             queue = resident.admission if resident.serving else None
             yield ModelGauges(
                 model=resident.id,
-                up=resident.status.stage is Stage.LOADED,
+                up=resident.status.stage is ModelStage.LOADED,
                 load=resident.load,
                 in_flight=queue.in_flight if queue else 0,
                 queued=queue.queued if queue else 0,

@@ -26,12 +26,12 @@ from neuron_jax.daemon.status import (
     DrainEnded,
     Happening,
     LoadEnded,
-    LoadFailed,
+    LoadRefused,
+    ModelStage,
     ModelStatus,
     Placed,
     ReplicaChanged,
     ReplicaStatus,
-    Stage,
     after,
 )
 from neuron_jax.errors import LoadError
@@ -153,9 +153,9 @@ class ResidentModel:
 
     def _refusal(self) -> Problem | None:
         match self.status.stage:
-            case Stage.DRAINING | Stage.UNLOADED:
+            case ModelStage.DRAINING | ModelStage.UNLOADED:
                 return unavailable(f"The model {self.id!r} is being unloaded.")
-            case Stage.FAILED:
+            case ModelStage.FAILED:
                 return unavailable(f"The model {self.id!r} failed: {self.status.last_error}")
         return None
 
@@ -200,7 +200,7 @@ class ResidentModel:
     async def unload(self, drain_secs: float) -> None:
         """Refuses new work, waits for what is in flight, ends the processes. Whoever asks again waits for the same end."""
         if self._ending is None:
-            loading = self.status.stage is Stage.LOADING
+            loading = self.status.stage is ModelStage.LOADING
             self._move(DrainBegan())
             if loading:  # a load that failed is about to end by itself, and tells why
                 self._loading.cancel()
@@ -234,7 +234,7 @@ class ResidentModel:
         else:
             return None
         _log.error("loading %s failed: %s: %s", self.id, error.kind, error.message)
-        self._move(LoadFailed(error))
+        self._move(LoadRefused(error))
         await self._stop_all(0.0)
         return error
 

@@ -1,7 +1,7 @@
 """Where one model stands: a value, what may happen to it, and what it is afterwards; pure, must not know tasks or processes.
 
     loading ──LoadEnded──▶ loaded ⇄ recovering ──no engine left──▶ failed
-       └──────────────────LoadFailed─────────────────────────────────┘
+       └──────────────────LoadRefused────────────────────────────────┘
     loading | loaded | recovering | failed ──DrainBegan──▶ draining ──DrainEnded──▶ unloaded
 
 `after` is the whole table. `ResidentModel` owns the value of its model; what the routes and metrics tell of a model, and who
@@ -19,7 +19,7 @@ from neuron_jax.workers.frames import Progress
 from neuron_jax.workers.supervisor import EngineState, Phase
 
 
-class Stage(StrEnum):
+class ModelStage(StrEnum):
     """The values are the words on the wire."""
 
     LOADING = "loading"
@@ -30,13 +30,13 @@ class Stage(StrEnum):
     UNLOADED = "unloaded"
 
 
-STAGES: Mapping[Phase, Stage] = {
-    Phase.STARTING: Stage.LOADING,
-    Phase.READY: Stage.LOADED,
-    Phase.RECOVERING: Stage.RECOVERING,
-    Phase.FAILED: Stage.FAILED,
-    Phase.DRAINING: Stage.DRAINING,
-    Phase.STOPPED: Stage.DRAINING,
+STAGES: Mapping[Phase, ModelStage] = {
+    Phase.STARTING: ModelStage.LOADING,
+    Phase.READY: ModelStage.LOADED,
+    Phase.RECOVERING: ModelStage.RECOVERING,
+    Phase.FAILED: ModelStage.FAILED,
+    Phase.DRAINING: ModelStage.DRAINING,
+    Phase.STOPPED: ModelStage.DRAINING,
 }
 """An engine's phase in the words for a model."""
 
@@ -61,7 +61,7 @@ class ReplicaStatus:
     capacity: Capacity | None = None
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> ModelStage:
         """The word for it on the wire."""
         return STAGES[self.state.phase]
 
@@ -80,7 +80,7 @@ class ModelStatus:
     that did, and None until all have served. `progress` is that of a start.
     """
 
-    stage: Stage = Stage.LOADING
+    stage: ModelStage = ModelStage.LOADING
     replicas: tuple[ReplicaStatus, ...] = ()
     progress: Progress | None = None
     capacity: Capacity | None = None
@@ -89,7 +89,7 @@ class ModelStatus:
     @property
     def ended(self) -> bool:
         """True when only a new load brings the model back."""
-        return self.stage in (Stage.FAILED, Stage.DRAINING, Stage.UNLOADED)
+        return self.stage in (ModelStage.FAILED, ModelStage.DRAINING, ModelStage.UNLOADED)
 
     @property
     def restarts(self) -> int:
@@ -134,7 +134,7 @@ class LoadEnded:
 
 
 @frozen
-class LoadFailed:
+class LoadRefused:
     """It will not be loaded."""
 
     error: LoadError
@@ -150,30 +150,35 @@ class DrainEnded:
     """Nothing of it is left."""
 
 
-Happening = Advanced | Placed | ReplicaChanged | LoadEnded | LoadFailed | DrainBegan | DrainEnded
+Happening = Advanced | Placed | ReplicaChanged | LoadEnded | LoadRefused | DrainBegan | DrainEnded
 
 
 def after(status: ModelStatus, happening: Happening) -> ModelStatus:
     """The status after `happening`. Raises AssertionError on what cannot happen in `status`."""
     match status.stage, happening:
-        case ((Stage.LOADING | Stage.LOADED | Stage.RECOVERING), Advanced(progress)):
+        case ((ModelStage.LOADING | ModelStage.LOADED | ModelStage.RECOVERING), Advanced(progress)):
             new = attrs.evolve(status, progress=progress)
-        case ((Stage.FAILED | Stage.DRAINING | Stage.UNLOADED), Advanced()):  # said before its end was heard of
+        case (
+            (ModelStage.FAILED | ModelStage.DRAINING | ModelStage.UNLOADED),
+            Advanced(),
+        ):  # said before its end was heard of
             new = status
-        case Stage.LOADING, Placed(count) if not status.replicas:
+        case ModelStage.LOADING, Placed(count) if not status.replicas:
             new = attrs.evolve(status, replicas=(ReplicaStatus(),) * count)
-        case (_, ReplicaChanged(index, one)) if status.stage is not Stage.UNLOADED and index < len(status.replicas):
+        case (_, ReplicaChanged(index, one)) if status.stage is not ModelStage.UNLOADED and index < len(
+            status.replicas
+        ):
             new = _told(attrs.evolve(status, replicas=(*status.replicas[:index], one, *status.replicas[index + 1 :])))
-        case Stage.LOADING, LoadEnded(capacity) if status.replicas:
-            new = _told(attrs.evolve(status, stage=Stage.LOADED, progress=None, capacity=capacity))
-        case Stage.LOADING, LoadFailed(error):
-            new = attrs.evolve(status, stage=Stage.FAILED, progress=None, error=error)
-        case Stage.DRAINING, LoadFailed(error) if status.error is None:
+        case ModelStage.LOADING, LoadEnded(capacity) if status.replicas:
+            new = _told(attrs.evolve(status, stage=ModelStage.LOADED, progress=None, capacity=capacity))
+        case ModelStage.LOADING, LoadRefused(error):
+            new = attrs.evolve(status, stage=ModelStage.FAILED, progress=None, error=error)
+        case ModelStage.DRAINING, LoadRefused(error) if status.error is None:
             new = attrs.evolve(status, error=error)
-        case ((Stage.LOADING | Stage.LOADED | Stage.RECOVERING | Stage.FAILED), DrainBegan()):
-            new = attrs.evolve(status, stage=Stage.DRAINING, progress=None)
-        case Stage.DRAINING, DrainEnded():
-            new = attrs.evolve(status, stage=Stage.UNLOADED)
+        case ((ModelStage.LOADING | ModelStage.LOADED | ModelStage.RECOVERING | ModelStage.FAILED), DrainBegan()):
+            new = attrs.evolve(status, stage=ModelStage.DRAINING, progress=None)
+        case ModelStage.DRAINING, DrainEnded():
+            new = attrs.evolve(status, stage=ModelStage.UNLOADED)
         case _:
             raise AssertionError(f"{happening} in {status}")
     return new
@@ -182,19 +187,19 @@ def after(status: ModelStatus, happening: Happening) -> ModelStatus:
 def _told(status: ModelStatus) -> ModelStatus:
     """`status` with what follows from its engines: they say when nobody starts any more, and how well a loaded model is."""
     best = _best(status.replicas)
-    if best in (Stage.LOADED, Stage.FAILED):
+    if best in (ModelStage.LOADED, ModelStage.FAILED):
         status = attrs.evolve(status, progress=None)
-    if status.stage not in (Stage.LOADED, Stage.RECOVERING):
+    if status.stage not in (ModelStage.LOADED, ModelStage.RECOVERING):
         return status
     return attrs.evolve(status, stage=best, capacity=_offered(status.replicas) or status.capacity)
 
 
-def _best(replicas: tuple[ReplicaStatus, ...]) -> Stage:
+def _best(replicas: tuple[ReplicaStatus, ...]) -> ModelStage:
     """A model serves while one of its engines does, and has failed when all have."""
     phases = {one.state.phase for one in replicas}
     if Phase.READY in phases:
-        return Stage.LOADED
-    return Stage.FAILED if phases == {Phase.FAILED} else Stage.RECOVERING
+        return ModelStage.LOADED
+    return ModelStage.FAILED if phases == {Phase.FAILED} else ModelStage.RECOVERING
 
 
 def _offered(replicas: tuple[ReplicaStatus, ...]) -> Capacity | None:

@@ -18,7 +18,7 @@ from neuron_jax.daemon.resident import ResidentModel
 from neuron_jax.daemon.responses import json_response
 from neuron_jax.daemon.service import NeuronServices
 from neuron_jax.daemon.shares import measured
-from neuron_jax.daemon.status import ReplicaStatus, Stage
+from neuron_jax.daemon.status import ModelStage, ReplicaStatus
 from neuron_jax.hardware.records import DeviceLoad
 from neuron_jax.workers.engine_client import Rank
 from neuron_jax.workers.frames import EngineSpec, Progress
@@ -180,7 +180,7 @@ def resident_info(lifecycle: Lifecycle, resident: ResidentModel) -> Json:
         info["progress"] = progress(status.progress)
     if status.last_error is not None:
         info["last_error"] = status.last_error
-    if status.stage in (Stage.FAILED, Stage.RECOVERING):
+    if status.stage in (ModelStage.FAILED, ModelStage.RECOVERING):
         info["servable"] = {"ok": False, "reason": "unavailable", "detail": status.last_error}
     elif (short := resident.shortage) is not None:
         detail = f"device {short.device} has {short.free} MiB free, and needs {short.required} MiB"

@@ -10,12 +10,12 @@ from neuron_jax.daemon.status import (
     DrainBegan,
     DrainEnded,
     LoadEnded,
-    LoadFailed,
+    LoadRefused,
+    ModelStage,
     ModelStatus,
     Placed,
     ReplicaChanged,
     ReplicaStatus,
-    Stage,
     after,
 )
 from neuron_jax.errors import LoadError
@@ -33,47 +33,47 @@ GIVEN_UP = ReplicaStatus(EngineState(Phase.FAILED, 6, 5, "no", "internal"))
 STOPPED = ReplicaStatus(EngineState(Phase.STOPPED))
 
 LOADING = ModelStatus(replicas=(STARTING, STARTING), progress=HALF)
-LOADED = ModelStatus(Stage.LOADED, (READY, READY), capacity=Capacity(100, 8))
-RECOVERING = ModelStatus(Stage.RECOVERING, (AGAIN, GIVEN_UP), capacity=ROOM)
-FAILED = ModelStatus(Stage.FAILED, error=FULL)
-DRAINING = ModelStatus(Stage.DRAINING, (READY,), capacity=ROOM)
-UNLOADED = ModelStatus(Stage.UNLOADED)
+LOADED = ModelStatus(ModelStage.LOADED, (READY, READY), capacity=Capacity(100, 8))
+RECOVERING = ModelStatus(ModelStage.RECOVERING, (AGAIN, GIVEN_UP), capacity=ROOM)
+FAILED = ModelStatus(ModelStage.FAILED, error=FULL)
+DRAINING = ModelStatus(ModelStage.DRAINING, (READY,), capacity=ROOM)
+UNLOADED = ModelStatus(ModelStage.UNLOADED)
 
 TABLE = [
     (ModelStatus(), Advanced(HALF), ModelStatus(progress=HALF)),
     (ModelStatus(), Placed(2), ModelStatus(replicas=(STARTING, STARTING))),
     (LOADING, ReplicaChanged(1, AGAIN), ModelStatus(replicas=(STARTING, AGAIN), progress=HALF)),
     (LOADING, ReplicaChanged(0, READY), ModelStatus(replicas=(READY, STARTING))),
-    (LOADING, LoadFailed(FULL), ModelStatus(Stage.FAILED, LOADING.replicas, error=FULL)),
-    (LOADING, DrainBegan(), ModelStatus(Stage.DRAINING, LOADING.replicas)),
+    (LOADING, LoadRefused(FULL), ModelStatus(ModelStage.FAILED, LOADING.replicas, error=FULL)),
+    (LOADING, DrainBegan(), ModelStatus(ModelStage.DRAINING, LOADING.replicas)),
     (
         ModelStatus(replicas=(READY, SMALL)),
         LoadEnded(ROOM),
-        ModelStatus(Stage.LOADED, (READY, SMALL), capacity=Capacity(80, 6)),
+        ModelStatus(ModelStage.LOADED, (READY, SMALL), capacity=Capacity(80, 6)),
     ),
-    (ModelStatus(replicas=(AGAIN,)), LoadEnded(ROOM), ModelStatus(Stage.RECOVERING, (AGAIN,), capacity=ROOM)),
-    (ModelStatus(replicas=(GIVEN_UP,)), LoadEnded(ROOM), ModelStatus(Stage.FAILED, (GIVEN_UP,), capacity=ROOM)),
-    (LOADED, ReplicaChanged(0, AGAIN), ModelStatus(Stage.LOADED, (AGAIN, READY), capacity=ROOM)),
-    (LOADED, DrainBegan(), ModelStatus(Stage.DRAINING, (READY, READY), capacity=Capacity(100, 8))),
-    (RECOVERING, Advanced(HALF), ModelStatus(Stage.RECOVERING, (AGAIN, GIVEN_UP), HALF, ROOM)),
+    (ModelStatus(replicas=(AGAIN,)), LoadEnded(ROOM), ModelStatus(ModelStage.RECOVERING, (AGAIN,), capacity=ROOM)),
+    (ModelStatus(replicas=(GIVEN_UP,)), LoadEnded(ROOM), ModelStatus(ModelStage.FAILED, (GIVEN_UP,), capacity=ROOM)),
+    (LOADED, ReplicaChanged(0, AGAIN), ModelStatus(ModelStage.LOADED, (AGAIN, READY), capacity=ROOM)),
+    (LOADED, DrainBegan(), ModelStatus(ModelStage.DRAINING, (READY, READY), capacity=Capacity(100, 8))),
+    (RECOVERING, Advanced(HALF), ModelStatus(ModelStage.RECOVERING, (AGAIN, GIVEN_UP), HALF, ROOM)),
     (
-        ModelStatus(Stage.RECOVERING, (AGAIN, AGAIN), HALF, ROOM),
+        ModelStatus(ModelStage.RECOVERING, (AGAIN, AGAIN), HALF, ROOM),
         ReplicaChanged(1, GIVEN_UP),
-        ModelStatus(Stage.RECOVERING, (AGAIN, GIVEN_UP), HALF, ROOM),
+        ModelStatus(ModelStage.RECOVERING, (AGAIN, GIVEN_UP), HALF, ROOM),
     ),
     (
-        ModelStatus(Stage.RECOVERING, (AGAIN, AGAIN), HALF, ROOM),
+        ModelStatus(ModelStage.RECOVERING, (AGAIN, AGAIN), HALF, ROOM),
         ReplicaChanged(0, SMALL),
-        ModelStatus(Stage.LOADED, (SMALL, AGAIN), capacity=Capacity(80, 2)),
+        ModelStatus(ModelStage.LOADED, (SMALL, AGAIN), capacity=Capacity(80, 2)),
     ),
-    (RECOVERING, ReplicaChanged(0, GIVEN_UP), ModelStatus(Stage.FAILED, (GIVEN_UP, GIVEN_UP), capacity=ROOM)),
-    (RECOVERING, DrainBegan(), ModelStatus(Stage.DRAINING, (AGAIN, GIVEN_UP), capacity=ROOM)),
+    (RECOVERING, ReplicaChanged(0, GIVEN_UP), ModelStatus(ModelStage.FAILED, (GIVEN_UP, GIVEN_UP), capacity=ROOM)),
+    (RECOVERING, DrainBegan(), ModelStatus(ModelStage.DRAINING, (AGAIN, GIVEN_UP), capacity=ROOM)),
     (FAILED, Advanced(HALF), FAILED),
-    (FAILED, DrainBegan(), ModelStatus(Stage.DRAINING, error=FULL)),
+    (FAILED, DrainBegan(), ModelStatus(ModelStage.DRAINING, error=FULL)),
     (DRAINING, Advanced(HALF), DRAINING),
-    (DRAINING, ReplicaChanged(0, STOPPED), ModelStatus(Stage.DRAINING, (STOPPED,), capacity=ROOM)),
-    (ModelStatus(Stage.DRAINING), LoadFailed(FULL), ModelStatus(Stage.DRAINING, error=FULL)),
-    (DRAINING, DrainEnded(), ModelStatus(Stage.UNLOADED, (READY,), capacity=ROOM)),
+    (DRAINING, ReplicaChanged(0, STOPPED), ModelStatus(ModelStage.DRAINING, (STOPPED,), capacity=ROOM)),
+    (ModelStatus(ModelStage.DRAINING), LoadRefused(FULL), ModelStatus(ModelStage.DRAINING, error=FULL)),
+    (DRAINING, DrainEnded(), ModelStatus(ModelStage.UNLOADED, (READY,), capacity=ROOM)),
     (UNLOADED, Advanced(HALF), UNLOADED),
 ]
 
@@ -93,17 +93,17 @@ def test_the_table(status: ModelStatus, happening: Any, expected: ModelStatus) -
         (ModelStatus(), LoadEnded(ROOM)),
         (LOADING, DrainEnded()),
         (LOADED, LoadEnded(ROOM)),
-        (LOADED, LoadFailed(FULL)),
+        (LOADED, LoadRefused(FULL)),
         (LOADED, DrainEnded()),
-        (FAILED, LoadFailed(FULL)),
+        (FAILED, LoadRefused(FULL)),
         (FAILED, LoadEnded(ROOM)),
         (FAILED, DrainEnded()),
         (DRAINING, DrainBegan()),
         (DRAINING, LoadEnded(ROOM)),
-        (ModelStatus(Stage.DRAINING, error=FULL), LoadFailed(FULL)),
+        (ModelStatus(ModelStage.DRAINING, error=FULL), LoadRefused(FULL)),
         (UNLOADED, DrainBegan()),
         (UNLOADED, DrainEnded()),
-        (ModelStatus(Stage.UNLOADED, (STOPPED,)), ReplicaChanged(0, READY)),
+        (ModelStatus(ModelStage.UNLOADED, (STOPPED,)), ReplicaChanged(0, READY)),
     ],
 )
 def test_what_cannot_happen_is_a_bug(status: ModelStatus, happening: Any) -> None:
@@ -114,12 +114,12 @@ def test_what_cannot_happen_is_a_bug(status: ModelStatus, happening: Any) -> Non
 
 def test_a_model_complains_of_its_worst_engine() -> None:
     """Restarts are those of all; what was done about an error stands behind it; what a load failed of comes first."""
-    both = ModelStatus(Stage.LOADED, (SMALL, AGAIN))
+    both = ModelStatus(ModelStage.LOADED, (SMALL, AGAIN))
 
     assert (both.restarts, both.last_error) == (3, "oops")
-    assert ModelStatus(Stage.LOADED, (SMALL, READY)).last_error == "full; less"
-    assert ModelStatus(Stage.RECOVERING, (GIVEN_UP, AGAIN)).last_error == "no"
-    assert ModelStatus(Stage.FAILED, (AGAIN,), error=FULL).last_error == "too big"
+    assert ModelStatus(ModelStage.LOADED, (SMALL, READY)).last_error == "full; less"
+    assert ModelStatus(ModelStage.RECOVERING, (GIVEN_UP, AGAIN)).last_error == "no"
+    assert ModelStatus(ModelStage.FAILED, (AGAIN,), error=FULL).last_error == "too big"
     assert (LOADED.last_error, ModelStatus().last_error, ModelStatus().restarts) == (None, None, 0)
 
 
