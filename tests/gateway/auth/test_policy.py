@@ -66,8 +66,10 @@ def test_where_they_are_not_an_unknown_key_is_not_looked_at(offered: tuple[str, 
 )
 def test_a_known_key_that_is_over_is_refused_everywhere(changes: dict[str, float], words: str, *, asked: bool) -> None:
     """Whoever holds it is told why."""
-    with pytest.raises(Unauthorized, match=words):
+    with pytest.raises(Unauthorized, match=words) as caught:
         admit(MINTED.text, key=attrs.evolve(KEY, **changes), asked=asked)
+
+    assert caught.value.challenge == 'Bearer realm="cortex", error="invalid_token"'
 
 
 def test_until_its_last_moment_a_key_is_good() -> None:

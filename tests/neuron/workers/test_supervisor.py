@@ -1,6 +1,7 @@
 """The supervisor: its table of states, and the one task that carries it out on a real process."""
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,7 @@ from neuron_jax.workers.supervisor import (
     EngineState,
     Phase,
     Remedy,
+    RestartPolicy,
     Started,
     StartFailed,
     StopAsked,
@@ -140,6 +142,60 @@ def test_delays_double_up_to_a_bound() -> None:
     waits = [delay(EngineState(Phase.RECOVERING, failures)) for failures in (1, 2, 3, 20)]
 
     assert waits == [0.25, 0.5, 1.0, 30.0]
+    assert delay(EngineState()) == 0.25
+    assert delay(EngineState(Phase.RECOVERING, failures=1, waits=3)) == 2.0
+
+
+@pytest.mark.parametrize(("kind", "most"), [("exited", 5), ("rendezvous_timeout", 20)])
+def test_it_is_given_up_after_so_many_in_a_row(kind: str, most: int) -> None:
+    """Five deaths are survived, and twenty starts for which another host was away."""
+    state, restarts = after(READY, Died("gone", 1.0, kind)), 0
+    while not state.ended:
+        restarts += 1
+        state = after(state, StartFailed("gone", kind))
+
+    assert (state.phase, restarts, state.restarts) == (Phase.FAILED, most, most)
+
+
+def test_a_start_that_failed_is_repeated_after_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    """Each time after longer, and with an error in the log; who stops it is not one."""
+    tried: list[float] = []
+
+    async def start() -> EngineClient:
+        tried.append(asyncio.get_running_loop().time())
+        raise LoadError("device_busy", "somebody has it")
+
+    async def run() -> None:
+        supervisor = Supervisor("org/tiny", start, policy=RestartPolicy(first_delay=0.1))
+        await until(lambda: len(tried) == 3)
+        await supervisor.stop(0.0)
+
+    with caplog.at_level(logging.INFO, "neuron.supervisor"):
+        asyncio.run(run())
+    first, second, third = tried
+    levels = {record.getMessage().split()[1]: record.levelname for record in caplog.records}
+
+    assert second - first >= 0.1
+    assert third - second >= 0.2
+    assert levels == {"starting": "ERROR", "draining": "INFO", "stopped": "INFO"}
+
+
+def test_who_stops_it_does_not_wait_for_the_next_start() -> None:
+    """However long that is away."""
+    tried: list[None] = []
+
+    async def start() -> EngineClient:
+        tried.append(None)
+        raise LoadError("device_busy", "somebody has it")
+
+    async def run() -> None:
+        supervisor = Supervisor("org/tiny", start, policy=RestartPolicy(first_delay=3600.0, max_delay=3600.0))
+        await until(lambda: tried)
+        async with asyncio.timeout(60):
+            await supervisor.stop(0.0)
+
+    asyncio.run(run())
+    assert len(tried) == 1
 
 
 def supervised(folder: Path, use: Callable[[Supervisor, list[EngineState]], Awaitable[Any]], **script: Any) -> Any:
