@@ -37,7 +37,7 @@ format: $(VENV)/.ready  ## format and fix what can be fixed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-mutants: $(VENV)/.ready  ## plant small faults in the pure modules and see whether the tests notice: ARGS="--sample 100"
+mutants: $(VENV)/.ready  ## plant small faults in the pure modules and see whether the tests notice: ARGS="--each 12"
 	@$(BIN)/python tools/mutants.py $(ARGS)
 
 lock:  ## pin every dependency with its hashes, for all supported Pythons (needs uv)
