@@ -16,11 +16,13 @@ from neuron_jax.weights.errors import WeightsError
 
 @frozen
 class Entry:
-    """One loadable model. `path` is where its files are, None when they would have to be fetched."""
+    """One loadable model. `path` is where its files are, None when they would have to be fetched, or when `absent` says
+    why the path that is configured for it holds none."""
 
     id: str
     aliases: tuple[str, ...]
     path: Path | None
+    absent: str | None = None
 
 
 class Catalogue:
@@ -98,4 +100,12 @@ class Catalogue:
         """Every model this host offers, each once."""
         local = {model.id: model.path for model in sources.local_models(self._cache)}
         for model_id in dict.fromkeys((*self._configured, *sources.BUILT_IN, *local)):
-            yield Entry(model_id, self.aliases(model_id), local.get(model_id) or self.locate(model_id))
+            path = local.get(model_id) or self.locate(model_id)
+            yield Entry(model_id, self.aliases(model_id), path, self._absent(model_id) if path is None else None)
+
+    def _absent(self, model_id: str) -> str | None:
+        spec = self._configured.get(model_id)
+        try:
+            return sources.absent(sources.parse_source(spec.source or spec.model_id)) if spec else None
+        except WeightsError as error:
+            return error.message

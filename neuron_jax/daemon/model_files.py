@@ -82,6 +82,8 @@ def _look(catalogue: Catalogue, known: Mapping[FactsKey, ModelFacts | Broken]) -
 
 
 def _offered(entry: Entry, known: Mapping[FactsKey, ModelFacts | Broken]) -> Offered:
+    if entry.absent is not None:
+        return Offered(entry, Broken(entry.absent))
     if entry.path is None:
         return Offered(entry)
     key = (entry.path, _changed_at(entry.path))

@@ -230,7 +230,7 @@ def _metadata(cursor: _Cursor) -> tuple[int, dict[str, Any]]:
     if int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS:
         raise _MalformedError("it is big-endian, and only little-endian files can be read")
     if version not in _VERSIONS:
-        raise _MalformedError(f"version {version}; readable are {_VERSIONS}")
+        raise _MalformedError(f"version {version}; readable are {', '.join(map(str, _VERSIONS))}")
     tensors, pairs = cursor.scalar(10), cursor.scalar(10)
     metadata = {}
     for _ in range(pairs):

@@ -129,6 +129,13 @@ def fetch(source: Source, cache: Path, report: Report) -> Path:
             return found
 
 
+def absent(source: Source) -> str | None:
+    """Why a path of this host holds no model; None where it does, and for what can be fetched."""
+    if isinstance(source, Folder | GgufFile) and locate(source, Path()) is None:
+        return f"{source.path} {_unusable(source)}"
+    return None
+
+
 def _only_gguf(folder: Path) -> Path | None:
     """The first file of the only GGUF model in a folder."""
     models = whole_models(path.name for path in folder.glob("*.gguf"))

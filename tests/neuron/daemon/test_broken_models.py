@@ -167,6 +167,38 @@ def test_what_is_in_the_place_of_a_file_is_neither_waited_for_nor_read_to_its_en
     assert words in facts.reason
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nowhere", "is not a folder with config.json"),
+        ("file.txt", "is not a folder with config.json"),
+        ("loop", "is not a folder with config.json"),
+        ("pipe.gguf", "is not a .gguf file"),
+        ("~nobody-of-this-name/model", "is no path"),
+    ],
+)
+def test_a_configured_path_without_a_model_is_listed_with_the_reason(tmp_path: Path, source: str, words: str) -> None:
+    """Before, it was listed like a model that only has to be loaded."""
+    (tmp_path / "file.txt").write_text("a note")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe.gguf")
+    path = source if source.startswith("~") else str(tmp_path / source)
+    config = attrs.evolve(
+        config_for(tmp_path / "whole", tmp_path / "cache"),
+        models=(ModelSpec(model_id="gone", source=path), ModelSpec(model_id="far", source="hf:org/name")),
+    )
+
+    async def run() -> None:
+        async with running(config) as (url, _), httpx.AsyncClient(base_url=url, timeout=30) as http:
+            listed = {model["id"]: model.get("servable") for model in (await http.get("/models")).json()}
+
+            assert listed["gone"]["reason"] == "bad_checkpoint"
+            assert words in listed["gone"]["detail"]
+            assert listed["far"] is None
+
+    asyncio.run(run())
+
+
 def test_a_model_that_was_mended_is_no_longer_broken(tmp_path: Path, whole: Path) -> None:
     """Nobody has to start the neuron anew: it reads a file that has changed again."""
     folder = broken(tmp_path / "one", whole, CONFIG, lambda _: b"{}")
