@@ -29,6 +29,7 @@ from neuron_jax.common.tls import server_context
 from neuron_jax.config import NeuronConfig, ServerConfig
 from neuron_jax.daemon.access import AccessGuard, exposure
 from neuron_jax.daemon.admission import AdmissionQueue
+from neuron_jax.daemon.connection import CallerConnection
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics
@@ -125,7 +126,7 @@ class _Server(uvicorn.Server):
         settings = uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            http=CallerConnection,
             lifespan="on",
             access_log=False,
             log_config=None,

@@ -13,6 +13,7 @@ import uvicorn
 from neuron_jax.config import AccessConfig, AdmissionConfig, ModelSpec, NeuronConfig, ServerConfig, load_config
 from neuron_jax.daemon.admission import AdmissionQueue
 from neuron_jax.daemon.app import build_app, tls_of
+from neuron_jax.daemon.connection import CallerConnection
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.service import NeuronServices
@@ -131,7 +132,13 @@ async def serving(
     """The daemon of `config` on a free port; afterwards none of its processes or tasks is left."""
     app = build_app(config, devices or still_devices(), command=command, restarts=restarts)
     settings = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=1
+        app,
+        host="127.0.0.1",
+        port=0,
+        http=CallerConnection,
+        log_config=None,
+        lifespan="on",
+        timeout_graceful_shutdown=1,
     )
     settings.load()
     settings.ssl = tls_of(config.server)
