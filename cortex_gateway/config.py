@@ -169,8 +169,11 @@ def load_config(path: pathlib.Path | None, environ: Mapping[str, str]) -> Config
         reader.complain("neurons", 'needs at least one [[neurons]] with name and endpoint = "http://host:13131"')
     told = top.neurons or Config().neurons
     reader.unique("neurons.name", [neuron.name for neuron in told])
+    reader.unique("neurons.endpoint", [neuron.endpoint.rstrip("/") for neuron in told])
     models = _read_models(top, [neuron.name for neuron in told], reader)
     gateway = with_tls_files(reader, "gateway", top.gateway)
+    if gateway.metrics_listen == gateway.listen and not gateway.listen.endswith(":0"):
+        reader.complain("gateway.metrics_listen", f'found "{gateway.listen}"; must be another than listen')
     if gateway.metrics_tls and not gateway.tls_cert:
         reader.complain("gateway.metrics_tls", "needs tls_cert beside it")
     secrets = _secrets(gateway, told, reader)

@@ -111,7 +111,12 @@ def test_everything_that_may_be_written_is_read(tmp_path: pathlib.Path) -> None:
         ('[[neurons]]\nname = "b"\n', r"neurons\[1\].endpoint: is missing"),
         ('[[neurons]]\nname = "b"\nendpoint = "b:13131"\n', r"neurons\[1\].endpoint: found .* must be a URL"),
         ('[[neurons]]\nname = "b"\nendpoint = "http://::1:5"\n', r'neurons\[1\].endpoint: .* as "\[::1\]:5"'),
-        (NODE, 'neurons.name: found "a" 2 times'),
+        (NODE.replace("//a", "//b"), 'neurons.name: found "a" 2 times'),
+        (NODE.replace('"a"', '"b"'), 'neurons.endpoint: found "http://a:13131" 2 times'),
+        (
+            '[gateway]\nlisten = "127.0.0.1:80"\nmetrics_listen = "127.0.0.1:80"\n',
+            'gateway.metrics_listen: found "127.0.0.1:80"; must be another than listen',
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: pathlib.Path, cortex: str, told: str) -> None:
