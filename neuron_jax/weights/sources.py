@@ -131,7 +131,7 @@ def fetch(source: Source, cache: Path, report: Report) -> Path:
 
 def absent(source: Source) -> str | None:
     """Why a path of this host holds no model; None where it does, and for what can be fetched."""
-    if isinstance(source, Folder | GgufFile) and locate(source, Path()) is None:
+    if isinstance(source, Folder | GgufSource) and locate(source, Path()) is None:
         return f"{source.path} {_unusable(source)}"
     return None
 
