@@ -140,8 +140,8 @@ WRONG = [
     ("models = 3", ["models: found 3; allowed: a list of tables [[models]]"]),
     ("server = 3", ["server: found 3; allowed: a table [server]"]),
     ("[models]\nmodel_id = 'a'", ["models: found a table; allowed: a list of tables [[models]]"]),
-    ("[[models]]\nquant = 'int8'", ["models[0].model_id: is missing; allowed: a string that is not empty"]),
-    ("[[models]]\nmodel_id = ' '", ['models[0].model_id: found " "; allowed: a string that is not empty']),
+    ("[[models]]\nquant = 'int8'", ["models[0].model_id: is missing; allowed: a string of 1 to 512 characters"]),
+    ("[[models]]\nmodel_id = ' '", ['models[0].model_id: found " "; allowed: a string of 1 to 512 characters']),
     (
         "[[models]]\nmodel_id = 'a'\nquant = 'int9'",
         [
@@ -180,7 +180,7 @@ def test_a_wrong_file_is_named_with_key_found_and_allowed(tmp_path: Path, text: 
         ("NEURON_SERVER__PORT__X", "a", 'found "x"; allowed: nothing'),
         ("NEURON_SERVER__", "a", 'found ""; allowed: "host"'),
         ("NEURON_ENGINE__PREFIX_CACHE", "maybe", 'found "maybe"; allowed: true or false'),
-        ("NEURON_MODELS__0__DEVICES", "0", "models[0].model_id: is missing; allowed: a string that is not empty"),
+        ("NEURON_MODELS__0__DEVICES", "0", "models[0].model_id: is missing; allowed: a string of 1 to 512 characters"),
         (
             "NEURON_DEFAULT_MODELS__0__DEVICES",
             "0,x",
