@@ -1,6 +1,6 @@
 """How a model that is loaded differs from what an operator asks for. Pure."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from attrs import frozen
@@ -36,15 +36,22 @@ def _word(value: Any) -> str:
     )
 
 
-def _format(name: str) -> Callable[[Any, Loaded], Any]:
-    """A format is as asked for where it was asked for so, or where the node has chosen it by itself."""
+def _quant(asked: str, it: Loaded) -> str | None:
+    return _format(asked, it.replica.quant, it.spec.quant if it.spec else None, known=it.spec is not None)
 
-    def check(asked: str, it: Loaded) -> str | None:
-        chosen = (getattr(it.replica, name) or {}).get("chosen")
-        told = (getattr(it.spec, name) or "auto") if it.spec else "auto" if asked == "auto" else None
-        return None if asked in (told, chosen) or (told is None and chosen is None) else str(chosen or told)
 
-    return check
+def _kv_dtype(asked: str, it: Loaded) -> str | None:
+    return _format(asked, it.replica.kv_dtype, it.spec.kv_dtype if it.spec else None, known=it.spec is not None)
+
+
+def _format(asked: str, has: Mapping[str, Any] | None, told: str | None, *, known: bool) -> str | None:
+    """A format is as asked for where it was asked for so, or where the node has chosen it by itself.
+
+    `known`: we have loaded it, and told the node `told`, if anything.
+    """
+    chosen = (has or {}).get("chosen")
+    before = (told or "auto") if known else "auto" if asked == "auto" else None
+    return None if asked in (before, chosen) or (before is None and chosen is None) else str(chosen or before)
 
 
 def _deterministic(asked: bool, it: Loaded) -> bool | None:
@@ -79,8 +86,8 @@ def _ranks(asked: str, it: Loaded) -> str | None:
 
 
 CHECKS: dict[str, Callable[[Any, Loaded], Any]] = {
-    "quant": _format("quant"),
-    "kv_dtype": _format("kv_dtype"),
+    "quant": _quant,
+    "kv_dtype": _kv_dtype,
     "deterministic": _deterministic,
     "tensor_parallel": _tensor_parallel,
     "hosts": _hosts,

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, assert_never
 
 import httpx
 from attrs import define, field
@@ -375,6 +375,8 @@ class Fleet:
                 self._listen_once_more(effect.node)
             case m.Evicted():
                 self._metrics.observe_eviction(effect.model, effect.node)
+            case _:
+                assert_never(effect)
 
     def _listen_once_more(self, node: str) -> None:
         """Cut the leases of a node that is silent, one look's time from now, where nothing of an answer comes meanwhile."""
@@ -404,6 +406,8 @@ class Fleet:
             case m.Report():
                 if pending.report:
                     pending.report(effect.status)
+            case _:
+                assert_never(effect)
 
     def _begin(self, node: str, work: Coroutine[Any, Any, None]) -> None:
         task = self._work[node] = asyncio.create_task(work, name=f"work on {node}")
