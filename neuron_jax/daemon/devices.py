@@ -149,7 +149,7 @@ class Devices:
         self._short = {holder: short for holder, short in found.items() if short is not None}
         for holder in self._short.keys() - before.keys():
             _log.warning("%s is short: %s", holder, self._short[holder])
-        for holder in before.keys() - self._short.keys():
+        for holder in (before.keys() & self._grants.keys()) - self._short.keys():
             _log.warning("%s is well", holder)
 
     def shortage(self, holder: str) -> Shortage | None:

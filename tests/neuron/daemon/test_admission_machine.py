@@ -10,17 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from neuron_jax.daemon.admission import AdmissionQueue, Reservation
 from neuron_jax.daemon.problems import Problem, unavailable
+from tests.fakes.hand_engine import HandLoop
 
 DEPTH, WAIT_SECS = 3, 60.0
-
-
-class HandLoop(asyncio.SelectorEventLoop):
-    """A loop whose clock is in the test's hand."""
-
-    now = 100.0
-
-    def time(self) -> float:
-        return self.now
 
 
 @define(eq=False)

@@ -83,8 +83,8 @@ class Life(RuleBasedStateMachine):
         self.placed = self.served = self.unloading = self.gone = False
         self.refused: str | None = None  # what the load failed of
         self.fetched: Path | Exception | None = None
-        self.report: Any = None
         self.told: list[Progress] = []
+        self.unloads: list[asyncio.Task[None]] = []
         self.line: list[Reservation] = []
         self.capacity: tuple[int, int] | None = None
 
@@ -315,7 +315,9 @@ class Life(RuleBasedStateMachine):
             for story in self.stories:
                 story.start, story.word = None, "draining" if self.placed else story.word
                 story.engine = None
-        if not stays:
+        if stays:
+            self.unloads.append(asking)
+        else:
             asking.cancel()
             self.loop.rest()
 
@@ -384,6 +386,12 @@ class Life(RuleBasedStateMachine):
         assert self.model.admission.slots == self.capacity[1]
         if self._expected() in ("failed", "draining", "unloaded"):
             assert self.model.admission.queued == 0
+
+    @invariant()
+    def whoever_unloads_waits_for_the_end(self) -> None:
+        assert [one.done() for one in self.unloads] == [self.gone] * len(self.unloads)
+        for one in self.unloads if self.gone else ():
+            one.result()
 
     @invariant()
     def nothing_stays(self) -> None:
