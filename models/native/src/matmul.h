@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "scratch.h"
 #include "team.h"
@@ -31,14 +32,18 @@ struct Product {
 };
 
 constexpr int MOST_ROWS = 12;  // 24 accumulators, which leaves 8 of AVX-512's registers
+// Up to FEW_BLOCKS blocks of at most FEW_ROWS rows the codes are decoded once for each block; for more, tiles are expanded.
 #if defined(__AVX512F__)
 constexpr bool NARROW = false;
-constexpr int64_t FEW_BLOCKS = 2;  // up to which it is faster to decode the codes once for each block of rows
+constexpr int64_t FEW_BLOCKS = 2;
+constexpr int FEW_ROWS = MOST_ROWS;
 #else
-// With half as many registers of half the width more rows than two are computed 6 at a time, from expanded tiles.
+// With half as many registers, of half the width or a quarter, 6 rows are computed at a time, and PANEL outputs.
 constexpr bool NARROW = true;
-constexpr int64_t FEW_BLOCKS = 0;
+constexpr int64_t FEW_BLOCKS = 4;
+constexpr int FEW_ROWS = 6;
 #endif
+constexpr int PANEL = 16;
 
 inline float inverse_rms(const float* x, int64_t width, float epsilon) {
   vf squares{};
@@ -129,69 +134,97 @@ inline void settle(const Product& p, int64_t row) {
   for (int64_t i = 0; i < p.outputs; ++i) y[i] += residual[i];
 }
 
-// TILES tiles times ROWS packed rows, of which `count` exist.
-template <int TILES, int ROWS, class W>
+// TILES tiles times ROWS packed rows, of which `count` exist; of each tile COUNT vectors of outputs.
+template <int TILES, int ROWS, int FROM = 0, int COUNT = PARTS, class W>
 inline void block(const Product& p, const W& w, int64_t from, int64_t tile, const float* x, int64_t first, int64_t count) {
-  vf acc[ROWS][TILES][PARTS] = {};
+  vf acc[ROWS][TILES][COUNT] = {};
   w.template each<TILES>(from, [&](int64_t k, const Column* v) {
     for (int r = 0; r < ROWS; ++r) {
       const vf xr = splat(x[k * ROWS + r]);
       for (int t = 0; t < TILES; ++t)
-        for (int i = 0; i < PARTS; ++i) acc[r][t][i] += xr * v[t].part[i];
+        for (int i = 0; i < COUNT; ++i) acc[r][t][i] += xr * v[t].part[FROM + i];
     }
   });
   for (int r = 0; r < ROWS && r < count; ++r)
-    for (int i = 0; i < PARTS; ++i) {
+    for (int i = 0; i < COUNT; ++i) {
+      const int at = (FROM + i) * LANES;
       if (p.gated()) {
-        if constexpr (TILES == 2) put_gated(p, first + r, tile / 2 * TILE + i * LANES, acc[r][0][i], acc[r][1][i]);
+        if constexpr (TILES == 2) put_gated(p, first + r, tile / 2 * TILE + at, acc[r][0][i], acc[r][1][i]);
         continue;
       }
-      for (int t = 0; t < TILES; ++t) put(p, first + r, (tile + t) * TILE + i * LANES, acc[r][t][i]);
+      for (int t = 0; t < TILES; ++t) put(p, first + r, (tile + t) * TILE + at, acc[r][t][i]);
     }
 }
 
-// The same for one expanded tile, or an expanded gate and what it gates: SUB of the ROWS rows, 16 outputs at a time.
-template <int TILES, int ROWS, int SUB>
-inline void part(const Product& p, const float* flat, int64_t tile, const float* x, int64_t first, int64_t count) {
-  constexpr int VECTORS = PARTS / 2;
-  for (int half = 0; half < 2; ++half) {
-    vf acc[SUB][TILES][VECTORS] = {};
-    const float* w = flat + half * TILE / 2;
-    for (int64_t k = 0; k < p.columns; ++k) {
-      vf v[TILES][VECTORS];
+// The same of whole tiles, one after the other, in as many passes as the sums need to stay in narrow registers.
+template <int TILES, int ROWS, class W>
+inline void in_passes(const Product& p, const W& w, int64_t tile, const float* x, int64_t first, int64_t count) {
+  constexpr int COUNT = (ROWS <= 2 ? TILE : PANEL) / LANES / TILES;
+  const auto passes = [&](auto... pass) {
+    (block<TILES, ROWS, decltype(pass)::value * COUNT, COUNT>(p, w, tile, tile, x, first, count), ...);
+  };
+  static_assert(PARTS / COUNT == 1 || PARTS / COUNT == 2 || PARTS / COUNT == 4);
+  using std::integral_constant;
+  if constexpr (PARTS / COUNT == 1)
+    passes(integral_constant<int, 0>{});
+  else if constexpr (PARTS / COUNT == 2)
+    passes(integral_constant<int, 0>{}, integral_constant<int, 1>{});
+  else
+    passes(integral_constant<int, 0>{}, integral_constant<int, 1>{}, integral_constant<int, 2>{}, integral_constant<int, 3>{});
+}
+
+// Expanded tiles, as blocks of rows read them. Wide registers take a tile as it is. Narrow ones take panels of PANEL outputs
+// [panels, columns, PANEL], so that what a block reads is one stream; of a gated pair half a panel is gates and half ups.
+template <bool GATED, class W>
+inline void expand(const W& w, int64_t tile, float* flat) {
+  constexpr int TILES = GATED ? 2 : 1, WIDTH = PANEL / TILES;
+  if constexpr (!NARROW) {
+    for (int t = 0; t < TILES; ++t) w.expand(tile + t, flat + t * w.columns * TILE);
+  } else {
+    w.template each<TILES>(tile, [&](int64_t k, const Column* v) {
       for (int t = 0; t < TILES; ++t)
-        for (int i = 0; i < VECTORS; ++i) v[t][i] = load<vf>(w + (t * p.columns + k) * TILE + i * LANES);
-      for (int r = 0; r < SUB; ++r) {
-        const vf xr = splat(x[k * ROWS + r]);
-        for (int t = 0; t < TILES; ++t)
-          for (int i = 0; i < VECTORS; ++i) acc[r][t][i] += xr * v[t][i];
-      }
-    }
-    for (int r = 0; r < SUB && r < count; ++r)
-      for (int i = 0; i < VECTORS; ++i) {
-        const int64_t at = half * TILE / 2 + i * LANES;
-        if constexpr (TILES == 2)
-          put_gated(p, first + r, tile / 2 * TILE + at, acc[r][0][i], acc[r][1][i]);
-        else
-          put(p, first + r, tile * TILE + at, acc[r][0][i]);
-      }
+        for (int i = 0; i < PARTS; ++i) {
+          const int at = i * LANES;
+          store(flat + (at / WIDTH * w.columns + k) * PANEL + t * WIDTH + at % WIDTH, v[t].part[i]);
+        }
+    });
   }
 }
 
-// ROWS rows times the expanded tiles `tile` and, of a gated pair, the next.
-template <int ROWS>
+// SUB of the ROWS rows times one panel.
+template <bool GATED, int ROWS, int SUB>
+inline void panel(const Product& p, const float* w, int64_t column, const float* x, int64_t first, int64_t count) {
+  constexpr int VECTORS = PANEL / LANES, HALF = VECTORS / 2;
+  vf acc[SUB][VECTORS] = {};
+  for (int64_t k = 0; k < p.columns; ++k) {
+    vf v[VECTORS];
+    for (int i = 0; i < VECTORS; ++i) v[i] = load<vf>(w + k * PANEL + i * LANES);
+    for (int r = 0; r < SUB; ++r) {
+      const vf xr = splat(x[k * ROWS + r]);
+      for (int i = 0; i < VECTORS; ++i) acc[r][i] += xr * v[i];
+    }
+  }
+  for (int r = 0; r < SUB && r < count; ++r) {
+    if constexpr (GATED)
+      for (int i = 0; i < HALF; ++i) put_gated(p, first + r, column + i * LANES, acc[r][i], acc[r][HALF + i]);
+    else
+      for (int i = 0; i < VECTORS; ++i) put(p, first + r, column + i * LANES, acc[r][i]);
+  }
+}
+
+// ROWS rows times the expanded tile `tile` and, of a gated pair, the next.
+template <bool GATED, int ROWS>
 inline void expanded_block(const Product& p, const float* flat, int64_t tile, const float* x, int64_t first, int64_t count) {
-  const bool gated = p.gated();
   if constexpr (!NARROW) {
     const Weights<Float32, Float32, false> plain{reinterpret_cast<const uint8_t*>(flat), nullptr, nullptr, p.columns, 0};
-    return gated ? block<2, ROWS>(p, plain, 0, tile, x, first, count) : block<1, ROWS>(p, plain, 0, tile, x, first, count);
+    return block<GATED ? 2 : 1, ROWS>(p, plain, 0, tile, x, first, count);
+  } else {
+    constexpr int SUB = ROWS % 6 == 0 ? 6 : ROWS % 4 == 0 ? 4 : ROWS, WIDTH = GATED ? PANEL / 2 : PANEL;
+    const int64_t column = (GATED ? tile / 2 : tile) * TILE;
+    for (int i = 0; i * WIDTH < TILE; ++i)
+      for (int r = 0; r < ROWS && r < count; r += SUB)
+        panel<GATED, ROWS, SUB>(p, flat + i * p.columns * PANEL, column + i * WIDTH, x + r, first + r, count - r);
   }
-  constexpr int SIX = ROWS % 6 == 0 ? 6 : ROWS % 4 == 0 ? 4 : ROWS;
-  constexpr int THREE = ROWS % 3 == 0 ? 3 : ROWS % 2 == 0 ? 2 : ROWS;
-  if (gated)
-    for (int r = 0; r < ROWS && r < count; r += THREE) part<2, ROWS, THREE>(p, flat, tile, x + r, first + r, count - r);
-  else
-    for (int r = 0; r < ROWS && r < count; r += SIX) part<1, ROWS, SIX>(p, flat, tile, x + r, first + r, count - r);
 }
 
 inline Shelf packed_shelf;
@@ -215,32 +248,42 @@ void product(const Product& p, const W& w) {
     for (int64_t item = first_item; item < last_item; ++item) {
       const int64_t tile = 2 * item;
       const bool both = tile + 1 < tiles;
-      if (blocks <= FEW_BLOCKS || ROWS <= 2) {
+      if (ROWS <= 2 || (ROWS <= FEW_ROWS && blocks <= FEW_BLOCKS)) {
         for (int64_t b = 0; b < blocks; ++b) {
           const float* x = packed + b * ROWS * p.columns;
+          const auto times = [&](auto tiles_at_once, int64_t at) {
+            constexpr int N = decltype(tiles_at_once)::value;
+            if constexpr (NARROW && ROWS > 1)
+              in_passes<N, ROWS>(p, w, at, x, b * ROWS, rows_of(b));
+            else
+              block<N, ROWS>(p, w, at, at, x, b * ROWS, rows_of(b));
+          };
           if constexpr (TILES == 2) {
-            if (both) {
-              block<2, ROWS>(p, w, tile, tile, x, b * ROWS, rows_of(b));
+            if (both && (p.gated() || !NARROW || ROWS == 1)) {
+              times(std::integral_constant<int, 2>{}, tile);
               continue;
             }
           }
-          block<1, ROWS>(p, w, tile, tile, x, b * ROWS, rows_of(b));
-          if (both) block<1, ROWS>(p, w, tile + 1, tile + 1, x, b * ROWS, rows_of(b));
+          times(std::integral_constant<int, 1>{}, tile);
+          if (both) times(std::integral_constant<int, 1>{}, tile + 1);
         }
         continue;
       }
       // Many rows: each tile is expanded once, and read from the cache for every block of them.
       float* flat = expanded.get(2 * p.columns * TILE);
-      const int count = both ? 2 : 1;
-      for (int t = 0; t < count; ++t) w.expand(tile + t, flat + t * p.columns * TILE);
-      for (int64_t b = 0; b < blocks; ++b) {
-        const float* x = packed + b * ROWS * p.columns;
-        if (p.gated())
-          expanded_block<ROWS>(p, flat, tile, x, b * ROWS, rows_of(b));
-        else
-          for (int t = 0; t < count; ++t)
-            expanded_block<ROWS>(p, flat + t * p.columns * TILE, tile + t, x, b * ROWS, rows_of(b));
+      const auto over_rows = [&](auto gated, int64_t at) {
+        expand<decltype(gated)::value>(w, at, flat);
+        for (int64_t b = 0; b < blocks; ++b)
+          expanded_block<decltype(gated)::value, ROWS>(p, flat, at, packed + b * ROWS * p.columns, b * ROWS, rows_of(b));
+      };
+      if constexpr (TILES == 2 || NARROW) {
+        if (p.gated()) {
+          over_rows(std::true_type{}, tile);
+          continue;
+        }
       }
+      over_rows(std::false_type{}, tile);
+      if (both) over_rows(std::false_type{}, tile + 1);
     }
   });
   if (p.post_norm == nullptr) return;
@@ -252,7 +295,8 @@ void product(const Product& p, const W& w) {
 template <class W>
 void multiply(const Product& p, const W& w) {
   // Even blocks: 16 rows are 8 + 8, not 12 + 4.
-  const int64_t most = p.gated() ? 6 : MOST_ROWS;
+  const bool few = NARROW && p.rows <= FEW_BLOCKS * FEW_ROWS;
+  const int64_t most = few || (p.gated() && !NARROW) ? 6 : MOST_ROWS;
   const int64_t blocks = (p.rows + most - 1) / most, rows = (p.rows + blocks - 1) / blocks;
   if (rows <= 1) return product<1>(p, w);
   if (rows <= 2) return product<2>(p, w);
