@@ -7,7 +7,7 @@ from models.spec import PagedLayer
 
 TILE = 32
 """Outputs of a tile, as in src/weights.h."""
-MOST_ROWS, TILE_TOKENS, TILE_QUERIES, ROUND, KEPT = 12, 16, 256, 64, 1 << 22
+MOST_ROWS, TILE_TOKENS, TILE_QUERIES, ROUND, KEPT = 12, 32, 256, 64, 1 << 22
 """Rows of a block, tokens and queries of a tile, segments of a round, floats of parts: see src/matmul.h, src/attention.h."""
 LANES = 16
 """Floats of the widest vector."""
@@ -26,7 +26,7 @@ def scratch_bytes(layer: PagedLayer, step: tuple[int, int], columns: int, vocab:
     singles = states + min(ROUND * states, max(KEPT, states))
     expanded = 2 * columns * TILE
     queries = min(TILE_TOKENS * group, max(TILE_QUERIES, group))
-    spans = queries * (both + layer.v_width + 2)
+    spans = queries * (both + layer.v_width + 2) + layer.k_width
     sampled = 4 * (vocab + LANES)
-    each = expanded + spans + group * both + sampled
+    each = expanded + spans + group * both + layer.k_width + sampled
     return FLOAT * (packed + singles + (threads + 1) * each)

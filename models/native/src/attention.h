@@ -20,7 +20,7 @@
 namespace cortex {
 
 constexpr int64_t SEGMENT = 128;
-constexpr int64_t TILE_TOKENS = 16, TILE_QUERIES = 256;  // of a tile, at most; of one token there may be more queries
+constexpr int64_t TILE_TOKENS = 32, TILE_QUERIES = 256;  // of a tile, at most; of one token there may be more queries
 constexpr int64_t ROUND = 64;  // segments of single tokens whose parts are kept before they are merged, at most,
 constexpr int64_t KEPT = int64_t{1} << 22;  // and no more floats of parts than these, or those of one segment
 #if defined(__AVX512F__)
@@ -71,9 +71,11 @@ struct Span {
   int64_t slot, token, position, count;
 };
 
-// A query or key x as it is compared: normed, turned by its token's position, scaled; its dimensions `stride` apart in y.
-template <class Value>
-inline void turn(const Attention& a, int64_t token, const Value& x, float scale, float* y, int64_t stride) {
+// A query or key x as it is compared: normed, turned by its token's position, scaled; its dimensions STRIDE apart in y,
+// or `apart` where that is 0.
+template <int STRIDE, class Value>
+inline void turn(const Attention& a, int64_t token, const Value& x, float scale, float* y, int64_t apart) {
+  const int64_t stride = STRIDE > 0 ? STRIDE : apart;
   if (a.half == 0) {
     for (int64_t i = 0; i < a.k_width; ++i) y[i * stride] = x(i) * scale;
     return;
@@ -86,10 +88,11 @@ inline void turn(const Attention& a, int64_t token, const Value& x, float scale,
   }
 }
 
-inline void prepare(const Attention& a, int64_t token, const float* x, const float* norm, float scale, float* y, int64_t stride) {
-  if (norm == nullptr) return turn(a, token, [&](int64_t i) { return x[i]; }, scale, y, stride);
+template <int STRIDE = 0>
+inline void prepare(const Attention& a, int64_t token, const float* x, const float* norm, float scale, float* y, int64_t apart) {
+  if (norm == nullptr) return turn<STRIDE>(a, token, [&](int64_t i) { return x[i]; }, scale, y, apart);
   const float root = inverse_rms(x, a.k_width, a.epsilon);
-  turn(a, token, [&](int64_t i) { return x[i] * root * norm[i]; }, scale, y, stride);
+  turn<STRIDE>(a, token, [&](int64_t i) { return x[i] * root * norm[i]; }, scale, y, apart);
 }
 
 // Keys and values go into the pool.
@@ -131,8 +134,7 @@ inline void score_keys(const Attention& a, const float* q, int64_t slot, int64_t
     const vi lane = lanes_from(at + b * LANES);
     for (int i = 0; i < Q; ++i) {
       const vi sees = (lane >= static_cast<int32_t>(seen[i].first)) & (lane < static_cast<int32_t>(seen[i].last));
-      const vf s = a.soft_cap > 0 ? tanh(acc[i][b] / a.soft_cap) * a.soft_cap : acc[i][b];
-      store(score + i * SEGMENT + (at + b * LANES) % SEGMENT, sees ? s : splat(-__builtin_inff()));
+      store(score + i * SEGMENT + (at + b * LANES) % SEGMENT, sees ? acc[i][b] : splat(-__builtin_inff()));
     }
   }
 }
@@ -184,6 +186,14 @@ inline void finish(const Attention& a, int64_t token, int64_t head, int64_t g, c
   for (int64_t h = 0; h < a.v_width; h += LANES) store(out + h, load<vf>(sum + h) * kept / total);
 }
 
+// Scores become cap * tanh(score / cap); keys that are not seen stay so.
+[[gnu::noinline]] inline void cap(float* score, int64_t size, float cap) {
+  for (int64_t j = 0; j < size; j += LANES) {
+    const vf s = load<vf>(score + j);
+    store(score + j, s < splat(-__FLT_MAX__) ? s : tanh(s / cap) * cap);
+  }
+}
+
 // Q queries [k_width, Q] over the keys of one segment: what each gathers there, in `found` and `sum` [Q, v_width].
 template <int Q>
 void gather(const Attention& a, const float* q, int64_t slot, int64_t head, const Seen* seen, Gathered* found, float* sum) {
@@ -200,6 +210,7 @@ void gather(const Attention& a, const float* q, int64_t slot, int64_t head, cons
   const int64_t base = from % SEGMENT, size = to - from;
   for (int i = 0; i < Q; ++i) {
     float* s = score + i * SEGMENT + base;
+    if (a.soft_cap > 0) cap(s, size, a.soft_cap);
     vf top = load<vf>(s);
     for (int64_t j = LANES; j < size; j += LANES) top = max(top, load<vf>(s + j));
     found[i].top = max(top);
@@ -241,17 +252,21 @@ inline void in_blocks(int64_t queries, const Use& use) {
 // The queries of one kv head of a span of tokens, ready to gather segment after segment.
 class Queries {
  public:
-  // The longest span, in floats of memory.
-  static int64_t floats(const Attention& a, int64_t tokens) { return tokens * a.group * (a.k_width + a.v_width); }
+  // The floats of memory that a span of so many tokens needs: its queries, what they gather, and a query more.
+  static int64_t floats(const Attention& a, int64_t tokens) {
+    return tokens * a.group * (a.k_width + a.v_width) + a.k_width;
+  }
 
   Queries(const Attention& a, const Span& span, int64_t head, float* memory)
       : a_(a), span_(span), head_(head), count_(span.count * a.group), packed_(memory), part_(memory + count_ * a.k_width) {
+    float* one = part_ + count_ * a.v_width;
     in_blocks(count_, [&](auto constant, int64_t first) {
       constexpr int Q = decltype(constant)::value;
       for (int i = 0; i < Q; ++i) {
         const int64_t query = first + i, token = span_.token + query / a_.group;
         const float* q = a_.projected(token, head_) + query % a_.group * a_.k_width;
-        prepare(a_, token, q, a_.q_norm, a_.scale, packed_ + first * a_.k_width + i, Q);
+        prepare<1>(a_, token, q, a_.q_norm, a_.scale, one, 1);
+        for (int64_t h = 0; h < a_.k_width; ++h) packed_[first * a_.k_width + h * Q + i] = one[h];
       }
     });
   }
@@ -376,8 +391,9 @@ inline void attend(const Attention& a) {
     tokens += count;
   }
   // Fewer tokens to a tile where there would be too few tiles for everybody.
-  const int64_t wanted = tokens * a.kv_heads >= 8 * TILE_TOKENS * team.size() ? TILE_TOKENS : TILE_TOKENS / 2;
-  const int64_t size = std::min(wanted, std::max<int64_t>(TILE_QUERIES / a.group, 1));
+  int64_t size = TILE_TOKENS;
+  while (size > TILE_TOKENS / 4 && tokens * a.kv_heads < 8 * size * team.size()) size /= 2;
+  size = std::min(size, std::max<int64_t>(TILE_QUERIES / a.group, 1));
   for (const Span& row : rows)
     for (int64_t done = 0; done < row.count; done += size) {
       const Span span{row.slot, row.token + done, row.position + done, std::min(size, row.count - done)};
