@@ -1,0 +1,79 @@
+"""Recurrent layers in a step, row for row against a plain loop; snapshots that no row needs are neither read nor written."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.spec import ParamSpec, RecurrentLayer
+from neuron_jax.engine.attention.ragged import ragged
+from neuron_jax.engine.recurrent import Snapshots, recur, state_specs
+
+PAGE, SLOTS, SNAPSHOTS = 4, 3, 5
+LAYER = RecurrentLayer((ParamSpec((2,), jnp.dtype(jnp.float32), (None,)),))
+
+
+def update(state: Any, token: Any) -> Any:
+    """The state fades and takes the token in; the token gets what both were."""
+    (before,) = state
+    after = before * 0.5 + token
+    return (after,), after + before
+
+
+def step(told: Any, inputs: Any, cache: Any) -> Any:
+    """`told`: start, count, load and save of each row, [4, R]."""
+    start, count, load, save = told
+    rows = ragged({}, jnp.arange(told.shape[1], dtype=jnp.int32), start, count, inputs.shape[0])
+    where = Snapshots(load, save, PAGE)
+    return recur(update, inputs, cache, rows, where)
+
+
+CASES: dict[str, tuple[list[int], list[int], list[int], list[int]]] = {
+    "one begins, one goes on": ([0, 9], [6, 1], [0, 0], [0, 0]),
+    "a page ends within a row": ([2, 0], [5, 9], [0, 0], [1, 3]),
+    "at its first token": ([8, 3], [4, 1], [0, 0], [2, 4]),
+    "not in this step": ([5, 6], [1, 1], [0, 0], [2, 4]),
+    "with a snapshot, and leaving one": ([4, 8], [5, 6], [5, 1], [2, 3]),
+    "a row without tokens": ([0, 0], [0, 3], [0, 0], [0, 0]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_a_plain_loop(case: str) -> None:
+    start, count, load, save = CASES[case]
+    rng = np.random.default_rng(0)
+    states, kept = (rng.standard_normal((size + 1, 2)).astype(np.float32) for size in (SLOTS, SNAPSHOTS))
+    inputs = rng.standard_normal((sum(count) + 2, 2)).astype(np.float32)
+    told, cache = jnp.asarray(CASES[case], jnp.int32), (jnp.asarray(states), jnp.asarray(kept))
+    given, (new_states, new_kept) = step(told, jnp.asarray(inputs), cache)
+
+    place = 0
+    for row, (first, tokens) in enumerate(zip(start, count, strict=True)):
+        if tokens == 0:
+            continue
+        boundary = (first + tokens - 1) // PAGE * PAGE
+        state = kept[load[row]] if load[row] else np.zeros(2, np.float32) if first == 0 else states[row]
+        expected = state if save[row] and boundary == first else None
+        for position in range(first, first + tokens):
+            before, state = state, state * np.float32(0.5) + inputs[place]
+            np.testing.assert_allclose(given[place], state + before, rtol=1e-6)
+            expected = state if save[row] and position + 1 == boundary else expected
+            place += 1
+        np.testing.assert_allclose(new_states[row], state, rtol=1e-6)
+        np.testing.assert_allclose(new_kept[save[row]], kept[save[row]] if expected is None else expected, rtol=1e-6)
+    untouched = sorted({*range(SNAPSHOTS + 1)} - {*save})
+    assert np.array_equal(new_kept[np.array(untouched)], kept[np.array(untouched)])
+
+
+def test_snapshots_are_written_in_place() -> None:
+    """A program of a layer with a thousand of them needs no more memory than one with ten."""
+
+    def needed(snapshots: int) -> int:
+        shapes = [jax.ShapeDtypeStruct(s.shape, s.dtype) for s in state_specs(LAYER, slots=SLOTS, snapshots=snapshots)]
+        inputs, told = jax.ShapeDtypeStruct((SLOTS, 2), jnp.float32), jax.ShapeDtypeStruct((4, SLOTS), jnp.int32)
+        program = jax.jit(step, donate_argnums=2).lower(told, inputs, tuple(shapes)).compile()
+        return int(program.memory_analysis().temp_size_in_bytes)
+
+    assert needed(1000) == needed(10)
