@@ -195,6 +195,44 @@ def watched(name: str = "llama 3") -> tuple[Watched, PartEncoder]:
     return backend, PartEncoder(backend, described(BACKENDS[name]))
 
 
+def test_counting_goes_on_for_a_quarter_more_than_is_allowed() -> None:
+    """Then it is told as an estimate for the whole; at the end, exactly."""
+    count = TokenCount(8, 100)
+    count.add(10, 50)
+    assert (count.tokens, count.done) == (10, 50)
+    with pytest.raises(TooManyTokensError) as roughly:
+        count.add(1, 10)
+    assert (roughly.value.tokens, roughly.value.exact) == (11 * 100 // 60, False)
+    with pytest.raises(TooManyTokensError) as more:
+        TokenCount(8, 3).check(11, 50)
+    assert more.value.tokens == 11
+    with pytest.raises(TooManyTokensError) as unseen:
+        TokenCount(8, 3).check(11, 0)
+    assert unseen.value.tokens == 33
+
+
+@pytest.mark.parametrize(("most", "refused"), [(None, False), (12, False), (11, True)])
+def test_the_last_part_is_judged_when_all_is_counted(most: int | None, refused: bool) -> None:
+    """However much it is, for then its number is known."""
+    count = TokenCount(most, 100)
+    count.add(12, 100)
+    if not refused:
+        count.close()
+        return
+    with pytest.raises(TooManyTokensError) as raised:
+        count.close()
+    assert (raised.value.tokens, raised.value.exact) == (12, True)
+
+
+@pytest.mark.parametrize(("chars", "parts"), [(95, 1), (96, 1), (97, 2), (145, 2), (149, 3)])
+def test_a_text_of_two_parts_is_taken_whole(chars: int, parts: int) -> None:
+    """One that is longer is cut at the first place after a part's length."""
+    backend = BACKENDS["llama 3"]
+    text = ("word " * 40)[:chars]
+
+    assert len(list(PartEncoder(backend, described(backend), part_chars=PART).parts(text))) == parts
+
+
 def test_counting_stops_soon_after_the_limit() -> None:
     """Of four million characters some thousands are looked at, a part at a time; the number told is an estimate."""
     text = (SAMPLE * 1100)[:4_000_000]
@@ -236,9 +274,10 @@ def test_a_stretch_without_cuts_that_would_fit_is_bounded_all_the_same() -> None
     """It cannot be encoded in parts, and whole it takes too much memory."""
     backend = BACKENDS["llama 3"]
     encoder = PartEncoder(backend, described(backend), part_chars=PART)
-    text = "ab12" * 20 * PART
-    with pytest.raises(UncutTextError, match=f"{len(text)} characters"):
+    text = "ab12" * 16 * PART + "x"
+    with pytest.raises(UncutTextError, match=f"{len(text)} characters .* {64 * PART} are taken"):
         encoder.encode(text, TokenCount(10**6, len(text)))
+    assert encoder.encode(text[:-1], TokenCount(10**6, 64 * PART)) == whole(backend, text[:-1])
 
     assert encoder.encode(text[: 40 * PART], TokenCount(10**6, 40 * PART)) == whole(backend, text[: 40 * PART])
 

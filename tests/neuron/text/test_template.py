@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from neuron_jax.text import sandbox
 from neuron_jax.text.errors import TemplateError
 from neuron_jax.text.template import ChatTemplate, unused_character
 
@@ -95,6 +96,19 @@ def test_a_template_cannot_run_away(source: str, message: str) -> None:
     """Loops, output and repeated strings are bounded."""
     with pytest.raises(TemplateError, match=message):
         render(source)
+
+
+def test_what_is_just_within_its_bounds_runs() -> None:
+    """The last pass of a loop, the last bit of a power, and products of which one factor is nothing."""
+    budget = sandbox._Budget(2)
+    budget.spend()
+    budget.spend()
+    with pytest.raises(TemplateError, match="loop passes"):
+        budget.spend()
+
+    assert render("{{ 2 ** 2048 > 0 }}{{ 3 * 4 }}{{ '-' * 0 }}{{ 2 * 'ab' }}{{ [1] * 2 }}") == "True12abab[1, 1]"
+    with pytest.raises(TemplateError, match="4096 bits"):
+        render("{{ 2 ** 2049 }}")
 
 
 def test_the_loop_budget_is_per_rendering() -> None:

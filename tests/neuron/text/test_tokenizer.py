@@ -18,6 +18,8 @@ from tests.fakes.vocabularies import (
     sentence_piece_header,
 )
 
+COUNT = len(byte_level_header()["tokenizer.ggml.tokens"])
+
 
 def names(tokenizer: Any, text: str, **options: Any) -> list[str]:
     return [tokenizer.piece(id_).decode() for id_ in tokenizer.encode(text, **{"add_special": False, **options})]
@@ -47,6 +49,14 @@ def test_pre_tokenizers_cut_as_their_models_were_trained(pre: str, text: str, ex
     assert names(byte_level(pre), text) == expected
 
 
+@pytest.mark.parametrize(
+    ("pre", "whole"), [("llama-bpe", True), ("tekken", True), ("dbrx", False), ("qwen2", False), ("gpt-2", False)]
+)
+def test_a_word_of_the_vocabulary_is_taken_whole_where_its_model_was_trained_so(pre: str, whole: bool) -> None:
+    """Whether or not merges lead to it."""
+    assert names(byte_level(pre, merges=[]), "he") == (["he"] if whole else ["h", "e"])
+
+
 def test_an_unknown_pre_tokenizer_is_refused_by_name() -> None:
     """A wrong cut gives fluent nonsense, so a guess is worse than an error."""
     with pytest.raises(TokenizerError, match=r"'poro'.*llama-bpe"):
@@ -62,6 +72,10 @@ def test_an_unknown_pre_tokenizer_is_refused_by_name() -> None:
         ({"merges": ["ab"]}, "the merge 'ab'"),
         ({"merges": ["q zz"]}, "cannot be used"),
         ({"eos_token_id": 9999}, "eos_token_id is 9999"),
+        ({"eos_token_id": -1}, "eos_token_id is -1"),
+        ({"eos_token_id": COUNT}, f"eos_token_id is {COUNT}"),
+        ({"merges": ["a "]}, "the merge 'a '"),
+        ({"merges": [" a"]}, "the merge ' a'"),
     ],
 )
 def test_a_broken_header_gives_one_clear_error(change: dict[str, Any], message: str) -> None:
@@ -101,7 +115,15 @@ def test_special_tokens_are_recognised_and_skipped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "pre", "expected"), [(True, "smollm", [0]), (False, "llama-bpe", []), (None, "llama-bpe", [0])]
+    ("flag", "pre", "expected"),
+    [
+        (True, "smollm", [0]),
+        (False, "llama-bpe", []),
+        (None, "llama-bpe", [0]),
+        (None, "tekken", [0]),
+        (None, "smollm", []),
+        (None, "dbrx", []),
+    ],
 )
 def test_the_begin_token_follows_the_header(flag: bool | None, pre: str, expected: list[int]) -> None:
     """`add_bos_token` decides, else what the family does."""
