@@ -216,6 +216,34 @@ def test_beside_running_streams_a_prompt_gets_as_many_tokens_as_they_can_bear(se
     assert cost(tokens) <= GAP * plain or tokens == 16
 
 
+def test_beside_many_streams_a_prompt_gets_eight_tokens_at_least() -> None:
+    """However slow that makes them."""
+    busy = scheduler(slots=16, cost=by_token(0.0))
+    for i in range(8):
+        add(busy, i, 1, max_tokens=100)
+    while not all(request.decoding for request in busy._admitted):
+        run(busy)
+    add(busy, 9, 400)
+
+    assert shape(run(busy))[8:] == [(9, 0, 8, 0)]
+
+
+def test_who_runs_and_who_waits_is_counted() -> None:
+    """And nothing that has not happened."""
+    busy = scheduler(slots=2)
+    assert (busy.running, busy.waiting, busy.idle) == (0, 0, True)
+    for i in range(3):
+        add(busy, i, 8, max_tokens=1)
+    assert (busy.running, busy.waiting, busy.idle) == (0, 3, False)
+
+    run(busy)
+    assert busy.running + busy.waiting < 3
+    while not busy.idle:
+        run(busy)
+    assert (busy.running, busy.waiting) == (0, 0)
+    assert (busy.preemptions, busy.guessed_tokens, busy.right_guesses) == (0, 0, 0)
+
+
 def test_short_prompts_share_a_step_with_the_streams() -> None:
     busy = scheduler(cost=by_token(0.03))
     add(busy, 1, 10, max_tokens=100)
