@@ -15,7 +15,9 @@ OURS = {"models", "neuron_jax", "cortex_gateway"}
 # layer -> (project modules it may import, besides its own folder; third-party worlds it may import)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "models": (set(), JAX),
-    "neuron_jax.engine": ({"models", "neuron_jax.workers.frames"}, JAX),
+    "neuron_jax.constraints": ({"neuron_jax.workers.frames"}, set()),
+    "neuron_jax.constraints.errors": (set(), set()),
+    "neuron_jax.engine": ({"models", "neuron_jax.workers.frames", "neuron_jax.constraints"}, JAX),
     "neuron_jax.text": (set(), set()),
     "neuron_jax.weights": (
         {"models." + x for x in ("config", "errors", "gguf", "registry", "spec", "storage", "wrapper")},
@@ -24,8 +26,8 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.weights.place": ({"models"}, JAX),
     "neuron_jax.hardware": (set(), set()),
     "neuron_jax.workers": ({"neuron_jax.errors", "neuron_jax.common.addresses", "neuron_jax.common.log_format"}, set()),
-    "neuron_jax.workers.renderers": ({"neuron_jax.text"}, set()),
-    "neuron_jax.workers.render_process": ({"neuron_jax.text"}, set()),
+    "neuron_jax.workers.renderers": ({"neuron_jax.text", "neuron_jax.constraints.errors"}, set()),
+    "neuron_jax.workers.render_process": ({"neuron_jax.text", "neuron_jax.constraints"}, set()),
     "neuron_jax.workers.handshake": ({"neuron_jax.errors"}, JAX),
     "neuron_jax.workers.follow": ({"neuron_jax.engine"}, set()),
     "neuron_jax.workers.compile_ahead": ({"models", "neuron_jax.engine"}, JAX),
@@ -39,7 +41,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.quality.worker": ({"models", "neuron_jax.weights", "neuron_jax.workers"}, JAX),
     "neuron_jax.daemon": (
         {"neuron_jax." + x for x in ("common", "text", "weights", "hardware", "workers", "config", "errors")}
-        | {"neuron_jax.build_info", "models.spec"},
+        | {"neuron_jax.constraints.errors", "neuron_jax.build_info", "models.spec"},
         WEB,
     ),
     "neuron_jax.common": (set(), set()),
@@ -67,6 +69,7 @@ PURE = (
     "neuron_jax.text",
     "neuron_jax.daemon.status",
     "neuron_jax.daemon.assign",
+    "neuron_jax.constraints",
     *(f"cortex_gateway.auth.{name}" for name in ("keys", "limits", "policy", "principal")),
 )
 IMPURE = {"time", "asyncio", "logging", "socket", "sqlite3", "threading", "random", "secrets", "os", "subprocess"}

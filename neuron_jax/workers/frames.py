@@ -1,7 +1,7 @@
 """The wire between the daemon and an engine process: length-prefixed msgpack; knows no asyncio, no JAX, no HTTP.
 
     frame := uint32 little-endian length, then msgpack of one tagged record below
-    daemon -> engine   LoadEngine (first, once), Submit, Cancel, Shutdown
+    daemon -> engine   LoadEngine (first, once), Vocabulary (once, where it is needed), Submit, Cancel, Shutdown
     engine -> daemon   Progress*, then Ready or EngineFailed; after Ready: StepOutputs, one a step, and LoadReport when idle
 
 A model may be served by several processes, its ranks (`GroupMember`). Rank 0, the leader, speaks all of the above; the others
@@ -90,6 +90,28 @@ class LoadEngine(Struct, tag="load", frozen=True):
     spec: EngineSpec
 
 
+class Constraint(Struct, frozen=True, omit_defaults=True):
+    """What a text must look like. `source` is a JSON schema, a regular expression or a grammar, and for `choice` a JSON list
+    of strings; `json_object` needs none. With `after` it holds behind the first of that token, which ends the thinking; with
+    `opens` only where the text begins with that one, which begins the thinking, and else from the beginning.
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "choice", "lark", "gbnf"]
+    source: str = ""
+    after: int | None = None
+    opens: int | None = None
+
+
+class Vocabulary(Struct, tag="vocabulary", frozen=True):
+    """What each token's bytes are; sent once, before the first request with a constraint. Tokens without bytes, and the
+    `special` ones, stand for no text; those of `ends` end one.
+    """
+
+    tokens: list[bytes]
+    special: tuple[int, ...]
+    ends: tuple[int, ...]
+
+
 class Submit(Struct, tag="submit", frozen=True, omit_defaults=True):
     """Generate after `prompt` (ids, at least one). Answered by outputs with this `request` until one has a `finish`.
 
@@ -103,6 +125,7 @@ class Submit(Struct, tag="submit", frozen=True, omit_defaults=True):
     min_tokens: int = 0
     stop_ids: tuple[int, ...] = ()  # end-of-sequence ids included
     ignore_eos: bool = False  # then `stop_ids` do not end the request
+    constraint: Constraint | None = None
 
 
 class Cancel(Struct, tag="cancel", frozen=True):
@@ -201,7 +224,7 @@ class Output(Struct, frozen=True, omit_defaults=True):
     tokens: list[int]
     logprobs: list[float] | None = None
     alternatives: list[list[Alternative]] | None = None
-    finish: Literal["stop", "length", "error"] | None = None
+    finish: Literal["stop", "complete", "length", "error"] | None = None
     error: str | None = None
     cached_tokens: int = 0  # prompt tokens that came from the prefix cache; on a request's first output
 
@@ -244,7 +267,7 @@ class LoadReport(Struct, tag="report", frozen=True):
     load: EngineLoad
 
 
-Command = LoadEngine | Submit | Cancel | Shutdown
+Command = LoadEngine | Vocabulary | Submit | Cancel | Shutdown
 Event = Progress | Listening | Joined | Sane | Pulse | Ready | EngineFailed | StepOutputs | LoadReport
 
 _HEADER = struct.Struct("<I")

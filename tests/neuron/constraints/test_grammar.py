@@ -1,0 +1,96 @@
+"""Constraints to grammars: what is let through, what is refused and in which words."""
+
+import json
+from typing import Any
+
+import pytest
+
+from neuron_jax.constraints.errors import GrammarError
+from neuron_jax.constraints.grammar import MAX_SOURCE, check
+from neuron_jax.constraints.matcher import Tokens
+from neuron_jax.workers.frames import Constraint, Vocabulary
+
+BYTES = Tokens(Vocabulary([*(bytes([byte]) for byte in range(256)), b"<end>"], (256,), (256,)), 257)
+
+
+def admits(constraint: Constraint, text: str) -> bool:
+    """Whether `text`, whole, is one of those that the constraint allows."""
+    matcher = BYTES.matcher(constraint)
+    try:
+        matcher.take(list(text.encode()))
+    except GrammarError:
+        return False
+    return matcher.complete or bool(matcher.masks[0][256 // 32] & 1)
+
+
+def schema(value: Any) -> Constraint:
+    return Constraint("json_schema", json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("constraint", "good", "bad"),
+    [
+        (Constraint("json_object"), '{"a": [1, null]}', "[1]"),
+        (schema({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}), '{"a": 1}', "{}"),
+        (schema({"enum": ["x", 2]}), "2", "3"),
+        (schema({"type": "string", "pattern": "^a+$"}), '"aa"', '"ab"'),
+        (Constraint("regex", "[0-9]{3}"), "123", "12"),
+        (Constraint("choice", '["yes", "no\\n\\"\\u00e9"]'), 'no\n"é', "maybe"),
+        (Constraint("gbnf", 'root ::= "a" [0-9]+ | "b"'), "a12", "a"),
+        (Constraint("lark", 'start: "a" /[0-9]/'), "a1", "1a"),
+    ],
+)
+def test_a_constraint_admits_what_it_says(constraint: Constraint, good: str, bad: str) -> None:
+    check(constraint)
+
+    assert admits(constraint, good)
+    assert not admits(constraint, bad)
+
+
+@pytest.mark.parametrize(
+    "keyword", ["uniqueItems", "not", "if", "contains", "dependentRequired", "unevaluatedProperties"]
+)
+def test_a_keyword_that_is_not_carried_out_is_named(keyword: str) -> None:
+    """Never left out: the answer would be called valid and be none."""
+    with pytest.raises(GrammarError) as raised:
+        check(schema({"type": ["array", "object"], keyword: {}}))
+
+    assert raised.value.keywords == (keyword,)
+
+
+@pytest.mark.parametrize("where", ["x-guidance", "properties"])
+def test_a_schema_cannot_say_that_keywords_be_left_out(where: str) -> None:
+    lenient = {"lenient": True}
+    inner = {"x-guidance": lenient, "type": "array", "uniqueItems": True}
+    asked = inner if where == "x-guidance" else {"type": "object", "properties": {"a": inner}}
+    with pytest.raises(GrammarError):
+        check(schema(asked))
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Constraint("regex", "a("),
+        Constraint("lark", "start: nothing"),
+        Constraint("gbnf", "root := 3"),
+        Constraint("json_schema", "["),
+        Constraint("json_schema", "3"),
+        Constraint("json_schema", '{"type": "nope"}'),
+        Constraint("json_schema", "[" * 100_000),
+        Constraint("regex", "a" * (MAX_SOURCE + 1)),
+        Constraint("regex", "(" * 5000 + "a" + ")" * 5000),
+        schema(False),
+        schema({"type": "string", "format": "nonsense"}),
+    ],
+)
+def test_what_is_no_constraint_is_refused(constraint: Constraint) -> None:
+    with pytest.raises(GrammarError):
+        check(constraint)
+
+
+def test_json_is_written_on_one_line_so_that_it_ends() -> None:
+    asked = schema({"type": "object", "properties": {"a": {"type": "integer"}, "b": {}}, "required": ["a"]})
+
+    assert admits(asked, '{"a": 1, "b": [1, 2]}')
+    assert not admits(asked, '{"a":  1}')
+    assert not admits(asked, '{\n"a": 1}')
