@@ -147,17 +147,24 @@ def attention(
 
 
 def sample(
-    logits: jax.Array, ints: jax.Array, floats: jax.Array, past: tuple[jax.Array, ...], *, alternatives: int
+    logits: jax.Array,
+    ints: jax.Array,
+    floats: jax.Array,
+    past: tuple[jax.Array, ...],
+    masks: jax.Array,
+    *,
+    alternatives: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """logits float32 [R, V], ints int32 [R, 8] and floats float32 [R, 6] with the columns that src/sampler.h numbers, past
-    int16 and bool [S, V], int32, float32 and uint32 [S, B] -> token int32 [R], its log-probability float32 [R], ids int32
+    """logits float32 [R, V], ints int32 [R, 9] and floats float32 [R, 6] with the columns that src/sampler.h numbers, past
+    int16 and bool [S, V], int32, float32 and uint32 [S, B], masks int32 [R, V / 32 rounded up], or [0, ...] where no row is
+    masked, with a bit for each token, the lowest first -> token int32 [R], its log-probability float32 [R], ids int32
     and log-probabilities float32 [R, alternatives] of the likeliest.
     """
     rows = logits.shape[0]
     line, table = (rows,), (rows, alternatives)
     dtypes = ((line, jnp.int32), (line, jnp.float32), (table, jnp.int32), (table, jnp.float32))
     call = jax.ffi.ffi_call("cortex_sample", [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in dtypes])
-    out: Any = call(logits, ints, floats, *past)
+    out: Any = call(logits, ints, floats, *past, masks)
     return out[0], out[1], out[2], out[3]
 
 

@@ -8,12 +8,16 @@ computes. Plain, each step is fetched at once; both give the same tokens.
 
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
 
 from attrs import define, field
 from msgspec.structs import replace
 
+from neuron_jax.constraints.errors import GrammarError
+from neuron_jax.constraints.matcher import Matcher
 from neuron_jax.engine.batch import Step
+from neuron_jax.engine.constrained import Matchers
 from neuron_jax.engine.programs import Result
 from neuron_jax.engine.requests import from_submit
 from neuron_jax.engine.runner import Runner
@@ -24,6 +28,9 @@ from neuron_jax.workers.frames import EngineLoad, Output, Submit
 Watch = Callable[[str, float], AbstractContextManager[None]]
 """Entered around every call that may hang with the device: what it is for, and the seconds such a step usually takes, 0
 where it has not run yet."""
+
+HELD_SECONDS = 0.01
+"""How long an engine without other work waits for a grammar before it looks for commands."""
 
 SMOOTHING = 0.1
 """Weight of the newest step in the moving averages."""
@@ -64,18 +71,25 @@ class Engine:
     overlap: bool = True
     watch: Watch = lambda what, seconds: nullcontext()  # noqa: ARG005
     load: EngineLoad = field(init=False)
+    matchers: Matchers = field(init=False)
     times: Times = field(factory=Times, init=False)
     _arrivals: int = field(default=0, init=False)
     _rejected: deque[Output] = field(factory=deque, init=False)
+    _held: list[tuple[Submit, Future[Matcher]]] = field(factory=list, init=False)  # until their grammars are read
     _flight: Flight | None = field(default=None, init=False)
     _landed: float = field(default=0.0, init=False)  # when the last result came, or work began
 
     def __attrs_post_init__(self) -> None:
         self.load = EngineLoad(pages=self.scheduler.cache.total)
+        self.matchers = Matchers(self.runner.program.model.vocab_size)
         self._note_load()
 
     @property
     def idle(self) -> bool:
+        return self._resting and not self._held
+
+    @property
+    def _resting(self) -> bool:
         return self.scheduler.idle and self._flight is None and not self._rejected
 
     @property
@@ -90,15 +104,19 @@ class Engine:
             return
         if self.idle:
             self._landed = self.clock()
-        self._arrivals += 1
-        self.scheduler.add(from_submit(submit, arrival=self._arrivals, max_context=self.max_context))
+        if submit.constraint is not None:
+            self._held.append((submit, self.matchers.prepare(submit.constraint)))
+            return
+        self._add(submit)
 
     def cancel(self, request_id: int) -> None:
+        self._held = [(submit, matcher) for submit, matcher in self._held if submit.request != request_id]
         self.scheduler.cancel(request_id)
         self._note_load()
 
     def step(self) -> list[Output]:
         """Start a step and finish one, the same or the one before: what it produced, in the order of arrival."""
+        self._let_go()
         outputs = list(self._rejected)
         self._rejected.clear()
         self.collect()
@@ -130,6 +148,29 @@ class Engine:
         self.scheduler.check_integrity()
         if self.scheduler.idle:
             self.scheduler.check_idle()
+
+    def _let_go(self) -> None:
+        """Queue those whose grammars have been read; where there is nothing else to do, wait a moment for one."""
+        if not self._held:
+            return
+        if self._resting:
+            wait([matcher for _, matcher in self._held], HELD_SECONDS, FIRST_COMPLETED)
+        held, self._held = self._held, []
+        for submit, matcher in held:
+            if not matcher.done():
+                self._held.append((submit, matcher))
+            elif (error := matcher.exception()) is None:
+                self._add(submit, matcher.result().copy())
+            elif isinstance(error, GrammarError):
+                problem = f"its constraint cannot be followed: {error}"
+                self._rejected.append(Output(request=submit.request, tokens=[], finish="error", error=problem))
+            else:
+                raise error
+
+    def _add(self, submit: Submit, matcher: Matcher | None = None) -> None:
+        self._arrivals += 1
+        request = from_submit(submit, arrival=self._arrivals, max_context=self.max_context, matcher=matcher)
+        self.scheduler.add(request)
 
     def _problem(self, submit: Submit) -> str | None:
         vocab = self.runner.program.model.vocab_size

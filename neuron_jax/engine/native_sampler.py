@@ -17,16 +17,19 @@ from models.native import ops
 from models.native.library import unavailable
 from neuron_jax.engine.sampler import MAX_ALTERNATIVES, Past, RowParams, SamplerOutput
 
-_INTS = ("slot", "position", "seed_low", "seed_high", "top_k", "biased", "need", "full_until")
+_INTS = ("slot", "position", "seed_low", "seed_high", "top_k", "biased", "need", "full_until", "masked")
 _FLOATS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
 
 
-def sample(logits: jax.Array, row: RowParams, past: Past) -> SamplerOutput:
-    """float32 [R, V] -> the next token of every row."""
+def sample(logits: jax.Array, row: RowParams, past: Past, masks: jax.Array | None = None) -> SamplerOutput:
+    """float32 [R, V], and as bits the tokens that masked rows may draw, int32 [R, words] -> the next token of every row."""
+    words = -(-logits.shape[1] // 32)
+    if masks is None:
+        masks, row = jnp.zeros((0, words), jnp.int32), row._replace(masked=jnp.zeros_like(row.need))
     ints = [lax.bitcast_convert_type(getattr(row, name), jnp.int32) for name in _INTS]
     floats = [getattr(row, name) for name in _FLOATS]
     drawn = ops.sample(
-        logits, jnp.stack(ints, axis=1), jnp.stack(floats, axis=1), tuple(past), alternatives=MAX_ALTERNATIVES
+        logits, jnp.stack(ints, axis=1), jnp.stack(floats, axis=1), tuple(past), masks, alternatives=MAX_ALTERNATIVES
     )
     return SamplerOutput(*drawn)
 

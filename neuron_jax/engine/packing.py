@@ -5,7 +5,8 @@ must know of a request beyond a step stands in the line of its slot: sampling pa
 numbers of its pages. It is told of a line only what is news; a step is
 
     news [NEWS * rows, 2]   a place in the lines, all of them in one row, and what stands there from now on
-    rows [rows, 6]          slot, position of the first token, tokens, DRAWS, snapshots of state to begin from and to leave
+    rows [rows, 7]          slot, position of the first token, tokens, DRAWS, snapshots of state to begin from and to leave,
+                            MASKED
     tokens [tokens]         the rows' tokens one after the other; -1 for the newest of the row's slot
 """
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from attrs import define, field
 from jax import lax
 
+from neuron_jax.constraints.matcher import Mask
 from neuron_jax.engine.batch import Row
 from neuron_jax.engine.buckets import StepKey
 from neuron_jax.engine.requests import Request, has_penalties, wants_everything
@@ -57,7 +59,9 @@ Words = npt.NDArray[np.int32]
 
 
 class Rows(NamedTuple):
-    """The rows of a step on the device, each [R]. `load` and `save` are places of snapshots, 0 for none."""
+    """The rows of a step on the device, each [R]. `load` and `save` are places of snapshots, 0 for none; `masked`: 1 where the
+    row's line of the masks says what it may draw.
+    """
 
     slot: Any
     start: Any
@@ -65,6 +69,7 @@ class Rows(NamedTuple):
     draws: Any
     load: Any
     save: Any
+    masked: Any
 
 
 ROW = len(Rows._fields)
@@ -164,6 +169,19 @@ class Mirror:
         return packed
 
 
+def masks_of(rows: Sequence[Row], key: StepKey, words: int) -> Words | None:
+    """int32 [rows of the device, words]: which tokens the masked ones may draw; None where there are none."""
+    if not any(_masks_of(row) for row in rows):
+        return None
+    masks = np.zeros((key.rows, words), np.int32)
+    at = 0
+    for row in rows:
+        for line, mask in enumerate(_masks_of(row)):
+            masks[at + line] = mask
+        at += lines_of(row)
+    return masks
+
+
 def lines_of(row: Row) -> int:
     """How many rows of the device's a row is: one for each token that was guessed, besides its own."""
     return 1 + len(row.guesses)
@@ -177,9 +195,9 @@ def unpack(packed: jax.Array, key: StepKey, lines: jax.Array) -> tuple[jax.Array
 
 
 def params_of(lines: jax.Array, slot: jax.Array) -> RowParams:
-    """The parameters of the rows in `slot` [R]; `position` is not known yet."""
+    """The parameters of the rows in `slot` [R]; `position` and `masked` are not known yet."""
     words = lines[slot, :PARAMS]
-    columns: dict[str, Any] = {"position": None, "slot": slot}
+    columns: dict[str, Any] = {"position": None, "slot": slot, "masked": None}
     for i, name in enumerate(_INTS):
         columns[name] = lax.bitcast_convert_type(words[:, i], jnp.uint32) if name in _UNSIGNED else words[:, i]
     for i, name in enumerate(_FLOATS, start=len(_INTS)):
@@ -234,11 +252,20 @@ def _split_slot(packed: Any, line: int) -> tuple[Any, Any, Any]:
 
 
 def _lines_of(row: Row) -> list[tuple[int, ...]]:
-    slot = _slot(row.request)
+    slot, masked = _slot(row.request), bool(_masks_of(row))
     if not row.guesses:
-        return [(slot, row.start, row.count, DRAWS if row.draws else SILENT, *row.states)]
+        return [(slot, row.start, row.count, DRAWS if row.draws else SILENT, *row.states, masked)]
     assert not any(row.states), "a state that goes forward only, and guesses"
-    return [(slot, row.start + i, 1, GUESSED if i else DRAWS, *row.states) for i in range(row.count)]
+    return [(slot, row.start + i, 1, GUESSED if i else DRAWS, *row.states, masked) for i in range(row.count)]
+
+
+def _masks_of(row: Row) -> Sequence[Mask]:
+    """What a row may draw, after each of its tokens."""
+    matcher = row.request.matcher
+    if matcher is None or not matcher.active or not row.draws:
+        return ()
+    assert len(matcher.masks) >= lines_of(row), "guesses that nobody looked behind"
+    return matcher.masks[: lines_of(row)]
 
 
 def _tokens_of(row: Row, steps: int) -> Sequence[int]:

@@ -15,6 +15,7 @@ from jax import lax
 
 from models.sharding import named_sharding, replicated
 from models.spec import Model, PagedLayer, ParamSpec
+from neuron_jax.constraints.matcher import mask_words
 from neuron_jax.engine import packing, sampler
 from neuron_jax.engine.attention.choose import AttentionChoice
 from neuron_jax.engine.attention.kv import LayerCache
@@ -72,7 +73,7 @@ class Program:
     mesh: jax.sharding.Mesh
     shapes: Shapes
     attention: AttentionChoice
-    sample: Callable[[jax.Array, sampler.RowParams, sampler.Past], sampler.SamplerOutput] = sampler.sample
+    sample: Callable[..., sampler.SamplerOutput] = sampler.sample
 
     @property
     def groups(self) -> PageGroups:
@@ -108,7 +109,12 @@ class Program:
         # Named outright: left to itself, a mesh of one device would lose the pool's sharding and copy it every step.
         out = (_shardings(state), Result(whole, whole))
         step = jax.jit(partial(_step, self, key), donate_argnums=1, out_shardings=out)
-        return step.lower(self.abstract_params(), state, self._whole((packing.step_words(key),), jnp.int32))
+        told = self._whole((packing.step_words(key),), jnp.int32)
+        return step.lower(self.abstract_params(), state, told, *self.abstract_masks(key))
+
+    def abstract_masks(self, key: StepKey) -> tuple[Any, ...]:
+        """What a step may draw, bit by bit; of several tokens at once nobody can say so."""
+        return () if key.steps > 1 else (self._whole((key.rows, mask_words(self.model.vocab_size)), jnp.int32),)
 
     def _abstract_pool(self) -> Any:
         shapes, kv = self.shapes, self.attention.kv
@@ -130,13 +136,13 @@ class Program:
 
 
 def _step(
-    program: Program, key: StepKey, params: Any, state: DeviceState, packed: jax.Array
+    program: Program, key: StepKey, params: Any, state: DeviceState, packed: jax.Array, *masks: jax.Array
 ) -> tuple[DeviceState, Result]:
-    """A step of `key`, with what the host has to tell."""
+    """A step of `key`, with what the host has to tell: where one token of each row is drawn, with `masks` of what may be."""
     lines, rows, tokens = packing.unpack(packed, key, state.lines)
     state = state._replace(lines=lines)
     if key.steps == 1:
-        state, result = _compute(program, params, state, rows, tokens)
+        state, result = _compute(program, params, state, rows, tokens, *masks)
         return state, jax.tree.map(lambda part: part[:, None], result)
 
     def once(state: DeviceState, step: Any) -> tuple[DeviceState, Result]:
@@ -145,7 +151,7 @@ def _step(
         slot = jnp.where(live, rows.slot, program.shapes.max_slots)
         draws = jnp.where(live, rows.draws, packing.SILENT)
         load, save = jnp.where(step == 0, rows.load, 0), jnp.where(live, rows.save, 0)
-        one = packing.Rows(slot, rows.start + step, live.astype(jnp.int32), draws, load, save)
+        one = packing.Rows(slot, rows.start + step, live.astype(jnp.int32), draws, load, save, jnp.zeros_like(slot))
         return _compute(program, params, state, one, jnp.full_like(tokens, -1))
 
     state, result = lax.scan(once, state, jnp.arange(key.steps, dtype=jnp.int32))
@@ -153,7 +159,7 @@ def _step(
 
 
 def _compute(
-    program: Program, params: Any, state: DeviceState, rows: packing.Rows, tokens: jax.Array
+    program: Program, params: Any, state: DeviceState, rows: packing.Rows, tokens: jax.Array, *masks: jax.Array
 ) -> tuple[DeviceState, Result]:
     """tokens [T] of rows side by side -> the new state, and of each row the token drawn after its last, [R]; -1 where none
     was, or what it was drawn after was guessed wrong.
@@ -170,11 +176,11 @@ def _compute(
     hidden, pool = model.forward(params, given, where.position, mixer, state.pool)
     end = jnp.maximum(where.first + rows.count - 1, 0)
     draws = rows.draws > packing.SILENT
-    wanted = _at(packing.params_of(state.lines, rows.slot), rows.start + rows.count, draws)
+    wanted = _at(packing.params_of(state.lines, rows.slot)._replace(masked=rows.masked), rows.start + rows.count, draws)
     # Of what is behind the last row that draws no logits are wanted.
     until = jnp.max(jnp.where(draws, 1 + jnp.arange(draws.size, dtype=jnp.int32), 0), keepdims=True)
     logits = _logits(program, params, hidden[end], None if mixer.live is None else until)
-    drawn = program.sample(logits, wanted, state.past)
+    drawn = program.sample(logits, wanted, state.past, *masks)
     counts = draws & _right(rows.draws == packing.GUESSED, given[end], drawn.token)
     followed = jnp.append(counts[1:] & (rows.draws[1:] == packing.GUESSED), False)
     slot = jnp.where(counts, rows.slot, shapes.max_slots)

@@ -2,6 +2,7 @@
 
 from attrs import define, field
 
+from neuron_jax.constraints.matcher import Matcher
 from neuron_jax.engine.guesses import Guesser
 from neuron_jax.workers.frames import Sampling, Submit
 
@@ -46,6 +47,7 @@ class Request:
     published: int = 0
     cached: int = 0
     guesser: Guesser | None = None  # where its tokens may be guessed
+    matcher: Matcher | None = None  # where they are bound: it stands behind the last of `tokens`
 
     @property
     def length(self) -> int:
@@ -84,7 +86,7 @@ def wants_everything(sampling: Sampling) -> bool:
     return sampling.logprobs is not None or bool(sampling.logit_bias) or has_penalties(sampling)
 
 
-def from_submit(submit: Submit, *, arrival: int, max_context: int) -> Request:
+def from_submit(submit: Submit, *, arrival: int, max_context: int, matcher: Matcher | None = None) -> Request:
     """A new request. `limit` is the shorter of what was asked and what the context holds."""
     assert submit.prompt, "the daemon refuses empty prompts"
     assert submit.max_tokens >= 1, submit.max_tokens
@@ -98,4 +100,5 @@ def from_submit(submit: Submit, *, arrival: int, max_context: int) -> Request:
         stop_ids=frozenset() if submit.ignore_eos else frozenset(submit.stop_ids),
         arrival=arrival,
         wants_logprobs=submit.sampling.logprobs is not None,
+        matcher=matcher,
     )

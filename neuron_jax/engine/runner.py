@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from attrs import define, field
 
+from neuron_jax.constraints.matcher import mask_words
 from neuron_jax.engine import packing
 from neuron_jax.engine.batch import Drawn, Step
 from neuron_jax.engine.buckets import Buckets, Key, SlotKey, StepKey
@@ -26,8 +27,8 @@ log = logging.getLogger("neuron.engine")
 class Others(Protocol):
     """The other processes of a model that is served by several: they run the same programs in the same order."""
 
-    def announce(self, key: Key, packed: packing.Words) -> None:
-        """Tell them to run the program of `key` with `packed`."""
+    def announce(self, key: Key, packed: packing.Words, masks: packing.Words | None = None) -> None:
+        """Tell them to run the program of `key` with `packed`, and with `masks` if it is to have any."""
 
     def able(self) -> set[Key]:
         """The programs that all of them have compiled."""
@@ -47,6 +48,7 @@ class Runner:
     usable: set[Key] = field(factory=set, init=False)  # compiled, here and by all others
     dropped: set[Key] = field(factory=set, init=False)  # never will be
     _others: Others | None = field(default=None, init=False)
+    _nothing: dict[StepKey, tuple[Any, ...]] = field(factory=dict, init=False)
     _state: DeviceState = field(init=False)
     _mirror: packing.Mirror = field(init=False)
 
@@ -108,17 +110,26 @@ class Runner:
     def dispatch(self, step: Step, packed: packing.Words) -> Result:
         """Start computing `step`; returns before it is done."""
         key = self._program(step.key)
+        assert isinstance(key, StepKey), f"{key} is no step"
+        masks = packing.masks_of(step.rows, key, mask_words(self.program.model.vocab_size))
         if self._others is not None:
-            self._others.announce(key, packed)
-        result = self.run(key, packed)
+            self._others.announce(key, packed, masks)
+        result = self.run(key, packed, masks)
         result.tokens.copy_to_host_async()
         return result
 
-    def run(self, key: Key, packed: packing.Words) -> Result:
+    def run(self, key: StepKey, packed: packing.Words, masks: packing.Words | None = None) -> Result:
         """Start the program `key` of a step; what it draws stays on the device."""
         result: Result
-        self._state, result = self.compiler.ready[key](self.params, self._state, packed)
+        arguments = self._unmasked(key) if masks is None else (masks,)
+        self._state, result = self.compiler.ready[key](self.params, self._state, packed, *arguments)
         return result
+
+    def _unmasked(self, key: StepKey) -> tuple[Any, ...]:
+        """What a step without masks is given in their place, which stays on the device."""
+        if key not in self._nothing:
+            self._nothing[key] = _zeros(self.program.abstract_masks(key))
+        return self._nothing[key]
 
     def fill_slot(self, packed: packing.Words) -> None:
         """Start the program that tells the device of a request."""

@@ -1,6 +1,6 @@
 """Logits to tokens on the device: one float32 pipeline for every row. Knows rows and ids, not requests, pages or text.
 
-    raw logits -> penalties, bias, bans -> temperature -> top_k, top_p, min_p -> Gumbel-max
+    raw logits -> penalties, bias, bans, mask -> temperature -> top_k, top_p, min_p -> Gumbel-max
 
 The noise is keyed by (seed, position, token id), so what a row draws does not depend on its neighbours, its bucket or on
 how its candidates were found. Cuts are thresholds on the value: tokens that tie with the last one kept are kept too.
@@ -50,6 +50,7 @@ class RowParams(NamedTuple):
     biased: Any  # int32, whether the biases of the slot are this request's
     need: Any  # int32, NOTHING, GREEDY, DRAW or FULL
     full_until: Any  # uint32, up to which position it is FULL, whatever `need` says
+    masked: Any  # int32, whether its line of the masks says which tokens may be drawn
 
 
 class Past(NamedTuple):
@@ -76,22 +77,28 @@ class SamplerOutput(NamedTuple):
     top_logprobs: jax.Array
 
 
-def sample(logits: jax.Array, row: RowParams, past: Past) -> SamplerOutput:
-    """float32 [R, V] -> the next token of every row. What the step's rows do not need is not computed."""
+def sample(logits: jax.Array, row: RowParams, past: Past, masks: jax.Array | None = None) -> SamplerOutput:
+    """float32 [R, V] -> the next token of every row. What the step's rows do not need is not computed.
+
+    `masks` int32 [R, words] has a bit for each token, the lowest first; None where no row is masked.
+    """
     need = jnp.max(jnp.where(row.position < row.full_until, FULL, row.need))
+    allowed = logits
+    if masks is not None:
+        allowed = lax.cond(jnp.any(row.masked > 0), lambda: _only(logits, row, masks), lambda: logits)
     drawn: SamplerOutput = lax.cond(
-        need <= GREEDY, lambda: _bare(greedy(logits)), lambda: _draw(logits, row, past, need)
+        need <= GREEDY, lambda: _bare(greedy(allowed)), lambda: _draw(logits, allowed, row, past, need)
     )
     return drawn
 
 
-def sample_alike(logits: jax.Array, row: RowParams, past: Past) -> SamplerOutput:
+def sample_alike(logits: jax.Array, row: RowParams, past: Past, masks: jax.Array | None = None) -> SamplerOutput:
     """`sample` with all of it computed for every row: the same operations, whatever the rows of a step need.
 
     That costs some ten times as long on a CPU. The choices among roads that `sample` makes lead to the same token but for
     rounding, which here cannot differ.
     """
-    adjusted = _adjust(logits, row, past)
+    adjusted = _adjust(logits if masks is None else _only(logits, row, masks), row, past)
     hot = row.temperature > 0
     scaled = adjusted / jnp.where(hot, row.temperature, jnp.float32(1))[:, None]
     floor = jnp.where(row.min_p > 0, scaled.max(axis=-1) + jnp.log(row.min_p), jnp.float32(-jnp.inf))
@@ -148,9 +155,16 @@ def _first_best(values: jax.Array) -> jax.Array:
     return jnp.where(values == best, place, width - 1).min(axis=-1)
 
 
-def _draw(logits: jax.Array, row: RowParams, past: Past, need: jax.Array) -> SamplerOutput:
+def _only(logits: jax.Array, row: RowParams, masks: jax.Array) -> jax.Array:
+    """The logits of the tokens that each row may draw, -inf for the others."""
+    bits = (masks[:, :, None] >> jnp.arange(32, dtype=jnp.int32)[None, None, :]) & 1
+    may = bits.reshape(masks.shape[0], -1)[:, : logits.shape[1]] > 0
+    return jnp.where(may | (row.masked == 0)[:, None], logits, jnp.float32(-jnp.inf))
+
+
+def _draw(logits: jax.Array, allowed: jax.Array, row: RowParams, past: Past, need: jax.Array) -> SamplerOutput:
     full = need == FULL
-    token = draw(lax.cond(full, lambda: _adjust(logits, row, past), lambda: logits), row)
+    token = draw(lax.cond(full, lambda: _adjust(allowed, row, past), lambda: allowed), row)
     drawn: SamplerOutput = lax.cond(full, lambda: _with_logprobs(logits, token), lambda: _bare(token))
     return drawn
 

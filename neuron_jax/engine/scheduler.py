@@ -6,6 +6,7 @@ from typing import Literal
 
 from attrs import define, field
 
+from neuron_jax.constraints.errors import GrammarError
 from neuron_jax.engine.batch import Drawn, Row, Step
 from neuron_jax.engine.buckets import GUESSING_ROWS, Menu
 from neuron_jax.engine.cache import Cache
@@ -15,7 +16,7 @@ from neuron_jax.engine.packing import unpack_logprobs
 from neuron_jax.engine.requests import Request, wants_everything
 from neuron_jax.workers.frames import Output
 
-Finish = Literal["stop", "length"] | None
+Finish = Literal["stop", "complete", "length", "error"] | None
 
 GAP = 2.6
 """What a step with prompts may take, in steps without: a stream's slowest gap is then under three times its median gap, with
@@ -43,6 +44,9 @@ class Scheduler:
     same step or later.
 
     With `guessing`, a few requests that repeat themselves make several tokens a step: those guessed right, and one more.
+
+    Of a request with a `matcher` what it drew must be known before the next is planned: its steps are `open_ended`. What its
+    grammar forces is guessed.
 
     A step that was handed out counts as done, except for the tokens it draws: `absorb` brings those, in the same order.
     """
@@ -107,7 +111,8 @@ class Scheduler:
         streams = [request for request in self._admitted if request.decoding]
         alone = not self._waiting and not any(request.to_feed for request in self._admitted)
         guessed = self._guessed(streams)
-        steps = self._steps(streams) if alone and not guessed else 1
+        bound = any(request.matcher is not None for request in streams)
+        steps = self._steps(streams) if alone and not guessed and not bound else 1
         for request in streams:
             self._grow(request, steps + len(guessed.get(request, ())))
         rows = [self._next(r, steps, guessed.get(r, ())) for r in streams if r.slot is not None]
@@ -221,11 +226,13 @@ class Scheduler:
         """Guesses for each of `requests`, if there is room for them and they promise more tokens a second than none."""
         if not self.guesses or not 0 < len(requests) <= GUESSING_ROWS:
             return {}
-        guesses = {request: _guess(request, self.guesses) for request in requests}
+        # What is forced is right: of that as much as there are rows for.
+        most_forced = self.guesses * min(self.max_slots, GUESSING_ROWS) // len(requests)
+        guesses = {one: _guess(one, self.guesses if one.matcher is None else most_forced) for one in requests}
         rows, most = len(requests), sum(map(len, guesses.values()))
         if not most or not self.cache.room((one, _last(one, 1 + len(guess))) for one, guess in guesses.items()):
             return {}
-        right = sum(request.guesser.expected(len(guess)) for request, guess in guesses.items() if request.guesser)
+        right = sum(_expected(request, len(guess)) for request, guess in guesses.items())
         at = sum(request.computed for request in requests) / rows
         plain, usual = (
             self.pace.seconds(self.menu.fit(rows).tokens, at=at),
@@ -239,7 +246,8 @@ class Scheduler:
         assert row.request.guesser is not None
         drawn = [token for token in tokens if token >= 0]
         row.request.computed -= row.draws - len(drawn)
-        row.request.guesser.learn(len(row.guesses), len(drawn) - 1)
+        if row.request.matcher is None:
+            row.request.guesser.learn(len(row.guesses), len(drawn) - 1)
         self.guessed_tokens += len(row.guesses)
         self.right_guesses += len(drawn) - 1
         return drawn
@@ -286,13 +294,16 @@ class Scheduler:
         """Book what `request` drew, up to the token that ends it."""
         stop = next((i for i, token in enumerate(tokens, start=1) if token in request.stop_ids), None)
         tokens = tokens[:stop]
+        problem = _followed(request, tokens if stop is None else tokens[:-1])
         cached = 0 if len(request.tokens) > request.prompt_length else request.cached
         request.tokens += tokens
         # The newest token is only stored by the step that draws the next, if there is one.
         self.cache.publish(request, len(request.tokens) - 1)
-        finish: Finish = "stop" if stop is not None else "length" if len(request.tokens) >= request.limit else None
+        finish = "error" if problem is not None else _finish(request, stopped=stop is not None)
         if finish is not None:
             self._drop(request)
+        if problem is not None:
+            return Output(request.id, [], finish="error", error=problem)
         if drawn.logprobs is None or not request.wants_logprobs:
             return Output(request.id, tokens, finish=finish, cached_tokens=cached)
         wanted = request.sampling.logprobs or 0
@@ -310,4 +321,33 @@ def _guess(request: Request, width: int) -> list[int]:
     if request.guesser is None:
         return []
     most = min(width, request.limit - request.length - 1)
+    if request.matcher is not None:
+        forced = request.matcher.forced()[:most] if most > 0 else []
+        return forced[: request.matcher.foresee(forced)] if forced else []
     return request.guesser.guess(request.tokens, ahead=request.ahead, most=most)
+
+
+def _expected(request: Request, count: int) -> float:
+    """How many of its `count` guesses are right, on average; what a grammar forces is."""
+    if request.matcher is not None:
+        return count
+    return request.guesser.expected(count) if request.guesser else 0
+
+
+def _followed(request: Request, tokens: Sequence[int]) -> str | None:
+    """Take its grammar behind `tokens`; what is wrong, if that cannot be."""
+    if request.matcher is None:
+        return None
+    try:
+        request.matcher.take(tokens)
+    except GrammarError as error:
+        return f"its constraint cannot be followed any further: {error}"
+    return None
+
+
+def _finish(request: Request, *, stopped: bool) -> Finish:
+    if stopped:
+        return "stop"
+    if request.matcher is not None and request.matcher.complete:
+        return "complete"
+    return "length" if len(request.tokens) >= request.limit else None

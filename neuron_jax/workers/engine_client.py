@@ -139,6 +139,7 @@ class EngineClient:
         self._idle = asyncio.Event()
         self._idle.set()
         self._next = 1
+        self._told = False  # what tokens stand for
         self._watch: asyncio.Task[None] | None = None
 
     @classmethod
@@ -195,10 +196,16 @@ class EngineClient:
         """Submissions in flight."""
         return len(self._streams)
 
-    def submit(self, *submits: Submit) -> Outputs:
-        """Starts `submits` side by side, each under a number of the engine's. Raises EngineDied when it is gone already."""
+    def submit(self, *submits: Submit, vocabulary: Callable[[], frames.Vocabulary] | None = None) -> Outputs:
+        """Starts `submits` side by side, each under a number of the engine's. Raises EngineDied when it is gone already.
+
+        `vocabulary` must be given where one of them has a constraint.
+        """
         if self.died.done():
             raise _again(self.died.result())
+        if vocabulary is not None and not self._told:
+            self._leader.send(vocabulary())
+            self._told = True
         requests = range(self._next, self._next + len(submits))
         self._next += len(submits)
         outputs = Outputs(self, requests)

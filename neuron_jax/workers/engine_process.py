@@ -42,6 +42,7 @@ from neuron_jax.workers.frames import (
     Shutdown,
     StepOutputs,
     Submit,
+    Vocabulary,
     encode,
 )
 from neuron_jax.workers.heart import Heart
@@ -265,6 +266,8 @@ def _apply(engine: Any, command: Command) -> bool:
     match command:
         case Submit():
             engine.submit(command)
+        case Vocabulary():
+            engine.matchers.learn(command)
         case Cancel(request):
             engine.cancel(request)
         case Shutdown():

@@ -28,8 +28,8 @@ class LeaderLinks:
     def __attrs_post_init__(self) -> None:
         self._place = {key: place for place, key in enumerate(self.keys)}
 
-    def announce(self, key: Any, packed: Words) -> None:
-        self.leader.run(self._place[key], packed)
+    def announce(self, key: Any, packed: Words, masks: Words | None = None) -> None:
+        self.leader.run(self._place[key], packed, masks)
 
     def able(self) -> set[Any]:
         return {self.keys[place] for place in self.leader.able()}
@@ -64,7 +64,7 @@ def _run(runner: Any, key: Any, message: Run) -> Any:
     if key == SlotKey():
         runner.fill_slot(message.array())
         return None
-    return runner.run(key, message.array()).tokens
+    return runner.run(key, message.array(), message.bits()).tokens
 
 
 def _tell_able(member: Member, runner: Any, keys: Sequence[Any], told: set[Any]) -> None:

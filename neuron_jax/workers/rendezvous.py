@@ -68,14 +68,20 @@ class Meet(Struct, tag="meet", frozen=True):
 
 
 class Run(Struct, tag="run", frozen=True):
-    """Run the program at this place of the list with int32 `words` of this shape."""
+    """Run the program at this place of the list with int32 `words` of this shape, and with `masks`, a line of them for each
+    of so many `rows`, if there are any."""
 
     program: int
     shape: tuple[int, ...]
     words: bytes
+    rows: int = 0
+    masks: bytes = b""
 
     def array(self) -> Words:
         return np.frombuffer(self.words, np.int32).reshape(self.shape)
+
+    def bits(self) -> Words | None:
+        return np.frombuffer(self.masks, np.int32).reshape(self.rows, -1) if self.rows else None
 
 
 ToLeader = Hello | Made | Able
@@ -181,9 +187,10 @@ class Leader:
             self._able[rank], self._dropped[rank] = set(), set()
             threading.Thread(target=self._listen_to, args=(rank, link, lost), name=f"rank {rank}", daemon=True).start()
 
-    def run(self, program: int, words: Words) -> None:
+    def run(self, program: int, words: Words, masks: Words | None = None) -> None:
         """Tell all ranks to run a program. Blocks while one of them does not take its words."""
-        frame = encode(Run(program, words.shape, words.tobytes()))
+        more = (0, b"") if masks is None else (masks.shape[0], masks.tobytes())
+        frame = encode(Run(program, words.shape, words.tobytes(), *more))
         for link in self._links.values():
             link.sock.sendall(frame)
 

@@ -189,7 +189,7 @@ ffi::Error attention(Floats qkv, Floats cos, Floats sin, Ints table, Ints slot, 
 
 ffi::Error sampled(Floats logits, Ints ints, Floats floats, ffi::Buffer<ffi::S16> generated,
                   ffi::Buffer<ffi::PRED> in_prompt, Ints bias_ids, Floats bias, ffi::Buffer<ffi::U32> bias_until,
-                  ffi::Result<Ints> token, ffi::Result<Floats> logprob, ffi::Result<Ints> top_ids,
+                  Ints masks, ffi::Result<Ints> token, ffi::Result<Floats> logprob, ffi::Result<Ints> top_ids,
                   ffi::Result<Floats> top_logprobs) {
   const auto shape = logits.dimensions(), past = generated.dimensions(), top = top_ids->dimensions();
   if (shape.size() != 2 || past.size() != 2 || past[1] != shape[1] || in_prompt.element_count() != generated.element_count())
@@ -207,6 +207,7 @@ ffi::Error sampled(Floats logits, Ints ints, Floats floats, ffi::Buffer<ffi::S16
   s.bias_ids = bias_ids.typed_data();
   s.bias = bias.typed_data();
   s.bias_until = bias_until.typed_data();
+  s.masks = masks.typed_data();
   s.token = token->typed_data();
   s.logprob = logprob->typed_data();
   s.top_ids = top_ids->typed_data();
@@ -215,9 +216,13 @@ ffi::Error sampled(Floats logits, Ints ints, Floats floats, ffi::Buffer<ffi::S16
   s.vocab = shape[1];
   s.biases = bias_ids.dimensions()[1];
   s.alternatives = top[1];
+  s.words = masks.dimensions()[1];
   if (s.vocab < 1 || s.alternatives < 1) return ffi::Error::InvalidArgument("nothing to choose from");
   for (int64_t row = 0; row < rows; ++row)
     if (s.integer(row, SLOT) < 0 || s.integer(row, SLOT) >= slots) return ffi::Error::InvalidArgument("no such slot");
+  if (s.words != (s.vocab + 31) / 32) return ffi::Error::InvalidArgument("masks of another vocabulary");
+  for (int64_t row = masks.dimensions()[0]; row < rows; ++row)
+    if (s.masked(row)) return ffi::Error::InvalidArgument("no such mask");
   sample(s);
   return ffi::Error::Success();
 }
@@ -314,6 +319,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_sample, cortex::guarded<cortex::sampled>,
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::U32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::S32>>()

@@ -12,7 +12,7 @@
 namespace cortex {
 
 // Columns of `ints` and `floats`, as `models.native.ops` stacks them.
-enum Int { SLOT, POSITION, SEED_LOW, SEED_HIGH, TOP_K, BIASED, NEED, FULL_UNTIL, INTS };
+enum Int { SLOT, POSITION, SEED_LOW, SEED_HIGH, TOP_K, BIASED, NEED, FULL_UNTIL, MASKED, INTS };
 enum Float { TEMPERATURE, TOP_P, MIN_P, PRESENCE, FREQUENCY, REPETITION, FLOATS };
 enum Need : int32_t { NOTHING = -1, FULL = 2 };  // the others are told by the temperature
 
@@ -30,15 +30,17 @@ struct Sampling {
   const int32_t* bias_ids;   // [slots, biases]
   const float* bias;
   const uint32_t* bias_until;
+  const int32_t* masks;  // [rows, words]: a bit for each token, the lowest first
   int32_t* token;       // [rows]
   float* logprob;       // [rows]
   int32_t* top_ids;     // [rows, alternatives]
   float* top_logprobs;  // [rows, alternatives]
-  int64_t rows, vocab, biases, alternatives;
+  int64_t rows, vocab, biases, alternatives, words;
 
   int32_t integer(int64_t row, Int column) const { return ints[row * INTS + column]; }
   uint32_t word(int64_t row, Int column) const { return static_cast<uint32_t>(integer(row, column)); }
   float number(int64_t row, Float column) const { return floats[row * FLOATS + column]; }
+  bool masked(int64_t row) const { return integer(row, MASKED) != 0; }
   bool full(int64_t row) const { return integer(row, NEED) == FULL || word(row, POSITION) < word(row, FULL_UNTIL); }
 };
 
@@ -267,6 +269,18 @@ inline void adjust(const Sampling& s, int64_t row, float* values) {
       values[s.bias_ids[i]] += s.bias[i];
 }
 
+// Leaves the tokens that may be drawn.
+inline void mask(const Sampling& s, int64_t row, float* values) {
+  const int32_t* words = s.masks + row * s.words;
+  for (int64_t word = 0; word < s.words; ++word) {
+    const uint32_t bits = static_cast<uint32_t>(words[word]);
+    if (bits == ~0u) continue;
+    const int64_t first = word * 32, last = std::min(first + 32, s.vocab);
+    for (int64_t i = first; i < last; ++i)
+      if (!(bits >> (i - first) & 1)) values[i] = NEVER;
+  }
+}
+
 // Log-probabilities of the raw logits, as OpenAI defines them: the token's, and the likeliest with theirs.
 inline void log_probabilities(const Sampling& s, int64_t row, const float* raw, float* padded) {
   const int64_t size = whole_vectors(s.vocab), most = std::min(s.alternatives, s.vocab);
@@ -299,7 +313,7 @@ inline void sample_row(const Sampling& s, int64_t row) {
   std::fill_n(s.top_logprobs + row * s.alternatives, s.alternatives, 0.0f);
   if (s.integer(row, NEED) == NOTHING) return;
   const float *raw = s.logits + row * s.vocab, temperature = s.number(row, TEMPERATURE);
-  if (!s.full(row) && !(temperature > 0)) {
+  if (!s.full(row) && !s.masked(row) && !(temperature > 0)) {
     s.token[row] = static_cast<int32_t>(first_best(raw, s.vocab));
     return;
   }
@@ -308,6 +322,7 @@ inline void sample_row(const Sampling& s, int64_t row) {
   std::copy(raw, raw + s.vocab, values);
   std::fill(values + s.vocab, values + padded, NEVER);
   if (s.full(row)) adjust(s, row, values);
+  if (s.masked(row)) mask(s, row, values);
   if (temperature > 0) {
     for (int64_t i = 0; i < s.vocab; ++i) values[i] /= temperature;
     s.token[row] = draw(s, row, values, rest);

@@ -30,6 +30,7 @@ def row_params(rows: int, **changes: object) -> RowParams:
         "biased": np.zeros(rows, np.int32),
         "need": np.full(rows, DRAW, np.int32),
         "full_until": np.zeros(rows, np.uint32),
+        "masked": np.zeros(rows, np.int32),
     }
     for name, value in changes.items():
         fields[name] = np.broadcast_to(np.asarray(value, fields[name].dtype), fields[name].shape)
