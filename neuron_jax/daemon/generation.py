@@ -156,8 +156,8 @@ class GrowingChoice:
         grown = [Grown(self._index, last.pieces, ())] if last.pieces else []
         if last.stop is not None:
             return [*grown, self._end("stop", last.stop)]
-        if output.finish == "length":
-            return [*grown, self._end("length", None)]
+        if output.finish in ("length", "complete"):
+            return [*grown, self._end("length" if output.finish == "length" else "stop", None)]
         token = output.tokens[-1]
         return [*grown, self._end("stop", token if token in self._stop_token_ids else None)]
 
@@ -234,7 +234,9 @@ async def _run(host: ServingModel, job: GenerationJob) -> AsyncGenerator[Event, 
     async with aclosing(_until_ready(host)) as silence:
         async for quiet in silence:
             yield quiet
-    with host.engine(job.submits[0].prompt).submit(*job.submits) as outputs:
+    bound = any(submit.constraint is not None for submit in job.submits)
+    engine = host.engine(job.submits[0].prompt)
+    with engine.submit(*job.submits, vocabulary=job.text.vocabulary if bound else None) as outputs:
         yield Admitted()
         choices = [GrowingChoice(job, index) for index in range(len(job.submits))]
         while outputs.open:

@@ -14,11 +14,13 @@ from neuron_jax.text import formats
 from neuron_jax.text.errors import TemplateError, TextError, TooManyTokensError
 from neuron_jax.text.output import OutputText
 from neuron_jax.text.prompt import Chat, ChatFormat, Rendered
+from neuron_jax.text.reasoning import CLOSE, OPEN
 from neuron_jax.text.spelling import USUAL_CHARS
 from neuron_jax.text.template import ChatTemplate
 from neuron_jax.text.tokenizer import Tokenizer, load_tokenizer
 from neuron_jax.weights.describe import ModelDescription, describe
 from neuron_jax.weights.errors import WeightsError
+from neuron_jax.workers.frames import Vocabulary
 
 _log = logging.getLogger("neuron.models")
 
@@ -86,6 +88,16 @@ class ModelText:
     def abilities(self) -> "Abilities":
         """What its template can do."""
         return _abilities(self.template)
+
+    @property
+    def thinking(self) -> tuple[int | None, int | None]:
+        """The tokens that open and close its thoughts, where they are tokens."""
+        return self.tokenizer.id_of(OPEN), self.tokenizer.id_of(CLOSE)
+
+    def vocabulary(self) -> Vocabulary:
+        """What its tokens stand for."""
+        tokens, special = self.tokenizer.pieces, tuple(sorted(self.tokenizer.special_ids))
+        return Vocabulary(list(tokens), special, tuple(self.description.eos_ids))
 
     async def render_chat(self, render: Render, chat: Chat, most: int) -> Rendered:
         """The chat's prompt. Raises Problem where the template has no place for it, or refuses it, and TooManyTokensError

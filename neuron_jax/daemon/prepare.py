@@ -10,11 +10,11 @@ from attrs import frozen
 
 from neuron_jax.daemon.generation import GenerationJob
 from neuron_jax.daemon.model_text import Encoded, ModelText, Render
-from neuron_jax.daemon.problems import context_too_long, invalid_body
+from neuron_jax.daemon.problems import context_too_long, invalid_body, unsupported
 from neuron_jax.daemon.schema import ChatRequest, CompletionRequest, SamplingParams
 from neuron_jax.text.errors import TooManyTokensError, UncutTextError
 from neuron_jax.text.prompt import Rendered
-from neuron_jax.workers.frames import Sampling, Submit
+from neuron_jax.workers.frames import Constraint, Sampling, Submit
 
 UINT64 = 2**64
 MAX_PROMPT_TOKENS = 2**19
@@ -88,6 +88,7 @@ def _job(params: SamplingParams, text: ModelText, encoded: Sequence[Encoded], ou
                 eos_ids=text.description.eos_ids,
                 drawn=_reseeded(base, index),
                 max_context=outside.max_context,
+                constraint=_constraint(params, item, text),
             )
             for index, item in enumerate(choices)
         ],
@@ -100,7 +101,14 @@ def _job(params: SamplingParams, text: ModelText, encoded: Sequence[Encoded], ou
 
 
 def _submit(
-    index: int, params: SamplingParams, encoded: Encoded, *, eos_ids: Sequence[int], drawn: Sampling, max_context: int
+    index: int,
+    params: SamplingParams,
+    encoded: Encoded,
+    *,
+    eos_ids: Sequence[int],
+    drawn: Sampling,
+    max_context: int,
+    constraint: Constraint | None,
 ) -> Submit:
     left = max_context - len(encoded.ids)
     if params.min_tokens > left:
@@ -117,7 +125,23 @@ def _submit(
         min_tokens=params.min_tokens,
         stop_ids=stop_ids,
         ignore_eos=params.ignore_eos and not stop_ids,
+        constraint=constraint,
     )
+
+
+def _constraint(params: SamplingParams, encoded: Encoded, text: ModelText) -> Constraint | None:
+    """What binds the answer: where the model thinks first, what comes behind that."""
+    if params.form is None:
+        return None
+    if encoded.reasoning is None:
+        return params.form.constraint
+    opens, closes = text.thinking
+    if closes is None:
+        raise unsupported(
+            params.form.field, f"{params.form.field}: this model's thoughts end with no token of their own."
+        )
+    opened = encoded.reasoning == "think_opened"
+    return msgspec.structs.replace(params.form.constraint, after=closes, opens=None if opened else opens)
 
 
 def sampling(params: SamplingParams, advice: Mapping[str, Any], seed: int) -> Sampling:

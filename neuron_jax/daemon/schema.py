@@ -15,6 +15,7 @@ from neuron_jax.common.nearest import LONGEST_NAME
 from neuron_jax.daemon.fields import Fields, is_number, too_deep
 from neuron_jax.daemon.json_bounds import deep_path, may_be_deep
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
+from neuron_jax.daemon.structured import Asked, read_constraint
 from neuron_jax.text.prompt import Chat
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -40,12 +41,7 @@ def _never(_: Any) -> bool:
     return False
 
 
-def _text_format(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("type") == "text"
-
-
 UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
-    "response_format": _text_format,
     "functions": _only([]),
     "function_call": _only("none"),
     "modalities": _only(["text"]),
@@ -58,11 +54,6 @@ UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
     "echo": _only(False),
     "prompt_logprobs": _never,
     "use_beam_search": _only(False),
-    "guided_json": _never,
-    "guided_regex": _never,
-    "guided_choice": _never,
-    "guided_grammar": _never,
-    "structured_outputs": _never,
     "truncate_prompt_tokens": _never,
     "include_stop_str_in_output": _only(False),
     "skip_special_tokens": _only(True),
@@ -103,6 +94,7 @@ class SamplingParams:
     ignore_eos: bool
     n: int
     logprobs: int | None  # alternatives per token; None = no logprobs
+    form: Asked | None = None  # what the answer must look like
 
 
 @frozen
@@ -334,6 +326,7 @@ def _read_params(fields: Fields, model: str, logprobs: int | None) -> SamplingPa
         ignore_eos=fields.flag("ignore_eos"),
         n=fields.integer("n", 1, MAX_CHOICES) or 1,
         logprobs=logprobs,
+        form=read_constraint(fields),
     )
     if params.max_tokens is not None and params.min_tokens > params.max_tokens:
         raise fields.wrong("min_tokens", f"at most max_tokens, which is {params.max_tokens}")

@@ -14,6 +14,7 @@ from attrs import frozen
 from litestar import Request, Response
 
 from neuron_jax.build_info import BuildInfo
+from neuron_jax.constraints.errors import GrammarError
 from neuron_jax.daemon.admission import AdmissionQueue, Reservation
 from neuron_jax.daemon.bodies import read_body
 from neuron_jax.daemon.chat_wire import ChatAnswer, ChatStream
@@ -180,7 +181,19 @@ async def placed(
         asked.watch.end(outcome_of(problem), None)
         raise
     with reservation:
+        await _check_form(neuron, asked)
         yield await asked.route.job(neuron, asked), reservation
+
+
+async def _check_form(neuron: NeuronServices, asked: ReceivedRequest) -> None:
+    """Raises Problem where the form that the answer is to have is none, or nobody here can hold it to that."""
+    form = asked.params.form
+    if form is None:
+        return
+    try:
+        await neuron.lifecycle.renderers.check(form.constraint)
+    except GrammarError as error:
+        raise form.refused(error) from error
 
 
 async def stream_chunks(neuron: NeuronServices, asked: ReceivedRequest) -> AsyncGenerator[bytes, None]:

@@ -6,7 +6,7 @@ Text is never cleaned up after decoding (no space is removed before punctuation)
 
 import json as jsonlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -56,6 +56,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the highest id; a model's logits may be wider than this (padding)."""
         return len(self._bytes)
+
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        """The bytes of every token, by id."""
+        return self._bytes
 
     @property
     def special_tokens(self) -> frozenset[str]:

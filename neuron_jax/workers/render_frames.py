@@ -1,11 +1,12 @@
-"""The wire between the daemon and a process that renders chat templates; knows no asyncio and no sockets.
+"""The wire between the daemon and a process that runs what strangers wrote: chat templates and grammars; knows no asyncio
+and no sockets.
 
     frame := uint32 little-endian length, then a byte that says how the rest is written: msgpack, or JSON for numbers of
              more than 64 bits, which msgpack has not
-    daemon -> renderer   Render, one after the other
-    renderer -> daemon   one answer to each: Done, Refused or TooLong
+    daemon -> renderer   Render or Check, one after the other
+    renderer -> daemon   one answer to each: Done, Refused, TooLong or Unfit
 
-The renderer runs programs that nobody here wrote: what it answers is decoded as one of three records and nothing else.
+The renderer runs programs that nobody here wrote: what it answers is decoded as one of four records and nothing else.
 """
 
 import struct
@@ -14,12 +15,14 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from neuron_jax.workers.frames import Constraint
+
 HEADER = struct.Struct("<I")
 _HEAD = struct.Struct("<Ic")
 _MSGPACK, _JSON = msgspec.msgpack.Encoder(), msgspec.json.Encoder()
 
 
-class Render(Struct, frozen=True, omit_defaults=True):
+class Render(Struct, tag="render", frozen=True, omit_defaults=True):
     """Render `chat` by the format `number`, which is sent along once; without a chat it is compiled only.
 
     `most`: tokens of the prompt, None = any number. The fields are those of `text.prompt`, as JSON has them.
@@ -29,6 +32,12 @@ class Render(Struct, frozen=True, omit_defaults=True):
     format: dict[str, Any] | None = None
     chat: dict[str, Any] | None = None
     most: int | None = None
+
+
+class Check(Struct, tag="check", frozen=True):
+    """Is any text made by this constraint? The answer is Done or Unfit."""
+
+    constraint: Constraint
 
 
 class Done(Struct, tag="done", frozen=True):
@@ -51,7 +60,15 @@ class TooLong(Struct, tag="too_long", frozen=True):
     tokens: int
 
 
-Answer = Done | Refused | TooLong
+class Unfit(Struct, tag="unfit", frozen=True):
+    """The constraint is none, or has these keywords, which nobody here carries out."""
+
+    message: str
+    keywords: tuple[str, ...] = ()
+
+
+Task = Render | Check
+Answer = Done | Refused | TooLong | Unfit
 
 
 def encode(message: Struct) -> bytearray:
@@ -66,10 +83,11 @@ def encode(message: Struct) -> bytearray:
     return frame
 
 
-def decode_render(body: bytes) -> Render:
+def decode_task(body: bytes) -> Task:
     """The record in a frame from the daemon."""
     kind, rest = body[:1], memoryview(body)[1:]
-    return msgspec.json.decode(rest, type=Render) if kind == b"j" else msgspec.msgpack.decode(rest, type=Render)
+    found: Task = msgspec.json.decode(rest, type=Task) if kind == b"j" else msgspec.msgpack.decode(rest, type=Task)
+    return found
 
 
 def decode_answer(body: bytes) -> Answer:

@@ -1,4 +1,5 @@
-"""A process that renders chat templates and can be lost: bounded in memory and time, with nothing of the daemon's in it.
+"""A process that renders chat templates, reads grammars and can be lost: bounded in memory and time, with nothing of the
+daemon's in it.
 
 Started by the daemon with one end of a socket pair as `--fd N`. A template is a program out of a file from somewhere: in the
 sandbox of `text.sandbox` it reaches nothing, and what a sandbox cannot bound, the kernel does. Memory that is refused ends
@@ -8,16 +9,33 @@ the rendering, time that is used up ends the process. It ends by itself when the
 import argparse
 import re
 import resource
+import signal
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from neuron_jax.constraints.errors import GrammarError
 from neuron_jax.text.errors import TemplateError, TooManyTokensError
 from neuron_jax.text.prompt import Chat, ChatFormat, Renderer
 from neuron_jax.text.spelling import Spelling
-from neuron_jax.workers.render_frames import HEADER, Answer, Done, Refused, Render, TooLong, decode_render, encode
+from neuron_jax.workers.render_frames import (
+    HEADER,
+    Answer,
+    Check,
+    Done,
+    Refused,
+    Render,
+    TooLong,
+    Unfit,
+    decode_task,
+    encode,
+)
 
 MIB = 1 << 20
+CHECK_SECONDS = 0.8
+"""Computing time for one constraint. Those of real clients take milliseconds."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -41,6 +59,16 @@ def bound_memory(memory_mb: int) -> None:
     limit(resource.RLIMIT_FSIZE, 0)
 
 
+@contextmanager
+def bound_check() -> Iterator[None]:
+    """Ends the process, by SIGPROF, when what stands inside computes for longer than CHECK_SECONDS."""
+    signal.setitimer(signal.ITIMER_PROF, CHECK_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
 def bound_time(seconds: int) -> None:
     """Ends the process, by SIGXCPU, once it has computed for so many more seconds."""
     limit(resource.RLIMIT_CPU, int(time.process_time()) + 1 + seconds)
@@ -59,11 +87,24 @@ def serve(daemon: socket.socket, memory_mb: int, cpu_seconds: int) -> None:
         while header := frames.read(HEADER.size):
             bound_time(cpu_seconds)
             try:
-                daemon.sendall(encode(answer(renderers, decode_render(frames.read(*HEADER.unpack(header))))))
+                task = decode_task(frames.read(*HEADER.unpack(header)))
+                daemon.sendall(encode(checked(task) if isinstance(task, Check) else answer(renderers, task)))
             except MemoryError:
                 why = f"the chat template needs more than {memory_mb} MiB of memory"
                 daemon.sendall(encode(Refused(why, last=True)))
                 return
+
+
+def checked(asked: Check) -> Answer:
+    """Whether a constraint can be followed. The library is only there where somebody asks for it."""
+    from neuron_jax.constraints.grammar import check
+
+    try:
+        with bound_check():
+            check(asked.constraint)
+    except GrammarError as error:
+        return Unfit(_SURROGATES.sub("\ufffd", str(error)), error.keywords)
+    return Done("", "")
 
 
 def answer(renderers: dict[int, Renderer], asked: Render) -> Answer:

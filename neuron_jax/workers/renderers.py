@@ -1,6 +1,7 @@
-"""The processes that render chat templates, as asyncio sees them: started when needed, kept, replaced; knows no HTTP.
+"""The processes that render chat templates and read grammars, as asyncio sees them: started when needed, kept, replaced;
+knows no HTTP.
 
-who asks ──waits for one that is idle──▶ Render ──▶ answer ──▶ idle again
+who asks ──waits for one that is idle──▶ Render or Check ──▶ answer ──▶ idle again
                                            └──died, or took too long──▶ TemplateError; the next one is new
 """
 
@@ -9,16 +10,30 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Self
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Self
 
 import attrs
 import msgspec
 from attrs import define, field, frozen
 
+from neuron_jax.constraints.errors import GrammarError
 from neuron_jax.text.errors import TemplateError, TooManyTokensError
 from neuron_jax.text.prompt import Chat, ChatFormat, Rendered
-from neuron_jax.workers.render_frames import HEADER, Answer, Done, Refused, Render, TooLong, decode_answer, encode
+from neuron_jax.workers.frames import Constraint
+from neuron_jax.workers.render_frames import (
+    HEADER,
+    Answer,
+    Check,
+    Done,
+    Refused,
+    Render,
+    Task,
+    TooLong,
+    Unfit,
+    decode_answer,
+    encode,
+)
 
 COMMAND = (sys.executable, "-m", "neuron_jax.workers.render_process")
 PROCESSES = 2
@@ -29,6 +44,8 @@ CPU_SECONDS = 3
 """Computing time of one rendering, rounded up by at most one. The longest conversations take some tenths."""
 WALL_SECONDS = 30.0
 """For one rendering, on a machine however busy."""
+
+TOO_INTRICATE = "it takes too much time or memory to read"
 
 EXIT_SECONDS = 1.0
 BUFFER = 1 << 20
@@ -72,9 +89,9 @@ class _Process:
     def usable(self) -> bool:
         return self.process.returncode is None and not self.reader.at_eof() and len(self.known) < KEPT_FORMATS
 
-    async def ask(self, render: Render) -> Answer:
+    async def ask(self, task: Task) -> Answer:
         """Raises EOFError or ConnectionError when the process ends, MsgspecError when it answers nonsense."""
-        self.writer.write(encode(render))
+        self.writer.write(encode(task))
         with contextlib.suppress(ConnectionError):  # it may have said why
             await self.writer.drain()
         (length,) = HEADER.unpack(await self.reader.readexactly(HEADER.size))
@@ -101,6 +118,7 @@ class Renderers:
     cpu_seconds: int = CPU_SECONDS
     wall_seconds: float = WALL_SECONDS
     _processes: asyncio.Semaphore = field(factory=lambda: asyncio.Semaphore(PROCESSES), init=False)
+    _checking: asyncio.Semaphore = field(factory=lambda: asyncio.Semaphore(1), init=False)  # beside those that render
     _idle: list[_Process] = field(factory=list, init=False)
     _numbers: dict[ChatFormat, int] = field(factory=dict, init=False)
     _tasks: set[asyncio.Task[Answer]] = field(factory=set, init=False)
@@ -113,6 +131,17 @@ class Renderers:
         """The prompt of `chat`. Raises TemplateError, and TooManyTokensError when it surely has more than `most` tokens."""
         return _rendered(await self._answer(kind, chat, most))
 
+    async def check(self, constraint: Constraint) -> None:
+        """Raises GrammarError when `constraint` cannot be followed, or when it takes too much to see."""
+        try:
+            answer = await self._shielded(self._check(Check(constraint)))
+        except TemplateError as error:  # the process was lost on it
+            raise GrammarError(TOO_INTRICATE) from error
+        if isinstance(answer, Unfit):
+            raise GrammarError(answer.message, answer.keywords)
+        if isinstance(answer, Refused):
+            raise GrammarError(TOO_INTRICATE)
+
     async def close(self) -> None:
         """Ends all processes."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -120,8 +149,11 @@ class Renderers:
         await asyncio.gather(*(process.end() for process in idle))
 
     async def _answer(self, kind: ChatFormat, chat: Chat | None, most: int | None) -> Answer:
-        """Who stops waiting leaves the rendering to end by itself: its process is still good then."""
-        task = asyncio.create_task(self._in_process(kind, chat, most), name="render")
+        return await self._shielded(self._in_process(kind, chat, most))
+
+    async def _shielded(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """Who stops waiting leaves it to end by itself: its process is still good then."""
+        task = asyncio.create_task(work, name="render")
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return await asyncio.shield(task)
@@ -130,6 +162,10 @@ class Renderers:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # nobody may be waiting any more
+
+    async def _check(self, check: Check) -> Answer:
+        async with self._checking:
+            return await self._asked(await self._take(), check)
 
     async def _in_process(self, kind: ChatFormat, chat: Chat | None, most: int | None) -> Answer:
         async with self._processes:
@@ -144,11 +180,11 @@ class Renderers:
             process.known.add(number)
             return await self._asked(process, render)
 
-    async def _asked(self, process: _Process, render: Render) -> Answer:
+    async def _asked(self, process: _Process, task: Task) -> Answer:
         why = ""
         try:
             async with asyncio.timeout(self.wall_seconds):
-                answer = await process.ask(render)
+                answer = await process.ask(task)
         except TimeoutError:
             why = f"ran for more than {self.wall_seconds:g} seconds"
             process.process.kill()
@@ -190,6 +226,8 @@ def _rendered(answer: Answer) -> Rendered:
             raise TemplateError(message)
         case TooLong(tokens):
             raise TooManyTokensError(tokens, exact=False)
+        case Unfit(message):
+            raise TemplateError(message)
 
 
 def _how(code: int) -> str:
