@@ -87,6 +87,7 @@ def _decode(raw: bytes, *, counting: bool) -> MessagesRequest:
     _tools(top, chat)
     _sampling(top, chat, counting=counting)
     _thinking(top, chat)
+    _form(top, chat)
     return MessagesRequest(model=named, stream=stream, chat=chat)
 
 
@@ -153,6 +154,20 @@ def _max_tokens(value: object) -> int:
     if limit < 1:
         raise refused("max_tokens", f"must be at least 1, found {limit}")
     return limit
+
+
+def _form(top: Json, chat: dict[str, Any]) -> None:
+    """`output_config.format`, which was `output_format` in the beta, binds the answer to a JSON schema."""
+    config = obj(top["output_config"], "output_config") if top.get("output_config") is not None else {}
+    path = "output_format" if config.get("format") is None else "output_config.format"
+    given = top.get("output_format") if config.get("format") is None else config["format"]
+    if given is None:
+        return
+    form = obj(given, path)
+    if form.get("type") != "json_schema":
+        raise refused(f"{path}.type", f"must be json_schema, found {kind(form.get('type'))}")
+    schema = obj(form.get("schema"), f"{path}.schema")
+    chat["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
 
 
 def _thinking(top: Json, chat: dict[str, Any]) -> None:

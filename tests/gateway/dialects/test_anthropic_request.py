@@ -131,6 +131,18 @@ def test_both_ways_to_ask_for_thinking(fields: dict[str, Any], wanted: bool | No
     assert chat(**fields).get("chat_template_kwargs") == expected
 
 
+@pytest.mark.parametrize("config", ["output_config", "output_format"])
+def test_a_format_binds_the_answer(config: str) -> None:
+    """As it is now, and as it was in the beta."""
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    form = {"type": "json_schema", "schema": schema}
+    asked = chat(**{config: form if config == "output_format" else {"format": form, "effort": None}})
+
+    assert asked["response_format"]["json_schema"]["schema"] == schema
+    assert list(asked["response_format"]["json_schema"]["schema"]["properties"]) == ["b", "a"]
+    assert "response_format" not in chat()
+
+
 def test_tools_keep_the_order_of_their_keys() -> None:
     """Line 10: a sorted schema is another prompt."""
     schema = '{"type":"object","properties":{"z":{"type":"string"},"a":{"enum":["y","b"]}},"required":["z"]}'
@@ -326,6 +338,8 @@ def test_an_image_in_a_tool_result_is_refused_with_its_path() -> None:
         ({"thinking": True}, "thinking"),
         ({"thinking": {"type": "maybe"}}, "thinking.type"),
         ({"output_config": {"effort": 7}}, "output_config.effort"),
+        ({"output_config": {"format": {"type": "text"}}}, "output_config.format.type"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, Any], path: str) -> None:
