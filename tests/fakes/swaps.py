@@ -23,9 +23,10 @@ from tests.fakes.memory_transport import MemoryTransport
 MODELS = ("org/one", "org/other")
 
 
-def swapped(folders: Sequence[pathlib.Path], cache: pathlib.Path, command: Sequence[str], times: int) -> list[int]:
+def swapped(
+    folders: Sequence[pathlib.Path], cache: pathlib.Path, command: Sequence[str], times: int, memory: LateMemory
+) -> list[int]:
     """The statuses of `times` requests, each for the model that is not loaded. `command` starts an engine."""
-    memory = LateMemory()
     specs = tuple(
         ModelSpec(model_id=name, source=str(folder), memory_mb=memory.each)
         for name, folder in zip(MODELS, folders, strict=True)
