@@ -228,7 +228,11 @@ def test_unset_is_told_from_false(tmp_path: pathlib.Path, text: str, *, required
     [
         ("CORTEX_GATEWAY__MAX_BODY_MB", "many", 'found "many"; allowed: a whole number'),
         ("CORTEX_GATEWAY__LISN", "x", 'allowed: "listen", .* did you mean "listen"'),
-        ("CORTEX_GATWAY__LISTEN", "x", 'allowed: "gateway", "eviction", "auth", "answers", "neurons"; did you mean "gateway"'),
+        (
+            "CORTEX_GATWAY__LISTEN",
+            "x",
+            'allowed: "gateway", "eviction", "auth", "answers", "neurons"; did you mean "gateway"',
+        ),
         ("CORTEX_GATEWAY__LISTEN__PORT", "x", "allowed: nothing"),
         ("CORTEX_NEURONS", "[{", "not TOML"),
         ("CORTEX_GATEWAY__NEURON_SECRET", "", "allowed: a word of visible ASCII"),

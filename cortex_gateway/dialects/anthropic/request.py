@@ -167,7 +167,10 @@ def _form(top: Json, chat: dict[str, Any]) -> None:
     if form.get("type") != "json_schema":
         raise refused(f"{path}.type", f"must be json_schema, found {kind(form.get('type'))}")
     schema = obj(form.get("schema"), f"{path}.schema")
-    chat["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    chat["response_format"] = {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": schema, "strict": True},
+    }
 
 
 def _thinking(top: Json, chat: dict[str, Any]) -> None:
