@@ -27,7 +27,7 @@ _UPGRADE = re.compile(rb"(\r\n)(upgrade:)", re.IGNORECASE)
 
 
 @frozen(kw_only=True)
-class Patience:
+class IdleTimeouts:
     """Seconds without any progress: of the client's sending, and of its reading."""
 
     read_secs: float
@@ -39,11 +39,11 @@ class RefusedHeadError(Exception):
 
 
 class ClientConnection(HttpToolsProtocol):
-    """uvicorn's, with limits: `uvicorn.Config(http=partial(ClientConnection, patience))`."""
+    """uvicorn's, with limits: `uvicorn.Config(http=partial(ClientConnection, timeouts))`."""
 
-    def __init__(self, patience: Patience, **of_uvicorn: Any) -> None:
+    def __init__(self, timeouts: IdleTimeouts, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
-        self._patience = patience
+        self._timeouts = timeouts
         self._refusal = (400, "bad_http", "The request is not HTTP/1.1.")
         self._in_message = self._in_head = False
         self._head_bytes = 0
@@ -51,14 +51,14 @@ class ClientConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
-        limit_silence(transport.get_extra_info("socket"), self._patience.write_secs)
+        limit_silence(transport.get_extra_info("socket"), self._timeouts.write_secs)
         self.timeout_keep_alive_task = self.loop.call_later(KEEP_SECS, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         self._unset_keepalive_if_required()
         if isinstance(exc, TimeoutError) and self.cycle is not None and not self.cycle.response_complete:
-            log.info("a client took nothing of its answer for %.0f s: cut", self._patience.write_secs)
+            log.info("a client took nothing of its answer for %.0f s: cut", self._timeouts.write_secs)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -105,7 +105,7 @@ class ClientConnection(HttpToolsProtocol):
             self.send_400_response(str(error))
             return
         if self._alarm is None:
-            self._alarm = self.loop.call_later(self._patience.read_secs, self._late)
+            self._alarm = self.loop.call_later(self._timeouts.read_secs, self._late)
 
     def _late(self) -> None:
         """Half a head, and nothing more; while another request is being answered that one goes first."""
@@ -113,7 +113,7 @@ class ClientConnection(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._check_head(self._head_bytes)
             return
-        message = f"The request's head did not end within {self._patience.read_secs:g} s."
+        message = f"The request's head did not end within {self._timeouts.read_secs:g} s."
         self._refusal = (408, "request_timeout", message)
         self.send_400_response(message)
 

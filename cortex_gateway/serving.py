@@ -19,7 +19,7 @@ from cortex_gateway.app import create_app
 from cortex_gateway.auth import policy
 from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config
-from cortex_gateway.connection import KEEP_SECS, ClientConnection, Patience
+from cortex_gateway.connection import KEEP_SECS, ClientConnection, IdleTimeouts
 from cortex_gateway.errors import Forbidden, Unauthorized
 from cortex_gateway.fleet.credentials import contexts
 from cortex_gateway.fleet.fleet import Fleet
@@ -133,14 +133,14 @@ async def _answering(
     metrics = Metrics()
     fleet = Fleet(config, metrics, transport=NeuronTransport(contexts(config.neurons)))
     it = config.gateway
-    patience = Patience(read_secs=it.read_timeout_secs, write_secs=it.write_timeout_secs)
+    timeouts = IdleTimeouts(read_secs=it.read_timeout_secs, write_secs=it.write_timeout_secs)
     drain_secs = max(1, round(it.drain_secs))
     tls = server_context(it.tls_cert, it.tls_key) if it.tls_cert else None
     metrics_tls = tls if it.metrics_tls else None
     app = AccessLog(create_app(fleet, metrics, config, guard), metrics)
-    api = _server(app, patience, drain_secs, tls, lifespan=True)
+    api = _server(app, timeouts, drain_secs, tls, lifespan=True)
     page = metrics_app(metrics, guard if config.auth.metrics else None)
-    scrape = _server(page, patience, METRICS_DRAIN_SECS, metrics_tls, lifespan=False)
+    scrape = _server(page, timeouts, METRICS_DRAIN_SECS, metrics_tls, lifespan=False)
     tasks = [
         asyncio.create_task(api.serve([listeners.api]), name="api listener"),
         asyncio.create_task(scrape.serve([listeners.metrics]), name="metrics listener"),
@@ -220,8 +220,10 @@ def _metrics_page(
     return 200, body, [(b"content-type", content_type.encode())]
 
 
-def _server(app: Asgi, patience: Patience, drain_secs: int, tls: ssl.SSLContext | None, *, lifespan: bool) -> Server:
-    connection: Any = functools.partial(ClientConnection, patience)  # to uvicorn a class, which it only calls
+def _server(
+    app: Asgi, timeouts: IdleTimeouts, drain_secs: int, tls: ssl.SSLContext | None, *, lifespan: bool
+) -> Server:
+    connection: Any = functools.partial(ClientConnection, timeouts)  # to uvicorn a class, which it only calls
     settings = uvicorn.Config(
         _told_to_end(app),
         http=connection,

@@ -18,11 +18,11 @@ from cortex_gateway.auth.store import KeyReader, StoreError
 
 log = logging.getLogger(__name__)
 LOOK_SECS = 1.0  # what a command changes counts at most so much later
-Scope = Mapping[str, Any]
+AsgiScope = Mapping[str, Any]
 
 
 @define
-class Admission:
+class AdmittedRequest:
     """A request that was let in."""
 
     principal: Principal
@@ -57,19 +57,19 @@ class Guard:
         self._keys = {key.id: key for key in keys}
         self._meters = {name: meter for name, meter in self._meters.items() if name in self._keys}
 
-    def identify(self, scope: Scope, need: policy.Need, *, asked: bool = False) -> Principal:
+    def identify(self, scope: AsgiScope, need: policy.AcceptedScopes, *, asked: bool = False) -> Principal:
         """Who sent it, and that he may. `asked`: nobody passes without a key. Raises Unauthorized, Forbidden."""
         headers = scope["headers"]
         asked = asked or self.required or (need == policy.ADMIN and not _is_local(scope))
         return policy.admit(self._keys, form.offered(headers), need, self.now(), asked=asked)
 
-    def admit(self, scope: Scope, need: policy.Need) -> Admission:
+    def admit(self, scope: AsgiScope, need: policy.AcceptedScopes) -> AdmittedRequest:
         """The same, and his limits where he infers; call the admission's `end`. Raises RateLimited as well."""
         principal = self.identify(scope, need)
         meter = self._meter(principal) if need == policy.INFER else None
         if meter:
             meter.enter(self.clock())
-        return Admission(principal, meter, self.clock)
+        return AdmittedRequest(principal, meter, self.clock)
 
     @contextlib.asynccontextmanager
     async def following(self, path: pathlib.Path | None, every: float = LOOK_SECS) -> AsyncIterator[None]:
@@ -114,7 +114,7 @@ class Guard:
         return meter
 
 
-def _is_local(scope: Scope) -> bool:
+def _is_local(scope: AsgiScope) -> bool:
     client = scope.get("client")
     return policy.is_local(client[0] if client else None, scope["headers"])
 

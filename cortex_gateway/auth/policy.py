@@ -8,10 +8,10 @@ from cortex_gateway.auth import keys as form
 from cortex_gateway.auth.principal import SCOPES, Key, Principal, Scope
 from cortex_gateway.errors import Forbidden, ModelNotFound, Unauthorized
 
-Need = frozenset[Scope]  # one of these scopes is enough
-INFER: Need = frozenset({"infer"})
-ADMIN: Need = frozenset({"admin"})
-EITHER: Need = frozenset(SCOPES)
+AcceptedScopes = frozenset[Scope]  # one of these scopes is enough
+INFER: AcceptedScopes = frozenset({"infer"})
+ADMIN: AcceptedScopes = frozenset({"admin"})
+EITHER: AcceptedScopes = frozenset(SCOPES)
 NOBODY = Principal(key=None, name="", scopes=EITHER)
 """Who showed no key that is known, where none is asked for."""
 
@@ -30,7 +30,9 @@ def is_local(host: str | None, headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return not any(name in _FORWARDED or name.startswith(b"x-forwarded-") for name, _ in headers)
 
 
-def admit(keys: Mapping[str, Key], offered: Sequence[str], need: Need, now: float, *, asked: bool) -> Principal:
+def admit(
+    keys: Mapping[str, Key], offered: Sequence[str], need: AcceptedScopes, now: float, *, asked: bool
+) -> Principal:
     """Who it is, and that he may. `asked`: nobody passes without a key. `now`: seconds since 1970.
 
     A key that nobody knows counts as none, so that the placeholders which clients insist on keep working where no key is

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from cortex_gateway.cli import keys, tables
 from cortex_gateway.cli.api import Api, CommandError, UsageError, read_key
-from cortex_gateway.cli.chat import Chat
+from cortex_gateway.cli.chat import Conversation
 from cortex_gateway.cli.progress import LoadBars
 from cortex_gateway.config import find_config, load_config, unused_variables
 from cortex_gateway.placement.snapshot import LoadStatus
@@ -237,7 +237,7 @@ def chat(
 ) -> int:
     """Talk to a model in the terminal."""
     options = {"temperature": temperature, "max_tokens": max_tokens}
-    talk = Chat(
+    talk = Conversation(
         api=_api(endpoint, key_file),
         model=model,
         out=tables.console(),

@@ -21,13 +21,13 @@ from cortex_gateway.cli import tables
 from cortex_gateway.cli.api import CommandError, UsageError
 from cortex_gateway.config import find_config, load_config
 
-Config = Annotated[
+ConfigPath = Annotated[
     pathlib.Path | None,
     Parameter(name=["--config", "-c"], help="The gateway's cortex.toml, found as `serve` finds it."),
 ]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead.")]
-Which = Annotated[str, Parameter(help="A key's name or id.")]
-Count = Annotated[int | None, Parameter(validator=Number(gte=1))]
+KeyName = Annotated[str, Parameter(help="A key's name or id.")]
+PerMinute = Annotated[int | None, Parameter(validator=Number(gte=1))]
 UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 FAR_OFF = dt.datetime(9999, 1, 1, tzinfo=dt.UTC).timestamp()
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
@@ -60,7 +60,7 @@ def add(
             help="An id or alias that it is for; may be repeated. Absent: all.",
         ),
     ] = (),
-    requests_per_minute: Count = None,
+    requests_per_minute: PerMinute = None,
     tokens_per_minute: Annotated[
         int | None, Parameter(validator=Number(gte=1), help="Of prompts and answers together.")
     ] = None,
@@ -70,7 +70,7 @@ def add(
     expires: Annotated[
         str | None, Parameter(help="After 12h, 30d or 8w, or at the end of a day (UTC) as 2030-12-31. Absent: never.")
     ] = None,
-    config: Config = None,
+    config: ConfigPath = None,
     json: Json = False,
 ) -> int:
     """Make a key and show it, this once: only its hash is kept."""
@@ -110,7 +110,7 @@ def add(
 def list_(
     *,
     everything: Annotated[bool, Parameter(name="--all", negative="", help="Revoked ones, too.")] = False,
-    config: Config = None,
+    config: ConfigPath = None,
     json: Json = False,
 ) -> int:
     """List the keys: what each may do and whether it is in force."""
@@ -126,7 +126,7 @@ def list_(
 
 
 @app.command
-def show(which: Which, *, config: Config = None, json: Json = False) -> int:
+def show(which: KeyName, *, config: ConfigPath = None, json: Json = False) -> int:
     """Show what is kept of one key."""
     told = described(_pick(_place(config), which), time.time())
     if json:
@@ -137,7 +137,7 @@ def show(which: Which, *, config: Config = None, json: Json = False) -> int:
 
 
 @app.command
-def revoke(which: Which, *, config: Config = None, json: Json = False) -> int:
+def revoke(which: KeyName, *, config: ConfigPath = None, json: Json = False) -> int:
     """Take a key out of force for good. Requests of it that are under way end by themselves."""
     place, now = _place(config), time.time()
     key = _pick(place, which)

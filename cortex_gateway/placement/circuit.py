@@ -17,7 +17,7 @@ FAILURES = 3
 REST_SECS, MOST_REST_SECS = 5.0, 60.0
 """The first rest, and the longest."""
 
-State = Literal["closed", "open", "half_open"]
+CircuitState = Literal["closed", "open", "half_open"]
 
 
 @frozen(kw_only=True)
@@ -31,7 +31,7 @@ class Circuit:
     rest_secs: float = 0.0
     trial: bool = False  # a request is trying it
 
-    def state(self, now: float) -> State:
+    def state(self, now: float) -> CircuitState:
         if self.until is None:
             return "closed"
         return "open" if now < self.until else "half_open"

@@ -14,7 +14,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 from cortex_gateway.auth import policy
-from cortex_gateway.auth.guard import Admission
+from cortex_gateway.auth.guard import AdmittedRequest
 from cortex_gateway.auth.principal import Principal
 from cortex_gateway.context import RequestContext, session, timeout_secs
 from cortex_gateway.dialects.failure import Failure
@@ -79,7 +79,7 @@ class Route:
     method: Method
     path: str
     work: Callable[[Exchange, bytes], Awaitable[None]]
-    need: policy.Need | None
+    need: policy.AcceptedScopes | None
     label: str | None = None
     metered: bool = True
 
@@ -129,7 +129,7 @@ class _Handler:
     route: Route
     client: Client
     record: Record
-    _admission: Admission | None = None
+    _admission: AdmittedRequest | None = None
     _live: Live | None = None
 
     async def pass_through(self, http: HTTPScope) -> None:

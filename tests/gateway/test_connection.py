@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from cortex_gateway import serving
-from cortex_gateway.connection import KEEP_SECS, MOST_HEAD_BYTES, Patience
+from cortex_gateway.connection import KEEP_SECS, MOST_HEAD_BYTES, IdleTimeouts
 from tests.fakes.gateway_rig import CHAT, COMPLETIONS, HI, MESSAGES
 from tests.fakes.live_gateway import LiveGateway, live_gateway
 from tests.fakes.neuron_double import Answer, NeuronDouble
@@ -37,7 +37,7 @@ def one_for_all() -> Iterator[tuple[LiveGateway, NeuronDouble]]:
 
 @pytest.fixture
 def plain(one_for_all: tuple[LiveGateway, NeuronDouble]) -> tuple[LiveGateway, NeuronDouble]:
-    """A gateway with little patience, and a neuron that has been asked nothing yet."""
+    """A gateway with little timeouts, and a neuron that has been asked nothing yet."""
     one_for_all[1].seen.clear()
     return one_for_all
 
@@ -111,7 +111,7 @@ def still_serves(it: LiveGateway) -> None:
 def test_an_idle_connection_is_kept_longer_than_clients_keep_theirs() -> None:
     """On both listeners: who closes first may close while the other sends."""
     for lifespan in (True, False):
-        server = serving._server(lambda *_: None, Patience(read_secs=1, write_secs=1), 1, None, lifespan=lifespan)  # type: ignore[arg-type,return-value]
+        server = serving._server(lambda *_: None, IdleTimeouts(read_secs=1, write_secs=1), 1, None, lifespan=lifespan)  # type: ignore[arg-type,return-value]
 
         assert server.config.timeout_keep_alive == KEEP_SECS == 75
 

@@ -22,7 +22,7 @@ def resolve(name: str) -> str:
     return ALIASES[name]
 
 
-def admit(*offered: str, key: Key = KEY, need: policy.Need = INFER, asked: bool = True) -> Principal:
+def admit(*offered: str, key: Key = KEY, need: policy.AcceptedScopes = INFER, asked: bool = True) -> Principal:
     return policy.admit({key.id: key}, offered, need, NOW, asked=asked)
 
 
@@ -91,7 +91,7 @@ def test_until_its_last_moment_a_key_is_good() -> None:
         (set(), EITHER, False),
     ],
 )
-def test_scopes_are_apart(scopes: set[str], need: policy.Need, *, passes: bool, asked: bool) -> None:
+def test_scopes_are_apart(scopes: set[str], need: policy.AcceptedScopes, *, passes: bool, asked: bool) -> None:
     """admin does not mean infer: who watches the fleet need not be able to use it."""
     key = attrs.evolve(KEY, scopes=frozenset(scopes))
     if passes:
