@@ -191,14 +191,14 @@ class Operations:
             self._state.effects.append(m.Abort(node=host.name))
 
     def abandon(self, wanted: Collection[tuple[bool, str]]) -> bool:
-        """Cut short what nobody wants any more, but for loads that run: victims may stay. True if that changes anything.
+        """Cut short what nobody wants any more and has something left to begin: victims may stay. True if there is any.
 
         `wanted`: models, each with whether it is to leave.
         """
         unwanted = [
             one
             for one in self.under_way
-            if one.unfinished and not one.loading and one.why != "defrag"
+            if one.unfinished and one.why != "defrag"
             if (one.why == "unload", one.model) not in wanted
         ]
         for operation in unwanted:

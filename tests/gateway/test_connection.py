@@ -37,7 +37,7 @@ def one_for_all() -> Iterator[tuple[LiveGateway, NeuronDouble]]:
 
 @pytest.fixture
 def plain(one_for_all: tuple[LiveGateway, NeuronDouble]) -> tuple[LiveGateway, NeuronDouble]:
-    """A gateway with little timeouts, and a neuron that has been asked nothing yet."""
+    """A gateway with short timeouts, and a neuron that has been asked nothing yet."""
     one_for_all[1].seen.clear()
     return one_for_all
 
