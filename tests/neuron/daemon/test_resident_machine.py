@@ -80,7 +80,7 @@ class Life(RuleBasedStateMachine):
     def _begin(self, count: int, quiet: int) -> None:
         self.quiet = quiet
         self.stories = [Story() for _ in range(count)]
-        self.placed = self.served = self.unloading = self.gone = False
+        self.placed = self.served = self.unloading = self.gone = self.in_vain = False
         self.refused: str | None = None  # what the load failed of
         self.fetched: Path | Exception | None = None
         self.told: list[Progress] = []
@@ -101,6 +101,7 @@ class Life(RuleBasedStateMachine):
 
     def _fetch(self, report: Any) -> Path:
         report("download", 1, 2, "bytes")
+        self.in_vain = self.unloading
         assert self.fetched is not None
         if isinstance(self.fetched, Exception):
             raise self.fetched
@@ -395,6 +396,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def nothing_stays(self) -> None:
+        assert not self.in_vain, "a thread whose model is unloaded goes on after its next report"
         if self.gone:
             assert not self.shares.held
             assert all(not one.client for one in self.model.replicas)
