@@ -34,8 +34,6 @@ from neuron_jax.workers.render_frames import (
 )
 
 MIB = 1 << 20
-CHECK_SECONDS = 0.8
-"""Computing time for one constraint. Those of real clients take milliseconds."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -45,10 +43,11 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--memory-mb", type=int, required=True)
     parser.add_argument("--cpu-seconds", type=int, required=True)
+    parser.add_argument("--check-seconds", type=float, required=True)
     told = parser.parse_args()
     with socket.socket(fileno=told.fd) as daemon:
         bound_memory(told.memory_mb)
-        serve(daemon, told.memory_mb, told.cpu_seconds)
+        serve(daemon, told)
 
 
 def bound_memory(memory_mb: int) -> None:
@@ -60,9 +59,9 @@ def bound_memory(memory_mb: int) -> None:
 
 
 @contextmanager
-def bound_check() -> Iterator[None]:
-    """Ends the process, by SIGPROF, when what stands inside computes for longer than CHECK_SECONDS."""
-    signal.setitimer(signal.ITIMER_PROF, CHECK_SECONDS)
+def bound_check(seconds: float) -> Iterator[None]:
+    """Ends the process, by SIGPROF, when what stands inside computes for longer."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
@@ -80,27 +79,29 @@ def limit(what: int, most: int) -> None:
     resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
-def serve(daemon: socket.socket, memory_mb: int, cpu_seconds: int) -> None:
-    """One answer to each frame."""
+def serve(daemon: socket.socket, told: argparse.Namespace) -> None:
+    """One answer to each frame, within the bounds that the process was told."""
     renderers: dict[int, Renderer] = {}
     with daemon.makefile("rb") as frames:
         while header := frames.read(HEADER.size):
-            bound_time(cpu_seconds)
+            bound_time(told.cpu_seconds)
             try:
                 task = decode_task(frames.read(*HEADER.unpack(header)))
-                daemon.sendall(encode(checked(task) if isinstance(task, Check) else answer(renderers, task)))
+                daemon.sendall(
+                    encode(checked(task, told.check_seconds) if isinstance(task, Check) else answer(renderers, task))
+                )
             except MemoryError:
-                why = f"the chat template needs more than {memory_mb} MiB of memory"
+                why = f"the chat template needs more than {told.memory_mb} MiB of memory"
                 daemon.sendall(encode(Refused(why, last=True)))
                 return
 
 
-def checked(asked: Check) -> Answer:
-    """Whether a constraint can be followed. The library is only there where somebody asks for it."""
+def checked(asked: Check, seconds: float) -> Answer:
+    """Whether a constraint can be followed, seen in so many seconds. The library is only there where somebody asks for it."""
     from neuron_jax.constraints.grammar import check
 
     try:
-        with bound_check():
+        with bound_check(seconds):
             check(asked.constraint)
     except GrammarError as error:
         return Unfit(_SURROGATES.sub("\ufffd", str(error)), error.keywords)

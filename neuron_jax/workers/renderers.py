@@ -42,6 +42,8 @@ KEPT_FORMATS = 16
 
 CPU_SECONDS = 3
 """Computing time of one rendering, rounded up by at most one. The longest conversations take some tenths."""
+CHECK_SECONDS = 0.8
+"""Computing time for one constraint. Those of real clients take milliseconds."""
 WALL_SECONDS = 30.0
 """For one rendering, on a machine however busy."""
 
@@ -116,6 +118,7 @@ class Renderers:
     environ: Mapping[str, str]
     command: Sequence[str] = COMMAND
     cpu_seconds: int = CPU_SECONDS
+    check_seconds: float = CHECK_SECONDS
     wall_seconds: float = WALL_SECONDS
     _processes: asyncio.Semaphore = field(factory=lambda: asyncio.Semaphore(PROCESSES), init=False)
     _checking: asyncio.Semaphore = field(factory=lambda: asyncio.Semaphore(1), init=False)  # beside those that render
@@ -215,6 +218,7 @@ class Renderers:
             await process.end()
         kept = {key: value for key, value in self.environ.items() if key in INHERITED}
         bounds = ("--memory-mb", str(self.memory_mb), "--cpu-seconds", str(self.cpu_seconds))
+        bounds += ("--check-seconds", str(self.check_seconds))
         return await _Process.start((*self.command, *bounds), kept)
 
 

@@ -186,3 +186,22 @@ def test_a_slot_that_does_not_exist_is_an_error_not_a_crash() -> None:
 def test_it_serves_one_device() -> None:
     assert native_sampler.refuses(make_mesh(jax.devices("cpu")[:1])) is None
     assert native_sampler.refuses(make_mesh(jax.devices("cpu")[:2])) == "serves one CPU device"
+
+
+def test_masked_rows_draw_what_they_may_as_xlas_do() -> None:
+    """Of every kind of row some are masked; the others draw as if there were no masks."""
+    rng = np.random.default_rng(11)
+    logits = jnp.asarray(rng.standard_normal((ROWS, VOCAB)), jnp.float32)
+    past, row = some_past(rng), mixed_rows(rng)
+    may = rng.random((ROWS, -(-VOCAB // 32) * 32)) < 0.02
+    may[:, 7] = True
+    masks = jnp.asarray(np.packbits(may, axis=1, bitorder="little").view(np.int32))
+    masked = np.arange(ROWS) % 2
+    bound = row._replace(masked=jnp.asarray(masked, jnp.int32))
+    found, expected, free = native(logits, bound, past, masks), xla(logits, bound, past, masks), native(logits, row, past)
+    tokens = np.asarray(found.token)
+
+    assert may[np.arange(ROWS), tokens][masked > 0].all()
+    assert (tokens == np.asarray(expected.token)).mean() > 0.98
+    np.testing.assert_array_equal(tokens[masked == 0], np.asarray(free.token)[masked == 0])
+    np.testing.assert_array_equal(np.asarray(found.top_ids), np.asarray(free.top_ids))

@@ -1,6 +1,7 @@
 """Templates run in processes that can be lost: bounded in memory and time, with nothing of the daemon's in them."""
 
 import asyncio
+import json
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from neuron_jax.constraints.errors import GrammarError
 from neuron_jax.text.errors import TemplateError, TooManyTokensError
 from neuron_jax.text.prompt import Chat, ChatFormat, Rendered, Renderer
 from neuron_jax.text.spelling import Spelling
-from neuron_jax.workers.renderers import KEPT_FORMATS, Renderers
+from neuron_jax.workers.frames import Constraint
+from neuron_jax.workers.renderers import KEPT_FORMATS, TOO_INTRICATE, Renderers
 from tests.fakes.engine_double import environment
 
 PROC = Path("/proc")
@@ -241,3 +244,43 @@ def test_it_ends_when_the_daemon_does() -> None:
         return await asyncio.wait_for(process.process.wait(), 20)
 
     assert using(use) == 0
+
+
+def refusal_of(constraint: Constraint, **options: Any) -> GrammarError | None:
+    async def use(renderers: Renderers) -> GrammarError | None:
+        try:
+            await renderers.check(constraint)
+        except GrammarError as error:
+            return error
+        return None
+
+    found: GrammarError | None = using(use, **options)
+    return found
+
+
+def test_a_constraint_is_read_where_nobody_else_is() -> None:
+    wrong = Constraint("json_schema", '{"type": "array", "uniqueItems": true}')
+    refused = refusal_of(wrong)
+
+    assert refusal_of(Constraint("regex", "[a-z]+")) is None
+    assert refused is not None
+    assert refused.keywords == ("uniqueItems",)
+
+
+def test_a_constraint_that_takes_too_long_costs_its_process_and_others_render_meanwhile() -> None:
+    """2,500 patterns, which take some tenths of a second to read; and one that is well, by the next process."""
+    patterns = {f"p{i}": {"type": "string", "pattern": f"^(a{{{i}}}|b)*$"} for i in range(2500)}
+    hostile = Constraint("json_schema", json.dumps({"type": "object", "properties": patterns}))
+
+    async def use(renderers: Renderers) -> tuple[str, str]:
+        checking = asyncio.create_task(renderers.check(hostile))
+        text = (await renderers.render(TURNS, HI)).text
+        with pytest.raises(GrammarError) as raised:
+            await checking
+        await renderers.check(Constraint("regex", "[a-z]+"))
+        return text, str(raised.value)
+
+    text, why = using(use, check_seconds=0.02)
+
+    assert text.startswith("<user>hi")
+    assert why == TOO_INTRICATE
