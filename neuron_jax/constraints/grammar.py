@@ -86,10 +86,22 @@ def _written(kind: str, source: str) -> str:
         case "regex":
             return LLMatcher.grammar_from_regex(source)
         case "choice":
-            return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(c) for c in json.loads(source)))
+            source = "start: " + " | ".join(json.dumps(choice) for choice in json.loads(source))
+        case "calls":
+            source = _calls(json.loads(source))
         case "gbnf":
-            return LLMatcher.grammar_from_lark(gbnf_to_lark(source))
+            source = gbnf_to_lark(source)
     return LLMatcher.grammar_from_lark(source)
+
+
+def _calls(told: Any) -> str:
+    """Calls of tools: each is its parts around a JSON object of its own schema."""
+    calls, several = told["calls"], ' ("\\n" call)*' if told["several"] else ""
+    lines = [f"start: call{several}", "call: " + " | ".join(f"call{at}" for at in range(len(calls)))]
+    for at, call in enumerate(calls):
+        lines.append(f"call{at}: {json.dumps(call['before'])} arguments{at} {json.dumps(call['behind'])}")
+        lines.append(f"arguments{at}: %json {json.dumps({**_plain(call['schema']), 'x-guidance': JSON})}")
+    return "\n".join(lines)
 
 
 def _plain(schema: Any) -> Any:

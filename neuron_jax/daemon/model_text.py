@@ -9,9 +9,10 @@ from typing import Any
 from attrs import frozen
 
 from neuron_jax.daemon.advice import read_advice
-from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
+from neuron_jax.daemon.problems import Problem, invalid_body
 from neuron_jax.text import formats
 from neuron_jax.text.errors import TemplateError, TextError, TooManyTokensError
+from neuron_jax.text.generic_tools import in_words
 from neuron_jax.text.output import OutputText
 from neuron_jax.text.prompt import Chat, ChatFormat, Rendered
 from neuron_jax.text.reasoning import CLOSE, OPEN
@@ -42,9 +43,11 @@ class Encoded:
 
 @frozen
 class Abilities:
-    """`tool_call`: the template has a place for tools and the calls are understood. `reasoning`: it may think first."""
+    """`tool_call`: calls of tools are understood, which are written in `tool_format`: `generic` where the template has no place
+    for tools and gets a prompt of ours. `reasoning`: it may think first."""
 
     tool_call: bool = False
+    tool_format: str | None = None
     reasoning: bool = False
 
 
@@ -90,6 +93,11 @@ class ModelText:
         return _abilities(self.template)
 
     @property
+    def tool_format(self) -> str | None:
+        """How its calls are written; in a prompt of ours where its template has no place for tools."""
+        return None if self.template is None else _tool_format(self.template)
+
+    @property
     def thinking(self) -> tuple[int | None, int | None]:
         """The tokens that open and close its thoughts, where they are tokens."""
         return self.tokenizer.id_of(OPEN), self.tokenizer.id_of(CLOSE)
@@ -106,8 +114,8 @@ class ModelText:
             raise Problem(
                 422, "template_render_failed", "This model has no chat template; use /v1/completions.", param="messages"
             )
-        if chat.tools and not self.template.supports_tools:
-            raise unsupported("tools", "tools: this model's chat template has no place for tools.")
+        if not self.template.supports_tools:
+            chat = in_words(chat)
         self._refuse_hopeless(chat.messages, most)
         try:
             return await render(self.chat_format, chat, most)
@@ -119,7 +127,7 @@ class ModelText:
         assert self.template is not None
         ids = self.tokenizer.encode_rendered(prompt, most=most)
         reasoning = formats.reasoning_format(self.template.source, prompt.plain)
-        return Encoded(ids, reasoning, formats.tool_format(self.template.source) if tools else None)
+        return Encoded(ids, reasoning, self.tool_format if tools else None)
 
     def encode_prompt(self, name: str, prompt: str | list[int], most: int) -> Encoded:
         """A raw prompt as ids. Raises Problem on ids outside the vocabulary, or nothing at all, and TooManyTokensError
@@ -201,5 +209,9 @@ def _texts(content: str | Sequence[Mapping[str, Any]] | None) -> Sequence[str]:
 def _abilities(template: ChatTemplate | None) -> Abilities:
     if template is None:
         return Abilities()
-    tools = template.supports_tools and formats.tool_format(template.source) is not None
-    return Abilities(tools, template.supports_thinking)
+    found = _tool_format(template) if template.supports_tools else "generic"
+    return Abilities(found is not None, found, template.supports_thinking)
+
+
+def _tool_format(template: ChatTemplate) -> str | None:
+    return formats.tool_format(template.source) if template.supports_tools else "hermes"

@@ -12,7 +12,9 @@ from neuron_jax.daemon.generation import GenerationJob
 from neuron_jax.daemon.model_text import Encoded, ModelText, Render
 from neuron_jax.daemon.problems import context_too_long, invalid_body, unsupported
 from neuron_jax.daemon.schema import ChatRequest, CompletionRequest, SamplingParams
+from neuron_jax.daemon.structured import Asked
 from neuron_jax.text.errors import TooManyTokensError, UncutTextError
+from neuron_jax.text.forced_calls import forced_calls
 from neuron_jax.text.prompt import Rendered
 from neuron_jax.workers.frames import Constraint, Sampling, Submit
 
@@ -29,6 +31,21 @@ class Outside:
     seed: int
     created: int
     max_context: int
+
+
+def with_forced_calls(request: ChatRequest, text: ModelText) -> ChatRequest:
+    """A request whose answer is bound to the calls that it must make. Raises Problem where the model's cannot be forced."""
+    if not request.forced:
+        return request
+    if request.params.form is not None:
+        raise invalid_body(
+            "tool_choice", f"tool_choice: {request.params.form.field} says already what the answer looks like."
+        )
+    source = forced_calls(text.tool_format or "", request.forced, several=not request.one_call)
+    if source is None:
+        raise unsupported("tool_choice", "tool_choice: calls of this model cannot be forced; leave it to the model.")
+    form = Asked(Constraint("calls", source), "tools")
+    return attrs.evolve(request, params=attrs.evolve(request.params, form=form))
 
 
 async def render_chat(render: Render, request: ChatRequest, text: ModelText, outside: Outside) -> Rendered:

@@ -104,6 +104,7 @@ class ChatRequest:
     params: SamplingParams
     chat: Chat
     one_call: bool = False
+    forced: Sequence[Mapping[str, Any]] = ()  # functions of which one must be called
 
     @property
     def answers(self) -> int:
@@ -138,10 +139,12 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
     fields = Fields(body)
     model = read_model(fields)
     _refuse_unsupported(fields)
+    chat = _chat(fields, _chosen_tools)
     return ChatRequest(
         params=_read_params(fields, model, _chat_logprobs(fields)),
-        chat=_chat(fields, _chosen_tools),
-        one_call=not fields.flag("parallel_tool_calls", absent=True),
+        chat=chat,
+        one_call=not fields.flag("parallel_tool_calls", absent=True) or isinstance(fields.get("tool_choice"), dict),
+        forced=_forced(fields, chat.tools or ()),
     )
 
 
@@ -260,9 +263,27 @@ def _chosen_tools(fields: Fields) -> Sequence[Mapping[str, Any]] | None:
             return tools
         case "none":
             return None
-        case "required" | {"type": _}:
-            raise unsupported("tool_choice", 'tool_choice: only "auto" and "none" are supported.')
-    raise fields.wrong("tool_choice", '"auto" or "none"')
+        case "required" | {"type": "function"}:
+            if not tools:
+                raise fields.wrong("tool_choice", "absent where there are no tools")
+            return tools
+        case {"type": str(other)}:
+            raise unsupported("tool_choice.type", f"tool_choice.type {other!r} is not supported by this server.")
+    raise fields.wrong("tool_choice", '"auto", "none", "required" or a function by its name')
+
+
+def _forced(fields: Fields, tools: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The functions of which one must be called."""
+    choice, functions = fields.get("tool_choice"), [tool["function"] for tool in tools]
+    if choice == "required":
+        return functions
+    if not isinstance(choice, dict):
+        return ()
+    named = Fields(choice, "tool_choice.").object("function") or Fields({}, "tool_choice.function.")
+    found = [function for function in functions if function["name"] == named.get("name")]
+    if not found:
+        raise named.wrong("name", "the name of one of the tools")
+    return found[:1]
 
 
 def _variables(fields: Fields) -> Mapping[str, Any]:

@@ -251,6 +251,7 @@ def _info(model_id: str, aliases: tuple[str, ...], status: str, abilities: Abili
         "vram_used_mb": None,
         "capabilities": CAPABILITIES,
         "tool_call": abilities.tool_call,
+        "tool_format": abilities.tool_format,
         "reasoning": abilities.reasoning,
     }
 

@@ -91,12 +91,13 @@ class LoadEngine(Struct, tag="load", frozen=True):
 
 
 class Constraint(Struct, frozen=True, omit_defaults=True):
-    """What a text must look like. `source` is a JSON schema, a regular expression or a grammar, and for `choice` a JSON list
-    of strings; `json_object` needs none. With `after` it holds behind the first of that token, which ends the thinking; with
-    `opens` only where the text begins with that one, which begins the thinking, and else from the beginning.
+    """What a text must look like. `source` is a JSON schema, a regular expression or a grammar, for `choice` a JSON list of
+    strings, for `calls` what `text.forced_calls` writes; `json_object` needs none. With `after` it holds behind the first of
+    that token, which ends the thinking; with `opens` only where the text begins with that one, which begins the thinking,
+    and else from the beginning.
     """
 
-    kind: Literal["json_schema", "json_object", "regex", "choice", "lark", "gbnf"]
+    kind: Literal["json_schema", "json_object", "regex", "choice", "lark", "gbnf", "calls"]
     source: str = ""
     after: int | None = None
     opens: int | None = None

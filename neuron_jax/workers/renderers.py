@@ -217,9 +217,13 @@ class Renderers:
                 return process
             await process.end()
         kept = {key: value for key, value in self.environ.items() if key in INHERITED}
-        bounds = ("--memory-mb", str(self.memory_mb), "--cpu-seconds", str(self.cpu_seconds))
-        bounds += ("--check-seconds", str(self.check_seconds))
-        return await _Process.start((*self.command, *bounds), kept)
+        bounds = {
+            "--memory-mb": self.memory_mb,
+            "--cpu-seconds": self.cpu_seconds,
+            "--check-seconds": self.check_seconds,
+        }
+        told = [str(word) for bound in bounds.items() for word in bound]
+        return await _Process.start((*self.command, *told), kept)
 
 
 def _rendered(answer: Answer) -> Rendered:

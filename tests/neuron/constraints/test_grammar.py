@@ -8,6 +8,7 @@ import pytest
 from neuron_jax.constraints.errors import GrammarError
 from neuron_jax.constraints.grammar import MAX_SOURCE, check
 from neuron_jax.constraints.matcher import Tokens
+from neuron_jax.text.forced_calls import forced_calls
 from neuron_jax.workers.frames import Constraint, Vocabulary
 
 BYTES = Tokens(Vocabulary([*(bytes([byte]) for byte in range(256)), b"<end>"], (256,), (256,)), 257)
@@ -94,3 +95,29 @@ def test_json_is_written_on_one_line_so_that_it_ends() -> None:
     assert admits(asked, '{"a": 1, "b": [1, 2]}')
     assert not admits(asked, '{"a":  1}')
     assert not admits(asked, '{\n"a": 1}')
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_forced_calls_are_what_the_parser_reads(several: bool) -> None:
+    """Arguments by the schema of the tool that is called, and of no other; references are to their own schema."""
+    one = {
+        "name": "look",
+        "parameters": {"properties": {"at": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"type": "integer"}}},
+    }
+    two = {"name": 'say "é"', "parameters": {"properties": {"at": {"type": "string"}}, "required": ["at"]}}
+    source = forced_calls("hermes", [one, two], several=several)
+    assert source is not None
+    asked = Constraint("calls", source)
+    look = '<tool_call>\n{"name": "look", "arguments": {"at": 1}}\n</tool_call>'
+    say = '<tool_call>\n{"name": "say \\"é\\"", "arguments": {"at": "x"}}\n</tool_call>'
+    check(asked)
+
+    assert admits(asked, look)
+    assert admits(asked, say)
+    assert not admits(asked, look.replace("1", '"x"'))
+    assert not admits(asked, "I would rather not.")
+    assert admits(asked, f"{look}\n{say}") is several
+
+
+def test_calls_of_formats_that_nobody_forces() -> None:
+    assert forced_calls("mistral", [{"name": "f"}], several=False) is None

@@ -16,6 +16,9 @@ from tests.fakes.live_neuron import MODEL, LiveNeuron, with_neuron
 USER = [{"role": "user", "content": "hi"}]
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
 def call(function: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": function}]}]
 
@@ -87,8 +90,9 @@ CHAT = [
     ({"top_logprobs": 2}, "invalid_request_body", "top_logprobs"),
     ({"tools": [{"type": "web"}]}, "invalid_request_body", "tools[0].type"),
     ({"tools": [{"type": "function"}]}, "invalid_request_body", "tools[0].function"),
-    ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
-    ({"tool_choice": {"type": "function"}}, "unsupported_parameter", "tool_choice"),
+    ({"tool_choice": "required"}, "invalid_request_body", "tool_choice"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "invalid_request_body", "tool_choice.function.name"),
+    ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "unsupported_parameter", "tool_choice.type"),
     ({"tool_choice": "sometimes"}, "invalid_request_body", "tool_choice"),
     ({"response_format": {"type": "structural_tag"}}, "unsupported_parameter", "response_format.type"),
     ({"response_format": {"type": "json_schema"}}, "invalid_request_body", "response_format.json_schema"),
@@ -257,14 +261,15 @@ def test_a_prompt_over_the_context_is_refused_with_the_words_clients_match(tmp_p
     with_neuron(tmp_path, use, max_context=64)
 
 
-def test_tools_need_a_template_with_a_place_for_them(tmp_path: Path) -> None:
-    """A template without tools refuses them by name instead of dropping them."""
-    tool = {"type": "function", "function": {"name": "f"}}
+def test_tools_are_told_in_words_where_the_template_has_no_place_for_them(tmp_path: Path) -> None:
+    """Neither refused nor dropped: the prompt is as much longer as it takes to tell of them, and /models says so."""
 
     async def use(neuron: LiveNeuron) -> None:
-        refused = assert_envelope(await neuron.chat("x", tools=[tool]), 400, "unsupported_parameter")
-        assert refused["param"] == "tools"
-        assert (await neuron.chat("x", tools=[tool], tool_choice="none")).status_code == 200
+        plain = (await neuron.chat("x", tools=[TOOL], tool_choice="none")).json()["usage"]["prompt_tokens"]
+        told = (await neuron.chat("x", tools=[TOOL])).json()["usage"]["prompt_tokens"]
+        shown = {one["id"]: one for one in (await neuron.http.get("/models")).json()}
+        assert told > plain + 100
+        assert (shown[MODEL]["tool_call"], shown[MODEL]["tool_format"]) == (True, "generic")
 
     with_neuron(tmp_path, use, tools=False)
 

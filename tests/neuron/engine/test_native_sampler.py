@@ -198,7 +198,11 @@ def test_masked_rows_draw_what_they_may_as_xlas_do() -> None:
     masks = jnp.asarray(np.packbits(may, axis=1, bitorder="little").view(np.int32))
     masked = np.arange(ROWS) % 2
     bound = row._replace(masked=jnp.asarray(masked, jnp.int32))
-    found, expected, free = native(logits, bound, past, masks), xla(logits, bound, past, masks), native(logits, row, past)
+    found, expected, free = (
+        native(logits, bound, past, masks),
+        xla(logits, bound, past, masks),
+        native(logits, row, past),
+    )
     tokens = np.asarray(found.token)
 
     assert may[np.arange(ROWS), tokens][masked > 0].all()
