@@ -194,6 +194,7 @@ class Answers:
     """The same in an event loop, one call after the other in a thread of its own. Close it."""
 
     store: AnswerStore
+    _closed: bool = field(default=False, init=False)
     _thread: ThreadPoolExecutor = field(
         factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="answers"), init=False, repr=False
     )
@@ -221,9 +222,13 @@ class Answers:
 
     async def close(self) -> None:
         """After what is under way."""
-        await self._call(self.store.close)
+        last = self._call(self.store.close)
+        self._closed = True
+        await last
         self._thread.shutdown()
 
-    async def _call(self, work: Callable[P, R], *values: P.args, **named: P.kwargs) -> R:
+    def _call(self, work: Callable[P, R], *values: P.args, **named: P.kwargs) -> "asyncio.Future[R]":
+        if self._closed:
+            raise AnswersUnusable("the gateway has closed the database of answers")
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, functools.partial(work, *values, **named))
+        return loop.run_in_executor(self._thread, functools.partial(work, *values, **named))

@@ -104,6 +104,7 @@ def _fed(it: Exchange, answer: Answer, chunk: bytes) -> bytes:
 async def _background(it: Exchange, keep: Keep, outgoing: Outgoing) -> None:
     """The client has its word at once; the request goes on as any other, seen, limited and ended as such."""
     it.check_model(outgoing.model)
+    it.gateway.fleet.resolve(outgoing.model)  # a name that nobody knows is told at once
     it.record.answer = keep.id
     it.outlives_client()
     await _kept(it, keep, keep.answer.whole(), running=True)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from attrs import frozen
 
-from cortex_gateway.dialects.dialect import Earlier
+from cortex_gateway.dialects.dialect import Earlier, Kept
 from cortex_gateway.dialects.fields import (
     Json,
     array,
@@ -140,6 +140,7 @@ def decode(asked: Asked, earlier: Earlier) -> ResponsesRequest:
     if earlier.chain is None:
         message = f"Previous response with id {asked.previous!r} not found."
         raise refused("previous_response_id", message, "previous_response_not_found")
+    _check_ended(earlier.chain)
     tools = Tools()
     if top.get("tools") is not None:
         tools.add(array(top["tools"], "tools"), "tools")
@@ -184,6 +185,13 @@ def _history(earlier: Earlier) -> list[Placed]:
             said += [Placed(item, "previous_response_id") for item in items if item.get("type") != "compaction_trigger"]
         said += [Placed(item, "previous_response_id") for item in output]
     return said
+
+
+def _check_ended(chain: Sequence[Kept]) -> None:
+    """Only the last one can be under way still: what goes on from one that is, is refused."""
+    if chain and msgspec.json.decode(chain[-1].answer).get("status") in ("queued", "in_progress"):
+        message = f"the answer {chain[-1].id!r} has not come to its end yet"
+        raise refused("previous_response_id", message, "previous_response_not_found")
 
 
 def _resolved(asked: Asked, earlier: Earlier) -> list[Json]:

@@ -1,6 +1,7 @@
 """/v1/responses through the whole gateway: what is kept, gone on from, made in the background, cancelled and forgotten."""
 
 import asyncio
+import pathlib
 from typing import Any
 
 import httpx
@@ -9,7 +10,8 @@ import pytest
 from cortex_gateway.errors import LoadFailed
 from tests.fakes.gateway_rig import CHAT, RESPONSES, Rig, payloads, run, settled
 from tests.fakes.keyring import guarded, made
-from tests.fakes.neuron_double import Answer
+from tests.fakes.live_gateway import live_gateway
+from tests.fakes.neuron_double import Answer, NeuronDouble
 
 LAPTOP = made("laptop")
 PHONE = made("phone")
@@ -252,14 +254,34 @@ def test_in_the_background_a_failure_is_there_to_be_asked_for(answer: Answer) ->
 
 
 def test_in_the_background_a_model_that_does_not_load_is_a_failure() -> None:
-    """But one that nobody knows is told at once? It is found out when the fleet is asked, and told then."""
+    """There to be asked for; a name that nobody knows is told at once, and so is an answer to go on from that is not whole."""
 
     async def scenario(rig: Rig) -> None:
-        found = await ended(rig, (await rig.post(RESPONSES, background=True)).json()["id"])
+        unknown = await rig.post(RESPONSES, background=True, model="nobody")
+        queued = (await rig.post(RESPONSES, background=True)).json()
+        early = await rig.post(RESPONSES, previous_response_id=queued["id"])
+        gate.set()
+        found = await ended(rig, queued["id"])
 
         assert found["error"] == {"code": "service_unavailable", "message": "no room"}
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+        assert (early.status_code, early.json()["error"]["param"]) == (400, "previous_response_id")
 
-    run(scenario, error=LoadFailed("no room"))
+    gate = asyncio.Event()
+    run(scenario, gate=gate, error=LoadFailed("no room"))
+
+
+def test_in_the_background_a_gateway_s_end_is_told(tmp_path: pathlib.Path) -> None:
+    """By the next gateway: it failed, and does not wait for ever."""
+    state = tmp_path / "cortex-state.db"
+    neuron = NeuronDouble(answers=[Answer(pause=30)])
+    with live_gateway({"double": neuron}, state=state) as gateway:
+        body = {"model": "demo", "input": "x", "background": True}
+        queued = httpx.post(f"{gateway.url}{RESPONSES}", json=body, timeout=60).json()
+    with live_gateway({"double": NeuronDouble()}, state=state) as gateway:
+        found = httpx.get(f"{gateway.url}{RESPONSES}/{queued['id']}", timeout=60).json()
+
+    assert (found["status"], found["error"]["code"]) == ("failed", "shutting_down")
 
 
 def test_in_the_background_a_key_s_limits_hold_until_it_has_ended() -> None:
@@ -289,18 +311,17 @@ def test_a_client_that_waits_is_told_so_by_events() -> None:
     """`response.in_progress` again and again, numbered with the rest, until the answer; then it goes on as if nothing was."""
 
     async def scenario(rig: Rig) -> None:
-        async def open_later() -> None:
-            await asyncio.sleep(0.1)
-            gate.set()
+        sent = b""
+        async for chunk in rig.stream(RESPONSES):
+            sent += chunk
+            if sent.count(b"event: response.in_progress") > 3:
+                gate.set()
 
-        opening = asyncio.create_task(open_later())
-        answer = await rig.post(RESPONSES, stream=True)
-        await opening
-
-        events = payloads(answer.content)
-        assert kinds(answer)[:3] == ["created", "in_progress", "in_progress"]
-        assert kinds(answer)[-1] == "completed"
-        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        told = payloads(sent)
+        names = [event["type"].removeprefix("response.") for event in told]
+        assert names[:5] == ["created", "in_progress", "in_progress", "in_progress", "in_progress"]
+        assert names[-1] == "completed"
+        assert [event["sequence_number"] for event in told] == list(range(len(told)))
 
     gate = asyncio.Event()
     run(scenario, gate=gate, keep_alive_seconds=0.01)
