@@ -51,6 +51,9 @@ class Asked:
     """A body, read as far as that goes without earlier answers.
 
     Attributes:
+        top: all of it.
+        model: what the client called it.
+        items: its own items, references among them.
         previous: the answer that it goes on from.
         references: ids of items that are to be found in earlier answers.
     """
@@ -109,7 +112,7 @@ class ResponsesRequest:
 
     @property
     def cache_key(self) -> str | None:
-        """The conversation that the body names: by its key, else by the answer before."""
+        """The conversation that the body names, if it does."""
         key = self.asked.top.get("prompt_cache_key")
         return key[:LONGEST_KEY] if isinstance(key, str) and key else None
 
