@@ -82,7 +82,7 @@ def fitting(name: str, limit: int) -> Iterator[None]:
     try:
         yield
     except TooManyTokensError as error:
-        raise context_too_long(error.tokens, limit, exact=error.exact) from error
+        raise context_too_long(name, error.tokens, limit, exact=error.exact) from error
     except UncutTextError as error:
         raise invalid_body(name, f"{name}: {error}.") from error
 

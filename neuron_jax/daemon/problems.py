@@ -80,7 +80,7 @@ def forbidden(code: str, message: str) -> Problem:
     return Problem(403, code, message, kind=PERMISSION)
 
 
-def context_too_long(prompt: int, limit: int, *, exact: bool = True) -> Problem:
+def context_too_long(param: str, prompt: int, limit: int, *, exact: bool = True) -> Problem:
     """400 in the words that clients match to compact their history. `exact`: `prompt` was counted to the end."""
     more: dict[str, Any] = {} if exact else {"estimated": True}
     return Problem(
@@ -88,7 +88,7 @@ def context_too_long(prompt: int, limit: int, *, exact: bool = True) -> Problem:
         "context_length_exceeded",
         f"This model's maximum context length is {limit} tokens. However, your messages resulted in {prompt} tokens"
         f"{'' if exact else ' (an estimate)'}. Please reduce the length of the messages.",
-        param="messages",
+        param=param,
         prompt_len=prompt,
         max=limit,
         **more,

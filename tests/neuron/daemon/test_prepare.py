@@ -91,4 +91,4 @@ def test_one_long_prompt_refuses_the_whole_batch(tmp_path: Path) -> None:
     with pytest.raises(Problem) as raised:
         completion_job(request, read_text(write_tiny_model(tmp_path)), OUTSIDE)
 
-    assert raised.value.code == "context_length_exceeded"
+    assert (raised.value.code, raised.value.param) == ("context_length_exceeded", "prompt[1]")
