@@ -122,20 +122,20 @@ class HostNotAllowed(BadRequest):
 
 
 class OriginNotAllowed(BadRequest):
-    """A web page may not call this route. `control`: the route is one of those that change the gateway."""
+    """A web page may not call this route. `origin`: in words. `control`: the route is one of those that change the gateway."""
 
     status = 403
     code = "origin_not_allowed"
 
     def __init__(self, origin: str, path: str, *, control: bool) -> None:
         allowed = (
-            "its own pages and those"
+            "the gateway's own pages and those"
             if control
             else "pages of this machine and of the gateway's host, installed programs, and pages"
         )
         super().__init__(
-            f"Pages of {origin!r} (the Origin header) may not call {path}: it answers to {allowed} that cortex.toml "
-            f'names, as [gateway] origins = ["https://chat.example.com"].',
+            f"Web pages of {origin} may not call {path}. It answers to {allowed} that cortex.toml names, "
+            f'as [gateway] origins = ["https://chat.example.com"].',
             param="origin",
         )
 

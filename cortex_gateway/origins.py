@@ -73,7 +73,7 @@ class OriginPolicy:
             return asked.origin
         if asked.path in OPEN:
             return None
-        raise OriginNotAllowed(asked.origin, asked.path, control=control)
+        raise OriginNotAllowed(repr(asked.origin), asked.path, control=control)
 
     def knows(self, name: str) -> bool:
         """Whether no stranger can have pointed `name` here: an address is no name, and the others are ours."""

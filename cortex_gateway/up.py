@@ -311,7 +311,7 @@ async def _ask(dialect: DialectTrial, url: str, stage: Stage) -> None:
                 out.file.flush()
             tokens = dialect.tokens(event) or tokens
     if not times:
-        raise UpError(f"{stage.model} answered {dialect.path} without a word; the neuron's log is {stage.log}")
+        raise UpError(f"{stage.model} gave an empty answer to {dialect.path}; the neuron's log is {stage.log}")
     out.print(f"\n{_pace(tokens, times[-1] - asked, times[-1] - times[0])}", style="dim")
 
 

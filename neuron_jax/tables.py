@@ -38,7 +38,7 @@ def print_smoke(report: Mapping[str, Any], console: Console) -> None:
             console.print(f"rank {row['rank']}: {row['message']}", markup=False, highlight=False, soft_wrap=True)
     world, how = report["world"], f"on {report['platform']}, {report['seconds']:.1f} s"
     console.print(
-        f"{'ok' if report['ok'] else 'failed'}: {world} ranks, whose sum must be {world} ({how})", markup=False
+        f"{'ok' if report['ok'] else 'failed'}: {world} ranks, and each must see a sum of {world} ({how})", markup=False
     )
 
 

@@ -82,7 +82,9 @@ class Meter:
             raise RateLimited(f"This key may use {limit}: try again in {after} s.", retry_after=after)
         most = self.limits.max_concurrent
         if most is not None and self.running >= most:
-            raise RateLimited(f"This key may have {most} requests under way at once: one has to end.", retry_after=1)
+            raise RateLimited(
+                f"This key may have {most} requests under way at once: wait until one has ended.", retry_after=1
+            )
 
 
 def _bucket(per_minute: int | None) -> Bucket | None:

@@ -49,7 +49,7 @@ def admit(
         raise Unauthorized("This API key has expired.", shown=True)
     if not known.scopes & need:
         wanted = " or ".join(scope for scope in SCOPES if scope in need)
-        raise Forbidden(f"This API key has not the scope that is needed here: {wanted}.")
+        raise Forbidden(f"This API key lacks the scope that is needed here: {wanted}.")
     return Principal(key=known.id, name=known.name, scopes=known.scopes, models=known.models, limits=known.limits)
 
 

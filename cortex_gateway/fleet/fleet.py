@@ -114,7 +114,7 @@ class Lease:
         try:
             await self._limit.__aexit__(kind, error, trace)
         except TimeoutError:
-            message = f"{self.node} has stopped answering: what it was asked to do may never end."
+            message = f"The node {self.node} has stopped answering, so its answer is no longer waited for."
             raise errors.UpstreamReadFailed(message) from None
 
 

@@ -32,7 +32,7 @@ class Watcher:
                 self.tell(Looking(node=self.client.name))
                 self.tell(await self._look())
             except Exception as error:
-                log.exception("the look at %s has failed", self.client.name)
+                log.exception("looking at the node %s failed", self.client.name)
                 self._miss(f"the gateway failed on what it answers: {type(error).__name__}: {error}")
             self.looked.set()
             await self._pause()
@@ -41,7 +41,7 @@ class Watcher:
         try:
             self.tell(Missed(node=self.client.name, reason=reason))
         except Exception:
-            log.exception("the miss of %s could not be told", self.client.name)
+            log.exception("the node %s did not answer, and that could not be recorded", self.client.name)
 
     async def _look(self) -> Seen | Missed:
         try:

@@ -205,4 +205,4 @@ def _suggestion(request: MemoryRequest, share: int, copies: int, holders: Mappin
     enough = [(mb, holder) for holder, mb in holders.items() if mb >= missing]
     if enough:
         return f"It fits when {min(enough)[1]} is unloaded"
-    return f"It needs {missing} MiB more that nobody uses"
+    return f"{missing} MiB more have to be free"

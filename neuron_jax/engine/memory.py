@@ -291,7 +291,7 @@ def _suggestion(request: PlanRequest, affordable: int) -> str:
     if request.weights_int8 and _least_pages(smaller) <= _affordable(smaller):
         return "quant = int8 fits"
     missing = _rows(request, _least_pages(request))[-2].bytes - request.limit
-    return f"{-(-missing // MIB)} MiB more on each device fit, or more devices (tensor_parallel)"
+    return f"{-(-missing // MIB)} MiB more on each device would do, or more devices (tensor_parallel)"
 
 
 def _step_peak(model: Model, *, rows: int, chunk: int) -> int:

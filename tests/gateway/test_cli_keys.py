@@ -252,7 +252,7 @@ def test_a_key_without_the_scope_is_told(
 
     assert cli.run(["status", "--endpoint", gateway.url]) == 1
 
-    assert "has not the scope that is needed here: admin" in capsys.readouterr().err
+    assert "lacks the scope that is needed here: admin" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"two words", b"sk-\xc3\xa9", b"\xff\xfe", b"a\nb", b"a\x00b"])

@@ -100,7 +100,7 @@ def test_what_an_engine_is_granted(
         (MemoryRequest("b", "b", (0,), 6_000), GPU, "memory_mb = 5800 fits"),
         (MemoryRequest("b", "b", (0,), 900), full(GPU, 1_000, a=4_000), "other programs 5000 MiB"),
         (MemoryRequest("b", "b", (0,), 600), full(GPU, 200, a=4_000), "It fits when a is unloaded"),
-        (MemoryRequest("b", "b", (1,), 600), full(GPU, 200, a=4_000), "It needs 600 MiB more that nobody uses"),
+        (MemoryRequest("b", "b", (1,), 600), full(GPU, 200, a=4_000), "600 MiB more have to be free"),
         (MemoryRequest("b", "b", (0,)), full(GPU, 200, a=4_000), "b asks for a share of device 0"),
         (MemoryRequest("b", "b", (0, 1), 3_000), HOST, "6000 MiB of the host's memory, which has 8000 MiB: a 4000 MiB"),
     ],

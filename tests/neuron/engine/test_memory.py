@@ -62,7 +62,7 @@ def test_the_table_adds_up() -> None:
     [
         ({"limit": 1600 * MIB, "context": 8192}, "max_context = 1600 fits"),
         ({"limit": 900 * MIB}, "quant = int8 fits"),
-        ({"limit": 900 * MIB, "weights_int8": 0}, "616 MiB more on each device fit"),
+        ({"limit": 900 * MIB, "weights_int8": 0}, "616 MiB more on each device would do"),
     ],
 )
 def test_a_refusal_names_the_smallest_change(changes: dict[str, int], suggestion: str) -> None:
