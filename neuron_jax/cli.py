@@ -97,16 +97,16 @@ def serve(
     port: Annotated[int | None, Parameter(validator=Number(gte=0, lte=HIGHEST_PORT))] = None,
     environ: Environ,
 ) -> None:
-    """Serve models until told to stop.
+    """Serve models until Ctrl-C.
 
     Parameters
     ----------
     config:
-        A TOML file; without it the defaults and the NEURON_* variables hold.
+        A TOML file. Without one, the defaults and the NEURON_* variables count.
     host:
-        The address to listen on, over the configuration.
+        The address to listen on. Overrides the configuration.
     port:
-        The port to listen on, 0 for any free one, over the configuration.
+        The port to listen on, 0 for any free one. Overrides the configuration.
     """
     loaded = _configured(config, environ)
     from neuron_jax.daemon.app import serve as serve_forever
@@ -161,12 +161,12 @@ def worker(
     fd: int | None = None,
     environ: Environ,
 ) -> int:
-    """Be one rank of several: of a model where a daemon started it, else of a smoke test over hosts.
+    """Run one rank of several: by hand of a test over hosts, started by a neuron of a model.
 
     Parameters
     ----------
     rank:
-        Which of the ranks this is; rank 0 is the leader, whom the others come to.
+        Which of the ranks this is. Rank 0 leads, and the others connect to it.
     world:
         How many there are.
     coordinator:
@@ -174,7 +174,7 @@ def worker(
     host:
         This host as the other ranks reach it.
     secret:
-        The same word for all ranks; by default NEURON_RANKS__SECRET, which no list of processes shows.
+        The same word for all ranks. Better set NEURON_RANKS__SECRET: everybody can read arguments.
     platform:
         What it runs on; by default what this host has.
     deadline:
@@ -182,7 +182,7 @@ def worker(
     as_json:
         Print JSON.
     fd:
-        The socket to the daemon that started it. By hand: leave it out.
+        For neurons only: the socket to the one that started it.
     """
     if fd is not None:
         from neuron_jax.workers.engine_process import run as serve_rank
@@ -258,7 +258,7 @@ def plan(
     kv_dtype:
         How keys and values are kept.
     deterministic:
-        A request gets the same bits however it is served, at a cost where XLA computes.
+        Give a request the same bits however it is served. Slower, but for the native CPU kernels.
     tensor_parallel:
         Over how many devices the model is spread.
     max_context:
@@ -341,7 +341,7 @@ def bench(
     kv_dtype:
         How keys and values are kept.
     deterministic:
-        A request gets the same bits however it is served, at a cost where XLA computes.
+        Give a request the same bits however it is served. Slower, but for the native CPU kernels.
     tensor_parallel:
         Over how many devices the model is spread.
     max_context:

@@ -97,7 +97,9 @@ def up_command(
     model: Annotated[
         str, Parameter(help="demo, a built-in id, a folder, a .gguf file, or a hub id org/name.")
     ] = "demo",
-    quant: Annotated[Literal["auto", "none"], Parameter(help="none keeps the checkpoint's numbers.")] = "auto",
+    quant: Annotated[
+        Literal["auto", "none"], Parameter(help="How weights are kept; none: float32 on a CPU, bfloat16 on a GPU.")
+    ] = "auto",
     once: Annotated[
         bool, Parameter(negative="", help="End after the answers: exit code 0, or 1 when anything failed.")
     ] = False,
@@ -133,7 +135,10 @@ def load(
     kv_dtype: Annotated[str | None, Parameter(help="How keys and values are kept: auto, int8, fp8, ...")] = None,
     deterministic: Annotated[
         bool | None,
-        Parameter(negative="", help="The same bits however a request is served, at a cost where XLA computes."),
+        Parameter(
+            negative="",
+            help="Give a request the same bits however it is served. Slower, but for the native CPU kernels.",
+        ),
     ] = None,
     tensor_parallel: Annotated[int | None, Parameter(help="Devices to spread it over.")] = None,
     hosts: Annotated[str | None, Parameter(help="Nodes that may serve it together, the preferred first: a,b.")] = None,
@@ -141,7 +146,7 @@ def load(
         Literal["host", "device"] | None, Parameter(help="One process per host or per device of a group.")
     ] = None,
     reload: Annotated[
-        bool, Parameter(negative="", help="Where it is loaded already: load it anew, once its requests have ended.")
+        bool, Parameter(negative="", help="If it is loaded already, load it again once its requests have ended.")
     ] = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     key_file: KeyFile = None,

@@ -48,7 +48,7 @@ def add(
             name="--scope",
             negative="",
             show_default=False,
-            help="infer (when absent): ask models; admin: see and change the fleet. May be repeated.",
+            help="infer: ask models; admin: see and change the fleet. May be repeated. Absent: infer.",
         ),
     ] = ("infer",),
     model: Annotated[
