@@ -743,6 +743,18 @@ def test_a_node_lost_while_a_victim_drains_forgets_its_job() -> None:
     assert isinstance(it.outcome(ticket), errors.NoHealthyNode)
 
 
+def test_no_load_follows_on_a_node_that_is_lost_while_a_victim_leaves() -> None:
+    """Though the unload has ended well before it could be given up."""
+    it = bench()
+    it.see(free=2000, replicas=(loaded("n"),))
+    ticket = it.want("m")
+    down(it, "a")
+    it.done()
+
+    assert it.done_to() == ["unload n"]
+    assert isinstance(it.outcome(ticket), errors.NoHealthyNode)
+
+
 def test_what_is_loaded_while_a_model_leaves_stays() -> None:
     """It leaves where it is when the operator asks; a request that comes meanwhile has it loaded elsewhere, and gets it."""
     it = bench(nodes="ab")
