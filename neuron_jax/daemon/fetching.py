@@ -51,5 +51,5 @@ def load_error(model_id: str, error: Exception) -> LoadError:
             return LoadError("engine_failed" if error.kind == "exited" else error.kind, str(error))
         case OSError():
             return LoadError("repo_fetch_failed", f"{type(error).__name__}: {error}")
-    _log.error("loading %s failed for a reason that nobody foresaw", model_id, exc_info=error)
+    _log.error("loading %s failed unexpectedly", model_id, exc_info=error)
     return LoadError("internal", f"{type(error).__name__}: {error}")

@@ -195,7 +195,7 @@ def read_facts(path: Path) -> ModelFacts | Broken:
         _log.warning("%s cannot be loaded: %s", path, error)
         return Broken(str(error))
     except Exception as error:  # noqa: BLE001  # we should have foreseen it, but it is one model's
-        _log.exception("%s cannot be loaded, for a reason that nobody foresaw", path)
+        _log.exception("%s cannot be loaded, unexpectedly", path)
         return Broken(f"{path}: {type(error).__name__}: {error}")
 
 
