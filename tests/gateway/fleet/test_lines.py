@@ -69,7 +69,7 @@ def test_one_more_in_line_is_one_decision_and_no_look() -> None:
 
 
 def test_who_leaves_or_finds_the_line_full_changes_nothing() -> None:
-    """No job is dropped by it, so nothing is decided."""
+    """No operation is cut short by it, so nothing is decided."""
     it = crowd(19)
 
     assert decided(it, m.Left(ticket=it.numbers)) == (0, 0)

@@ -14,7 +14,7 @@ from tests.fakes.bench import Bench, bench, loaded
 
 
 def test_a_loaded_model_is_granted_at_once_and_warm() -> None:
-    """No job, no waiting, and `cold` is false."""
+    """No operation, no waiting, and `cold` is false."""
     it = bench()
     it.see(replicas=(loaded("m"),))
 
@@ -513,7 +513,7 @@ def test_nothing_is_begun_on_a_node_that_could_not_be_reached() -> None:
 
 
 def test_what_had_not_begun_on_a_silent_node_is_not_waited_for() -> None:
-    """The job is dropped with the first missed look, and the other node takes it."""
+    """The operation is cut short with the first missed look, and the other node takes it."""
     it = bench(nodes="ab")
     it.see("a", free=2000, replicas=(loaded("n"),))
     it.want("n")
