@@ -226,6 +226,24 @@ def test_a_group_that_is_pinned_on_its_leader_stays() -> None:
     assert [one.model for one in room.residents(lending, Policy(catalogue=catalogue))] == ["h"]
 
 
+@pytest.mark.parametrize(
+    ("victims", "leave", "nothing"),
+    [
+        ((), {}, True),
+        (("x",), {}, False),
+        ((), {"c": ("x",)}, False),
+        ((), {"b": ("x",), "c": ("y",)}, False),
+        (("x",), {"b": ("y",)}, False),
+    ],
+)
+def test_a_placement_for_which_somebody_has_to_leave_costs_something(
+    victims: tuple[str, ...], leave: dict[str, tuple[str, ...]], nothing: bool
+) -> None:
+    """The leader or any of its lenders."""
+    assert led("a", "b", "c", victims=victims, leave=leave).costs_nothing is nothing
+    assert led("a", victims=victims).costs_nothing is (not victims)
+
+
 def test_a_group_frees_its_share_on_each_of_its_hosts() -> None:
     """8000 MiB over two devices here and two elsewhere are 2000 on each."""
     group = Group(model="g", role="leader", leader="a", world=2, tensor_parallel=4)
