@@ -34,6 +34,7 @@ import tomllib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
@@ -96,6 +97,7 @@ DECLARED = ("init", "repr")
 """Of `field(...)`: what its class may be made with and shows. A fault there is mypy's to see."""
 SWAPPED = {"min": "max", "max": "min", "any": "all", "all": "any"}
 Outcome = Literal["seen", "unseen", "equal"]
+During = Callable[[int], AbstractContextManager[None]]
 Changed = list[tuple[CodeType, CodeType]]
 Task = tuple["Mutant", tuple[str, ...]]
 """A fault, and where the tests are that may see it."""
@@ -267,11 +269,12 @@ class Loop:
         if report.failed:
             self.failed.add(report.nodeid)
 
-    def run(self, numbers: Sequence[int], *, to_the_end: bool = False) -> set[str]:
-        """The tests that fail: the first one, or all."""
-        items = [self.items[number] for number in numbers]
-        for item, following in zip(items, [*items[1:], None], strict=True):
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+    def run(self, numbers: Sequence[int], *, to_the_end: bool = False, each: During = nullcontext) -> set[str]:
+        """The tests that fail: the first one, or all. `each` is entered with the number of a test around it."""
+        for number, following in zip(numbers, [*numbers[1:], None], strict=True):
+            after = None if following is None else self.items[following]
+            with each(number):
+                self.items[number].config.hook.pytest_runtest_protocol(item=self.items[number], nextitem=after)
             if self.failed and not to_the_end:
                 break
         return self.failed
@@ -289,13 +292,16 @@ class Loop:
             lines[files[frame.f_code.co_filename]].setdefault(frame.f_lineno, set()).add(len(secs))
             return line
 
-        for number in range(len(self.items)):
+        @contextlib.contextmanager
+        def tracing(_: int) -> Iterator[None]:
             began = time.process_time()
             threading.settrace(enter)
             sys.settrace(enter)
-            self.run([number], to_the_end=True)
+            yield
             sys.settrace(None)
             secs.append(time.process_time() - began)
+
+        self.run(range(len(self.items)), to_the_end=True, each=tracing)
         return Traced(lines, secs, {number for number, item in enumerate(self.items) if item.nodeid in self.failed})
 
 
