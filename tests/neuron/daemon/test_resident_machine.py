@@ -91,7 +91,7 @@ class Life(RuleBasedStateMachine):
         async def make() -> ResidentModel:
             self.shares = HandShares()
             self.template: asyncio.Future[None] = self.loop.create_future()
-            plan = Plan(self._fetch, self._compile, self._places, AdmissionConfig(max_wait_secs=1e6), self._forget)
+            plan = Plan(self._fetch, self._compile, self._places, AdmissionConfig(max_wait_secs=86_400), self._forget)
             return ResidentModel("tiny", ModelSpec(model_id="tiny"), (0,), plan)
 
         self.resident = self.loop.run_until_complete(make())
