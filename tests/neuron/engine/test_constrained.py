@@ -8,7 +8,7 @@ import pytest
 
 from neuron_jax.engine.engine import Engine
 from neuron_jax.workers.frames import Constraint, Output
-from tests.fakes.constraints import END, SCHEMA, VOCABULARY, bound, text
+from tests.fakes.constraints import END, VOCABULARY, bound, text
 from tests.fakes.engines import drain, submit, tokens, words
 
 SAMPLINGS = [{"temperature": 0.0}, {"temperature": 1.0, "seed": 5}, {"temperature": 1.5, "seed": 6, "logprobs": 2}]
@@ -139,6 +139,10 @@ def test_log_probabilities_are_those_of_all_tokens(engine: Engine) -> None:
     free = served(engine, submit(1, words(20, 1), max_tokens=1, logprobs=20))[1][0]
     found = served(engine, bound(2, words(20, 1), max_tokens=1, logprobs=20))[2][0]
 
-    assert found.alternatives == free.alternatives
-    assert SCHEMA["required"][0] == "name"
     assert found.tokens != free.tokens
+    assert free.alternatives is not None
+    assert found.alternatives is not None
+    # What the prefix cache had is computed in a step of another size: the last bits may differ.
+    for one, other in zip(found.alternatives[0], free.alternatives[0], strict=True):
+        assert one.token == other.token
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
