@@ -96,8 +96,10 @@ def read_rotary(
         keys.refuse("partial_rotary_factor must be 1.0")
     keys.refuse(misfits(scaling, rotated))
     turning, size = ((), 1.0) if keys.misfits else _finite(keys, rotated, theta, scaling)
+    if not turning:
+        return _STILL
     still = (0.0,) * (head_dim // 2 - len(turning))
-    return Rotary((*turning, *still), rotated, size, interleaved) if turning else _STILL
+    return Rotary((*turning, *still), rotated, size, interleaved)
 
 
 def _finite(keys: Keys, rotated: int, theta: float, scaling: Mapping[str, Any]) -> tuple[tuple[float, ...], float]:
