@@ -126,9 +126,9 @@ class Runner:
         return result
 
     def _unmasked(self, key: StepKey) -> tuple[Any, ...]:
-        """What a step without masks is given in their place, which stays on the device."""
+        """What a step without masks is given in their place, which stays on the device. To put it there compiles nothing."""
         if key not in self._nothing:
-            self._nothing[key] = _zeros(self.program.abstract_masks(key))
+            self._nothing[key] = tuple(map(_put_zeros, self.program.abstract_masks(key)))
         return self._nothing[key]
 
     def fill_slot(self, packed: packing.Words) -> None:
@@ -160,3 +160,8 @@ class Runner:
 def _zeros(abstract: Any) -> Any:
     """Real arrays of zeros for a tree of shapes with shardings. Zeros, because NaN in an unread page would still spread."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), abstract)
+
+
+def _put_zeros(leaf: Any) -> jax.Array:
+    zeros = np.zeros(leaf.shape, leaf.dtype)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: zeros[index])
