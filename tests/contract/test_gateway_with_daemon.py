@@ -195,19 +195,20 @@ def test_counting_loads_nothing(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_refusals_keep_their_meaning(tmp_path: pathlib.Path, streaming: bool) -> None:
-    """Too long a prompt, a forced tool, a template that refuses: each with its status, in each dialect."""
+    """Too long a prompt, a form that nobody can hold to, a template that refuses: each with its status, in each dialect."""
 
     async def scenario(it: Stack) -> None:
-        long, forced = user("x" * 300), {"tools": TOOLS, "tool_choice": {"type": "any"}}
+        long = user("x" * 300)
+        odd = {"output_config": {"format": {"type": "json_schema", "schema": {"not": {"type": "string"}}}}}
         chat = await it.post(CHAT, messages=long, stream=streaming)
         message = await it.post(MESSAGES, messages=long, stream=streaming)
-        tool = await it.post(MESSAGES, messages=user("hi"), stream=streaming, **forced)
+        form = await it.post(MESSAGES, messages=user("hi"), stream=streaming, **odd)
         template = await it.post(MESSAGES, messages=user("refuse to render"), stream=streaming)
 
         assert (chat.status_code, chat.json()["error"]["code"]) == (400, "context_length_exceeded")
         assert message.json()["error"]["message"].startswith("prompt is too long: ")
         assert message.json()["error"]["message"].endswith(" tokens > 256 maximum")
-        assert (tool.status_code, "tool_choice" in tool.json()["error"]["message"]) == (400, True)
+        assert (form.status_code, "the keyword not " in form.json()["error"]["message"]) == (400, True)
         assert template.status_code == 422
 
     run(tmp_path, scenario, max_context=256)

@@ -56,6 +56,26 @@ CASES: dict[str, dict[str, Any]] = {
         "sliding_window": 4,
         "sliding_window_pattern": 2,
     },
+    "gemma 2: soft caps": {
+        "heads": (4, 2),
+        "architectures": ["Gemma2ForCausalLM"],
+        "head_dim": 10,
+        "sliding_window": 4,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 2.0,
+    },
+    "granite: multipliers": {
+        "heads": (6, 3),
+        "architectures": ["GraniteForCausalLM"],
+        "attention_multiplier": 0.25,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 2.0,
+    },
+    "smollm 3: a layer that does not turn": {
+        "heads": (6, 2),
+        "architectures": ["SmolLM3ForCausalLM"],
+        "no_rope_layers": [1, 0],
+    },
     "glm 4: neighbours turn, gate and up in one": {
         "heads": (6, 2),
         "architectures": ["Glm4ForCausalLM"],

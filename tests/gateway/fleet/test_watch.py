@@ -81,4 +81,4 @@ def test_an_owner_that_fails_on_everything_is_told_again(caplog: pytest.LogCaptu
 
     watch({"a": HostDouble()}, tell, lambda: len(told) >= 6)
 
-    assert "could not be told" in caplog.text
+    assert "could not be recorded" in caplog.text
