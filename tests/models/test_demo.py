@@ -76,6 +76,7 @@ def test_greedy_tokens_do_not_depend_on_the_devices(demo_gguf: Path, devices: in
         assert_greedy(scorer(row), row)
 
 
+@pytest.mark.slow
 def test_int8_mostly_agrees(demo_gguf: Path) -> None:
     """With int8 weights 93 of 100 greedy tokens stay, and log-probabilities move by less than 0.1 on average."""
     scorer = Scorer(demo_gguf, 1, 128, "int8")

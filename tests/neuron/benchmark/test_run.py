@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from neuron_jax.cli import run
+from tests.fakes import quick
 from tests.fakes.tiny_llama import write_checkpoint
 from tests.fakes.vocabularies import byte_level_json
 
@@ -22,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def environ(folder: Path) -> dict[str, str]:
     limits = {"NEURON_ENGINE__MAX_SLOTS": "2", "NEURON_ENGINE__CHUNK_TOKENS": "16"}
-    return dict(os.environ) | {"CORTEX_CACHE": str(folder / "cache")} | limits
+    return dict(os.environ) | {"CORTEX_CACHE": str(folder / "cache")} | limits | quick.ENVIRON
 
 
 @pytest.mark.slow

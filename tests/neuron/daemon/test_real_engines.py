@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import httpx
 import pytest
 
@@ -16,6 +17,7 @@ from neuron_jax.daemon.devices import Devices
 from neuron_jax.hardware.discover import Sampler, discover
 from neuron_jax.workers.engine_client import DEFAULT_COMMAND
 from neuron_jax.workers.supervisor import RestartPolicy
+from tests.fakes import quick
 from tests.fakes.live_neuron import MODEL, LiveNeuron, config_for, serving
 from tests.fakes.tiny_llama import write_checkpoint
 from tests.fakes.tiny_model import write_tiny_model
@@ -30,6 +32,7 @@ async def real_neuron(tmp_path: Path, **spec: Any) -> AsyncIterator[LiveNeuron]:
     folder = write_checkpoint(write_tiny_model(tmp_path / "tiny"), vocab_size=261)
     engine = EngineConfig(max_slots=4, chunk_tokens=32, max_context=512)
     config = config_for(folder, tmp_path / "cache", engine=engine)
+    config = attrs.evolve(config, environ={**config.environ, **quick.ENVIRON})
     hardware = discover(visible="")
     with Sampler(hardware) as sampler:
         devices = Devices(hardware, sampler)

@@ -95,7 +95,7 @@ def ways(engine: Engine) -> dict[str, dict[int, Any]]:
 
 
 @pytest.mark.usefixtures("no_kernels")
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param(one, marks=pytest.mark.slow) if "int4" in one else one for one in MODES])
 def test_it_gives_the_same_bits_however_a_request_is_served(mode: str, folder: Path) -> None:
     engine = served(folder, deterministic=True, **MODES[mode])
     found = ways(engine)
