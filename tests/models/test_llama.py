@@ -210,7 +210,10 @@ def test_attention_weights_can_be_kept(whole: tuple[dict[str, np.ndarray], np.nd
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["Qwen9ForCausalLM"]}, "Qwen9ForCausalLM; known are .*LlamaForCausalLM, .*MistralForCausalLM"),
+        (
+            {"architectures": ["Qwen9ForCausalLM"]},
+            "Qwen9ForCausalLM; known are .*LlamaForCausalLM, .*MistralForCausalLM",
+        ),
         ({"architectures": None}, "none named"),
         ({"hidden_size": "24"}, "hidden_size is '24'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),

@@ -27,7 +27,16 @@ WORDS = (
     ),
     *("prompt", "logprobs", "top_logprobs", "seed", "temperature", "stream_options", "chat_template_kwargs", "suffix"),
     *("response_format", "add_generation_prompt", "continue_final_message", "parallel_tool_calls", "reasoning_effort"),
-    *("json_schema", "json_object", "schema", "guided_json", "guided_choice", "structured_outputs", "grammar", "required"),
+    *(
+        "json_schema",
+        "json_object",
+        "schema",
+        "guided_json",
+        "guided_choice",
+        "structured_outputs",
+        "grammar",
+        "required",
+    ),
 )
 GOOD = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "prompt": "hi"}
 READERS = (read_chat, read_completion, read_tokenize)
