@@ -61,6 +61,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "cortex_gateway.auth": ({"neuron_jax.common.errors"}, set()),
     **{f"cortex_gateway.auth.{name}": ({"cortex_gateway.errors"}, set()) for name in ("keys", "limits", "policy")},
     "cortex_gateway.auth.principal": (set(), set()),
+    **{f"cortex_gateway.cli.launch.{name}": (set(), set()) for name in ("clients", "jsonc", "setup")},
     "cortex_gateway": ({"cortex_gateway", "neuron_jax.common"}, WEB),
 }
 PURE = (
@@ -71,6 +72,7 @@ PURE = (
     "neuron_jax.daemon.assign",
     "neuron_jax.constraints",
     *(f"cortex_gateway.auth.{name}" for name in ("keys", "limits", "policy", "principal")),
+    *(f"cortex_gateway.cli.launch.{name}" for name in ("clients", "jsonc", "setup")),
 )
 IMPURE = {"time", "asyncio", "logging", "socket", "sqlite3", "threading", "random", "secrets", "os", "subprocess"}
 

@@ -21,6 +21,8 @@ from rich.console import Console
 from cortex_gateway.cli import keys, tables
 from cortex_gateway.cli.api import Api, CommandError, UsageError, read_key
 from cortex_gateway.cli.chat import Conversation
+from cortex_gateway.cli.launch import command as launching
+from cortex_gateway.cli.launch.clients import CLIENTS
 from cortex_gateway.cli.progress import LoadBars
 from cortex_gateway.config import find_config, load_config, unused_variables
 from cortex_gateway.placement.snapshot import LoadStatus
@@ -35,6 +37,11 @@ def _url(_: object, value: str) -> None:
 
 def _host(_: object, value: str) -> None:
     parse_host(value)
+
+
+def _client(_: object, value: str) -> None:
+    if value not in CLIENTS:
+        raise ValueError(f"it must be one of {', '.join(CLIENTS)}")
 
 
 Endpoint = Annotated[
@@ -259,6 +266,32 @@ def chat(
     return 130 if talk.ask(asked).stopped else 0
 
 
+@app.command
+def launch(
+    client: Annotated[str, Parameter(help=f"{', '.join(CLIENTS)}.", validator=_client)],
+    *arguments: Annotated[str, Parameter(help="Words for the client itself, behind --.")],
+    model: Annotated[str | None, Parameter(help="The model to begin with; else the first that is loaded.")] = None,
+    show: Annotated[
+        bool, Parameter(name="--print", negative="", help="Print the environment and the files; change nothing.")
+    ] = False,
+    undo: Annotated[
+        bool, Parameter(negative="", help="Put back the files as they were before the first launch.")
+    ] = False,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    key_file: KeyFile = None,
+) -> int:
+    """Set a coding agent or chat program up for this gateway, and start it."""
+    places = launching.Places.of(os.environ)
+    say = _teller()
+    if undo:
+        return launching.undo(client, places.state, say)
+    request = launching.asked(_api(endpoint, key_file), model, places)
+    if show:
+        sys.stdout.write(launching.shown(client, request))
+        return 0
+    return launching.launch(client, request, places.state, arguments, say)
+
+
 def run(tokens: Sequence[str]) -> int:
     """Run one command line; the exit code: 0 done, 1 it failed, 2 it was not understood, 130 interrupted."""
     try:
@@ -308,6 +341,12 @@ def _prompt(given: str | None) -> str:
     if not piped.strip():
         raise UsageError('a prompt is needed: cortex chat MODEL "prompt", or pipe one in')
     return piped
+
+
+def _teller() -> Callable[[str], None]:
+    """Says a line on stderr: stdout is the client's."""
+    out = tables.console(stderr=True)
+    return lambda line: out.print(f"cortex: {line}", markup=False, soft_wrap=True)
 
 
 def _warn(lines: Iterable[str]) -> None:
