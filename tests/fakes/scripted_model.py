@@ -14,6 +14,7 @@ from tests.fakes.neuron_double import Answer, NeuronDouble
 SHELLS: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "exec_command": lambda command: {"cmd": command},
     "shell_command": lambda command: {"command": command},
+    "run_commands": lambda command: {"commands": [command]},
     "shell": lambda command: {"command": ["bash", "-lc", command]},
     "Bash": lambda command: {"command": command, "description": "Runs it"},
     "bash": lambda command: {"command": command, "description": "Runs it"},
