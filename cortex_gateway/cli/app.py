@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
+import attrs
 import cyclopts
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
@@ -21,6 +22,7 @@ from rich.console import Console
 from cortex_gateway.cli import keys, tables
 from cortex_gateway.cli.api import Api, CommandError, UsageError, read_key
 from cortex_gateway.cli.chat import Conversation
+from cortex_gateway.cli.doctor.checks import examine
 from cortex_gateway.cli.launch import command as launching
 from cortex_gateway.cli.launch.clients import CLIENTS
 from cortex_gateway.cli.progress import LoadBars
@@ -290,6 +292,27 @@ def launch(
         sys.stdout.write(launching.shown(client, request))
         return 0
     return launching.launch(client, request, places.state, arguments, say)
+
+
+@app.command
+def doctor(
+    *,
+    model: Annotated[str | None, Parameter(help="The model to try; else the first that is loaded.")] = None,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    key_file: KeyFile = None,
+    json: Annotated[bool, Parameter(negative="", help="Print the findings as JSON.")] = False,
+) -> int:
+    """Try what agents rely on, in each dialect, and say what to do where it does not hold."""
+    api = _api(endpoint, key_file)
+    patient = launching.served(launching.pick(api.get("/v1/models")["data"], model))
+    findings = []
+    for finding in examine(api, patient):
+        findings.append(attrs.asdict(finding))
+        if not json:
+            tables.show_finding(tables.console(), findings[-1])
+    if json:
+        tables.print_json({"model": attrs.asdict(patient), "findings": findings})
+    return 0 if all(finding["holds"] for finding in findings) else 1
 
 
 def run(tokens: Sequence[str]) -> int:

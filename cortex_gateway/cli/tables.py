@@ -114,6 +114,15 @@ def show_key(out: Console, key: dict[str, Any]) -> None:
     out.print(table)
 
 
+def show_finding(out: Console, finding: dict[str, Any]) -> None:
+    """One line, and a second with what to do."""
+    mark = Text("✓ ", "green") if finding["holds"] else Text("✗ ", "red")
+    detail = " ".join(finding["detail"].split())
+    out.print(mark, f"{finding['dialect']:<10}{finding['check']:<11}", Text(detail[:300]), sep="", soft_wrap=True)
+    if finding["remedy"]:
+        out.print(f"  {'':<21}{finding['remedy']}", style="yellow", markup=False, soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
     """For scripts."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
