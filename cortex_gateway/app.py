@@ -13,12 +13,12 @@ from cortex_gateway.answers import Answers, AnswerStore, Bounds
 from cortex_gateway.auth import policy
 from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config
-from cortex_gateway.dialects.dialect import Count, Dialect, Generation, KeptAnswers
+from cortex_gateway.dialects.dialect import Count, Dialect, Fixed, Generation, KeptAnswers, Models, Row
 from cortex_gateway.dialects.table import DIALECTS
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.origins import policy_of
-from cortex_gateway.routes import admin, health, kept, models
+from cortex_gateway.routes import admin, fixed, health, kept, models
 from cortex_gateway.routes.count import count
 from cortex_gateway.routes.cross_origin import CrossOrigin
 from cortex_gateway.routes.exchange import Route
@@ -34,7 +34,7 @@ def routes(dialects: Sequence[Dialect]) -> list[Route]:
     return [*spoken, *models.ROUTES, *health.ROUTES, *admin.ROUTES]
 
 
-def _routes(row: Generation | Count | KeptAnswers) -> list[Route]:
+def _routes(row: Row) -> list[Route]:
     match row:
         case Generation():
             return [Route("POST", row.path, partial(generate, route=row), need=policy.INFER, label=row.label)]
@@ -42,6 +42,10 @@ def _routes(row: Generation | Count | KeptAnswers) -> list[Route]:
             return [Route("POST", row.path, partial(count, route=row), need=policy.INFER)]
         case KeptAnswers():
             return kept.routes(row)
+        case Models():
+            return [models.route(row)]
+        case Fixed():
+            return [fixed.route(row)]
 
 
 def create_app(

@@ -4,7 +4,7 @@ A browser sends a page's request to any address that the page names, loopback an
 tell it from its user's own program: Origin, which no page can forge, and Host, which is the name that the page was loaded
 by where its server has pointed a name of its own at this machine (DNS rebinding). Hence:
 
-- control routes (all but /v1/*, / and /health) answer to known names only, and to pages of the gateway's own origin;
+- control routes (all but /v1/*, /api/*, / and /health) answer to known names only, and to pages of the gateway's own origin;
 - inference answers as well to pages of this machine and of the host that the gateway is on, under any port, and to programs
   that their user has installed (their origins have schemes of their own). Programs send no Origin and are not concerned;
 - `[gateway] hosts` and `[gateway] origins` name more. `origins = ["*"]` opens inference to every page, control to none.
@@ -107,7 +107,7 @@ def policy_of(listen: str, hosts: Iterable[str], origins: Iterable[str], machine
 
 def is_control(path: str) -> bool:
     """Whatever is not known to be inference."""
-    return not path.startswith("/v1/") and path not in OPEN
+    return not path.startswith(("/v1/", "/api/")) and path not in OPEN
 
 
 def is_host(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""A neuron's chat completion, streamed or not, as neutral events; knows OpenAI's chunks and no other dialect."""
+"""A neuron's chat or text completion, streamed or not, as neutral events; knows OpenAI's chunks and no other dialect."""
 
 from typing import Any, Literal, TypeVar
 
@@ -75,6 +75,7 @@ class Choice(Struct):
     index: int = 0
     delta: Delta | None = None
     message: Delta | None = None
+    text: str | None = None  # of a text completion, streamed or not
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -154,7 +155,7 @@ class ChatDecoder:
                 self._choice(choice, events)
 
     def _choice(self, choice: Choice, events: list[Event]) -> None:
-        self._delta(choice.delta or Delta(), events)
+        self._delta(choice.delta or Delta(choice.text), events)
         if choice.finish_reason is not None:
             self._reason = choice.finish_reason
         if isinstance(choice.stop_reason, str):
@@ -222,9 +223,9 @@ def decode_non_streaming(raw: bytes) -> list[Event]:
 
 def _non_streaming(answer: Chunk) -> list[Event]:
     choice = answer.choices[0] if answer.choices else None
-    if choice is None or choice.message is None or choice.finish_reason is None:
+    message = None if choice is None else choice.message or _text_message(choice)
+    if choice is None or message is None or choice.finish_reason is None:
         raise Failed(malformed("the neuron's answer has no message or no finish_reason"))
-    message = choice.message
     usage = (answer.usage or ChatUsage()).neutral()
     events: list[Event] = [Start(usage)]
     thought = message.reasoning_content or message.reasoning
@@ -237,6 +238,11 @@ def _non_streaming(answer: Chunk) -> list[Event]:
     stop = choice.stop_reason if isinstance(choice.stop_reason, str) else None
     events.append(Finish(finish_reason(choice.finish_reason, called=bool(message.tool_calls)), stop, usage))
     return events
+
+
+def _text_message(choice: Choice) -> Delta | None:
+    """A text completion has no message, but the text of one."""
+    return None if choice.text is None else Delta(choice.text)
 
 
 def _complete_call(index: int, call: ToolCall) -> list[Event]:

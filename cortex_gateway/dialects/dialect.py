@@ -4,12 +4,13 @@ To add one: a folder beside this file that makes a `Dialect`, and a line in `tab
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from attrs import frozen
 
 from cortex_gateway.dialects.events import Event, Usage
 from cortex_gateway.dialects.failure import Failure
+from cortex_gateway.dialects.models_list import Entry
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
@@ -66,18 +67,33 @@ class Encoder(Protocol):
 
 
 @frozen
+class Timing:
+    """How long a request has taken so far, in seconds.
+
+    Attributes:
+        elapsed: since it came.
+        waited: of that, until there was a replica to serve it; all of it where there is none yet.
+    """
+
+    elapsed: float = 0.0
+    waited: float = 0.0
+
+
+@frozen
 class AnswerId:
     """What tells one answer from all others.
 
     Attributes:
         request: the request's id, the client's own where it sent one.
         unique: 32 hex digits, for the ids that a dialect makes.
-        created: seconds since 1970, for the dialects that tell it.
+        created: when its request came, in seconds since 1970, for the dialects that tell it.
+        timing: how long it has taken by now.
     """
 
     request: str
     unique: str
     created: int = 0
+    timing: Callable[[], Timing] = Timing
 
 
 @frozen
@@ -163,6 +179,7 @@ class Decoded:
         non_streaming: the neuron's body, which has any form -> the client's.
         affinity: the conversation that the body names, if it does.
         keep: how the answer is kept; None where it is not.
+        neuron_path: the neuron's route; None = as the `Generation` says.
         dropped: what of the request was left out, a sentence for each, for the log.
     """
 
@@ -173,6 +190,7 @@ class Decoded:
     non_streaming: Callable[[bytes, AnswerId], NonStreamingAnswer]
     affinity: str | None = None
     keep: Callable[[AnswerId], Keep] | None = None
+    neuron_path: str | None = None
     dropped: tuple[str, ...] = ()
 
 
@@ -191,6 +209,14 @@ class GoesOn:
 
 
 @frozen
+class Ready:
+    """A request that only wants its model to be ready: `answer` is the body that is sent once it is."""
+
+    model: str
+    answer: Callable[[AnswerId], bytes]
+
+
+@frozen
 class Generation:
     """A route on which a model answers. `decode` raises RefusedError.
 
@@ -203,7 +229,7 @@ class Generation:
     path: str
     neuron_path: str
     label: str
-    decode: Callable[[bytes], Decoded | GoesOn]
+    decode: Callable[[bytes], Decoded | GoesOn | Ready]
 
 
 @frozen
@@ -242,6 +268,34 @@ class KeptAnswers:
 
 
 @frozen
+class Models:
+    """A route that tells what models there are, of those that its sender may use.
+
+    Attributes:
+        encode: the entries of `models_list` -> the body.
+        wanted: a request's body -> the name of the one that it asks about, whose entry alone is encoded; None: all are.
+            Raises RefusedError.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    encode: Callable[[Sequence[Entry]], bytes]
+    wanted: Callable[[bytes], str] | None = None
+
+
+@frozen
+class Fixed:
+    """A route that has one answer for whatever is asked: a body, or why there is none."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    answer: bytes | Failure
+
+
+Row = Generation | Count | KeptAnswers | Models | Fixed
+
+
+@frozen
 class Dialect:
     """One way to talk to the gateway.
 
@@ -255,7 +309,7 @@ class Dialect:
 
     prefixes: tuple[str, ...]
     error: Callable[[Failure, str], bytes]
-    routes: tuple[Generation | Count | KeptAnswers, ...]
+    routes: tuple[Row, ...]
     stream_type: str = EVENT_STREAM
 
     def covers(self, path: str) -> bool:

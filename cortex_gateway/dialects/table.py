@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from cortex_gateway.dialects.anthropic.dialect import ANTHROPIC
 from cortex_gateway.dialects.dialect import Dialect
+from cortex_gateway.dialects.ollama.dialect import OLLAMA
 from cortex_gateway.dialects.openai.dialect import OPENAI
 from cortex_gateway.dialects.responses.dialect import RESPONSES
 
-DIALECTS: tuple[Dialect, ...] = (OPENAI, ANTHROPIC, RESPONSES)
+DIALECTS: tuple[Dialect, ...] = (OPENAI, ANTHROPIC, RESPONSES, OLLAMA)
 
 
 def spoken(dialects: Sequence[Dialect], path: str) -> Dialect:

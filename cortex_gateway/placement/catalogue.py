@@ -8,6 +8,9 @@ from attrs import field, frozen
 from cortex_gateway.placement import fit
 from cortex_gateway.placement.snapshot import Cost, FleetSnapshot, Limit, ModelConfig, Node, Replica
 
+LATEST = ":latest"
+"""The tag of a name that has none, where clients speak Ollama's API."""
+
 
 @frozen
 class Catalogue:
@@ -55,9 +58,15 @@ class ModelEntry:
 
 
 def resolve(catalogue: Catalogue, name: str, listed: Callable[[str], bool]) -> str | None:
-    """The id that `name` stands for, or None where neither the operator nor a node (`listed`) knows it."""
-    target = catalogue.aliases.get(name, name)
-    return target if target in catalogue.models or listed(target) else None
+    """The id that `name` stands for, or None where neither the operator nor a node (`listed`) knows it.
+
+    Clients of Ollama call a model by its name and a tag: the tag that says nothing is left out where nobody is called so.
+    """
+    for spelt in dict.fromkeys((name, name.removesuffix(LATEST))):
+        target = catalogue.aliases.get(spelt, spelt)
+        if target in catalogue.models or listed(target):
+            return target
+    return None
 
 
 def nearest(catalogue: Catalogue, snapshot: FleetSnapshot, name: str) -> tuple[str, ...]:

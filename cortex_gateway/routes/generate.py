@@ -8,7 +8,7 @@ import uuid
 
 import httpx
 
-from cortex_gateway.dialects.dialect import Answer, AnswerId, Decoded, Earlier, Generation, GoesOn, Keep, Kept
+from cortex_gateway.dialects.dialect import Answer, AnswerId, Decoded, Earlier, Generation, GoesOn, Keep, Kept, Ready
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.errors import CortexError, ShuttingDown
 from cortex_gateway.routes.ask import Outgoing, answered, read, reading
@@ -24,21 +24,34 @@ UNFINISHED = "The gateway went down, or the request's time was over, before the 
 async def generate(it: Exchange, body: bytes, *, route: Generation) -> None:
     """Ask a neuron and answer the client. Raises RefusedError where `body` is no request, and as `ask.answered` does."""
     decoded = route.decode(body)
+    identity = AnswerId(it.context.id, uuid.uuid4().hex, int(time.time()), it.record.timing)
+    if isinstance(decoded, Ready):
+        await _ready(it, decoded, identity)
+        return
     if isinstance(decoded, GoesOn):
         decoded = decoded.decode(await _recalled(it, decoded))
     _tell(it, decoded)
     it = it.of_conversation(decoded.affinity)
-    identity = AnswerId(it.context.id, uuid.uuid4().hex, int(time.time()))
     keep = decoded.keep(identity) if decoded.keep else None
     background = keep is not None and keep.background
     streams = decoded.stream or background
-    outgoing = Outgoing(model=decoded.model, path=route.neuron_path, body=decoded.body, stream=streams)
+    path = decoded.neuron_path or route.neuron_path
+    outgoing = Outgoing(model=decoded.model, path=path, body=decoded.body, stream=streams)
     if keep is not None and background:
         await _background(it, keep, outgoing)
     elif decoded.stream:
         await _stream(it, keep.answer if keep else decoded.answer(identity), keep, outgoing)
     else:
         await _non_streaming(it, decoded, identity, keep, outgoing)
+
+
+async def _ready(it: Exchange, wanted: Ready, identity: AnswerId) -> None:
+    """Wait for a replica as a request does, and ask it nothing."""
+    it.check_model(wanted.model)
+    it.record.model = wanted.model
+    async with await it.gateway.fleet.acquire(wanted.model, it.context) as lease:
+        it.record.leased(lease)
+        await it.client.answer(200, wanted.answer(identity))
 
 
 async def _recalled(it: Exchange, wanted: GoesOn) -> Earlier:

@@ -4,6 +4,7 @@ import time
 
 from attrs import define, field
 
+from cortex_gateway.dialects.dialect import Timing
 from cortex_gateway.dialects.events import Usage
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.fleet.fleet import Lease
@@ -28,6 +29,7 @@ class Record:
     answer: str = ""  # what the client calls an answer that it may cancel
     passed: int = 0  # pieces of the answer that went by; what is known of its tokens where usage is not
     _arrived: float = field(factory=time.perf_counter, init=False)
+    _leased: float | None = field(default=None, init=False)
     _first_token: float | None = field(default=None, init=False)
 
     @property
@@ -40,8 +42,14 @@ class Record:
         """Since its arrival."""
         return time.perf_counter() - self._arrived
 
+    def timing(self) -> Timing:
+        """What an answer may tell of it."""
+        now = time.perf_counter()
+        return Timing(now - self._arrived, (self._leased or now) - self._arrived)
+
     def leased(self, lease: Lease) -> None:
         """Which replica serves it."""
+        self._leased = time.perf_counter()
         self.model, self.node, self.cold = lease.model, lease.node, self.cold or lease.cold
 
     def token(self, passed: int) -> None:

@@ -109,7 +109,8 @@ class FleetDouble:
             raise self.error
 
     def resolve(self, model: str) -> str:
-        resolved = self.aliases.get(model, model)
+        untagged = model.removesuffix(":latest")
+        resolved = self.aliases.get(untagged, untagged)
         if resolved not in self.models:
             raise ModelNotFound(model, nearest=[name for name in self.models if name[:2] == model[:2]])
         return resolved

@@ -11,6 +11,7 @@ from cortex_gateway.dialects.anthropic import request as messages
 from cortex_gateway.dialects.chat import ChatDecoder, decode_non_streaming
 from cortex_gateway.dialects.dialect import Earlier
 from cortex_gateway.dialects.failure import RefusedError
+from cortex_gateway.dialects.ollama import request as ollama
 from cortex_gateway.dialects.openai import errors as openai_errors
 from cortex_gateway.dialects.openai import request as openai_request
 from cortex_gateway.dialects.openai.relay import non_streaming_usage
@@ -28,8 +29,62 @@ RESPONSES_WORDS = (
     *("reasoning", "summary", "encrypted_content", "item_reference", "compaction", "additional_tools", "arguments"),
     *("format", "json_schema", "schema", "allowed_tools", "mode", "auto", "include", "metadata", "effort", "stream"),
 )
+OLLAMA_WORDS = (
+    *(
+        "model",
+        "messages",
+        "role",
+        "content",
+        "tools",
+        "function",
+        "name",
+        "parameters",
+        "arguments",
+        "tool_calls",
+        "id",
+    ),
+    *(
+        "thinking",
+        "images",
+        "tool_name",
+        "tool_call_id",
+        "user",
+        "assistant",
+        "tool",
+        "system",
+        "prompt",
+        "suffix",
+        "raw",
+    ),
+    *(
+        "options",
+        "num_predict",
+        "seed",
+        "stop",
+        "temperature",
+        "top_k",
+        "repeat_last_n",
+        "format",
+        "json",
+        "think",
+        "low",
+    ),
+    *("keep_alive", "0s", "stream", "context", "template", "logprobs"),
+)
 CHUNK_WORDS = (
-    *("choices", "delta", "content", "reasoning_content", "tool_calls", "index", "id", "function", "name", "arguments"),
+    *(
+        "text",
+        "choices",
+        "delta",
+        "content",
+        "reasoning_content",
+        "tool_calls",
+        "index",
+        "id",
+        "function",
+        "name",
+        "arguments",
+    ),
     *(
         "finish_reason",
         "stop",
@@ -95,6 +150,35 @@ def _asked(body: bytes) -> Any:
         return responses.decode(responses.read(body), Earlier())
     except RefusedError as refused:
         return refused.failure
+
+
+def _of_ollama(read: Any, value: Any) -> Any:
+    try:
+        return read(msgspec.json.encode(value))
+    except RefusedError as refused:
+        return refused.failure
+
+
+@pytest.mark.parametrize("read", [ollama.chat, ollama.generate])
+@given(any_json(OLLAMA_WORDS), objects(OLLAMA_WORDS), objects(OLLAMA_WORDS), objects(OLLAMA_WORDS))
+def test_any_json_as_ollama_s_bodies(read: Any, value: Any, top: Any, turn: Any, options: Any) -> None:
+    """A request that a neuron can be sent, one that only loads the model, or a 4xx with words; alone and in a good body."""
+    good = {"model": "m", "prompt": "x", "messages": [{"role": "user", "content": "x"}, {"role": "assistant", **turn}]}
+    for body in (value, {**top, **good, "options": options}, {**good, **top}):
+        found = _of_ollama(read, body)
+        if isinstance(found, ollama.OllamaRequest):
+            assert found.fields is None or msgspec.json.decode(found.neuron_body("m"))["model"] == "m"
+        else:
+            assert 400 <= found.status < 500
+            assert found.message
+
+
+@given(any_json(OLLAMA_WORDS))
+def test_any_json_as_a_body_of_show(value: Any) -> None:
+    """A name, or a 400."""
+    found = _of_ollama(ollama.shown, value)
+
+    assert found if isinstance(found, str) else found.status == 400
 
 
 @given(st.one_of(st.binary(max_size=40), any_json(("model", "stream")).map(msgspec.json.encode)))

@@ -10,6 +10,7 @@ from cortex_gateway.dialects.chat import CUT_SHORT
 from cortex_gateway.dialects.dialect import AnswerId, Count, Generation
 from cortex_gateway.dialects.events import Usage
 from cortex_gateway.dialects.failure import Failure
+from cortex_gateway.dialects.ollama.dialect import OLLAMA
 from cortex_gateway.dialects.openai.dialect import OPENAI
 from cortex_gateway.dialects.table import DIALECTS, spoken
 from cortex_gateway.dialects.translation import Translation
@@ -29,6 +30,9 @@ BODY = b'{"model":"m","max_tokens":1,"messages":[{"role":"user","content":"x"}]}
         ("/v1/chat/completions", OPENAI),
         ("/v1", OPENAI),
         ("/nowhere", OPENAI),
+        ("/api/chat", OLLAMA),
+        ("/api/pull", OLLAMA),
+        ("/apis", OPENAI),
     ],
 )
 def test_errors_are_told_in_the_dialect_of_the_path(path: str, dialect: object) -> None:

@@ -69,10 +69,17 @@ def test_an_alias_has_an_entry_of_its_own_where_its_model_is_known() -> None:
     assert [(entry.id, entry.alias_of) for entry in entries] == [("m", None), ("nick", "m")]
 
 
-@pytest.mark.parametrize(("name", "found"), [("nick", "m"), ("m", "m"), ("seen", "seen"), ("nope", None)])
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        *(("nick", "m"), ("m", "m"), ("seen", "seen"), ("nope", None), ("nick:latest", "m"), ("seen:latest", "seen")),
+        *(("own:latest", "own:latest"), ("own", None), ("m:8b", None), ("m:latest:latest", None), (":latest", None)),
+    ],
+)
 def test_resolve(name: str, found: str | None) -> None:
-    """An alias, the operator's model, a node's model, nothing."""
-    known = Catalogue({"m": ModelConfig(id="m")}, {"nick": "m"})
+    """An alias, the operator's model, a node's model, nothing; each by the tag that says nothing, unless it is so called."""
+    own = "own:latest"
+    known = Catalogue({"m": ModelConfig(id="m"), own: ModelConfig(id=own)}, {"nick": "m"})
 
     assert catalogue.resolve(known, name, lambda model: model == "seen") == found
 
