@@ -1,6 +1,6 @@
 """Real agents, where they are on the PATH, set up by `cortex launch` against a live gateway: their tools change a file.
 
-npm has them: @openai/codex, @anthropic-ai/claude-code, opencode-ai, cline. Each gets an empty home.
+npm has them: @openai/codex, @anthropic-ai/claude-code, opencode-ai, cline, @continuedev/cli. Each gets an empty home.
 """
 
 import os
@@ -22,6 +22,7 @@ AGENTS: dict[str, Sequence[str]] = {
     "codex": ("exec", "--skip-git-repo-check", "--sandbox", "danger-full-access", "make a file"),
     "opencode": ("run", "make a file"),
     "cline": ("--json", "make a file"),
+    "continue": ("-p", "make a file", "--auto"),
 }
 
 
@@ -29,8 +30,9 @@ AGENTS: dict[str, Sequence[str]] = {
 @pytest.mark.parametrize("agent", AGENTS)
 def test_an_agent_writes_a_file(agent: str, tmp_path: pathlib.Path) -> None:
     """With the model that it was told of; and what was written can be undone."""
-    if shutil.which(agent) is None:
-        pytest.skip(f"there is no {agent} on the PATH")
+    program = "cn" if agent == "continue" else agent
+    if shutil.which(program) is None:
+        pytest.skip(f"there is no {program} on the PATH")
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()

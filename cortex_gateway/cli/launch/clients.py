@@ -199,7 +199,7 @@ def continue_(asked: Asked) -> Setup:
     """Continue, by an assistant of our own beside config.yaml, which its editors list and `cn` takes as its configuration.
 
     Source: docs.continue.dev/reference (config.yaml, schema v1); continuedev/continue, core/config/ConfigHandler.ts reads
-    ~/.continue/assistants. It has no notation for a variable of the environment, so the file holds the key.
+    ~/.continue/assistants; tried with cn 1.5.47. Its `secrets` are not the shell's variables, so the file holds the key.
     """
     path = f"{asked.home}/.continue/assistants/{NAME}.yaml"
     first = [asked.model, *(model for model in asked.models if model != asked.model)]
