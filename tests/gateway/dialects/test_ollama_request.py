@@ -194,7 +194,7 @@ def test_raw_and_suffix_are_bare_text(fields: Any, kept: Any) -> None:
 def test_nothing_to_answer_only_loads_the_model(asked: Any) -> None:
     """And never unloads it, which others may be using."""
     assert asked().fields is None
-    for kept in ("5m", -1, 300, "10h0m0s", None):
+    for kept in ("5m", -1, 300, "10h0m0s", None, "0" * 100_000 + "x"):
         assert asked(keep_alive=kept).fields is None
     for none in (0, 0.0, "0", "0s", "0m0s"):
         assert refused(asked, keep_alive=none)[:2] == (400, "keep_alive")
