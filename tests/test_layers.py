@@ -45,14 +45,15 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         WEB,
     ),
     "neuron_jax.common": (set(), set()),
+    "neuron_jax.common.connection": (set(), {"uvicorn"}),
     "neuron_jax.daemon.status": (
         {"neuron_jax.errors", "neuron_jax.workers.frames", "neuron_jax.workers.supervisor"},
         set(),
     ),
     "neuron_jax.daemon.assign": ({"neuron_jax.config", "neuron_jax.errors", "neuron_jax.hardware.records"}, set()),
     "neuron_jax": ({"neuron_jax", "models.errors"}, WEB),
-    "cortex_gateway.dialects": (set(), set()),
-    "cortex_gateway.placement": (set(), set()),
+    "cortex_gateway.dialects": ({"neuron_jax.common.names", "neuron_jax.common.nesting"}, set()),
+    "cortex_gateway.placement": ({"neuron_jax.common.names"}, set()),
     "cortex_gateway.fleet": (
         {"cortex_gateway." + x for x in ("placement", "config", "context", "errors", "metrics")}
         | {"neuron_jax.common.tls"},

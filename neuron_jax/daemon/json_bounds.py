@@ -4,21 +4,16 @@ Three bytes of JSON, `[],`, are seventy as Python objects: a body within its own
 """
 
 import re
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any
+
+from neuron_jax.common.nesting import deep_steps
 
 MAX_VALUES = 1_000_000
 """JSON values in one body, each comma and opening bracket counted as one: at most some 100 MB of objects."""
 
 MAX_DEPTH = 128
 """Levels of nesting in one body. The deepest schemas of tools have some thirty; what walks a value stops at some hundreds."""
-
-PATH_STEPS = 6
-"""How much of a path is told."""
-
-Step = str | int
-Value = dict[str, Any] | list[Any]
 
 _OPENER_OR_STRING = re.compile(rb'([,\[{])|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 """A string that the body leaves open counts as one: whatever begins with a quote is passed over at once."""
@@ -41,28 +36,5 @@ def has_too_many_values(body: bytes | bytearray, most: int = MAX_VALUES) -> bool
 
 def deep_path(value: Any, most: int = MAX_DEPTH) -> str | None:
     """The beginning of the path to something in `value` that is nested deeper than `most` levels; None without one."""
-    return _written(islice(_way_down(value, most), PATH_STEPS)) if _reaches(value, most) else None
-
-
-def _way_down(value: Value, levels: int) -> Iterator[Step]:
-    """The steps to the first value that has so many levels above it."""
-    for below in range(levels - 1, -1, -1):
-        pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        step, value = next((step, item) for step, item in pairs if _reaches(item, below))
-        yield step
-
-
-def _reaches(value: Any, levels: int) -> bool:
-    """Whether there is a container so many levels under `value`, or `value` is one for none."""
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(levels):
-        items = (item for one in level for item in (one.values() if isinstance(one, dict) else one))
-        level = [item for item in items if type(item) in (dict, list)]
-        if not level:
-            break
-    return bool(level)
-
-
-def _written(steps: Iterator[Step]) -> str:
-    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
-    return text.removeprefix(".")
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in deep_steps(value, most))
+    return "".join(steps).removeprefix(".") or None

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from cortex_gateway import serving
-from cortex_gateway.connection import KEEP_SECS, MOST_HEAD_BYTES, IdleTimeouts
+from cortex_gateway.connection import KEEP_SECS, IdleTimeouts
+from neuron_jax.common.connection import MOST_HEAD_BYTES
 from tests.fakes.gateway_rig import CHAT, COMPLETIONS, HI, MESSAGES
 from tests.fakes.live_gateway import LiveGateway, live_gateway
 from tests.fakes.neuron_double import Answer, NeuronDouble
