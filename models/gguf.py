@@ -9,6 +9,15 @@ from typing import Any
 from attrs import field, frozen
 
 
+def finish_as(architecture: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """`GgufTable.finish` where nothing is missing but the architecture, and the kv heads where each head has its own."""
+
+    def finish(config: dict[str, Any]) -> dict[str, Any]:
+        return {"num_key_value_heads": config["num_attention_heads"], **config, "architectures": [architecture]}
+
+    return finish
+
+
 def _unchanged(config: dict[str, Any]) -> dict[str, Any]:
     return config
 

@@ -8,7 +8,7 @@ from models.config import MOST_LAYERS, Keys
 from models.dense.family import checked, dense_family
 from models.dense.names import FUSED_GATE_UP, GGUF_KEYS, LAYER, USUAL, gguf_tensors, without
 from models.dense.record import SILU, Dense, Layer
-from models.gguf import GgufTable
+from models.gguf import GgufTable, finish_as
 from models.rope import read_rotary
 from models.spec import Config
 
@@ -51,7 +51,7 @@ GGUF = GgufTable(
     tensors=gguf_tensors(NAMES),
     required={**GGUF_KEYS, "attention.head_count_kv": "num_key_value_heads", "attention.key_length": "head_dim"},
     optional={"rope.freq_base": "rope_theta"},
-    finish=lambda config: config | {"architectures": [NAME]},
+    finish=finish_as(NAME),
 )
 
 FAMILY = dense_family(architectures=(NAME,), model_types=("glm4",), read=read, names=NAMES, gguf=GGUF)

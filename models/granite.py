@@ -4,13 +4,11 @@ A Llama with four multipliers: of embeddings, of scores of attention, of what ea
 logits. https://arxiv.org/abs/2408.13359 (its section on maximal update parametrization).
 """
 
-from typing import Any
-
 from models.config import MOST_LAYERS, Keys
 from models.dense.family import checked, dense_family
 from models.dense.names import GGUF_KEYS, USUAL, gguf_tensors
 from models.dense.record import SILU, Dense, Layer
-from models.gguf import GgufTable
+from models.gguf import GgufTable, finish_as
 from models.rope import read_rotary
 from models.spec import Config
 
@@ -52,11 +50,6 @@ def read(config: Config) -> Dense:
 
 NAMES = USUAL
 
-
-def _finish(config: dict[str, Any]) -> dict[str, Any]:
-    return {"num_key_value_heads": config["num_attention_heads"]} | config | {"architectures": [NAME]}
-
-
 GGUF = GgufTable(
     architecture="granite",
     tensors=gguf_tensors(NAMES),
@@ -71,7 +64,7 @@ GGUF = GgufTable(
     },
     flags={"attention_bias": "blk.0.attn_q.bias"},
     neighbours={NAMES["attention.q"]: "num_attention_heads", NAMES["attention.k"]: "num_key_value_heads"},
-    finish=_finish,
+    finish=finish_as(NAME),
 )
 
 FAMILY = dense_family(architectures=(NAME,), model_types=("granite",), read=read, names=NAMES, gguf=GGUF)

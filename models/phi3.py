@@ -12,7 +12,7 @@ from models.config import MOST_LAYERS, Keys, is_positive
 from models.dense.family import checked, dense_family
 from models.dense.names import FUSED_GATE_UP, FUSED_QKV, GGUF_KEYS, USUAL, gguf_tensors, without
 from models.dense.record import SILU, Dense, Layer
-from models.gguf import GgufTable
+from models.gguf import GgufTable, finish_as
 from models.rope import LONG, read_rotary, scaling_type
 from models.spec import Config
 
@@ -63,11 +63,6 @@ NAMES = {
     **FUSED_GATE_UP,
 }
 
-
-def _finish(config: dict[str, Any]) -> dict[str, Any]:
-    return {"num_key_value_heads": config["num_attention_heads"]} | config | {"architectures": [NAME]}
-
-
 GGUF = GgufTable(
     architecture="phi3",
     tensors=gguf_tensors(NAMES),
@@ -78,7 +73,7 @@ GGUF = GgufTable(
         "rope.freq_base": "rope_theta",
         "rope.scaling.original_context_length": "original_max_position_embeddings",
     },
-    finish=_finish,
+    finish=finish_as(NAME),
 )
 
 FAMILY = dense_family(architectures=(NAME,), model_types=("phi3",), read=read, names=NAMES, gguf=GGUF)

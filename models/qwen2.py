@@ -8,7 +8,7 @@ from models.config import MOST_LAYERS, Keys
 from models.dense.family import checked, dense_family
 from models.dense.names import GGUF_KEYS, USUAL, gguf_tensors
 from models.dense.record import FULL, SILU, SLIDING, Dense, Layer
-from models.gguf import GgufTable
+from models.gguf import GgufTable, finish_as
 from models.rope import read_rotary
 from models.spec import Config
 
@@ -63,7 +63,7 @@ GGUF = GgufTable(
         "attention.key_length": "head_dim",
         "rope.freq_base": "rope_theta",
     },
-    finish=lambda config: config | {"architectures": [NAME]},
+    finish=finish_as(NAME),
 )
 
 FAMILY = dense_family(architectures=(NAME,), model_types=("qwen2",), read=read, names=NAMES, gguf=GGUF)

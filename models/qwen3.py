@@ -8,7 +8,7 @@ from models.config import Keys
 from models.dense.family import checked, dense_family
 from models.dense.names import GGUF_KEYS, QK_NORMS, USUAL, gguf_tensors
 from models.dense.record import SILU, Dense, Layer
-from models.gguf import GgufTable
+from models.gguf import GgufTable, finish_as
 from models.qwen2 import windows
 from models.rope import read_rotary
 from models.spec import Config
@@ -51,7 +51,7 @@ GGUF = GgufTable(
     tensors=gguf_tensors(NAMES),
     required={**GGUF_KEYS, "attention.key_length": "head_dim"},
     optional={"attention.head_count_kv": "num_key_value_heads", "rope.freq_base": "rope_theta"},
-    finish=lambda config: config | {"architectures": [NAME]},
+    finish=finish_as(NAME),
 )
 
 FAMILY = dense_family(architectures=(NAME,), model_types=("qwen3",), read=read, names=NAMES, gguf=GGUF)

@@ -8,7 +8,7 @@ from models.config import MOST_LAYERS, Keys
 from models.dense.family import checked, dense_family
 from models.dense.names import GGUF_KEYS, USUAL, gguf_tensors
 from models.dense.record import FULL, SILU, SLIDING, Dense, Layer
-from models.gguf import GgufTable
+from models.gguf import GgufTable, finish_as
 from models.rope import read_rotary
 from models.spec import Config
 
@@ -71,7 +71,7 @@ GGUF = GgufTable(
         "rope.freq_base": "rope_theta",
     },
     neighbours={NAMES["attention.q"]: "num_attention_heads", NAMES["attention.k"]: "num_key_value_heads"},
-    finish=lambda config: {"num_key_value_heads": config["num_attention_heads"]} | config | {"architectures": [NAME]},
+    finish=finish_as(NAME),
 )
 
 FAMILY = dense_family(architectures=(NAME,), model_types=("smollm3",), read=read, names=NAMES, gguf=GGUF)

@@ -106,16 +106,16 @@ def waits(candidates: Collection[Candidate]) -> dict[str, Wait]:
 
 
 def place(model: ModelConfig, snapshot: FleetSnapshot, policy: Policy, considering: Consider = consider) -> Decision:
-    """Where to load: pinned first, then room without eviction, then with, then most free memory, then name.
+    """Where to load: room without eviction, then with, then most free memory, then name.
 
     A model of several hosts is spread over them only where none of them can have it alone.
     """
-    options: list[tuple[tuple[bool, bool, int, str], Placement]] = []
+    options: list[tuple[tuple[bool, int, str], Placement]] = []
     obstacles: list[tuple[Node, Obstacle]] = []
     for node in snapshot.nodes:
         found = considering(model, node, policy)
         if isinstance(found, Placement):
-            rank = (node.name not in model.pinned_on, bool(found.victims), -fit.free_mb(node), node.name)
+            rank = (bool(found.victims), -fit.free_mb(node), node.name)
             options.append((rank, found))
         else:
             obstacles.append((node, found))

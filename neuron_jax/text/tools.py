@@ -43,7 +43,7 @@ class ToolParser(Protocol):
 class TaggedTools:
     """Hermes and Qwen: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, any number, text in between."""
 
-    def __init__(self, call_prefix: str, *, only_one: bool = False) -> None:
+    def __init__(self, call_prefix: str, *, only_one: bool) -> None:
         self._calls = _Calls(call_prefix, only_one=only_one)
         self._tag = StopMatcher((TOOL_CALL_OPEN,))
         self._inside = False
@@ -103,7 +103,7 @@ class TaggedTools:
 class TailTools:
     """Llama 3 and Mistral: after `tag`, or when `bare` from the first character, all the rest of the turn is calls."""
 
-    def __init__(self, call_prefix: str, *, tag: str, bare: bool, only_one: bool = False) -> None:
+    def __init__(self, call_prefix: str, *, tag: str, bare: bool, only_one: bool) -> None:
         self._calls = _Calls(call_prefix, only_one=only_one)
         self._tag = StopMatcher((tag,))
         self._undecided = bare
