@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 from neuron_jax.common.addresses import HIGHEST_PORT
 from neuron_jax.common.files import OwnSecret, RemoteNeuron, secret_of, with_tls_files
 from neuron_jax.common.kinds import EACH_FILLED, FILE_ONLY, FILLED, HIDDEN, HOST, Rule, power_of_two, within
-from neuron_jax.common.nearest import LONGEST_NAME
+from neuron_jax.common.names import LONGEST_NAME
 from neuron_jax.common.reader import Reader, read_toml
 from neuron_jax.common.variables import names, unused
 

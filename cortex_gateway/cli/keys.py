@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime as dt
-import difflib
 import os
 import pathlib
 import re
@@ -20,6 +19,7 @@ from cortex_gateway.auth.store import KeyReader, KeyStore
 from cortex_gateway.cli import tables
 from cortex_gateway.cli.api import CommandError, UsageError
 from cortex_gateway.config import find_config, load_config
+from neuron_jax.common.names import nearest
 
 ConfigPath = Annotated[
     pathlib.Path | None,
@@ -216,7 +216,7 @@ def _pick(place: pathlib.Path, which: str) -> Key:
     known = _known(place)
     found = [key for key in known if which in (key.id, key.name)]
     if not found:
-        near = difflib.get_close_matches(which, {key.name for key in known}, n=1)
+        near = nearest(which, {key.name for key in known}, 1, 0.6)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise CommandError(f"there is no key {which!r} in {place}{hint}")
     return max(found, key=lambda key: (key.id == which, key.revoked is None, key.created))

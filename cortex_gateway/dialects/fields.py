@@ -7,7 +7,7 @@ import msgspec
 
 from cortex_gateway.dialects.depth import MAX_DEPTH, deep_path
 from cortex_gateway.dialects.failure import Failure, RefusedError
-from cortex_gateway.dialects.names import too_long
+from neuron_jax.common.names import too_long
 
 Json = Mapping[str, Any]
 INVALID = "invalid_request_body"

@@ -1,12 +1,12 @@
 """What models there are: the operator's list, what every node lists, and the aliases, merged. Pure."""
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 
 from attrs import field, frozen
 
 from cortex_gateway.placement import fit
 from cortex_gateway.placement.snapshot import Cost, FleetSnapshot, Limit, ModelConfig, Node, Replica
+from neuron_jax.common.names import nearest as most_alike
 
 LATEST = ":latest"
 """The tag of a name that has none, where clients speak Ollama's API."""
@@ -71,11 +71,8 @@ def resolve(catalogue: Catalogue, name: str, listed: Callable[[str], bool]) -> s
 
 def nearest(catalogue: Catalogue, snapshot: FleetSnapshot, name: str) -> tuple[str, ...]:
     """Up to three known names that look most like `name`, in capitals or not."""
-    # One that is three times as long is not half alike, and merely to look at it takes longer than its length.
-    known = {one.casefold(): one for one in names(catalogue, snapshot) if len(name) <= 3 * len(one)}
-    if not known:
-        return ()
-    return tuple(known[near] for near in difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.5))
+    known = {one.casefold(): one for one in names(catalogue, snapshot)}
+    return tuple(known[near] for near in most_alike(name.casefold(), known, 3, 0.5))
 
 
 def present(catalogue: Catalogue, snapshot: FleetSnapshot) -> str | None:

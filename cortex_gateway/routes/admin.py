@@ -8,13 +8,13 @@ import msgspec
 
 from cortex_gateway.auth.policy import ADMIN
 from cortex_gateway.dialects import sse
-from cortex_gateway.dialects.names import LONGEST_NAME
 from cortex_gateway.dialects.openai import errors as openai_errors
 from cortex_gateway.errors import InvalidBody, MalformedJson, RequestNotFound, RouteNotFound
 from cortex_gateway.placement.circuit import Circuit
 from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import LoadStatus, Node, Replica
 from cortex_gateway.routes.exchange import Exchange, Route
+from neuron_jax.common.names import LONGEST_NAME
 
 Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
 

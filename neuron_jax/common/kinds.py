@@ -17,7 +17,7 @@ from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn, override
 
 from neuron_jax.common.addresses import parse_address, parse_host, parse_url
-from neuron_jax.common.nearest import nearest
+from neuron_jax.common.names import nearest
 
 WORDS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 HIDDEN = {"hidden": True}

@@ -1,10 +1,17 @@
-"""Which of the known words looks most like a wrong one; knows strings alone. Whoever wrote the word may be anybody."""
+"""How long a name may be, and which of those that are known looks most like it; knows strings. Anybody may have written it."""
 
 import difflib
 from collections.abc import Iterable
 
 LONGEST_NAME = 512
 """Characters of a model's name. Ids of hubs have at most two hundred."""
+
+
+def too_long(name: str) -> str | None:
+    """What is wrong with `name`, as the end of a sentence that begins with its field."""
+    if len(name) <= LONGEST_NAME:
+        return None
+    return f"must be a string of at most {LONGEST_NAME} characters, found one of {len(name)}"
 
 
 def nearest(word: str, known: Iterable[str], count: int, cutoff: float) -> list[str]:

@@ -1,6 +1,5 @@
 """Environment variables over a table, PREFIX_SECTION__KEY=value, and which of them set nothing; pure."""
 
-import difflib
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 import attrs
 
 from neuron_jax.common.kinds import bare, did_you_mean, entry_of, quoted
+from neuron_jax.common.names import nearest
 
 NESTED = "__"
 ORCHESTRATED = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)")
@@ -86,7 +86,7 @@ def unused(environ: Mapping[str, str], prefix: str, known: Collection[str], othe
         rest = name.removeprefix(prefix)
         if rest in rests or NESTED in rest or name.startswith(vendors) or _orchestrated(rest, environ[name]):
             continue
-        near = difflib.get_close_matches(rest, rests, 1, CLOSE)
+        near = nearest(rest, rests, 1, CLOSE)
         lines.append(f"environment: {name} is not used" + (f"; did you mean {rests[near[0]]}?" if near else ""))
     return lines
 

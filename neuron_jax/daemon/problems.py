@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from neuron_jax.common.nearest import nearest
+from neuron_jax.common.names import nearest
 
 INVALID = "invalid_request_error"
 API = "api_error"

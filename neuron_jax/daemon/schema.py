@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from attrs import frozen
 
-from neuron_jax.common.nearest import LONGEST_NAME
+from neuron_jax.common.names import LONGEST_NAME
 from neuron_jax.daemon.fields import Fields, is_number, too_deep
 from neuron_jax.daemon.json_bounds import deep_path, may_be_deep
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported

@@ -4,7 +4,7 @@ import msgspec
 from attrs import frozen
 
 from cortex_gateway.dialects.failure import Failure, RefusedError
-from cortex_gateway.dialects.names import too_long
+from neuron_jax.common.names import too_long
 
 LONGEST_KEY = 256  # characters
 _BODY = msgspec.json.Decoder(dict[str, msgspec.Raw])

@@ -2,7 +2,7 @@
 
 import time
 
-from neuron_jax.common.nearest import nearest
+from neuron_jax.common.names import nearest
 
 
 def test_the_nearest_word() -> None:
