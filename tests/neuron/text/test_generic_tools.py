@@ -32,7 +32,7 @@ def test_tools_are_told_of_behind_the_system_prompt() -> None:
 
 def test_a_call_that_is_replayed_is_what_the_parser_reads() -> None:
     turn = in_words(Chat([USER, called('{"b":1}', "I look.")], tools=[TOOL])).messages[-1]
-    parser = TaggedTools("c")
+    parser = TaggedTools("c", only_one=False)
     pieces = [*parser.feed(turn["content"]), *parser.close()]
 
     assert "tool_calls" not in turn
