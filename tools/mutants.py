@@ -132,8 +132,9 @@ class Traced(NamedTuple):
         return self.quickest(set().union(*(known.get(line, set()) for line in lines)))
 
     def anywhere(self, path: str) -> list[int]:
-        """The tests that come to this file, or where none does after it has been imported, all."""
-        return self.at(path, self.lines[path]) or self.quickest(range(len(self.secs)))
+        """All tests: those that come to this file first, for the others may still use a record that it declares."""
+        near = self.at(path, self.lines[path])
+        return [*near, *self.quickest(set(range(len(self.secs))) - set(near))]
 
     def quickest(self, tests: Iterable[int]) -> list[int]:
         return sorted(set(tests) - self.failed, key=self.secs.__getitem__)

@@ -80,7 +80,7 @@ def vacant(node: Node, policy: Policy, *, besides: str) -> dict[int, int]:
             continue
         size = fit.size(replica, node, policy.knowledge, policy.catalogue.config(replica.model, [replica]))
         for index in set(replica.devices) & left.keys():
-            left[index] -= size // (replica.spread or 1)
+            left[index] -= size // replica.spread
     for member in node.members:
         for index in set(member.devices) & left.keys():
             left[index] -= fit.lent_size(member, node) // len(member.devices)

@@ -58,7 +58,7 @@ def test_an_answer_that_begins_closes_it_and_one_more_failure_opens_it() -> None
     """It need not end first, for that may take minutes; the rest after that is longer."""
     over = 100.0 + REST_SECS
     begun = failing().tried(over).begun()
-    assert (begun.state(over), begun.rests(over)) == ("closed", False)
+    assert (begun.state(over), begun.rests(over), begun.failures) == ("closed", False, FAILURES - 1)
 
     again = begun.failed(over + 1, "500")
 
@@ -98,3 +98,19 @@ def test_a_resting_replica_is_the_last_choice_and_not_a_forbidden_one() -> None:
 
     assert least_wait([busy, resting]) == "a"
     assert least_wait([resting]) == "b"
+
+
+def test_a_replica_whose_only_slot_is_taken_comes_after_a_busier_one_with_slots_left() -> None:
+    """So does one of many slots; one that has not told how many it has is taken to have some left."""
+    for slots in (1, 2):
+        taken = Candidate("a", slots, ModelLoad(max_in_flight=slots))
+        assert least_wait([taken, Candidate("b", 8, ModelLoad(max_in_flight=9))]) == "b"
+        assert least_wait([taken, Candidate("b", 8, ModelLoad())]) == "b"
+
+
+def test_a_measured_speed_counts_however_slow() -> None:
+    """Four times the speed is worth more than one request fewer."""
+    slow, fast = ModelLoad(tok_s_decode=0.25), ModelLoad(tok_s_decode=1.0)
+
+    assert least_wait([Candidate("a", 0, slow), Candidate("b", 1, fast)]) == "b"
+    assert least_wait([Candidate("a", 0, ModelLoad()), Candidate("b", 1, fast)]) == "a"

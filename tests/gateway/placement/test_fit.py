@@ -84,6 +84,8 @@ def test_who_leaves_without_a_known_size_frees_nothing() -> None:
 
     assert fit.devices_for(ModelConfig(id="m"), it, need(1000), without={"n"}) == (0,)
     assert fit.devices_for(ModelConfig(id="m"), it, need(1001), without={"n"}, sizes={"o": 9}) is None
+    lending = node(1000, members=(Membership(model="g", leader="b", devices=(0,)),))
+    assert fit.devices_for(ModelConfig(id="m"), lending, need(1001), without={"g"}) is None
 
 
 @pytest.mark.parametrize(

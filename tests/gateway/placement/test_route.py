@@ -85,6 +85,9 @@ def load(pending: int = 0, slots: int = 0, speed: float = 0.0) -> dict[str, Any]
             id="loading is nearer than recovering",
         ),
         pytest.param([node("a", replica(status="recovering")), node("b")], Recovering("a"), id="recovering"),
+        pytest.param(
+            [node("a", replica(status="recovering"), doubted=True)], Recovering("a"), id="what recovers is no doubt"
+        ),
         pytest.param([node("a")], Placement(node="a", devices=()), id="cold load"),
         pytest.param(
             [node("a", replica(status="failed"))], Placement(node="a", devices=()), id="a failed one is tried anew"

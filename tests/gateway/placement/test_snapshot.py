@@ -1,5 +1,6 @@
 """The records: what nobody has told is nothing, what follows from what was told, and which numbers make no sense."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -84,6 +85,8 @@ def test_a_group_is_spread_over_all_its_hosts() -> None:
     assert group.hosts == ("b", "a")
     assert Replica(model="m", status="loaded", devices=(0, 1), group=group).spread == 6
     assert Replica(model="m", status="loaded", devices=(0, 1)).spread == 2
+    untold = Group(model="m", role="leader", leader="b")
+    assert Replica(model="m", status="loaded", devices=(0, 1), group=untold).spread == 2
 
 
 def test_what_somebody_has_said_of_a_load() -> None:
@@ -95,26 +98,34 @@ def test_what_somebody_has_said_of_a_load() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "name", "least"),
+    ("record", "name", "least"),
     [
-        *((Limit, name, 1) for name in ("context", "input", "output")),
-        *((Cost, name, 0) for name in ("input", "output", "cache_read", "cache_write")),
-        *((ModelConfig, name, 1) for name in ("vram_mb", "min_devices", "tensor_parallel")),
-        (ModelConfig, "min_device_vram_mb", 0),
+        *(("Limit", name, 1) for name in ("context", "input", "output")),
+        *(("Cost", name, 0) for name in ("input", "output", "cache_read", "cache_write")),
+        *(("ModelConfig", name, 1) for name in ("vram_mb", "min_devices")),
+        ("ModelConfig", "min_device_vram_mb", 0),
+        ("LoadOptions", "tensor_parallel", 1),
     ],
 )
-def test_the_least_number_that_makes_sense(make: Any, name: str, least: int) -> None:
+def test_the_least_number_that_makes_sense(record: str, name: str, least: int) -> None:
     """It is taken, and one less is refused by its name."""
-    more = {"id": "m"} if make is ModelConfig else {}
+    made = {"Limit": Limit, "Cost": Cost, "ModelConfig": partial(ModelConfig, id="m"), "LoadOptions": LoadOptions}
+    make: Any = made[record]
 
-    assert getattr(make(**more, **{name: least}), name) == least
+    assert getattr(make(**{name: least}), name) == least
     with pytest.raises(ValueError, match=name):
-        make(**more, **{name: least - 1})
+        make(**{name: least - 1})
 
 
-@pytest.mark.parametrize("name", ["id", "harness", "quant", "kv_dtype"])
-def test_an_empty_name_is_none(name: str) -> None:
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [("ModelConfig", "id"), ("ModelConfig", "harness"), ("LoadOptions", "quant"), ("LoadOptions", "kv_dtype")],
+)
+def test_an_empty_name_is_none(record: str, name: str) -> None:
     """A letter is one."""
-    assert getattr(ModelConfig(**{"id": "m", name: "x"}), name) == "x"  # type: ignore[arg-type]
+    make: Any = LoadOptions if record == "LoadOptions" else ModelConfig
+    more = {} if record == "LoadOptions" else {"id": "m"}
+
+    assert getattr(make(**{**more, name: "x"}), name) == "x"
     with pytest.raises(ValueError, match=name):
-        ModelConfig(**{"id": "m", name: ""})  # type: ignore[arg-type]
+        make(**{**more, name: ""})

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from cortex_gateway.placement import defrag, fit, room
 from cortex_gateway.placement import route as routing
@@ -19,7 +20,7 @@ from cortex_gateway.placement.snapshot import (
     Replica,
 )
 
-M = ModelConfig(id="m", vram_mb=16_000, tensor_parallel=4, hosts=("a", "b", "c"))
+M = ModelConfig(id="m", vram_mb=16_000, tensor_parallel=4, hosts=("a", "b", "c", "d"))
 """4000 MiB on each of four devices."""
 
 
@@ -43,6 +44,12 @@ def member(model: str = "g", leader: str = "z", *devices: int, leads: Any = "yes
 
 def decide(*nodes: Node, model: ModelConfig = M, **policy: Any) -> Decision:
     return routing.route(model, FleetSnapshot(nodes=nodes), Policy(**policy))
+
+
+def rejected(*nodes: Node, **how: Any) -> Reject:
+    found = decide(*nodes, **how)
+    assert isinstance(found, Reject)
+    return found
 
 
 def led(
@@ -78,10 +85,15 @@ TWO = (9000, 9000)
             [node("a", 9000), node("b", 9000), node("c", *TWO)], led("c", "a", "b"), id="as many hosts as it takes"
         ),
         pytest.param(
+            [node("a", *TWO), node("b", 1, 1), node("c", 1, 1), node("d", *TWO)],
+            led("a", "d"),
+            id="more than one full one is passed over",
+        ),
+        pytest.param(
             [node("a", *TWO), node("b", *TWO, healthy=False), node("c", *TWO)], led("a", "c"), id="not a lost one"
         ),
         pytest.param(
-            [node("a", *TWO), node("d", *TWO), node("c", *TWO)], led("a", "c"), id="not one that is not named"
+            [node("a", *TWO), node("aa", *TWO), node("c", *TWO)], led("a", "c"), id="not one that is not named"
         ),
         pytest.param(
             [node("a", *TWO), node("b", 1, 1, replicas=(idle("x", 0, 1),))],
@@ -197,11 +209,22 @@ def test_a_group_that_failed_is_not_tried_again_but_others_are() -> None:
 
     assert decide(*nodes, apart={frozenset("ab")}) == led("a", "c")
     assert decide(*nodes, apart={frozenset("ab"), frozenset("ac")}) == led("b", "c")
+    assert rejected(*nodes, apart={frozenset("ab"), frozenset("ac"), frozenset("bc")}).why == "failed"
 
 
 def test_a_leader_that_failed_by_itself_may_lend() -> None:
     """Its port was taken: the other one leads."""
-    assert decide(node("a", *TWO), node("b", *TWO), excluded={"a"}) == led("b", "a")
+    both = (node("a", *TWO), node("b", *TWO))
+    assert decide(*both, excluded={"a"}) == led("b", "a")
+    assert rejected(*both, excluded={"a", "b"}).why == "failed"
+    assert rejected(*both, excluded={"c"}, only=()).why == "never"
+
+
+def test_where_others_could_have_it_together_the_pinned_one_is_named() -> None:
+    """It has no room itself, and they may not lead."""
+    pinned = evolve(M, pinned_on=("a",))
+
+    assert "b may not lead it" in rejected(node("a", 1, 1), node("b", *TWO), node("c", *TWO), model=pinned).reason
 
 
 @pytest.mark.parametrize(
@@ -210,6 +233,21 @@ def test_a_leader_that_failed_by_itself_may_lend() -> None:
 def test_the_named_node_and_the_pinned_one_lead(how: dict[str, Any]) -> None:
     """The others of its hosts still lend."""
     assert decide(node("a", *TWO), node("b", *TWO), **how) == led("b", "a")
+
+
+@pytest.mark.parametrize(("hosts", "devices"), [(("a", "b"), 1), (("a",), 4)])
+def test_what_cannot_be_spread_is_told_as_of_one_host(hosts: tuple[str, ...], devices: int) -> None:
+    """One device, or one host."""
+    model = ModelConfig(id="m", vram_mb=4000 * devices, tensor_parallel=devices, hosts=hosts)
+
+    assert "with 4000 MiB each" not in rejected(node("a", 1, 1), model=model).reason
+
+
+def test_two_devices_are_enough_to_be_spread() -> None:
+    """One on each host."""
+    model = ModelConfig(id="m", vram_mb=8000, tensor_parallel=2, hosts=("a", "b"))
+
+    assert decide(node("a", 9000), node("b", 9000), model=model) == led("a", "b")
 
 
 @pytest.mark.parametrize("leads", ["no", "unknown"])
@@ -261,7 +299,7 @@ def test_a_group_frees_its_share_on_each_of_its_hosts() -> None:
 
 def test_every_host_that_could_lead_is_feasible() -> None:
     """As /v1/models lists them: with the others it has enough devices; without, it has none."""
-    nodes = (node("a", *TWO), node("b", *TWO), node("d", *TWO))
+    nodes = (node("a", *TWO), node("b", *TWO), node("z", *TWO))
 
     assert [one.name for one in nodes if fit.could_lead(M, one, nodes)] == ["a", "b"]
     assert not fit.could_lead(M, nodes[0], nodes[:1])
@@ -347,3 +385,19 @@ def test_only_what_leaves_is_taken_from_the_picture() -> None:
     assert [one.vram_free_mb for one in a.devices] == [8001, 1]
     assert [one.vram_free_mb for one in b.devices] == [8001, 1, 1]
     assert ([one.model for one in a.replicas], b.members) == (["h"], lending.members[1:])
+
+
+def test_what_leaves_gives_back_its_share_of_each_device() -> None:
+    """On both of two; nothing where nobody knows how much it had, or where it is on no device that we know of."""
+    wide, lent = idle("g", 0, 1), member("g", "a", 0, 1)
+    leading, lending = node("a", 1, 1, replicas=(wide,)), node("b", 1, 1, members=(lent,))
+
+    def free(leading: Node, lending: Node) -> list[list[int]]:
+        after = room.without(FleetSnapshot(nodes=(leading, lending)), "g", "a")
+        return [[one.vram_free_mb for one in it.devices] for it in after.nodes]
+
+    assert free(leading, lending) == [[8001, 8001], [8001, 8001]]
+    unknown = evolve(leading, replicas=(evolve(wide, vram_used_mb=None),))
+    assert free(unknown, evolve(lending, members=(evolve(lent, devices=()),))) == [[1, 1], [1, 1]]
+    assert free(evolve(leading, replicas=(evolve(wide, devices=(0,), vram_used_mb=None),)), lending)[0] == [1, 1]
+    assert free(evolve(leading, replicas=(evolve(wide, devices=()),)), lending) == [[1, 1], [8001, 8001]]
