@@ -95,6 +95,14 @@ class Keys:
         self._wrong(key, f"{len(default)} times 0 or 1")
         return tuple(default)
 
+    def places(self, key: str) -> tuple[int, ...]:
+        """A list of numbers from 0 on, empty where it is absent."""
+        found = [] if self.get(key) is None else self.get(key)
+        if isinstance(found, list | tuple) and all(type(place) is int and 0 <= place <= MOST for place in found):
+            return tuple(found)
+        self._wrong(key, "a list of numbers from 0 on")
+        return ()
+
     def section(self, key: str) -> Mapping[str, Any]:
         """An object, empty where it is absent."""
         found = self.get(key)

@@ -11,9 +11,12 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
+from models.dense.record import Activation, Experts
 from models.errors import ModelError
+from models.experts_native import ExpertsNative
+from models.experts_xla import ExpertsXla
 from models.linears_native import TiledLinear, TiledTable
-from models.linears_xla import NARROW, Fp8Table, Linear, NarrowLinear, VocabTable, store_narrow
+from models.linears_xla import NARROW, ExactLinear, Fp8Table, Linear, NarrowLinear, VocabTable, store_narrow
 from models.mapping import Ignore, Rule, Store, store_as, store_int8, store_kernel
 from models.native.tiles import Tiles
 from models.nn import Dims
@@ -52,9 +55,34 @@ class Linears:
         tiles = self.tiles.get(self.prefix + name)
         if tiles is not None:
             return TiledLinear(outputs, tiles, bias=bias)
+        return self._xla(inputs, outputs, bias=bias, fine=fine)
+
+    def exact(self, name: str, inputs: Dims, outputs: Dims, *, bias: bool) -> ExactLinear | TiledLinear:
+        """A map that is small and decides much: never narrowed, and computed in float32."""
+        tiles = self.tiles.get(self.prefix + name)
+        return TiledLinear(outputs, tiles, bias=bias) if tiles is not None else ExactLinear(inputs, outputs, bias=bias)
+
+    def experts(
+        self, name: str, experts: Experts, activation: Activation, width: int, size: int
+    ) -> ExpertsXla | ExpertsNative:
+        """A layer's experts, whose parameters are `name`.gate_up and .down: embeddings of `width`, `size` of each expert's
+        own width on a device.
+        """
+        up, down = (self.tiles.get(f"{self.prefix}{name}.{which}") for which in ("gate_up", "down"))
+        if up is not None and down is not None:
+            return ExpertsNative(experts, activation, up, down)
+        make = partial(self._xla, bias=experts.bias, stack=((experts.count, "experts"),))
+        embed, devices = ((width, "embed"),), (self.devices, "mlp")
+        gate_up = make(embed, (devices, (2, None), (size, None)))
+        return ExpertsXla(experts, activation, gate_up, make((devices, (size, None)), embed, fine=True))
+
+    def _xla(
+        self, inputs: Dims, outputs: Dims, *, bias: bool, fine: bool = False, stack: Dims = ()
+    ) -> Linear | NarrowLinear:
+        around: dict[str, Any] = {"dtype": self.dtype, "bias": bias, "devices": self.devices, "stack": stack}
         if self.quant in NARROW:
-            return NarrowLinear(inputs, outputs, quant=self.quant, dtype=self.dtype, bias=bias, devices=self.devices)
-        return Linear(inputs, outputs, quant=self.quant, dtype=self.dtype, bias=bias, fine=fine, devices=self.devices)
+            return NarrowLinear(inputs, outputs, quant=self.quant, **around)
+        return Linear(inputs, outputs, quant=self.quant, fine=fine, **around)
 
     def table(self, name: str, vocab: int, width: int) -> VocabTable | TiledTable | Fp8Table:
         """The matrix that tokens are looked up in, and that logits are computed with."""
@@ -95,18 +123,20 @@ def tile(
     *,
     gated: Sequence[str] = (),
     tables: Sequence[str] = (),
+    exact: Sequence[str] = (),
 ) -> tuple[tuple[Rule | Ignore, ...], dict[str, Tiles]]:
     """The rules with stores for tiles in place of `untiled`, and the tiles by path.
 
     `stored` says what the checkpoint's tensors are stored as; None: float32. Paths that end with one of `gated` are a gate
     over its other half; `tables` are looked up in as well, and are not narrowed below 8 bits: every token goes through
-    them twice.
+    them twice. Paths that end with one of `exact` are not narrowed at all.
     """
     tiles: dict[str, Tiles] = {}
     made: list[Rule | Ignore] = list(rules)
     for place, rule in enumerate(rules):
         if isinstance(rule, Rule) and rule.store is untiled:
             scheme = table_quant(quant) if rule.path in tables else quant
+            scheme = "stored" if rule.path.endswith(tuple(exact)) else scheme
             tiles[rule.path] = _plan(rule, stored, scheme, gated=rule.path.endswith(tuple(gated)))
             made[place] = evolve(rule, store=_store(tiles[rule.path], scheme))
     return tuple(made), tiles
@@ -116,15 +146,16 @@ _SCHEMES = {"int8": (INT8, int8_by_group), "int4": (INT4, int4_by_group)}
 
 
 def _plan(rule: Rule, stored: Mapping[str, Storage] | None, scheme: str, *, gated: bool) -> Tiles:
-    outputs = len(rule.shape) - rule.inputs
+    first, outputs = int(rule.stacked), len(rule.shape) - rule.inputs
     storage = _SCHEMES[scheme][0] if scheme in _SCHEMES else FLOAT32 if stored is None else rule.storage(stored)
-    return Tiles.plan(prod(rule.shape[:outputs]), prod(rule.shape[outputs:]), storage, gated=gated)
+    rows, columns = prod(rule.shape[first:outputs]), prod(rule.shape[outputs:])
+    return Tiles.plan(rows, columns, storage, gated=gated, stack=prod(rule.shape[:first]))
 
 
 def _store(tiles: Tiles, scheme: str) -> Store:
     def store(whole: Array | Blocks) -> dict[str, Array]:
         if scheme in _SCHEMES and tiles.storage.coded:
-            flat = whole if isinstance(whole, Blocks) else whole.reshape(tiles.rows, tiles.columns)
+            flat = whole if isinstance(whole, Blocks) else whole.reshape(-1, tiles.columns)
             return {"matrix": tiles.pack(_SCHEMES[scheme][1](flat))}
         return {"matrix": tiles.pack(whole)}
 

@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from models.dense.record import Activation
+from models.dense.record import OAI_SLOPE, Activation
 from models.nn import Dims, Live, RMSNorm, parameter, sizes
-from models.products import by_parts, fp8_matmul, int4_matmul, int8_matmul, multiplies_fp8
+from models.products import by_parts, fp8_matmul, in_parts, int4_matmul, int8_matmul, multiplies_fp8
 from models.rounding import INT4, fp8_by_channel, int4_by_group, pack_int4
 from models.sharding import sharded
 from models.storage import Array
@@ -46,9 +46,6 @@ class Map(nnx.Module):
         return activate(activation, both[:, :, 0], both[:, :, 1])
 
 
-OAI_SLOPE = 1.702
-
-
 def activate(activation: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
     """act(gate) * up, of any shape."""
     if activation.limit is not None:
@@ -68,7 +65,8 @@ class Linear(Map):
     """[T, *in] -> [T, *out]. Float kernels are [*in, *out] (XLA:CPU reads them fastest so), int8 kernels [*out, *in].
 
     Only the first of the in- and of the out-dimensions may be sharded: the product runs on flattened ones, because
-    XLA:CPU would transpose a kernel of more dimensions in every call.
+    XLA:CPU would transpose a kernel of more dimensions in every call. With a `stack` its leaves are those of many such maps,
+    of which `models.experts_xla` picks one.
     """
 
     def __init__(
@@ -81,6 +79,7 @@ class Linear(Map):
         bias: bool = False,
         fine: bool = False,
         devices: int = 1,
+        stack: Dims = (),
     ) -> None:
         assert not any(axis for _, axis in inputs[1:] + outputs[1:] if axis is not None), (
             "an inner dimension is sharded"
@@ -89,9 +88,10 @@ class Linear(Map):
         self.outputs = sizes(outputs)
         self.fine = fine
         self.parts = parts(inputs, devices)
-        self.kernel = parameter(outputs + inputs, jnp.int8) if int8 else parameter(inputs + outputs, dtype)
-        self.scale = parameter(outputs, jnp.float32) if int8 else None
-        self.bias = parameter(outputs, dtype) if bias else None
+        kernel = parameter(stack + outputs + inputs, jnp.int8) if int8 else parameter(stack + inputs + outputs, dtype)
+        self.kernel = kernel
+        self.scale = parameter(stack + outputs, jnp.float32) if int8 else None
+        self.bias = parameter(stack + outputs, dtype) if bias else None
 
     def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:  # noqa: ARG002
         """x [T, *in] -> [T, *out] in the dtype of x; the product with norm(x)."""
@@ -107,42 +107,77 @@ class Linear(Map):
         y = y.reshape(x.shape[0], *self.outputs)
         return y if self.bias is None else y + self.bias[...][None]
 
+    def apart(self, x: jax.Array) -> jax.Array:
+        """x [T, *in] -> float32 [parts, T, *out flat]: what each device has to add to the product, without the bias."""
+        flat = x.reshape(x.shape[0], -1)
+        if self.scale is None:
+            cut = flat.reshape(x.shape[0], self.parts, -1)
+            kernel = self.kernel[...].reshape(self.parts, cut.shape[2], -1)
+            return jnp.einsum("tpi,pio->pto", cut, kernel, preferred_element_type=jnp.float32)
+        product = partial(int8_matmul, scale=self.scale[...].reshape(-1), fine=self.fine)
+        return in_parts(product, self.parts, flat, self.kernel[...].reshape(-1, flat.shape[1]))
+
+
+class ExactLinear(Linear):
+    """The same in float32, whatever x and the model are in."""
+
+    def __init__(self, inputs: Dims, outputs: Dims, *, bias: bool) -> None:
+        super().__init__(inputs, outputs, quant="none", dtype=jnp.float32, bias=bias)
+
+    def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:
+        """x [T, *in] -> float32 [T, *out]; the product with norm(x)."""
+        return super().__call__((x if norm is None else norm(x)).astype(jnp.float32), None, live)
+
 
 class NarrowLinear(Map):
     """[T, *in] -> [T, *out], as `Linear`."""
 
     def __init__(
-        self, inputs: Dims, outputs: Dims, *, quant: str, dtype: Any, bias: bool = False, devices: int = 1
+        self,
+        inputs: Dims,
+        outputs: Dims,
+        *,
+        quant: str,
+        dtype: Any,
+        bias: bool = False,
+        devices: int = 1,
+        stack: Dims = (),
     ) -> None:
         self.quant = quant
         self.parts = parts(inputs, devices)
         self.inputs, self.outputs = (tuple(size for size, _ in dims) for dims in (inputs, outputs))
-        leaves = _leaves(quant, inputs, outputs)
-        self.kernel, self.scale = parameter(*leaves["kernel"]), parameter(*leaves["scale"])
-        self.offset = parameter(*leaves["offset"]) if quant == "int4" else None
-        self.bias = parameter(outputs, dtype) if bias else None
+        leaves = {name: parameter(stack + dims, kind) for name, (dims, kind) in _leaves(quant, inputs, outputs).items()}
+        self.kernel, self.scale, self.offset = leaves["kernel"], leaves["scale"], leaves.get("offset")
+        self.bias = parameter(stack + outputs, dtype) if bias else None
 
     def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:  # noqa: ARG002
         """x [T, *in] -> [T, *out] in the dtype of x; the product with norm(x)."""
         x = x if norm is None else norm(x)
         flat = x.reshape(x.shape[0], -1)
-        product = self._fp8(flat) if self.quant == "fp8" else self._int4(flat)
-        y = product.astype(x.dtype).reshape(x.shape[0], *self.outputs)
+        y = by_parts(*self._product(flat)).astype(x.dtype).reshape(x.shape[0], *self.outputs)
         return y if self.bias is None else y + self.bias[...][None]
 
-    def _fp8(self, x: jax.Array) -> jax.Array:
+    def apart(self, x: jax.Array) -> jax.Array:
+        """As `Linear.apart`."""
+        return in_parts(*self._product(x.reshape(x.shape[0], -1)))
+
+    def _product(self, x: jax.Array) -> tuple[Any, ...]:
+        """The product, its parts, and what it takes."""
+        return self._fp8(x) if self.quant == "fp8" else self._int4(x)
+
+    def _fp8(self, x: jax.Array) -> tuple[Any, ...]:
         kernel = self.kernel[...].reshape(-1, x.shape[1])
         product = partial(fp8_matmul, scale=self.scale[...].reshape(-1), native=_native())
-        return by_parts(product, self.parts, x, kernel)
+        return product, self.parts, x, kernel
 
-    def _int4(self, x: jax.Array) -> jax.Array:
+    def _int4(self, x: jax.Array) -> tuple[Any, ...]:
         first, rest = _split(self.inputs)
         # A group that the weights do not fill meets zeros.
         padded = jnp.pad(x.reshape(-1, first, rest), ((0, 0), (0, 0), (0, -rest % INT4.group)))
         outputs = prod(self.outputs)
         assert self.offset is not None, self.quant
         kernel, scale, offset = (leaf[...].reshape(outputs, -1) for leaf in (self.kernel, self.scale, self.offset))
-        return by_parts(int4_matmul, self.parts, padded.reshape(x.shape[0], -1), kernel, scale, offset)
+        return int4_matmul, self.parts, padded.reshape(x.shape[0], -1), kernel, scale, offset
 
 
 class VocabTable(nnx.Module):

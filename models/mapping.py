@@ -9,7 +9,7 @@ flattened, and whose columns are the in-dimensions.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -51,7 +51,8 @@ class Rule:
     """The leaves under `path` (dotted; layers by number) come from `parts`, assembled in `shape`.
 
     `dtype` is that of the canonical array; None keeps the narrowest storage that holds all parts exactly. The last
-    `inputs` of the dimensions are in-dimensions.
+    `inputs` of the dimensions are in-dimensions. `stacked`: the first of the out-dimensions counts matrices, which are kept
+    each by itself. `others` are parts that the same comes from in checkpoints laid out otherwise.
     """
 
     path: str
@@ -60,11 +61,22 @@ class Rule:
     parts: tuple[Part, ...]
     store: Store
     inputs: int = 1
+    stacked: bool = False
+    others: tuple[tuple[Part, ...], ...] = ()
 
     def at(self, layer: int) -> "Rule":
         """The rule of one layer."""
-        parts = tuple(evolve(part, name=part.name.format(layer)) for part in self.parts)
-        return evolve(self, path=self.path.format(layer), parts=parts)
+        parts, *others = (
+            tuple(evolve(part, name=part.name.format(layer)) for part in each) for each in (self.parts, *self.others)
+        )
+        return evolve(self, path=self.path.format(layer), parts=parts, others=tuple(others))
+
+    def among(self, names: Collection[str]) -> "Rule":
+        """With the parts that a checkpoint of these tensors has the most of, and no others."""
+        if not self.others:
+            return self
+        share = [sum(part.name in names for part in each) / len(each) for each in (self.parts, *self.others)]
+        return evolve(self, parts=(self.parts, *self.others)[share.index(max(share))], others=())
 
     @property
     def keys(self) -> tuple[str | int, ...]:
@@ -75,8 +87,9 @@ class Rule:
         """What `store` will be given, from what the checkpoint's tensors are stored as, by name."""
         if self.dtype is not None:
             return storage_of(self.dtype)
-        joined = Storage.join(*(stored[part.name] for part in self.parts))
-        return FLOAT32 if joined.coded and any(part.moves_columns for part in self.parts) else joined
+        parts = self.among(stored).parts
+        joined = Storage.join(*(stored[part.name] for part in parts))
+        return FLOAT32 if joined.coded and any(part.moves_columns for part in parts) else joined
 
     def assemble(self, read: Read, storage: Storage) -> dict[str, Array]:
         """The finished leaves, by name; `storage` is this rule's. Parts are read and let go one after another."""
@@ -150,6 +163,19 @@ def store_kernel(inputs: int, quant: str) -> Store:
     return store_int8(inputs) if quant == "int8" else lambda whole: {"kernel": _inputs_first(whole, inputs)}
 
 
+def store_each(store: Store) -> Store:
+    """What `store` makes of every matrix of a stack, stacked."""
+
+    def stored(whole: Array) -> dict[str, Array]:
+        made: dict[str, Array] = {}
+        for number, one in enumerate(whole):
+            for name, leaf in store(one).items():
+                made.setdefault(name, np.empty((len(whole), *leaf.shape), leaf.dtype))[number] = leaf
+        return made
+
+    return stored
+
+
 def store_int8(inputs: int) -> Store:
     """int8 `kernel` [*out, *in] and float32 `scale` [*out]."""
 
@@ -170,7 +196,7 @@ def check(rules: Sequence[Rule | Ignore], shapes: Mapping[str, tuple[int, ...]])
 
     Raises ModelError listing every tensor that is missing, of a wrong shape, or that no rule knows.
     """
-    applied = tuple(rule for rule in rules if isinstance(rule, Rule))
+    applied = tuple(rule.among(shapes) for rule in rules if isinstance(rule, Rule))
     parts = [part for rule in applied for part in rule.parts]
     wanted = {part.name: part.shape for part in parts}
     assert len(wanted) == len(parts), "a checkpoint tensor has two rules"

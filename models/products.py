@@ -107,10 +107,13 @@ def by_parts(product: Callable[..., jax.Array], parts: int, x: jax.Array, *weigh
     A device that has one part rounds x by the largest value of that part, so that the sum is all that the devices
     exchange. Without this they would first agree on the largest value of all, or exchange what each has yet to add.
     """
-    if parts == 1:
-        return product(x, *weights)
+    return product(x, *weights) if parts == 1 else in_parts(product, parts, x, *weights).sum(axis=0)
+
+
+def in_parts(product: Callable[..., jax.Array], parts: int, x: jax.Array, *weights: jax.Array) -> jax.Array:
+    """The same before it is summed: [parts, T, O]."""
     cut = [array.reshape(array.shape[0], parts, -1) for array in (x, *weights)]
-    return jax.vmap(product, in_axes=1)(*cut).sum(axis=0)
+    return jax.vmap(product, in_axes=1)(*cut)
 
 
 def _dot(x: jax.Array, kernel: jax.Array) -> jax.Array:

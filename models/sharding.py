@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 EXPERT, TENSOR = "ep", "tp"
-"""The mesh axes: of experts, which every mesh has with size 1 as long as no family has experts, and of tensors.
+"""The mesh axes: of experts, which every mesh has with size 1, and of tensors. A device has a part of each expert rather
+than some of them whole: so all have the same to do, whichever experts a step's tokens go through.
 
 There is none for data: replicas of a model are engines of their own, each with its own mesh, and share nothing.
 """

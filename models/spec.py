@@ -159,12 +159,16 @@ class Model(Outline, Protocol):
 
     `param_specs` has the same tree as `Params`. `forward` and `logits` are pure and may be jitted, differentiated and
     instrumented. `layers` are laid out for all its devices, in the order in which `forward` takes their caches.
-    `widest` is the number of values of a token's widest activation. `rules` maps checkpoint tensors to parameters (see
-    `models.mapping`).
+    `widest` is the number of values of a token's widest activation, in one expert where there are some; `experts` are how many
+    a layer has at most, and through how many of them a token goes, (1, 1) where it has one MLP. `rules` maps checkpoint tensors
+    to parameters (see `models.mapping`).
     """
 
     @property
     def widest(self) -> int: ...
+
+    @property
+    def experts(self) -> tuple[int, int]: ...
 
     @property
     def param_specs(self) -> Mapping[str, Any]: ...

@@ -30,6 +30,7 @@ class DenseModel:
     vocab_size: int
     max_positions: int
     widest: int
+    experts: tuple[int, int]
     layers: Sequence[PagedLayer]
     rules: Sequence[Rule | Ignore]
     _network: Functional[Decoder]
@@ -77,15 +78,22 @@ def build_dense(
     if native:
         assert tensor_parallel == 1, "the native kernels see one device"
         assert layout.dtype == np.float32, f"the native kernels compute in float32, not {layout.dtype}"
-        made, tiles = tile(made, storage, quant, gated=("gate_up",), tables=("embed", "head"))
+        made, tiles = tile(made, storage, quant, gated=("gate_up",), tables=("embed", "head"), exact=("router",))
     make = Linears(quant, layout.dtype, tensor_parallel, tiles)
     layers = c.layers_in(layout.heads.slots, layout.heads.width)
     return DenseModel(
         architecture=c.architecture,
         vocab_size=c.vocab_size,
         max_positions=c.max_positions,
-        widest=max(c.hidden_size, c.intermediate_size),
+        widest=max(_widths(c)),
+        experts=max(((found.count, found.active) for found in c.mixtures), default=(1, 1)),
         layers=layers,
         rules=made,
         network=functional(lambda: Decoder(c, layout, layers, make)),
     )
+
+
+def _widths(c: Dense) -> list[int]:
+    """Of what a matrix takes or gives of one row."""
+    dense = [c.intermediate_size] if any(layer.experts is None for layer in c.stack) else []
+    return [c.hidden_size, *dense, *(max(found.width, found.shared) for found in c.mixtures)]

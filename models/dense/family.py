@@ -14,6 +14,8 @@ def checked(keys: Keys, found: Dense) -> Dense:
     """`found`, read of `keys`. Raises ModelError with every misfit, those between its sizes included."""
     if found.query_heads % found.kv_heads:
         keys.refuse(f"{found.query_heads} attention heads do not divide among {found.kv_heads} key-value heads")
+    for experts in found.mixtures:
+        keys.refuse(experts.misfits)
     keys.check()
     return found
 
@@ -24,14 +26,16 @@ def dense_family(
     model_types: tuple[str, ...],
     read: Callable[[Config], Dense],
     names: Names,
-    gguf: GgufTable,
-    ignored: tuple[str, ...] = (),
+    gguf: GgufTable | None = None,
+    ignored: tuple[str, ...] | Callable[[Dense], tuple[str, ...]] = (),
 ) -> Family:
     """`names` of all tensors that one of the family may have; `ignored` as in `models.dense.rules`."""
 
     def build(config: Config, **choices: Any) -> Model:
         from models.dense.build import build_dense  # brings JAX, which who only reads configs does without
 
-        return build_dense(read(config), names, ignored=ignored, **choices)
+        found = read(config)
+        return build_dense(found, names, ignored=ignored(found) if callable(ignored) else ignored, **choices)
 
-    return Family(architectures=architectures, model_types=model_types, read=read, build=build, gguf=(gguf,))
+    tables = () if gguf is None else (gguf,)
+    return Family(architectures=architectures, model_types=model_types, read=read, build=build, gguf=tables)

@@ -13,11 +13,10 @@ from models.mapping import Store
 
 @frozen
 class Layout:
-    """`mlp` is the width on one device, `vocab` the whole; both padded where they do not divide."""
+    """`vocab` is the whole, padded where it does not divide."""
 
     heads: HeadLayout
     tensor_parallel: int
-    mlp: int
     vocab: int
     quant: str
     dtype: Any
@@ -26,9 +25,8 @@ class Layout:
     @classmethod
     def plan(cls, c: Dense, tensor_parallel: int, quant: str, dtype: Any, native: bool) -> Self:
         heads = HeadLayout.plan(c.query_heads, c.kv_heads, tensor_parallel)
-        mlp = -(-c.intermediate_size // tensor_parallel)
         vocab = -(-c.vocab_size // tensor_parallel) * tensor_parallel
-        return cls(heads, tensor_parallel, mlp, vocab, quant, dtype, native)
+        return cls(heads, tensor_parallel, vocab, quant, dtype, native)
 
     @property
     def wide(self) -> Any:
@@ -37,9 +35,18 @@ class Layout:
             return np.dtype(np.float32) if self.quant == "none" else None
         return self.dtype if self.quant == "none" else np.dtype(np.float32)
 
+    def split(self, width: int) -> int:
+        """Of an MLP's width, padded where it does not divide, what one device has."""
+        return -(-width // self.tensor_parallel)
+
     def store(self, inputs: int) -> Store:
         """What a matrix with `inputs` in-dimensions is kept as."""
         return untiled if self.native else linear_store(inputs, self.quant)
+
+    @property
+    def exact(self) -> tuple[Any, Store]:
+        """The dtype that a small map is assembled in, and what it is kept as: no narrower than it is stored."""
+        return (self.wide, untiled) if self.native else (np.dtype(np.float32), linear_store(1, "none"))
 
     @property
     def table_store(self) -> Store:

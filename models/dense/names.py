@@ -2,13 +2,17 @@
 
 The keys are what a tensor is here; `models.dense.rules` says which of them a decoder has. Where q, k and v are one tensor, rows
 in this order, a table has "attention.qkv" in their place, and "mlp.gate_up" in that of gate and up.
+
+Experts are a tensor each, so that their stems have a second `{}`, for the expert's number. Without it, as `together` makes it,
+a stem is that of one tensor of them all, [E, out, in], which files of GGUF have. "oss.gate_up" and "oss.down" are whole names
+of tensors of all experts as gpt-oss has them: see `models.dense.expert_rules`.
 """
 
 from collections.abc import Mapping
 
 Names = Mapping[str, str]
 """What a tensor is -> the stem of its name in the family's own checkpoints, to which `.weight` and `.bias` come, with `{}`
-for the number of a layer. `attention.sinks` alone is a whole name."""
+for the number of a layer. `attention.sinks` and `experts.correction` are whole names."""
 
 LAYER = "model.layers.{}."
 USUAL: Names = {
@@ -33,6 +37,24 @@ SANDWICH_NORMS: Names = {
 }
 FUSED_QKV: Names = {"attention.qkv": LAYER + "self_attn.qkv_proj"}
 FUSED_GATE_UP: Names = {"mlp.gate_up": LAYER + "mlp.gate_up_proj"}
+EXPERTS: Names = {
+    "experts.router": LAYER + "mlp.gate",
+    "experts.gate": LAYER + "mlp.experts.{}.gate_proj",
+    "experts.up": LAYER + "mlp.experts.{}.up_proj",
+    "experts.down": LAYER + "mlp.experts.{}.down_proj",
+}
+CORRECTION: Names = {"experts.correction": LAYER + "mlp.gate.e_score_correction_bias"}
+SHARED: Names = {
+    "shared.gate": LAYER + "mlp.shared_experts.gate_proj",
+    "shared.up": LAYER + "mlp.shared_experts.up_proj",
+    "shared.down": LAYER + "mlp.shared_experts.down_proj",
+}
+SHARED_GATE: Names = {
+    "shared.router": LAYER + "mlp.shared_expert_gate",
+    "shared.gate": LAYER + "mlp.shared_expert.gate_proj",
+    "shared.up": LAYER + "mlp.shared_expert.up_proj",
+    "shared.down": LAYER + "mlp.shared_expert.down_proj",
+}
 SINKS: Names = {"attention.sinks": LAYER + "self_attn.sinks"}
 
 # https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py
@@ -54,10 +76,19 @@ _GGUF: Names = {
     "mlp.up": "blk.{}.ffn_up",
     "mlp.down": "blk.{}.ffn_down",
     "mlp.post_norm": "blk.{}.post_ffw_norm",
+    "experts.router": "blk.{}.ffn_gate_inp",
+    "experts.correction": "blk.{}.exp_probs_b.bias",
+    "experts.gate": "blk.{}.ffn_gate_exps",
+    "experts.up": "blk.{}.ffn_up_exps",
+    "experts.down": "blk.{}.ffn_down_exps",
+    "shared.router": "blk.{}.ffn_gate_inp_shexp",
+    "shared.gate": "blk.{}.ffn_gate_shexp",
+    "shared.up": "blk.{}.ffn_up_shexp",
+    "shared.down": "blk.{}.ffn_down_shexp",
     "norm": "output_norm",
     "head": "output",
 }
-KNOWN = frozenset(_GGUF)
+KNOWN = frozenset(_GGUF) | {"oss.gate_up", "oss.down"}
 GGUF_KEYS: Mapping[str, str] = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
@@ -74,6 +105,11 @@ def without(names: Names, *left_out: str) -> Names:
     return {what: stem for what, stem in names.items() if what not in left_out}
 
 
+def together(stem: str) -> str:
+    """Of the experts' tensors the stem of the one tensor that has them all."""
+    return stem.replace("experts.{}", "experts")
+
+
 def gguf_tensors(names: Names) -> dict[str, str]:
     """`models.gguf.GgufTable.tensors` of a family with these names."""
-    return {_GGUF[what]: stem for what, stem in names.items()}
+    return {_GGUF[what]: together(stem) for what, stem in names.items() if what in _GGUF}

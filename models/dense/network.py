@@ -1,6 +1,6 @@
-"""The network of a dense decoder: attention, MLP, and layers of both, as a `Dense` says; must not know files or pages.
+"""The network of a dense decoder: attention, and layers of it and an MLP, as a `Dense` says; must not know files or pages.
 
-https://arxiv.org/abs/2302.13971 (gated MLP, rotary, RMS norms), https://arxiv.org/abs/2302.05442 (norms of queries and
+https://arxiv.org/abs/2302.13971 (rotary, RMS norms), https://arxiv.org/abs/2302.05442 (norms of queries and
 keys), https://arxiv.org/abs/2408.00118 (norms before and behind, soft caps), https://arxiv.org/abs/2309.17453 (sinks).
 """
 
@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from models.dense.experts import Mixture
 from models.dense.layout import Layout
-from models.dense.record import Dense, Sharpening
+from models.dense.mlp import MLP
+from models.dense.record import Dense, Experts, Sharpening
 from models.linears import Linears
 from models.native.ops import Norm
 from models.nn import Live, RMSNorm, parameter, rotary_table, rotate
@@ -83,29 +85,12 @@ class Attention(nnx.Module):
         return mixer.attend(self.layer, q, k, v, cache, sinks=sinks)
 
 
-class MLP(nnx.Module):
-    """down(act(gate(x)) * up(x)); gate and up are one matmul, laid out by device as [devices, 2, F of a device]."""
-
-    def __init__(self, c: Dense, layout: Layout, make: Linears) -> None:
-        embed, devices, width = (c.hidden_size, "embed"), (layout.tensor_parallel, "mlp"), (layout.mlp, None)
-        self.norm = _norm(c, layout, c.hidden_size) if c.pre_norms else None
-        self.post_norm = _norm(c, layout, c.hidden_size) if c.post_norms else None
-        self.gate_up = make("mlp.gate_up", (embed,), (devices, (2, None), width), bias=c.mlp_bias)
-        self.down = make("mlp.down", (devices, width), (embed,), bias=c.mlp_bias, fine=True)
-        self.activation = c.activation
-
-    def __call__(self, x: jax.Array, live: Live = None) -> jax.Array:
-        """x [T, D] -> x with what the MLP makes of it, [T, D]."""
-        gated = self.gate_up.gated(x, self.activation, self.norm, live)
-        return self.down.add(gated, x, live, self.post_norm)
-
-
 class Block(nnx.Module):
     """One layer."""
 
-    def __init__(self, c: Dense, layout: Layout, layer: PagedLayer, make: Linears) -> None:
+    def __init__(self, c: Dense, layout: Layout, layer: PagedLayer, experts: Experts | None, make: Linears) -> None:
         self.attention = Attention(c, layout, layer, make)
-        self.mlp = MLP(c, layout, make)
+        self.mlp = MLP(c, layout, make) if experts is None else Mixture(c, layout, experts, make)
 
     def __call__(
         self, x: jax.Array, turn: Turn, sharper: Sharper, mixer: Mixer[CacheT], cache: CacheT
@@ -120,7 +105,10 @@ class Decoder(nnx.Module):
 
     def __init__(self, c: Dense, layout: Layout, layers: Sequence[PagedLayer], make: Linears) -> None:
         self.embed = make.table("embed", layout.vocab, c.hidden_size)
-        self.layers = nnx.List([Block(c, layout, layer, make.within(f"layers.{n}.")) for n, layer in enumerate(layers)])
+        self.layers = nnx.List(
+            Block(c, layout, layer, own.experts, make.within(f"layers.{n}."))
+            for n, (layer, own) in enumerate(zip(layers, c.stack, strict=True))
+        )
         self.norm = _norm(c, layout, c.hidden_size)
         self.head = None if c.tied else make.table("head", layout.vocab, c.hidden_size)
         self.rotaries = tuple(layer.rotary for layer in c.stack)

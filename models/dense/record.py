@@ -17,13 +17,14 @@ class Activation:
     """What a gate does to its other half, up: act(gate) * up.
 
     "gelu" is the exact one, "gelu_tanh" its approximation by tanh. With a `limit` gate is at most that and up within it on
-    either side. "swiglu_oai" is gate * sigmoid(1.702 gate) * (up + 1), gpt-oss's.
+    either side. "swiglu_oai" is gate * sigmoid(OAI_SLOPE gate) * (up + 1), gpt-oss's.
     """
 
     kind: Literal["silu", "gelu", "gelu_tanh", "swiglu_oai"] = "silu"
     limit: float | None = None
 
 
+OAI_SLOPE = 1.702
 SILU = Activation()
 ACTIVATIONS = {
     "silu": SILU,
@@ -38,17 +39,68 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 """The words of config.json's layer_types."""
 
 
+@frozen(kw_only=True)
+class Experts:
+    """The MLP of a layer as `count` MLPs of `width`, of which each token goes through the `active` with the highest scores.
+
+    Its scores are the softmax of a router's logits, or each one's sigmoid. An expert's share of the sum is its score, divided
+    by the sum of the chosen ones where `renormalised`, times `scale`; so softmax of the chosen logits alone, as some families
+    do it, is softmax, renormalised. With a `correction` each expert has a number that is added to its score for the choice,
+    not for the share. Of several `groups`, each of neighbours, only those `kept_groups` are chosen from whose `group_best`
+    highest scores have the largest sum. What is added to each token besides comes from an MLP of width `shared`, 0: none,
+    multiplied by the sigmoid of a logit of its own with a `shared_gate`. `bias`: the experts' maps have biases, and
+    `router_bias`: so has the router.
+    """
+
+    count: int
+    active: int
+    width: int
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    renormalised: bool = True
+    scale: float = 1.0
+    correction: bool = False
+    groups: int = 1
+    kept_groups: int = 1
+    group_best: int = 2
+    shared: int = 0
+    shared_gate: bool = False
+    bias: bool = False
+    router_bias: bool = False
+
+    @property
+    def gate(self) -> "Experts":
+        """What multiplies the shared MLP, as a mixture of that one."""
+        return Experts(count=1, active=1, width=self.shared, scoring="sigmoid", renormalised=False)
+
+    @property
+    def misfits(self) -> list[str]:
+        """Why these numbers are no mixture; empty when they are."""
+        if self.active > self.count:
+            return [f"{self.active} of {self.count} experts cannot be active"]
+        if self.groups == 1:
+            return []
+        each = self.count // self.groups
+        if self.count % self.groups or self.kept_groups > self.groups or each < self.group_best:
+            return [
+                f"{self.count} experts do not divide into {self.groups} groups, of which {self.kept_groups} are kept"
+            ]
+        if self.kept_groups * each < self.active:
+            return [f"{self.kept_groups} groups of {each} experts have not the {self.active} that are active"]
+        return []
+
+
 @frozen
 class Layer:
-    """What one layer's attention does differently from another's. `rotary` None: it does not turn by position.
+    """What one layer does differently from another. `rotary` None: it does not turn by position.
 
-    `window`, `soft_cap`, `sinks`: see `models.spec.PagedLayer`.
+    `window`, `soft_cap`, `sinks`: see `models.spec.PagedLayer`. `experts` None: its MLP is one, of `Dense.intermediate_size`.
     """
 
     rotary: Rotary | None
     window: int | None = None
     soft_cap: float | None = None
     sinks: bool = False
+    experts: Experts | None = None
 
 
 @frozen
@@ -98,6 +150,11 @@ class Dense:
     def layers(self) -> Sequence[PagedLayer]:
         """What each layer keeps on one device."""
         return self.layers_in(self.kv_heads, self.query_heads // self.kv_heads)
+
+    @property
+    def mixtures(self) -> tuple[Experts, ...]:
+        """Each kind of experts that a layer has, once."""
+        return tuple(dict.fromkeys(layer.experts for layer in self.stack if layer.experts is not None))
 
     def layers_in(self, slots: int, group: int) -> tuple[PagedLayer, ...]:
         """The same laid out in so many kv heads, each read by `group` query heads."""

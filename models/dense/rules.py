@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from attrs import evolve
 
+from models.dense.expert_rules import expert_rules
 from models.dense.layout import Layout
+from models.dense.mlp_rules import mlp_rules, residual_bias
 from models.dense.names import KNOWN, Names
-from models.dense.record import Dense
+from models.dense.record import Dense, Experts
 from models.mapping import Ignore, Part, Rule, store_as, unroll
 from models.storage import Array
 
@@ -21,14 +23,29 @@ Spread = Callable[[Array], Array]
 def wanted(c: Dense, names: Names) -> set[str]:
     """What this decoder has, as a table of names calls it."""
     qkv = {"attention.qkv"} if "attention.qkv" in names else {"attention.q", "attention.k", "attention.v"}
-    gate_up = {"mlp.gate_up"} if "mlp.gate_up" in names else {"mlp.gate", "mlp.up"}
-    maps = {*qkv, "attention.out", *gate_up, "mlp.down"}
+    maps = {*qkv, "attention.out"}
+    if any(layer.experts is None for layer in c.stack):
+        gate_up = {"mlp.gate_up"} if "mlp.gate_up" in names else {"mlp.gate", "mlp.up"}
+        maps |= {*gate_up, "mlp.down"}
+    for experts in c.mixtures:
+        maps |= experts_wanted(experts, names)
     norms = {"norm"}
     norms |= {"attention.norm", "mlp.norm"} if c.pre_norms else set()
     norms |= {"attention.post_norm", "mlp.post_norm"} if c.post_norms else set()
     norms |= {"attention.q_norm", "attention.k_norm"} if c.qk_norm else set()
     sinks = {"attention.sinks"} if any(layer.sinks for layer in c.stack) else set()
     return {"embed", "head", *maps, *norms, *sinks}
+
+
+def experts_wanted(experts: Experts, names: Names) -> set[str]:
+    """The same of a mixture."""
+    found = {"experts.router", "experts.gate", "experts.up", "experts.down"} | {
+        "oss.gate_up",
+        "oss.down",
+    } & names.keys()
+    found |= {"experts.correction"} if experts.correction else set()
+    found |= {"shared.gate", "shared.up", "shared.down"} if experts.shared else set()
+    return found | ({"shared.router"} if experts.shared_gate else set())
 
 
 def rules(c: Dense, layout: Layout, names: Names, ignored: tuple[str, ...]) -> tuple[Rule | Ignore, ...]:
@@ -40,11 +57,25 @@ def rules(c: Dense, layout: Layout, names: Names, ignored: tuple[str, ...]) -> t
     layers = [
         *(_norm(c, f"layers.{{}}.{name}", names[name]) for name in within),
         *_attention(c, layout, names),
-        *_mlp(c, layout, names),
     ]
     outer = [_vocab(c, layout, "embed", names), _norm(c, "norm", names["norm"])]
     head = Ignore(names["head"].replace(".", r"\.") + r"\.weight") if c.tied else _vocab(c, layout, "head", names)
-    return (*_unrolled(c, [*outer, *layers]), *_sinks(c, layout, names), head, *map(Ignore, ignored))
+    made = [*_unrolled(c, [*outer, *layers]), *_mlps(c, layout, names), *_sinks(c, layout, names)]
+    return (*sorted(made, key=_layer), head, *map(Ignore, ignored))
+
+
+def _layer(rule: Rule) -> int:
+    """In whose order they are read: what is outside of layers comes first."""
+    return int(rule.keys[1]) if rule.keys[0] == "layers" else -1
+
+
+def _mlps(c: Dense, layout: Layout, names: Names) -> list[Rule]:
+    dense = mlp_rules(c, layout, names) if any(layer.experts is None for layer in c.stack) else []
+    made: list[Rule] = []
+    for n, layer in enumerate(c.stack):
+        own = None if layer.experts is None else expert_rules(c, layout, names, layer.experts, n)
+        made += [rule.at(n) for rule in dense] if own is None else own
+    return made
 
 
 def _vocab(c: Dense, layout: Layout, path: str, names: Names) -> Rule:
@@ -141,7 +172,7 @@ def _attention(c: Dense, layout: Layout, names: Names) -> list[Rule]:
         Rule(path + "out", (d, slots, width, size), layout.wide, (out,), layout.store(3), inputs=3),
     ]
     qkv = Rule(path + "qkv", (slots, width + 2, size), layout.dtype, parts("bias"), store_as("bias"))
-    return kernel + [qkv] * c.qkv_bias + [_bias(c, layout, path + "out", stem)] * c.out_bias
+    return kernel + [qkv] * c.qkv_bias + [residual_bias(c, layout, path + "out", stem)] * c.out_bias
 
 
 def _fused(c: Dense, layout: Layout) -> Spread:
@@ -159,43 +190,3 @@ def _fused(c: Dense, layout: Layout) -> Spread:
 
 def _split(count: int, size: int, spread: Spread) -> Spread:
     return lambda tensor: spread(tensor.reshape(count, size, *tensor.shape[1:]))
-
-
-def _bias(c: Dense, layout: Layout, path: str, stem: str) -> Rule:
-    """Of a map onto the residual stream."""
-    shape = (c.hidden_size,)
-    return Rule(path, shape, layout.dtype, (Part(f"{stem}.bias", shape),), store_as("bias"))
-
-
-def _mlp(c: Dense, layout: Layout, names: Names) -> list[Rule]:
-    d, f = c.hidden_size, c.intermediate_size
-    devices, width = layout.tensor_parallel, layout.mlp
-
-    def split(tensor: Array) -> Array:
-        """[F, ...] -> [devices, F of a device, ...], zeros at the end."""
-        padded = np.zeros((devices * width, *tensor.shape[1:]), tensor.dtype)
-        padded[:f] = tensor
-        return padded.reshape(devices, width, *tensor.shape[1:])
-
-    def both(tensor: Array) -> Array:
-        """Gate and up below each other -> [devices, 2, F of a device, ...]."""
-        return np.stack([split(half) for half in np.split(tensor, 2)], axis=1)
-
-    def parts(kind: str, *inputs: int) -> tuple[Part, ...]:
-        if "mlp.gate_up" in names:
-            return (Part(f"{names['mlp.gate_up']}.{kind}", (2 * f, *inputs), (), both),)
-        stems = enumerate((names["mlp.gate"], names["mlp.up"]))
-        return tuple(Part(f"{stem}.{kind}", (f, *inputs), (slice(None), place), split) for place, stem in stems)
-
-    path, stem = "layers.{}.mlp.", names["mlp.down"]
-    one = Part(f"{stem}.weight", (d, f))
-    down = one if devices == 1 else evolve(one, arrange=lambda tensor: np.moveaxis(split(tensor.T), -1, 0))
-    kernel = [
-        Rule(path + "gate_up", (devices, 2, width, d), layout.wide, parts("weight", d), layout.store(1)),
-        Rule(path + "down", (d, devices, width), layout.wide, (down,), layout.store(2), inputs=2),
-    ]
-    bias = [
-        Rule(path + "gate_up", (devices, 2, width), layout.dtype, parts("bias"), store_as("bias")),
-        _bias(c, layout, path + "down", stem),
-    ]
-    return kernel + bias * c.mlp_bias

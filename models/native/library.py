@@ -22,7 +22,9 @@ import jax
 log = logging.getLogger("neuron.native")
 
 SOURCES = Path(__file__).parent / "src"
-TARGETS = ("cortex_linear", "cortex_rows", "cortex_norm", "cortex_attention", "cortex_sample")
+TARGETS = tuple(
+    f"cortex_{name}" for name in ("linear", "rows", "norm", "attention", "sample", "route", "gathered", "summed")
+)
 FLAGS = (
     "-std=c++17",
     "-O3",

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from models.native.tiles import Tiles
 
-_GATES = {"silu": 1, "gelu": 2, "gelu_tanh": 3, "swiglu_oai": 4}
+GATES = {"silu": 1, "gelu": 2, "gelu_tanh": 3, "swiglu_oai": 4}
 """By kind, as src/matmul.h numbers them."""
 
 
@@ -23,6 +23,11 @@ class Gate:
 
     kind: str = "silu"
     limit: float | None = None
+
+    @property
+    def most(self) -> np.float32:
+        """The limit, infinity where there is none."""
+        return np.float32(math.inf if self.limit is None else self.limit)
 
 
 @frozen
@@ -53,16 +58,16 @@ def linear(
     """
     given = [None if norm is None else norm.weight, bias, None if post_norm is None else post_norm.weight, residual]
     call = jax.ffi.ffi_call("cortex_linear", jax.ShapeDtypeStruct((x.shape[0], tiles.outputs), jnp.float32))
-    return _one(
+    return first_of(
         call(
             x,
             matrix,
-            _count(live, x),
+            count_of(live, x),
             *(part for part in given if part is not None),
-            **_attributes(tiles),
+            **attributes(tiles),
             **{name: part is not None for name, part in zip(_GIVEN, given, strict=True)},
-            gate=np.int64(_GATES[gate.kind] if tiles.gated else 0),
-            limit=np.float32(math.inf if gate.limit is None else gate.limit),
+            gate=np.int64(GATES[gate.kind] if tiles.gated else 0),
+            limit=gate.most,
             epsilon=np.float32(0 if norm is None else norm.epsilon),
             post_epsilon=np.float32(0 if post_norm is None else post_norm.epsilon),
         )
@@ -75,13 +80,13 @@ _GIVEN = ("norm", "bias", "post_norm", "residual")
 def rows(tokens: jax.Array, tiles: Tiles, matrix: jax.Array, live: jax.Array | None = None) -> jax.Array:
     """tokens [T] int32, each below the number of rows -> those rows of the matrix, [T, K]."""
     call = jax.ffi.ffi_call("cortex_rows", jax.ShapeDtypeStruct((tokens.shape[0], tiles.columns), jnp.float32))
-    return _one(call(tokens, matrix, _count(live, tokens), **_attributes(tiles), tiles=np.int64(tiles.count)))
+    return first_of(call(tokens, matrix, count_of(live, tokens), **attributes(tiles), tiles=np.int64(tiles.count)))
 
 
 def normalize(x: jax.Array, norm: Norm, live: jax.Array | None = None) -> jax.Array:
     """x [T, K] -> [T, K]."""
     call = jax.ffi.ffi_call("cortex_norm", jax.ShapeDtypeStruct(x.shape, jnp.float32))
-    return _one(call(x, norm.weight, _count(live, x), epsilon=np.float32(norm.epsilon)))
+    return first_of(call(x, norm.weight, count_of(live, x), epsilon=np.float32(norm.epsilon)))
 
 
 @frozen
@@ -168,17 +173,20 @@ def sample(
     return out[0], out[1], out[2], out[3]
 
 
-def _count(live: jax.Array | None, rows: jax.Array) -> jax.Array:
+def count_of(live: jax.Array | None, rows: jax.Array) -> jax.Array:
+    """`live`, or all of them, int32 [1]."""
     return jnp.full((1,), rows.shape[0], jnp.int32) if live is None else live
 
 
-def _attributes(tiles: Tiles) -> dict[str, Any]:
+def attributes(tiles: Tiles) -> dict[str, Any]:
+    """How the kernels are told of a layout."""
     storage = tiles.storage
     group = storage.group if storage.coded else 0
     half, offset = storage.coded and storage.half, storage.coded and storage.offset
     return {"codes": np.int64(tiles.code), "group": np.int64(group), "half": half, "offset": offset}
 
 
-def _one(result: Any) -> jax.Array:
+def first_of(result: Any) -> jax.Array:
+    """The one array that a call gives."""
     found: jax.Array = result
     return found

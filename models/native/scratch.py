@@ -14,14 +14,23 @@ LANES = 16
 FLOAT = 4
 
 
-def scratch_bytes(layer: PagedLayer, step: tuple[int, int], columns: int, vocab: int, threads: int) -> int:
+def scratch_bytes(
+    layer: PagedLayer,
+    step: tuple[int, int],
+    columns: int,
+    vocab: int,
+    threads: int,
+    *,
+    experts: tuple[int, int] = (1, 1),
+) -> int:
     """Bytes that are kept after steps of at most so many tokens and rows, of a model whose layers mix as `layer` does.
 
-    `columns`: in-dimensions of the widest matrix.
+    `columns`: in-dimensions of the widest matrix. `experts`: how many a layer has, and how many a token goes through.
     """
     (tokens, rows), group = step, layer.group
     both = layer.k_width + layer.v_width
-    packed = (tokens + MOST_ROWS) * columns
+    count, active = experts
+    packed = (tokens * active + min(count, tokens * active) * MOST_ROWS) * columns + tokens * active + 2 * count
     states = rows * layer.kv_heads * group * (layer.v_width + LANES)
     singles = states + min(ROUND * states, max(KEPT, states))
     expanded = 2 * columns * TILE

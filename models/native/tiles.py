@@ -22,18 +22,21 @@ _HALF = TILE // 2
 
 @frozen
 class Tiles:
-    """The layout of a matrix [rows, columns] in `storage`; `gated`: its upper half gates its lower half."""
+    """The layout of a matrix [rows, columns] in `storage`; `gated`: its upper half gates its lower half. Of a `stack` of them
+    each has tiles of its own, one matrix's after the other's.
+    """
 
     rows: int
     columns: int
     storage: Storage
     gated: bool = False
+    stack: int = 1
 
     @classmethod
-    def plan(cls, rows: int, columns: int, storage: Storage, *, gated: bool = False) -> "Tiles":
+    def plan(cls, rows: int, columns: int, storage: Storage, *, gated: bool = False, stack: int = 1) -> "Tiles":
         """Float32 where the groups do not divide the columns."""
         whole = not storage.coded or columns % storage.group == 0
-        return cls(rows, columns, storage if whole else FLOAT32, gated)
+        return cls(rows, columns, storage if whole else FLOAT32, gated, stack)
 
     @property
     def outputs(self) -> int:
@@ -53,11 +56,11 @@ class Tiles:
         return sum(prod(shape) * dtype.itemsize for shape, dtype in self._parts)
 
     def pack(self, matrix: Array | Blocks) -> Array:
-        """uint8 [nbytes]; `matrix` is [rows, columns] in `storage`, or float of any shape of that size."""
+        """uint8 [nbytes]; `matrix` is [stack * rows, columns] in `storage`, or float of any shape of that size."""
         parts = [dtype for _, dtype in self._parts]
         if not isinstance(matrix, Blocks) or not self.storage.coded:
             floats = matrix.dequantize() if isinstance(matrix, Blocks) else matrix
-            return _bytes([self._tile(floats.reshape(self.rows, self.columns))], parts)
+            return _bytes([self._tile(floats.reshape(-1, self.columns))], parts)
         assert matrix.storage == self.storage, f"{matrix.storage}, not {self.storage}"
         codes = self._tile(matrix.codes)
         if self.storage.bits == 4:
@@ -78,16 +81,16 @@ class Tiles:
 
     @property
     def count(self) -> int:
-        """Of tiles, those of a gated pair together."""
-        return (2 if self.gated else 1) * -(-self.outputs // TILE)
+        """Of tiles, those of a gated pair and of a stack together."""
+        return self.stack * (2 if self.gated else 1) * -(-self.outputs // TILE)
 
     def _tile(self, matrix: Array) -> Array:
-        """[rows, n] -> [tiles, n, 32]."""
+        """[stack * rows, n] -> [tiles, n, 32]."""
         parts = 2 if self.gated else 1
-        each = self.count // parts
-        padded = np.zeros((parts, each * TILE, matrix.shape[1]), matrix.dtype)
-        padded[:, : self.outputs] = matrix.reshape(parts, self.outputs, -1)
-        tiled = padded.reshape(parts, each, TILE, -1).transpose(1, 0, 3, 2)
+        each = -(-self.outputs // TILE)
+        padded = np.zeros((self.stack, parts, each * TILE, matrix.shape[1]), matrix.dtype)
+        padded[:, :, : self.outputs] = matrix.reshape(self.stack, parts, self.outputs, -1)
+        tiled = padded.reshape(self.stack, parts, each, TILE, -1).transpose(0, 2, 1, 4, 3)
         return np.ascontiguousarray(tiled).reshape(self.count, -1, TILE)
 
 

@@ -171,7 +171,11 @@ def _runtime(model: Model, platform: Literal["cpu", "cuda"], buckets: Buckets) -
 def _scratch(model: Model, buckets: Buckets) -> int:
     """Bytes that the native kernels will keep."""
     step = (buckets.tokens[-1], buckets.rows)
-    return max(scratch_bytes(layer, step, model.widest, model.vocab_size, library.threads()) for layer in kinds(model))
+    threads = library.threads()
+    return max(
+        scratch_bytes(layer, step, model.widest, model.vocab_size, threads, experts=model.experts)
+        for layer in kinds(model)
+    )
 
 
 def _guesses(spec: EngineSpec, model: Model, not_native: str | None) -> int:

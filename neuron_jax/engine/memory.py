@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from attrs import evolve, frozen
 
+from models.sharding import sharded
 from models.spec import Model, PagedLayer, ParamSpec, RecurrentLayer
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.page_groups import page_groups
@@ -299,11 +300,12 @@ def _step_peak(model: Model, *, rows: int, chunk: int) -> int:
 
     Counted generously from shapes: float32, four live copies of the widest activation, six of the logits.
     """
-    return 4 * (4 * chunk * model.widest + 6 * rows * model.vocab_size)
+    _, active = model.experts
+    return 4 * (4 * chunk * active * model.widest + 6 * rows * model.vocab_size)
 
 
 def _shards(leaf: ParamSpec, tensor_parallel: int) -> int:
-    return tensor_parallel if any(axis not in (None, "embed") for axis in leaf.axes) else 1
+    return tensor_parallel if any(map(sharded, leaf.axes)) else 1
 
 
 def _leaves(tree: Any) -> Iterator[ParamSpec]:

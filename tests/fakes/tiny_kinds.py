@@ -47,6 +47,7 @@ class Kinds:
     vocab_size: int = V
     max_positions: int = 512
     widest: int = F
+    experts: tuple[int, int] = (1, 1)
     rules: Sequence[Any] = ()
 
     @property

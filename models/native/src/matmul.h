@@ -27,6 +27,9 @@ struct Product {
   float epsilon, post_epsilon;
   Gate gate;
   float limit;  // a gate is at most that, and what it gates within it; infinity for none
+  const int32_t* from;     // [rows], the row of x that each is; or null: they are in order
+  const int32_t* to;       // [rows], the row of y that each is added to, times its share; or null: each is its own
+  const float* share;      // [rows] where there is a `to`
 
   bool gated() const { return gate != UNGATED; }
 };
@@ -69,7 +72,7 @@ inline void pack(const Product& p, int64_t first, int64_t count, int rows, float
       for (int64_t k = 0; k < p.columns; ++k) to[k * rows + r] = 0;
       continue;
     }
-    const float* x = p.x + (first + r) * p.columns;
+    const float* x = p.x + (p.from != nullptr ? p.from[first + r] : first + r) * p.columns;
     if (p.norm == nullptr) {
       for (int64_t k = 0; k < p.columns; ++k) to[k * rows + r] = x[k];
       continue;
@@ -106,6 +109,13 @@ inline void put(const Product& p, int64_t row, int64_t column, vf value) {
   const int64_t live = p.outputs - column, at = row * p.outputs + column;
   if (live <= 0) return;
   if (p.bias != nullptr && !p.gated()) value += some(p.bias + column, live);
+  if (p.to != nullptr) {
+    float* sum = p.y + p.to[row] * p.outputs + column;
+    value = value * p.share[row] + some(sum, live);
+    if (live >= LANES) return store(sum, value);
+    for (int64_t i = 0; i < live; ++i) sum[i] = value[i];
+    return;
+  }
   if (p.residual != nullptr && p.post_norm == nullptr) value += some(p.residual + at, live);
   if (live >= LANES) return store(p.y + at, value);
   for (int64_t i = 0; i < live; ++i) p.y[at + i] = value[i];
@@ -158,10 +168,10 @@ inline void block(const Product& p, const W& w, int64_t from, int64_t tile, cons
 
 // The same of whole tiles, one after the other, in as many passes as the sums need to stay in narrow registers.
 template <int TILES, int ROWS, class W>
-inline void in_passes(const Product& p, const W& w, int64_t tile, const float* x, int64_t first, int64_t count) {
+inline void in_passes(const Product& p, const W& w, int64_t begin, int64_t tile, const float* x, int64_t first, int64_t count) {
   constexpr int COUNT = (ROWS <= 2 ? TILE : PANEL) / LANES / TILES;
   const auto passes = [&](auto... pass) {
-    (block<TILES, ROWS, decltype(pass)::value * COUNT, COUNT>(p, w, tile, tile, x, first, count), ...);
+    (block<TILES, ROWS, decltype(pass)::value * COUNT, COUNT>(p, w, begin + tile, tile, x, first, count), ...);
   };
   static_assert(PARTS / COUNT == 1 || PARTS / COUNT == 2 || PARTS / COUNT == 4);
   using std::integral_constant;
@@ -229,62 +239,83 @@ inline void expanded_block(const Product& p, const float* flat, int64_t tile, co
 
 inline Shelf packed_shelf;
 
+// Rows of p in blocks of ROWS, packed one after the other.
+template <int ROWS>
+struct Blocks {
+  int64_t rows;
+
+  int64_t count() const { return (rows + ROWS - 1) / ROWS; }
+  int64_t rows_of(int64_t b) const { return rows - b * ROWS < ROWS ? rows - b * ROWS : int64_t{ROWS}; }
+};
+
+// Two tiles of outputs, or one where there is no second, of all packed rows. A matrix of a stack begins at tile `begin`.
 template <int ROWS, class W>
-void product(const Product& p, const W& w) {
-  Shelf::Lent packed_rows(packed_shelf);
-  const int64_t blocks = (p.rows + ROWS - 1) / ROWS, tiles = (p.outputs + TILE - 1) / TILE * (p.gated() ? 2 : 1);
-  float* packed = packed_rows.get(blocks * ROWS * p.columns);
-  Team& team = Team::instance();
-  const auto rows_of = [&](int64_t b) { return p.rows - b * ROWS < ROWS ? p.rows - b * ROWS : int64_t{ROWS}; };
-  team.run(blocks, 1, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b) pack(p, b * ROWS, rows_of(b), ROWS, packed + b * ROWS * p.columns);
-  });
+void two_tiles(const Product& p, const W& w, int64_t begin, int64_t tile, int64_t tiles, const float* packed, Scratch& expanded) {
   // Two tiles at once: for one row, enough independent sums to hide their latency; for gated ones, gate and up.
   constexpr int TILES = ROWS <= 6 ? 2 : 1;
-  const int64_t items = (tiles + 1) / 2;
-  const int64_t grain = items / (team.size() * 4) > 0 ? items / (team.size() * 4) : 1;
-  team.run(items, grain, [&](int64_t first_item, int64_t last_item) {
-    static thread_local Scratch expanded;
-    for (int64_t item = first_item; item < last_item; ++item) {
-      const int64_t tile = 2 * item;
-      const bool both = tile + 1 < tiles;
-      if (ROWS <= 2 || (ROWS <= FEW_ROWS && blocks <= FEW_BLOCKS)) {
-        for (int64_t b = 0; b < blocks; ++b) {
-          const float* x = packed + b * ROWS * p.columns;
-          const auto times = [&](auto tiles_at_once, int64_t at) {
-            constexpr int N = decltype(tiles_at_once)::value;
-            if constexpr (NARROW && ROWS > 1)
-              in_passes<N, ROWS>(p, w, at, x, b * ROWS, rows_of(b));
-            else
-              block<N, ROWS>(p, w, at, at, x, b * ROWS, rows_of(b));
-          };
-          if constexpr (TILES == 2) {
-            if (both && (p.gated() || !NARROW || ROWS == 1)) {
-              times(std::integral_constant<int, 2>{}, tile);
-              continue;
-            }
-          }
-          times(std::integral_constant<int, 1>{}, tile);
-          if (both) times(std::integral_constant<int, 1>{}, tile + 1);
-        }
-        continue;
-      }
-      // Many rows: each tile is expanded once, and read from the cache for every block of them.
-      float* flat = expanded.get(2 * p.columns * TILE);
-      const auto over_rows = [&](auto gated, int64_t at) {
-        expand<decltype(gated)::value>(w, at, flat);
-        for (int64_t b = 0; b < blocks; ++b)
-          expanded_block<decltype(gated)::value, ROWS>(p, flat, at, packed + b * ROWS * p.columns, b * ROWS, rows_of(b));
+  const Blocks<ROWS> blocks{p.rows};
+  const bool both = tile + 1 < tiles;
+  if (ROWS <= 2 || (ROWS <= FEW_ROWS && blocks.count() <= FEW_BLOCKS)) {
+    for (int64_t b = 0; b < blocks.count(); ++b) {
+      const float* x = packed + b * ROWS * p.columns;
+      const auto times = [&](auto tiles_at_once, int64_t at) {
+        constexpr int N = decltype(tiles_at_once)::value;
+        if constexpr (NARROW && ROWS > 1)
+          in_passes<N, ROWS>(p, w, begin, at, x, b * ROWS, blocks.rows_of(b));
+        else
+          block<N, ROWS>(p, w, begin + at, at, x, b * ROWS, blocks.rows_of(b));
       };
-      if constexpr (TILES == 2 || NARROW) {
-        if (p.gated()) {
-          over_rows(std::true_type{}, tile);
+      if constexpr (TILES == 2) {
+        if (both && (p.gated() || !NARROW || ROWS == 1)) {
+          times(std::integral_constant<int, 2>{}, tile);
           continue;
         }
       }
-      over_rows(std::false_type{}, tile);
-      if (both) over_rows(std::false_type{}, tile + 1);
+      times(std::integral_constant<int, 1>{}, tile);
+      if (both) times(std::integral_constant<int, 1>{}, tile + 1);
     }
+    return;
+  }
+  // Many rows: each tile is expanded once, and read from the cache for every block of them.
+  float* flat = expanded.get(2 * p.columns * TILE);
+  const auto over_rows = [&](auto gated, int64_t at) {
+    expand<decltype(gated)::value>(w, begin + at, flat);
+    for (int64_t b = 0; b < blocks.count(); ++b)
+      expanded_block<decltype(gated)::value, ROWS>(p, flat, at, packed + b * ROWS * p.columns, b * ROWS, blocks.rows_of(b));
+  };
+  if constexpr (TILES == 2 || NARROW) {
+    if (p.gated()) return over_rows(std::true_type{}, tile);
+  }
+  over_rows(std::false_type{}, tile);
+  if (both) over_rows(std::false_type{}, tile + 1);
+}
+
+// Scratch of whichever thread is at work.
+inline Scratch& expanded_scratch() {
+  static thread_local Scratch expanded;
+  return expanded;
+}
+
+// Work is handed out in pieces of which every thread gets a few.
+inline int64_t grain_of(int64_t items) {
+  const int64_t pieces = Team::instance().size() * 4;
+  return items / pieces > 0 ? items / pieces : 1;
+}
+
+inline int64_t tiles_of(const Product& p) { return (p.outputs + TILE - 1) / TILE * (p.gated() ? 2 : 1); }
+
+template <int ROWS, class W>
+void product(const Product& p, const W& w) {
+  Shelf::Lent packed_rows(packed_shelf);
+  const Blocks<ROWS> blocks{p.rows};
+  float* packed = packed_rows.get(blocks.count() * ROWS * p.columns);
+  Team& team = Team::instance();
+  team.run(blocks.count(), 1, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) pack(p, b * ROWS, blocks.rows_of(b), ROWS, packed + b * ROWS * p.columns);
+  });
+  const int64_t tiles = tiles_of(p), items = (tiles + 1) / 2;
+  team.run(items, grain_of(items), [&](int64_t first, int64_t last) {
+    for (int64_t item = first; item < last; ++item) two_tiles<ROWS>(p, w, 0, 2 * item, tiles, packed, expanded_scratch());
   });
   if (p.post_norm == nullptr) return;
   team.run(p.rows, 4, [&](int64_t first, int64_t last) {
@@ -292,18 +323,23 @@ void product(const Product& p, const W& w) {
   });
 }
 
+// Calls use(std::integral_constant<int, ROWS>) with the rows of a block for so many. Even blocks: 16 rows are 8 + 8, not 12 + 4.
+template <class Use>
+void with_rows(int64_t all, bool gated, const Use& use) {
+  const bool few = NARROW && all <= FEW_BLOCKS * FEW_ROWS;
+  const int64_t most = few || (gated && !NARROW) ? 6 : MOST_ROWS;
+  const int64_t blocks = (all + most - 1) / most, rows = (all + blocks - 1) / blocks;
+  if (rows <= 1) return use(std::integral_constant<int, 1>{});
+  if (rows <= 2) return use(std::integral_constant<int, 2>{});
+  if (rows <= 4) return use(std::integral_constant<int, 4>{});
+  if (rows <= 6) return use(std::integral_constant<int, 6>{});
+  if (rows <= 8) return use(std::integral_constant<int, 8>{});
+  return use(std::integral_constant<int, 12>{});
+}
+
 template <class W>
 void multiply(const Product& p, const W& w) {
-  // Even blocks: 16 rows are 8 + 8, not 12 + 4.
-  const bool few = NARROW && p.rows <= FEW_BLOCKS * FEW_ROWS;
-  const int64_t most = few || (p.gated() && !NARROW) ? 6 : MOST_ROWS;
-  const int64_t blocks = (p.rows + most - 1) / most, rows = (p.rows + blocks - 1) / blocks;
-  if (rows <= 1) return product<1>(p, w);
-  if (rows <= 2) return product<2>(p, w);
-  if (rows <= 4) return product<4>(p, w);
-  if (rows <= 6) return product<6>(p, w);
-  if (rows <= 8) return product<8>(p, w);
-  return product<12>(p, w);
+  with_rows(p.rows, p.gated(), [&](auto rows) { product<decltype(rows)::value>(p, w); });
 }
 
 }  // namespace cortex

@@ -1,0 +1,101 @@
+"""A layer's experts as XLA computes them, sharded or not, in every format of its linear maps; knows arrays, no family.
+
+Tokens are sorted by their experts and go through them in blocks of one size, one expert's weights at a time: shapes are
+static, only the experts of the tokens at hand are read, and what a token gets does not depend on those beside it. Each device
+has a part of every expert's width, so that all have the same to do, and a layer costs one sum over them.
+"""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from models.dense.record import Activation, Experts
+from models.linears_xla import Linear, NarrowLinear
+from models.nn import Live, RMSNorm
+from models.routing import route
+
+MOST_ROWS = 64
+"""Of a block: enough to be worth reading an expert's weights for."""
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+class ExpertsXla(nnx.Module):
+    """Both maps of every expert, stacked: gate_up [E, devices, 2, F of a device, D], down [E, D, devices, F]."""
+
+    def __init__(
+        self, experts: Experts, activation: Activation, gate_up: Linear | NarrowLinear, down: Linear | NarrowLinear
+    ) -> None:
+        self.experts, self.activation = experts, activation
+        self.gate_up, self.down = gate_up, down
+
+    def __call__(
+        self,
+        x: jax.Array,
+        logits: jax.Array,
+        residual: jax.Array | None,
+        *,
+        correction: jax.Array | None = None,
+        norm: RMSNorm | None = None,
+        live: Live = None,  # noqa: ARG002
+    ) -> jax.Array:
+        """x [T, D], float32 logits [T, E] of the router, residual [T, D] -> the residual and, of each token's experts, the
+        sum of what they make of norm(x), by their shares.
+        """
+        chosen, shares = route(self.experts, logits, correction)
+        outputs = self._outputs(x if norm is None else norm(x), chosen)
+        total = (outputs * shares[None, :, :, None]).sum(axis=2).sum(axis=0)  # over devices last: one exchange
+        if self.down.bias is not None:
+            bias = jnp.take(self.down.bias[...].astype(jnp.float32), chosen, axis=0)
+            total = total + (bias * shares[:, :, None]).sum(axis=1)
+        total = total.astype(x.dtype)
+        return total if residual is None else residual + total
+
+    def _outputs(self, x: jax.Array, chosen: jax.Array) -> jax.Array:
+        """x [T, D], chosen [T, active] -> float32 [devices, T, active, D], what each device makes of each of them."""
+        if self.experts.count == 1:
+            return self._through(jnp.zeros((), jnp.int32), x)[:, :, None]
+        tokens, active = chosen.shape
+        pairs, size = tokens * active, block_rows(tokens * active, self.experts.count)
+        order = jnp.argsort(chosen.reshape(-1), stable=True).astype(jnp.int32)
+        counts = jnp.zeros(self.experts.count, jnp.int32).at[chosen.reshape(-1)].add(1)
+        begin, blocks = jnp.cumsum(counts) - counts, -(-counts // size)
+        until = jnp.cumsum(blocks)
+        rows = jnp.pad(order // active, (0, size))  # a block may reach over the last pair
+
+        def block(number: jax.Array, done: jax.Array) -> jax.Array:
+            """What reaches over an expert's pairs is overwritten by the next expert's block."""
+            expert = jnp.searchsorted(until, number, side="right")
+            at = begin[expert] + (number - until[expert] + blocks[expert]) * size
+            made = self._through(expert, x[lax.dynamic_slice(rows, (at,), (size,))])
+            return lax.dynamic_update_slice(done, made, (0, at, 0))
+
+        devices = self.down.parts
+        done: jax.Array = lax.fori_loop(
+            0, until[-1], block, jnp.zeros((devices, pairs + size, x.shape[1]), jnp.float32)
+        )
+        place = jnp.zeros(pairs, jnp.int32).at[order].set(jnp.arange(pairs, dtype=jnp.int32))
+        return done[:, place].reshape(devices, tokens, active, -1)
+
+    def _through(self, expert: jax.Array, rows: jax.Array) -> jax.Array:
+        """rows [R, D] through one expert: float32 [devices, R, D]."""
+        gated = _pick(self.gate_up, expert).gated(rows, self.activation)
+        return _pick(self.down, expert).apart(gated)
+
+
+def block_rows(pairs: int, count: int) -> int:
+    """Rows of a block: as many as an expert has on average, a power of two."""
+    each = -(-pairs // count)
+    return min(MOST_ROWS, 1 << (each - 1).bit_length())
+
+
+def _pick(maps: M, number: jax.Array) -> M:
+    """One map of a stack."""
+    graph, state = nnx.split(maps)
+    picked: M = nnx.merge(
+        graph, jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, number, keepdims=False), state)
+    )
+    return picked
