@@ -7,6 +7,7 @@ https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2407.21783, https://arxi
 
 from typing import Any
 
+from models import mixtral
 from models.config import MOST_LAYERS, Keys, architectures
 from models.dense.family import checked, dense_family
 from models.dense.names import GGUF_KEYS, USUAL, gguf_tensors
@@ -55,14 +56,15 @@ IGNORED = (r"(model\.layers\.\d+\.self_attn\.|model\.)rotary_emb\.inv_freq",)
 
 
 def _finish(config: dict[str, Any]) -> dict[str, Any]:
-    """GGUF calls Mistral a llama; its window tells them apart."""
+    """GGUF calls Mistral and Mixtral a llama; window and experts tell them apart."""
     usual = {"num_key_value_heads": config["num_attention_heads"]}
-    return usual | config | {"architectures": [MISTRAL if config.get("sliding_window") else LLAMA]}
+    name = mixtral.NAME if config.get("num_local_experts") else MISTRAL if config.get("sliding_window") else LLAMA
+    return usual | config | {"architectures": [name]}
 
 
 GGUF = GgufTable(
     architecture="llama",
-    tensors=gguf_tensors(NAMES),
+    tensors=gguf_tensors({**mixtral.NAMES, **NAMES}),
     required=GGUF_KEYS,
     optional={
         "attention.head_count_kv": "num_key_value_heads",
@@ -70,9 +72,9 @@ GGUF = GgufTable(
         "attention.sliding_window": "sliding_window",
         "rope.freq_base": "rope_theta",
     },
+    other={"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
     flags={"attention_bias": "blk.0.attn_q.bias"},
     neighbours={NAMES["attention.q"]: "num_attention_heads", NAMES["attention.k"]: "num_key_value_heads"},
-    refused={"expert_count": "mixtures of experts are not supported"},
     finish=_finish,
 )
 

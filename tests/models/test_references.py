@@ -231,6 +231,86 @@ MINISTRAL3: dict[str, dict[str, Any]] = {
         "pad_token_id": 0,
     },
 }
+_MOE = _QWEN | {"head_dim": 12, "rope_theta": 5000.0, "moe_intermediate_size": 19, "num_experts_per_tok": 3}
+QWEN3_MOE: dict[str, dict[str, Any]] = {
+    "qwen3_moe": _MOE | {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 7, "norm_topk_prob": True},
+    "qwen3_moe, some layers without experts, windows": _MOE
+    | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "num_experts": 5,
+        "num_hidden_layers": 4,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [3],
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": 9,
+        "tie_word_embeddings": True,
+    },
+}
+GPT_OSS: dict[str, dict[str, Any]] = {
+    "gpt_oss": _QWEN
+    | {
+        "architectures": ["GptOssForCausalLM"],
+        "num_hidden_layers": 4,
+        "head_dim": 16,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+        "sliding_window": 7,
+        "rope_parameters": _YARN | {"truncate": False},
+        "swiglu_limit": 1.5,
+        "pad_token_id": 0,
+    },
+    "gpt_oss without biases of attention, other layers": _QWEN
+    | {
+        "architectures": ["GptOssForCausalLM"],
+        "head_dim": 12,
+        "num_local_experts": 3,
+        "num_experts_per_tok": 1,
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+        "pad_token_id": 0,
+    },
+}
+MIXTRAL: dict[str, dict[str, Any]] = {
+    "mixtral": _QWEN | {"architectures": ["MixtralForCausalLM"], "num_local_experts": 5, "rope_theta": 5000.0},
+    "mixtral with a window": _QWEN
+    | {
+        "architectures": ["MixtralForCausalLM"],
+        "head_dim": 10,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 3,
+        "sliding_window": 9,
+        "tie_word_embeddings": True,
+    },
+}
+GLM4_MOE: dict[str, dict[str, Any]] = {
+    "glm4_moe": _MOE
+    | {
+        "architectures": ["Glm4MoeForCausalLM"],
+        "num_hidden_layers": 3,
+        "n_routed_experts": 8,
+        "n_group": 4,
+        "topk_group": 2,
+        "n_shared_experts": 2,
+        "routed_scaling_factor": 2.5,
+        "use_qk_norm": True,
+        "attention_bias": True,
+        "pad_token_id": 0,
+    },
+    "glm4_moe, shares as they are": _MOE
+    | {
+        "architectures": ["Glm4MoeForCausalLM"],
+        "num_hidden_layers": 3,
+        "first_k_dense_replace": 2,
+        "n_routed_experts": 5,
+        "norm_topk_prob": False,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+    },
+}
 FAMILIES = {
     "llama": LLAMA,
     "yarn": YARN,
@@ -243,6 +323,10 @@ FAMILIES = {
     "granite": GRANITE,
     "phi3": PHI3,
     "smollm3": SMOLLM3,
+    "qwen3_moe": QWEN3_MOE,
+    "gpt_oss": GPT_OSS,
+    "mixtral": MIXTRAL,
+    "glm4_moe": GLM4_MOE,
 }
 """The cases of each, by the name of the file with what transformers says of them."""
 TOKENS = (np.arange(60) * 31 % 67).astype(np.int32)

@@ -310,9 +310,10 @@ def test_an_unreadable_tensor_type_is_told(tmp_path: Path) -> None:
     assert "odd.weight has ggml type 99; readable are F32" in misfits(written(tmp_path, tensors))[0]
 
 
-def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
-    """GGUF calls Mixtral a llama too; it is not one."""
-    assert "expert_count is 8" in misfits(written(tmp_path, llama__expert_count=8))[0]
+def test_a_llama_with_experts_is_mixtral(tmp_path: Path) -> None:
+    """GGUF calls it a llama too."""
+    with GgufCheckpoint(written(tmp_path, llama__expert_count=8)) as checkpoint:
+        assert checkpoint.config["architectures"] == ["MixtralForCausalLM"]
 
 
 def test_the_demo_is_read_under_hugging_face_names(demo_gguf: Path) -> None:
