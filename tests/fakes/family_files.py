@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.fakes import expert_files
 from tests.fakes.trial_files import packed
 from tests.fakes.weight_files import write_gguf, write_safetensors
 
@@ -78,6 +79,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
 }
+CONFIGS |= expert_files.CONFIGS
 """By the name that GGUF files give them, of widths that Q8_0 can have."""
 
 _METADATA = {
@@ -108,6 +110,7 @@ METADATA: dict[str, dict[str, str]] = {
     "phi3": _METADATA | {"attention.sliding_window": "sliding_window"},
     "smollm3": _METADATA,
     "mistral3": _METADATA | _WIDTHS,
+    **{family: _METADATA | more for family, more in expert_files.METADATA.items()},
 }
 """Keys of the header, and those of config.json that they say."""
 MORE: dict[str, dict[str, Any]] = {
@@ -121,6 +124,7 @@ MORE: dict[str, dict[str, Any]] = {
         "rope.scaling.yarn_beta_fast": 8.0,
         "rope.scaling.yarn_log_multiplier": 1.0,
     },
+    **expert_files.MORE,
 }
 """What else it says."""
 
@@ -160,13 +164,14 @@ TENSORS: dict[str, dict[str, str]] = {
     "phi3": _TENSORS | {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
     "smollm3": _TENSORS,
     "mistral3": _TENSORS,
+    **{family: _TENSORS | _HEAD_NORMS | more for family, more in expert_files.TENSORS.items()},
 }
 TENSORS["gemma2"] = TENSORS["gemma3"]
 """Parts of transformers' names, and of the file's."""
 
 PLUS_ONE = {"gemma2", "gemma3"}
 """Whose norms the files have as 1 + w."""
-NEIGHBOURS = {"granite", "smollm3", "mistral3"}
+NEIGHBOURS = {"granite", "smollm3", "mistral3", "llama"}
 """Whose rows of q and k the files have in llama.cpp's order, in which the two of a rotary pair are neighbours."""
 
 
@@ -199,7 +204,7 @@ def write_family_gguf(path: Path, family: str, tensors: dict[str, np.ndarray]) -
             f"{family}.rope.scaling.factor": scaling["factor"],
         }
     entries, stored = {}, {}
-    for name, tensor in tensors.items():
+    for name, tensor in expert_files.together(tensors).items():
         short = name
         for own, part in TENSORS[family].items():
             short = short.replace(own, part)
