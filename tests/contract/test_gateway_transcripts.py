@@ -41,7 +41,7 @@ def test_the_client_reads_what_the_neuron_said(case: pathlib.Path) -> None:
 def test_passed_through_it_is_the_same_stream(case: pathlib.Path) -> None:
     """A chat client reads the neuron's own bytes, and metrics count the same tokens as a message's."""
     stream = (case / "neuron.sse").read_bytes()
-    relay = StreamRelay()
+    relay = StreamRelay("demo")
     passed = relay.feed(stream) + relay.close()
     usage = relay.usage
 

@@ -11,8 +11,8 @@ def _decode(body: bytes) -> Decoded:
         model=asked.model,
         stream=asked.stream,
         body=asked.addressed,
-        answer=lambda _: StreamRelay(),
-        non_streaming=lambda raw, _: relay_non_streaming(raw),
+        answer=lambda _: StreamRelay(asked.model),
+        non_streaming=lambda raw, _: relay_non_streaming(raw, asked.model),
         affinity=asked.cache_key,
     )
 

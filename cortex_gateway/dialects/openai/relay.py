@@ -1,6 +1,7 @@
-"""Passes OpenAI bodies through: whole events only, no byte changed, no JSON parsed on the way; reads what metrics need.
+"""Passes OpenAI bodies through: whole events only, no JSON parsed on the way; reads what metrics need.
 
-What it looks for: tokens that go by, the token counts, and whether the stream ended as it should.
+What it looks for: tokens that go by, the token counts, and whether the stream ended as it should. The one thing that it
+changes is the model's name, where the client has another one for it than the neuron.
 """
 
 import re
@@ -24,6 +25,8 @@ _DONE = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\][\r\n]*\Z")
 _ERROR = re.compile(rb'(?:^|[\r\n])data: ?(\{ ?"error"[^\r\n]*)[\r\n]*\Z')
 _COMMENT = re.compile(rb"(?:^|[\r\n]): usage (\{[^\r\n]*\})")
 _CHUNK = re.compile(rb'(?:^|[\r\n])data: ?(\{[^\r\n]*"usage": ?\{[^\r\n]*\})')
+# No text can look like this either, and no key within an answer's choices has a string under this name.
+_MODEL = re.compile(rb'"model": ?"(?:[^"\\]|\\.)*"')
 
 
 class _NonStreamingBody(Struct):
@@ -35,9 +38,11 @@ _NON_STREAMING_DECODER = msgspec.json.Decoder(_NonStreamingBody)
 
 
 class StreamRelay:
-    """One relayed stream, a `dialect.Answer`."""
+    """One relayed stream, a `dialect.Answer`. `model`: what the client calls the model."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
+        self._ours = _named(model)
+        self._theirs: bytes | None = None  # as the neuron names it, once it has
         self.passed = 0  # chunks from the first with a token on, which is one or more tokens each
         self._failed: Failure | None = None  # with what `close` or `fail` ended it
         self._begun: bytes | None = None  # the counts that the neuron told before the first token
@@ -55,11 +60,11 @@ class StreamRelay:
             self._held = chunk[end:]
             chunk = chunk[:end]
         self._count(chunk)
-        return chunk
+        return self._renamed(chunk)
 
     def close(self) -> bytes:
         """What `feed` kept back, which is nothing unless the last blank line is missing; of a stream cut short an error."""
-        return self._held if self.done or self.failure else self.fail(CUT_SHORT)
+        return self._renamed(self._held) if self.done or self.failure else self.fail(CUT_SHORT)
 
     def keep_alive(self) -> bytes:
         """A comment, which every parser skips."""
@@ -85,6 +90,15 @@ class StreamRelay:
         """The neuron's own error event."""
         found = _ERROR.search(self._tail)
         return errors.read(500, found[1]) if found else None
+
+    def _renamed(self, ready: bytes) -> bytes:
+        """By what the neuron first calls the model all of its names are known."""
+        if self._theirs is None:
+            found = _MODEL.search(ready)
+            if found is None:
+                return ready
+            self._theirs = found[0]
+        return ready if _same(self._theirs, self._ours) else ready.replace(self._theirs, self._ours)
 
     def _count(self, ready: bytes) -> None:
         """A line end is escaped inside JSON, so it begins a line wherever it is."""
@@ -116,9 +130,22 @@ class StreamRelay:
         return begun and Usage(begun.prompt, max(begun.completion, answered), begun.cached)
 
 
-def relay_non_streaming(raw: bytes) -> NonStreamingAnswer:
-    """A non-streaming answer, as it came."""
-    return NonStreamingAnswer(raw, non_streaming_usage(raw))
+def relay_non_streaming(raw: bytes, model: str) -> NonStreamingAnswer:
+    """A non-streaming answer, as it came but for the name that the client has for the model."""
+    ours, found = _named(model), _MODEL.search(raw)
+    if found is None or _same(found[0], ours):
+        return NonStreamingAnswer(raw, non_streaming_usage(raw))
+    renamed = raw[: found.start()] + ours + raw[found.end() :]
+    return NonStreamingAnswer(renamed, non_streaming_usage(raw))
+
+
+def _named(model: str) -> bytes:
+    return b'"model":' + msgspec.json.encode(model)
+
+
+def _same(theirs: bytes, ours: bytes) -> bool:
+    """Whether both name the same, with or without a space."""
+    return theirs.replace(b'"model": ', b'"model":', 1) == ours
 
 
 def non_streaming_usage(raw: bytes) -> Usage | None:

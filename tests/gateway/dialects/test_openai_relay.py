@@ -5,7 +5,7 @@ import pytest
 from cortex_gateway.dialects.chat import CUT_SHORT
 from cortex_gateway.dialects.events import Usage
 from cortex_gateway.dialects.openai import errors
-from cortex_gateway.dialects.openai.relay import StreamRelay, non_streaming_usage
+from cortex_gateway.dialects.openai.relay import StreamRelay, non_streaming_usage, relay_non_streaming
 from tests.fakes.codec import cuts
 from tests.gateway.dialects.chat_streams import DONE, call, delta, event, finish, role, total
 
@@ -13,7 +13,7 @@ COMMENT = b': usage {"prompt_tokens":5,"completion_tokens":2,"prompt_tokens_deta
 
 
 def relayed(chunks: list[bytes]) -> tuple[StreamRelay, bytes, list[bytes]]:
-    relay = StreamRelay()
+    relay = StreamRelay("demo")
     sent = [relay.feed(chunk) for chunk in chunks]
     return relay, b"".join(sent) + relay.close(), sent
 
@@ -43,7 +43,7 @@ def test_only_whole_events_are_sent(end: bytes) -> None:
 
 def test_an_event_cut_by_a_broken_line_is_kept_back() -> None:
     """Half an event never reaches the client."""
-    relay = StreamRelay()
+    relay = StreamRelay("demo")
 
     assert relay.feed(role() + b'data: {"choi') == role()
     assert relay.close() == errors.event(CUT_SHORT)
@@ -52,7 +52,7 @@ def test_an_event_cut_by_a_broken_line_is_kept_back() -> None:
 
 def test_a_stream_that_something_else_ends_has_its_error() -> None:
     """What the gateway itself ends it with counts as its end."""
-    relay = StreamRelay()
+    relay = StreamRelay("demo")
     relay.feed(role())
 
     assert relay.fail(CUT_SHORT) == errors.event(CUT_SHORT)
@@ -61,9 +61,33 @@ def test_a_stream_that_something_else_ends_has_its_error() -> None:
 
 def test_an_enormous_event_passes_in_pieces() -> None:
     """Nothing is held back without limit."""
-    relay = StreamRelay()
+    relay = StreamRelay("demo")
 
     assert relay.feed(b"data: " + b"x" * (300 << 10)) != b""
+
+
+@pytest.mark.parametrize("space", [b"", b" "])
+def test_the_model_has_the_name_that_the_client_knows_it_by(space: bytes) -> None:
+    """Wherever the bytes are cut; what looks like the name in a text is no name, and nothing else changes."""
+    said = delta(content='"model":"org/demo"')
+    stream = b'data: {"id":"1","model":%s"org/demo"}\n\n' % space + said + DONE
+
+    for chunks in cuts(stream):
+        relay = StreamRelay('my "demo"')
+        sent = b"".join(map(relay.feed, chunks)) + relay.close()
+        assert sent == b'data: {"id":"1","model":"my \\"demo\\""}\n\n' + said + DONE
+
+
+def test_the_model_of_a_whole_answer_has_it_too() -> None:
+    """Only there: a log-probability's token may be called so."""
+    raw = b'{"model":"org/demo","choices":[{"top_logprobs":[{"model":-1.0}]}],"usage":{"prompt_tokens":1}}'
+
+    answer = relay_non_streaming(raw, "mine")
+
+    assert answer.body == raw.replace(b"org/demo", b"mine")
+    assert relay_non_streaming(raw, "org/demo").body == raw
+    assert relay_non_streaming(b"[]", "mine").body == b"[]"
+    assert answer.usage == Usage(1)
 
 
 @pytest.mark.parametrize(

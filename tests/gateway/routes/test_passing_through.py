@@ -65,6 +65,21 @@ def test_an_alias_is_resolved_in_the_body_and_nowhere_else() -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_an_answer_names_the_model_as_the_client_did(path: str) -> None:
+    """In both forms, and nothing else of it changes."""
+
+    async def scenario(rig: Rig) -> None:
+        body = {**BODIES[path], "model": "alias"}
+        answer = await rig.post(path, model="alias")
+        streamed = await rig.post(path, model="alias", stream=True)
+
+        assert answer.content == msgspec.json.encode(whole(path, body, Answer()))
+        assert streamed.content == b"".join(stream(path, body, Answer()))
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_a_whole_answer_is_recorded_with_its_tokens(path: str) -> None:
     """Nothing is known of its first token, so nothing is told."""
 
