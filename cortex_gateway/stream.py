@@ -40,7 +40,15 @@ class Client:
         before_end: called before the last byte goes out: what a client sees as over is over here, too.
     """
 
-    def __init__(self, scope: HTTPScope, receive: Receive, send: Send, *, stream_type: str = EVENT_STREAM) -> None:
+    def __init__(
+        self,
+        scope: HTTPScope,
+        receive: Receive,
+        send: Send,
+        *,
+        stream_type: str = EVENT_STREAM,
+        json_only: bool = True,
+    ) -> None:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         self.request_id = request_id(self.headers)
         self.started = False
@@ -50,6 +58,7 @@ class Client:
         self.fail: Callable[[Failure], bytes] | None = None
         self.before_end: Callable[[], None] | None = None
         self._stream_type = stream_type
+        self._json_only = json_only
         self._gone = False
         self._receive = receive
         self._send = send
@@ -57,7 +66,7 @@ class Client:
 
     async def body(self, limit_bytes: int, silence_secs: float) -> bytes:
         """The whole body, made plain. Raises BodyTooLarge, RequestTimeout, UnsupportedMedia, MalformedJson, ClientGoneError."""
-        encoding = check_media(self.headers)
+        encoding = check_media(self.headers, json_only=self._json_only)
         pieces: list[bytes] = []
         size, more = 0, True
         while more:
@@ -175,14 +184,15 @@ def request_id(headers: Mapping[str, str]) -> str:
     return sent if _REQUEST_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
 
 
-def check_media(headers: Mapping[str, str]) -> str | None:
-    """How a body is compressed. Raises UnsupportedMedia for what cannot be made plain, and for what is not JSON."""
+def check_media(headers: Mapping[str, str], *, json_only: bool = True) -> str | None:
+    """How a body is compressed. Raises UnsupportedMedia for what cannot be made plain, and with `json_only` for what does not
+    call itself JSON."""
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity", *ENCODINGS):
         known = ", ".join(ENCODINGS)
         raise UnsupportedMedia(f"The content encoding {encoding!r} is not supported: use one of {known}, or none.")
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not JSON_TYPES.fullmatch(media):
+    if json_only and not JSON_TYPES.fullmatch(media):
         found = f"The content type {media!r} is not supported" if media else "The request names no content type"
         raise UnsupportedMedia(f"{found}: send the header content-type: application/json.")
     return encoding if encoding in ENCODINGS else None

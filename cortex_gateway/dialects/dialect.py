@@ -305,12 +305,15 @@ class Dialect:
         error: (failure, request id) -> the body of an answer that is an error.
         routes: all its routes that depend on it.
         stream_type: the content type of a stream.
+        json_only: a body must call itself JSON. Where it need not, what keeps strangers' pages out is their Origin alone,
+            which every browser sends with a POST.
     """
 
     prefixes: tuple[str, ...]
     error: Callable[[Failure, str], bytes]
     routes: tuple[Row, ...]
     stream_type: str = EVENT_STREAM
+    json_only: bool = True
 
     def covers(self, path: str) -> bool:
         """Whether errors on `path` are this dialect's to tell."""

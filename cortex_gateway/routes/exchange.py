@@ -99,7 +99,7 @@ def exchange(gateway: Gateway, route: Route) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         http: HTTPScope = scope  # type: ignore[assignment]  # only HTTP handlers return this app
         dialect = gateway.spoken(http["path"])
-        client = Client(http, receive, send, stream_type=dialect.stream_type)
+        client = Client(http, receive, send, stream_type=dialect.stream_type, json_only=dialect.json_only)
         record = Record(route.label or "", client.request_id)
         handler = _Handler(gateway, route, client, record)
         try:

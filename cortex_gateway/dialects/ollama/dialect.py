@@ -74,4 +74,5 @@ OLLAMA = Dialect(
         Fixed("POST", "/api/embeddings", NO_EMBEDDINGS),
     ),
     stream_type="application/x-ndjson",
+    json_only=False,  # nor does Ollama ask: `curl -d` calls everything a form
 )

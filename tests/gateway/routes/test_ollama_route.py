@@ -335,3 +335,22 @@ def test_pages_of_this_machine_may_ask() -> None:
         assert "error" in far.json()
 
     run(scenario)
+
+
+@BOTH
+@pytest.mark.parametrize("media", ["application/x-www-form-urlencoded", "text/plain", None])
+def test_a_body_need_not_call_itself_json(path: str, media: str | None) -> None:
+    """`curl -d` does not, and Ollama does not ask. A stranger's page sends its Origin with it; what controls does ask."""
+
+    async def scenario(rig: Rig) -> None:
+        headers = {} if media is None else {"content-type": media}
+        body = msgspec.json.encode(wanted(path, stream=False))
+        answer = await rig.client.post(path, content=body, headers=headers)
+        page = await rig.client.post(path, content=body, headers={**headers, "origin": "http://evil.example"})
+        control = await rig.client.post("/admin/unload", content=b'{"model":"demo"}', headers=headers)
+
+        assert (answer.status_code, answer.json()["done"]) == (200, True)
+        assert page.status_code == 403
+        assert control.status_code == 415
+
+    run(scenario)
