@@ -13,13 +13,13 @@ from cortex_gateway.answers import Answers, AnswerStore, Bounds
 from cortex_gateway.auth import policy
 from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config
-from cortex_gateway.dialects.dialect import Count, Dialect, Fixed, Generation, KeptAnswers, Models, Row
+from cortex_gateway.dialects.dialect import Count, Dialect, Fixed, Generation, KeptAnswers, Models, Row, Tokenizing
 from cortex_gateway.dialects.table import DIALECTS
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.origins import policy_of
 from cortex_gateway.routes import admin, fixed, health, kept, models
-from cortex_gateway.routes.count import count
+from cortex_gateway.routes.count import count, tokenize
 from cortex_gateway.routes.cross_origin import CrossOrigin
 from cortex_gateway.routes.exchange import Route
 from cortex_gateway.routes.failures import refuse
@@ -40,6 +40,8 @@ def _routes(row: Row) -> list[Route]:
             return [Route("POST", row.path, partial(generate, route=row), need=policy.INFER, label=row.label)]
         case Count():
             return [Route("POST", row.path, partial(count, route=row), need=policy.INFER)]
+        case Tokenizing():
+            return [Route("POST", row.path, partial(tokenize, route=row), need=policy.INFER)]
         case KeptAnswers():
             return kept.routes(row)
         case Models():

@@ -4,7 +4,8 @@ A browser sends a page's request to any address that the page names, loopback an
 tell it from its user's own program: Origin, which no page can forge, and Host, which is the name that the page was loaded
 by where its server has pointed a name of its own at this machine (DNS rebinding). Hence:
 
-- control routes (all but /v1/*, /api/*, / and /health) answer to known names only, and to pages of the gateway's own origin;
+- control routes (all but /v1/*, /api/*, /tokenize, /detokenize, / and /health) answer to known names only, and to pages of
+  the gateway's own origin;
 - inference answers as well to pages of this machine and of the host that the gateway is on, under any port, and to programs
   that their user has installed (their origins have schemes of their own). Programs send no Origin and are not concerned;
 - `[gateway] hosts` and `[gateway] origins` name more. `origins = ["*"]` opens inference to every page, control to none.
@@ -22,6 +23,7 @@ from cortex_gateway.errors import BadRequest, HostNotAllowed, OriginNotAllowed
 
 ANY = "*"
 OPEN = ("/", "/health")  # say that the gateway lives, to everybody
+TOKENS = ("/tokenize", "/detokenize")  # inference on paths that vLLM has for it
 _HOST = re.compile(r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?", re.IGNORECASE)
 _ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<place>[^/\s]*)", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
@@ -107,7 +109,7 @@ def policy_of(listen: str, hosts: Iterable[str], origins: Iterable[str], machine
 
 def is_control(path: str) -> bool:
     """Whatever is not known to be inference."""
-    return not path.startswith(("/v1/", "/api/")) and path not in OPEN
+    return not path.startswith(("/v1/", "/api/")) and path not in (*TOKENS, *OPEN)
 
 
 def is_host(text: str) -> bool:

@@ -234,7 +234,7 @@ class Generation:
 
 @frozen
 class ToCount:
-    """A prompt whose tokens a client wants to know: `body` is resolved model id -> the bytes to post to /tokenize."""
+    """What a client wants to know of a model's tokens: `body` is resolved model id -> the bytes to post."""
 
     model: str
     body: Callable[[str], bytes]
@@ -247,6 +247,19 @@ class Count:
     path: str
     decode: Callable[[bytes], ToCount]
     encode: Callable[[int], bytes]
+
+
+@frozen
+class Tokenizing:
+    """A route that a node answers which has the model's tokenizer; its answer is passed on. `decode` raises RefusedError.
+
+    Attributes:
+        path: the client's route and the neuron's, a POST.
+        decode: the body -> what the node is asked.
+    """
+
+    path: str
+    decode: Callable[[bytes], ToCount]
 
 
 @frozen
@@ -292,7 +305,7 @@ class Fixed:
     answer: bytes | Failure
 
 
-Row = Generation | Count | KeptAnswers | Models | Fixed
+Row = Generation | Count | Tokenizing | KeptAnswers | Models | Fixed
 
 
 @frozen

@@ -1,10 +1,10 @@
-"""Every route that counts a prompt's tokens: asks a node that has the model's tokenizer, and never loads a model."""
+"""Every route that is answered by a model's tokenizer: asks a node that has its files, and never loads a model."""
 
 from collections.abc import Callable
 
 import msgspec
 
-from cortex_gateway.dialects.dialect import Count
+from cortex_gateway.dialects.dialect import Count, ToCount, Tokenizing
 from cortex_gateway.errors import NeuronRefused, NoHealthyNode, NotConnected, UpstreamMalformed
 from cortex_gateway.routes.ask import Outgoing, asked, read
 from cortex_gateway.routes.exchange import Exchange
@@ -18,29 +18,40 @@ class _Counted(msgspec.Struct):
 
 async def count(it: Exchange, body: bytes, *, route: Count) -> None:
     """The length of a prompt by the model's own template and tokenizer. Raises RefusedError, NoHealthyNode …"""
-    wanted = route.decode(body)
+    answer = await _answer(it, "/tokenize", route.decode(body))
+    try:
+        counted = msgspec.json.decode(answer, type=_Counted).count
+    except msgspec.MsgspecError as error:
+        raise UpstreamMalformed(f"The neuron's count cannot be read: {error}") from error
+    await it.client.answer(200, route.encode(counted))
+
+
+async def tokenize(it: Exchange, body: bytes, *, route: Tokenizing) -> None:
+    """What the node says. Raises as `count` does."""
+    await it.client.answer(200, await _answer(it, route.path, route.decode(body)))
+
+
+async def _answer(it: Exchange, path: str, wanted: ToCount) -> bytes:
+    """Of the first node that has the model's files."""
     it.check_model(wanted.model)
     fleet = it.gateway.fleet
     model = fleet.resolve(wanted.model)
     for base_url in fleet.locate_tokenizer(model):
-        counted = await _ask(it, base_url, wanted.body, model)
-        if counted is not None:
-            await it.client.answer(200, route.encode(counted))
-            return
+        answer = await _ask(it, base_url, path, wanted.body, model)
+        if answer is not None:
+            return answer
     raise NoHealthyNode(f"No node that is up has the tokenizer of {model!r}: load the model once to fetch it.")
 
 
-async def _ask(it: Exchange, base_url: str, body: Callable[[str], bytes], model: str) -> int | None:
-    """The node's count; None when it has no files of the model or cannot be reached."""
-    outgoing = Outgoing(model=model, path="/tokenize", body=body, stream=False, silence=COUNT_SECONDS)
+async def _ask(it: Exchange, base_url: str, path: str, body: Callable[[str], bytes], model: str) -> bytes | None:
+    """The node's answer; None when it has no files of the model or cannot be reached."""
+    outgoing = Outgoing(model=model, path=path, body=body, stream=False, silence=COUNT_SECONDS)
     try:
         async with asked(it, base_url, outgoing, model) as response:
-            return msgspec.json.decode(await read(response), type=_Counted).count
+            return await read(response)
     except NotConnected:  # nothing was sent: what a node dies of is not passed on to the next
         return None
     except NeuronRefused as refused:
         if refused.status == 404:
             return None
         raise
-    except msgspec.MsgspecError as error:
-        raise UpstreamMalformed(f"The neuron's count cannot be read: {error}") from error

@@ -129,12 +129,12 @@ class ModelText:
         reasoning = formats.reasoning_format(self.template.source, prompt.plain)
         return Encoded(ids, reasoning, self.tool_format if tools else None)
 
-    def encode_prompt(self, name: str, prompt: str | list[int], most: int) -> Encoded:
+    def encode_prompt(self, name: str, prompt: str | list[int], most: int, *, special: bool = True) -> Encoded:
         """A raw prompt as ids. Raises Problem on ids outside the vocabulary, or nothing at all, and TooManyTokensError
         where there are more than `most`."""
         if isinstance(prompt, list) and len(prompt) > most:
             raise TooManyTokensError(len(prompt), exact=True)
-        ids = prompt if isinstance(prompt, list) else self.tokenizer.encode(prompt, add_special=True, most=most)
+        ids = prompt if isinstance(prompt, list) else self.tokenizer.encode(prompt, add_special=special, most=most)
         if not ids:
             raise invalid_body(name, f"{name} must have at least one token.")
         self.check_ids(name, ids)

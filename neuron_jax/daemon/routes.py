@@ -101,6 +101,12 @@ async def tokenize(request: Ask) -> Response[Any]:
     return json_response(await service.tokenize(of(request), request))
 
 
+@post("/detokenize")
+async def detokenize(request: Ask) -> Response[Any]:
+    """The text of tokens."""
+    return json_response(await service.detokenize(of(request), request))
+
+
 @get("/metrics", open=True)
 async def metrics(request: Ask) -> Response[Any]:
     """Prometheus text."""
@@ -122,5 +128,6 @@ ROUTES = (
     chat,
     completions,
     tokenize,
+    detokenize,
     metrics,
 )

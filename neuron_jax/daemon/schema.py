@@ -127,11 +127,22 @@ class CompletionRequest:
 
 @frozen
 class TokenizeRequest:
-    """POST /tokenize: `chat` or `prompt`."""
+    """POST /tokenize: `chat` or `prompt`. `special`: a prompt gets what the tokenizer puts around it; `names`: tokens are told
+    by their text, too."""
 
     model: str
     prompt: str | None = None
     chat: Chat | None = None
+    special: bool = True
+    names: bool = False
+
+
+@frozen
+class DetokenizeRequest:
+    """POST /detokenize."""
+
+    model: str
+    tokens: list[int]
 
 
 def read_chat(body: Mapping[str, Any]) -> ChatRequest:
@@ -165,10 +176,20 @@ def read_tokenize(body: Mapping[str, Any]) -> TokenizeRequest:
     """Raises Problem on the first field that cannot be followed."""
     fields = Fields(body)
     model = read_model(fields)
-    prompt = fields.text("prompt")
+    prompt, names = fields.text("prompt"), fields.flag("return_token_strs")
     if prompt is not None:
-        return TokenizeRequest(model, prompt=prompt)
-    return TokenizeRequest(model, chat=_chat(fields, _tools))
+        special = fields.flag("add_special_tokens", absent=True)
+        return TokenizeRequest(model, prompt=prompt, special=special, names=names)
+    return TokenizeRequest(model, chat=_chat(fields, _tools), names=names)
+
+
+def read_detokenize(body: Mapping[str, Any]) -> DetokenizeRequest:
+    """Raises Problem on the first field that cannot be followed."""
+    fields = Fields(body)
+    model, tokens = read_model(fields), fields.get("tokens")
+    if not isinstance(tokens, list):
+        raise fields.wrong("tokens", "a list of token ids")
+    return DetokenizeRequest(model, _ids("tokens", tokens))
 
 
 def _chat(fields: Fields, tools: Callable[[Fields], Sequence[Mapping[str, Any]] | None]) -> Chat:

@@ -34,6 +34,7 @@ from neuron_jax.daemon.schema import (
     TokenizeRequest,
     read_chat,
     read_completion,
+    read_detokenize,
     read_tokenize,
 )
 from neuron_jax.daemon.wire_common import DONE_LINE, HEARTBEAT_LINE, sse, sse_problem, usage_line
@@ -157,14 +158,26 @@ async def tokenize(neuron: NeuronServices, request: Ask) -> dict[str, Any]:
             pass
         with fitting("messages" if wanted.prompt is None else "prompt", limit):
             ids = await _count(neuron, wanted, size, text, max(COUNTED * limit, LEAST_COUNTED))
-    return {"count": len(ids), "tokens": ids, "max_model_len": limit}
+    told = {"count": len(ids), "tokens": ids, "max_model_len": limit}
+    if wanted.names:
+        told["token_strs"] = [text.tokenizer.piece(id_).decode("utf-8", "replace") for id_ in ids]
+    return told
+
+
+async def detokenize(neuron: NeuronServices, request: Ask) -> dict[str, Any]:
+    """POST /detokenize."""
+    wanted, size = await _read(neuron, request, read_detokenize)
+    text, _ = await neuron.lifecycle.text(wanted.model)
+    text.check_ids("tokens", wanted.tokens)
+    return {"prompt": await neuron.offload(size, partial(text.tokenizer.decode, wanted.tokens, skip_special=False))}
 
 
 async def _count(
     neuron: NeuronServices, wanted: TokenizeRequest, size: int, text: ModelText, most: int
 ) -> Sequence[int]:
     if wanted.prompt is not None:
-        return (await neuron.offload(size, text.encode_prompt, "prompt", wanted.prompt, most)).ids
+        encode = partial(text.encode_prompt, "prompt", wanted.prompt, most, special=wanted.special)
+        return (await neuron.offload(size, encode)).ids
     assert wanted.chat is not None
     prompt = await text.render_chat(neuron.lifecycle.renderers.render, wanted.chat, most)
     return (await neuron.offload(size, partial(text.encode_chat, prompt, tools=False, most=most))).ids

@@ -121,6 +121,8 @@ class NeuronDouble:
     def _control(self, request: Seen) -> tuple[int, Any]:
         if request.path == "/tokenize":
             return self._tokenize(request.body)
+        if request.path == "/detokenize":
+            return 200, {"prompt": " ".join(map(str, request.body["tokens"]))}
         routes: dict[str, Any] = {
             "/version": {"package_version": "0", "features": []},
             "/discovery": {

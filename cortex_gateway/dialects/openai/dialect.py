@@ -1,6 +1,6 @@
 """OpenAI's chat and completions, which a neuron speaks itself: bodies pass through; knows no other dialect."""
 
-from cortex_gateway.dialects.dialect import Decoded, Dialect, Generation
+from cortex_gateway.dialects.dialect import Decoded, Dialect, Generation, ToCount, Tokenizing
 from cortex_gateway.dialects.openai import errors, request
 from cortex_gateway.dialects.openai.relay import StreamRelay, relay_non_streaming
 
@@ -17,11 +17,19 @@ def _decode(body: bytes) -> Decoded:
     )
 
 
+def _tokens(body: bytes) -> ToCount:
+    asked = request.read(body)
+    return ToCount(asked.model, asked.addressed)
+
+
 OPENAI = Dialect(
     prefixes=(),
     error=lambda failure, _: errors.body(failure),
     routes=(
         Generation("/v1/chat/completions", "/v1/chat/completions", "chat", _decode),
         Generation("/v1/completions", "/v1/completions", "completions", _decode),
+        # vLLM's, on the paths that it has for them
+        Tokenizing("/tokenize", _tokens),
+        Tokenizing("/detokenize", _tokens),
     ),
 )

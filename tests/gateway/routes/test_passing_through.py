@@ -112,6 +112,24 @@ def test_a_stream_is_recorded_with_its_tokens(path: str) -> None:
     run(scenario, Answer(cached=3))
 
 
+def test_tokens_are_told_by_a_node_that_has_the_tokenizer() -> None:
+    """On vLLM's paths, loaded or not; no request that metrics count, nor one that a stranger's page may send."""
+
+    async def scenario(rig: Rig) -> None:
+        tokens = await rig.client.post("/tokenize", json={"model": "alias", "prompt": "a b"})
+        words = await rig.client.post("/detokenize", json={"model": "alias", "tokens": [1, 2]})
+        unknown = await rig.client.post("/detokenize", json={"model": "dema", "tokens": [1]})
+        page = await rig.client.post("/tokenize", json={"model": "demo"}, headers={"origin": "http://evil.example"})
+
+        assert tokens.json() == {"count": 2, "tokens": [0, 1], "max_model_len": 8192}
+        assert words.json() == {"prompt": "1 2"}
+        assert [seen.body["model"] for seen in rig.neuron.seen] == ["org/demo", "org/demo"]
+        assert (unknown.status_code, page.status_code) == (404, 403)
+        assert (rig.fleet.acquired, rig.metrics.records) == (0, [])
+
+    run(scenario)
+
+
 def test_a_stream_without_a_token_has_no_first_token() -> None:
     """The role chunk is none (wire.md 2.9.10)."""
 

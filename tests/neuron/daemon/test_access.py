@@ -25,6 +25,7 @@ POSTS = (
     "/v1/chat/completions",
     "/v1/completions",
     "/tokenize",
+    "/detokenize",
 )
 CONTROL = POSTS[:4]
 JSON = {"Content-Type": "application/json"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from neuron_jax.daemon.problems import Problem
-from neuron_jax.daemon.schema import read_chat, read_completion, read_tokenize
+from neuron_jax.daemon.schema import read_chat, read_completion, read_detokenize, read_tokenize
 from tests.fakes.any_json import any_json, objects
 
 WORDS = (
@@ -26,6 +26,7 @@ WORDS = (
         "n",
     ),
     *("prompt", "logprobs", "top_logprobs", "seed", "temperature", "stream_options", "chat_template_kwargs", "suffix"),
+    *("echo", "best_of", "tokens", "thinking", "thinking_budget", "reasoning", "enabled", "budget_tokens", "effort"),
     *("response_format", "add_generation_prompt", "continue_final_message", "parallel_tool_calls", "reasoning_effort"),
     *(
         "json_schema",
@@ -38,8 +39,8 @@ WORDS = (
         "required",
     ),
 )
-GOOD = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "prompt": "hi"}
-READERS = (read_chat, read_completion, read_tokenize)
+GOOD = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "prompt": "hi", "tokens": [1]}
+READERS = (read_chat, read_completion, read_tokenize, read_detokenize)
 
 
 def problem_of(read: Callable[[Mapping[str, Any]], Any], body: Mapping[str, Any]) -> Problem | None:

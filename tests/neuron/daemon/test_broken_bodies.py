@@ -46,6 +46,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {**PARAMS, **CHAT, **TURN, "logprobs": True, "top_logprobs": 2, "response_format": None},
     "/v1/completions": {**PARAMS, "prompt": ["ab", [1, 2]], "logprobs": 2, "echo": False},
     "/tokenize": {"model": "tiny", **CHAT, **TURN},
+    "/detokenize": {"model": "tiny", "tokens": [97, 98, 256]},
     "/models/load": {
         "model_id": "other",
         "source": "/no/such/folder",

@@ -408,9 +408,29 @@ def test_tokenize(tmp_path: Path) -> None:
 
         messages = [{"role": "user", "content": "hello"}]
         assert await count(model="tiny", prompt="ab") == {"count": 2, "tokens": [97, 98], "max_model_len": 4096}
+        assert (await count(model="tiny", prompt="ab", return_token_strs=True))["token_strs"] == ["a", "b"]
         assert (await count(model=MODEL, messages=messages))["count"] == 8
         assert (await count(model=MODEL, messages=messages, tools=[TOOL]))["count"] > 8
         assert (await count(model="other/model", prompt="x"))["error"]["code"] == "model_not_found"
         assert neuron.lifecycle.residents == ()
+
+    with_neuron(tmp_path, use, load=False)
+
+
+def test_detokenize(tmp_path: Path) -> None:
+    """The text of tokens, special ones by their names; loaded or not."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        async def text(tokens: Any) -> dict[str, Any]:
+            found: dict[str, Any] = (
+                await neuron.http.post("/detokenize", json={"model": "tiny", "tokens": tokens})
+            ).json()
+            return found
+
+        assert await text([97, 256, 98]) == {"prompt": "a<|end|>b"}
+        assert await text([]) == {"prompt": ""}
+        assert (await text([900]))["error"]["param"] == "tokens"
+        assert (await text("ab"))["error"]["message"].startswith("tokens must be a list of token ids")
+        assert (await text([-1]))["error"]["param"] == "tokens"
 
     with_neuron(tmp_path, use, load=False)
