@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Container, Sequence
 from typing import Any
 
-from neuron_jax.daemon.generation import Chosen, Ended, Event, GenerationJob, Grown
+from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Event, GenerationJob, Grown
 from neuron_jax.daemon.schema import SamplingParams
 from neuron_jax.daemon.wire_common import envelope, usage
 from neuron_jax.text.pieces import Piece, Text
@@ -23,6 +23,8 @@ class CompletionStream:
     def feed(self, event: Event) -> list[dict[str, Any]]:
         """The chunks of one event."""
         match event:
+            case Admitted():
+                return [self._chunk(index, echo) for index, echo in enumerate(self._job.echoes) if echo]
             case Grown(index, pieces, chosen):
                 self._logprobs[index].add(chosen)
                 text = text_of(pieces)
@@ -54,7 +56,7 @@ class CompletionAnswer:
 
     def __init__(self, job: GenerationJob) -> None:
         self._job = job
-        self._texts = [""] * len(job.submits)
+        self._texts = list(job.echoes) or [""] * len(job.submits)
         self._logprobs = [_Logprobs(job) for _ in job.submits]
         self._ends: dict[int, Ended] = {}
 
@@ -74,15 +76,27 @@ class CompletionAnswer:
             "object": OBJECT,
             "created": self._job.created,
             "model": params.model,
-            "choices": [self._choice(index) for index in range(len(self._texts))],
+            "choices": [self._choice(index, at, params) for at, index in enumerate(self._told())],
             "usage": usage(self._job),
         }
 
-    def _choice(self, index: int) -> dict[str, Any]:
+    def _told(self) -> Sequence[int]:
+        """The choices that the client sees, the likeliest of each prompt first where only some are."""
+        count, told = len(self._texts), self._job.told
+        if told is None:
+            return range(count)
+        each = next((at for at in range(1, count) if self._job.encoded[at] is not self._job.encoded[0]), count)
+        prompts = [range(first, first + each) for first in range(0, count, each)]
+        return [at for prompt in prompts for at in sorted(prompt, key=self._likelihood, reverse=True)[:told]]
+
+    def _likelihood(self, index: int) -> float:
+        return self._logprobs[index].mean
+
+    def _choice(self, index: int, at: int, params: SamplingParams) -> dict[str, Any]:
         return {
-            "index": index,
+            "index": at,
             "text": self._texts[index],
-            "logprobs": self._logprobs[index].take(),
+            "logprobs": self._logprobs[index].take() if params.logprobs is not None else None,
             "finish_reason": self._ends[index].finish,
             "stop_reason": self._ends[index].stop,
         }
@@ -96,6 +110,11 @@ class _Logprobs:
         self._pending: list[Chosen] = []
         self._offset = 0
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def mean(self) -> float:
+        """Of those that are not sent yet."""
+        return sum(row.logprob for row in self._pending) / max(1, len(self._pending))
 
     def add(self, chosen: Sequence[Chosen]) -> None:
         self._pending += chosen

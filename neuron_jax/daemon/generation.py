@@ -105,6 +105,8 @@ class GenerationJob:
     stop_token_ids: frozenset[int]
     min_tokens: int
     prompt_tokens: int  # each different prompt once
+    echoes: Sequence[str] = ()  # by choice, what is told before its answer; none = nothing
+    told: int | None = None  # of so many choices after each prompt, the likeliest ones are told; None = all
     usage: Usage = field(factory=Usage)
 
 

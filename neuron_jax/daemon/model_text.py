@@ -9,9 +9,10 @@ from typing import Any
 from attrs import frozen
 
 from neuron_jax.daemon.advice import read_advice
-from neuron_jax.daemon.problems import Problem, invalid_body
+from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
 from neuron_jax.text import formats
 from neuron_jax.text.errors import TemplateError, TextError, TooManyTokensError
+from neuron_jax.text.fill import fill_tokens
 from neuron_jax.text.generic_tools import in_words
 from neuron_jax.text.output import OutputText
 from neuron_jax.text.prompt import Chat, ChatFormat, Rendered
@@ -32,13 +33,14 @@ Render = Callable[[ChatFormat, Chat, int], Awaitable[Rendered]]
 @frozen
 class Encoded:
     """A prompt's ids, and which parsers its answer needs. `one_call`: a tool call ends it. `continues`: the answer goes
-    on from raw text."""
+    on from raw text. `ends`: ids that end it besides the model's own."""
 
     ids: list[int]
     reasoning: str | None = None
     tools: str | None = None
     one_call: bool = False
     continues: bool = False
+    ends: tuple[int, ...] = ()
 
 
 @frozen
@@ -139,6 +141,14 @@ class ModelText:
             raise invalid_body(name, f"{name} must have at least one token.")
         self.check_ids(name, ids)
         return Encoded(ids, continues=True)
+
+    def encode_gap(self, before: str, behind: str, most: int) -> Encoded:
+        """A prompt for what stands between two texts. Raises Problem where the model cannot fill in the middle, and
+        TooManyTokensError where there are more than `most`."""
+        tokens = fill_tokens(self.tokenizer)
+        if tokens is None:
+            raise unsupported("suffix", "suffix: this model has no tokens for filling in the middle; leave it out.")
+        return Encoded(tokens.prompt(self.tokenizer, before, behind, most), continues=True, ends=tokens.ends)
 
     def check_ids(self, name: str, ids: Sequence[int]) -> None:
         """Raises Problem when one of `ids` is no token of this model."""

@@ -69,11 +69,27 @@ def completion_job(request: CompletionRequest, text: ModelText, outside: Outside
     left = max(MAX_PROMPT_TOKENS, outside.max_context)
     for name, prompt in zip(names, request.prompts, strict=True):
         with fitting(name, outside.max_context):
-            encoded.append(text.encode_prompt(name, prompt, outside.max_context - 1))
+            encoded.append(_encoded(request, name, prompt, text, outside.max_context - 1))
         left -= len(encoded[-1].ids)
         if left < 0:
             raise invalid_body("prompt", f"prompt: more than {MAX_PROMPT_TOKENS} tokens in one request.")
-    return _job(request.params, text, encoded, outside)
+    params = attrs.evolve(request.params, n=request.best_of)
+    chosen = request.best_of > request.params.n
+    if chosen and params.logprobs is None:
+        params = attrs.evolve(params, logprobs=0)  # by which the likeliest are found
+    echoes = [_as_text(prompt, text) for prompt in request.prompts for _ in range(params.n)] if request.echo else ()
+    job = _job(params, text, encoded, outside)
+    return attrs.evolve(job, echoes=echoes, told=request.params.n if chosen else None)
+
+
+def _encoded(request: CompletionRequest, name: str, prompt: str | list[int], text: ModelText, most: int) -> Encoded:
+    if request.suffix and isinstance(prompt, str):
+        return text.encode_gap(prompt, request.suffix, most)
+    return text.encode_prompt(name, prompt, most)
+
+
+def _as_text(prompt: str | list[int], text: ModelText) -> str:
+    return prompt if isinstance(prompt, str) else text.tokenizer.decode(prompt, skip_special=False)
 
 
 @contextmanager
@@ -133,7 +149,7 @@ def _submit(
             "min_tokens", f"min_tokens is {params.min_tokens}, and the context has room for {left} tokens."
         )
     eos = () if params.ignore_eos else eos_ids
-    stop_ids = tuple(dict.fromkeys((*eos, *params.stop_token_ids)))
+    stop_ids = tuple(dict.fromkeys((*eos, *encoded.ends, *params.stop_token_ids)))
     return Submit(
         request=index,
         prompt=encoded.ids,

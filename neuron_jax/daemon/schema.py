@@ -49,9 +49,6 @@ UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
     "web_search_options": _never,
     "chat_template": _never,
     "documents": _only([]),
-    "best_of": _only(1),
-    "suffix": _only(""),
-    "echo": _only(False),
     "prompt_logprobs": _never,
     "use_beam_search": _only(False),
     "truncate_prompt_tokens": _never,
@@ -66,6 +63,8 @@ UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
     "xtc_probability": _only(0, 0.0),
 }
 """Parameters that change the result, and the values of each that do not."""
+UNSUPPORTED_IN_CHAT = {**UNSUPPORTED, "best_of": _only(1), "suffix": _only(""), "echo": _only(False)}
+"""The same of chats, for which what completions have has no meaning."""
 
 
 class Turn(Enum):
@@ -114,15 +113,19 @@ class ChatRequest:
 
 @frozen
 class CompletionRequest:
-    """POST /v1/completions; each prompt is text or ids."""
+    """POST /v1/completions; each prompt is text or ids. `suffix`: what is to follow the answer; `echo`: the prompt comes
+    before it; of `best_of` answers to each prompt the `params.n` likeliest are told."""
 
     params: SamplingParams
     prompts: Sequence[str | list[int]]
+    suffix: str = ""
+    echo: bool = False
+    best_of: int = 1
 
     @property
     def answers(self) -> int:
         """How many run side by side."""
-        return len(self.prompts) * self.params.n
+        return len(self.prompts) * self.best_of
 
 
 @frozen
@@ -149,7 +152,7 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
     """Raises Problem on the first field that cannot be followed."""
     fields = Fields(body)
     model = read_model(fields)
-    _refuse_unsupported(fields)
+    _refuse(fields, UNSUPPORTED_IN_CHAT)
     chat = _chat(fields, _chosen_tools)
     return ChatRequest(
         params=_read_params(fields, model, _chat_logprobs(fields)),
@@ -163,13 +166,38 @@ def read_completion(body: Mapping[str, Any]) -> CompletionRequest:
     """Raises Problem on the first field that cannot be followed."""
     fields = Fields(body)
     model = read_model(fields)
-    _refuse_unsupported(fields)
+    _refuse(fields, UNSUPPORTED)
     prompts = _prompts(fields)
     params = _read_params(fields, model, fields.integer("logprobs", 0, MAX_ALTERNATIVES))
-    request = CompletionRequest(params, prompts)
+    request = CompletionRequest(
+        params, prompts, _suffix(fields, prompts), _echo(fields, params), _best_of(fields, params)
+    )
     if request.answers > MAX_PROMPTS:
-        raise fields.wrong("prompt", f"at most {MAX_PROMPTS} answers in one request, prompts times n")
+        raise fields.wrong("prompt", f"at most {MAX_PROMPTS} answers in one request, prompts times n or best_of")
     return request
+
+
+def _suffix(fields: Fields, prompts: Sequence[str | list[int]]) -> str:
+    suffix = fields.text("suffix") or ""
+    if suffix and not all(isinstance(prompt, str) for prompt in prompts):
+        raise fields.wrong("suffix", "absent where the prompt is token ids")
+    return suffix
+
+
+def _echo(fields: Fields, params: SamplingParams) -> bool:
+    echo = fields.flag("echo")
+    if echo and params.logprobs is not None:
+        raise unsupported(
+            "echo", "echo: log-probabilities of a prompt are not computed here; leave out echo or logprobs."
+        )
+    return echo
+
+
+def _best_of(fields: Fields, params: SamplingParams) -> int:
+    best_of = fields.integer("best_of", params.n, MAX_CHOICES) or params.n
+    if params.stream and best_of > params.n:
+        raise fields.wrong("best_of", "absent in a stream, for which is best is known at the end")
+    return best_of
 
 
 def read_tokenize(body: Mapping[str, Any]) -> TokenizeRequest:
@@ -342,8 +370,8 @@ def _ids(name: str, value: Any) -> list[int]:
     return value
 
 
-def _refuse_unsupported(fields: Fields) -> None:
-    for name, harmless in UNSUPPORTED.items():
+def _refuse(fields: Fields, unfit: Mapping[str, Callable[[Any], bool]]) -> None:
+    for name, harmless in unfit.items():
         value = fields.get(name)
         if value is not None and not harmless(value):
             raise unsupported(name, f"{name} is not supported by this server; leave it out.")

@@ -86,6 +86,14 @@ class Tokenizer:
         count.close()
         return ids
 
+    def encode_plain(self, text: str, *, most: int | None = None) -> list[int]:
+        """As `encode(text, add_special=False)`, but names of special tokens are plain text. Raises as it does."""
+        self._refuse_hopeless(text, most)
+        count = TokenCount(most, len(text))
+        ids = self._verbatim.encode(text, count)
+        count.close()
+        return ids
+
     def encode_rendered(self, rendered: Rendered, *, most: int | None = None) -> list[int]:
         """Ids of a chat's prompt. Raises TooManyTokensError and UncutTextError."""
         if rendered.mark:
@@ -141,6 +149,11 @@ class Tokenizer:
     @cached_property
     def _special_names(self) -> re.Pattern[str]:
         return names_pattern(sorted(self._special))
+
+    @property
+    def begin(self) -> Sequence[int]:
+        """What is put before a raw prompt."""
+        return self._around[0]
 
     @cached_property
     def _around(self) -> tuple[list[int], list[int]]:

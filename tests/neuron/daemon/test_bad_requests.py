@@ -102,6 +102,8 @@ CHAT = [
     ({"guided_choice": []}, "invalid_request_body", "guided_choice"),
     ({"grammar": ""}, "invalid_request_body", "grammar"),
     ({"best_of": 2}, "unsupported_parameter", "best_of"),
+    ({"echo": True}, "unsupported_parameter", "echo"),
+    ({"suffix": "x"}, "unsupported_parameter", "suffix"),
     ({"guided_json": 3}, "invalid_request_body", "guided_json"),
     ({"chat_template_kwargs": 1}, "invalid_request_body", "chat_template_kwargs"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "invalid_request_body", "add_generation_prompt"),
@@ -116,8 +118,15 @@ COMPLETIONS = [
     ({"prompt": ["a"] * 10, "n": 13}, "invalid_request_body", "prompt"),
     ({"logprobs": True}, "invalid_request_body", "logprobs"),
     ({"logprobs": 21}, "invalid_request_body", "logprobs"),
-    ({"echo": True}, "unsupported_parameter", "echo"),
-    ({"suffix": "x"}, "unsupported_parameter", "suffix"),
+    ({"echo": True, "logprobs": 1}, "unsupported_parameter", "echo"),
+    ({"echo": "yes"}, "invalid_request_body", "echo"),
+    ({"prompt_logprobs": 0}, "unsupported_parameter", "prompt_logprobs"),
+    ({"suffix": 7}, "invalid_request_body", "suffix"),
+    ({"prompt": [1], "suffix": "x"}, "invalid_request_body", "suffix"),
+    ({"best_of": 1, "n": 2}, "invalid_request_body", "best_of"),
+    ({"best_of": 17}, "invalid_request_body", "best_of"),
+    ({"best_of": 2, "stream": True}, "invalid_request_body", "best_of"),
+    ({"prompt": ["a"] * 10, "best_of": 13}, "invalid_request_body", "prompt"),
 ]
 
 

@@ -263,6 +263,11 @@ def test_completions(tmp_path: Path) -> None:
         assert [len(row) for row in parts["top_logprobs"]] == [2] * 5
         assert [choice["text"] for choice in many["choices"]] == ["ab", "ab", "cd", "cd"]
         assert many["usage"]["prompt_tokens"] == 4
+        best = await complete("ab", n=1, best_of=3, echo=True)
+        assert [choice["text"] for choice in best["choices"]] == ["abab"]
+        assert best["usage"]["completion_tokens"] == 9
+        assert best["choices"][0]["logprobs"] is None
+        assert (await complete("ab", suffix="c"))["error"]["param"] == "suffix"
 
     with_neuron(tmp_path, use)
 

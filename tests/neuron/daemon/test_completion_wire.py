@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import attrs
+import pytest
 
-from neuron_jax.daemon.completion_wire import CompletionAnswer
-from neuron_jax.daemon.generation import Chosen, Ended, Grown
+from neuron_jax.daemon.completion_wire import CompletionAnswer, CompletionStream
+from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Grown
 from neuron_jax.daemon.model_text import read_text
 from neuron_jax.daemon.prepare import Outside, completion_job
 from neuron_jax.daemon.schema import read_completion
@@ -41,3 +42,43 @@ def test_tokens_of_the_same_text_have_an_entry_each(tmp_path: Path) -> None:
 
     assert found["tokens"] == ["h"]
     assert found["top_logprobs"] == [{"h": -2.0, r"bytes:\x68": -0.1, "he": -3.0}]
+
+
+def grown(index: int, text: str, *logprobs: float) -> Grown:
+    return Grown(index, (Text(text),), tuple(Chosen(97, logprob, ()) for logprob in logprobs))
+
+
+@pytest.mark.parametrize("logprobs", [None, 0])
+def test_of_several_answers_the_likeliest_are_told(tmp_path: Path, logprobs: int | None) -> None:
+    """By the mean of their tokens, best first; each prompt has its own, and all are counted. Log-probabilities where asked."""
+    body = {"model": "m", "prompt": ["x", "y"], "n": 2, "best_of": 3, "logprobs": logprobs}
+    request = read_completion(body)
+    job = completion_job(request, read_text(write_tiny_model(tmp_path)), Outside("x", 7, 1, 100))
+    answer = CompletionAnswer(job)
+    for index, (text, *each) in enumerate(
+        [("a", -1.0, -1.0), ("b", -0.1, -0.3), ("c", -0.9), ("d", -3.0), ("e", -2.0), ("f", -2.5)]
+    ):
+        answer.feed(grown(index, text, *each))  # type: ignore[arg-type]
+        answer.feed(Ended(index, "stop", None))
+    choices = answer.body(request.params)["choices"]
+
+    assert request.answers == len(job.submits) == 6
+    assert all(submit.sampling.logprobs == 0 for submit in job.submits)
+    assert [(choice["index"], choice["text"]) for choice in choices] == [(0, "b"), (1, "c"), (2, "e"), (3, "f")]
+    assert [choice["logprobs"] is not None for choice in choices] == [logprobs is not None] * 4
+
+
+def test_the_prompt_comes_before_the_answer(tmp_path: Path) -> None:
+    """Of `echo`: of every choice, as text where it was ids, in both forms."""
+    request = read_completion({"model": "m", "prompt": ["ab", [99, USER]], "n": 2, "echo": True})
+    job = completion_job(request, read_text(write_tiny_model(tmp_path)), Outside("x", 7, 1, 100))
+    whole, streamed = CompletionAnswer(job), CompletionStream(job, request.params)
+    chunks = streamed.feed(Admitted())
+    for event in [event for index in range(4) for event in (grown(index, "!"), Ended(index, "stop", None))]:
+        whole.feed(event)
+        chunks += streamed.feed(event)
+    expected = ["ab!", "ab!", "c<|user|>!", "c<|user|>!"]
+    told = [choice for chunk in chunks for choice in chunk["choices"]]
+
+    assert [choice["text"] for choice in whole.body(request.params)["choices"]] == expected
+    assert ["".join(one["text"] for one in told if one["index"] == index) for index in range(4)] == expected
