@@ -82,6 +82,11 @@ class Matcher:
         return self._after is None or self._opens is not None
 
     @property
+    def slack(self) -> int:
+        """How many tokens may be drawn before anybody has to look at them: the thoughts may end with any."""
+        return 0
+
+    @property
     def complete(self) -> bool:
         """Whether the text is whole and nothing may follow."""
         return self.active and self._grammar.is_stopped()

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from neuron_jax.daemon.advice import read_advice
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
@@ -19,6 +19,7 @@ from neuron_jax.text.prompt import Chat, ChatFormat, Rendered
 from neuron_jax.text.reasoning import CLOSE, OPEN
 from neuron_jax.text.spelling import USUAL_CHARS
 from neuron_jax.text.template import ChatTemplate
+from neuron_jax.text.thinking import spelled
 from neuron_jax.text.tokenizer import Tokenizer, load_tokenizer
 from neuron_jax.weights.describe import ModelDescription, describe
 from neuron_jax.weights.errors import WeightsError
@@ -104,6 +105,10 @@ class ModelText:
         """The tokens that open and close its thoughts, where they are tokens."""
         return self.tokenizer.id_of(OPEN), self.tokenizer.id_of(CLOSE)
 
+    def words(self, text: str) -> tuple[int, ...]:
+        """The ids of a piece of a text."""
+        return tuple(self.tokenizer.encode(text, add_special=False))
+
     def vocabulary(self) -> Vocabulary:
         """What its tokens stand for."""
         tokens, special = self.tokenizer.pieces, tuple(sorted(self.tokenizer.special_ids))
@@ -116,6 +121,8 @@ class ModelText:
             raise Problem(
                 422, "template_render_failed", "This model has no chat template; use /v1/completions.", param="messages"
             )
+        if chat.variables:
+            chat = evolve(chat, variables=spelled(chat.variables, self.template.source))
         if not self.template.supports_tools:
             chat = in_words(chat)
         self._refuse_hopeless(chat.messages, most)

@@ -16,7 +16,7 @@ from neuron_jax.daemon.structured import Asked
 from neuron_jax.text.errors import TooManyTokensError, UncutTextError
 from neuron_jax.text.forced_calls import forced_calls
 from neuron_jax.text.prompt import Rendered
-from neuron_jax.workers.frames import Constraint, Sampling, Submit
+from neuron_jax.workers.frames import Constraint, Sampling, Submit, Thoughts
 
 UINT64 = 2**64
 MAX_PROMPT_TOKENS = 2**19
@@ -122,6 +122,7 @@ def _job(params: SamplingParams, text: ModelText, encoded: Sequence[Encoded], ou
                 drawn=_reseeded(base, index),
                 max_context=outside.max_context,
                 constraint=_constraint(params, item, text),
+                thoughts=_thoughts(params, item, text),
             )
             for index, item in enumerate(choices)
         ],
@@ -142,6 +143,7 @@ def _submit(
     drawn: Sampling,
     max_context: int,
     constraint: Constraint | None,
+    thoughts: Thoughts | None,
 ) -> Submit:
     left = max_context - len(encoded.ids)
     if params.min_tokens > left:
@@ -159,6 +161,7 @@ def _submit(
         stop_ids=stop_ids,
         ignore_eos=params.ignore_eos and not stop_ids,
         constraint=constraint,
+        thoughts=thoughts,
     )
 
 
@@ -175,6 +178,17 @@ def _constraint(params: SamplingParams, encoded: Encoded, text: ModelText) -> Co
         )
     opened = encoded.reasoning == "think_opened"
     return msgspec.structs.replace(params.form.constraint, after=closes, opens=None if opened else opens)
+
+
+def _thoughts(params: SamplingParams, encoded: Encoded, text: ModelText) -> Thoughts | None:
+    """How long it may think, where it thinks at all and its thoughts end with a token of their own."""
+    opens, closes = text.thinking
+    opened = encoded.reasoning == "think_opened"
+    if params.thinking_budget is None or encoded.reasoning is None or closes is None or (opens is None and not opened):
+        return None
+    # A form begins right behind the token; where there is none the model is used to an empty line.
+    closing = (*text.words("\n"), closes, *(() if params.form else text.words("\n\n")))
+    return Thoughts(params.thinking_budget, closes, closing, None if opened else opens)
 
 
 def sampling(params: SamplingParams, advice: Mapping[str, Any], seed: int) -> Sampling:

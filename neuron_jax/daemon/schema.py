@@ -9,13 +9,14 @@ from enum import Enum
 from typing import Any
 
 import msgspec
-from attrs import frozen
+from attrs import evolve, frozen
 
 from neuron_jax.common.names import LONGEST_NAME
 from neuron_jax.daemon.fields import Fields, is_number, too_deep
 from neuron_jax.daemon.json_bounds import deep_path, may_be_deep
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
 from neuron_jax.daemon.structured import Asked, read_constraint
+from neuron_jax.daemon.thinking import read_budget, read_variables
 from neuron_jax.text.prompt import Chat
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -94,6 +95,7 @@ class SamplingParams:
     n: int
     logprobs: int | None  # alternatives per token; None = no logprobs
     form: Asked | None = None  # what the answer must look like
+    thinking_budget: int | None = None  # tokens of thoughts, after which they are closed
 
 
 @frozen
@@ -154,8 +156,9 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
     model = read_model(fields)
     _refuse(fields, UNSUPPORTED_IN_CHAT)
     chat = _chat(fields, _chosen_tools)
+    params = _read_params(fields, model, _chat_logprobs(fields))
     return ChatRequest(
-        params=_read_params(fields, model, _chat_logprobs(fields)),
+        params=evolve(params, thinking_budget=read_budget(fields)),
         chat=chat,
         one_call=not fields.flag("parallel_tool_calls", absent=True) or isinstance(fields.get("tool_choice"), dict),
         forced=_forced(fields, chat.tools or ()),
@@ -225,7 +228,7 @@ def _chat(fields: Fields, tools: Callable[[Fields], Sequence[Mapping[str, Any]] 
     return Chat(
         messages=messages,
         tools=tools(fields),
-        variables=_variables(fields),
+        variables=read_variables(fields),
         add_generation_prompt=turn is Turn.NEW,
         continue_final=turn is Turn.CONTINUED,
     )
@@ -333,12 +336,6 @@ def _forced(fields: Fields, tools: Sequence[Mapping[str, Any]]) -> Sequence[Mapp
     if not found:
         raise named.wrong("name", "the name of one of the tools")
     return found[:1]
-
-
-def _variables(fields: Fields) -> Mapping[str, Any]:
-    given = fields.object("chat_template_kwargs")
-    effort = fields.text("reasoning_effort")
-    return {**({"reasoning_effort": effort} if effort else {}), **(given.values if given else {})}
 
 
 def _turn(fields: Fields) -> Turn:

@@ -54,7 +54,7 @@ class Step:
     @property
     def open_ended(self) -> bool:
         """Whether only its result tells how far it got, or what may come next: nothing can be planned before that."""
-        return any(row.guesses or (row.draws and row.request.matcher is not None) for row in self.rows)
+        return any(row.guesses or (row.draws and row.request.binds()) for row in self.rows)
 
     @property
     def wants_logprobs(self) -> bool:

@@ -15,7 +15,8 @@ from attrs import define, field
 from msgspec.structs import replace
 
 from neuron_jax.constraints.errors import GrammarError
-from neuron_jax.constraints.matcher import Matcher
+from neuron_jax.constraints.matcher import Matcher, mask_words
+from neuron_jax.constraints.thinking import ThinkingLimit
 from neuron_jax.engine.batch import Step
 from neuron_jax.engine.constrained import Matchers
 from neuron_jax.engine.programs import Result
@@ -167,8 +168,12 @@ class Engine:
             else:
                 raise error
 
-    def _add(self, submit: Submit, matcher: Matcher | None = None) -> None:
+    def _add(self, submit: Submit, grammar: Matcher | None = None) -> None:
         self._arrivals += 1
+        matcher: Matcher | ThinkingLimit | None = grammar
+        if submit.thoughts is not None:
+            words = mask_words(self.runner.program.model.vocab_size)
+            matcher = ThinkingLimit(submit.thoughts, words, grammar)
         request = from_submit(submit, arrival=self._arrivals, max_context=self.max_context, matcher=matcher)
         self.scheduler.add(request)
 

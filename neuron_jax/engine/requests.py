@@ -3,6 +3,7 @@
 from attrs import define, field
 
 from neuron_jax.constraints.matcher import Matcher
+from neuron_jax.constraints.thinking import ThinkingLimit
 from neuron_jax.engine.guesses import Guesser
 from neuron_jax.workers.frames import Sampling, Submit
 
@@ -47,7 +48,7 @@ class Request:
     published: int = 0
     cached: int = 0
     guesser: Guesser | None = None  # where its tokens may be guessed
-    matcher: Matcher | None = None  # where they are bound: it stands behind the last of `tokens`
+    matcher: Matcher | ThinkingLimit | None = None  # where they are bound: it stands behind the last of `tokens`
 
     @property
     def length(self) -> int:
@@ -55,6 +56,15 @@ class Request:
         length = len(self.tokens) + self.ahead
         assert 0 <= self.computed < length <= self.limit, self
         return length
+
+    def binds(self, draws: int = 1) -> bool:
+        """Whether all that it has drawn must be known before it draws so many more."""
+        return self.matcher is not None and self.ahead + draws > self.matcher.slack
+
+    @property
+    def bound(self) -> bool:
+        """Whether what it draws next is."""
+        return self.matcher is not None and self.matcher.active
 
     @property
     def to_feed(self) -> int:
@@ -86,7 +96,9 @@ def wants_everything(sampling: Sampling) -> bool:
     return sampling.logprobs is not None or bool(sampling.logit_bias) or has_penalties(sampling)
 
 
-def from_submit(submit: Submit, *, arrival: int, max_context: int, matcher: Matcher | None = None) -> Request:
+def from_submit(
+    submit: Submit, *, arrival: int, max_context: int, matcher: Matcher | ThinkingLimit | None = None
+) -> Request:
     """A new request. `limit` is the shorter of what was asked and what the context holds."""
     assert submit.prompt, "the daemon refuses empty prompts"
     assert submit.max_tokens >= 1, submit.max_tokens

@@ -45,8 +45,8 @@ class Scheduler:
 
     With `guessing`, a few requests that repeat themselves make several tokens a step: those guessed right, and one more.
 
-    Of a request with a `matcher` what it drew must be known before the next is planned: its steps are `open_ended`. What its
-    grammar forces is guessed.
+    Of a request whose `matcher` binds it what it drew must be known before the next is planned: its steps are `open_ended`.
+    What its grammar forces is guessed.
 
     A step that was handed out counts as done, except for the tokens it draws: `absorb` brings those, in the same order.
     """
@@ -111,7 +111,7 @@ class Scheduler:
         streams = [request for request in self._admitted if request.decoding]
         alone = not self._waiting and not any(request.to_feed for request in self._admitted)
         guessed = self._guessed(streams)
-        bound = any(request.matcher is not None for request in streams)
+        bound = any(request.binds(self.menu.most_steps(len(streams))) for request in streams)
         steps = self._steps(streams) if alone and not guessed and not bound else 1
         for request in streams:
             self._grow(request, steps + len(guessed.get(request, ())))
@@ -228,7 +228,7 @@ class Scheduler:
             return {}
         # What is forced is right: of that as much as there are rows for.
         most_forced = self.guesses * min(self.max_slots, GUESSING_ROWS) // len(requests)
-        guesses = {one: _guess(one, self.guesses if one.matcher is None else most_forced) for one in requests}
+        guesses = {one: _guess(one, most_forced if one.bound else self.guesses) for one in requests}
         rows, most = len(requests), sum(map(len, guesses.values()))
         if not most or not self.cache.room((one, _last(one, 1 + len(guess))) for one, guess in guesses.items()):
             return {}
@@ -246,7 +246,7 @@ class Scheduler:
         assert row.request.guesser is not None
         drawn = [token for token in tokens if token >= 0]
         row.request.computed -= row.draws - len(drawn)
-        if row.request.matcher is None:
+        if not row.request.bound:
             row.request.guesser.learn(len(row.guesses), len(drawn) - 1)
         self.guessed_tokens += len(row.guesses)
         self.right_guesses += len(drawn) - 1
@@ -321,15 +321,17 @@ def _guess(request: Request, width: int) -> list[int]:
     if request.guesser is None:
         return []
     most = min(width, request.limit - request.length - 1)
-    if request.matcher is not None:
+    if request.matcher is not None and request.bound:
         forced = request.matcher.forced()[:most] if most > 0 else []
         return forced[: request.matcher.foresee(forced)] if forced else []
+    if request.binds(1 + most):
+        return []
     return request.guesser.guess(request.tokens, ahead=request.ahead, most=most)
 
 
 def _expected(request: Request, count: int) -> float:
     """How many of its `count` guesses are right, on average; what a grammar forces is."""
-    if request.matcher is not None:
+    if request.bound:
         return count
     return request.guesser.expected(count) if request.guesser else 0
 

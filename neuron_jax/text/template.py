@@ -48,7 +48,9 @@ class ChatTemplate:
         try:
             tree = self._environment.parse(source)
             self.supports_tools = _reads(tree, "tools")
-            self.supports_thinking = _reads(tree, "enable_thinking") or "<think>" in source
+            self.supports_thinking = any(_reads(tree, name) for name in ("enable_thinking", "reasoning_effort")) or any(
+                tag in source for tag in ("<think>", "<|channel|>")
+            )
             self._walks_parts = _walks_content(tree)
         except (jinja2.TemplateError, RecursionError, ValueError) as error:  # the last for numbers of many digits
             raise TemplateError(f"the chat template does not compile: {error}") from error

@@ -103,6 +103,17 @@ class Constraint(Struct, frozen=True, omit_defaults=True):
     opens: int | None = None
 
 
+class Thoughts(Struct, frozen=True, omit_defaults=True):
+    """How long a text may think: after `most` tokens of thoughts `closing` is written in its place. Thoughts end with the
+    token `closes`, which is one of `closing`. They begin where the text does, with `opens` only where it begins with that.
+    """
+
+    most: int
+    closes: int
+    closing: tuple[int, ...]
+    opens: int | None = None
+
+
 class Vocabulary(Struct, tag="vocabulary", frozen=True):
     """What each token's bytes are; sent once, before the first request with a constraint. Tokens without bytes, and the
     `special` ones, stand for no text; those of `ends` end one.
@@ -127,6 +138,7 @@ class Submit(Struct, tag="submit", frozen=True, omit_defaults=True):
     stop_ids: tuple[int, ...] = ()  # end-of-sequence ids included
     ignore_eos: bool = False  # then `stop_ids` do not end the request
     constraint: Constraint | None = None
+    thoughts: Thoughts | None = None
 
 
 class Cancel(Struct, tag="cancel", frozen=True):

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from neuron_jax.engine.engine import Engine
-from neuron_jax.workers.frames import Constraint, Output
+from neuron_jax.workers.frames import Constraint, Output, Submit, Thoughts
 from tests.fakes.constraints import END, VOCABULARY, bound, text
 from tests.fakes.engines import drain, submit, tokens, words
 
@@ -146,3 +147,42 @@ def test_log_probabilities_are_those_of_all_tokens(engine: Engine) -> None:
     for one, other in zip(found.alternatives[0], free.alternatives[0], strict=True):
         assert one.token == other.token
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+LINE, CLOSE = 10, 291
+CLOSING = (LINE, CLOSE, LINE)
+
+
+def thinking(request: int, most: int, **options: Any) -> Submit:
+    """One that has begun to think, with a budget."""
+    asked = {"max_tokens": 30, "temperature": 1.2, "seed": 3, **options}
+    return structs.replace(submit(request, words(20, 1), **asked), thoughts=Thoughts(most, CLOSE, CLOSING))
+
+
+@pytest.mark.parametrize("options", [{}, {"guessing": True}, {"overlap": False}])
+@pytest.mark.parametrize("most", [0, 1, 9])
+def test_thoughts_are_closed_after_so_many_tokens(
+    new_engine: Callable[..., Engine], options: dict[str, bool], most: int
+) -> None:
+    """As if the model had closed them: what comes before is what it would have thought anyway, beside anybody."""
+    free = submit(1, words(20, 1), max_tokens=30, temperature=1.2, seed=3)
+    beside = submit(3, words(9, 2), max_tokens=30, temperature=1.0, seed=4)
+    thought = tokens(served(new_engine(**options), free)[1])
+    alone = tokens(served(new_engine(**options), beside)[3])
+    outputs = served(new_engine(**options), thinking(2, most), beside)
+    found = tokens(outputs[2])
+
+    assert found[: most + 3] == [*thought[:most], *CLOSING]
+    assert len(found) == 30
+    assert outputs[2][-1].finish == "length"
+    assert tokens(outputs[3]) == alone
+
+
+def test_a_form_begins_where_thoughts_are_closed(engine: Engine) -> None:
+    constraint = Constraint("regex", "(yes|no)!", after=CLOSE)
+    asked = bound(2, words(20, 1), constraint, temperature=1.2, seed=3, logit_bias={END: -100.0, CLOSE: -100.0})
+    asked = structs.replace(asked, thoughts=Thoughts(4, CLOSE, (LINE, CLOSE)))
+    found = tokens(served(engine, asked)[2])
+
+    assert found[4:6] == [LINE, CLOSE]
+    assert text(found[6:]) in ("yes!", "no!")
