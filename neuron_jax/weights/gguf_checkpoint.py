@@ -36,6 +36,8 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 class GgufCheckpoint:
     """A GGUF file as a `Checkpoint`. `metadata` is the file's own header."""
 
+    spare: frozenset[str] = frozenset()
+
     def __init__(self, path: Path) -> None:
         """Raises WeightsError when the file is damaged or of an architecture that no family has."""
         self._file = GgufFile(path)

@@ -22,8 +22,11 @@ def load_params(model: Model, checkpoint: Checkpoint, mesh: Mesh, report: Report
 
     Host memory beyond the weights is that of the largest parameter. Raises WeightsError with all misfits.
     """
+    wanted = {part.name for rule in model.rules if isinstance(rule, mapping.Rule) for part in rule.parts}
+    spare = checkpoint.spare - wanted
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items() if name not in spare}
     try:
-        rules = mapping.check(model.rules, {name: info.shape for name, info in checkpoint.tensors.items()})
+        rules = mapping.check(model.rules, shapes)
     except ModelError as error:
         raise bad_checkpoint("checkpoint", error.misfits) from error
     sizes = [sum(checkpoint.tensors[part.name].nbytes for part in rule.parts) for rule in rules]

@@ -11,22 +11,35 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import msgspec
 import numpy as np
 from attrs import frozen
 
-from models.storage import BFLOAT16, FLOAT16, FLOAT32, Array, Storage
+from models.storage import Array
 from neuron_jax.weights.errors import WeightsError, bad_checkpoint
 from neuron_jax.weights.reading import open_file, read_bytes, read_into, read_whole
 from neuron_jax.weights.spec import TensorInfo
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
-_STORAGES = {"F16": FLOAT16, "BF16": BFLOAT16}
+_DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 100_000_000
 """The format's own bound, of its reference implementation."""
@@ -51,8 +64,8 @@ class _Stored:
     file: BinaryIO
 
 
-class SafetensorsCheckpoint:
-    """A folder as a `Checkpoint`. Files stay open, tensors are read one at a time."""
+class SafetensorsFolder:
+    """The tensors as they lie in the files, whatever they mean. Files stay open, tensors are read one at a time."""
 
     def __init__(self, folder: Path) -> None:
         """Raises WeightsError listing all that is wrong with the files, config.json included."""
@@ -64,27 +77,16 @@ class SafetensorsCheckpoint:
             self._open.close()
             raise
         self.tensors: Mapping[str, TensorInfo] = {name: stored.info for name, stored in self._stored.items()}
-        self.storage: Mapping[str, Storage] = {
-            name: _STORAGES.get(info.dtype, FLOAT32) for name, info in self.tensors.items()
-        }
 
-    def stored(self, name: str) -> Array:
-        """See `Checkpoint`. float64 comes as float32, which no model needs to exceed."""
+    def array(self, name: str) -> Array:
+        """One tensor in memory of its own, in its own dtype."""
         stored = self._stored[name]
         values = np.empty(stored.info.shape, _DTYPES[stored.info.dtype])
         read_into(stored.file, stored.start, values)
-        return values.astype(self.storage[name].dtype, copy=False)
-
-    read = stored
+        return values
 
     def close(self) -> None:
         self._open.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -180,7 +182,7 @@ def _header(path: Path, file: BinaryIO, size: int) -> tuple[int, dict[str, _Entr
 
 def _misfits(name: str, entry: _Entry, available: int) -> list[str]:
     if entry.dtype not in _DTYPES:
-        return [f"{name} has dtype {entry.dtype}; readable are {', '.join(_DTYPES)}"]
+        return [f"{name} has dtype {entry.dtype}; known are {', '.join(_DTYPES)}"]
     begin, end = entry.data_offsets
     if min((*entry.shape, begin)) < 0:
         return [f"{name} has a negative size: shape {list(entry.shape)}, bytes {begin} to {end}"]

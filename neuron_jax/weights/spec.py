@@ -32,6 +32,11 @@ class Checkpoint(Protocol):
         """What `stored` will give, by name; known from the headers alone."""
         ...
 
+    @property
+    def spare(self) -> frozenset[str]:
+        """Tensors of zeros that a family may do without: it need not know them."""
+        ...
+
     def stored(self, name: str) -> Blocks | Array:
         """One tensor in memory of its own, no wider than it is stored: blocks, or a float32, float16 or bfloat16 array.
 

@@ -19,7 +19,8 @@ def text_part(checkpoint: Checkpoint) -> Checkpoint:
     storage = {own: checkpoint.storage[name] for own, name in names.items()}
     # The two configs may differ on it, and the files are the better witness: a head that is the embeddings is not stored.
     config = {**text_config(checkpoint.config), "tie_word_embeddings": HEAD not in names}
-    return TextPart(checkpoint, names, config, tensors, storage)
+    spare = frozenset(own for own, name in names.items() if name in checkpoint.spare)
+    return TextPart(checkpoint, names, config, tensors, storage, spare)
 
 
 @frozen(eq=False)
@@ -31,6 +32,7 @@ class TextPart:
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     storage: Mapping[str, Storage]
+    spare: frozenset[str]
 
     def stored(self, name: str) -> Blocks | Array:
         """See `Checkpoint`."""

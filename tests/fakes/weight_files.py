@@ -12,7 +12,17 @@ from models.mapping import Rule
 from models.spec import Model
 from models.storage import Blocks, Storage
 
-_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
+_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "int64": "I64",
+    "int32": "I32",
+    "int8": "I8",
+    "uint8": "U8",
+}
 
 
 def random_tensors(model: Model, seed: int = 0) -> dict[str, np.ndarray]:

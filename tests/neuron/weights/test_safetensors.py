@@ -116,6 +116,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     ("entry", "message"),
     [
         ({"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}, "has dtype F8_E4M3; readable are F32"),
+        ({"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}, "has dtype F4; known are F64"),
         ({"dtype": "F32", "shape": [4], "data_offsets": [0, 12]}, "takes 16 bytes but has 12"),
         ({"dtype": "F32", "shape": [-4], "data_offsets": [16, 0]}, "negative size"),
         ({"dtype": "F32", "shape": ["4"], "data_offsets": [0, 16]}, "not a safetensors header"),
