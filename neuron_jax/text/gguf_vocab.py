@@ -7,45 +7,14 @@ from attrs import frozen
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from neuron_jax.text.errors import TokenizerError
+from neuron_jax.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from neuron_jax.text.vocab_bytes import SPACE
 
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
-"""Token types of the format; 1 is normal, 5 unused, 6 a byte."""
+UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
+"""Token types of the format; 1 is normal, 5 unused."""
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-@frozen
-class PreTokenizer:
-    """How a BPE vocabulary wants its text cut: patterns one after the other, each on the pieces of those before."""
-
-    splits: tuple[str, ...]
-    ignore_merges: bool = False  # a word that is in the vocabulary is taken whole
-    add_bos: bool = False  # where the header does not say
-
-
-_LLAMA3_SPLIT = _WORDS + r"\p{N}{1,3}" + _REST
-_QWEN2_SPLIT = _WORDS + r"\p{N}" + _REST
-
-PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
-    "default": PreTokenizer((r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo"), PreTokenizer((_GPT2,))),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell", "command-r"), PreTokenizer((r"\p{N}", _GPT2))),
-    **dict.fromkeys(
-        ("llama-bpe", "llama3", "llama-v3", "falcon3"), PreTokenizer((_LLAMA3_SPLIT,), ignore_merges=True, add_bos=True)
-    ),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), PreTokenizer((_LLAMA3_SPLIT,))),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), PreTokenizer((_QWEN2_SPLIT,))),
-    "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
-}
-"""Patterns by `tokenizer.ggml.pre`, as llama.cpp defines the names (src/llama-vocab.cpp)."""
+KINDS = ("gpt2", "gemma4", "llama", "t5", "bert")
+"""`tokenizer.ggml.model`."""
 
 
 @frozen
@@ -96,38 +65,125 @@ class GgufVocab:
 
 def from_gguf(vocab: GgufVocab) -> Tokenizer:
     """The tokenizer that the header describes. Raises TokenizerError."""
-    if vocab.kind == "gpt2":
-        return _finish(vocab, *_byte_level(vocab))
-    if vocab.kind == "llama":
-        return _finish(vocab, _sentence_piece(vocab), add_bos=True)
-    raise TokenizerError(f"the GGUF header has a {vocab.kind!r} vocabulary; 'gpt2' and 'llama' are understood")
+    match vocab.kind:
+        case "gpt2" | "gemma4":
+            pre = _pre_tokenizer(vocab)
+            return _finish(vocab, _byte_level(vocab, pre) if pre.bytes else _spaced(vocab, pre), add_bos=pre.add_bos)
+        case "llama":
+            return _finish(vocab, _sentence_piece(vocab), add_bos=True)
+        case "t5":
+            return _finish(vocab, _unigram(vocab), add_eos=True)
+        case "bert":
+            return _finish(vocab, _word_piece(vocab), add_bos=True, add_eos=True)
+    raise TokenizerError(f"the GGUF header has a {vocab.kind!r} vocabulary; understood are {', '.join(KINDS)}")
 
 
-def _byte_level(vocab: GgufVocab) -> tuple[Tokenizer, bool]:
-    pre = PRE_TOKENIZERS.get(vocab.pre)
-    if pre is None:
+def _pre_tokenizer(vocab: GgufVocab) -> PreTokenizer:
+    name = "gemma4" if vocab.kind == "gemma4" else vocab.pre
+    if name not in PRE_TOKENIZERS:
         known = ", ".join(sorted(PRE_TOKENIZERS))
-        raise TokenizerError(f"tokenizer.ggml.pre is {vocab.pre!r}; these are understood: {known}")
+        raise TokenizerError(f"tokenizer.ggml.pre is {name!r}; these are understood: {known}")
+    return PRE_TOKENIZERS[name]
+
+
+def _splits(pre: PreTokenizer) -> list[pre_tokenizers.PreTokenizer]:
+    return [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.splits]
+
+
+def _byte_level(vocab: GgufVocab, pre: PreTokenizer) -> Tokenizer:
+    """GPT-2's: bytes as printable characters, merged within words."""
     merges = [_pair(merge) for merge in vocab.merges]
-    tokenizer = Tokenizer(_bpe(vocab, merges, ignore_merges=pre.ignore_merges))
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.splits]
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    return byte_level(_bpe(vocab, merges, ignore_merges=pre.ignore_merges), pre)
+
+
+def byte_level(model: models.BPE, pre: PreTokenizer) -> Tokenizer:
+    """A tokenizer of such a model."""
+    tokenizer = Tokenizer(model)
+    alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*_splits(pre), alphabet])
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer, pre.add_bos
+    return tokenizer
+
+
+def _spaced(vocab: GgufVocab, pre: PreTokenizer) -> Tokenizer:
+    """Merges of text in which spaces are written as SentencePiece does."""
+    merges = [_pair(merge) for merge in vocab.merges]
+    tokenizer = Tokenizer(_bpe(vocab, merges, unk_token=_unknown(vocab), fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_splits(pre))
+    tokenizer.decoder = _spaced_decoder(strip=False)
+    return tokenizer
 
 
 def _sentence_piece(vocab: GgufVocab) -> Tokenizer:
-    if len(vocab.scores) != len(vocab.tokens):
-        raise TokenizerError(f"the GGUF header has {len(vocab.tokens)} tokens and {len(vocab.scores)} scores")
+    """SentencePiece's BPE: what scores highest is merged first, over words' ends as well."""
+    _check_scores(vocab)
     prefix = vocab.flag("add_space_prefix", default=True)
-    unknown = vocab.named("unknown") or next(iter(vocab.of_type(UNKNOWN)), None)
-    tokenizer = Tokenizer(_bpe(vocab, _merges(vocab), unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    spaces = [normalizers.Replace(" ", SPACE)]
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), *spaces] if prefix else spaces)
-    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    tokenizer = Tokenizer(_bpe(vocab, _merges(vocab), unk_token=_unknown(vocab), fuse_unk=True, byte_fallback=True))
+    first = [normalizers.Prepend(SPACE)] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*_cleaning(vocab), *first, normalizers.Replace(" ", SPACE)])
+    tokenizer.decoder = _spaced_decoder(strip=prefix)
     return tokenizer
+
+
+def _unigram(vocab: GgufVocab) -> Tokenizer:
+    """SentencePiece's unigrams: the most likely pieces of all."""
+    _check_scores(vocab)
+    unknown = _unknown(vocab)
+    pieces = list(zip(vocab.tokens, vocab.scores, strict=True))
+    try:
+        model = models.Unigram(
+            pieces, unk_id=vocab.tokens.index(unknown) if unknown else None, byte_fallback=bool(vocab.of_type(BYTE))
+        )
+    except Exception as error:  # the library raises bare Exception for every kind of bad vocabulary
+        raise TokenizerError(f"the vocabulary cannot be used: {error}") from error
+    tokenizer = Tokenizer(model)
+    scheme = "always" if vocab.flag("add_space_prefix", default=True) else "never"
+    tokenizer.normalizer = normalizers.Sequence(_cleaning(vocab))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, scheme)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(SPACE, scheme)])
+    return tokenizer
+
+
+def _word_piece(vocab: GgufVocab) -> Tokenizer:
+    """BERT's: the longest tokens, from left to right. GGUF marks those that begin a word, not those that go on."""
+    unknown = _unknown(vocab) or "[UNK]"
+    ids = {token: id_ for id_, token in reversed(list(enumerate(vocab.tokens)))}
+    longest = 101  # characters of a word that is looked up at all, and the mark
+    tokenizer = Tokenizer(
+        models.WordPiece(ids, unk_token=unknown, continuing_subword_prefix="", max_input_chars_per_word=longest)
+    )
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    mark = pre_tokenizers.Metaspace(SPACE, "always", split=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), mark])
+    tokenizer.decoder = decoders.Metaspace(SPACE, "always", split=False)
+    return tokenizer
+
+
+def _spaced_decoder(*, strip: bool) -> decoders.Decoder:
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    return decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if strip else steps)
+
+
+def _cleaning(vocab: GgufVocab) -> list[normalizers.Normalizer]:
+    """What SentencePiece does to a text first: its table of characters, and spaces that are too many."""
+    table = bytes(value & 255 for value in vocab.header.get("precompiled_charsmap") or ())
+    try:
+        steps = [normalizers.Precompiled(table)] if table else []
+    except Exception as error:  # the library raises bare Exception for every kind of bad table
+        raise TokenizerError(f"precompiled_charsmap cannot be used: {error}") from error
+    if vocab.flag("remove_extra_whitespaces", default=False):
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    return steps
+
+
+def _unknown(vocab: GgufVocab) -> str | None:
+    return vocab.named("unknown") or next(iter(vocab.of_type(UNKNOWN)), None)
+
+
+def _check_scores(vocab: GgufVocab) -> None:
+    if len(vocab.scores) != len(vocab.tokens):
+        raise TokenizerError(f"the vocabulary has {len(vocab.tokens)} tokens and {len(vocab.scores)} scores")
 
 
 def _bpe(vocab: GgufVocab, merges: Sequence[tuple[str, str]], **options: Any) -> models.BPE:
@@ -135,33 +191,40 @@ def _bpe(vocab: GgufVocab, merges: Sequence[tuple[str, str]], **options: Any) ->
     try:
         return models.BPE(ids, list(merges), **options)
     except Exception as error:  # the library raises bare Exception for every kind of bad vocabulary
-        raise TokenizerError(f"the GGUF header's vocabulary cannot be used: {error}") from error
+        raise TokenizerError(f"the vocabulary cannot be used: {error}") from error
 
 
 def _pair(merge: str) -> tuple[str, str]:
-    left, _, right = merge.partition(" ")
-    if not left or not right:
+    at = merge.find(" ", 1)
+    if at < 0 or at + 1 == len(merge):
         raise TokenizerError(f"the GGUF header has the merge {merge!r}; two tokens and a space are allowed")
-    return left, right
+    return merge[:at], merge[at + 1 :]
 
 
 def _merges(vocab: GgufVocab) -> list[tuple[str, str]]:
     """SentencePiece's scores as merges: joining any two tokens to a third ranks as high as the third scores."""
-    known = set(vocab.tokens)
-    ranked = [
-        (-score, -len(left), left, right)
-        for token, score in zip(vocab.tokens, vocab.scores, strict=True)
+    return ranked_merges({token: -score for token, score in zip(vocab.tokens, vocab.scores, strict=True)})
+
+
+def ranked_merges(ranks: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every way to join two tokens to a third, those to the lowest ranks first, and of those the longest left part."""
+    found = [
+        (rank, -len(left), left, right)
+        for token, rank in ranks.items()
         for left, right in ((token[:at], token[at:]) for at in range(1, len(token)))
-        if left in known and right in known
+        if left in ranks and right in ranks
     ]
-    return [(left, right) for _, _, left, right in sorted(ranked)]
+    return [(left, right) for _, _, left, right in sorted(found)]
 
 
-def _finish(vocab: GgufVocab, tokenizer: Tokenizer, add_bos: bool) -> Tokenizer:
+def _finish(vocab: GgufVocab, tokenizer: Tokenizer, *, add_bos: bool = False, add_eos: bool = False) -> Tokenizer:
     tokenizer.add_special_tokens([_added(token) for token in vocab.of_type(UNKNOWN, CONTROL)])
     tokenizer.add_tokens([_added(token) for token in vocab.of_type(USER_DEFINED)])
-    first = vocab.named("bos") if vocab.flag("add_bos_token", default=add_bos) else None
-    last = vocab.named("eos") if vocab.flag("add_eos_token", default=False) else None
+    begin, end = vocab.named("bos") or vocab.named("cls"), vocab.named("eos")
+    if vocab.kind == "bert":
+        end = vocab.named("seperator") or end  # the key's own spelling
+    first = begin if vocab.flag("add_bos_token", default=add_bos) else None
+    last = end if vocab.flag("add_eos_token", default=add_eos) else None
     around = [(token, tokenizer.token_to_id(token)) for token in (first, last) if token is not None]
     if around:
         single = [*([first] if first else []), "$A", *([last] if last else [])]

@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from neuron_jax.text.cuts import cuts_of
 from neuron_jax.text.errors import TooManyTokensError, UncutTextError
-from neuron_jax.text.gguf_vocab import PRE_TOKENIZERS
 from neuron_jax.text.parts import PartEncoder, TokenCount
+from neuron_jax.text.pre_tokenizers import PRE_TOKENIZERS
 from neuron_jax.text.tokenizer import Tokenizer, load_tokenizer
 from tests.fakes.vocabularies import byte_level, byte_level_header, sentence_piece, sentence_piece_header
 

@@ -66,7 +66,7 @@ def test_an_unknown_pre_tokenizer_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "rwkv"}, "'rwkv'.*'gpt2' and 'llama'"),
+        ({"model": "rwkv"}, "'rwkv'.*gpt2, gemma4, llama"),
         ({"tokens": []}, "0 tokens"),
         ({"token_type": [1]}, "1 token types"),
         ({"merges": ["ab"]}, "the merge 'ab'"),
