@@ -5,12 +5,14 @@ Whatever a grammar lets through is valid: what llguidance does not carry out is 
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
+from neuron_jax.constraints.calls import calls_grammar
 from neuron_jax.constraints.errors import GrammarError
+from neuron_jax.constraints.schema import plain_schema
 from neuron_jax.workers.frames import Constraint
 
 if TYPE_CHECKING:
@@ -82,35 +84,16 @@ def _written(kind: str, source: str) -> str:
         case "json_object":
             return LLMatcher.grammar_from_json_schema(_ANY_OBJECT, overrides=JSON)
         case "json_schema":
-            return LLMatcher.grammar_from_json_schema(json.dumps(_plain(json.loads(source))), overrides=JSON)
+            return LLMatcher.grammar_from_json_schema(json.dumps(plain_schema(json.loads(source))), overrides=JSON)
         case "regex":
             return LLMatcher.grammar_from_regex(source)
         case "choice":
             source = "start: " + " | ".join(json.dumps(choice) for choice in json.loads(source))
         case "calls":
-            source = _calls(json.loads(source))
+            source = calls_grammar(json.loads(source), JSON)
         case "gbnf":
             source = gbnf_to_lark(source)
     return LLMatcher.grammar_from_lark(source)
-
-
-def _calls(told: Any) -> str:
-    """Calls of tools: each is its parts around a JSON object of its own schema."""
-    calls, several = told["calls"], ' ("\\n" call)*' if told["several"] else ""
-    lines = [f"start: call{several}", "call: " + " | ".join(f"call{at}" for at in range(len(calls)))]
-    for at, call in enumerate(calls):
-        lines.append(f"call{at}: {json.dumps(call['before'])} arguments{at} {json.dumps(call['behind'])}")
-        lines.append(f"arguments{at}: %json {json.dumps({**_plain(call['schema']), 'x-guidance': JSON})}")
-    return "\n".join(lines)
-
-
-def _plain(schema: Any) -> Any:
-    """A schema without what llguidance reads as settings of its own; `true` means any JSON, which it is told in words."""
-    if schema is True:
-        return {}
-    if not isinstance(schema, dict):
-        raise GrammarError("it must be a JSON object")
-    return {key: value for key, value in schema.items() if key != "x-guidance"}
 
 
 def _brief(message: str) -> str:

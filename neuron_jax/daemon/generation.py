@@ -154,7 +154,7 @@ class GrowingChoice:
         return [grown, *self._close(output)]
 
     def _close(self, output: Output) -> Sequence[Grown | Ended]:
-        last: OutputDelta = self._text.close()
+        last: OutputDelta = self._text.close(cut=output.finish == "length")
         grown = [Grown(self._index, last.pieces, ())] if last.pieces else []
         if last.stop is not None:
             return [*grown, self._end("stop", last.stop)]

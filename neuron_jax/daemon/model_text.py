@@ -33,13 +33,15 @@ Render = Callable[[ChatFormat, Chat, int], Awaitable[Rendered]]
 
 @frozen
 class Encoded:
-    """A prompt's ids, and which parsers its answer needs. `one_call`: a tool call ends it. `continues`: the answer goes
-    on from raw text. `ends`: ids that end it besides the model's own."""
+    """A prompt's ids, and which parsers its answer needs. `one_call`: a tool call ends it. `only_calls`: it is bound to calls
+    of `functions`. `continues`: the answer goes on from raw text. `ends`: ids that end it besides the model's own."""
 
     ids: list[int]
     reasoning: str | None = None
     tools: str | None = None
     one_call: bool = False
+    only_calls: bool = False
+    functions: Sequence[Mapping[str, Any]] = ()
     continues: bool = False
     ends: tuple[int, ...] = ()
 
@@ -110,9 +112,13 @@ class ModelText:
         return tuple(self.tokenizer.encode(text, add_special=False))
 
     def vocabulary(self) -> Vocabulary:
-        """What its tokens stand for."""
-        tokens, special = self.tokenizer.pieces, tuple(sorted(self.tokenizer.special_ids))
-        return Vocabulary(list(tokens), special, tuple(self.description.eos_ids))
+        """What its tokens stand for. Markers of calls are text in it, since grammars are written with them."""
+        names = formats.markers(reasoning=None, tools=self.tool_format)
+        spelt = {id_ for name in names if (id_ := self.tokenizer.id_of(name)) is not None} - set(
+            self.description.eos_ids
+        )
+        special = tuple(sorted(self.tokenizer.special_ids - spelt))
+        return Vocabulary(list(self.tokenizer.pieces), special, tuple(self.description.eos_ids))
 
     async def render_chat(self, render: Render, chat: Chat, most: int) -> Rendered:
         """The chat's prompt. Raises Problem where the template has no place for it, or refuses it, and TooManyTokensError
@@ -182,6 +188,8 @@ class ModelText:
             tools=encoded.tools,
             call_prefix=call_prefix,
             one_call=encoded.one_call,
+            only_calls=encoded.only_calls,
+            functions=encoded.functions,
             continues=encoded.continues,
         )
 

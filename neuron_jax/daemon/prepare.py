@@ -13,8 +13,8 @@ from neuron_jax.daemon.model_text import Encoded, ModelText, Render
 from neuron_jax.daemon.problems import context_too_long, invalid_body, unsupported
 from neuron_jax.daemon.schema import ChatRequest, CompletionRequest, SamplingParams
 from neuron_jax.daemon.structured import Asked
+from neuron_jax.text.bound_calls import forced_calls, free_calls
 from neuron_jax.text.errors import TooManyTokensError, UncutTextError
-from neuron_jax.text.forced_calls import forced_calls
 from neuron_jax.text.prompt import Rendered
 from neuron_jax.workers.frames import Constraint, Sampling, Submit, Thoughts
 
@@ -33,19 +33,34 @@ class Outside:
     max_context: int
 
 
-def with_forced_calls(request: ChatRequest, text: ModelText) -> ChatRequest:
-    """A request whose answer is bound to the calls that it must make. Raises Problem where the model's cannot be forced."""
-    if not request.forced:
+def with_bound_calls(request: ChatRequest, text: ModelText) -> ChatRequest:
+    """A request whose calls are bound: those that it must make, and those that it makes of functions that are strict.
+    Raises Problem where the model's cannot be forced.
+    """
+    if request.forced:
+        return _with_forced_calls(request, text)
+    functions = [tool["function"] for tool in request.chat.tools or ()]
+    if text.tool_format is None or request.params.form is not None or not any(map(_is_strict, functions)):
         return request
+    source = free_calls(text.tool_format, functions, several=not request.one_call)
+    form = Asked(Constraint("calls", source), "tools", among_text=True)
+    return attrs.evolve(request, params=attrs.evolve(request.params, form=form))
+
+
+def _with_forced_calls(request: ChatRequest, text: ModelText) -> ChatRequest:
     if request.params.form is not None:
         raise invalid_body(
             "tool_choice", f"tool_choice: {request.params.form.field} says already what the answer looks like."
         )
-    source = forced_calls(text.tool_format or "", request.forced, several=not request.one_call)
-    if source is None:
+    if text.tool_format is None:
         raise unsupported("tool_choice", "tool_choice: calls of this model cannot be forced; leave it to the model.")
+    source = forced_calls(text.tool_format, request.forced, several=not request.one_call)
     form = Asked(Constraint("calls", source), "tools")
     return attrs.evolve(request, params=attrs.evolve(request.params, form=form))
+
+
+def _is_strict(function: Mapping[str, Any]) -> bool:
+    return function.get("strict") is True
 
 
 async def render_chat(render: Render, request: ChatRequest, text: ModelText, outside: Outside) -> Rendered:
@@ -58,7 +73,9 @@ def chat_job(request: ChatRequest, prompt: Rendered, text: ModelText, outside: O
     """Raises Problem when a token is unknown, or the prompt leaves no room for an answer."""
     with fitting("messages", outside.max_context):
         encoded = text.encode_chat(prompt, tools=bool(request.chat.tools), most=outside.max_context - 1)
-    return _job(request.params, text, [attrs.evolve(encoded, one_call=request.one_call)], outside)
+    functions = [tool["function"] for tool in request.chat.tools or ()]
+    encoded = attrs.evolve(encoded, one_call=request.one_call, only_calls=bool(request.forced), functions=functions)
+    return _job(request.params, text, [encoded], outside)
 
 
 def completion_job(request: CompletionRequest, text: ModelText, outside: Outside) -> GenerationJob:
@@ -169,7 +186,7 @@ def _constraint(params: SamplingParams, encoded: Encoded, text: ModelText) -> Co
     """What binds the answer: where the model thinks first, what comes behind that."""
     if params.form is None:
         return None
-    if encoded.reasoning is None:
+    if encoded.reasoning is None or params.form.among_text:
         return params.form.constraint
     opens, closes = text.thinking
     if closes is None:

@@ -305,6 +305,7 @@ def _tools(fields: Fields) -> Sequence[Mapping[str, Any]] | None:
         if function is None or not function.text("name"):
             raise tool.wrong("function", "an object with a name")
         function.object("parameters")
+        function.flag("strict")
     return [tool.values for tool in tools] or None
 
 

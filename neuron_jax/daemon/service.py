@@ -24,7 +24,7 @@ from neuron_jax.daemon.generation import HEARTBEAT, Admitted, Again, Event, Gene
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics, RequestTimer
 from neuron_jax.daemon.model_text import ModelText
-from neuron_jax.daemon.prepare import Outside, chat_job, completion_job, fitting, render_chat, with_forced_calls
+from neuron_jax.daemon.prepare import Outside, chat_job, completion_job, fitting, render_chat, with_bound_calls
 from neuron_jax.daemon.problems import Problem, internal, recovering
 from neuron_jax.daemon.resident import ResidentModel
 from neuron_jax.daemon.responses import non_streaming_answer, primed
@@ -142,7 +142,7 @@ async def complete(neuron: NeuronServices, request: Ask, route: GenerationRoute)
     wanted, size = await _read(neuron, request, route.read)
     resident = neuron.lifecycle.serving(wanted.params.model)
     if isinstance(wanted, ChatRequest):
-        wanted = with_forced_calls(wanted, resident.text)
+        wanted = with_bound_calls(wanted, resident.text)
     asked = ReceivedRequest(wanted, size, resident, route, neuron.metrics.begin(resident.id, began))
     if asked.params.stream:
         return await primed(stream_chunks(neuron, asked))

@@ -27,10 +27,11 @@ FIELDS = (
 
 @frozen
 class Asked:
-    """A constraint, and the field that asks for it."""
+    """A constraint, and the field that asks for it. `among_text`: any text may come, thoughts too, up to what it binds."""
 
     constraint: Constraint
     field: str
+    among_text: bool = False
 
     def refused(self, error: GrammarError) -> Problem:
         """What a client is told of a constraint that cannot be followed: where a keyword is not carried out, which."""

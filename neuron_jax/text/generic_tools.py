@@ -9,8 +9,10 @@ from typing import Any
 
 import attrs
 
+from neuron_jax.text.calls.table import HERMES
 from neuron_jax.text.prompt import Chat
-from neuron_jax.text.tools import TOOL_CALL_CLOSE, TOOL_CALL_OPEN
+
+TOOL_CALL_OPEN, TOOL_CALL_CLOSE = HERMES
 
 PROMPT = f"""You may call these functions, one JSON object each:
 {{tools}}

@@ -3,7 +3,8 @@
 ids → detokenize → stop strings → reasoning → tool calls → pieces
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from attrs import frozen
 
@@ -31,7 +32,8 @@ class OutputText:
     A stop string ends it only where a token after the first `min_tokens` completes it, as in vLLM.
     `reasoning` and `tools` are names from `neuron_jax.text.formats`, None where the request has no use for them.
     Tool calls get the ids `<call_prefix>0`, `<call_prefix>1`, …; the prefix is unique to the choice. With `one_call` the
-    first of them ends the choice. `continues`: the output goes on from a raw prompt, so a leading space stays.
+    first of them ends the choice. `functions` are those that may be called; with `only_calls` the output is bound to calls,
+    and what is none of them was cut off. `continues`: the output goes on from a raw prompt, so a leading space stays.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class OutputText:
         min_tokens: int = 0,
         call_prefix: str = "",
         one_call: bool = False,
+        only_calls: bool = False,
+        functions: Sequence[Mapping[str, Any]] = (),
         continues: bool = False,
     ) -> None:
         assert call_prefix or not tools, "tool calls need ids that are unique beyond this choice"
@@ -53,7 +57,10 @@ class OutputText:
         self._stops = StopMatcher(stops)
         self._min_tokens = min_tokens
         self._reasoning = formats.reasoning_parser(reasoning, tools=tools) if reasoning else None
-        self._tools = formats.tool_parser(tools, call_prefix, only_one=one_call) if tools else None
+        # Where thoughts are told by the format of calls, that is always read.
+        calls = reasoning if reasoning and self._reasoning is None else tools
+        self._tools = formats.tool_parser(calls, call_prefix, only_one=one_call, functions=functions) if calls else None
+        self._only_calls = only_calls
         self._ended = False
         self._seen = 0
         self.reasoning_tokens = 0
@@ -72,26 +79,27 @@ class OutputText:
                 return self._end(pieces, matched.stop)
         return self._delta(pieces, None)
 
-    def close(self) -> OutputDelta:
-        """Everything held back, at the end of the choice. Empty when it had ended before."""
+    def close(self, *, cut: bool = False) -> OutputDelta:
+        """Everything held back, at the end of the choice, or where it is `cut` off. Empty when it had ended before."""
         if self._ended:
             return self._delta([], None)
         matched = self._match(self._detokenizer.close())
         held = "" if matched.stop is not None else self._stops.close()
-        return self._end(self._parse(matched.text + held), matched.stop)
+        return self._end(self._parse(matched.text + held), matched.stop, cut=cut)
 
     def _match(self, text: str) -> Matched:
         return self._stops.feed(text, armed=self._seen > self._min_tokens)
 
     def _count(self) -> None:
         self._seen += 1
-        if self._reasoning and self._reasoning.thinking:
+        thinks = self._reasoning or self._tools
+        if thinks and thinks.thinking:
             self.reasoning_tokens += 1
 
-    def _end(self, pieces: list[Piece], stop: str | None) -> OutputDelta:
+    def _end(self, pieces: list[Piece], stop: str | None, *, cut: bool = False) -> OutputDelta:
         self._ended = True
         last = self._calls(self._reasoning.close()) if self._reasoning else []
-        return self._delta(pieces + last + (self._tools.close() if self._tools else []), stop)
+        return self._delta(pieces + last + (self._tools.close(cut=cut) if self._tools else []), stop)
 
     def _parse(self, text: str) -> list[Piece]:
         if not text:
@@ -108,5 +116,7 @@ class OutputText:
         return found
 
     def _delta(self, pieces: list[Piece], stop: str | None) -> OutputDelta:
+        if self._only_calls:
+            pieces = [piece for piece in pieces if not isinstance(piece, Text)]
         self.called_tools = self.called_tools or any(isinstance(piece, ToolStart) for piece in pieces)
         return OutputDelta(merged(pieces), stop, self._seen, self._ended)

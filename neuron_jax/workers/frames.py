@@ -92,7 +92,7 @@ class LoadEngine(Struct, tag="load", frozen=True):
 
 class Constraint(Struct, frozen=True, omit_defaults=True):
     """What a text must look like. `source` is a JSON schema, a regular expression or a grammar, for `choice` a JSON list of
-    strings, for `calls` what `text.forced_calls` writes; `json_object` needs none. With `after` it holds behind the first of
+    strings, for `calls` what `text.bound_calls` writes; `json_object` needs none. With `after` it holds behind the first of
     that token, which ends the thinking; with `opens` only where the text begins with that one, which begins the thinking,
     and else from the beginning.
     """

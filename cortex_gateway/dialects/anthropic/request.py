@@ -111,6 +111,7 @@ def _tool(tool: Json, path: str) -> dict[str, Any] | None:
         "name": name(tool.get("name"), f"{path}.name"),
         **words,
         "parameters": obj(tool.get("input_schema"), f"{path}.input_schema"),
+        **({"strict": True} if tool.get("strict") is True else {}),
     }
     return {"type": "function", "function": function}
 

@@ -153,11 +153,14 @@ def test_tools_keep_the_order_of_their_keys() -> None:
 
 
 def test_a_tool_becomes_a_function() -> None:
-    """With its description when it has one; `cache_control`, `type: custom` and the rest say nothing to a neuron."""
+    """With its description when it has one, and `strict`; `cache_control`, `type: custom` and the rest say nothing."""
     tool = {**WEATHER, "description": "d", "type": "custom", "cache_control": {"type": "ephemeral"}, "strict": True}
 
     assert chat(tools=[tool, WEATHER])["tools"] == [
-        {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}},
+        {
+            "type": "function",
+            "function": {"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True},
+        },
         {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},
     ]
 

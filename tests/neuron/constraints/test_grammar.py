@@ -8,7 +8,10 @@ import pytest
 from neuron_jax.constraints.errors import GrammarError
 from neuron_jax.constraints.grammar import MAX_SOURCE, check
 from neuron_jax.constraints.matcher import Tokens
-from neuron_jax.text.forced_calls import forced_calls
+from neuron_jax.text.bound_calls import forced_calls, free_calls
+from neuron_jax.text.calls.table import FORMATS
+from neuron_jax.text.formats import form_of, tool_parser
+from neuron_jax.text.pieces import Text, ToolEnd
 from neuron_jax.workers.frames import Constraint, Vocabulary
 
 BYTES = Tokens(Vocabulary([*(bytes([byte]) for byte in range(256)), b"<end>"], (256,), (256,)), 257)
@@ -106,7 +109,6 @@ def test_forced_calls_are_what_the_parser_reads(several: bool) -> None:
     }
     two = {"name": 'say "é"', "parameters": {"properties": {"at": {"type": "string"}}, "required": ["at"]}}
     source = forced_calls("hermes", [one, two], several=several)
-    assert source is not None
     asked = Constraint("calls", source)
     look = '<tool_call>\n{"name": "look", "arguments": {"at": 1}}\n</tool_call>'
     say = '<tool_call>\n{"name": "say \\"é\\"", "arguments": {"at": "x"}}\n</tool_call>'
@@ -119,5 +121,56 @@ def test_forced_calls_are_what_the_parser_reads(several: bool) -> None:
     assert admits(asked, f"{look}\n{say}") is several
 
 
-def test_calls_of_formats_that_nobody_forces() -> None:
-    assert forced_calls("mistral", [{"name": "f"}], several=False) is None
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("name", [one.name for one in FORMATS])
+def test_calls_that_may_come_are_bound_from_where_they_begin(name: str, several: bool) -> None:
+    """Any text else; and the functions that are not strict take any object."""
+    parameters = {"properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    strict = {"name": "f", "parameters": parameters, "strict": True}
+    form = form_of(name)
+    asked = Constraint("calls", free_calls(name, [strict, {"name": "g", "parameters": parameters}], several=several))
+    write = lambda name, arguments: (
+        form.start + form.head + (f'"{name}"' if form.quoted else name) + form.neck + arguments + form.tail + form.end
+    )
+    call, before = write("f", '{"a": 1}'), "" if form.trigger is None else "Wait.\n\n"
+    check(asked)
+
+    assert admits(asked, "I would rather not: 1 < 2.")
+    assert admits(asked, "")
+    assert admits(asked, before + call)
+    assert admits(asked, write("g", '{"b": 2}'))
+    assert not admits(asked, before + write("f", '{"b": 2}'))
+    assert admits(asked, before + write("h", "{}")) is (name == "glm4")  # where that is any text
+    if form.trigger is not None:
+        assert admits(asked, f"{call}\n{call}") is (several and form.several)
+        assert not admits(asked, f"{call} and {write('f', '3')}")
+
+
+def test_a_token_that_begins_a_call_and_goes_on_is_bound_too() -> None:
+    """Where a token ends is nobody's choice: what stands behind the marker in it must be what may stand there."""
+    words = [b"<tool", b"_call>\n{", b"_call>\nno", b"_calls"]
+    tokens = Tokens(Vocabulary([*(bytes([byte]) for byte in range(256)), *words, b"<end>"], (260,), (260,)), 261)
+    matcher = tokens.matcher(Constraint("calls", free_calls("hermes", [{"name": "f", "strict": True}], several=True)))
+    matcher.take([256])
+    may = [bool(matcher.masks[0].view("uint32")[token // 32] >> token % 32 & 1) for token in range(256, 261)]
+
+    assert may == [True, True, False, True, True]
+
+
+@pytest.mark.parametrize("name", [one.name for one in FORMATS])
+def test_calls_of_every_format_can_be_bound(name: str) -> None:
+    """What is let through is read by the format's own parser, and is in the schema."""
+    function = {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}, "required": ["a"]}}
+    form = form_of(name)
+    asked = Constraint("calls", forced_calls(name, [function], several=True))
+    f = '"f"' if form.quoted else "f"
+    one = f'{form.head}{f}{form.neck}{{"a": 1}}{form.tail}'
+    both = form.start + form.between.join([one, one] if form.several else [one]) + form.end
+    parser = tool_parser(name, "call_", functions=[function])
+    pieces = [*parser.feed(both), *parser.close()]
+    check(asked)
+
+    assert admits(asked, both)
+    assert not admits(asked, both.replace('"a"', '"b"'))
+    assert not any(isinstance(piece, Text) for piece in pieces)
+    assert sum(isinstance(piece, ToolEnd) for piece in pieces) == (2 if form.several else 1)

@@ -90,6 +90,11 @@ CHAT = [
     ({"top_logprobs": 2}, "invalid_request_body", "top_logprobs"),
     ({"tools": [{"type": "web"}]}, "invalid_request_body", "tools[0].type"),
     ({"tools": [{"type": "function"}]}, "invalid_request_body", "tools[0].function"),
+    (
+        {"tools": [{"type": "function", "function": {"name": "f", "strict": 1}}]},
+        "invalid_request_body",
+        "tools[0].function.strict",
+    ),
     ({"tool_choice": "required"}, "invalid_request_body", "tool_choice"),
     ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "invalid_request_body", "tool_choice.function.name"),
     ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "unsupported_parameter", "tool_choice.type"),

@@ -343,19 +343,25 @@ def test_a_single_call_ends_the_answer(tmp_path: Path) -> None:
         assert len(both["choices"][0]["message"]["tool_calls"]) == 2
         assert len(whole["choices"][0]["message"]["tool_calls"]) == len(starts) == 1
         assert whole["choices"][0]["finish_reason"] == "tool_calls"
-        assert whole["usage"]["completion_tokens"] == chunks[-1]["usage"]["completion_tokens"] == len(CALL)
+        said = len(CALL.removesuffix("</tool_call>"))
+        assert whole["usage"]["completion_tokens"] == chunks[-1]["usage"]["completion_tokens"] == said
         assert (await neuron.chat("hi", **alone)).json()["choices"][0]["finish_reason"] == "stop"
 
     with_neuron(tmp_path, use)
 
 
 def test_length_beats_tool_calls(tmp_path: Path) -> None:
-    """A call that max_tokens cut off is no finished call."""
+    """A call that max_tokens cut off is no finished call; it is closed, and one that had not begun leaves nothing."""
 
     async def use(neuron: LiveNeuron) -> None:
-        choice = (await neuron.chat(f"[[say {CALL}]]", tools=[TOOL], max_tokens=40)).json()["choices"][0]
+        cut = (await neuron.chat(f"[[say {CALL}]]", tools=[TOOL], max_tokens=50)).json()["choices"][0]
+        begun = (await neuron.chat(f"[[say {CALL}]]", tools=[TOOL], max_tokens=14)).json()["choices"][0]
 
-        assert choice["finish_reason"] == "length"
+        assert cut["finish_reason"] == begun["finish_reason"] == "length"
+        assert cut["message"]["content"] is None
+        assert json.loads(cut["message"]["tool_calls"][0]["function"]["arguments"]) == {"at": "s"}
+        assert not begun["message"]["content"]
+        assert "tool_calls" not in begun["message"]
 
     with_neuron(tmp_path, use)
 

@@ -8,7 +8,7 @@ import pytest
 
 from neuron_jax.daemon.generation import GenerationJob
 from neuron_jax.daemon.model_text import read_text
-from neuron_jax.daemon.prepare import Outside, completion_job
+from neuron_jax.daemon.prepare import Outside, completion_job, with_bound_calls
 from neuron_jax.daemon.problems import Problem
 from neuron_jax.daemon.schema import read_chat, read_completion
 from neuron_jax.workers.frames import Sampling
@@ -92,3 +92,36 @@ def test_one_long_prompt_refuses_the_whole_batch(tmp_path: Path) -> None:
         completion_job(request, read_text(write_tiny_model(tmp_path)), OUTSIDE)
 
     assert (raised.value.code, raised.value.param) == ("context_length_exceeded", "prompt[1]")
+
+
+def bound(folder: Path, **fields: Any) -> Any:
+    """What a chat is bound to whose model has a place for tools, if to anything."""
+    write_tiny_model(folder)
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
+    form = with_bound_calls(read_chat(body), read_text(folder)).params.form
+    return form and json.loads(form.constraint.source)
+
+
+def function(**more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": {"required": ["a"]}, **more}}
+
+
+def test_only_strict_functions_are_bound_where_the_model_chooses(tmp_path: Path) -> None:
+    """From where it begins a call; the others beside them take any object."""
+    told = bound(tmp_path, tools=[function(), {"type": "function", "function": {"name": "g", "strict": True}}])
+    alone = bound(tmp_path, tools=[function(strict=True)], parallel_tool_calls=False)
+
+    assert bound(tmp_path, tools=[function()]) is None
+    assert bound(tmp_path, tools=[function(strict=True)], tool_choice="none") is None
+    assert told["trigger"] == "<tool_call>"
+    assert [call["schema"] for call in told["calls"]] == [{"type": "object"}, {"type": "object"}]
+    assert (told["several"], alone["several"]) == (True, False)
+    assert alone["calls"][0]["schema"] == {"type": "object", "required": ["a"]}
+
+
+def test_forced_calls_are_bound_strict_or_not(tmp_path: Path) -> None:
+    """From the first token on."""
+    told = bound(tmp_path, tools=[function()], tool_choice="required")
+
+    assert "trigger" not in told
+    assert told["calls"][0]["schema"] == {"type": "object", "required": ["a"]}

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from neuron_jax.text.formats import tool_parser
 from neuron_jax.text.generic_tools import in_words
 from neuron_jax.text.pieces import ToolArguments, ToolStart
 from neuron_jax.text.prompt import Chat
-from neuron_jax.text.tools import TaggedTools
 
 TOOL = {
     "type": "function",
@@ -32,7 +32,7 @@ def test_tools_are_told_of_behind_the_system_prompt() -> None:
 
 def test_a_call_that_is_replayed_is_what_the_parser_reads() -> None:
     turn = in_words(Chat([USER, called('{"b":1}', "I look.")], tools=[TOOL])).messages[-1]
-    parser = TaggedTools("c", only_one=False)
+    parser = tool_parser("hermes", "c")
     pieces = [*parser.feed(turn["content"]), *parser.close()]
 
     assert "tool_calls" not in turn

@@ -123,11 +123,32 @@ def test_the_only_call_that_is_wanted_ends_the_choice() -> None:
     """With the token that completes it; without the wish a second one follows."""
     once = f"<tool_call>{CALL}</tool_call>"
     ids = TOKENIZER.encode(once * 2, add_special=False)
-    first = len(TOKENIZER.encode(once, add_special=False))
+    first = len(TOKENIZER.encode(once.removesuffix("</tool_call>"), add_special=False))
     second: list[Piece] = [ToolStart(1, "call_1", "f"), ToolArguments(1, "{}"), ToolEnd(1)]
 
     assert run(output(tools="hermes", one_call=True), [ids]) == (tuple(F), None, first)
     assert run(output(tools="hermes"), [ids]) == ((*F, *second), None, len(ids))
+
+
+def test_what_is_bound_to_calls_shows_nothing_else() -> None:
+    """Cut off in the middle of what begins a call, or of the call."""
+    whole = f"<tool_call>{CALL}</tool_call>"
+    for length in range(len(whole)):
+        chosen = output(tools="hermes", only_calls=True)
+        ids = TOKENIZER.encode(whole[:length], add_special=False)
+        pieces = [*chosen.feed(ids).pieces, *chosen.close(cut=True).pieces]
+
+        assert not any(isinstance(piece, Text) for piece in pieces)
+
+
+def test_harmony_tells_thoughts_without_any_tools() -> None:
+    """Its thoughts are counted, and its headers never shown."""
+    text = "<|channel|>analysis<|message|>ab<|end|><|start|>assistant<|channel|>final<|message|>c"
+    chosen = output(reasoning="harmony")
+    pieces = [*chosen.feed(TOKENIZER.encode(text, add_special=False)).pieces, *chosen.close().pieces]
+
+    assert merged(pieces) == (Reasoning("ab"), Text("c"))
+    assert chosen.reasoning_tokens == len("ab<|end|>")
 
 
 def test_nothing_is_counted_that_did_not_come() -> None:
