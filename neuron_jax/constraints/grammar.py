@@ -42,7 +42,8 @@ what is forced need not be drawn. Nothing in a schema changes this."""
 MAX_SOURCE = 262_144
 """Characters of one constraint."""
 
-_KEYWORD = re.compile(r"Unimplemented keys: \[(?P<keys>[^\]]*)\]")
+_KEYWORD = re.compile(r"Unimplemented keys: \[(?P<keys>[^\]]*)\]|^(?P<one>oneOf) constraints are not supported")
+_FORMAT = re.compile(r"Unknown format: (?P<name>.*)")
 _ANY_OBJECT = '{"type": "object"}'
 
 
@@ -73,7 +74,10 @@ def check(constraint: Constraint) -> None:
 def refusal(message: str) -> GrammarError:
     """llguidance's words as an error."""
     found = _KEYWORD.search(message)
-    keywords = tuple(key.strip(' "') for key in found["keys"].split(",")) if found else ()
+    keywords = tuple(key.strip(' "') for key in (found["keys"] or found["one"]).split(",")) if found else ()
+    unknown = _FORMAT.search(message)
+    if unknown is not None:
+        return GrammarError(f"the format {unknown['name'].strip()[:100]} is not carried out", ("format",))
     if keywords:
         return GrammarError(f"the keyword {', '.join(keywords)} is not carried out", keywords)
     return GrammarError(_brief(message))
