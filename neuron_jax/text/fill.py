@@ -66,7 +66,8 @@ def fill_tokens(tokenizer: Tokenizer) -> FillTokens | None:
     for filling in FILLINGS:
         found = _ids(tokenizer, (filling.before, filling.behind, filling.middle))
         if len(found) == 3:
-            return FillTokens(*found, ends=tuple(_ids(tokenizer, filling.ends)))
+            before, behind, middle = found
+            return FillTokens(before, behind, middle, ends=tuple(_ids(tokenizer, filling.ends)))
     return None
 
 

@@ -169,7 +169,7 @@ def _cleaning(vocab: GgufVocab) -> list[normalizers.Normalizer]:
     """What SentencePiece does to a text first: its table of characters, and spaces that are too many."""
     table = bytes(value & 255 for value in vocab.header.get("precompiled_charsmap") or ())
     try:
-        steps = [normalizers.Precompiled(table)] if table else []
+        steps: list[normalizers.Normalizer] = [normalizers.Precompiled(table)] if table else []
     except Exception as error:  # the library raises bare Exception for every kind of bad table
         raise TokenizerError(f"precompiled_charsmap cannot be used: {error}") from error
     if vocab.flag("remove_extra_whitespaces", default=False):

@@ -3,6 +3,8 @@
 All are blocks of 256 with a float16 scale d. Layouts as in ggml-common.h, values as in ggml-quants.c.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -59,9 +61,9 @@ def iq1_s(raw: Bytes) -> Unpacked:
     said = words(raw[:, 34:])
     entries = raw[:, 2:34] | _threes(said) << np.uint16(8)
     scale = half(raw[:, :2]) * _odd(said >> 12 & 7, np.float32(1))
-    shift = np.where(said >> 15 == 0, _EIGHTH, -_EIGHTH)
+    shift: Floats = np.where(said >> 15 == 0, _EIGHTH, -_EIGHTH) - np.float32(1)
     codes = codebook("IQ1")[entries] + np.int8(1)
-    return Unpacked(codes.reshape(len(raw), -1), scale, scale * (shift - np.float32(1)))
+    return Unpacked(codes.reshape(len(raw), -1), scale, scale * shift)
 
 
 def iq1_m(raw: Bytes) -> Unpacked:
@@ -87,7 +89,8 @@ def _signed(entries: npt.NDArray[np.int8], signs: Bytes) -> npt.NDArray[np.int8]
 def _word_signs(said: npt.NDArray[np.uint32]) -> Bytes:
     """Words [N, n] with 4 times 7 bits of signs -> [N, 4 n], eight bits in each."""
     sevens = said[..., None] >> np.array([0, 7, 14, 21], np.uint32) & np.uint32(127)
-    return _SIGNS[sevens].reshape(len(said), -1)
+    signs: Bytes = _SIGNS[sevens].reshape(len(said), -1)
+    return signs
 
 
 def _threes(said: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
@@ -96,6 +99,7 @@ def _threes(said: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
     return found.reshape(len(said), -1)
 
 
-def _odd(factor: npt.NDArray[np.unsignedinteger], unit: np.float32) -> Floats:
+def _odd(factor: npt.NDArray[np.integer[Any]], unit: np.float32) -> Floats:
     """(2 factor + 1) * unit: how these formats scale a d."""
-    return (2 * factor.astype(np.float32) + 1) * unit
+    odd: Floats = (factor.astype(np.float32) * np.float32(2) + np.float32(1)) * unit
+    return odd
