@@ -20,18 +20,27 @@ def _decode(body: bytes) -> Decoded:
         body=asked.neuron_body,
         answer=lambda identity: Translation(_encoder(asked, identity)),
         non_streaming=lambda raw, identity: _non_streaming(asked, raw, identity),
+        dropped=asked.dropped,
     )
 
 
 def _encoder(asked: MessagesRequest, identity: AnswerId) -> MessageEncoder:
-    return MessageEncoder(message_id=_message_id(identity), model=asked.model, request_id=identity.request)
+    return MessageEncoder(
+        message_id=_message_id(identity),
+        model=asked.model,
+        request_id=identity.request,
+        omits_thinking=asked.omits_thinking,
+    )
 
 
 def _non_streaming(asked: MessagesRequest, raw: bytes, identity: AnswerId) -> NonStreamingAnswer:
     events = decode_non_streaming(raw)
     last = events[-1]
     usage = last.usage if isinstance(last, Finish) else None
-    return NonStreamingAnswer(non_streaming_message(events, message_id=_message_id(identity), model=asked.model), usage)
+    message = non_streaming_message(
+        events, message_id=_message_id(identity), model=asked.model, omits_thinking=asked.omits_thinking
+    )
+    return NonStreamingAnswer(message, usage)
 
 
 def _message_id(identity: AnswerId) -> str:

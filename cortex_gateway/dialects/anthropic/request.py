@@ -1,7 +1,6 @@
 """A Messages body as the chat request a neuron reads; knows both shapes, and neither routing nor HTTP.
 
 Fields that nobody here reads are tolerated at every level: metadata, cache_control, context_management, betas …
-`thinking.budget_tokens` and the effort's degree only say that the model should think: nothing counts its thoughts.
 Tools that Anthropic's servers would run (typed, without a schema) are left out: the model cannot call them here.
 """
 
@@ -35,7 +34,14 @@ SAMPLING: dict[str, tuple[str, Callable[[object, str], Any]]] = {
     "top_p": ("top_p", number),
     "top_k": ("top_k", integer),
 }
-TOKENIZED = ("messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+TOKENIZED = (
+    "messages",
+    "tools",
+    "chat_template_kwargs",
+    "reasoning_effort",
+    "add_generation_prompt",
+    "continue_final_message",
+)
 
 
 @frozen
@@ -46,11 +52,15 @@ class MessagesRequest:
         model: what the client called it.
         stream: whether the answer is a stream.
         chat: the neuron's fields, without `model` and `stream`.
+        omits_thinking: the client wants to know that the model thinks, but not what.
+        dropped: what was left out, a sentence for each.
     """
 
     model: str
     stream: bool
     chat: dict[str, Any]
+    omits_thinking: bool = False
+    dropped: tuple[str, ...] = ()
 
     def neuron_body(self, model: str) -> bytes:
         """The bytes to post to /v1/chat/completions. A stream counts its prompt before the first token."""
@@ -84,27 +94,34 @@ def _decode(raw: bytes, *, counting: bool) -> MessagesRequest:
     chat: dict[str, Any] = {"messages": messages}
     if turns.continues(messages):
         chat.update(add_generation_prompt=False, continue_final_message=True)
-    _tools(top, chat)
+    dropped = turns.dropped(top["messages"])
+    _tools(top, chat, dropped)
     _sampling(top, chat, counting=counting)
-    _thinking(top, chat)
+    thinking = None if top.get("thinking") is None else obj(top["thinking"], "thinking")
+    _effort(top, chat)
+    if thinking is not None:
+        _thinking(thinking, chat, counting=counting)
     _form(top, chat)
-    return MessagesRequest(model=named, stream=stream, chat=chat)
+    return MessagesRequest(named, stream, chat, _omits(thinking or {}), tuple(dropped))
 
 
-def _tools(top: Json, chat: dict[str, Any]) -> None:
+def _tools(top: Json, chat: dict[str, Any], dropped: dict[str, None]) -> None:
     if top.get("tools") is None:
         return
-    tools = [_tool(obj(tool, f"tools.{at}"), f"tools.{at}") for at, tool in enumerate(array(top["tools"], "tools"))]
-    ours = [tool for tool in tools if tool is not None]
+    ours = []
+    for at, value in enumerate(array(top["tools"], "tools")):
+        tool, path = obj(value, f"tools.{at}"), f"tools.{at}"
+        if tool.get("type") not in (None, "custom") and "input_schema" not in tool:
+            found = text(tool["type"], f"{path}.type")[:64]
+            dropped[f"tools of type {found!r} are left out: nobody here can run them"] = None
+        else:
+            ours.append(_tool(tool, path))
     if ours:
         chat["tools"] = ours
         _tool_choice(top, chat)
 
 
-def _tool(tool: Json, path: str) -> dict[str, Any] | None:
-    if tool.get("type") not in (None, "custom") and "input_schema" not in tool:
-        text(tool["type"], f"{path}.type")
-        return None
+def _tool(tool: Json, path: str) -> dict[str, Any]:
     description = tool.get("description")
     words = {} if description is None else {"description": text(description, f"{path}.description")}
     function = {
@@ -174,16 +191,30 @@ def _form(top: Json, chat: dict[str, Any]) -> None:
     }
 
 
-def _thinking(top: Json, chat: dict[str, Any]) -> None:
-    """`thinking` decides; without it an `output_config.effort` asks for thinking."""
-    wanted: bool | None = None
-    if top.get("output_config") is not None:
-        effort = obj(top["output_config"], "output_config").get("effort")
-        wanted = None if effort is None else bool(text(effort, "output_config.effort"))
-    if top.get("thinking") is not None:
-        mode = obj(top["thinking"], "thinking").get("type")
-        if mode not in ("enabled", "disabled", "adaptive"):
-            raise refused("thinking.type", f"must be enabled, disabled or adaptive, found {kind(mode)}")
-        wanted = mode != "disabled"
-    if wanted is not None:
-        chat["chat_template_kwargs"] = {"enable_thinking": wanted}
+def _effort(top: Json, chat: dict[str, Any]) -> None:
+    """`output_config.effort` asks for thinking, unless `thinking` says otherwise."""
+    effort = None if top.get("output_config") is None else obj(top["output_config"], "output_config").get("effort")
+    if effort is not None:
+        chat["reasoning_effort"] = name(effort, "output_config.effort")
+        chat["chat_template_kwargs"] = {"enable_thinking": True}
+
+
+def _thinking(thinking: Json, chat: dict[str, Any], *, counting: bool) -> None:
+    mode = thinking.get("type")
+    if mode not in ("enabled", "disabled", "adaptive"):
+        raise refused("thinking.type", f"must be enabled, disabled or adaptive, found {kind(mode)}")
+    chat["chat_template_kwargs"] = {"enable_thinking": mode != "disabled"}
+    if thinking.get("budget_tokens") is None:
+        return
+    budget = integer(thinking["budget_tokens"], "thinking.budget_tokens")
+    if budget < 1:
+        raise refused("thinking.budget_tokens", f"must be at least 1, found {budget}")
+    if mode == "enabled" and not counting:
+        chat["thinking_token_budget"] = budget
+
+
+def _omits(thinking: Json) -> bool:
+    display = thinking.get("display")
+    if display not in (None, "summarized", "omitted"):
+        raise refused("thinking.display", f"must be summarized or omitted, found {kind(display)}")
+    return display == "omitted"

@@ -20,6 +20,7 @@ from cortex_gateway.dialects.events import (
 )
 from cortex_gateway.dialects.failure import Failure, malformed
 from cortex_gateway.dialects.grammar import Grammar
+from cortex_gateway.dialects.opaque import seal
 
 
 def stop_reason(finish: Finish) -> str:
@@ -39,12 +40,19 @@ def usage(counts: Usage) -> dict[str, int]:
     }
 
 
-def signature(thought: str) -> str:
-    """What clients keep beside a thinking block and send back. Opaque to them, and never checked here."""
+def signature(thought: str, *, omitted: bool = False) -> str:
+    """What clients keep beside a thinking block and send back. Opaque to them, and never checked here.
+
+    Where the thought was `omitted` it is in there: the next turn shows it to the model again, as it was generated.
+    """
+    if omitted:
+        return seal("thinking", thought)
     return base64.b64encode(hashlib.sha256(b"cortex thinking\n" + thought.encode()).digest()).decode()
 
 
-def non_streaming_message(events: Iterable[Event], *, message_id: str, model: str) -> bytes | Failure:
+def non_streaming_message(
+    events: Iterable[Event], *, message_id: str, model: str, omits_thinking: bool = False
+) -> bytes | Failure:
     """The Message that the events of a non-streaming answer make, or the failure they end in."""
     grammar = Grammar()
     blocks: list[dict[str, Any]] = []
@@ -54,16 +62,17 @@ def non_streaming_message(events: Iterable[Event], *, message_id: str, model: st
             return event.failure
         if isinstance(event, Finish):
             return _message(blocks, event, message_id, model)
-        _add(event, blocks)
+        _add(event, blocks, omits_thinking=omits_thinking)
     raise AssertionError("a non-streaming answer ends in Finish or Error")
 
 
-def _add(event: Event, blocks: list[dict[str, Any]]) -> None:
+def _add(event: Event, blocks: list[dict[str, Any]], *, omits_thinking: bool) -> None:
     match event:
         case Text(text):
             blocks.append({"type": "text", "text": text})
         case Reasoning(text):
-            blocks.append({"type": "thinking", "thinking": text, "signature": signature(text)})
+            shown, signed = "" if omits_thinking else text, signature(text, omitted=omits_thinking)
+            blocks.append({"type": "thinking", "thinking": shown, "signature": signed})
         case ToolStart(_, identity, name):
             blocks.append({"type": "tool_use", "id": identity, "name": name, "input": ""})
         case ToolArguments(_, text):

@@ -28,7 +28,8 @@ BlockKind = Literal["text", "thinking", "tool_use"]
 class MessageEncoder:
     """Encodes one stream. Blocks are numbered 0, 1, 2 …; one is closed before the next opens."""
 
-    def __init__(self, *, message_id: str, model: str, request_id: str) -> None:
+    def __init__(self, *, message_id: str, model: str, request_id: str, omits_thinking: bool = False) -> None:
+        self._omits_thinking = omits_thinking
         self._message_id = message_id
         self._model = model
         self._request_id = request_id
@@ -87,7 +88,7 @@ class MessageEncoder:
     def _think(self, text: str) -> bytes:
         opened = self._within("thinking", {"type": "thinking", "thinking": "", "signature": ""})
         self._thought.append(text)
-        return opened + self._delta("thinking_delta", "thinking", text)
+        return opened if self._omits_thinking else opened + self._delta("thinking_delta", "thinking", text)
 
     def _within(self, kind: BlockKind, block: dict[str, Any]) -> bytes:
         if self._open == kind:
@@ -106,8 +107,8 @@ class MessageEncoder:
             return b""
         signed = b""
         if self._open == "thinking":
-            signed = self._delta("signature_delta", "signature", signature("".join(self._thought)))
-            self._thought = []
+            made = signature("".join(self._thought), omitted=self._omits_thinking)
+            signed, self._thought = self._delta("signature_delta", "signature", made), []
         stop = _encode("content_block_stop", index=self._blocks)
         self._open = None
         self._blocks += 1

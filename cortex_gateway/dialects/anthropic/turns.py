@@ -1,18 +1,23 @@
 """The conversation of a Messages body as chat messages for a neuron; adds no word to it and takes none away.
 
 System turns stay where they are, tool results come before the text of their turn, empty text is dropped, thinking is
-replayed as `reasoning_content`, and the key order of tool inputs is kept.
+replayed as `reasoning_content`, and the key order of tool inputs is kept. What Anthropic's servers would have done between
+the turns (searched, run) is left out: it is for their eyes.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from cortex_gateway.dialects.fields import Json, array, kind, name, obj, refused, text
+from cortex_gateway.dialects.opaque import unseal
 
 Message = dict[str, Any]
 _NO_MEDIA = "content blocks of type {!r} are not supported: the models here read text only"
+_OF_SERVERS = re.compile(r"server_tool_use|mcp_tool_use|(?!tool_result$)\w+_tool_result")
+"""Blocks of an assistant's turn that came from another service's own tools."""
 
 
 def system(value: object, path: str = "system") -> list[Message]:
@@ -31,6 +36,18 @@ def conversation(value: object, path: str = "messages") -> list[Message]:
     return messages
 
 
+def dropped(value: Sequence[Json]) -> dict[str, None]:
+    """A sentence for each kind of block that `conversation` left out."""
+    kinds = {
+        block["type"]: None
+        for turn in value
+        if turn.get("role") == "assistant" and isinstance(turn.get("content"), list)
+        for block in turn["content"]
+        if _OF_SERVERS.fullmatch(block["type"])
+    }
+    return {f"blocks of type {found[:64]!r} are left out: no model here has made them": None for found in kinds}
+
+
 def continues(messages: Sequence[Message], path: str = "messages") -> bool:
     """Whether the last message is an assistant's, which the answer has to continue."""
     last = messages[-1]
@@ -45,15 +62,18 @@ def continues(messages: Sequence[Message], path: str = "messages") -> bool:
 
 def _turn(turn: Json, path: str) -> Iterator[Message]:
     role = turn.get("role")
-    blocks = _blocks(turn.get("content"), f"{path}.content")
+    content = turn.get("content")
+    if role == "system" and content is None:  # one that only carries settings, as Claude Code sends it
+        return
+    blocks = _blocks(content, f"{path}.content")
     if role == "user":
         yield from _user(blocks, f"{path}.content")
     elif role == "assistant":
         yield from _assistant(blocks, f"{path}.content")
     elif role == "system":
-        content = _content(_texts(blocks, f"{path}.content"))
-        if content:
-            yield {"role": "system", "content": content}
+        said = _content(_texts(blocks, f"{path}.content"))
+        if said:
+            yield {"role": "system", "content": said}
     else:
         raise refused(f"{path}.role", f"must be user, assistant or system, found {kind(role)}")
 
@@ -84,11 +104,13 @@ def _assistant(blocks: list[Json], path: str) -> Iterator[Message]:
     for at, block in enumerate(blocks):
         match block.get("type"):
             case "thinking":
-                thoughts.append(text(block.get("thinking"), f"{path}.{at}.thinking"))
+                thoughts.append(_thought(block, f"{path}.{at}"))
             case "redacted_thinking":  # opaque, from another service: no template has a place for it
                 pass
             case "tool_use":
                 calls.append(_tool_use(block, f"{path}.{at}"))
+            case str(other) if _OF_SERVERS.fullmatch(other):
+                pass
             case _:
                 texts.append(_text(block, f"{path}.{at}"))
     content, thought = _content(texts), "".join(thoughts)
@@ -96,6 +118,12 @@ def _assistant(blocks: list[Json], path: str) -> Iterator[Message]:
         reasoning = {"reasoning_content": thought} if thought else {}
         tools = {"tool_calls": calls} if calls else {}
         yield {"role": "assistant", "content": content, **reasoning, **tools}
+
+
+def _thought(block: Json, path: str) -> str:
+    """As it is shown; where it was left out (`display: omitted`) as it is sealed in the signature."""
+    shown = text(block.get("thinking"), f"{path}.thinking")
+    return shown or unseal("thinking", block.get("signature")) or ""
 
 
 def _tool_use(block: Json, path: str) -> Message:
@@ -119,11 +147,23 @@ def _texts(blocks: list[Json], path: str) -> list[str]:
 
 
 def _text(block: Json, path: str) -> str:
+    """A block as a model reads it."""
+    match block.get("type"):
+        case "search_result":
+            return _search_result(block, path)
+        case "tool_reference":  # all tools are told of, so its name says which is meant
+            return name(block.get("tool_name"), f"{path}.tool_name")
     if block.get("type") != "text":
         if not isinstance(block.get("type"), str):
             raise refused(f"{path}.type", f"must name the block's type, found {kind(block.get('type'))}")
         raise refused(path, _NO_MEDIA.format(block["type"]), "unsupported_parameter")
     return text(block.get("text"), f"{path}.text")
+
+
+def _search_result(block: Json, path: str) -> str:
+    """What was found, beneath where."""
+    title, source = (text(block.get(key), f"{path}.{key}") for key in ("title", "source"))
+    return "\n".join([title, source, *_texts(_blocks(block.get("content"), f"{path}.content"), f"{path}.content")])
 
 
 def _content(texts: list[str]) -> str | list[Message]:

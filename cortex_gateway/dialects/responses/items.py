@@ -10,7 +10,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from cortex_gateway.dialects.fields import Json, array, kind, name, obj, refused, text
-from cortex_gateway.dialects.responses.opaque import unseal
+from cortex_gateway.dialects.opaque import unseal
 from cortex_gateway.dialects.responses.tools import Tools, as_arguments, flat
 
 Message = dict[str, Any]

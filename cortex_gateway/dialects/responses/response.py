@@ -7,7 +7,7 @@ from cortex_gateway.dialects.dialect import AnswerId
 from cortex_gateway.dialects.events import Usage
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.fields import Json
-from cortex_gateway.dialects.responses.opaque import seal
+from cortex_gateway.dialects.opaque import seal
 from cortex_gateway.dialects.responses.request import RESPONSE, ResponsesRequest
 from cortex_gateway.dialects.responses.tools import Tool
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cortex_gateway.dialects.anthropic.request import MessagesRequest, decode
+from cortex_gateway.dialects.anthropic.response import signature
 from cortex_gateway.dialects.depth import deep_path
 from cortex_gateway.dialects.failure import Failure, RefusedError
 
@@ -131,6 +132,59 @@ def test_both_ways_to_ask_for_thinking(fields: dict[str, Any], wanted: bool | No
     assert chat(**fields).get("chat_template_kwargs") == expected
 
 
+def test_how_much_is_thought_is_passed_on() -> None:
+    """Line 4: the effort for the template, the budget for the engine; what is switched off has none, nor has a count."""
+    asked = chat(thinking={"type": "enabled", "budget_tokens": 2048}, output_config={"effort": "xhigh"})
+    off = {"thinking": {"type": "disabled", "budget_tokens": 2048}}
+    counting = decode(
+        b'{"model":"m","messages":[{"role":"user","content":"hi"}],"thinking":{"type":"enabled","budget_tokens":9}}',
+        counting=True,
+    )
+
+    assert (asked["reasoning_effort"], asked["thinking_token_budget"]) == ("xhigh", 2048)
+    assert not {"reasoning_effort", "thinking_token_budget"} & {*chat(), *chat(**off)}
+    assert "thinking_token_budget" not in counting.chat
+
+
+def test_a_thought_that_was_left_out_comes_back_by_its_signature() -> None:
+    """Line 5: or the next turn's prompt is not what was computed. What is shown counts where it is."""
+    sealed = {"type": "thinking", "thinking": "", "signature": signature("hm", omitted=True)}
+    shown = {**sealed, "thinking": "other"}
+
+    assert said(HI, assistant(sealed, text("a")), HI)[1]["reasoning_content"] == "hm"
+    assert said(HI, assistant(shown, text("a")), HI)[1]["reasoning_content"] == "other"
+    assert request(thinking={"type": "adaptive", "display": "omitted"}).omits_thinking
+    assert not request(thinking={"type": "adaptive", "display": "summarized"}).omits_thinking
+
+
+def test_a_system_turn_may_say_nothing() -> None:
+    """4.4, line 4: one that only carries settings; as a string and as one block it is the same turn (line 2)."""
+    settings = {"role": "system", "output_config": {"effort": "high"}}
+    words = [{"role": "system", "content": content} for content in ("now", [text("now")])]
+
+    assert said(HI, settings, {**settings, "content": []}) == [HI]
+    assert said(HI, words[0]) == said(HI, words[1])
+
+
+def test_what_another_service_did_between_the_turns_is_left_out() -> None:
+    """Line 14: its searches and their results are for its own eyes; the log says so."""
+    used = {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}
+    found = {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}
+    asked = request([HI, assistant(text("I look."), used, found, text("So.")), HI])
+
+    assert asked.chat["messages"][1]["content"] == [text("I look."), text("So.")]
+    assert [sentence.split("'")[1] for sentence in asked.dropped] == ["server_tool_use", "web_search_tool_result"]
+
+
+def test_results_of_searches_and_names_of_tools_are_text() -> None:
+    """Line 15: whoever ran the tool found them."""
+    found = {"type": "search_result", "title": "T", "source": "http://x", "content": [text("one"), text("two")]}
+    reference = {"type": "tool_reference", "tool_name": "f"}
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [found, reference]}
+
+    assert said(user(result))[0]["content"] == [text("T\nhttp://x\none\ntwo"), text("f")]
+
+
 @pytest.mark.parametrize("config", ["output_config", "output_format"])
 def test_a_format_binds_the_answer(config: str) -> None:
     """As it is now, and as it was in the beta."""
@@ -172,6 +226,7 @@ def test_server_tools_are_accepted_and_left_out(kind: str) -> None:
 
     assert "tools" not in chat(tools=[server], tool_choice={"type": "auto"})
     assert len(chat(tools=[server, WEATHER])["tools"]) == 1
+    assert kind in request(tools=[server]).dropped[0]
 
 
 def test_a_typed_tool_with_a_schema_is_a_function() -> None:
@@ -292,7 +347,7 @@ def test_sampling_keeps_its_values() -> None:
     assert "stop" not in chat(stop_sequences=[])
 
 
-@pytest.mark.parametrize("kind", ["image", "document", "search_result", "server_tool_use", "tool_reference"])
+@pytest.mark.parametrize("kind", ["image", "document", "container_upload", "server_tool_use", "compaction"])
 def test_what_is_not_text_is_refused_by_name(kind: str) -> None:
     """Line 28: never dropped in silence."""
     failure = refusal([HI, user(text("see"), {"type": kind, "source": {}})])
@@ -340,6 +395,9 @@ def test_an_image_in_a_tool_result_is_refused_with_its_path() -> None:
         ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
         ({"thinking": True}, "thinking"),
         ({"thinking": {"type": "maybe"}}, "thinking.type"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "enabled", "budget_tokens": "9"}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "adaptive", "display": "loud"}}, "thinking.display"),
         ({"output_config": {"effort": 7}}, "output_config.effort"),
         ({"output_config": {"format": {"type": "text"}}}, "output_config.format.type"),
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
@@ -370,6 +428,8 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], path: str) -> None:
         ([user({"type": "text"})], "messages.0.content.0.text"),
         ([user({"type": "tool_result"})], "messages.0.content.0.tool_use_id"),
         ([assistant({"type": "thinking"}), HI], "messages.0.content.0.thinking"),
+        ([user({"type": "search_result", "title": "T"})], "messages.0.content.0.source"),
+        ([user({"type": "tool_reference"})], "messages.0.content.0.tool_name"),
         ([assistant({"type": "tool_use", "name": "f", "input": {}}), HI], "messages.0.content.0.id"),
         ([assistant({"type": "tool_use", "id": "t", "input": {}}), HI], "messages.0.content.0.name"),
         ([assistant({"type": "tool_use", "id": "t", "name": "f", "input": "{}"}), HI], "messages.0.content.0.input"),

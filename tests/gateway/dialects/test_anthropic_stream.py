@@ -22,6 +22,7 @@ from cortex_gateway.dialects.events import (
 )
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.grammar import GrammarError
+from cortex_gateway.dialects.opaque import unseal
 from cortex_gateway.dialects.sse import SseParser
 
 START = Start(Usage(10, 0, 4))
@@ -154,6 +155,22 @@ def test_thinking_is_signed_before_its_block_ends() -> None:
     assert deltas[2] == {"type": "signature_delta", "signature": signature("ab")}
     assert message(START, Reasoning("ab"), finish())["content"][0]["signature"] == signature("ab")
     assert signature("ab") != signature("abc")
+
+
+def test_a_thought_that_is_left_out_is_a_block_all_the_same() -> None:
+    """Of `display: omitted`: empty, with a signature that holds it, in both forms."""
+    encoder = MessageEncoder(message_id="msg_1", model="m", request_id="req_1", omits_thinking=True)
+    raw = b"".join(map(encoder.feed, (START, Reasoning("a"), Reasoning("b"), Text("c"), finish())))
+    events = [json.loads(event.data) for event in SseParser().feed(raw)]
+    whole = non_streaming_message(
+        [START, Reasoning("ab"), Text("c"), finish()], message_id="msg_1", model="m", omits_thinking=True
+    )
+
+    assert isinstance(whole, bytes)
+    blocks = json.loads(whole)["content"]
+    assert accumulated(events) == blocks
+    assert blocks[0] == {"type": "thinking", "thinking": "", "signature": signature("ab", omitted=True)}
+    assert unseal("thinking", blocks[0]["signature"]) == "ab"
 
 
 def test_a_tool_starts_empty_and_others_have_no_input() -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from cortex_gateway.dialects.dialect import AnswerId, Earlier, Kept
 from cortex_gateway.dialects.failure import Failure, RefusedError
+from cortex_gateway.dialects.opaque import seal, unseal
 from cortex_gateway.dialects.responses import request as requests
 from cortex_gateway.dialects.responses.items import SUMMARIZE, SUMMARY
-from cortex_gateway.dialects.responses.opaque import seal, unseal
 from cortex_gateway.dialects.responses.request import ResponsesRequest
 from cortex_gateway.dialects.responses.response import with_ids
 

@@ -23,8 +23,8 @@ from cortex_gateway.dialects.events import (
 )
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.grammar import GrammarError
+from cortex_gateway.dialects.opaque import unseal
 from cortex_gateway.dialects.responses import request as requests
-from cortex_gateway.dialects.responses.opaque import unseal
 from cortex_gateway.dialects.responses.stream import ResponseEncoder
 from cortex_gateway.dialects.sse import SseParser
 

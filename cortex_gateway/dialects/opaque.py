@@ -1,4 +1,4 @@
-"""What clients keep for a model and cannot read: text as `encrypted_content`, and back. Knows no item.
+"""What clients keep for a model and cannot read: text as opaque words, and back. Knows no item and no block.
 
 It is no secret, for the client was sent the same words: it is opaque, so that clients pass it on as it is.
 """
@@ -8,7 +8,7 @@ import binascii
 import zlib
 from typing import Literal
 
-Kind = Literal["reasoning", "compaction"]
+Kind = Literal["reasoning", "compaction", "thinking"]
 MOST_BYTES = 16 << 20  # of text in one; more is not ours
 _MARK = "cortex1"
 
