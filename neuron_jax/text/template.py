@@ -19,6 +19,7 @@ from jinja2 import nodes
 
 from neuron_jax.text import sandbox
 from neuron_jax.text.errors import TemplateError
+from neuron_jax.text.turns import with_reminders, without_system
 
 Message = Mapping[str, Any]
 MALFORMED = "malformed_arguments"
@@ -107,6 +108,15 @@ class ChatTemplate:
         raise refused
 
     def _ways(self, messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """As they were sent; else with system turns in words where a template has no place for them."""
+        tried: list[Sequence[Message]] = []
+        for turns in (lambda: messages, lambda: with_reminders(messages), lambda: without_system(messages)):
+            ordered = turns()
+            if ordered not in tried:
+                tried.append(ordered)
+                yield from self._spellings([dict(turn) for turn in ordered])
+
+    def _spellings(self, messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         """Absent content as none where the template asks for none, else empty.
 
         Arguments as objects, else as sent; where they are no objects and the template takes neither, within one.
