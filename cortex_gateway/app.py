@@ -13,8 +13,8 @@ from cortex_gateway.answers import Answers, AnswerStore, Bounds
 from cortex_gateway.auth import policy
 from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config
+from cortex_gateway.dialects import table
 from cortex_gateway.dialects.dialect import Count, Dialect, Fixed, Generation, KeptAnswers, Models, Row, Tokenizing
-from cortex_gateway.dialects.table import DIALECTS
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.origins import policy_of
@@ -56,13 +56,13 @@ def create_app(
     config: Config,
     guard: Guard,
     *,
-    dialects: tuple[Dialect, ...] = DIALECTS,
+    dialects: tuple[Dialect, ...] | None = None,
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     answers: Answers | None = None,
 ) -> ASGIApp:
     """The gateway's API. The fleet starts and closes with the app; which web pages may call it is said in `origins`.
 
-    `answers`: where they are kept; None = as `config` says.
+    `dialects`, and `answers`, where they are kept: None = as `config` says.
 
     Every route but the health asks `guard` who it is.
     """
@@ -77,6 +77,7 @@ def create_app(
             await gateway.answers.close()
 
     it = config.gateway
+    dialects = dialects or table.dialects(stabilize_prompts=it.stabilize_prompts)
     bounds = Bounds(keep_secs=config.answers.keep_hours * 3600, max_bytes=config.answers.max_mb << 20)
     gateway = Gateway(
         fleet=fleet,

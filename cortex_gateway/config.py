@@ -68,6 +68,7 @@ class GatewayConfig:
     metrics_listen: str = field(default="127.0.0.1:31314", validator=ADDRESS)  # host:port of /metrics
     hosts: tuple[str, ...] = field(default=(), validator=HOSTS)  # other names that the control routes answer to
     origins: tuple[str, ...] = field(default=(), validator=ORIGINS)  # other web pages that may call it
+    stabilize_prompts: bool = True  # what changes with every request of Claude Code's is left out of its prompt
     max_body_mb: int = field(default=32, validator=within(1))  # a larger request body is refused with 413
     wait_secs: float = field(default=600.0, validator=within(0))  # a request may queue this long for room on a node
     max_waiting: int = field(default=256, validator=within(1))  # requests that may queue at once

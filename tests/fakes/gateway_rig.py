@@ -14,7 +14,6 @@ from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config, GatewayConfig
 from cortex_gateway.dialects.dialect import Dialect
 from cortex_gateway.dialects.sse import SseEvent, SseParser
-from cortex_gateway.dialects.table import DIALECTS
 from tests.fakes.fleet_double import FleetDouble, MetricsDouble
 from tests.fakes.memory_transport import MemoryTransport
 from tests.fakes.neuron_double import Answer, NeuronDouble
@@ -97,7 +96,7 @@ def run(
     settings: GatewayConfig | None = None,
     keep_alive_seconds: float = 5.0,
     guard: Guard | None = None,
-    dialects: tuple[Dialect, ...] = DIALECTS,
+    dialects: tuple[Dialect, ...] | None = None,
     store: AnswerStore | None = None,
     **fleet: Any,
 ) -> None:

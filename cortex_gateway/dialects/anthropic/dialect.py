@@ -1,5 +1,7 @@
 """Anthropic's Messages over a neuron's chat: the dialect's record, and nothing of its fields."""
 
+from functools import partial
+
 import msgspec
 
 from cortex_gateway.dialects.anthropic import errors, request
@@ -12,8 +14,8 @@ from cortex_gateway.dialects.events import Finish
 from cortex_gateway.dialects.translation import Translation
 
 
-def _decode(body: bytes) -> Decoded:
-    asked = request.decode(body)
+def _decode(body: bytes, *, verbatim: bool = False) -> Decoded:
+    asked = request.decode(body, verbatim=verbatim)
     return Decoded(
         model=asked.model,
         stream=asked.stream,
@@ -47,16 +49,23 @@ def _message_id(identity: AnswerId) -> str:
     return f"msg_{identity.unique}"
 
 
-def _to_count(body: bytes) -> ToCount:
-    asked = request.decode(body, counting=True)
+def _to_count(body: bytes, *, verbatim: bool = False) -> ToCount:
+    asked = request.decode(body, counting=True, verbatim=verbatim)
     return ToCount(asked.model, asked.tokenize_body)
 
 
-ANTHROPIC = Dialect(
-    prefixes=("/v1/messages",),
-    error=errors.body,
-    routes=(
-        Generation("/v1/messages", "/v1/chat/completions", "messages", _decode),
-        Count("/v1/messages/count_tokens", _to_count, lambda count: msgspec.json.encode({"input_tokens": count})),
-    ),
-)
+def _dialect(*, verbatim: bool) -> Dialect:
+    decode, to_count = partial(_decode, verbatim=verbatim), partial(_to_count, verbatim=verbatim)
+    return Dialect(
+        prefixes=("/v1/messages",),
+        error=errors.body,
+        routes=(
+            Generation("/v1/messages", "/v1/chat/completions", "messages", decode),
+            Count("/v1/messages/count_tokens", to_count, lambda count: msgspec.json.encode({"input_tokens": count})),
+        ),
+    )
+
+
+ANTHROPIC = _dialect(verbatim=False)
+VERBATIM = _dialect(verbatim=True)
+"""The same that leaves in what changes with every request of Claude Code's."""

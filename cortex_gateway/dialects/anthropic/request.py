@@ -76,21 +76,25 @@ class MessagesRequest:
         return msgspec.json.encode({"model": model, **{key: self.chat[key] for key in TOKENIZED if key in self.chat}})
 
 
-def decode(raw: bytes, *, counting: bool = False) -> MessagesRequest:
-    """Read a body of /v1/messages, or of count_tokens, which needs no `max_tokens`. Raises RefusedError."""
+def decode(raw: bytes, *, counting: bool = False, verbatim: bool = False) -> MessagesRequest:
+    """Read a body of /v1/messages, or of count_tokens, which needs no `max_tokens`. Raises RefusedError.
+
+    `verbatim`: what changes with every request of a client's stays in its prompt.
+    """
     try:
-        return _decode(raw, counting=counting)
+        return _decode(raw, counting=counting, verbatim=verbatim)
     except RefusedError as error:
         if error.failure.code == INVALID:
             raise RefusedError(evolve(error.failure, code="invalid_anthropic_body")) from error
         raise
 
 
-def _decode(raw: bytes, *, counting: bool) -> MessagesRequest:
+def _decode(raw: bytes, *, counting: bool, verbatim: bool) -> MessagesRequest:
     top = body(raw)
     named = model(top)
     stream = flag(top["stream"], "stream") if top.get("stream") is not None else False
-    messages = [*turns.system(top.get("system") or ""), *turns.conversation(top.get("messages"))]
+    system = turns.system(top.get("system") or "", verbatim=verbatim)
+    messages = [*system, *turns.conversation(top.get("messages"))]
     chat: dict[str, Any] = {"messages": messages}
     if turns.continues(messages):
         chat.update(add_generation_prompt=False, continue_final_message=True)

@@ -18,11 +18,14 @@ Message = dict[str, Any]
 _NO_MEDIA = "content blocks of type {!r} are not supported: the models here read text only"
 _OF_SERVERS = re.compile(r"server_tool_use|mcp_tool_use|(?!tool_result$)\w+_tool_result")
 """Blocks of an assistant's turn that came from another service's own tools."""
+_BILLING = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n?")
+"""Claude Code's first line, which has a checksum of its own in every request: no later turn would begin as this one."""
 
 
-def system(value: object, path: str = "system") -> list[Message]:
-    """The top-level prompt, a string or text blocks, as at most one message."""
-    content = _content(_texts(_blocks(value, path), path))
+def system(value: object, path: str = "system", *, verbatim: bool = False) -> list[Message]:
+    """The top-level prompt, a string or text blocks, as at most one message. Without the billing line, unless `verbatim`."""
+    texts = _texts(_blocks(value, path), path)
+    content = _content(texts if verbatim else [_BILLING.sub("", text) for text in texts])
     return [{"role": "system", "content": content}] if content else []
 
 

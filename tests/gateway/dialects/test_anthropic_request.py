@@ -67,12 +67,15 @@ def test_system_comes_first_as_it_is(system: Any) -> None:
     assert said(HI, system=system) == [{"role": "system", "content": "be kind"}, HI]
 
 
-def test_the_billing_block_stays() -> None:
-    """Line 11, decided otherwise: the prompt is passed on verbatim, so whoever wants it gone says so to his client."""
+def test_the_billing_line_is_left_out() -> None:
+    """Line 11: it is another one in every request. Only at a block's beginning, and not where all is to stay verbatim."""
     billing = "x-anthropic-billing-header: cc_version=1; cch=2;"
-    (first, _) = said(HI, system=[text(billing), text("You are")])
+    rest = text(f"Say {billing}")
+    body = json.dumps({"model": "m", "max_tokens": 9, "messages": [HI], "system": [text(billing), rest]}).encode()
 
-    assert first["content"] == [text(billing), text("You are")]
+    assert said(HI, system=[text(billing), rest])[0]["content"] == f"Say {billing}"
+    assert said(HI, system=f"{billing}\nYou are\n")[0]["content"] == "You are\n"
+    assert decode(body, verbatim=True).chat["messages"][0]["content"] == [text(billing), rest]
 
 
 def test_system_turns_stay_in_their_place() -> None:

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from cortex_gateway.config import GatewayConfig
 from tests.fakes.gateway_rig import BODIES, HI, MESSAGES, Rig, events, payloads, run
 from tests.fakes.neuron_double import Answer, NeuronDouble
 
@@ -184,6 +185,26 @@ def test_a_prompt_is_counted_without_a_lease() -> None:
         assert rig.metrics.records == []
 
     run(scenario)
+
+
+@pytest.mark.parametrize("stable", [True, False])
+def test_a_prompt_begins_as_the_one_before_it(stable: bool) -> None:
+    """Claude Code's billing line changes with every request; `[gateway] stabilize_prompts` says whether it is passed on."""
+
+    async def scenario(rig: Rig) -> None:
+        for number in range(2):
+            system = [
+                {"type": "text", "text": f"x-anthropic-billing-header: cch={number};"},
+                {"type": "text", "text": "s"},
+            ]
+            await rig.post(MESSAGES, system=system)
+            await rig.client.post(COUNT, json={"model": "demo", "messages": HI, "system": system})
+        prompts = [seen.body["messages"] for seen in rig.neuron.seen]
+
+        assert (prompts[0] == prompts[2], prompts[1] == prompts[3]) == (stable, stable)
+        assert prompts[0] == prompts[1]
+
+    run(scenario, settings=GatewayConfig(hosts=("gw",), stabilize_prompts=stable))
 
 
 def test_the_first_node_that_has_the_files_counts() -> None:
