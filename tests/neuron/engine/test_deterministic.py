@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from models.native import library
+from models.registry import build as build_model
 from neuron_jax.engine import build, proof
 from neuron_jax.engine.attention.kv import choose_kv
 from neuron_jax.engine.build import assemble, design
@@ -19,7 +21,10 @@ from neuron_jax.engine.scheduler import Scheduler
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.place import load_params
 from neuron_jax.workers.frames import EngineSpec, Sampling, Submit
+from tests.fakes.expert_files import CONFIGS
+from tests.fakes.family_files import write_folder
 from tests.fakes.tiny_llama import CONFIG, write_checkpoint
+from tests.fakes.weight_files import random_tensors
 from tests.neuron.engine.test_determinism import Ticks, answers
 
 SLOTS = 12
@@ -94,14 +99,41 @@ def ways(engine: Engine) -> dict[str, dict[int, Any]]:
     }
 
 
+def experts(tmp_path: Path) -> Path:
+    model = build_model(CONFIGS["qwen3moe"], dtype=np.float32)
+    return write_folder(tmp_path / "experts", CONFIGS["qwen3moe"], random_tensors(model, seed=5))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_kernels")
+def test_experts_give_the_same_bits_by_xla(tmp_path: Path) -> None:
+    """Which tokens share a block of an expert's is not seen in them."""
+    assert_alike(served(experts(tmp_path), deterministic=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
+def test_experts_give_the_same_bits_by_the_kernels(tmp_path: Path) -> None:
+    """In steps of any size."""
+    engine = served(experts(tmp_path), speculate=0)
+
+    assert len(engine.scheduler.menu.tokens) > 1
+    assert_alike(engine)
+
+
 @pytest.mark.usefixtures("no_kernels")
 @pytest.mark.parametrize("mode", [pytest.param(one, marks=pytest.mark.slow) if "int4" in one else one for one in MODES])
 def test_it_gives_the_same_bits_however_a_request_is_served(mode: str, folder: Path) -> None:
     engine = served(folder, deterministic=True, **MODES[mode])
-    found = ways(engine)
-    engine.runner.compiler.close()
+    assert_alike(engine)
 
     assert engine.scheduler.menu.tokens == [SLOTS]
+
+
+def assert_alike(engine: Engine) -> None:
+    """The same bits however it is served."""
+    found = ways(engine)
+    engine.runner.compiler.close()
     for way, given in found.items():
         for number, answer in given.items():
             assert answer == found["alone"][number], f"{way}: request {number}"
