@@ -198,7 +198,7 @@ def read_text(path: Path) -> ModelText:
     """Reads the files at `path`, a folder or a .gguf file; some 100 ms. Raises WeightsError and TextError."""
     description = describe(path)
     source = description.tokenizer
-    tokenizer = load_tokenizer(json=source.json, gguf=source.gguf, config=source.config)
+    tokenizer = load_tokenizer(json=source.json, gguf=source.gguf, config=source.config, file=source.file)
     chat = description.chat_template
     template = (
         ChatTemplate(chat, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token) if chat is not None else None

@@ -23,7 +23,7 @@ def run_quality(
     """Records of progress, and {"quality": ...} for each of `quants`. Raises LoadError."""
     source = described.tokenizer
     try:
-        tokenizer = load_tokenizer(json=source.json, gguf=source.gguf, config=source.config)
+        tokenizer = load_tokenizer(json=source.json, gguf=source.gguf, config=source.config, file=source.file)
     except TokenizerError as error:
         raise LoadError("bad_checkpoint", f"{engine.model_id}: {error}") from error
     ids = tokenizer.encode(text(), add_special=True)

@@ -1,7 +1,7 @@
 """A tokenizer out of a GGUF header; knows the `tokenizer.ggml.*` keys, must not know the file they came from."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from attrs import frozen
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -13,6 +13,7 @@ from neuron_jax.text.vocab_bytes import SPACE
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
 """Token types of the format; 1 is normal, 5 unused."""
 
+Space = Literal["always", "first"]
 KINDS = ("gpt2", "gemma4", "llama", "t5", "bert")
 """`tokenizer.ggml.model`."""
 
@@ -63,14 +64,18 @@ class GgufVocab:
         return [token for token, type_ in zip(self.tokens, self.types, strict=True) if type_ in types]
 
 
-def from_gguf(vocab: GgufVocab) -> Tokenizer:
-    """The tokenizer that the header describes. Raises TokenizerError."""
+def from_gguf(vocab: GgufVocab, *, space: Space = "always") -> Tokenizer:
+    """The tokenizer that the header describes. Raises TokenizerError.
+
+    Where BPE has a space before a text, it is put after special tokens as well, as llama.cpp does, or before the "first" piece
+    of a text only, as transformers does, and there only where the text does not begin with one.
+    """
     match vocab.kind:
         case "gpt2" | "gemma4":
             pre = _pre_tokenizer(vocab)
             return _finish(vocab, _byte_level(vocab, pre) if pre.bytes else _spaced(vocab, pre), add_bos=pre.add_bos)
         case "llama":
-            return _finish(vocab, _sentence_piece(vocab), add_bos=True)
+            return _finish(vocab, _sentence_piece(vocab, space), add_bos=True)
         case "t5":
             return _finish(vocab, _unigram(vocab), add_eos=True)
         case "bert":
@@ -115,13 +120,17 @@ def _spaced(vocab: GgufVocab, pre: PreTokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _sentence_piece(vocab: GgufVocab) -> Tokenizer:
+def _sentence_piece(vocab: GgufVocab, space: Space) -> Tokenizer:
     """SentencePiece's BPE: what scores highest is merged first, over words' ends as well."""
     _check_scores(vocab)
     prefix = vocab.flag("add_space_prefix", default=True)
     tokenizer = Tokenizer(_bpe(vocab, _merges(vocab), unk_token=_unknown(vocab), fuse_unk=True, byte_fallback=True))
-    first = [normalizers.Prepend(SPACE)] if prefix else []
-    tokenizer.normalizer = normalizers.Sequence([*_cleaning(vocab), *first, normalizers.Replace(" ", SPACE)])
+    if prefix and space == "first":
+        tokenizer.normalizer = normalizers.Sequence(_cleaning(vocab))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, space, split=False)
+    else:
+        first = [normalizers.Prepend(SPACE)] if prefix else []
+        tokenizer.normalizer = normalizers.Sequence([*_cleaning(vocab), *first, normalizers.Replace(" ", SPACE)])
     tokenizer.decoder = _spaced_decoder(strip=prefix)
     return tokenizer
 

@@ -17,23 +17,35 @@ from neuron_jax.text.gguf_vocab import GgufVocab, from_gguf
 from neuron_jax.text.parts import PartEncoder, TokenCount
 from neuron_jax.text.prompt import Rendered, names_pattern
 from neuron_jax.text.spelling import USUAL_CHARS, spelling_of
+from neuron_jax.text.token_files import from_file, named
 from neuron_jax.text.vocab_bytes import strips_leading_space, token_bytes
 
 
-def load_tokenizer(*, json: bytes | None, gguf: Mapping[str, Any] | None, config: Mapping[str, Any]) -> "Tokenizer":
-    """A tokenizer from tokenizer.json's bytes or, without them, from the `tokenizer.ggml.*` keys of a GGUF header.
+def load_tokenizer(
+    *,
+    json: bytes | None,
+    gguf: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
+    file: tuple[str, bytes] | None = None,
+) -> "Tokenizer":
+    """A tokenizer from tokenizer.json's bytes or, without them, from the `tokenizer.ggml.*` keys of a GGUF header or from
+    another `file`, its name and its bytes (see `neuron_jax.text.token_files`).
 
     `config` is tokenizer_config.json, or {}: it names the begin and end tokens. Raises TokenizerError.
     """
+    bos, eos = named(config, "bos_token"), named(config, "eos_token")
     if json is not None:
-        return Tokenizer(_parse(json), bos_token=_named(config, "bos_token"), eos_token=_named(config, "eos_token"))
+        return Tokenizer(_parse(json), bos_token=bos, eos_token=eos)
+    if file is not None:
+        backend, first, last = from_file(*file, config)
+        return Tokenizer(backend, bos_token=bos or first, eos_token=eos or last)
     if gguf is None:
         raise TokenizerError("the model has no tokenizer: neither tokenizer.json nor a GGUF header with a vocabulary")
     vocab = GgufVocab.read(gguf)
     return Tokenizer(
         from_gguf(vocab),
-        bos_token=_named(config, "bos_token") or vocab.named("bos"),
-        eos_token=_named(config, "eos_token") or vocab.named("eos"),
+        bos_token=bos or vocab.named("bos"),
+        eos_token=eos or vocab.named("eos"),
     )
 
 
@@ -209,13 +221,3 @@ def _parse(json: bytes) -> tokenizers.Tokenizer:
     backend.no_truncation()  # what its authors trained with; a prompt is refused, never cut
     backend.no_padding()
     return backend
-
-
-def _named(config: Mapping[str, Any], key: str) -> str | None:
-    """A token of tokenizer_config.json, which is a string or a record with `content`."""
-    value = config.get(key)
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    if value is not None and not isinstance(value, str):
-        raise TokenizerError(f"tokenizer_config.json: {key} is {value!r}; a string or a record with content is allowed")
-    return value

@@ -21,12 +21,15 @@ from neuron_jax.weights.spec import Checkpoint
 _TOKENIZER = "tokenizer.ggml."
 _MOST = 2**31
 GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tekken.json", "tokenizer.model")
+"""What a folder's tokenizer is read from, the first that is there."""
 _GGUF_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 @frozen(eq=False)
 class TokenizerSource:
-    """Where a tokenizer comes from: the bytes of tokenizer.json, or the `tokenizer.ggml.*` keys of a GGUF header.
+    """Where a tokenizer comes from: the bytes of tokenizer.json, the `tokenizer.ggml.*` keys of a GGUF header, or another
+    file, its name and its bytes.
 
     `config` is tokenizer_config.json, empty without one.
     """
@@ -34,6 +37,7 @@ class TokenizerSource:
     json: bytes | None
     gguf: Mapping[str, Any] | None
     config: Mapping[str, Any]
+    file: tuple[str, bytes] | None = None
 
 
 @frozen(eq=False)
@@ -91,24 +95,32 @@ def _of_gguf(path: Path, checkpoint: GgufCheckpoint) -> ModelDescription:
 
 
 def _of_folder(folder: Path, checkpoint: Checkpoint) -> ModelDescription:
-    tokenizer = folder / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise bad_checkpoint(folder, ["has no tokenizer.json"])
-    content = read_whole(tokenizer)
-    try:
-        msgspec.json.decode(content, type=_TokenizerFile)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise bad_checkpoint(tokenizer, [f"not a tokenizer: {error}"]) from error
     config = _optional_json(folder / "tokenizer_config.json")
     advice = _optional_json(folder / GENERATION_CONFIG)
     return _description(
         folder,
         checkpoint,
-        tokenizer=TokenizerSource(json=content, gguf=None, config=config),
+        tokenizer=_tokenizer(folder, config),
         chat_template=_chat_template(folder, config),
         advice=advice,
         ends=[advice.get("eos_token_id") or checkpoint.config.get("eos_token_id")],
     )
+
+
+def _tokenizer(folder: Path, config: Mapping[str, Any]) -> TokenizerSource:
+    """tokenizer.json where it is there: it says the most."""
+    path = next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+    path = path or next(iter(sorted(folder.glob("*.tiktoken"))), None)
+    if path is None:
+        raise bad_checkpoint(folder, [f"has no {', '.join(TOKENIZER_FILES)} or .tiktoken file"])
+    content = read_whole(path)
+    if path.name != TOKENIZER_FILES[0]:
+        return TokenizerSource(json=None, gguf=None, config=config, file=(path.name, content))
+    try:
+        msgspec.json.decode(content, type=_TokenizerFile)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise bad_checkpoint(path, [f"not a tokenizer: {error}"]) from error
+    return TokenizerSource(json=content, gguf=None, config=config)
 
 
 def _description(
