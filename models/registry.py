@@ -2,11 +2,13 @@
 
 import importlib
 from collections.abc import Iterator
+from typing import Any, cast
 
 from models.config import architectures
 from models.errors import ModelError
 from models.gguf import GgufTable
-from models.spec import Config, Family, Model, Outline
+from models.pooling import has_pooling, read_pooling
+from models.spec import Config, Embedder, Family, Model, Outline, Purpose
 
 FAMILIES = [
     "models.llama",
@@ -23,6 +25,8 @@ FAMILIES = [
     "models.granite",
     "models.phi3",
     "models.smollm3",
+    "models.bert",
+    "models.modernbert",
 ]
 """Modules with a `FAMILY`."""
 
@@ -52,13 +56,35 @@ def family_of(config: Config) -> Family:
 
 def read(config: Config) -> Outline:
     """What a model of this config would be. Raises ModelError with every misfit."""
-    return family_of(config).read(config)
+    outline = family_of(config).read(config)
+    read_pooling(config)
+    return outline
+
+
+def purpose(config: Config) -> Purpose:
+    """What a checkpoint is for: a decoder that was saved with a pooling embeds. Raises ModelError for unknown families."""
+    usual = family_of(config).purpose(config)
+    return "embed" if usual == "generate" and has_pooling(config) else usual
 
 
 def build(config: Config, **choices: object) -> Model:
     """The model of a checkpoint's config; `choices` as in `models.spec.Build`. Raises ModelError with every misfit."""
-    made: Model = family_of(config).build(config, **choices)  # type: ignore[arg-type]  # the family says what is wrong
-    return made
+    family = family_of(config)
+    if family.purpose(config) != "generate":
+        raise ModelError(f"config of {', '.join(architectures(config))}", ["it embeds texts, and generates none"])
+    return cast(Model, family.build(config, **choices))  # type: ignore[arg-type]  # the family says what is wrong
+
+
+def build_embedder(config: Config, **choices: object) -> Embedder:
+    """The same of a config whose `purpose` is to embed or to score. Raises ModelError with every misfit."""
+    family = family_of(config)
+    built = family.build(config, **choices)  # type: ignore[arg-type]  # the family says what is wrong
+    if family.purpose(config) != "generate":
+        return cast(Embedder, built)
+    from models.encoder.decoder import embedding_decoder  # brings JAX
+
+    stored: Any = choices.get("storage")
+    return embedding_decoder(cast(Model, built), read_pooling(config), config["hidden_size"], stored)
 
 
 def gguf_tables() -> dict[str, GgufTable]:

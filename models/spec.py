@@ -12,7 +12,7 @@ Dimension letters, used all over `models/` and `neuron_jax/engine/`:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from attrs import frozen
@@ -22,6 +22,7 @@ from models.gguf import GgufTable
 if TYPE_CHECKING:
     import jax
 
+    from models.encoder.texts import Texts
     from models.native.ops import Norm
 
 Params = Any
@@ -194,7 +195,40 @@ class Model(Outline, Protocol):
         ...
 
 
+class Embedder(Outline, Protocol):
+    """A network of whole texts, bound as a `Model` is. It keeps nothing of a text, so it has no caches and its `layers` are
+    none. What it makes of a text is a vector, or a score (`Family.purpose`), of `width` values. `heads` look at once.
+    """
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def heads(self) -> int: ...
+
+    @property
+    def widest(self) -> int: ...
+
+    @property
+    def param_specs(self) -> Mapping[str, Any]: ...
+
+    @property
+    def rules(self) -> Sequence[Any]: ...
+
+    def embed(self, params: Params, texts: "Texts") -> "jax.Array":
+        """Texts that were packed into rows -> float32 [N, width], one line for each."""
+        ...
+
+
 Config = Mapping[str, Any]
+
+Purpose = Literal["generate", "embed", "score"]
+"""What a checkpoint is for: to go on with texts, to make vectors of them, or to say how well two of them go together."""
+
+
+def generates(_: Config) -> Purpose:
+    """What decoders are for."""
+    return "generate"
 
 
 class Build(Protocol):
@@ -218,13 +252,14 @@ class Build(Protocol):
         dtype: Any = None,
         native: bool = False,
         storage: Mapping[str, Any] | None = None,
-    ) -> Model: ...
+    ) -> "Model | Embedder": ...
 
 
 @frozen
 class Family:
     """What `models.registry` knows of a family. `architectures` are names in config.json, `model_types` those of configs
     that name no architecture, as the text part of a larger model does. `read` raises ModelError with every misfit.
+    `purpose` says what a checkpoint with a config of the family is for.
     """
 
     architectures: tuple[str, ...]
@@ -232,3 +267,4 @@ class Family:
     read: Callable[[Config], Outline]
     build: Build
     gguf: tuple[GgufTable, ...] = ()
+    purpose: Callable[[Config], Purpose] = generates

@@ -20,7 +20,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.engine": ({"models", "neuron_jax.workers.frames", "neuron_jax.constraints"}, JAX),
     "neuron_jax.text": (set(), set()),
     "neuron_jax.weights": (
-        {"models." + x for x in ("config", "errors", "gguf", "registry", "spec", "storage", "wrapper")},
+        {"models." + x for x in ("config", "errors", "gguf", "pooling", "registry", "spec", "storage", "wrapper")},
         {"httpx"},
     ),
     "neuron_jax.weights.place": ({"models"}, JAX),
@@ -36,6 +36,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"models"} | {"neuron_jax." + x for x in ("engine", "errors", "hardware", "weights")},
         JAX,
     ),
+    "neuron_jax.workers.embed": ({"models"} | {"neuron_jax." + x for x in ("engine", "errors", "weights")}, JAX),
     "neuron_jax.quality": ({"neuron_jax." + x for x in ("errors", "text", "weights", "workers")}, set()),
     "neuron_jax.quality.measure": ({"models"}, JAX),
     "neuron_jax.quality.worker": ({"models", "neuron_jax.weights", "neuron_jax.workers"}, JAX),

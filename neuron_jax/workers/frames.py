@@ -4,6 +4,8 @@
     daemon -> engine   LoadEngine (first, once), Vocabulary (once, where it is needed), Submit, Cancel, Shutdown
     engine -> daemon   Progress*, then Ready or EngineFailed; after Ready: StepOutputs, one a step, and LoadReport when idle
 
+A model that reads whole texts is sent Embed in place of Submit, and answers with Vectors.
+
 A model may be served by several processes, its ranks (`GroupMember`). Rank 0, the leader, speaks all of the above; the others
 
     daemon -> rank     LoadEngine (first, once), Shutdown
@@ -11,7 +13,8 @@ A model may be served by several processes, its ranks (`GroupMember`). Rank 0, t
 
 which the leader says as well, before all of these `Listening`. Every rank says `Pulse` all the time.
 
-Ids, ints, floats and strings cross; arrays never do. When either side closes the socket the engine process ends.
+Ids, ints, floats and strings cross, and finished vectors as bytes; no other array does. When either side closes the socket
+the engine process ends.
 """
 
 import struct
@@ -141,6 +144,17 @@ class Submit(Struct, tag="submit", frozen=True, omit_defaults=True):
     thoughts: Thoughts | None = None
 
 
+class Embed(Struct, tag="embed", frozen=True, omit_defaults=True):
+    """Make a vector of each of `texts` (ids, at least one each), or a score. Answered by `Vectors` until none is left.
+
+    `seconds`: of each text the place where its second part begins, where a model tells two parts apart; 0 = there is none.
+    """
+
+    request: int
+    texts: list[list[int]]
+    seconds: list[int] = []
+
+
 class Cancel(Struct, tag="cancel", frozen=True):
     """Forget the request within one step. Unknown or finished requests are ignored; no output follows."""
 
@@ -212,6 +226,7 @@ class Ready(Struct, tag="ready", frozen=True):
     devices: tuple[str, ...]
     plan: tuple[MemoryRow, ...]
     load_seconds: float
+    width: int = 0  # values of what is made of a text; 0: it generates
     deterministic: bool = False
     deterministic_reason: str = ""
     threads: int = 0
@@ -280,8 +295,17 @@ class LoadReport(Struct, tag="report", frozen=True):
     load: EngineLoad
 
 
-Command = LoadEngine | Vocabulary | Submit | Cancel | Shutdown
-Event = Progress | Listening | Joined | Sane | Pulse | Ready | EngineFailed | StepOutputs | LoadReport
+class Vectors(Struct, tag="vectors", frozen=True):
+    """What was made of some texts of a request, those at `places`: `values` are as many lines of little-endian float32."""
+
+    request: int
+    places: list[int]
+    values: bytes
+    load: EngineLoad
+
+
+Command = LoadEngine | Vocabulary | Submit | Embed | Cancel | Shutdown
+Event = Progress | Listening | Joined | Sane | Pulse | Ready | EngineFailed | StepOutputs | Vectors | LoadReport
 
 _HEADER = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()

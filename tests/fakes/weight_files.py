@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from models.mapping import Rule
-from models.spec import Model
+from models.spec import Embedder, Model
 from models.storage import Blocks, Storage
 
 _DTYPES = {
@@ -25,7 +25,7 @@ _DTYPES = {
 }
 
 
-def random_tensors(model: Model, seed: int = 0) -> dict[str, np.ndarray]:
+def random_tensors(model: Model | Embedder, seed: int = 0) -> dict[str, np.ndarray]:
     """A checkpoint for `model` under Hugging Face names, float32; the same for the same seed and config."""
     parts = [part for rule in model.rules if isinstance(rule, Rule) for part in rule.parts]
     shapes = {part.name: part.shape for part in parts}

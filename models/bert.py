@@ -1,0 +1,101 @@
+"""BERT and XLM-RoBERTa: MiniLM, BGE and E5 with their rerankers, multilingual or not; must not know files or jax.
+
+Read from top to bottom. What an encoder may differ in is listed in `models.encoder.record`. Bidirectional, learned
+positions, a norm behind attention and behind the MLP. XLM-RoBERTa is a BERT whose positions begin behind its padding
+token's number, and which tells no kinds of tokens apart. Tried against transformers: all-MiniLM-L6-v2, and small random
+models of both. https://arxiv.org/abs/1810.04805, https://arxiv.org/abs/1911.02116.
+"""
+
+from models.config import MOST_LAYERS, Keys, architectures
+from models.encoder.family import FIRST, SCORES, encoder_family, labels, pooling_of, scores
+from models.encoder.record import Classifier, Encoder, Kind, Layer
+from models.spec import Config
+
+BERT, ROBERTA = "Bert", "XLMRoberta"
+ARCHITECTURES = tuple(name + end for name in (BERT, ROBERTA, "Roberta") for end in ("Model", SCORES))
+_ROBERTAS = ("xlm-roberta", "roberta")
+_ACTIVATIONS: dict[str, Kind] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+
+
+def read(config: Config) -> Encoder:
+    """What the family reads of a config.json. Raises ModelError with every misfit."""
+    kind, ranks = _kind(config), scores(config)
+    name = next(iter(architectures(config)), kind + "Model")
+    keys = Keys(config, name)
+    hidden, heads = keys.size("hidden_size"), keys.size("num_attention_heads")
+    positions = keys.size("max_position_embeddings")
+    first = 0 if kind == BERT else keys.size("pad_token_id", 1, least=0) + 1
+    keys.choice("position_embedding_type", {"absolute": None}, "absolute")
+    classifier = Classifier(labels(keys)) if ranks else None
+    layer = Layer()
+    found = Encoder(
+        architecture=name,
+        vocab_size=keys.size("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=keys.size("intermediate_size"),
+        heads=heads,
+        max_positions=max(positions - first, 1),
+        epsilon=keys.number("layer_norm_eps", 1e-12),
+        stack=(layer,) * keys.size("num_hidden_layers", most=MOST_LAYERS),
+        pooling=FIRST if ranks else pooling_of(keys),
+        activation=keys.choice("hidden_act", _ACTIVATIONS, "gelu"),
+        positions=positions,
+        first_position=first,
+        token_types=keys.size("type_vocab_size", 2),
+        classifier=classifier,
+    )
+    if hidden % heads:
+        keys.refuse(f"hidden_size {hidden} does not divide among {heads} attention heads")
+    keys.check()
+    return found
+
+
+def _kind(config: Config) -> str:
+    named = architectures(config)
+    if named:
+        return BERT if named[0].startswith(BERT) else ROBERTA
+    return ROBERTA if config.get("model_type") in _ROBERTAS else BERT
+
+
+_LAYER = "encoder.layer.{}."
+_BASE = {
+    "tokens": "embeddings.word_embeddings",
+    "positions": "embeddings.position_embeddings",
+    "types": "embeddings.token_type_embeddings",
+    "embedding_norm": "embeddings.LayerNorm",
+    "q": _LAYER + "attention.self.query",
+    "k": _LAYER + "attention.self.key",
+    "v": _LAYER + "attention.self.value",
+    "out": _LAYER + "attention.output.dense",
+    "attention_norm": _LAYER + "attention.output.LayerNorm",
+    "up": _LAYER + "intermediate.dense",
+    "down": _LAYER + "output.dense",
+    "mlp_norm": _LAYER + "output.LayerNorm",
+}
+_HEADS = {
+    BERT: {"head.dense": "bert.pooler.dense", "head.scores": "classifier"},
+    ROBERTA: {"head.dense": "classifier.dense", "head.scores": "classifier.out_proj"},
+}
+
+
+def names(config: Config) -> dict[str, str]:
+    """What its checkpoint calls the tensors: of a model that scores, under the name of what is below its head."""
+    if not scores(config):
+        return _BASE
+    kind = _kind(config)
+    prefix = "bert." if kind == BERT else "roberta."
+    return {what: prefix + stem for what, stem in _BASE.items()} | _HEADS[kind]
+
+
+FAMILY = encoder_family(
+    architectures=ARCHITECTURES,
+    model_types=("bert", *_ROBERTAS),
+    read=read,
+    names=names,
+    ignored=(r"pooler\.dense\.(weight|bias)",),
+)

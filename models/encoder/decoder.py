@@ -1,0 +1,81 @@
+"""A decoder that embeds: its last hidden states, pooled; knows any `models.spec.Model`, must not know families.
+
+Qwen3-Embedding is one: causal attention over the whole text, and the state of its last token. https://arxiv.org/abs/2506.05176
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from attrs import evolve, frozen
+
+from models.encoder.texts import Causal, Texts, normalized, pool
+from models.errors import ModelError
+from models.mapping import Ignore, Rule
+from models.pooling import Pooling
+from models.spec import LayerSpec, Model, PagedLayer, Params
+
+_PREFIX = "model."
+
+
+@frozen(eq=False)
+class DecoderEmbedder:
+    """`models.spec.Embedder` over a decoder."""
+
+    model: Model
+    pooling: Pooling
+    heads: int
+    width: int
+    rules: Sequence[Rule | Ignore]
+
+    @property
+    def architecture(self) -> str:
+        return self.model.architecture
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        return self.model.max_positions
+
+    @property
+    def layers(self) -> Sequence[LayerSpec]:
+        """None: nothing is kept of a text."""
+        return ()
+
+    @property
+    def widest(self) -> int:
+        return self.model.widest
+
+    @property
+    def param_specs(self) -> Mapping[str, Any]:
+        return self.model.param_specs
+
+    def embed(self, params: Params, texts: Texts) -> jax.Array:
+        """See `models.spec.Embedder`."""
+        tokens, positions = texts.tokens.reshape(-1), texts.positions.reshape(-1)
+        hidden, _ = self.model.forward(params, tokens, positions, Causal(texts.owner), [None] * len(self.model.layers))
+        pooled = pool(hidden, texts, self.pooling)
+        return normalized(pooled) if self.pooling.normalize else pooled
+
+
+def embedding_decoder(model: Model, pooling: Pooling, width: int, stored: Mapping[str, Any] | None) -> DecoderEmbedder:
+    """`model` as one that embeds in `width` values. `stored`: its checkpoint's tensors by name.
+
+    Raises ModelError for layers that whole texts are not read with.
+    """
+    layers = [layer for layer in model.layers if isinstance(layer, PagedLayer)]
+    if len(layers) < len(model.layers) or any(layer.soft_cap is not None or layer.sinks for layer in layers):
+        raise ModelError(model.architecture, ["models with recurrent states, soft caps or sinks do not embed"])
+    heads = max(layer.kv_heads * layer.group for layer in layers)
+    bare = stored is not None and not any(name.startswith(_PREFIX) for name in stored)
+    return DecoderEmbedder(model, pooling, heads, width, tuple(map(_bare, model.rules)) if bare else model.rules)
+
+
+def _bare(rule: Rule | Ignore) -> Rule | Ignore:
+    """For a checkpoint of the network below the head alone, as sentence-transformers writes it."""
+    if isinstance(rule, Ignore):
+        return rule
+    return evolve(rule, parts=tuple(evolve(part, name=part.name.removeprefix(_PREFIX)) for part in rule.parts))

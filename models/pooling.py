@@ -1,0 +1,87 @@
+"""How a text's hidden states become one vector, read from what sentence-transformers writes; must not know jax or files.
+
+A folder's modules.json, and the config.json of each module that has one, stand in a config under `MODULES`:
+`[{"type": "Transformer"}, {"type": "Pooling", "config": {...}}, {"type": "Normalize"}]`. Types are without their package,
+which changes with its versions. https://sbert.net/docs/package_reference/sentence_transformer/modules.html
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from attrs import frozen
+
+from models.errors import ModelError
+
+MODULES = "sentence_transformers_modules"
+
+Kind = Literal["mean", "cls", "lasttoken"]
+_KINDS: Mapping[str, Kind] = {"mean": "mean", "cls": "cls", "lasttoken": "lasttoken"}
+_FLAGS: Mapping[str, str] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+}
+
+
+@frozen
+class Pooling:
+    """`kind`: the mean over a text's tokens, or its first ("cls") or last one alone. `normalize`: to length 1."""
+
+    kind: Kind = "mean"
+    normalize: bool = False
+
+
+def has_pooling(config: Mapping[str, Any]) -> bool:
+    """Whether a config was saved with a pooling, and so is of a model of embeddings whatever its architecture."""
+    return any(_type_of(module) == "Pooling" for module in _modules(config))
+
+
+def read_pooling(config: Mapping[str, Any]) -> Pooling:
+    """The pooling of a config; the mean where none was saved, as sentence-transformers has it. Raises ModelError."""
+    modules = _modules(config)
+    if not modules:
+        return Pooling()
+    types = [_type_of(module) for module in modules]
+    known = {"Transformer", "Pooling", "Normalize"}
+    strange = [f"the module {name} is not supported" for name in types if name not in known]
+    kinds = [_kind(module.get("config")) for module, name in zip(modules, types, strict=True) if name == "Pooling"]
+    if not strange and types not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        strange.append(f"the modules are {', '.join(types)}, must be Transformer, Pooling and at most Normalize")
+    misfits = [*strange, *(kind for kind in kinds if kind not in _KINDS)]
+    if misfits:
+        raise ModelError("modules.json", misfits)
+    return Pooling(_KINDS[kinds[0]], "Normalize" in types)
+
+
+def dimensions(config: Mapping[str, Any]) -> Sequence[int]:
+    """To how many values a vector may be cut: to those that a model was trained for, where its config says so in the words
+    of vLLM. https://arxiv.org/abs/2205.13147."""
+    width, listed = config.get("hidden_size"), config.get("matryoshka_dimensions")
+    if type(width) is not int:
+        return ()
+    if isinstance(listed, list):
+        return sorted({width, *(size for size in listed if type(size) is int and 0 < size < width)})
+    return range(1, width + 1) if config.get("is_matryoshka") is True else (width,)
+
+
+def _kind(config: Any) -> str:
+    """The one kind that a Pooling's config names, or what is wrong with it."""
+    if not isinstance(config, Mapping):
+        return "a Pooling has no config.json"
+    named = config.get("pooling_mode")
+    found = [named] if isinstance(named, str) else [kind for flag, kind in _FLAGS.items() if config.get(flag) is True]
+    if len(found) == 1 and found[0] in _KINDS:
+        return found[0]
+    return f"the pooling is {' and '.join(found) or 'not named'}, must be one of {', '.join(_KINDS)}"
+
+
+def _modules(config: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    found = config.get(MODULES)
+    return found if isinstance(found, list) and all(isinstance(module, Mapping) for module in found) else ()
+
+
+def _type_of(module: Mapping[str, Any]) -> str:
+    return str(module.get("type"))

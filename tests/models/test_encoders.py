@@ -1,0 +1,228 @@
+"""Encoders against transformers: states of each token, vectors of texts packed among others, scores; for each family."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import mapping
+from models.encoder.texts import BLOCK, Texts, attend
+from models.errors import ModelError
+from models.pooling import MODULES
+from models.registry import build, build_embedder, purpose, read
+from models.spec import Config
+from neuron_jax.engine.embedding.line import Call, TextOfRequest
+from neuron_jax.engine.embedding.runner import packed
+from neuron_jax.engine.embedding.sizes import CallSize, fill
+from tests.fakes import quick
+from tests.fakes.weight_files import random_tensors
+
+_BASE: dict[str, Any] = {
+    "hidden_size": 36,
+    "intermediate_size": 43,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "vocab_size": 67,
+    "max_position_embeddings": 64,
+}
+_ONE = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+_MODERN = _BASE | {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "cls_token_id": 1,
+    "eos_token_id": 2,
+    "sep_token_id": 2,
+    "local_attention": 8,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "bert": _BASE | {"architectures": ["BertModel"], "model_type": "bert"},
+    "bert that scores": _BASE | _ONE | {"architectures": ["BertForSequenceClassification"], "model_type": "bert"},
+    "xlm-roberta": _BASE
+    | {
+        "architectures": ["XLMRobertaModel"],
+        "model_type": "xlm-roberta",
+        "type_vocab_size": 1,
+        "pad_token_id": 1,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "relu",
+    },
+    "xlm-roberta that scores": _BASE
+    | _ONE
+    | {
+        "architectures": ["XLMRobertaForSequenceClassification"],
+        "model_type": "xlm-roberta",
+        "type_vocab_size": 1,
+        "pad_token_id": 1,
+    },
+    "modernbert": _MODERN | {"architectures": ["ModernBertModel"], "model_type": "modernbert"},
+    "modernbert with biases, that scores by the mean": _MODERN
+    | _ONE
+    | {
+        "architectures": ["ModernBertForSequenceClassification"],
+        "model_type": "modernbert",
+        "num_hidden_layers": 3,
+        "global_attn_every_n_layers": 2,
+        "global_rope_theta": 5000.0,
+        "local_rope_theta": 100.0,
+        "norm_bias": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "classifier_bias": True,
+        "classifier_pooling": "mean",
+    },
+}
+"""The keys of config.json by the names under which transformers' answers are kept."""
+LENGTHS = (3, 1, 30, 11, 17)
+TEXTS = [(2 + np.arange(length) * 31 % 65).tolist() for length in LENGTHS]
+SECOND = 2
+"""Where the second part of each text begins, where there is one."""
+DATA = Path(__file__).parent.parent / "data" / "transformers-encoders.npz"
+
+
+def pooled(config: Config, kind: str = "mean", *, normalize: bool = False) -> dict[str, Any]:
+    """The config as sentence-transformers would have saved it."""
+    modules = [{"type": "Transformer"}, {"type": "Pooling", "config": {f"pooling_mode_{kind}": True}}]
+    return {**config, MODULES: [*modules, {"type": "Normalize"}] if normalize else modules}
+
+
+def call_of(texts: list[list[int]], size: CallSize, second: int = 0) -> Call:
+    """All of them in one call."""
+    asked = [TextOfRequest(0, at, ids, second if len(ids) > second else 0) for at, ids in enumerate(texts)]
+    rows = fill(size, [len(ids) for ids in texts])
+    assert sum(map(len, rows)) == len(texts), "no room for all"
+    return Call(size, [[asked[at] for at in row] for row in rows])
+
+
+def embedded(config: Config, texts: list[list[int]], size: CallSize, second: int = 0) -> np.ndarray:
+    """[N, width] in the order of `texts`."""
+    model = build_embedder(config, dtype=jnp.float32)
+    params = mapping.load(model.rules, random_tensors(model))
+    call = call_of(texts, size, second)
+    found = np.asarray(quick.jit(model.embed)(params, packed(call)))
+    return found[np.argsort([text.index for text in call.texts])]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_vectors_and_scores_are_those_of_transformers(name: str) -> None:
+    """Texts of one token up to many, behind each other in rows: as transformers has each alone, within 1e-5."""
+    config = CASES[name]
+    scores = purpose(config) == "score"
+    found = embedded(config if scores else pooled(config, "mean_tokens"), TEXTS, CallSize(2, 40), SECOND)
+    with np.load(DATA) as expected:
+        np.testing.assert_allclose(found, expected[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cls_token", "lasttoken"])
+def test_a_text_is_also_its_first_or_its_last_token(kind: str) -> None:
+    """With one token there is no difference; with more there is, to the mean as well."""
+    config = CASES["bert"]
+    one, mean = (embedded(pooled(config, how), TEXTS, CallSize(2, 40)) for how in (kind, "mean_tokens"))
+    same = np.abs(one - mean).max(axis=1) < 1e-6
+
+    assert same.tolist() == [length == 1 for length in LENGTHS]
+
+
+def test_normalized_vectors_have_length_1() -> None:
+    """And the direction that they had."""
+    config = CASES["modernbert"]
+    bare, found = (embedded(pooled(config, "cls_token", normalize=n), TEXTS, CallSize(2, 40)) for n in (False, True))
+
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(found, bare / np.linalg.norm(bare, axis=1, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bert", pytest.param("modernbert", marks=pytest.mark.slow)])
+def test_a_text_is_the_same_alone_and_among_others(name: str) -> None:
+    """In a row of its own, wide or narrow, or behind others."""
+    config = CASES[name]
+    among = embedded(config, TEXTS, CallSize(2, 40))
+    alone = embedded(config, [TEXTS[2]], CallSize(1, 64))
+
+    np.testing.assert_allclose(among[2:3], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("reach", "causal"),
+    [(100, False), pytest.param(None, False, marks=pytest.mark.slow), pytest.param(5, True, marks=pytest.mark.slow)],
+)
+def test_wide_rows_are_computed_block_by_block(reach: int | None, *, causal: bool) -> None:
+    """With the same result as in numpy, where two texts share a row and the last block is no whole one."""
+    width, text = BLOCK + 70, BLOCK - 9
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((width, *shape)).astype(np.float32) for shape in ((2, 1, 4), (2, 4), (2, 4)))
+    owner = (np.arange(width) >= text).astype(np.int32)[None]
+    found = np.asarray(attend(q, k, v, jnp.asarray(owner), reach=reach, causal=causal))  # type: ignore[arg-type]
+    distance = np.arange(width)[:, None] - np.arange(width)
+    seen = (owner[0][:, None] == owner[0]) & (distance >= 0 if causal else True)
+    seen &= np.abs(distance) <= (width if reach is None else reach)
+    scores = np.where(seen[None], np.einsum("wkgh,skh->kws", q, k), -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    expected = np.einsum("kws,skh->wkh", weights / weights.sum(axis=-1, keepdims=True), v)[:, :, None]
+
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_decoder_embeds_by_its_last_token() -> None:
+    """Causal: what a text's last token has seen is the text, as the decoder itself computes it. Bare names are found, too."""
+    from models.attend import causal
+    from tests.models.test_references import FAMILIES
+
+    config = FAMILIES["qwen3"]["qwen3 windows, biases"]
+    wanted = pooled(config, "lasttoken", normalize=True)
+    model = build(config, dtype=jnp.float32)
+    tensors = random_tensors(model)
+    bare = {name.removeprefix("model."): value for name, value in tensors.items() if not name.startswith("lm_head")}
+    embedder = build_embedder(wanted, dtype=jnp.float32, storage=dict.fromkeys(bare))
+    call = call_of(TEXTS, CallSize(2, 40))
+    found = np.asarray(quick.jit(embedder.embed)(mapping.load(embedder.rules, bare), packed(call)))
+    params = mapping.load(model.rules, tensors)
+    positions = jnp.arange(30, dtype=jnp.int32)
+    none = [None] * len(model.layers)
+
+    @quick.jit
+    def last(tokens: jax.Array) -> jax.Array:
+        return model.forward(params, tokens, positions, causal(), none)[0]
+
+    number = [text.index for text in call.texts].index(2)
+    expected = np.asarray(last(jnp.asarray(TEXTS[2], jnp.int32)))[-1]
+
+    assert purpose(wanted) == "embed"
+    np.testing.assert_allclose(found[number], expected / np.linalg.norm(expected), rtol=0, atol=1e-5)
+
+
+def test_places_without_a_text_make_no_nan() -> None:
+    """A call with one text and much room."""
+    call = call_of([[3, 4]], CallSize(2, 32))
+    texts: Texts = packed(call)
+    model = build_embedder(CASES["bert"], dtype=jnp.float32)
+    found = quick.jit(model.embed)(mapping.load(model.rules, random_tensors(model)), texts)
+
+    assert np.isfinite(np.asarray(found)).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (CASES["bert"] | {"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        (CASES["bert"] | {"num_attention_heads": 5}, "36 does not divide among 5"),
+        (CASES["bert that scores"] | {"id2label": {"0": "a", "1": "b"}}, "2 labels"),
+        (pooled(CASES["bert"], "max_tokens"), "the pooling is max"),
+        (CASES["bert"] | {MODULES: [{"type": "Transformer"}, {"type": "Dense"}]}, "the module Dense is not supported"),
+        (CASES["modernbert"] | {"layer_types": ["full_attention"]}, "layer_types"),
+    ],
+)
+def test_what_an_encoder_does_not_do_is_refused_by_name(config: Config, words: str) -> None:
+    """When its config is read, so that nobody has to load it."""
+    with pytest.raises(ModelError, match=words):
+        read(config)
+
+
+def test_an_encoder_is_not_built_to_generate() -> None:
+    """Nor split, nor in another format of weights."""
+    with pytest.raises(ModelError, match="embeds texts, and generates none"):
+        build(CASES["bert"])
+    with pytest.raises(ModelError, match=r"quant 'int8' is not supported.*one device"):
+        build_embedder(CASES["bert"], quant="int8", tensor_parallel=2)
