@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from models.spec import Purpose
 from neuron_jax.common.reader import read_record
 from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.errors import LoadError
@@ -17,12 +18,13 @@ from neuron_jax.weights.errors import WeightsError
 @frozen
 class Entry:
     """One loadable model. `path` is where its files are, None when they would have to be fetched, or when `absent` says
-    why the path that is configured for it holds none."""
+    why the path that is configured for it holds none. `purpose`: what it is for, as far as its name says it."""
 
     id: str
     aliases: tuple[str, ...]
     path: Path | None
     absent: str | None = None
+    purpose: Purpose = "generate"
 
 
 class Catalogue:
@@ -101,7 +103,9 @@ class Catalogue:
         local = {model.id: model.path for model in sources.local_models(self._cache)}
         for model_id in dict.fromkeys((*self._configured, *sources.BUILT_IN, *local)):
             path = local.get(model_id) or self.locate(model_id)
-            yield Entry(model_id, self.aliases(model_id), path, self._absent(model_id) if path is None else None)
+            absent = self._absent(model_id) if path is None else None
+            built_in = sources.BUILT_IN.get(model_id)
+            yield Entry(model_id, self.aliases(model_id), path, absent, built_in.purpose if built_in else "generate")
 
     def _absent(self, model_id: str) -> str | None:
         spec = self._configured.get(model_id)

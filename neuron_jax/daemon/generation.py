@@ -233,7 +233,7 @@ class _Seen:
 
 async def _run(host: ServingModel, job: GenerationJob) -> AsyncGenerator[Event, None]:
     """One run of `job`, on the engine that there is now or is next."""
-    async with aclosing(_until_ready(host)) as silence:
+    async with aclosing(until_ready(host)) as silence:
         async for quiet in silence:
             yield quiet
     bound = any(submit.constraint is not None for submit in job.submits)
@@ -252,7 +252,7 @@ async def _run(host: ServingModel, job: GenerationJob) -> AsyncGenerator[Event, 
                 yield event
 
 
-async def _until_ready(host: ServingModel) -> AsyncGenerator[Quiet, None]:
+async def until_ready(host: ServingModel) -> AsyncGenerator[Quiet, None]:
     """Ends when there is an engine to submit to. Raises Problem when there will be none, or not in the longest wait."""
     loop = asyncio.get_running_loop()
     limit = host.admission.max_wait_secs

@@ -9,7 +9,7 @@ from attrs import frozen
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from neuron_jax.daemon.generation import Again, Ended, Event, GenerationJob, Grown
+from neuron_jax.daemon.generation import Again, Ended, Event, Grown, Usage
 from neuron_jax.workers.frames import EngineLoad
 
 OUTCOMES = ("ok", "cancelled", "rejected", "error")
@@ -47,6 +47,16 @@ class Gauges(Protocol):
     def model_gauges(self) -> Iterable[ModelGauges]: ...
 
     def device_gauges(self) -> Iterable[DeviceGauges]: ...
+
+
+class Counted(Protocol):
+    """A request whose tokens are counted: a `GenerationJob`, or one of whole texts."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def usage(self) -> Usage: ...
 
 
 class Metrics:
@@ -119,7 +129,7 @@ class Metrics:
         """The exposition format."""
         return generate_latest(self._registry)
 
-    def count(self, model: str, outcome: str, seconds: float, job: GenerationJob | None) -> None:
+    def count(self, model: str, outcome: str, seconds: float, job: Counted | None) -> None:
         """One request is over; called by `RequestTimer`."""
         assert outcome in OUTCOMES, outcome
         if model not in self._known:
@@ -174,7 +184,7 @@ class RequestTimer:
                 self._last.clear()
                 self._metrics.ran_again(self._model)
 
-    def end(self, outcome: str, job: GenerationJob | None) -> None:
+    def end(self, outcome: str, job: Counted | None) -> None:
         """`outcome` is one of OUTCOMES; `job` carries the tokens of a request that was admitted.
 
         The first text counts here and not when it came: until now it could have been of an answer that was begun anew.

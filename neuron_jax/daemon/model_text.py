@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from models.spec import Purpose
 from neuron_jax.daemon.advice import read_advice
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
 from neuron_jax.text import formats
@@ -46,14 +47,23 @@ class Encoded:
     ends: tuple[int, ...] = ()
 
 
+CAPABILITIES: Mapping[Purpose, tuple[str, ...]] = {
+    "generate": ("text",),
+    "embed": ("embeddings",),
+    "score": ("rerank", "score"),
+}
+"""What a model can be asked for, as GET /models says it."""
+
+
 @frozen
 class Abilities:
     """`tool_call`: calls of tools are understood, which are written in `tool_format`: `generic` where the template has no place
-    for tools and gets a prompt of ours. `reasoning`: it may think first."""
+    for tools and gets a prompt of ours. `reasoning`: it may think first. `capabilities`: see `CAPABILITIES`."""
 
     tool_call: bool = False
     tool_format: str | None = None
     reasoning: bool = False
+    capabilities: tuple[str, ...] = CAPABILITIES["generate"]
 
 
 @frozen(eq=False)
@@ -95,7 +105,7 @@ class ModelText:
     @property
     def abilities(self) -> "Abilities":
         """What its template can do."""
-        return _abilities(self.template)
+        return _abilities(self.description, self.template)
 
     @property
     def tool_format(self) -> str | None:
@@ -163,6 +173,11 @@ class ModelText:
             raise unsupported("suffix", "suffix: this model has no tokens for filling in the middle; leave it out.")
         return Encoded(tokens.prompt(self.tokenizer, before, behind, most), continues=True, ends=tokens.ends)
 
+    def encode_start(self, name: str, prompt: str | list[int], most: int) -> list[int]:
+        """The same, of a prompt with more than `most` tokens only the first of them."""
+        ids = prompt[:most] if isinstance(prompt, list) else self.tokenizer.encode_start(prompt, most)
+        return self.encode_prompt(name, ids, most).ids
+
     def check_ids(self, name: str, ids: Sequence[int]) -> None:
         """Raises Problem when one of `ids` is no token of this model."""
         worst = max(ids, default=0)
@@ -215,7 +230,7 @@ def read_facts(path: Path) -> ModelFacts | Broken:
         description = describe(path)
         chat = description.chat_template
         template = ChatTemplate(chat, bos_token=None, eos_token=None) if chat is not None else None
-        return ModelFacts(description, _abilities(template))
+        return ModelFacts(description, _abilities(description, template))
     except (WeightsError, TextError, OSError) as error:
         _log.warning("%s cannot be loaded: %s", path, error)
         return Broken(str(error))
@@ -231,11 +246,12 @@ def _texts(content: str | Sequence[Mapping[str, Any]] | None) -> Sequence[str]:
     return [part["text"] for part in content]
 
 
-def _abilities(template: ChatTemplate | None) -> Abilities:
-    if template is None:
-        return Abilities()
+def _abilities(description: ModelDescription, template: ChatTemplate | None) -> Abilities:
+    able = CAPABILITIES[description.purpose]
+    if template is None or description.purpose != "generate":
+        return Abilities(capabilities=able)
     found = _tool_format(template) if template.supports_tools else "generic"
-    return Abilities(found is not None, found, template.supports_thinking)
+    return Abilities(found is not None, found, template.supports_thinking, able)
 
 
 def _tool_format(template: ChatTemplate) -> str | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from litestar import MediaType, Request, Response, get, post
 
-from neuron_jax.daemon import loading, service, views
+from neuron_jax.daemon import embeddings, loading, service, views
 from neuron_jax.daemon.problems import Problem
 from neuron_jax.daemon.responses import json_response, primed
 from neuron_jax.daemon.service import NeuronServices
@@ -95,6 +95,24 @@ async def completions(request: Ask) -> Response[Any]:
     return await service.complete(of(request), request, service.COMPLETIONS)
 
 
+@post("/v1/embeddings")
+async def embed(request: Ask) -> Response[Any]:
+    """OpenAI's embeddings."""
+    return await embeddings.ask(of(request), request, embeddings.EMBEDDINGS)
+
+
+@post("/v1/rerank")
+async def rerank(request: Ask) -> Response[Any]:
+    """Documents in the order in which they go with a query, as Cohere and Jina have it."""
+    return await embeddings.ask(of(request), request, embeddings.RERANK)
+
+
+@post("/v1/score")
+async def score(request: Ask) -> Response[Any]:
+    """How well pairs of texts go together, as vLLM has it."""
+    return await embeddings.ask(of(request), request, embeddings.SCORE)
+
+
 @post("/tokenize")
 async def tokenize(request: Ask) -> Response[Any]:
     """Counts the tokens of a chat or a prompt."""
@@ -127,6 +145,9 @@ ROUTES = (
     model_part,
     chat,
     completions,
+    embed,
+    rerank,
+    score,
     tokenize,
     detokenize,
     metrics,

@@ -19,6 +19,7 @@ from neuron_jax.daemon.admission import AdmissionQueue, Reservation
 from neuron_jax.daemon.bodies import read_body
 from neuron_jax.daemon.chat_wire import ChatAnswer, ChatStream
 from neuron_jax.daemon.completion_wire import CompletionAnswer, CompletionStream
+from neuron_jax.daemon.embed_schema import refuse_kind
 from neuron_jax.daemon.fields import decode_object
 from neuron_jax.daemon.generation import HEARTBEAT, Admitted, Again, Event, GenerationJob, Grown, Quiet, generate
 from neuron_jax.daemon.lifecycle import Lifecycle
@@ -139,8 +140,9 @@ COMPLETIONS = GenerationRoute("cmpl-", read_completion, _completion_job, Complet
 async def complete(neuron: NeuronServices, request: Ask, route: GenerationRoute) -> Response[Any]:
     """POST /v1/chat/completions and /v1/completions, from body to answer."""
     began = time.monotonic()
-    wanted, size = await _read(neuron, request, route.read)
+    wanted, size = await read_request(neuron, request, route.read)
     resident = neuron.lifecycle.serving(wanted.params.model)
+    refuse_kind(wanted.params.model, resident.text.abilities.capabilities, "text")
     if isinstance(wanted, ChatRequest):
         wanted = with_bound_calls(wanted, resident.text)
     asked = ReceivedRequest(wanted, size, resident, route, neuron.metrics.begin(resident.id, began))
@@ -151,7 +153,7 @@ async def complete(neuron: NeuronServices, request: Ask, route: GenerationRoute)
 
 async def tokenize(neuron: NeuronServices, request: Ask) -> dict[str, Any]:
     """POST /tokenize."""
-    wanted, size = await _read(neuron, request, read_tokenize)
+    wanted, size = await read_request(neuron, request, read_tokenize)
     text, limit = await neuron.lifecycle.text(wanted.model)
     with neuron.counting.enter(1) as reservation:
         while not await reservation.wait(HEARTBEAT):
@@ -166,7 +168,7 @@ async def tokenize(neuron: NeuronServices, request: Ask) -> dict[str, Any]:
 
 async def detokenize(neuron: NeuronServices, request: Ask) -> dict[str, Any]:
     """POST /detokenize."""
-    wanted, size = await _read(neuron, request, read_detokenize)
+    wanted, size = await read_request(neuron, request, read_detokenize)
     text, _ = await neuron.lifecycle.text(wanted.model)
     text.check_ids("tokens", wanted.tokens)
     return {"prompt": await neuron.offload(size, partial(text.tokenizer.decode, wanted.tokens, skip_special=False))}
@@ -183,7 +185,7 @@ async def _count(
     return (await neuron.offload(size, partial(text.encode_chat, prompt, tools=False, most=most))).ids
 
 
-async def _read(neuron: NeuronServices, request: Ask, read: Callable[[dict[str, Any]], T]) -> tuple[T, int]:
+async def read_request(neuron: NeuronServices, request: Ask, read: Callable[[dict[str, Any]], T]) -> tuple[T, int]:
     """What the request asks for, and how many bytes said so. Raises Problem."""
     body = await read_body(request)
     return await neuron.offload(len(body), lambda: read(decode_object(body))), len(body)

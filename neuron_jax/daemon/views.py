@@ -12,7 +12,7 @@ from neuron_jax.common.addresses import Address, parse_address
 from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.model_files import ModelFiles, Offered
-from neuron_jax.daemon.model_text import Abilities, Broken, ModelFacts
+from neuron_jax.daemon.model_text import CAPABILITIES, Abilities, Broken, ModelFacts, read_facts
 from neuron_jax.daemon.replica import Replica
 from neuron_jax.daemon.resident import ResidentModel
 from neuron_jax.daemon.responses import json_response
@@ -25,7 +25,6 @@ from neuron_jax.workers.frames import EngineSpec, Progress
 from neuron_jax.workers.process import EngineProcess
 
 MIB = 1 << 20
-CAPABILITIES = ["text"]
 Json = dict[str, Any]
 
 
@@ -153,9 +152,15 @@ def endpoint(lifecycle: Lifecycle, model_id: str, host: str) -> Response[bytes]:
 
 async def capabilities(lifecycle: Lifecycle, model_id: str) -> Response[bytes]:
     """GET /models/{id}/capabilities: 404 means that nothing here tells, which is not an empty list."""
-    if lifecycle.resident(model_id) is None and await asyncio.to_thread(lifecycle.catalogue.locate, model_id) is None:
+    resident = lifecycle.resident(model_id)
+    if resident is not None and resident.known_text is not None:
+        return json_response({"capabilities": resident.known_text.abilities.capabilities})
+    path = await asyncio.to_thread(lifecycle.catalogue.locate, model_id)
+    if path is None and resident is None:
         return json_response({"error": f"nothing is known about {model_id} here"}, 404)
-    return json_response({"capabilities": CAPABILITIES})
+    facts = None if path is None else await asyncio.to_thread(read_facts, path)
+    able = facts.abilities if isinstance(facts, ModelFacts) else Abilities()
+    return json_response({"capabilities": able.capabilities})
 
 
 def resident_info(lifecycle: Lifecycle, resident: ResidentModel) -> Json:
@@ -175,7 +180,7 @@ def resident_info(lifecycle: Lifecycle, resident: ResidentModel) -> Json:
         told = zip(resident.replicas, status.replicas, strict=True)
         info["replicas"] = [replica_info(replica, replica_status) for replica, replica_status in told]
     if resident.serving:
-        info["limit"] = limit(resident.max_context)
+        info["limit"] = limit(resident.max_context, abilities)
     if status.progress is not None:
         info["progress"] = progress(status.progress)
     if status.last_error is not None:
@@ -222,17 +227,20 @@ def replica_info(replica: Replica, status: ReplicaStatus) -> Json:
 def unloaded_info(files: ModelFiles, offered: Offered) -> Json:
     """ModelInfo of something that could be loaded; limits and sizes only where its files are here."""
     entry, facts = offered.entry, offered.facts
-    info = _info(entry.id, entry.aliases, "unloaded", facts.abilities if isinstance(facts, ModelFacts) else Abilities())
+    unread = Abilities(capabilities=CAPABILITIES[entry.purpose])
+    info = _info(entry.id, entry.aliases, "unloaded", facts.abilities if isinstance(facts, ModelFacts) else unread)
     if isinstance(facts, Broken):
         info["servable"] = {"ok": False, "reason": "bad_checkpoint", "detail": facts.reason}
     elif facts is not None:
-        info["limit"] = limit(files.context_limit(entry.id, facts.description))
+        info["limit"] = limit(files.context_limit(entry.id, facts.description), facts.abilities)
         info["vram_estimate_mb"] = -(-files.least_bytes(entry.id, facts.description) // MIB)
     return info
 
 
-def limit(context: int) -> Json:
-    """The limits of a model: one token of the context is always the answer's."""
+def limit(context: int, abilities: Abilities) -> Json:
+    """The limits of a model: of one that generates, one token of the context is always the answer's."""
+    if "text" not in abilities.capabilities:
+        return {"context": context, "input": context, "output": 0}
     return {"context": context, "input": context - 1, "output": context - 1}
 
 
@@ -249,7 +257,7 @@ def _info(model_id: str, aliases: tuple[str, ...], status: str, abilities: Abili
         "status": status,
         "devices": [],
         "vram_used_mb": None,
-        "capabilities": CAPABILITIES,
+        "capabilities": list(abilities.capabilities),
         "tool_call": abilities.tool_call,
         "tool_format": abilities.tool_format,
         "reasoning": abilities.reasoning,

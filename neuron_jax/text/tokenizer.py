@@ -20,6 +20,9 @@ from neuron_jax.text.spelling import USUAL_CHARS, spelling_of
 from neuron_jax.text.token_files import from_file, named
 from neuron_jax.text.vocab_bytes import strips_leading_space, token_bytes
 
+CHARS_OF_TOKEN = 32
+"""Characters of a text that are read for each token that is kept of it: more than any ordinary text needs."""
+
 
 def load_tokenizer(
     *,
@@ -106,6 +109,39 @@ class Tokenizer:
         count.close()
         return ids
 
+    def encode_start(self, text: str, most: int) -> list[int]:
+        """As `encode` with what is put around a prompt, but of a text with more than `most` tokens only the first ones.
+
+        Raises TooManyTokensError for a text that is too long even to be cut: so much of it may stand for nothing.
+        """
+        before, after = self._around
+        room = max(0, most - len(before) - len(after))
+        start = text[: CHARS_OF_TOKEN * (room + 1)]
+        ids = self._encoder.encode(start, TokenCount(None, len(start)))
+        if len(start) < len(text) and len(ids) <= room:
+            return self.encode(text, add_special=True, most=most)
+        return [*before, *ids[:room], *after]
+
+    def encode_pair(self, first: str, second: str, *, most: int | None = None) -> tuple[list[int], int]:
+        """Ids of two texts as the tokenizer joins them, and the place of the first token that it counts as the second's;
+        0 where it does not tell them apart. Raises TooManyTokensError where there are more than `most`, and UncutTextError.
+        """
+        before, between, after, apart = self._around_pair
+        left = None if most is None else max(0, most - len(before) - len(between) - len(after))
+        ids = [*before, *self._joined(first, most, left), *between]
+        place = len(ids) if apart else 0
+        left = None if left is None else left - len(ids) + len(before) + len(between)
+        return [*ids, *self._joined(second, most, left), *after], place
+
+    def _joined(self, text: str, most: int | None, left: int | None) -> list[int]:
+        """Bare ids, at most `left`. What is too long is told of against `most`, with what stands around it."""
+        try:
+            return self.encode(text, add_special=False, most=left)
+        except TooManyTokensError as error:
+            assert most is not None, "nothing was bounded"
+            assert left is not None, "nothing was bounded"
+            raise TooManyTokensError(error.tokens + most - left, exact=error.exact) from error
+
     def encode_rendered(self, rendered: Rendered, *, most: int | None = None) -> list[int]:
         """Ids of a chat's prompt. Raises TooManyTokensError and UncutTextError."""
         if rendered.mark:
@@ -176,6 +212,18 @@ class Tokenizer:
         fits = (at for at in range(len(whole) - len(inner) + 1) if whole[at : at + len(inner)] == inner)
         at = next(fits, len(whole))
         return whole[:at], whole[at + len(inner) :]
+
+    @cached_property
+    def _around_pair(self) -> tuple[list[int], list[int], list[int], bool]:
+        """What is put before, between and after two texts, and whether the second's tokens are marked as such."""
+        probes = ("a", "b")
+        whole = self._backend.encode(*probes, add_special_tokens=True)
+        one, two = (self._backend.encode(probe, add_special_tokens=False).ids for probe in probes)
+        first = next(at for at in range(len(whole.ids)) if whole.ids[at : at + len(one)] == one)
+        then = first + len(one)
+        second = next(at for at in range(then, len(whole.ids)) if whole.ids[at : at + len(two)] == two)
+        after = whole.ids[second + len(two) :]
+        return whole.ids[:first], whole.ids[then:second], after, whole.type_ids[second] == 1
 
     @cached_property
     def _verbatim(self) -> PartEncoder:

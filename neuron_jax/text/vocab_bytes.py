@@ -27,6 +27,7 @@ def strips_leading_space(description: Mapping[str, Any]) -> bool:
     return any(
         (step["type"] == "Strip" and step["start"] > 0)
         or (step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never")
+        or step["type"] == "WordPiece"
         for step in steps(description.get("decoder"), "decoders")
     )
 
@@ -46,8 +47,17 @@ def _converter(description: Mapping[str, Any]) -> Callable[[str], bytes]:
         return _byte_level
     if kinds and set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
         return _sentence_piece
+    if kinds == ["WordPiece"]:
+        return _word_piece
     found = " + ".join(kinds) or "none"
-    raise TokenizerError(f"tokenizer.json has the decoder {found}; ByteLevel and SentencePiece's are understood")
+    raise TokenizerError(
+        f"tokenizer.json has the decoder {found}; ByteLevel, SentencePiece's and WordPiece are understood"
+    )
+
+
+def _word_piece(token: str) -> bytes:
+    """Words stand apart; what goes on with one begins with ##."""
+    return token.removeprefix("##").encode() if token.startswith("##") else f" {token}".encode()
 
 
 def _sentence_piece(token: str) -> bytes:

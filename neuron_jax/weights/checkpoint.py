@@ -4,6 +4,7 @@ from pathlib import Path
 
 from neuron_jax.weights.errors import bad_checkpoint
 from neuron_jax.weights.gguf_checkpoint import GgufCheckpoint
+from neuron_jax.weights.modules import read_modules
 from neuron_jax.weights.quantized.checkpoint import FolderCheckpoint
 from neuron_jax.weights.spec import Checkpoint, TensorInfo
 from neuron_jax.weights.text_part import text_part
@@ -14,7 +15,7 @@ __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 def open_checkpoint(path: Path) -> Checkpoint:
     """A .gguf file, or a folder with config.json and safetensors. Raises WeightsError listing all misfits."""
     if path.is_dir():
-        return text_part(FolderCheckpoint(path))
+        return text_part(FolderCheckpoint(path, read_modules(path)))
     if path.is_file():
         return GgufCheckpoint(path)
     raise bad_checkpoint(path, ["neither a folder nor a file"])

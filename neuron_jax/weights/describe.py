@@ -1,6 +1,6 @@
 """What a model's files say about it besides tensors: limits, tokenizer, template, advice; must not know jax or HTTP."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ import msgspec
 from attrs import frozen
 
 from models.errors import ModelError
-from models.registry import read
-from models.spec import Outline
+from models.pooling import dimensions
+from models.registry import purpose, read
+from models.spec import Outline, Purpose
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.errors import bad_checkpoint
 from neuron_jax.weights.gguf_checkpoint import GgufCheckpoint
@@ -42,8 +43,8 @@ class TokenizerSource:
 
 @frozen(eq=False)
 class ModelDescription:
-    """A model without its tensors. `config` in config.json's terms; `outline` is what its family reads of it;
-    `generation_config` is the authors' advice.
+    """A model without its tensors. `config` in config.json's terms; `outline` is what its family reads of it, and `purpose`
+    what it is for; `generation_config` is the authors' advice.
     """
 
     config: Mapping[str, Any]
@@ -55,11 +56,17 @@ class ModelDescription:
     bos_id: int | None
     parameters: int
     weight_bytes: int
+    purpose: Purpose = "generate"
 
     @property
     def context_length(self) -> int:
         """Tokens."""
         return self.outline.max_positions
+
+    @property
+    def dimensions(self) -> Sequence[int]:
+        """To how many values its vectors may be cut."""
+        return dimensions(self.config)
 
 
 class _TokenizerFile(msgspec.Struct):
@@ -151,6 +158,7 @@ def _description(
         bos_id=next(iter(_ids([config.get("bos_token_id")])), None),
         parameters=sum(prod(info.shape) for info in checkpoint.tensors.values()),
         weight_bytes=sum(info.nbytes for info in checkpoint.tensors.values()),
+        purpose=purpose(config),
     )
 
 

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from models import mapping
 from models.errors import ModelError
 from models.sharding import named_sharding
-from models.spec import Model, Params
+from models.spec import Embedder, Model, Params
 from neuron_jax.weights.errors import bad_checkpoint
 from neuron_jax.weights.spec import Checkpoint
 
@@ -17,7 +17,7 @@ Report = Callable[[str, int, int, str], None]
 """Called with phase, done, total, unit."""
 
 
-def load_params(model: Model, checkpoint: Checkpoint, mesh: Mesh, report: Report) -> Params:
+def load_params(model: Model | Embedder, checkpoint: Checkpoint, mesh: Mesh, report: Report) -> Params:
     """Every parameter of `model`, sharded over `mesh` by its logical axes; progress in bytes read, phase "weights".
 
     Host memory beyond the weights is that of the largest parameter. Raises WeightsError with all misfits.

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -67,11 +68,12 @@ class _Stored:
 class SafetensorsFolder:
     """The tensors as they lie in the files, whatever they mean. Files stay open, tensors are read one at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises WeightsError listing all that is wrong with the files, config.json included."""
+    def __init__(self, folder: Path, beside: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """`beside`: what belongs to the config and stands in other files. Raises WeightsError listing all that is wrong with
+        the files, config.json included."""
         self._open = ExitStack()
         try:
-            self.config = read_json(folder / "config.json")
+            self.config = {**read_json(folder / "config.json"), **beside}
             self._stored = _scan(folder, self._open)
         except BaseException:
             self._open.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 from attrs import frozen
 
 from neuron_jax.weights import hub
-from neuron_jax.weights.builtin import BUILT_IN, BuiltInModel, fetch_built_in, local_file
+from neuron_jax.weights.builtin import BUILT_IN, BuiltInFolder, BuiltInModel, fetch_built_in, local_file
 from neuron_jax.weights.download import Report
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.gguf_parts import part_names, whole_models
@@ -16,6 +16,7 @@ from neuron_jax.weights.hub import Hub
 __all__ = [
     "BUILT_IN",
     "BuiltIn",
+    "BuiltInFolder",
     "BuiltInModel",
     "Folder",
     "GgufSource",

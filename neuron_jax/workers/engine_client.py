@@ -13,7 +13,7 @@ import msgspec
 
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers import frames
-from neuron_jax.workers.frames import EngineLoad, EngineSpec, Output, Progress, Ready, Sane, Submit
+from neuron_jax.workers.frames import EngineLoad, EngineSpec, Output, Progress, Ready, Sane, Submit, Vectors
 from neuron_jax.workers.process import CUDA_SHARE, DEFAULT_COMMAND, EngineProcess, engine_environment
 from neuron_jax.workers.watchdog import Verdict
 
@@ -124,6 +124,41 @@ class Outputs:
         return item
 
 
+class TextVectors:
+    """What is made of the texts of one request: use it inside `with`; leaving cancels what is open."""
+
+    def __init__(self, client: "EngineClient", request: int, count: int) -> None:
+        self._client = client
+        self._request = request
+        self._left = count
+        self._queue: asyncio.Queue[Vectors | EngineDied] = asyncio.Queue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._left:
+            self._client.forget(self._request)
+
+    @property
+    def open(self) -> int:
+        """Texts of which nothing was made yet."""
+        return self._left
+
+    async def next(self) -> Vectors:
+        """What was made of the next texts. Raises EngineDied when the process is gone."""
+        item = await self._queue.get()
+        if isinstance(item, EngineDied):
+            self._left = 0
+            raise _again(item)
+        self._left -= len(item.places)
+        return item
+
+    def put(self, item: Vectors | EngineDied) -> None:
+        """Called by the client's reader only."""
+        self._queue.put_nowait(item)
+
+
 class EngineClient:
     """One engine. `await EngineClient.start(...)`, `submit`, `await close()`; use it from one event loop."""
 
@@ -136,6 +171,7 @@ class EngineClient:
         self._leader: EngineProcess
         self._report = report
         self._streams: dict[int, Outputs] = {}
+        self._vectors: dict[int, tuple[TextVectors, int]] = {}  # whose they are, and how many are to come
         self._idle = asyncio.Event()
         self._idle.set()
         self._next = 1
@@ -194,7 +230,7 @@ class EngineClient:
     @property
     def open(self) -> int:
         """Submissions in flight."""
-        return len(self._streams)
+        return len(self._streams) + len(self._vectors)
 
     def submit(self, *submits: Submit, vocabulary: Callable[[], frames.Vocabulary] | None = None) -> Outputs:
         """Starts `submits` side by side, each under a number of the engine's. Raises EngineDied when it is gone already.
@@ -215,8 +251,21 @@ class EngineClient:
             self._leader.send(msgspec.structs.replace(submit, request=request))
         return outputs
 
+    def embed(self, texts: Sequence[list[int]], seconds: Sequence[int]) -> TextVectors:
+        """Starts to make something of `texts`, ids of each, as in `frames.Embed`. Raises EngineDied when it is gone already."""
+        if self.died.done():
+            raise _again(self.died.result())
+        assert texts, "nothing to embed"
+        request = self._next
+        self._next += 1
+        vectors = TextVectors(self, request, len(texts))
+        self._vectors[request] = (vectors, len(texts))
+        self._idle.clear()
+        self._leader.send(frames.Embed(request, list(texts), list(seconds) if any(seconds) else []))
+        return vectors
+
     def forget(self, request: int) -> None:
-        """Cancels a submission; called by `Outputs`."""
+        """Cancels a submission; called by `Outputs` and `TextVectors`."""
         if self._remove(request):
             self._leader.send(frames.Cancel(request))
 
@@ -283,6 +332,9 @@ class EngineClient:
                 self.load = load
                 for output in outputs:
                     self._deliver(output)
+            case Vectors():
+                self.load = event.load
+                self._hand_over(event)
             case frames.LoadReport(load):
                 self.load = load
             case Progress():
@@ -296,9 +348,20 @@ class EngineClient:
             self._remove(output.request)
         stream.put(output)
 
+    def _hand_over(self, vectors: Vectors) -> None:
+        waiting, left = self._vectors.get(vectors.request, (None, 0))
+        if waiting is None:
+            return
+        left -= len(vectors.places)
+        if left:
+            self._vectors[vectors.request] = (waiting, left)
+        else:
+            self._remove(vectors.request)
+        waiting.put(vectors)
+
     def _remove(self, request: int) -> bool:
-        known = self._streams.pop(request, None) is not None
-        if not self._streams:
+        known = self._streams.pop(request, None) is not None or self._vectors.pop(request, None) is not None
+        if not self.open:
             self._idle.set()
         return known
 
@@ -308,7 +371,10 @@ class EngineClient:
         self.died.set_result(error)
         for stream in set(self._streams.values()):
             stream.put(error)
+        for vectors, _ in self._vectors.values():
+            vectors.put(error)
         self._streams.clear()
+        self._vectors.clear()
         self._idle.set()
 
 

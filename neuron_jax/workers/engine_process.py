@@ -24,12 +24,13 @@ from attrs import define, field
 
 from neuron_jax.common.log_format import log_to_stderr
 from neuron_jax.errors import LoadError
-from neuron_jax.workers import watchdog
+from neuron_jax.workers import embed, watchdog
 from neuron_jax.workers.follow import LeaderLinks, follow
 from neuron_jax.workers.frames import (
     Cancel,
     Command,
     CommandReader,
+    Embed,
     EngineFailed,
     EngineSpec,
     Event,
@@ -116,6 +117,9 @@ def run(fd: int) -> None:
     spec = first.spec
     try:
         require(spec.platform)
+        if spec.path and embed.reads_whole_texts(spec):
+            embed.serve(embed.start(spec, daemon.tell), spec, heart, daemon.inbox, daemon.tell)
+            _end(0)
         ranks = _join_ranks(spec, daemon)
         if not spec.path:
             _smoke(spec, ranks, daemon, heart)
@@ -274,6 +278,8 @@ def _apply(engine: Any, command: Command) -> bool:
             return False
         case LoadEngine():
             raise AssertionError("an engine process loads one model, once")
+        case Embed():
+            raise AssertionError("a model that generates makes no vectors")
     return True
 
 

