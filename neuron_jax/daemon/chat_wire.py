@@ -33,6 +33,10 @@ class ChatStream:
                 return [self._chunk(index, {}, finish=finish, stop=stop)]
         return []
 
+    def idle(self) -> dict[str, Any]:
+        """A chunk that says nothing."""
+        return envelope(self._job, self._params, CHUNK, [{"index": 0, "delta": {}, "finish_reason": None}])
+
     def close(self) -> list[dict[str, Any]]:
         """The chunk after the last choice ended: usage, where it was asked for."""
         return [envelope(self._job, self._params, CHUNK, [])] if self._params.include_usage else []

@@ -33,6 +33,10 @@ class CompletionStream:
                 return [self._chunk(index, "", finish=finish, stop=stop)]
         return []
 
+    def idle(self) -> dict[str, Any]:
+        """A chunk that says nothing."""
+        return envelope(self._job, self._params, OBJECT, [{"index": 0, "text": "", "finish_reason": None}])
+
     def close(self) -> list[dict[str, Any]]:
         """The chunk after the last choice ended: usage, where it was asked for."""
         return [envelope(self._job, self._params, OBJECT, [])] if self._params.include_usage else []

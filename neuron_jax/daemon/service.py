@@ -38,7 +38,7 @@ from neuron_jax.daemon.schema import (
     read_detokenize,
     read_tokenize,
 )
-from neuron_jax.daemon.wire_common import DONE_LINE, HEARTBEAT_LINE, sse, sse_problem, usage_line
+from neuron_jax.daemon.wire_common import DONE_LINE, Beats, sse, sse_problem, usage_line
 from neuron_jax.errors import EngineDied
 
 LONG_BODY = 16 * 1024
@@ -71,6 +71,8 @@ class StreamEncoder(Protocol):
     """Events to chunks; `ChatStream` and `CompletionStream` are."""
 
     def feed(self, event: Event) -> list[dict[str, Any]]: ...
+
+    def idle(self) -> dict[str, Any]: ...
 
     def close(self) -> list[dict[str, Any]]: ...
 
@@ -228,7 +230,7 @@ async def stream_chunks(neuron: NeuronServices, asked: ReceivedRequest) -> Async
 
 
 async def _chunks(asked: ReceivedRequest, job: GenerationJob, reservation: Reservation) -> AsyncGenerator[bytes, None]:
-    encoder = asked.route.stream(job, asked.params)
+    encoder, beats = asked.route.stream(job, asked.params), Beats()
     begun, told, outcome, last = False, False, "cancelled", time.monotonic()
     try:
         async with aclosing(generate(asked.resident, job, reservation)) as events:
@@ -237,8 +239,10 @@ async def _chunks(asked: ReceivedRequest, job: GenerationJob, reservation: Reser
                 data = b"".join(sse(chunk) for chunk in encoder.feed(event))
                 if data and isinstance(event, Grown) and not told:
                     told, data = True, usage_line(job) + data
-                if not data and (isinstance(event, Quiet) or time.monotonic() - last >= HEARTBEAT):
-                    data = HEARTBEAT_LINE
+                if data:
+                    beats.broken()
+                elif isinstance(event, Quiet) or time.monotonic() - last >= HEARTBEAT:
+                    data = beats.next(encoder.idle())
                 if data or isinstance(event, Admitted):
                     begun, last = True, time.monotonic()
                     yield data

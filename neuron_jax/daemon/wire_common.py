@@ -9,6 +9,8 @@ from neuron_jax.daemon.problems import Problem
 from neuron_jax.daemon.schema import SamplingParams
 
 HEARTBEAT_LINE = b": keep-alive\n\n"
+BEATS = 10
+"""Of so many signs of life in a row one is a chunk: some clients only count what they can parse."""
 DONE_LINE = b"data: [DONE]\n\n"
 _json = msgspec.json.Encoder()
 
@@ -21,6 +23,22 @@ def sse(value: Any) -> bytes:
 def sse_problem(problem: Problem) -> bytes:
     """A failure after the stream has begun; nothing follows it."""
     return sse(problem.envelope())
+
+
+class Beats:
+    """What a client is sent that hears nothing else: comments, and now and then a chunk that says nothing."""
+
+    def __init__(self) -> None:
+        self._row = 0
+
+    def broken(self) -> None:
+        """Something else was sent."""
+        self._row = 0
+
+    def next(self, idle: dict[str, Any]) -> bytes:
+        """`idle` is the chunk."""
+        self._row += 1
+        return HEARTBEAT_LINE if self._row % BEATS else sse(idle)
 
 
 def usage(job: GenerationJob) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from cortex_gateway.dialects.openai import errors
 
 # A token of text, reasoning or a tool call. Inside JSON strings quotes are escaped, so no text can look like this.
 _TOKEN = re.compile(rb'"(?:content|reasoning_content|reasoning|text)": ?"(?=[^"])|"tool_calls": ?\[(?=[^\]])')
+BEATS = 10
+"""Of so many signs of life one is a chunk: some clients only count what they can parse."""
 _KEEP = 8192  # the last bytes hold the usage, [DONE] and any error
 _HOLD = 256 << 10  # an event larger than this is passed on in pieces
 _BLANKS = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -38,9 +40,11 @@ _NON_STREAMING_DECODER = msgspec.json.Decoder(_NonStreamingBody)
 
 
 class StreamRelay:
-    """One relayed stream, a `dialect.Answer`. `model`: what the client calls the model."""
+    """One relayed stream, a `dialect.Answer`. `model`: what the client calls the model; `idle`: a chunk that says nothing."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, idle: bytes = sse.COMMENT) -> None:
+        self._idle = idle
+        self._beats = 0
         self._ours = _named(model)
         self._theirs: bytes | None = None  # as the neuron names it, once it has
         self.passed = 0  # chunks from the first with a token on, which is one or more tokens each
@@ -67,8 +71,9 @@ class StreamRelay:
         return self._renamed(self._held) if self.done or self.failure else self.fail(CUT_SHORT)
 
     def keep_alive(self) -> bytes:
-        """A comment, which every parser skips."""
-        return sse.COMMENT
+        """A comment, which every parser skips, and now and then a chunk."""
+        self._beats += 1
+        return sse.COMMENT if self._beats % BEATS else self._idle
 
     def fail(self, failure: Failure) -> bytes:
         """The error event that ends it in the neuron's place."""

@@ -1,11 +1,17 @@
 """A passed-through stream keeps every byte, and what metrics need is read on the way."""
 
+import json
+
 import pytest
 
 from cortex_gateway.dialects.chat import CUT_SHORT
+from cortex_gateway.dialects.dialect import AnswerId, Decoded, Generation
 from cortex_gateway.dialects.events import Usage
 from cortex_gateway.dialects.openai import errors
+from cortex_gateway.dialects.openai.dialect import OPENAI
 from cortex_gateway.dialects.openai.relay import StreamRelay, non_streaming_usage, relay_non_streaming
+from cortex_gateway.dialects.sse import COMMENT as COMMENT_ONLY
+from cortex_gateway.dialects.sse import SseParser
 from tests.fakes.codec import cuts
 from tests.gateway.dialects.chat_streams import DONE, call, delta, event, finish, role, total
 
@@ -57,6 +63,31 @@ def test_a_stream_that_something_else_ends_has_its_error() -> None:
 
     assert relay.fail(CUT_SHORT) == errors.event(CUT_SHORT)
     assert relay.failure == CUT_SHORT
+
+
+def test_of_ten_signs_of_life_one_is_a_chunk() -> None:
+    """For those who count what they can parse (dialects.md 4.3.8)."""
+    relay = StreamRelay("demo", b"idle")
+
+    assert [relay.keep_alive() for _ in range(20)] == [*[COMMENT_ONLY] * 9, b"idle"] * 2
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_it_is_one_of_the_route_s_own(path: str) -> None:
+    """Without a word in it, and under the name that the client has for the model."""
+    (route,) = [row for row in OPENAI.routes if isinstance(row, Generation) and row.path == path]
+    decoded = route.decode(b'{"model":"demo"}')
+    assert isinstance(decoded, Decoded)
+    answer = decoded.answer(AnswerId("req_1", "7" * 32, 5))
+    chunk = [json.loads(event.data) for _ in range(10) for event in SseParser().feed(answer.keep_alive())]
+
+    assert [(one["model"], one["created"], len(one["choices"])) for one in chunk] == [("demo", 5, 1)]
+    assert chunk[0]["choices"][0] == {
+        "index": 0,
+        **({"delta": {}} if "chat" in path else {"text": ""}),
+        "finish_reason": None,
+    }
+    assert not answer.passed
 
 
 def test_an_enormous_event_passes_in_pieces() -> None:

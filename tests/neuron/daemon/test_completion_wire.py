@@ -5,11 +5,13 @@ from pathlib import Path
 import attrs
 import pytest
 
+from neuron_jax.daemon.chat_wire import ChatStream
 from neuron_jax.daemon.completion_wire import CompletionAnswer, CompletionStream
 from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Grown
 from neuron_jax.daemon.model_text import read_text
 from neuron_jax.daemon.prepare import Outside, completion_job
 from neuron_jax.daemon.schema import read_completion
+from neuron_jax.daemon.wire_common import HEARTBEAT_LINE, Beats, sse
 from neuron_jax.text.pieces import Text
 from neuron_jax.workers.frames import Alternative
 from tests.fakes.tiny_model import USER, write_tiny_model
@@ -82,3 +84,17 @@ def test_the_prompt_comes_before_the_answer(tmp_path: Path) -> None:
 
     assert [choice["text"] for choice in whole.body(request.params)["choices"]] == expected
     assert ["".join(one["text"] for one in told if one["index"] == index) for index in range(4)] == expected
+
+
+def test_of_ten_signs_of_life_in_a_row_one_is_a_chunk(tmp_path: Path) -> None:
+    """For clients that only count what they can parse; anything else that is sent begins the row anew."""
+    request = read_completion({"model": "m", "prompt": "x"})
+    job = completion_job(request, read_text(write_tiny_model(tmp_path)), Outside("x", 7, 1, 100))
+    beats = Beats()
+    for idle in (CompletionStream(job, request.params).idle(), ChatStream(job, request.params).idle()):
+        beats.broken()
+        sent = [beats.next(idle) for _ in range(10)]
+
+        assert sent == [*[HEARTBEAT_LINE] * 9, sse(idle)]
+        assert idle["choices"][0].get("text", "") == ""
+        assert not idle["choices"][0].get("delta")
