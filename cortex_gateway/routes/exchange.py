@@ -74,6 +74,7 @@ class Route:
         need: the scopes of which a key must have one; None: whoever asks.
         label: what metrics call requests on it; None for what generates nothing and is not counted.
         metered: whether a key's limits count it.
+        json_only: as that of the dialect; off where no body is read into anything.
     """
 
     method: Method
@@ -82,6 +83,7 @@ class Route:
     need: policy.AcceptedScopes | None
     label: str | None = None
     metered: bool = True
+    json_only: bool = True
 
     def handler(self) -> HTTPRouteHandler:
         """As the framework takes it. HEAD is asked where GET is."""
@@ -99,7 +101,8 @@ def exchange(gateway: Gateway, route: Route) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         http: HTTPScope = scope  # type: ignore[assignment]  # only HTTP handlers return this app
         dialect = gateway.spoken(http["path"])
-        client = Client(http, receive, send, stream_type=dialect.stream_type, json_only=dialect.json_only)
+        json_only = dialect.json_only and route.json_only
+        client = Client(http, receive, send, stream_type=dialect.stream_type, json_only=json_only)
         record = Record(route.label or "", client.request_id)
         handler = _Handler(gateway, route, client, record)
         try:

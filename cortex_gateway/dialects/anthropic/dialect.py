@@ -9,9 +9,26 @@ from cortex_gateway.dialects.anthropic.request import MessagesRequest
 from cortex_gateway.dialects.anthropic.response import non_streaming_message
 from cortex_gateway.dialects.anthropic.stream import MessageEncoder
 from cortex_gateway.dialects.chat import decode_non_streaming
-from cortex_gateway.dialects.dialect import AnswerId, Count, Decoded, Dialect, Generation, NonStreamingAnswer, ToCount
+from cortex_gateway.dialects.dialect import (
+    AnswerId,
+    Count,
+    Decoded,
+    Dialect,
+    Fixed,
+    Generation,
+    NonStreamingAnswer,
+    ToCount,
+)
 from cortex_gateway.dialects.events import Finish
+from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.translation import Translation
+
+NO_BATCHES = Failure(
+    404,
+    "invalid_request_error",
+    "unsupported_route",
+    "Batches are not supported here: send the messages one by one, as many at once as there is room for.",
+)
 
 
 def _decode(body: bytes, *, verbatim: bool = False) -> Decoded:
@@ -61,6 +78,8 @@ def _dialect(*, verbatim: bool) -> Dialect:
         error=errors.body,
         routes=(
             Generation("/v1/messages", "/v1/chat/completions", "messages", decode),
+            Fixed("POST", "/v1/messages/batches", NO_BATCHES),
+            Fixed("GET", "/v1/messages/batches", NO_BATCHES),
             Count("/v1/messages/count_tokens", to_count, lambda count: msgspec.json.encode({"input_tokens": count})),
         ),
     )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import msgspec
+from attrs import evolve
 
 from cortex_gateway.dialects.chat import decode_non_streaming
 from cortex_gateway.dialects.dialect import (
@@ -26,7 +27,7 @@ from cortex_gateway.dialects.openai import errors
 from cortex_gateway.dialects.responses import request as requests
 from cortex_gateway.dialects.responses.request import Asked, ResponsesRequest
 from cortex_gateway.dialects.responses.response import response_id, with_ids
-from cortex_gateway.dialects.responses.stream import ResponseEncoder
+from cortex_gateway.dialects.responses.stream import NO_SUMMARY, ResponseEncoder
 from cortex_gateway.dialects.translation import Translation
 
 PATH = "/v1/responses"
@@ -78,6 +79,42 @@ def _decoded(asked: Asked, earlier: Earlier) -> Decoded:
         keep=(lambda identity: _keep(request, identity)) if asked.store else None,
         dropped=request.dropped,
     )
+
+
+def _compact(body: bytes) -> Decoded | GoesOn:
+    """The same with an item that asks for a summary of all before it, answered in one piece and not kept."""
+    asked = requests.read(body)
+    only = {"stream": False, "store": False, "background": False}
+    asked = evolve(asked, top={**asked.top, **only}, items=[*asked.items, {"type": "compaction_trigger"}])
+    if asked.previous is None and not asked.references:
+        return _compacting(asked, Earlier())
+    others = requests.answers_of(asked.references)
+    return GoesOn(asked.previous, others, lambda earlier: _compacting(asked, earlier))
+
+
+def _compacting(asked: Asked, earlier: Earlier) -> Decoded:
+    request = requests.decode(asked, earlier)
+    return evolve(
+        _decoded(asked, earlier), non_streaming=lambda raw, identity: _compacted(request, raw, identity), keep=None
+    )
+
+
+def _compacted(request: ResponsesRequest, raw: bytes, identity: AnswerId) -> NonStreamingAnswer:
+    answer = _non_streaming(request, raw, identity)
+    if isinstance(answer.body, Failure):
+        return answer
+    told = msgspec.json.decode(answer.body)
+    if told["status"] == "failed":
+        return NonStreamingAnswer(NO_SUMMARY, answer.usage)
+    users = [item for item in request.items if item.get("role") == "user"]
+    compacted = {
+        "id": told["id"],
+        "object": "response.compaction",
+        "created_at": told["created_at"],
+        "output": [*with_ids(users, identity), *told["output"]],
+        "usage": told["usage"],
+    }
+    return NonStreamingAnswer(msgspec.json.encode(compacted), answer.usage)
 
 
 def _keep(request: ResponsesRequest, identity: AnswerId) -> Keep:
@@ -164,6 +201,7 @@ RESPONSES = Dialect(
     error=lambda failure, _: errors.body(failure),
     routes=(
         Generation(PATH, "/v1/chat/completions", "responses", _decode),
+        Generation(f"{PATH}/compact", "/v1/chat/completions", "responses", _compact),
         Count(f"{PATH}/input_tokens", _to_count, _counted),
         KeptAnswers(PATH, items=_items, deleted=_deleted, missing=_missing, running=_running),
     ),

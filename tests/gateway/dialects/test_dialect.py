@@ -91,7 +91,7 @@ def test_an_error_of_the_neuron_is_the_failure_of_the_stream() -> None:
 
 def test_a_whole_message_has_its_counts_or_its_failure() -> None:
     """What is recorded of an answer that is no stream."""
-    (generation, count) = ANTHROPIC.routes
+    (generation, *_, count) = ANTHROPIC.routes
     assert isinstance(generation, Generation)
     assert isinstance(count, Count)
     decoded = generation.decode(BODY)
@@ -109,7 +109,7 @@ def test_a_whole_message_has_its_counts_or_its_failure() -> None:
 
 def test_counting_needs_no_limit() -> None:
     """And its answer is one number."""
-    (_, count) = ANTHROPIC.routes
+    (*_, count) = ANTHROPIC.routes
     assert isinstance(count, Count)
     asked = count.decode(b'{"model":"m","messages":[{"role":"user","content":"x"}]}')
 

@@ -323,3 +323,29 @@ def test_every_error_has_a_place_in_the_table() -> None:
         504,
     }
     assert {kind.type for kind in kinds} <= {"invalid_request_error", "rate_limit_error", "api_error"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "word"),
+    [
+        ("POST", "/v1/audio/transcriptions", "text only"),
+        ("POST", "/v1/audio/speech", "text only"),
+        ("POST", "/v1/images/generations", "text only"),
+        ("POST", "/v1/batches", "one by one"),
+        ("GET", "/v1/files", "as text"),
+        ("POST", "/v1/moderations", "moderates"),
+        ("POST", "/v1/conversations", "previous_response_id"),
+        ("POST", "/v1/messages/batches", "one by one"),
+        ("GET", "/v1/messages/batches", "one by one"),
+    ],
+)
+def test_routes_that_clients_try_are_refused_by_name(method: str, path: str, word: str) -> None:
+    """With what to do instead, whatever the body is: nobody reads it. 404, which no SDK tries again."""
+
+    async def scenario(rig: Rig) -> None:
+        files = {"file": b"RIFF"} if method == "POST" else None
+        error = check(await rig.client.request(method, path, files=files), 404, "unsupported_route")
+
+        assert word in error["message"]
+
+    run(scenario)

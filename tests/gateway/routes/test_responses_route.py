@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from cortex_gateway.errors import LoadFailed
-from tests.fakes.gateway_rig import CHAT, RESPONSES, Rig, payloads, run, settled
+from tests.fakes.gateway_rig import CHAT, HI, RESPONSES, Rig, payloads, run, settled
 from tests.fakes.keyring import guarded, made
 from tests.fakes.live_gateway import live_gateway
 from tests.fakes.neuron_double import Answer, NeuronDouble
@@ -398,6 +398,37 @@ def test_what_was_left_out_is_logged_once(caplog: pytest.LogCaptureFixture) -> N
 
     run(scenario)
     assert caplog.text.count("web_search") == 1
+
+
+def test_a_conversation_can_be_compacted() -> None:
+    """What the user said, and one item with the summary, which the next request goes on from; it is not kept."""
+
+    async def scenario(rig: Rig) -> None:
+        said = [*HI, {"role": "assistant", "content": "ho"}]
+        answer = (await rig.client.post(f"{RESPONSES}/compact", json={"model": "demo", "input": said})).json()
+        *users, compaction = answer["output"]
+        await rig.post(RESPONSES, input=[*answer["output"], *HI])
+        first, second = (seen.body["messages"] for seen in rig.neuron.asked)
+
+        assert (answer["object"], answer["usage"]["total_tokens"]) == ("response.compaction", 9)
+        assert [(item["role"], item["content"][0]["text"]) for item in users] == [("user", "hi")]
+        assert compaction["type"] == "compaction"
+        assert [message["role"] for message in first] == ["user", "assistant", "user"]
+        assert "stream" not in rig.neuron.asked[0].body
+        assert "Hello there" in second[1]["content"]
+        assert (await rig.client.get(f"{RESPONSES}/{answer['id']}")).status_code == 404
+
+    run(scenario)
+
+
+def test_without_a_summary_nothing_is_compacted() -> None:
+    async def scenario(rig: Rig) -> None:
+        answer = await rig.client.post(f"{RESPONSES}/compact", json={"model": "demo", "input": "hi"})
+
+        assert answer.status_code == 502
+        assert "no summary" in answer.json()["error"]["message"]
+
+    run(scenario, Answer(deltas=()))
 
 
 def test_input_tokens_are_counted_without_a_load() -> None:

@@ -271,6 +271,17 @@ def test_responses_that_are_kept(scripted: str) -> None:
             client.responses.retrieve(first.id)
 
 
+def test_a_compacted_response(instant: str) -> None:
+    """OpenAI's SDK reads it, and its output is the next request's input."""
+    with theirs(instant) as client:
+        compacted = client.responses.compact(model="demo", input="hi")
+        items = [item.to_dict(warnings=False) for item in compacted.output]
+        again = client.responses.create(model="demo", input=items, max_output_tokens=2)
+
+    assert (compacted.object, compacted.output[-1].type) == ("response.compaction", "compaction")
+    assert again.output_text == " token token"
+
+
 def test_responses_parsed_into_a_model(scripted: str, neuron: NeuronDouble) -> None:
     """The schema goes to the neuron as chat has it."""
     neuron.answers[:] = [Answer(deltas=({"content": '{"word":'}, {"content": '"yes"}'}))]
