@@ -58,6 +58,8 @@ class ChatTemplate:
         self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
         self._knows_none = re.search(r"""content['"\]]*\s+is\s+(not\s+)?none\b""", source, re.IGNORECASE) is not None
         self._short_ids = re.search(r"length\s*!=\s*9\b", source) is not None
+        self._thinking = re.search(r"""\.thinking\b|['"]thinking['"]""", source) is not None
+        self._thinks_or_says = "both content and thinking" in source
         self._wants_parts = self._walks_parts and not re.search(r"\bis\s+(not\s+)?string\b", source)
 
     def compile(self) -> None:
@@ -135,7 +137,17 @@ class ChatTemplate:
             shaped.pop("tool_calls", None)
         if shaped.get("reasoning_content") is None and isinstance(shaped.get("reasoning"), str):
             shaped["reasoning_content"] = shaped["reasoning"]
+        if self._thinking and shaped.get("reasoning_content"):
+            self._think(shaped)
         return _with_short_ids(shaped) if self._short_ids else shaped
+
+    def _think(self, shaped: dict[str, Any]) -> None:
+        """gpt-oss's template knows thoughts as `thinking`, and refuses a call with thoughts and words: they are one then."""
+        shaped.setdefault("thinking", shaped["reasoning_content"])
+        said = shaped["content"]
+        if self._thinks_or_says and "tool_calls" in shaped and said:
+            words = said if isinstance(said, str) else "\n".join(map(_part_text, said))
+            shaped["thinking"], shaped["content"] = f"{shaped['thinking']}\n\n{words}", ""
 
     def _content(self, content: Any) -> Any:
         if content is None:

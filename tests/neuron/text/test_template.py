@@ -365,3 +365,20 @@ def test_a_template_that_cannot_be_read_is_an_error(source: str) -> None:
 def test_the_mark_is_in_no_message() -> None:
     """Even when the client uses private characters."""
     assert unused_character(["\U000f0000", {"\U000f0001": 1}]) == "\U000f0002"
+
+
+HARMONY = (
+    "{% for m in messages %}{% if m.tool_calls is defined and m.content and m.thinking %}"
+    "{{ raise_exception('Cannot pass both content and thinking in an assistant message with tool calls!') }}{% endif %}"
+    "<{{ m.role }}>{% if 'thinking' in m %}({{ m.thinking }}){% endif %}{{ m.content }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_thoughts_are_told_under_the_name_that_a_template_knows(name: str) -> None:
+    """gpt-oss's is `thinking`; beside a call it takes either a thought or words, so there they are one thought."""
+    thought = {"role": "assistant", "content": "yo", name: "hm"}
+
+    assert render(HARMONY, USER, thought) == "<user>hi<assistant>(hm)yo"
+    assert render(HARMONY, USER, {**call("{}"), **thought}) == "<user>hi<assistant>(hm\n\nyo)"
+    assert render(HARMONY, USER, {**call("{}"), **thought, "content": None}) == "<user>hi<assistant>(hm)"
