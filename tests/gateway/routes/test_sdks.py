@@ -140,6 +140,36 @@ def test_a_tool_call_with_thinking_by_anthropic_s_sdk(scripted: str, neuron: Neu
     assert replayed[2] == {"role": "tool", "tool_call_id": "call_0", "content": "42"}
 
 
+def test_a_thought_that_is_left_out_is_found_again_by_anthropic_s_sdk(scripted: str, neuron: NeuronDouble) -> None:
+    """As Claude Code asks for it: the client never sees it, and the model does in the next turn, whole or streamed."""
+    neuron.answers[:] = [RICH, RICH, Answer()]
+    thinking = {"type": "adaptive", "display": "omitted"}
+    asked = {"model": "demo", "max_tokens": 9, "thinking": thinking, "output_config": {"effort": "high"}}
+    with ours(scripted) as client:
+        whole = client.messages.create(messages=HI, **asked)
+        with client.messages.stream(messages=HI, **asked) as stream:
+            final = stream.get_final_message()
+        for message in (whole, final):
+            results = [{"type": "tool_result", "tool_use_id": "call_0", "content": "42"}]
+            turns = [*HI, {"role": "assistant", "content": message.content}, {"role": "user", "content": results}]
+            client.messages.create(messages=turns, **asked)
+
+    assert whole.content[0].thinking == final.content[0].thinking == ""
+    assert whole.content[0].signature == final.content[0].signature
+    for seen in neuron.asked[2:]:
+        assert seen.body["messages"][1]["reasoning_content"] == "hm"
+        assert (seen.body["reasoning_effort"], seen.body["chat_template_kwargs"]) == ("high", {"enable_thinking": True})
+
+
+def test_a_completion_s_own_options_by_openai_s_sdk(scripted: str, neuron: NeuronDouble) -> None:
+    """They go to the neuron as they are, which does them or says why not."""
+    options = {"suffix": "b", "echo": True, "best_of": 2}
+    with theirs(scripted) as client:
+        client.completions.create(model="demo", prompt="a", **options)
+
+    assert options.items() <= neuron.asked[0].body.items()
+
+
 def test_a_tool_call_by_openai_s_sdk(scripted: str, neuron: NeuronDouble) -> None:
     """Deltas add up to the call."""
     neuron.answers[:] = [RICH]
