@@ -5,6 +5,7 @@ import contextlib
 import errno
 import functools
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -27,6 +28,7 @@ from cortex_gateway.metrics import Metrics
 from cortex_gateway.transport import NeuronTransport
 from neuron_jax.common.addresses import Address, is_every_ipv6, parse_address
 from neuron_jax.common.errors import UserError
+from neuron_jax.common.service_manager import READY, STOPPING, service_manager
 from neuron_jax.common.tls import server_context
 
 log = logging.getLogger(__name__)
@@ -159,13 +161,17 @@ async def _answering(
 
 async def serve(config: Config) -> None:
     """Until SIGINT or SIGTERM; then running requests get their time and everything closes."""
-    listeners = bind(config)
+    listeners, manager = bind(config), service_manager(os.environ)
     with contextlib.closing(listeners.api), contextlib.closing(listeners.metrics), stop_signals() as stop:
         async with running(config, listeners, hurry=stop.hurry) as gateway:
             log.info("cortex answers at %s, metrics at %s/metrics", gateway.url, gateway.metrics_url)
             for notice in gateway.notices:
                 log.warning("%s", notice)
+            manager.tell(READY)
+            alive = asyncio.create_task(manager.signs_of_life(), name="signs of life")
             await stop.asked.wait()
+            manager.tell(STOPPING)
+            alive.cancel()
             log.info(
                 "stopping: running requests get %.0f s; a second Ctrl-C does not wait for them",
                 config.gateway.drain_secs,

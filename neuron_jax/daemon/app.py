@@ -25,6 +25,7 @@ from litestar.types import Message, Scope
 from neuron_jax.build_info import build_info
 from neuron_jax.common.addresses import Address, is_every_ipv6
 from neuron_jax.common.log_format import log_to_stderr
+from neuron_jax.common.service_manager import READY, STOPPING, service_manager
 from neuron_jax.common.tls import server_context
 from neuron_jax.config import NeuronConfig, ServerConfig
 from neuron_jax.daemon.access import AccessGuard, exposure
@@ -123,6 +124,8 @@ class _Server(uvicorn.Server):
     def __init__(self, app: Litestar, config: NeuronConfig) -> None:
         self._lifecycle: Lifecycle = app.state.neuron.lifecycle
         self._giving_up: asyncio.Task[None] | None = None
+        self._alive: asyncio.Task[None] | None = None
+        self._manager = service_manager(config.environ)
         settings = uvicorn.Config(
             app,
             loop="none",
@@ -145,6 +148,8 @@ class _Server(uvicorn.Server):
             address = Address(*self.servers[0].sockets[0].getsockname()[:2])
             scheme = "https" if self.config.ssl else "http"
             print(f"neuron ready {scheme}://{address}", flush=True)  # noqa: T201
+            self._manager.tell(READY)
+            self._alive = asyncio.create_task(self._manager.signs_of_life())
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -163,6 +168,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
         if self._giving_up is None:
             _log.info("shutting down")
+            self._manager.tell(STOPPING)
             self._giving_up = asyncio.create_task(self._lifecycle.refuse_new_work())
 
 
