@@ -6,8 +6,10 @@ from attrs import evolve
 from cortex_gateway import errors
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.fleet import Fleet
-from cortex_gateway.fleet.groups import TOGETHER
+from cortex_gateway.fleet.groups import TOGETHER, failed_group, leader
 from cortex_gateway.fleet.history import COOLING_SECS, PATIENCE_SECS
+from cortex_gateway.fleet.host import Host
+from cortex_gateway.fleet.messages import Observation
 from cortex_gateway.placement.snapshot import Group, ModelConfig, Rank, Replica
 from tests.fakes.bench import Bench, bench
 from tests.fakes.contexts import asked
@@ -341,6 +343,62 @@ def test_an_operator_says_which_hosts_and_how_many_processes() -> None:
 
     assert specs(it) == [("c", ("b",))]
     assert (spec.ranks, spec.tensor_parallel, spec.devices) == ("device", 4, ())
+
+
+def test_a_group_is_compared_with_those_that_lend_to_it() -> None:
+    """What b lends to another group is no part of m's."""
+    it = big("abc")
+    serving(it)
+    it.see("c", cards=2, groups=(group("z", "elsewhere", "c", role="member"),))
+    it.now += 1
+
+    assert it.outcome(it.load("m", hosts=("a", "b"))) == "complete"
+    error = it.outcome(it.load("m", hosts=("a", "c")))
+    assert isinstance(error, errors.AlreadyLoaded)
+    assert error.extras["differs"] == {"hosts": {"loaded": ("b",), "asked": ("a", "c")}}
+
+
+def test_a_group_that_left_in_vain_is_loaded_again_on_its_hosts() -> None:
+    """Led by the same node, and with nobody else."""
+    it = big("abc")
+    it.load("m", node="b", hosts=("a", "b"))
+    it.done("b")
+    led = group("m", "b", "a")
+    whole = Replica(model="m", status="loaded", devices=(0, 1), vram_used_mb=32_000, group=led)
+    it.see("b", cards=2, free=2000, replicas=(whole,), groups=(led,))
+    it.see("a", cards=2, free=2000, groups=(group("m", "b", "a", role="member"),))
+    it.want("x")
+    assert it.done_to("b") == ["load m", "unload m"]
+    it.done("b")
+    it.see("a", cards=2)
+    it.done("b", failed("bad_checkpoint"))
+    it.see("b", cards=2)
+
+    assert it.done_to("b") == ["load m", "unload m", "load x", "load m"]
+    assert specs(it)[-1] == ("b", ("a",))
+
+
+def test_a_host_by_itself_is_no_group_that_failed() -> None:
+    """Then it is excluded as any other node."""
+    assert failed_group(failed("rank_exited"), ("a",)) is None
+    assert failed_group(failed("rank_exited"), ("a", "b")) == {"a", "b"}
+    assert failed_group(failed("port_taken"), ("a", "b")) is None
+
+
+def test_who_leads_another_model_does_not_lead_this_one() -> None:
+    """Nor does who only lends to it; of two that lead it none is meant by an address that nobody knows."""
+    unknown = group("m", "10.9.9.9", "c", role="member")
+    leads = Observation(groups=(group("m", "a", "b"),))
+    others = Observation(groups=(group("z", "b", "c"), group("m", "a", "b", role="member")))
+    a, b, twin = (
+        Host(name=name, endpoint=f"http://{name}:1", seen=seen)
+        for name, seen in zip("abd", (leads, others, leads), strict=True)
+    )
+
+    assert leader(unknown, [a, b]) is a
+    assert leader(unknown, [b]) is None
+    assert leader(unknown, [a, twin]) is None
+    assert leader(evolve(unknown, leader="b"), [a, b]) is b
 
 
 def test_an_unknown_host_is_refused() -> None:

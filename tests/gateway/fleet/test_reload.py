@@ -10,6 +10,7 @@ from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.differing import Loaded, differing
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.fleet.messages import LoadSpec
+from cortex_gateway.fleet.shortage import RETURN_SECS
 from cortex_gateway.fleet.ticket import Ticket
 from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import Group, ModelConfig, Rank, Replica
@@ -155,6 +156,22 @@ def test_a_reload_that_needs_more_room_evicts_others_and_counts_its_own_as_free(
     it.done()
 
     assert it.done_to() == ["unload m", "load m"]
+
+
+def test_a_reload_that_is_refused_for_want_of_memory_may_make_others_leave() -> None:
+    """Once, as any other load: what m needs as it is asked for is known only then."""
+    it = serving()
+    it.see(free=2000, replicas=(loaded("m"), loaded("n", mb=2000)))
+    asked = it.load("m", quant="none", reload=True)
+    it.done()
+    it.see(free=8000, replicas=(gone("m"), loaded("n", mb=2000)))
+    it.now += RETURN_SECS
+    it.done(error=errors.LoadFailed("no room", kind="does_not_fit", required_mb=9000))
+    it.done()
+    it.done()
+
+    assert it.done_to() == ["load m", "unload m", "load m", "unload n", "load m"]
+    assert it.outcome(asked) == "complete"
 
 
 def test_a_reload_that_nobody_waits_for_any_more_does_not_begin() -> None:

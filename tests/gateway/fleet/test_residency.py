@@ -564,7 +564,8 @@ def test_an_operators_load_reports_progress_and_completes() -> None:
     it.see()
     ticket = it.load("m", quant="none", tensor_parallel=1)
     status = LoadStatus(phase="weights", done=1, total=2, unit="bytes")
-    it.tell(m.Progressed(node="a", status=status))
+    for _ in range(2):
+        it.tell(m.Progressed(node="a", status=status))
     it.done()
 
     reports = [effect.status for effect in it.effects if isinstance(effect, m.Report)]
@@ -617,9 +618,11 @@ def test_an_unload_of_what_is_not_loaded_is_a_404() -> None:
     it = bench()
     it.see()
 
-    error = it.outcome(it.unload("m"))
+    anywhere, there = it.outcome(it.unload("m")), it.outcome(it.unload("m", node="a"))
 
-    assert (error.status, error.code) == (404, "model_not_loaded")
+    assert (anywhere.status, anywhere.code) == (404, "model_not_loaded")
+    assert anywhere.message == "The model 'm' is not loaded on any node."
+    assert there.message == "The model 'm' is not loaded on a."
 
 
 def test_an_unload_that_fails_is_told() -> None:
@@ -684,6 +687,14 @@ def test_a_node_with_work_is_not_defragmented() -> None:
     it.see(replicas=(loaded("m", in_flight=1),))
 
     assert it.done_to() == ["unload x"]
+
+
+def test_a_picture_is_of_the_last_event_unless_the_time_is_told() -> None:
+    it = bench()
+    it.see()
+
+    assert it.residency.snapshot().at == it.now
+    assert it.residency.snapshot(0.0).at == 0.0
 
 
 def test_everything_that_waits_is_counted() -> None:

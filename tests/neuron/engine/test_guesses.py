@@ -10,6 +10,7 @@ TEXT = [1, 2, 3, 4, 5, 6, 1, 2, 3]
 def test_guesses_begin_behind_what_is_on_its_way() -> None:
     assert Guesser().guess(TEXT, ahead=0, most=3) == [4, 5, 6]
     assert Guesser().guess(TEXT, ahead=2, most=3) == [6, 1, 2]
+    assert Guesser().guess(TEXT, ahead=5, most=1) == [3]
 
 
 def test_nothing_is_guessed_of_a_text_that_does_not_repeat_itself_or_may_not_go_on() -> None:
@@ -38,6 +39,18 @@ def test_half_of_the_tried_guesses_right_is_trusted_by_half() -> None:
 
     assert guesser.trust == pytest.approx(0.5, abs=0.01)
     assert guesser.expected(2) == pytest.approx(0.75, abs=0.02)
+
+
+def test_where_nothing_may_be_guessed_nothing_is_learnt() -> None:
+    """Neither from a look that was not worth one, nor from a step without guesses."""
+    guesser = Guesser()
+    guesser.learn(5, 0)
+    before = guesser.trust
+    guesser.guess(TEXT, ahead=0, most=0)
+    guesser.learn(0, 0)
+
+    assert guesser.trust == before
+    assert guesser.expected(0) == 0.0
 
 
 def test_trust_comes_back_while_nothing_is_tried() -> None:

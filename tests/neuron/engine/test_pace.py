@@ -139,6 +139,50 @@ def test_a_prompt_is_cut_so_that_little_is_padding(tokens: int, size: int) -> No
     assert pace.cut(tokens, SIZES) == size
 
 
+def test_a_full_step_is_not_cut_and_of_two_ways_that_cost_the_same_one_step_is_taken() -> None:
+    """However dear the full one is."""
+    dear, even = measured(of8=1.0, of16=3.0), measured(of8=1.0, of16=2.0)
+
+    assert [dear.cut(tokens, (8, 16)) for tokens in (9, 15, 16)] == [8, 8, 16]
+    assert [even.cut(tokens, (8, 16)) for tokens in (8, 9, 16)] == [8, 16, 16]
+
+
+def test_where_padding_is_skipped_a_prompt_is_never_cut_for_it() -> None:
+    """Then a size is but what a step is timed by."""
+    pace = Pace(padded=False)
+    for size, seconds in ((8, 1.0), (16, 3.0)):
+        saw(pace, size, seconds)
+
+    assert [pace.cut(tokens, (8, 16)) for tokens in (8, 9, 17)] == [8, 16, 16]
+
+
+def test_depth_makes_nothing_cheaper() -> None:
+    """What became quicker on the way did so for another reason. And no step takes less than nothing."""
+    pace = Pace()
+    for at in range(0, 2000, 16):
+        saw(pace, 16, 9.0 - at / 1000, at=at)
+    assert pace.seconds(16, at=9000) == pace.seconds(16, at=0)
+
+    steep = Pace()
+    for at in range(3000, 5000, 16):
+        saw(steep, 16, at / 1000 - 2.9, at=at)
+    assert steep.seconds(16, at=0) == 0.0
+
+
+def test_a_size_that_was_seen_alone_costs_others_by_the_token() -> None:
+    """A larger step as many times as much; a smaller one costs the same, for what is not its tokens' is not known."""
+    pace = measured(of16=1.0)
+
+    assert (pace.seconds(32), pace.seconds(8)) == (2.0, 1.0)
+
+
+def test_a_larger_step_costs_no_less_than_a_smaller_one_where_neither_was_seen() -> None:
+    """Nor on a line that falls."""
+    pace = measured(of16=2.0, of32=1.0)
+
+    assert (pace.seconds(24), pace.seconds(64)) == (2.0, 2.0)
+
+
 def test_where_padding_costs_nothing_a_prompt_is_padded() -> None:
     """As on a GPU, where a step reads all weights for one token or for many."""
     pace = measured(**{f"of{size}": 1.0 for size in SIZES})

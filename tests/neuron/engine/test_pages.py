@@ -38,6 +38,22 @@ def test_what_was_published_is_found_after_its_owner_left() -> None:
     assert (pages.free, pages.kept) == (4, 2)
 
 
+def test_a_page_is_found_by_its_name_alone() -> None:
+    """Without those before it; 0, which is nobody's, where it is not known."""
+    pages = Pages(4)
+    _, second = published(pages, "a", "b")
+
+    assert pages.get(b"b") == second
+    assert pages.get(b"c") == 0
+
+
+def test_no_pages_are_taken_where_none_are_wanted() -> None:
+    pages = Pages(2)
+
+    assert (pages.take(0), pages.free) == ([], 2)
+    assert (pages.take(2), pages.take(0)) == ([1, 2], [])
+
+
 def test_what_was_not_published_is_blank_again() -> None:
     pages = Pages(2)
     pages.give_back(pages.take(2))
