@@ -75,7 +75,7 @@ class AdmissionQueue:
     def time_out(self, reservation: "Reservation") -> Problem:
         """The answer to somebody who waited too long; called by `Reservation`."""
         self.counts.rejected_timeout += 1
-        ahead = self._line.index(reservation) if reservation in self._line else 0
+        ahead = self._line.index(reservation)
         return overloaded(ahead, f"Waited {self.max_wait_secs:g} seconds for a place; the server is too busy.")
 
     def _grant(self, reservation: "Reservation") -> None:

@@ -102,6 +102,13 @@ def test_scopes_are_apart(scopes: set[str], need: policy.AcceptedScopes, *, pass
     assert (caught.value.status, caught.value.code) == (403, "permission_denied")
 
 
+@pytest.mark.parametrize(("need", "words"), [(INFER, "infer"), (ADMIN, "admin"), (EITHER, "infer or admin")])
+def test_who_lacks_a_scope_is_told_which(need: policy.AcceptedScopes, words: str) -> None:
+    """So that the operator knows what key to make."""
+    with pytest.raises(Forbidden, match=f"needed here: {words}.$"):
+        admit(MINTED.text, key=attrs.evolve(KEY, scopes=frozenset()), need=need)
+
+
 def test_of_several_keys_the_first_that_is_known_counts() -> None:
     """A client that sends a placeholder in one header and its key in the other."""
     assert admit("none", MINTED.text).key == KEY.id

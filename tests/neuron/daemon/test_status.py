@@ -123,6 +123,13 @@ def test_a_model_complains_of_its_worst_engine() -> None:
     assert (LOADED.last_error, ModelStatus().last_error, ModelStatus().restarts) == (None, None, 0)
 
 
+def test_only_a_new_load_brings_back_what_has_ended() -> None:
+    """What recovers does so by itself."""
+    ended = {stage for stage in ModelStage if ModelStatus(stage).ended}
+
+    assert ended == {ModelStage.FAILED, ModelStage.DRAINING, ModelStage.UNLOADED}
+
+
 def test_an_engine_has_a_word_as_its_model_has() -> None:
     """Those of `replicas` in GET /models."""
     words = {phase.value: ReplicaStatus(EngineState(phase)).stage.value for phase in Phase}

@@ -115,6 +115,13 @@ def test_the_table_of_states(state: EngineState, happening: Any, expected: Engin
     assert after(state, happening) == expected
 
 
+def test_an_engine_begins_with_nothing_behind_it() -> None:
+    """Above all with all of its memory: none of it was ever too much."""
+    assert EngineState() == EngineState(
+        Phase.STARTING, failures=0, restarts=0, last_error=None, kind="", shrinks=0, waits=0
+    )
+
+
 def test_what_an_error_wants_is_told_of_kinds_that_there_are() -> None:
     """Every kind of a fault has a remedy, and no remedy is for a kind that nobody names."""
     named = {*faults.TEXTS, "bad_checkpoint", "does_not_fit", "bad_devices"}
