@@ -1,4 +1,4 @@
-"""Ollama's API over a neuron's chat and completions: the dialect's record, and nothing of its fields."""
+"""Ollama's API over a neuron's chat, completions and embeddings: the dialect's record, and nothing of its fields."""
 
 from collections.abc import Callable
 
@@ -16,8 +16,7 @@ from cortex_gateway.dialects.dialect import (
     Ready,
 )
 from cortex_gateway.dialects.events import Finish
-from cortex_gateway.dialects.failure import Failure
-from cortex_gateway.dialects.ollama import errors, models, request, response
+from cortex_gateway.dialects.ollama import embed, errors, models, request, response
 from cortex_gateway.dialects.ollama.request import CHAT, OllamaRequest
 from cortex_gateway.dialects.ollama.response import Said
 from cortex_gateway.dialects.ollama.stream import LineEncoder
@@ -25,13 +24,6 @@ from cortex_gateway.dialects.translation import Translation
 
 API_VERSION = "0.24.0"
 """Clients ask for Ollama's version to know what they may use: the one whose API this is, not the gateway's."""
-
-NO_EMBEDDINGS = Failure(
-    501,
-    "invalid_request_error",
-    "unsupported_parameter",
-    "Embeddings are not served here: the models of this gateway answer with text.",
-)
 
 
 def _reading(read: Callable[[bytes], OllamaRequest], said: Said) -> Callable[[bytes], Decoded | Ready]:
@@ -66,12 +58,12 @@ OLLAMA = Dialect(
     routes=(
         Generation("/api/chat", CHAT, "ollama_chat", _reading(request.chat, response.chat_said)),
         Generation("/api/generate", CHAT, "ollama_generate", _reading(request.generate, response.generate_said)),
+        Generation("/api/embed", embed.EMBEDDINGS, "ollama_embed", embed.embed),
+        Generation("/api/embeddings", embed.EMBEDDINGS, "ollama_embed", embed.embeddings),
         Models("GET", "/api/tags", models.tags),
         Models("GET", "/api/ps", models.running),
         Models("POST", "/api/show", models.shown, wanted=request.shown),
         Fixed("GET", "/api/version", msgspec.json.encode({"version": API_VERSION})),
-        Fixed("POST", "/api/embed", NO_EMBEDDINGS),
-        Fixed("POST", "/api/embeddings", NO_EMBEDDINGS),
     ),
     stream_type="application/x-ndjson",
     json_only=False,  # nor does Ollama ask: `curl -d` calls everything a form

@@ -87,5 +87,12 @@ def _context(one: Entry) -> int | None:
 
 
 def _capabilities(one: Entry) -> list[str]:
-    has = {"completion": True, "tools": one.get("tool_call"), "thinking": one.get("reasoning")}
+    able = set(one.get("capabilities", ()))
+    generates = not able & {"embeddings", "rerank", "score"}
+    has = {
+        "completion": generates,
+        "embedding": "embeddings" in able,
+        "tools": one.get("tool_call"),
+        "thinking": one.get("reasoning"),
+    }
     return [name for name, can in has.items() if can]

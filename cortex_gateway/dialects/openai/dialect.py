@@ -1,7 +1,11 @@
-"""OpenAI's chat and completions, which a neuron speaks itself: bodies pass through; knows no other dialect."""
+"""OpenAI's chat, completions and embeddings, which a neuron speaks itself: bodies pass through; knows no other dialect.
+
+So do rerank and score, which OpenAI does not have: as Cohere, Jina and vLLM have them.
+"""
 
 from functools import partial
 
+import attrs
 import msgspec
 
 from cortex_gateway.dialects import sse
@@ -60,12 +64,20 @@ def _tokens(body: bytes) -> ToCount:
     return ToCount(asked.model, asked.addressed)
 
 
+def _decode_whole(body: bytes) -> Decoded:
+    """Of a route that never streams, whatever a body says."""
+    return attrs.evolve(_decode(body, chat=False), stream=False)
+
+
 OPENAI = Dialect(
     prefixes=(),
     error=lambda failure, _: errors.body(failure),
     routes=(
         Generation("/v1/chat/completions", "/v1/chat/completions", "chat", partial(_decode, chat=True)),
         Generation("/v1/completions", "/v1/completions", "completions", partial(_decode, chat=False)),
+        Generation("/v1/embeddings", "/v1/embeddings", "embeddings", _decode_whole),
+        Generation("/v1/rerank", "/v1/rerank", "rerank", _decode_whole),
+        Generation("/v1/score", "/v1/score", "score", _decode_whole),
         # vLLM's, on the paths that it has for them
         Tokenizing("/tokenize", _tokens),
         Tokenizing("/detokenize", _tokens),

@@ -136,20 +136,18 @@ def test_models_and_loading(client: ollama.Client, neuron: NeuronDouble) -> None
 
 
 def test_errors_are_the_package_s_own(client: ollama.Client, neuron: NeuronDouble) -> None:
-    """With status and words; before a stream, within one, and of what is not served."""
+    """With status and words; before a stream and within one."""
     with pytest.raises(ollama.ResponseError, match="'dema:latest' not found") as unknown:
         client.chat("dema:latest", HI)
     with pytest.raises(ollama.ResponseError, match="not found"):
         list(client.generate("dema", "hi", stream=True))
-    with pytest.raises(ollama.ResponseError, match="Embeddings are not served") as unserved:
-        client.embed("demo", "hi")
     with pytest.raises(ollama.ResponseError, match="images"):
         client.generate("demo", "hi", images=[b"x"])
     neuron.answers[:] = [Answer(dies_after=1)]
     with pytest.raises(ollama.ResponseError, match="broke off"):
         list(client.chat("demo", HI, stream=True))
 
-    assert (unknown.value.status_code, unserved.value.status_code) == (404, 501)
+    assert unknown.value.status_code == 404
 
 
 def test_a_slow_start_is_no_error(client: ollama.Client, neuron: NeuronDouble) -> None:
