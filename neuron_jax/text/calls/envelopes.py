@@ -29,6 +29,7 @@ def between(
                 called = False
                 continue
             source.mark()
+            reader.marker = marker
             found = yield from body(reader)
             if found:
                 reader.accept()

@@ -25,6 +25,7 @@ SEP = f"<{_BAR}tool▁sep{_BAR}>"
 CALL_BEGIN, CALL_END = f"<{_BAR}tool▁call▁begin{_BAR}>", f"<{_BAR}tool▁call▁end{_BAR}>"
 CALLS_BEGIN, CALLS_END = f"<{_BAR}tool▁calls▁begin{_BAR}>", f"<{_BAR}tool▁calls▁end{_BAR}>"
 DSML = f"{_BAR}DSML{_BAR}"
+FUNCTION = "<function="
 CALL_ID, ARGS = "[CALL_ID]", "[ARGS]"
 
 
@@ -66,11 +67,14 @@ def deepseek_calls(reader: CallReader) -> Waits[bool]:
 
 
 def coder_calls(reader: CallReader) -> Waits[bool]:
-    """Qwen3-Coder's and Nemotron 3's `<function=name><parameter=key>value</parameter></function>`; or JSON."""
+    """Qwen3-Coder's and Nemotron 3's `<function=name><parameter=key>value</parameter></function>`; or JSON. The models leave
+    out what opens the envelope now and then.
+    """
     source = reader.source
-    yield from reader.spaces()
-    if not (yield from source.taken("<function=")):
-        return (yield from json_calls(reader))
+    if reader.marker != FUNCTION:
+        yield from reader.spaces()
+        if not (yield from source.taken(FUNCTION)):
+            return (yield from json_calls(reader))
     name = (yield from source.run(_TO_BRACKET)).strip()
     if not name or not (yield from source.taken(">")):
         return False

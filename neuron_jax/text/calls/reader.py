@@ -49,6 +49,7 @@ class CallReader:
     only_one: bool = False
     functions: Sequence[Mapping[str, Any]] = ()
     source: Source = field(factory=Source, init=False)
+    marker: str = field(default="", init=False)  # what opened the calls that are read
     cut: bool = field(default=False, init=False)
     ended: bool = field(default=False, init=False)
     thinking: bool = field(default=False, init=False)  # the next token belongs to no answer

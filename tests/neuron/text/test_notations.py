@@ -52,6 +52,7 @@ CASES: Sequence[tuple[str, str, Sequence[tuple[str, Mapping[str, Any]]]]] = [
         [("weather", {"unit": "C", "when": 7, "also": ["a", True]})],
     ),
     ("qwen3_coder", f"<tool_call>\n{OBJECT}\n</tool_call>", TWO[:1]),
+    ("qwen3_coder", "<function=time>\n</function>\n</tool_call>", TWO[1:]),
     (
         "glm",
         (
