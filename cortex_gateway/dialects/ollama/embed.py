@@ -80,7 +80,7 @@ def _decoded(named: str, fields: Json, shape: Shape) -> Decoded | Ready:
         model=named,
         stream=False,
         body=lambda resolved: msgspec.json.encode({"model": resolved, "encoding_format": "float", **fields}),
-        answer=lambda _: StreamRelay(),
+        answer=lambda _: StreamRelay(named),
         non_streaming=lambda raw, identity: _answer(raw, shape, identity),
     )
 

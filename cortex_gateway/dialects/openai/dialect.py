@@ -4,6 +4,7 @@ So do rerank and score, which OpenAI does not have: as Cohere, Jina and vLLM hav
 """
 
 from functools import partial
+from typing import Any
 
 import attrs
 import msgspec
@@ -42,7 +43,7 @@ def _refusal(path: str) -> Failure:
 def _idle(model: str, identity: AnswerId, *, chat: bool) -> bytes:
     """A chunk without a word, before a neuron has said any."""
     prefix, kind = ("chatcmpl-", "chat.completion.chunk") if chat else ("cmpl-", "text_completion")
-    said = {"delta": {}} if chat else {"text": ""}
+    said: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
     head = {"id": prefix + identity.unique, "object": kind, "created": identity.created, "model": model}
     return sse.encode(msgspec.json.encode({**head, "choices": [{"index": 0, **said, "finish_reason": None}]}))
 
