@@ -55,4 +55,5 @@ def reasoning_parser(name: str, *, tools: str | None) -> ReasoningParser | None:
 def markers(*, reasoning: str | None, tools: str | None) -> frozenset[str]:
     """Strings the parsers look for; in some vocabularies they are special tokens, which must not be skipped then."""
     thinks = (OPEN, CLOSE) if reasoning and reasoning not in _NAMED else ()
-    return frozenset((*thinks, *(_NAMED[tools].markers if tools else ())))
+    names = [name for name in (reasoning, tools) if name in _NAMED]
+    return frozenset((*thinks, *(marker for name in names if name for marker in _NAMED[name].markers)))

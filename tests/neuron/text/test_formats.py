@@ -144,4 +144,5 @@ def test_the_reasoning_format_depends_on_the_prompt_too(source: str, prompt: str
 def test_markers_are_those_of_the_parsers_in_use() -> None:
     """Only these may be shown although they are special tokens."""
     assert markers(reasoning=None, tools=None) == frozenset()
+    assert "<|channel|>" in markers(reasoning="harmony", tools=None)
     assert markers(reasoning="think", tools="llama3_json") == {"<think>", "</think>", "<|python_tag|>"}
