@@ -11,7 +11,10 @@ _TEXT = r"TEXT: /(.|\n)*/"
 
 def calls_grammar(told: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     """What `text.bound_calls` writes as Lark. Each call is its parts around a JSON object of its own schema."""
-    if "trigger" not in told:
+    if "answer" in told:
+        answer = {**plain_schema(json.loads(told["answer"])), "x-guidance": options}
+        start = [f"start: {_group(told)} | answer", f"answer: %json {json.dumps(answer)}"]
+    elif "trigger" not in told:
         start = [f"start: {_group(told)}"]
     elif told["trigger"] is None:
         start = _at_first(told)

@@ -19,11 +19,20 @@ def free_calls(format_: str, functions: Sequence[Function], *, several: bool) ->
     `strict` are any object.
     """
     form = form_of(format_)
-    loose = [one if one.get("strict") else {"name": one["name"]} for one in functions]
     first = form.start + form.head
     # What begins a call at the beginning only: its first character, or the names of all functions.
     begins = [first[0]] if first else [one["name"] + form.neck for one in functions]
-    return json.dumps(_told(format_, loose, several=several) | {"trigger": form.trigger, "begins": begins})
+    return json.dumps(_told(format_, _loose(functions), several=several) | {"trigger": form.trigger, "begins": begins})
+
+
+def calls_or_answer(format_: str, functions: Sequence[Function], schema: str, *, several: bool) -> str:
+    """The same for a text that is either calls or JSON by `schema`, the text of one."""
+    return json.dumps(_told(format_, _loose(functions), several=several) | {"answer": schema})
+
+
+def _loose(functions: Sequence[Function]) -> list[Function]:
+    """Those that are not strict take any object."""
+    return [one if one.get("strict") is True else {"name": one["name"]} for one in functions]
 
 
 def _told(format_: str, functions: Sequence[Function], *, several: bool) -> dict[str, Any]:

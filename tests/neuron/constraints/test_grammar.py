@@ -8,7 +8,7 @@ import pytest
 from neuron_jax.constraints.errors import GrammarError
 from neuron_jax.constraints.grammar import MAX_SOURCE, check
 from neuron_jax.constraints.matcher import Tokens
-from neuron_jax.text.bound_calls import forced_calls, free_calls
+from neuron_jax.text.bound_calls import calls_or_answer, forced_calls, free_calls
 from neuron_jax.text.calls.table import FORMATS
 from neuron_jax.text.formats import form_of, tool_parser
 from neuron_jax.text.pieces import Text, ToolEnd
@@ -144,6 +144,24 @@ def test_calls_that_may_come_are_bound_from_where_they_begin(name: str, several:
     if form.trigger is not None:
         assert admits(asked, f"{call}\n{call}") is (several and form.several)
         assert not admits(asked, f"{call} and {write('f', '3')}")
+
+
+def test_an_answer_that_is_to_be_json_may_be_calls_instead() -> None:
+    """And nothing else; each is bound by its own schema."""
+    strict = {"name": "f", "parameters": {"required": ["a"], "properties": {"a": {"type": "integer"}}}, "strict": True}
+    answer = json.dumps({"type": "object", "properties": {"b": {"type": "boolean"}}, "required": ["b"]})
+    asked = Constraint("calls", calls_or_answer("hermes", [strict], answer, several=True))
+    call = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+    check(asked)
+
+    assert admits(asked, '{"b": true}')
+    assert admits(asked, call)
+    assert admits(asked, f"{call}\n{call}")
+    assert not admits(asked, '{"b": 1}')
+    assert not admits(asked, call.replace("1", "true"))
+    assert not admits(asked, f'{call}{{"b": true}}')
+    with pytest.raises(GrammarError):
+        check(Constraint("calls", calls_or_answer("hermes", [strict], "[", several=True)))
 
 
 def test_a_token_that_begins_a_call_and_goes_on_is_bound_too() -> None:

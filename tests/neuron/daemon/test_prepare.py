@@ -125,3 +125,18 @@ def test_forced_calls_are_bound_strict_or_not(tmp_path: Path) -> None:
 
     assert "trigger" not in told
     assert told["calls"][0]["schema"] == {"type": "object", "required": ["a"]}
+
+
+def test_tools_can_be_called_where_the_answer_is_to_be_json(tmp_path: Path) -> None:
+    """Unless none may be; a form that is no JSON is the whole answer's."""
+    json_mode = {"response_format": {"type": "json_object"}, "tools": [function()]}
+    told = bound(tmp_path, **json_mode)
+
+    assert (told["answer"], told["calls"][0]["schema"]) == ('{"type": "object"}', {"type": "object"})
+    write_tiny_model(tmp_path)
+    text = read_text(tmp_path)
+    for fields in ({**json_mode, "tool_choice": "none"}, {"guided_regex": "a", "tools": [function()]}):
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
+        form = with_bound_calls(read_chat(body), text).params.form
+        assert form is not None
+        assert form.constraint.kind in ("json_object", "regex")
