@@ -7,6 +7,11 @@ from typing import Any
 
 from attrs import frozen
 
+from cortex_gateway.dialects.anthropic.request import decode as decode_anthropic
+from cortex_gateway.dialects.dialect import Earlier
+from cortex_gateway.dialects.responses.request import decode as decode_responses
+from cortex_gateway.dialects.responses.request import read as read_responses
+
 CLIENTS = pathlib.Path(__file__).parent / "clients"
 WORDS = (
     "the",
@@ -41,31 +46,36 @@ class Session:
         """The field that has the conversation."""
         return "input" if "input" in self.first else "messages"
 
+    def neuron_body(self, body: Any) -> Any:
+        """What the gateway asks a neuron for `body`, one of the two."""
+        sent = json.dumps(body).encode()
+        if self.turns == "input":
+            return json.loads(decode_responses(read_responses(sent), Earlier()).neuron_body("demo"))
+        if self.name.startswith("claude-"):
+            return json.loads(decode_anthropic(sent).neuron_body("demo"))
+        return body
 
-def sessions() -> list[Session]:
-    """All that there are, by client and version."""
-    return [_session(folder) for folder in sorted(CLIENTS.iterdir()) if folder.is_dir()]
+
+def sessions(scale: float = 1.0) -> list[Session]:
+    """All that there are, by client and version; their long texts `scale` times as long."""
+    return [_session(folder, scale) for folder in sorted(CLIENTS.iterdir()) if folder.is_dir()]
 
 
-def session(agent: str) -> Session:
-    """The newest of `agent`."""
-    return [one for one in sessions() if one.name.startswith(f"{agent}-")][-1]
-
-
-def _session(folder: pathlib.Path) -> Session:
-    first, more = (_whole(json.loads((folder / f"{name}.json").read_text("utf-8"))) for name in ("first", "second"))
+def _session(folder: pathlib.Path, scale: float) -> Session:
+    read = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("first", "second"))
+    first, more = (_whole(body, scale) for body in read)
     turns = "input" if "input" in first else "messages"
     again = first[turns] if more.pop("keeps") else []
     return Session(folder.name, first, {**first, **more, turns: [*again, *more[turns]]})
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: Any, scale: float) -> Any:
     """`value` with texts for the digests in it."""
     if isinstance(value, dict):
         if value.keys() == {"digest", "characters"}:
-            return _text(value["digest"], value["characters"])
-        return {key: _whole(one) for key, one in value.items()}
-    return [_whole(one) for one in value] if isinstance(value, list) else value
+            return _text(value["digest"], int(scale * value["characters"]))
+        return {key: _whole(one, scale) for key, one in value.items()}
+    return [_whole(one, scale) for one in value] if isinstance(value, list) else value
 
 
 def _text(digest: str, characters: int) -> str:

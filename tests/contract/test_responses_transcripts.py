@@ -1,12 +1,11 @@
 """The gateway's half of the wire for /v1/responses: what it makes of a neuron's recorded streams, and of Codex's requests.
 
-`transcripts/*/responses.sse` is what a Responses client reads of the same `neuron.sse`. `codex/` has two requests that Codex
-0.171 sent for one turn with one command, their long texts cut: `first.json`, and `second.json` with the command's output.
+`transcripts/*/responses.sse` is what a Responses client reads of the same `neuron.sse`. Codex's requests are those of its
+recorded session.
 """
 
 import json
 import pathlib
-from typing import Any
 
 import pytest
 
@@ -14,6 +13,7 @@ from cortex_gateway.dialects.dialect import AnswerId, Earlier
 from cortex_gateway.dialects.responses.dialect import ResponseAnswer
 from cortex_gateway.dialects.responses.request import ResponsesRequest, decode, read
 from cortex_gateway.dialects.responses.stream import ResponseEncoder
+from tests.contract.sessions import sessions
 from tests.fakes.codec import cuts
 
 HERE = pathlib.Path(__file__).parent
@@ -42,30 +42,26 @@ def test_the_client_reads_what_the_neuron_said(case: pathlib.Path) -> None:
         assert made.ended
 
 
-def codex(name: str) -> Any:
-    return json.loads(asked((HERE / "codex" / name).read_bytes()).neuron_body("demo"))
+CODEX = next(one for one in sessions() if one.name.startswith("codex-"))
 
 
 def test_codex_s_tools_are_all_there() -> None:
     """Those of a namespace, too; the hosted one alone is left out."""
-    names = [tool["function"]["name"] for tool in codex("first.json")["tools"]]
+    names = [tool["function"]["name"] for tool in CODEX.neuron_body(CODEX.first)["tools"]]
 
     assert {"exec_command", "multi_agent_v1__spawn_agent", "multi_agent_v1__wait_agent"} <= set(names)
-    assert asked((HERE / "codex" / "first.json").read_bytes()).dropped == (
+    assert asked(json.dumps(CODEX.first).encode()).dropped == (
         "tools of type 'web_search' are left out: nobody here can run them",
     )
 
 
-def test_codex_s_second_request_begins_with_its_first() -> None:
-    """To the letter, and the answer comes back as it was generated: a neuron has computed all but the command's output."""
-    first, second = codex("first.json"), codex("second.json")
-    more = second["messages"][len(first["messages"]) :]
+def test_codex_s_answer_comes_back_as_it_was_generated() -> None:
+    """Thought, word and call: a neuron has computed all but the command's output."""
+    first, second = (CODEX.neuron_body(body) for body in (CODEX.first, CODEX.second))
+    said = second["messages"][len(first["messages"])]
 
-    assert json.dumps(second["tools"]) == json.dumps(first["tools"])
-    assert second["messages"][: len(first["messages"])] == first["messages"]
-    assert [message["role"] for message in more] == ["assistant", "tool"]
-    assert (more[0]["reasoning_content"], more[0]["content"]) == ("I need a file", "I write it.")
-    assert more[0]["tool_calls"][0]["function"] == {
+    assert (said["reasoning_content"], said["content"]) == ("A file is wanted.", "I write it.")
+    assert said["tool_calls"][0]["function"] == {
         "name": "exec_command",
-        "arguments": '{"cmd": "echo made-by-model > made.txt"}',
+        "arguments": '{"cmd": "echo by the model > made.txt"}',
     }

@@ -2,14 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cortex_gateway.dialects.anthropic.request import decode as decode_anthropic
-from cortex_gateway.dialects.dialect import Earlier
-from cortex_gateway.dialects.responses.request import decode as decode_responses
-from cortex_gateway.dialects.responses.request import read as read_responses
 from neuron_jax.daemon.model_text import ModelText, read_text
 from neuron_jax.daemon.prepare import Outside
 from neuron_jax.daemon.schema import read_chat
@@ -24,16 +19,6 @@ MOST = 0.15
 every_session = pytest.mark.parametrize("it", SESSIONS, ids=[one.name for one in SESSIONS])
 
 
-def neuron_body(it: Session, body: Any) -> Any:
-    """What a neuron is asked."""
-    sent = json.dumps(body).encode()
-    if it.turns == "input":
-        return json.loads(decode_responses(read_responses(sent), Earlier()).neuron_body("demo"))
-    if "max_completion_tokens" in body or "stream_options" in body or it.name.startswith("opencode"):
-        return body
-    return json.loads(decode_anthropic(sent).neuron_body("demo"))
-
-
 @pytest.fixture(scope="module")
 def demo(demo_gguf: Path) -> ModelText:
     return read_text(demo_gguf)
@@ -46,7 +31,7 @@ def test_there_is_a_session_of_every_agent() -> None:
 @every_session
 def test_the_second_request_goes_on_where_the_first_ended(it: Session) -> None:
     """Tools and earlier messages are the same to the letter, whatever the client wrote differently about them."""
-    first, second = neuron_body(it, it.first), neuron_body(it, it.second)
+    first, second = it.neuron_body(it.first), it.neuron_body(it.second)
     begun = len(first["messages"])
 
     assert json.dumps(second["tools"]) == json.dumps(first["tools"])
@@ -59,7 +44,7 @@ def test_the_second_request_goes_on_where_the_first_ended(it: Session) -> None:
 def test_a_second_turn_computes_little(it: Session, demo: ModelText) -> None:
     """By the demo model's own template and tokens, in which tools are words."""
     first, second = (
-        job_of(read_chat(neuron_body(it, body)), demo, OUTSIDE).encoded[0].ids for body in (it.first, it.second)
+        job_of(read_chat(it.neuron_body(body)), demo, OUTSIDE).encoded[0].ids for body in (it.first, it.second)
     )
     same = next((at for at, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), len(first))
 
