@@ -28,7 +28,10 @@ class ChatStream:
                 return [self._chunk(index, role) for index in range(len(self._job.submits))]
             case Grown(index, pieces, chosen):
                 self._pending[index] += chosen
-                return [self._chunk(index, delta) for piece in pieces for delta in deltas(piece)]
+                shown = [
+                    piece for piece in pieces if not (self._params.hides_thoughts and isinstance(piece, Reasoning))
+                ]
+                return [self._chunk(index, delta) for piece in shown for delta in deltas(piece)]
             case Ended(index, finish, stop):
                 return [self._chunk(index, {}, finish=finish, stop=stop)]
         return []
@@ -70,13 +73,16 @@ class ChatAnswer:
 
     def body(self, params: SamplingParams) -> dict[str, Any]:
         """The answer."""
-        wanted = params.logprobs is not None
+        wanted, hides = params.logprobs is not None, params.hides_thoughts
         return {
             "id": self._job.id,
             "object": "chat.completion",
             "created": self._job.created,
             "model": self._job.model,
-            "choices": [choice.body(self._job, index, logprobs=wanted) for index, choice in enumerate(self._choices)],
+            "choices": [
+                choice.body(self._job, index, logprobs=wanted, hides=hides)
+                for index, choice in enumerate(self._choices)
+            ],
             "usage": usage(self._job),
         }
 
@@ -95,10 +101,10 @@ class _Choice:
         for piece in pieces:
             self._add(piece)
 
-    def body(self, job: GenerationJob, index: int, *, logprobs: bool) -> dict[str, Any]:
+    def body(self, job: GenerationJob, index: int, *, logprobs: bool, hides: bool) -> dict[str, Any]:
         return {
             "index": index,
-            "message": self._message(),
+            "message": self._message(hides=hides),
             "logprobs": chat_logprobs(job, self._chosen) if logprobs else None,
             "finish_reason": self.finish,
             "stop_reason": self.stop,
@@ -115,10 +121,10 @@ class _Choice:
             case ToolArguments(index, text):
                 self._calls[index]["function"]["arguments"] += text
 
-    def _message(self) -> dict[str, Any]:
+    def _message(self, *, hides: bool) -> dict[str, Any]:
         text = "".join(self._text)
         message: dict[str, Any] = {"role": "assistant", "content": text or (None if self._calls else "")}
-        if self._reasoning:
+        if self._reasoning and not hides:
             message["reasoning_content"] = message["reasoning"] = "".join(self._reasoning)
         if self._calls:
             message["tool_calls"] = self._calls

@@ -16,7 +16,7 @@ from neuron_jax.daemon.fields import Fields, is_number, too_deep
 from neuron_jax.daemon.json_bounds import deep_path, may_be_deep
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
 from neuron_jax.daemon.structured import Asked, read_constraint
-from neuron_jax.daemon.thinking import read_budget, read_variables
+from neuron_jax.daemon.thinking import read_budget, read_hidden, read_variables
 from neuron_jax.text.prompt import Chat
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -96,6 +96,7 @@ class SamplingParams:
     logprobs: int | None  # alternatives per token; None = no logprobs
     form: Asked | None = None  # what the answer must look like
     thinking_budget: int | None = None  # tokens of thoughts, after which they are closed
+    hides_thoughts: bool = False  # they are counted and not told
 
 
 @frozen
@@ -158,7 +159,7 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
     chat = _chat(fields, _chosen_tools)
     params = _read_params(fields, model, _chat_logprobs(fields))
     return ChatRequest(
-        params=evolve(params, thinking_budget=read_budget(fields)),
+        params=evolve(params, thinking_budget=read_budget(fields), hides_thoughts=read_hidden(fields)),
         chat=chat,
         one_call=not fields.flag("parallel_tool_calls", absent=True) or isinstance(fields.get("tool_choice"), dict),
         forced=_forced(fields, chat.tools or ()),

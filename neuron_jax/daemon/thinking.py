@@ -37,6 +37,12 @@ def read_budget(fields: Fields) -> int | None:
     return known[0][1] if known else None
 
 
+def read_hidden(fields: Fields) -> bool:
+    """Whether the thoughts are not to be told: vLLM's `include_reasoning`, OpenRouter's `reasoning.exclude`. Raises Problem."""
+    reasoning = fields.object("reasoning") or Fields({})
+    return not fields.flag("include_reasoning", absent=True) or reasoning.flag("exclude")
+
+
 def _wanted(fields: Fields, reasoning: Fields) -> bool | None:
     thinking = fields.object("thinking")
     if fields.get("enable_thinking") is not None:

@@ -380,6 +380,13 @@ def test_thinking_is_told_apart(tmp_path: Path) -> None:
         assert 0 < whole["usage"]["completion_tokens_details"]["reasoning_tokens"] < 15
         assert (text_of(chunks), text_of(chunks, key="reasoning")) == ("yes", "hm")
 
+        for hidden in ({"include_reasoning": False}, {"reasoning": {"exclude": True}}):
+            whole = (await neuron.chat(thought, **switch, **hidden)).json()
+            chunks = chunks_of((await neuron.chat(thought, stream=True, **switch, **hidden)).text)
+            assert whole["choices"][0]["message"] == {"role": "assistant", "content": "yes"}
+            assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0
+            assert (text_of(chunks), text_of(chunks, key="reasoning")) == ("yes", "")
+
     with_neuron(tmp_path, use, thinking=True)
 
 

@@ -70,6 +70,8 @@ def test_so_has_a_budget(body: dict[str, Any], budget: int | None) -> None:
         ({"thinking_budget": 1.5}, "thinking_budget"),
         ({"thinking_budget": 5, "thinking_token_budget": 6}, "thinking_budget"),
         ({"reasoning": {"max_tokens": "5"}}, "reasoning.max_tokens"),
+        ({"reasoning": {"exclude": "yes"}}, "reasoning.exclude"),
+        ({"include_reasoning": 0}, "include_reasoning"),
     ],
 )
 def test_what_is_wrong_is_named(body: dict[str, Any], param: str) -> None:
