@@ -25,6 +25,7 @@ class ThinkingLimit:
     _thoughts: Thoughts
     _words: int
     _grammar: Matcher | None = None
+    _opened: int = field(default=0, init=False)  # of the tokens that open thoughts, so many have come
     _begun: bool = field(init=False)
     _thinks: bool = field(init=False)
     _seen: int = field(default=0, init=False)
@@ -32,7 +33,7 @@ class ThinkingLimit:
     _foreseen: int = field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._begun = self._thinks = self._thoughts.opens is None
+        self._begun = self._thinks = not self._thoughts.opens
         self._end_if_enough()
 
     @property
@@ -93,11 +94,17 @@ class ThinkingLimit:
             del self._closing[0]
             return
         if not self._begun:
-            self._begun, self._thinks = True, token == self._thoughts.opens
+            self._open(token)
         elif self._thinks:
             self._seen += 1
             self._thinks = token != self._thoughts.closes
         self._end_if_enough()
+
+    def _open(self, token: int) -> None:
+        right = token == self._thoughts.opens[self._opened]
+        self._opened += right
+        self._thinks = self._opened == len(self._thoughts.opens)
+        self._begun = self._thinks or not right
 
     def _end_if_enough(self) -> None:
         if self._thinks and self._seen >= self._thoughts.most:

@@ -117,10 +117,6 @@ class ModelText:
         """The tokens that open and close its thoughts, where they are tokens."""
         return self.tokenizer.id_of(OPEN), self.tokenizer.id_of(CLOSE)
 
-    def words(self, text: str) -> tuple[int, ...]:
-        """The ids of a piece of a text."""
-        return tuple(self.tokenizer.encode(text, add_special=False))
-
     def vocabulary(self) -> Vocabulary:
         """What its tokens stand for. Markers of calls are text in it, since grammars are written with them."""
         names = formats.markers(reasoning=None, tools=self.tool_format)

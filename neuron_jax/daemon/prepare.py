@@ -16,6 +16,7 @@ from neuron_jax.daemon.structured import Asked
 from neuron_jax.text.bound_calls import calls_or_answer, forced_calls, free_calls
 from neuron_jax.text.errors import TooManyTokensError, UncutTextError
 from neuron_jax.text.prompt import Rendered
+from neuron_jax.text.thinking import thought_tokens
 from neuron_jax.workers.frames import Constraint, Sampling, Submit, Thoughts
 
 UINT64 = 2**64
@@ -213,13 +214,13 @@ def _constraint(params: SamplingParams, encoded: Encoded, text: ModelText) -> Co
 
 def _thoughts(params: SamplingParams, encoded: Encoded, text: ModelText) -> Thoughts | None:
     """How long it may think, where it thinks at all and its thoughts end with a token of their own."""
-    opens, closes = text.thinking
-    opened = encoded.reasoning == "think_opened"
-    if params.thinking_budget is None or encoded.reasoning is None or closes is None or (opens is None and not opened):
+    if params.thinking_budget is None or encoded.reasoning is None:
         return None
-    # A form begins right behind the token; where there is none the model is used to an empty line.
-    closing = (*text.words("\n"), closes, *(() if params.form else text.words("\n\n")))
-    return Thoughts(params.thinking_budget, closes, closing, None if opened else opens)
+    tokens = thought_tokens(text.tokenizer, encoded.reasoning)
+    if tokens is None:
+        return None
+    closing = tokens.closing if params.form else (*tokens.closing, *tokens.begins)
+    return Thoughts(params.thinking_budget, tokens.closes, closing, tokens.opens)
 
 
 def sampling(params: SamplingParams, advice: Mapping[str, Any], seed: int) -> Sampling:

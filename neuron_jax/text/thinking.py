@@ -1,16 +1,53 @@
-"""A client's wish for thinking as the variables that chat templates read; knows their spellings, no tokens and no wires.
+"""Thinking as models know it: the variables of their templates, and the tokens around their thoughts; knows no wires.
 
 Sources: the templates of Qwen3, GLM 4.5 and SmolLM3 (`enable_thinking`), DeepSeek V3.1 and Granite 3 (`thinking`),
-gpt-oss (`reasoning_effort`).
+gpt-oss (`reasoning_effort`); of its tokens https://cookbook.openai.com/articles/openai-harmony.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from attrs import frozen
+
+from neuron_jax.text.reasoning import CLOSE, OPEN
+from neuron_jax.text.tokenizer import Tokenizer
+
+TAGS, HARMONY = ("think", "think_opened"), "harmony"
+_TAGS = (OPEN, CLOSE, f"\n{CLOSE}", "\n\n")
+_HARMONY = (
+    "<|channel|>analysis<|message|>",
+    "<|end|>",
+    "<|end|><|start|>assistant<|channel|>final<|message|>",
+    "",
+)
+"""What opens thoughts, what ends them, what is written in place of their end, and what comes behind it."""
 OFF = ("none", "minimal")
 """Efforts that ask for as good as no thinking."""
 NEAREST = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 """What a template that only knows low, medium and high is told instead."""
+
+
+@frozen
+class ThoughtTokens:
+    """The ids `opens` begin an answer's thoughts (none: its prompt has), `closes` ends them. `closing` writes their end, and
+    `begins` what a model is used to behind that where no form begins there."""
+
+    opens: tuple[int, ...]
+    closes: int
+    closing: tuple[int, ...]
+    begins: tuple[int, ...] = ()
+
+
+def thought_tokens(tokenizer: Tokenizer, reasoning: str) -> ThoughtTokens | None:
+    """Those of a format that `formats.reasoning_format` named; None where thoughts end with no token of their own."""
+    if reasoning not in (*TAGS, HARMONY):
+        return None
+    opens, closes, closing, begins = _HARMONY if reasoning == HARMONY else _TAGS
+    end = tokenizer.id_of(closes)
+    ids = [tuple(tokenizer.encode(text, add_special=False)) for text in (opens, closing, begins)]
+    if end is None or (reasoning != "think_opened" and tokenizer.id_of(opens.partition(">")[0] + ">") is None):
+        return None
+    return ThoughtTokens(() if reasoning == "think_opened" else ids[0], end, ids[1], ids[2])
 
 
 def spelled(variables: Mapping[str, Any], source: str) -> Mapping[str, Any]:

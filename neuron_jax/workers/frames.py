@@ -108,13 +108,13 @@ class Constraint(Struct, frozen=True, omit_defaults=True):
 
 class Thoughts(Struct, frozen=True, omit_defaults=True):
     """How long a text may think: after `most` tokens of thoughts `closing` is written in its place. Thoughts end with the
-    token `closes`, which is one of `closing`. They begin where the text does, with `opens` only where it begins with that.
+    token `closes`, which is one of `closing`. They begin where the text does, with `opens` only where it begins with those.
     """
 
     most: int
     closes: int
     closing: tuple[int, ...]
-    opens: int | None = None
+    opens: tuple[int, ...] = ()
 
 
 class Vocabulary(Struct, tag="vocabulary", frozen=True):

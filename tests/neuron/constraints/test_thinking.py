@@ -13,7 +13,7 @@ OPEN, CLOSE, LINE, WORDS = 60, 61, 10, 2
 CLOSING = (LINE, CLOSE, LINE)
 
 
-def limit(most: int, opens: int | None = None) -> ThinkingLimit:
+def limit(most: int, *opens: int) -> ThinkingLimit:
     return ThinkingLimit(Thoughts(most, CLOSE, CLOSING, opens), WORDS)
 
 
@@ -30,13 +30,13 @@ def bound(it: ThinkingLimit) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("most", [0, 1, 3])
-@pytest.mark.parametrize("opens", [None, OPEN])
-def test_after_so_many_tokens_thoughts_are_closed(most: int, opens: int | None) -> None:
-    """Counted from the token that opens them, where the prompt has not done so; then nothing is bound any more."""
-    it = limit(most, opens)
-    if opens is not None:
+@pytest.mark.parametrize("opens", [(), (OPEN,), (OPEN, 5, OPEN)])
+def test_after_so_many_tokens_thoughts_are_closed(most: int, opens: tuple[int, ...]) -> None:
+    """Counted from the tokens that open them, where the prompt has not done so; then nothing is bound any more."""
+    it = limit(most, *opens)
+    for token in opens:
         assert not it.active
-        it.take([opens])
+        it.take([token])
     for token in range(most):
         assert not it.active
         it.take([token])
@@ -54,9 +54,10 @@ def test_thoughts_that_end_by_themselves_are_not_closed() -> None:
     assert it.slack == FREE
 
 
-def test_an_answer_without_thoughts_has_none_to_close() -> None:
-    it = limit(1, OPEN)
-    it.take([1])
+@pytest.mark.parametrize(("opens", "said"), [((OPEN,), [1]), ((OPEN, 5), [OPEN, 6]), ((OPEN, 5), [5])])
+def test_an_answer_without_thoughts_has_none_to_close(opens: tuple[int, ...], said: list[int]) -> None:
+    it = limit(1, *opens)
+    it.take(said)
 
     assert it.slack == FREE
     it.take([OPEN, 2, 3])

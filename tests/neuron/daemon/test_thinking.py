@@ -101,7 +101,7 @@ def test_the_engine_is_told_how_thoughts_are_closed(tmp_path: Path) -> None:
     """With an empty line behind them, but where a form begins; by themselves they begin where the prompt has not."""
     text = model(tmp_path, tags=True)
 
-    assert thoughts(text) == Thoughts(9, CLOSE, (10, CLOSE, 10, 10), OPEN)
+    assert thoughts(text) == Thoughts(9, CLOSE, (10, CLOSE, 10, 10), (OPEN,))
     assert thoughts(text, enable_thinking=True) == Thoughts(9, CLOSE, (10, CLOSE, 10, 10))
     assert thoughts(text, enable_thinking=True, **FORM) == Thoughts(9, CLOSE, (10, CLOSE))
     assert thoughts(text, thinking_budget=None) is None
