@@ -187,7 +187,7 @@ def test_chat_answers_a_script(gateway: LiveGateway, host: HostDouble, capsys: p
     told = json.loads(capsys.readouterr().out)
     seconds = told.pop("seconds")
     usage = told.pop("usage")
-    assert told == {"text": "Paris", "reasoning": "Hmm. ", "finish_reason": "stop", "model": "m"}
+    assert told == {"text": "Paris", "reasoning": "Hmm. ", "finish_reason": "stop", "model": "nick"}
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (7, 3)
     assert isinstance(seconds, float)
     sent = next(seen.body for seen in host.seen if seen.path == "/v1/chat/completions")

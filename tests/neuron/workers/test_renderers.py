@@ -132,12 +132,14 @@ def test_computing_time_is_counted_anew_for_each_chat() -> None:
 
 def test_refusals_keep_the_process() -> None:
     """The template's own words, and a prompt that is too long: neither is the process's fault."""
-    kind = ChatFormat("{{ raise_exception('no') if messages | length > 1 }}" + TURNS.source, spelling=Spelling(4, ""))
+    kind = ChatFormat(
+        "{{ raise_exception('no') if messages[0].content == 'bad' }}" + TURNS.source, spelling=Spelling(4, "")
+    )
 
     async def use(renderers: Renderers) -> list[int]:
         pids = []
         with pytest.raises(TemplateError, match=r"^no$"):
-            await renderers.render(kind, Chat([USER, USER]))
+            await renderers.render(kind, Chat([{**USER, "content": "bad"}]))
         pids.append(renderers._idle[0].process.pid)
         with pytest.raises(TooManyTokensError) as raised:
             await renderers.render(kind, Chat([{**USER, "content": "x" * 1000}]), 200)
