@@ -84,6 +84,7 @@ def test_the_wheel_holds_the_packages_and_the_licence(wheel: pathlib.Path) -> No
     assert [name for name in metadata if name.endswith("licenses/LICENSE")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["jax", "flax", "numpy", "tokenizers", "models.llama"])
 def test_what_computes_is_not_there(installed: Installed, module: str) -> None:
     """The bare install is the gateway."""
@@ -93,6 +94,7 @@ def test_what_computes_is_not_there(installed: Installed, module: str) -> None:
     assert "ModuleNotFoundError" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_commands_say_who_they_are(installed: Installed) -> None:
     """The version is the wheel's, and the help names every command."""
     version, described = installed.run("cortex", "--version"), installed.run("cortex", "--help")
@@ -104,6 +106,7 @@ def test_the_commands_say_who_they_are(installed: Installed) -> None:
     assert " up " in described.stdout
 
 
+@pytest.mark.slow
 def test_up_says_in_one_line_what_is_missing(installed: Installed) -> None:
     """Before it starts anything."""
     done = installed.run("cortex", "up")

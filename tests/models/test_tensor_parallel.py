@@ -14,6 +14,7 @@ from models.registry import build, families
 from models.sharding import RULES, make_mesh, named_sharding, shard_tree
 from models.spec import Model, ParamSpec
 from tests.fakes import quick
+from tests.fakes.params import slow_but
 from tests.fakes.weight_files import random_tensors
 
 DEGREES = (2, 4, 8)
@@ -163,7 +164,10 @@ def leaves(model: Model) -> list[ParamSpec]:
     return jax.tree.leaves(model.param_specs, is_leaf=lambda leaf: isinstance(leaf, ParamSpec))
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("llama 3: grouped, scaled rotary", "smollm2: 3 kv heads, tied", "gpt-oss: sinks, experts with biases")
+
+
+@pytest.mark.parametrize("case", slow_but(QUICK, CASES))
 def test_more_devices_give_the_same_logits(case: str) -> None:
     """Within 1e-4 in float32, and the same token is likeliest at each place; more devices than kv heads, too."""
     one = build(config(case), dtype=jnp.float32)

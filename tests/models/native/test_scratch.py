@@ -34,6 +34,7 @@ PROGRAM = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow
 def test_long_texts_of_many_rows_take_no_more_than_is_planned() -> None:
     """In a process of its own, since scratch is kept. With all 64 segments' parts at once 40 rows would keep 53 MB."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)

@@ -5,6 +5,7 @@ import gc
 import os
 from pathlib import Path
 
+import pytest
 from attrs import frozen
 
 from neuron_jax.hardware.cpu import read_resident
@@ -34,6 +35,7 @@ def held() -> Held:
     )
 
 
+@pytest.mark.slow
 def test_loads_and_unloads_leave_nothing(tmp_path: Path) -> None:
     """Measured when things have warmed up, and at the end."""
 

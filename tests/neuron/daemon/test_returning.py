@@ -186,6 +186,7 @@ def swaps(tmp_path: Path, count: int, command: Sequence[str], host: LateHost, *,
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_twenty_swaps_on_a_host_with_room_for_one(tmp_path: Path) -> None:
     """Processes that take 80 MiB and more, whose memory comes back a tenth of a second after they are gone."""
     swaps(tmp_path, 20, COMMAND, LateHost(1_000, late=0.1), memory_mb=930, ballast_mb=80)

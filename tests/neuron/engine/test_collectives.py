@@ -18,6 +18,7 @@ from neuron_jax.engine.buckets import Key, SlotKey, StepKey
 from neuron_jax.engine.page_groups import page_groups
 from neuron_jax.engine.programs import Program, Shapes
 from tests.fakes import quick, trial_files
+from tests.fakes.params import slow_but
 
 LAYERS, WIDTH, EVEN, ODD = 2, 40, 304, 301
 CONFIG: dict[str, Any] = {
@@ -76,16 +77,19 @@ def expected(devices: int, key: StepKey, vocab: int = EVEN) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     ("devices", "key", "vocab"),
-    [
-        (2, DECODE, EVEN),
-        (2, PROMPT, ODD),
-        (4, DECODE, ODD),
-        (4, PROMPT, EVEN),
-        (8, DECODE, EVEN),
-        (8, PROMPT, ODD),
-        (4, SEVERAL, EVEN),
-        (8, SHORT, EVEN),
-    ],
+    slow_but(
+        [(2, PROMPT, ODD), (4, SEVERAL, EVEN)],
+        [
+            (2, DECODE, EVEN),
+            (2, PROMPT, ODD),
+            (4, DECODE, ODD),
+            (4, PROMPT, EVEN),
+            (8, DECODE, EVEN),
+            (8, PROMPT, ODD),
+            (4, SEVERAL, EVEN),
+            (8, SHORT, EVEN),
+        ],
+    ),
     ids=str,
 )
 def test_a_layer_costs_two_sums(devices: int, key: StepKey, vocab: int) -> None:
@@ -93,7 +97,7 @@ def test_a_layer_costs_two_sums(devices: int, key: StepKey, vocab: int) -> None:
     assert collectives(devices, key, vocab) == expected(devices, key, vocab)
 
 
-@pytest.mark.parametrize("quant", ["int8", "int4"])
+@pytest.mark.parametrize("quant", slow_but(["int8"], ["int8", "int4"]))
 def test_a_layer_of_narrow_weights_costs_two_sums(quant: str) -> None:
     """A device rounds what it multiplies by itself. Coded tables have a scale per token, which is one more sum."""
     found = collectives(4, DECODE, quant=quant)

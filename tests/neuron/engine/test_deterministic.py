@@ -23,6 +23,7 @@ from neuron_jax.weights.place import load_params
 from neuron_jax.workers.frames import EngineSpec, Sampling, Submit
 from tests.fakes.expert_files import CONFIGS
 from tests.fakes.family_files import write_folder
+from tests.fakes.params import slow_but
 from tests.fakes.tiny_llama import CONFIG, write_checkpoint
 from tests.fakes.weight_files import random_tensors
 from tests.neuron.engine.test_determinism import Ticks, answers
@@ -122,7 +123,7 @@ def test_experts_give_the_same_bits_by_the_kernels(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_kernels")
-@pytest.mark.parametrize("mode", [pytest.param(one, marks=pytest.mark.slow) if "int4" in one else one for one in MODES])
+@pytest.mark.parametrize("mode", slow_but(["float32"], MODES))
 def test_it_gives_the_same_bits_however_a_request_is_served(mode: str, folder: Path) -> None:
     engine = served(folder, deterministic=True, **MODES[mode])
     assert_alike(engine)
@@ -139,6 +140,7 @@ def assert_alike(engine: Engine) -> None:
             assert answer == found["alone"][number], f"{way}: request {number}"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_kernels")
 def test_pages_of_another_size_change_nothing(folder: Path) -> None:
     found = []

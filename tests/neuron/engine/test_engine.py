@@ -16,6 +16,7 @@ from neuron_jax.engine.programs import Result
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.sampler import MAX_BIAS
 from tests.fakes.engines import drain, logprobs, mixed, said, serve, submit, tokens
+from tests.fakes.params import slow_but
 from tests.fakes.plain_pass import full_logits
 
 NewEngine = Callable[..., Engine]
@@ -108,7 +109,7 @@ def test_a_request_gives_the_same_tokens_alone_and_beside_others(new_engine: New
     assert tokens(drain(engine)[1]) == expected
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", slow_but([0], range(3)))
 def test_however_it_is_served_each_request_gets_the_same(new_engine: NewEngine, seed: int) -> None:
     """Overlapped or not, one token at a time or several, with pages for all or for few: as alone in the plain loop."""
     clients = mixed(seed)

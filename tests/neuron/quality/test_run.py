@@ -32,6 +32,7 @@ def measured(folder: Path, *quants: str) -> dict[str, Any]:
     return report(spec, [record["quality"] for record in told if "quality" in record])
 
 
+@pytest.mark.slow
 def test_every_format_is_measured_against_float32(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the order asked for: float32 is itself, int8 is near and about a quarter of the size; the table shows both."""
     found = measured(tmp_path, "none", "int8")

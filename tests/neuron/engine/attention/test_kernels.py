@@ -16,6 +16,7 @@ from neuron_jax.engine.attention.gathered import attend_gathered
 from neuron_jax.engine.attention.reference import BLOCK, attend_blocks
 from tests.fakes import quick
 from tests.fakes.paged_case import PagedCase, paged_case
+from tests.fakes.params import slow_but
 
 PAGE = 16
 LENGTHS = [1, PAGE - 1, PAGE, PAGE + 1, 63, 64, 65, BLOCK, BLOCK + 1, 256, 257, 512, 0]
@@ -42,7 +43,7 @@ def run(kernel: str, case: PagedCase, dtype: Any = jnp.float32) -> np.ndarray:
     return np.asarray(mixed.astype(jnp.float32))
 
 
-@pytest.mark.parametrize("window", [None, 1, 16, 100])
+@pytest.mark.parametrize("window", slow_but([None, 16], [None, 1, 16, 100]))
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_decode_is_dense_attention(kernel: str, window: int | None) -> None:
     case = paged_case(LENGTHS, window=window)
@@ -61,7 +62,7 @@ def test_decode_of_every_head_size_and_group(kernel: str, heads: tuple[int, int,
 
 
 @pytest.mark.parametrize("chunk", [7, 24])
-@pytest.mark.parametrize("window", [None, 5, 100])
+@pytest.mark.parametrize("window", slow_but([5], [None, 5, 100]))
 @pytest.mark.parametrize("kernel", PREFILL)
 def test_chunks_are_dense_attention(kernel: str, window: int | None, chunk: int) -> None:
     case = paged_case(LENGTHS, chunk=chunk, window=window)
@@ -69,7 +70,7 @@ def test_chunks_are_dense_attention(kernel: str, window: int | None, chunk: int)
     np.testing.assert_allclose(run(kernel, case)[case.real], case.stored[case.real], atol=2e-5)
 
 
-@pytest.mark.parametrize("kv", ["bfloat16", "int8", "fp8"])
+@pytest.mark.parametrize("kv", slow_but(["int8"], ["bfloat16", "int8", "fp8"]))
 @pytest.mark.parametrize(("kernel", "chunk"), [*((name, 1) for name in KERNELS), *((name, 24) for name in PREFILL)])
 def test_narrow_caches_lose_what_storing_lost_and_no_more(kernel: str, chunk: int, kv: str) -> None:
     """Over the numbers that the cache holds a kernel is as exact as with float32; storing them costs what is said."""
@@ -90,7 +91,7 @@ def test_bfloat16_queries_are_summed_in_float32(kernel: str, chunk: int) -> None
     assert np.abs(got - case.stored)[case.real].max() < 0.03 * scale
 
 
-@pytest.mark.parametrize("kv", ["float32", "bfloat16", "int8", "fp8"])
+@pytest.mark.parametrize("kv", slow_but(["float32", "int8"], ["float32", "bfloat16", "int8", "fp8"]))
 @pytest.mark.parametrize("kernel", ["xla", "pallas"])
 def test_a_row_does_not_depend_on_its_neighbours(kernel: str, kv: str) -> None:
     """Bit for bit: alone, among others, and beside one ten times as long."""

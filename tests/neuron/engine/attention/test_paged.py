@@ -9,6 +9,7 @@ from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.paged import PagedAttend
 from neuron_jax.engine.attention.ragged import ragged
 from neuron_jax.engine.attention.reference import BLOCK, attend_blocks
+from tests.fakes.params import slow_but
 
 PAGE, K, G, H = 16, 2, 3, 8
 W = 4 * BLOCK // PAGE
@@ -59,7 +60,7 @@ def step(lengths: list[int], chunk: int, window: int | None) -> tuple[np.ndarray
 
 
 @pytest.mark.parametrize("window", [None, 5, 100])
-@pytest.mark.parametrize("chunk", [1, 24, 40])
+@pytest.mark.parametrize("chunk", slow_but([40], [1, 24, 40]))
 def test_paged_attention_is_dense_attention(chunk: int, window: int | None) -> None:
     lengths = [1, PAGE - 1, PAGE, PAGE + 1, BLOCK - 1, BLOCK, BLOCK + 1, 4 * BLOCK]
 
