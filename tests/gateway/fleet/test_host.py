@@ -67,8 +67,8 @@ def test_a_first_miss_is_no_reason() -> None:
 
 
 def test_the_third_miss_without_a_word_is_the_end_of_what_runs() -> None:
-    """A refusal in between is a word."""
-    it = host()
+    """A refusal in between is a word. So it is of a node that has never answered."""
+    it = Host(name="a", endpoint="http://a:1")
 
     assert [it.hush(silent=silent) for silent in (True, True, False, True, True, True, True)] == [
         *(False, False, False, False, False),
@@ -276,6 +276,24 @@ def test_a_node_is_the_same_record_until_something_changes() -> None:
         assert after is not before
         assert it.node() is after
         before = after
+
+
+def test_two_changes_are_not_none() -> None:
+    """Whatever happens between two pictures of a node, the second is another."""
+    it = host(M)
+    for number, change in enumerate(
+        (
+            lambda: it.give_back("m", 11.0),
+            lambda: it.judge("m", resting(11.0)),
+            lambda: it.see(Observation(replicas=(M,)), 11.0),
+            it.changed,
+        )
+    ):
+        before = it.node()
+        it.take("m", 12.0 + number)
+        change()
+        assert it.node() is not before
+        it.begin_look()
 
 
 def test_what_a_node_lends_is_what_others_lead() -> None:

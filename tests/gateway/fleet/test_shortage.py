@@ -8,11 +8,12 @@ from cortex_gateway import errors
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet import shortage
 from cortex_gateway.fleet.operation import LoadStep
-from cortex_gateway.fleet.shortage import MIB, RETURN_SECS
+from cortex_gateway.fleet.shortage import RETURN_SECS
 from cortex_gateway.placement.decisions import Placement
 from cortex_gateway.placement.snapshot import Device, ModelConfig, Node, Replica
 from tests.fakes.bench import Bench, bench, loaded
 
+MIB = 1 << 20
 CARDS = tuple(
     Device(index=index, vram_total_mb=10_000, vram_free_mb=free) for index, free in enumerate((3000, 5000, 4000))
 )

@@ -156,6 +156,15 @@ def test_where_padding_is_skipped_a_prompt_is_never_cut_for_it() -> None:
     assert [pace.cut(tokens, (8, 16)) for tokens in (8, 9, 17)] == [8, 16, 16]
 
 
+def test_looks_that_are_near_each_other_say_nothing_of_depth() -> None:
+    """However deep they are: what became slower between them did so for another reason."""
+    pace = Pace()
+    for at in range(4000, 4320, 16):
+        saw(pace, 16, 1.0 if at < 4160 else 2.0, at=at)
+
+    assert pace.seconds(16, at=0) == pace.seconds(16, at=8000) == 2.0
+
+
 def test_depth_makes_nothing_cheaper() -> None:
     """What became quicker on the way did so for another reason. And no step takes less than nothing."""
     pace = Pace()

@@ -31,6 +31,7 @@ from neuron_jax.workers.supervisor import (
     delay,
 )
 from tests.fakes.engine_double import COMMAND, environment
+from tests.fakes.hand_engine import HandEngine, ready
 from tests.fakes.tiny_model import write_tiny_model
 from tests.fakes.waiting import until
 
@@ -181,10 +182,33 @@ def test_a_start_that_failed_is_repeated_after_a_while(caplog: pytest.LogCapture
         asyncio.run(run())
     first, second, third = tried
     levels = {record.getMessage().split()[1]: record.levelname for record in caplog.records}
-
+    assert caplog.records[0].getMessage() == "org/tiny: starting (somebody has it)"
     assert second - first >= 0.1
     assert third - second >= 0.2
     assert levels == {"starting": "ERROR", "draining": "INFO", "stopped": "INFO"}
+
+
+def test_an_engine_serves_until_it_dies_and_deaths_in_a_row_are_counted() -> None:
+    """One that has died serves nobody, though nobody has noticed yet; each of these served for a moment only."""
+    engines: list[HandEngine] = []
+
+    async def start() -> EngineClient:
+        engines.append(HandEngine(ready(100, 4)))
+        return engines[-1]
+
+    async def run() -> None:
+        supervisor = Supervisor("org/tiny", start, policy=RestartPolicy(first_delay=0.0))
+        assert supervisor.serving is None
+        for number in range(3):
+            await until(lambda: supervisor.state.phase is Phase.READY)
+            assert supervisor.state.failures == number
+            assert supervisor.serving is engines[-1]
+            engines[-1].die("device_error")
+            assert supervisor.serving is None
+            await until(lambda before=number: supervisor.state.failures > before)
+        await supervisor.stop(0.0)
+
+    asyncio.run(run())
 
 
 def test_who_stops_it_does_not_wait_for_the_next_start() -> None:
