@@ -80,8 +80,7 @@ class Buckets:
     def _sizes(self) -> list[Key]:
         """Every size of a step, those that are missed soonest first."""
         keys = self._first() + [self._key(tokens) for tokens in self.tokens]
-        if self.steps > 1:
-            keys += [self._key(tokens, self.steps) for tokens in self.tokens if tokens <= self.slots]
+        keys += [self._key(tokens, self.steps) for tokens in self.tokens if tokens <= self.slots]
         return list(dict.fromkeys(keys))
 
     def _key(self, tokens: int, steps: int = 1) -> StepKey:

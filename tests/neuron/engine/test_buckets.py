@@ -39,16 +39,30 @@ def test_programs_that_skip_padding_serve_every_size_but_are_few() -> None:
     assert declare(max_slots=6, chunk_tokens=100, decode_steps=4).sizes([StepKey(6, 6, 4)]) == [StepKey(6, 6, 4)]
 
 
+def test_what_has_a_row_for_each_token_is_computed_by_the_small_program() -> None:
+    """And what makes several tokens by the one that does, be it only two."""
+    buckets = declare(max_slots=6, chunk_tokens=100, decode_steps=2, guesses=3, exact=True)
+
+    assert [buckets.program(StepKey(tokens, min(tokens, 18))).tokens for tokens in (1, 18, 20)] == [18, 18, 100]
+    assert buckets.program(StepKey(2, 2, 2)) == StepKey(6, 6, 2)
+    assert declare(max_slots=6, chunk_tokens=100, decode_steps=2).keys().count(StepKey(6, 6, 2)) == 1
+
+
 @pytest.mark.parametrize(("slots", "chunk"), [(1, 1), (1, 8), (3, 9), (8, 4)])
 def test_the_smallest_lists_are_lists(slots: int, chunk: int) -> None:
     buckets = declare(max_slots=slots, chunk_tokens=chunk)
 
     assert (buckets.rows, buckets.tokens[-1]) == (slots, max(slots, chunk))
     assert len(buckets.keys()) == len(set(buckets.keys()))
+    assert {key.steps for key in buckets.sizes(buckets.keys()) if key != SlotKey()} == {1}
 
 
 def test_one_size_is_one_program() -> None:
-    assert one_size(5).keys() == one_size(5).essential() == [StepKey(5, 5), SlotKey()]
+    """Nothing is guessed, and what is padding is computed."""
+    it = one_size(5)
+
+    assert it.keys() == it.essential() == [StepKey(5, 5), SlotKey()]
+    assert (it.guesses, it.exact) == (0, False)
 
 
 def test_a_menu_pads_up_to_what_is_ready() -> None:

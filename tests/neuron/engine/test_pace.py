@@ -88,6 +88,16 @@ def test_depth_costs_a_larger_step_at_least_as_much_as_a_smaller_one() -> None:
     assert pace.seconds(32, at=3000) == pytest.approx(4 + 1 / 3, abs=0.01)
 
 
+def test_a_larger_step_that_seems_to_bear_depth_better_is_not_believed() -> None:
+    """It was seen deep in texts as well, and took the same there."""
+    pace = Pace()
+    for at in range(0, 2000, 16):
+        saw(pace, 16, 1.0 + at / 1000, at=at)
+        saw(pace, 64, 2.0, at=at)
+
+    assert pace.seconds(64, at=3000) > 3.0
+
+
 def test_an_accident_does_not_pass_for_depth() -> None:
     pace = Pace()
     for at in range(0, 4000, 16):
@@ -118,6 +128,13 @@ def test_unknown_sizes_lie_on_the_line_through_the_known() -> None:
     assert pace.seconds(8) == 1.0
     assert pace.seconds(32) == pytest.approx(4 / 3)
     assert pace.seconds(128) == pytest.approx(10 / 3)
+
+
+def test_of_several_known_sizes_the_two_nearest_count() -> None:
+    """On both sides, or the last two."""
+    pace = measured(of16=1.0, of32=3.0, of64=4.0, of128=10.0)
+
+    assert [pace.seconds(size) for size in (8, 24, 48, 96, 256)] == [1.0, 2.0, 3.5, 7.0, 22.0]
 
 
 def test_the_largest_size_within_a_time_is_found_at_its_own_depth() -> None:
