@@ -45,7 +45,7 @@ REASONS = ROOT / "tools" / "mutants.toml"
 GATEWAY, NEURON = "tests/gateway/", "tests/neuron/"
 ENGINE = tuple(
     f"{NEURON}engine/test_{name}.py"
-    for name in ("pages", "page_groups", "prefix", "scheduler", "buckets", "pace", "lookup", "guesses")
+    for name in ("pages", "page_groups", "prefix", "prefix_reuse", "scheduler", "buckets", "pace", "lookup", "guesses")
 )
 SUBJECTS: dict[str, tuple[str, ...]] = {
     "cortex_gateway/placement/": (GATEWAY + "placement",),

@@ -468,7 +468,7 @@ def test_a_body_that_is_none(body: bytes, code: str) -> None:
     with pytest.raises(RefusedError) as refused:
         decode(body)
 
-    assert refused.value.failure.code == code
+    assert (refused.value.failure.status, refused.value.failure.code) == (400, code)
 
 
 def test_counting_needs_no_limit_and_asks_for_the_same_prompt() -> None:

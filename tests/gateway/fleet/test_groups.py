@@ -359,23 +359,23 @@ def test_a_group_is_compared_with_those_that_lend_to_it() -> None:
 
 
 def test_a_group_that_left_in_vain_is_loaded_again_on_its_hosts() -> None:
-    """Led by the same node, and with nobody else."""
+    """Led by the same node and with the same lender, though another would do."""
     it = big("abc")
-    it.load("m", node="b", hosts=("a", "b"))
+    it.load("m", node="b", hosts=("b", "c"))
     it.done("b")
-    led = group("m", "b", "a")
+    led = group("m", "b", "c")
     whole = Replica(model="m", status="loaded", devices=(0, 1), vram_used_mb=32_000, group=led)
     it.see("b", cards=2, free=2000, replicas=(whole,), groups=(led,))
-    it.see("a", cards=2, free=2000, groups=(group("m", "b", "a", role="member"),))
+    it.see("c", cards=2, free=2000, groups=(group("m", "b", "c", role="member"),))
     it.want("x")
     assert it.done_to("b") == ["load m", "unload m"]
     it.done("b")
-    it.see("a", cards=2)
+    it.see("c", cards=2)
     it.done("b", failed("bad_checkpoint"))
     it.see("b", cards=2)
 
     assert it.done_to("b") == ["load m", "unload m", "load x", "load m"]
-    assert specs(it)[-1] == ("b", ("a",))
+    assert specs(it)[-1] == ("b", ("c",))
 
 
 def test_a_host_by_itself_is_no_group_that_failed() -> None:
