@@ -19,6 +19,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import ctypes
 import gc
 import inspect
 import math
@@ -84,6 +85,8 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
 CPU_SECS, WALL_SECS = 20.0, 600.0
 """What a child may compute besides four times what its tests did, and how long it may take on a machine that others use too.
 One that needs more hangs: its fault was seen."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl(2)."""
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 """The parent has imported plugins already, which pytest warns of."""
 
@@ -230,6 +233,8 @@ def _answer(work: Callable[[], Any], path: str, cpu_secs: float | None) -> None:
     code = 1
     try:
         os.setsid()
+        if sys.platform == "linux":  # whoever ends the parent ends this, too
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if cpu_secs:
             most = math.ceil(time.process_time() + cpu_secs)
             resource.setrlimit(resource.RLIMIT_CPU, (most, most))
