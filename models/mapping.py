@@ -20,6 +20,9 @@ from models.errors import ModelError
 from models.rounding import int8_by_channel
 from models.storage import FLOAT32, Array, Blocks, Storage, storage_of, to_storage
 
+MOST_NAMED = 500
+"""Tensors of one misfit: experts are thousands."""
+
 Store = Callable[[Any], dict[str, Array]]
 """Takes the canonical array, or Blocks where the rule's storage is of codes."""
 
@@ -84,11 +87,14 @@ class Rule:
         return tuple(int(key) if key.isdigit() else key for key in self.path.split("."))
 
     def storage(self, stored: Mapping[str, Storage]) -> Storage:
-        """What `store` will be given, from what the checkpoint's tensors are stored as, by name."""
+        """What `store` will be given, from what the checkpoint's tensors are stored as, by name.
+
+        Of those that are missing `check` tells: here they count as float32.
+        """
         if self.dtype is not None:
             return storage_of(self.dtype)
         parts = self.among(stored).parts
-        joined = Storage.join(*(stored[part.name] for part in parts))
+        joined = Storage.join(*(stored.get(part.name, FLOAT32) for part in parts))
         return FLOAT32 if joined.coded and any(part.moves_columns for part in parts) else joined
 
     def assemble(self, read: Read, storage: Storage) -> dict[str, Array]:
@@ -222,7 +228,8 @@ def check(rules: Sequence[Rule | Ignore], shapes: Mapping[str, tuple[int, ...]])
 def _misfit(kind: str, rows: list[str]) -> list[str]:
     if not rows:
         return []
-    return [f"{len(rows)} {kind}: " + ", ".join(rows)]
+    more = f", and {len(rows) - MOST_NAMED:,} more" if len(rows) > MOST_NAMED else ""
+    return [f"{len(rows)} {kind}: " + ", ".join(rows[:MOST_NAMED]) + more]
 
 
 def load(rules: Sequence[Rule | Ignore], tensors: Mapping[str, Array | Blocks]) -> dict[str | int, Any]:

@@ -162,3 +162,26 @@ def test_two_rules_for_one_tensor_are_our_bug() -> None:
     """A table that uses a tensor twice does not get past its first check."""
     with pytest.raises(AssertionError, match="two rules"):
         check([*RULES, RULES[0]], {name: tensor.shape for name, tensor in tensors().items()})
+
+
+def test_a_rule_takes_the_parts_that_a_checkpoint_has_the_most_of() -> None:
+    """And where it has none, those that it names first, which is what `check` then misses."""
+    both = Rule("w", (2, 3), FLOAT, (Part("a.0", (3,), (0,)), Part("a.1", (3,), (1,))), store_as("w"))
+    rule = evolve(both, others=((Part("a", (2, 3)),),))
+
+    assert [part.name for part in rule.among({"a"}).parts] == ["a"]
+    assert [part.name for part in rule.among({"a.1", "b"}).parts] == ["a.0", "a.1"]
+    assert rule.among(()).parts == both.parts
+    assert np.array_equal(load([rule], {"a": np.ones((2, 3), np.float32)})["w"]["w"], np.ones((2, 3)))
+    with pytest.raises(ModelError, match=r"2 missing: a.0 \(3,\), a.1 \(3,\)"):
+        check([rule], {})
+
+
+def test_a_missing_tensor_is_left_to_the_check() -> None:
+    assert PAIR.storage({"a": Q8}) == storage_of(np.dtype(np.float32))
+
+
+def test_thousands_of_misfits_are_counted() -> None:
+    names = {f"t.{n}": (1,) for n in range(700)}
+    with pytest.raises(ModelError, match=r"700 unknown: t\.0, .*t\.499, and 200 more"):
+        check([], names)
