@@ -10,6 +10,8 @@ prompt's bytes, one token per request and step, and then ends with the first sto
     [[fail N]]      the request ends with finish "error" after N tokens
     [[cached N]]    its first output says that N tokens of the prompt were cached
 
+Of texts to embed it makes one vector a step, [number of tokens, first token].
+
 `double.json` in the model folder changes the process: see `Script`. Each start adds to `starts` in that folder, and a
 line to `specs`.
 """
@@ -20,6 +22,7 @@ import os
 import re
 import selectors
 import socket
+import struct
 import sys
 import threading
 import time
@@ -60,6 +63,8 @@ class Script:
     stubborn: bool = False  # ignores Shutdown
     dropped: Sequence[str] = ()  # programs that it could not compile
     ballast_mb: int = 0  # of memory that it takes
+    embedding_dies: int = 0  # starts of the folder that end when they are to embed the second text
+    embedding_stalls: bool = False  # gives nothing after the first
 
 
 @define
@@ -129,6 +134,7 @@ class Double:
         self.lock = threading.Lock()
         self.reader = frames.CommandReader()
         self.running: dict[int, Running] = {}
+        self.texts: dict[int, tuple[frames.Embed, int]] = {}  # and how many of them have their vectors
         self.steps = 0
         self.script = Script()
         self.starts = 0  # of this folder, with this one
@@ -138,11 +144,13 @@ class Double:
         with selectors.DefaultSelector() as selector:
             selector.register(self.sock, selectors.EVENT_READ)
             while True:
-                busy = bool(self.running)
+                busy = bool(self.running or self.texts)
                 if selector.select(self.script.pace if busy else None):
                     self.receive()
                 if self.running:
                     self.step()
+                if self.texts:
+                    self.embed()
 
     def receive(self) -> None:
         chunk = self.sock.recv(1 << 20)
@@ -159,8 +167,11 @@ class Double:
                 self.running[command.request] = run = reply_of(command)
                 if run.verb == "die once":
                     run.verb = "die" if self.starts == 1 else ""
+            case frames.Embed(request):
+                self.texts[request] = (command, 0)
             case frames.Cancel(request):
                 self.running.pop(request, None)
+                self.texts.pop(request, None)
                 self.send(frames.LoadReport(self.busy()))
             case frames.Shutdown() if not self.script.stubborn:
                 sys.exit(0)
@@ -213,6 +224,7 @@ class Double:
             devices=tuple(f"double:{index}" for index in spec.devices),
             plan=(MemoryRow("weights", 1 << 20), MemoryRow("KV pages", 2 << 20), MemoryRow("total", 3 << 20)),
             load_seconds=0.0,
+            width=2,
         )
 
     def step(self) -> None:
@@ -225,11 +237,29 @@ class Double:
                 del self.running[output.request]
         self.send(frames.StepOutputs(outputs, self.busy()))
 
+    def embed(self) -> None:
+        for request, (asked, done) in tuple(self.texts.items()):
+            if done and self.starts <= self.script.embedding_dies:
+                os._exit(41)
+            if done and self.script.embedding_stalls:
+                continue
+            ids = asked.texts[done]
+            self.texts[request] = (asked, done + 1)
+            if done + 1 == len(asked.texts):
+                del self.texts[request]
+            values = struct.pack("<2f", len(ids), ids[0])
+            self.send(frames.Vectors(request, [done], values, self.busy()))
+
     def busy(self) -> EngineLoad:
         free = 1024 - len(self.running)
         dropped = tuple(self.script.dropped)
         return EngineLoad(
-            len(self.running), free_pages=free, pages=1024, decode_rate=100.0, steps=self.steps, dropped=dropped
+            len(self.running) + len(self.texts),
+            free_pages=free,
+            pages=1024,
+            decode_rate=100.0,
+            steps=self.steps,
+            dropped=dropped,
         )
 
     def send(self, event: frames.Event) -> None:
