@@ -1,13 +1,12 @@
 """The plain `Mixer` of one sequence, for notebooks and tests; knows arrays, must not know pages."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from attrs import frozen
 
-from models.spec import Mixer, PagedLayer, RecurrentLayer
+from models.spec import CHUNK, Mixer, PagedLayer, Recurrence, RecurrentLayer
 
 
 def causal(*, keep_weights: bool = False) -> Mixer[Any]:
@@ -49,13 +48,22 @@ class Causal:
         mixed = jnp.einsum("kgts,skh->tkgh", weights, v.astype(jnp.float32)).astype(q.dtype)
         return mixed, weights if self.keep_weights else None
 
-    def recur(
-        self, layer: RecurrentLayer, update: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, cache: Any
-    ) -> tuple[Any, Any]:
-        """See `models.spec.Mixer`."""
+    def recur(self, layer: RecurrentLayer, rule: Recurrence, inputs: Any, cache: Any) -> tuple[Any, Any]:
+        """See `models.spec.Mixer`: chunk after chunk."""
         del cache
         begin = tuple(jnp.zeros(leaf.shape, leaf.dtype) for leaf in layer.state)
-        return jax.lax.scan(update, begin, inputs)[1], None
+        tokens = jax.tree.leaves(inputs)[0].shape[0]
+        starts = jnp.arange(0, tokens, CHUNK, dtype=jnp.int32)
+
+        def chunks(leaf: jax.Array) -> jax.Array:
+            padded = jnp.pad(leaf, ((0, -tokens % CHUNK), *((0, 0),) * (leaf.ndim - 1)))
+            return padded.reshape(-1, CHUNK, *leaf.shape[1:])
+
+        def follow(state: Any, chunk: Any) -> tuple[Any, Any]:
+            return rule.chunk(state, chunk[1], jnp.minimum(tokens - chunk[0], CHUNK))
+
+        given = jax.lax.scan(follow, begin, (starts, jax.tree.map(chunks, inputs)))[1]
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:tokens], given), None
 
     def attend_rotated(self, *_: Any, **__: Any) -> tuple[jax.Array, Any]:
         """Never called: `rotates` is False."""

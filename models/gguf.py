@@ -6,7 +6,11 @@ The reader is `neuron_jax.weights.gguf_checkpoint`. What holds for every archite
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from attrs import field, frozen
+
+Order = npt.NDArray[np.int64]
 
 
 def finish_as(architecture: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -23,6 +27,18 @@ def _unchanged(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @frozen(eq=False)
+class Changed:
+    """What the converter made of a tensor, to be undone. `rows` and `columns` say of a config.json where each of the family's
+    own stands in the file; `values` undoes a function of each; `one` is the place of a dimension of one that the file left out.
+    """
+
+    rows: Callable[[Mapping[str, Any]], Order] | None = None
+    columns: Callable[[Mapping[str, Any]], Order] | None = None
+    values: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None
+    one: int | None = None
+
+
+@frozen(eq=False)
 class GgufTable:
     """One `general.architecture`. Metadata keys are without it: block_count for llama.block_count.
 
@@ -30,7 +46,8 @@ class GgufTable:
     `required`, `optional`: metadata that are positive numbers -> keys of config.json. `other`: metadata of any kind, which
     the family's own reader checks. `flags`: keys of config.json that are true where the file has this tensor.
     `neighbours`: the tensors whose rows are in llama.cpp's order for rotary pairs, by their stems in `tensors`, and the key
-    of config.json with the number of their heads. `plus_one`: stems of tensors that the file stores as 1 + w.
+    of config.json with the number of their heads. `plus_one`: stems of tensors that the file stores as 1 + w. `changed`: by
+    their whole names, with `{}` for the number of a layer, what else the file has otherwise.
     `refused`: metadata that have to be absent or zero, and what a file with them is. `finish` makes the config whole.
     """
 
@@ -42,5 +59,6 @@ class GgufTable:
     flags: Mapping[str, str] = field(factory=dict)
     neighbours: Mapping[str, str] = field(factory=dict)
     plus_one: tuple[str, ...] = ()
+    changed: Mapping[str, Changed] = field(factory=dict)
     refused: Mapping[str, str] = field(factory=dict)
     finish: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged

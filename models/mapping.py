@@ -205,7 +205,9 @@ def check(rules: Sequence[Rule | Ignore], shapes: Mapping[str, tuple[int, ...]])
     applied = tuple(rule.among(shapes) for rule in rules if isinstance(rule, Rule))
     parts = [part for rule in applied for part in rule.parts]
     wanted = {part.name: part.shape for part in parts}
-    assert len(wanted) == len(parts), "a checkpoint tensor has two rules"
+    assert len(wanted) == len({(part.name, part.shape) for part in parts}), "a checkpoint tensor has two shapes"
+    read = [(rule.path, part.name) for rule in applied for part in rule.parts]
+    assert len(read) == len(set(read)), "a parameter has two rules for one tensor"
     ignored = [rule for rule in rules if isinstance(rule, Ignore)]
     unknown = [name for name in shapes if name not in wanted and not any(rule.covers(name) for rule in ignored)]
     misfits = [

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
     from models.encoder.texts import Texts
     from models.native.ops import Norm
+    from models.native.recurrent import StateRows
 
 Params = Any
 """A pytree of arrays, nested dicts keyed by the names of `Model.param_specs`."""
 
 CacheT = TypeVar("CacheT")
+
+CHUNK = 64
+"""Tokens of one text that a recurrent layer takes at once, at most."""
 
 
 class Mixer(Protocol[CacheT]):
@@ -79,12 +83,34 @@ class Mixer(Protocol[CacheT]):
     def recur(
         self,
         layer: "RecurrentLayer",
-        update: Callable[[Any, Any], tuple[Any, Any]],
+        rule: "Recurrence",
         inputs: Any,
         cache: CacheT,
     ) -> tuple[Any, CacheT]:
-        """`update` (a text's state, what one token brings) -> (the state behind it, what it gives), for each token after the
-        one before it in its text. `inputs` and what is returned beside the new cache: trees of [T, ...].
+        """What `rule` gives for each token behind the one before it in its text. `inputs`, what each token brings, and what is
+        returned beside the new cache: trees of [T, ...].
+        """
+        ...
+
+
+class Recurrence(Protocol):
+    """How a text's state goes from token to token, with a layer's parameters in it. A state is a tuple of arrays as its
+    `RecurrentLayer` says; what tokens bring and are given are trees of arrays.
+    """
+
+    def step(self, state: Any, token: Any) -> tuple[Any, Any]:
+        """The state behind one token, and what it is given."""
+        ...
+
+    def chunk(self, state: Any, tokens: Any, count: "jax.Array") -> tuple[Any, Any]:
+        """tokens [CHUNK, ...] of one text, of which the first `count` int32 [] are real -> the state behind those, and what
+        each is given, [CHUNK, ...]. As `step` one after the other, but for the order of sums.
+        """
+        ...
+
+    def native(self, tokens: Any, cache: Any, rows: "StateRows") -> tuple[Any, Any]:
+        """The same for the rows of a step by a native kernel, where the layer is `native`: tokens [T, ...] and the states
+        by slot and by snapshot -> what each is given, [T, ...], and the states, written in place.
         """
         ...
 
@@ -127,10 +153,12 @@ class PagedLayer:
 @frozen
 class RecurrentLayer:
     """A state of one size, whatever the length of the text, that every token changes and reads: short convolutions, the
-    gated delta rule, Mamba's. `state` are its arrays for one text, zeros before the first token.
+    gated delta rule, Mamba's. `state` are its arrays for one text, zeros before the first token. `native`: the native
+    kernels have one for it.
     """
 
     state: tuple[ParamSpec, ...]
+    native: bool = False
 
 
 LayerSpec = PagedLayer | RecurrentLayer

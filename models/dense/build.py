@@ -1,6 +1,7 @@
 """From a `Dense` and its table of names to a `models.spec.Model`; must not know any family."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import jax
@@ -12,13 +13,13 @@ from models.dense.layout import Layout
 from models.dense.names import Names
 from models.dense.network import Decoder
 from models.dense.record import Dense
-from models.dense.rules import rules
+from models.dense.rules import EXACT, rules
 from models.functional import Functional, functional
 from models.linears import Linears, check, tile
 from models.mapping import Ignore, Rule
 from models.native.tiles import Tiles
 from models.nn import Live
-from models.spec import CacheT, Mixer, PagedLayer, Params
+from models.spec import CacheT, LayerSpec, Mixer, Params, RecurrentLayer
 from models.storage import Storage
 
 
@@ -31,7 +32,7 @@ class DenseModel:
     max_positions: int
     widest: int
     experts: tuple[int, int]
-    layers: Sequence[PagedLayer]
+    layers: Sequence[LayerSpec]
     rules: Sequence[Rule | Ignore]
     _network: Functional[Decoder]
 
@@ -56,6 +57,11 @@ class DenseModel:
         return logits[:, : self.vocab_size]
 
 
+def _channels(layer: LayerSpec) -> int:
+    """What a recurrent layer's convolution takes of each token."""
+    return prod(layer.state[0].shape[1:]) if isinstance(layer, RecurrentLayer) else 0
+
+
 def build_dense(
     c: Dense,
     names: Names,
@@ -78,14 +84,14 @@ def build_dense(
     if native:
         assert tensor_parallel == 1, "the native kernels see one device"
         assert layout.dtype == np.float32, f"the native kernels compute in float32, not {layout.dtype}"
-        made, tiles = tile(made, storage, quant, gated=("gate_up",), tables=("embed", "head"), exact=("router",))
+        made, tiles = tile(made, storage, quant, gated=("gate_up",), tables=("embed", "head"), exact=EXACT)
     make = Linears(quant, layout.dtype, tensor_parallel, tiles)
-    layers = c.layers_in(layout.heads.slots, layout.heads.width)
+    layers = c.layers_in(layout.heads.slots, layout.heads.width, tensor_parallel)
     return DenseModel(
         architecture=c.architecture,
         vocab_size=c.vocab_size,
         max_positions=c.max_positions,
-        widest=max(_widths(c)),
+        widest=max(*_widths(c), *map(_channels, layers)),
         experts=max(((found.count, found.active) for found in c.mixtures), default=(1, 1)),
         layers=layers,
         rules=made,

@@ -1,9 +1,10 @@
 """The checkpoint rules of a layer's experts; knows shapes, must not know files or families.
 
-The same matrices stand in checkpoints in up to three ways:
+The same matrices stand in checkpoints in up to four ways:
 
     a tensor for each expert and matrix        experts.7.gate_proj.weight [F, D]
     one for all experts, as GGUF has them      experts.gate_proj.weight [E, F, D]
+    gate above up in one for all               experts.gate_up_proj [E, 2 F, D], experts.down_proj [E, D, F]
     as gpt-oss has them, rows of gate and up in turn: gate_up_proj [E, D, 2 F], down_proj [E, F, D]; where they are stored in
     blocks, with the columns last: gate_up_proj.weight [E, 2 F, D], down_proj.weight [E, D, F]
 """
@@ -63,6 +64,8 @@ def _maps(c: Dense, layout: Layout, names: Names, experts: Experts, path: str) -
     ways = [_by_number(layout, names, e, d, f), _in_one(layout, names, e, d, f)]
     if "oss.gate_up" in names:
         ways = [*_as_oss(layout, names, e, d, f), *ways]
+    if "fused.gate_up" in names:
+        ways.append(_fused(layout, names, e, d, f))
     made = _matrices(layout, sizes, path + "experts.", ways)
     return made + (_biases(layout, names, sizes, path + "experts.") if experts.bias else [])
 
@@ -117,6 +120,17 @@ def _columns(layout: Layout, name: str, shape: tuple[int, ...], index: tuple[int
         return Part(name, shape, index)
     split = spread(layout, shape[-1])
     return Part(name, shape, index, lambda tensor: np.moveaxis(split(np.moveaxis(tensor, -1, 0)), (0, 1), (-2, -1)))
+
+
+def _fused(layout: Layout, names: Names, e: int, d: int, f: int) -> tuple[Parts, Parts]:
+    each = _each(layout, e, f)
+
+    def both(tensor: Array) -> Array:
+        """[E, 2 F, ...], all rows of gate before those of up -> [E, devices, 2, F of a device, ...]."""
+        return np.stack([each(half) for half in np.split(tensor.reshape(e, 2 * f, -1), 2, axis=1)], axis=2)
+
+    gate_up = Part(names["fused.gate_up"], (e, 2 * f, d), (), both)
+    return (gate_up,), (_columns(layout, names["fused.down"], (e, d, f), ()),)
 
 
 def _as_oss(layout: Layout, names: Names, e: int, d: int, f: int) -> list[tuple[Parts, Parts]]:

@@ -5,14 +5,14 @@ in this order, a table has "attention.qkv" in their place, and "mlp.gate_up" in 
 
 Experts are a tensor each, so that their stems have a second `{}`, for the expert's number. Without it, as `together` makes it,
 a stem is that of one tensor of them all, [E, out, in], which files of GGUF have. "oss.gate_up" and "oss.down" are whole names
-of tensors of all experts as gpt-oss has them: see `models.dense.expert_rules`.
+of tensors of all experts as gpt-oss has them: see `models.dense.expert_rules`; so are "fused.gate_up" and "fused.down".
 """
 
 from collections.abc import Mapping
 
 Names = Mapping[str, str]
 """What a tensor is -> the stem of its name in the family's own checkpoints, to which `.weight` and `.bias` come, with `{}`
-for the number of a layer. `attention.sinks` and `experts.correction` are whole names."""
+for the number of a layer. `attention.sinks`, `experts.correction`, `delta.rate` and `delta.shift` are whole names."""
 
 LAYER = "model.layers.{}."
 USUAL: Names = {
@@ -37,6 +37,24 @@ SANDWICH_NORMS: Names = {
 }
 FUSED_QKV: Names = {"attention.qkv": LAYER + "self_attn.qkv_proj"}
 FUSED_GATE_UP: Names = {"mlp.gate_up": LAYER + "mlp.gate_up_proj"}
+DELTA: Names = {
+    "delta.norm": LAYER + "input_layernorm",
+    "delta.qkv": LAYER + "linear_attn.in_proj_qkv",
+    "delta.z": LAYER + "linear_attn.in_proj_z",
+    "delta.beta": LAYER + "linear_attn.in_proj_b",
+    "delta.a": LAYER + "linear_attn.in_proj_a",
+    "delta.taps": LAYER + "linear_attn.conv1d",
+    "delta.rate": LAYER + "linear_attn.A_log",
+    "delta.shift": LAYER + "linear_attn.dt_bias",
+    "delta.read_norm": LAYER + "linear_attn.norm",
+    "delta.out": LAYER + "linear_attn.out_proj",
+}
+CONVOLUTION: Names = {
+    "convolution.norm": LAYER + "operator_norm",
+    "convolution.inputs": LAYER + "conv.in_proj",
+    "convolution.taps": LAYER + "conv.conv",
+    "convolution.out": LAYER + "conv.out_proj",
+}
 EXPERTS: Names = {
     "experts.router": LAYER + "mlp.gate",
     "experts.gate": LAYER + "mlp.experts.{}.gate_proj",
@@ -70,6 +88,21 @@ _GGUF: Names = {
     "attention.sinks": "blk.{}.attn_sinks.weight",
     "attention.out": "blk.{}.attn_output",
     "attention.post_norm": "blk.{}.post_attention_norm",
+    "delta.norm": "blk.{}.attn_norm",
+    "delta.qkv": "blk.{}.attn_qkv",
+    "delta.z": "blk.{}.attn_gate",
+    "delta.gates": "blk.{}.ssm_ba",
+    "delta.beta": "blk.{}.ssm_beta",
+    "delta.a": "blk.{}.ssm_alpha",
+    "delta.taps": "blk.{}.ssm_conv1d",
+    "delta.rate": "blk.{}.ssm_a",
+    "delta.shift": "blk.{}.ssm_dt.bias",
+    "delta.read_norm": "blk.{}.ssm_norm",
+    "delta.out": "blk.{}.ssm_out",
+    "convolution.norm": "blk.{}.attn_norm",
+    "convolution.inputs": "blk.{}.shortconv.in_proj",
+    "convolution.taps": "blk.{}.shortconv.conv",
+    "convolution.out": "blk.{}.shortconv.out_proj",
     "mlp.norm": "blk.{}.ffn_norm",
     "mlp.gate_up": "blk.{}.ffn_up",
     "mlp.gate": "blk.{}.ffn_gate",
@@ -88,7 +121,7 @@ _GGUF: Names = {
     "norm": "output_norm",
     "head": "output",
 }
-KNOWN = frozenset(_GGUF) | {"oss.gate_up", "oss.down"}
+KNOWN = frozenset(_GGUF) | {"oss.gate_up", "oss.down", "fused.gate_up", "fused.down", "delta.qkvz"}
 GGUF_KEYS: Mapping[str, str] = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",

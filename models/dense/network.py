@@ -11,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from models.dense.convolution import Convolution
+from models.dense.delta import Delta
 from models.dense.experts import Mixture
 from models.dense.layout import Layout
 from models.dense.mlp import MLP
-from models.dense.record import Dense, Experts, Sharpening
+from models.dense.record import Dense, GatedDelta, Layer, Sharpening
 from models.linears import Linears
 from models.native.ops import Norm
 from models.nn import Live, RMSNorm, parameter, rotary_table, rotate
 from models.rope import Rotary
-from models.spec import CacheT, Mixer, PagedLayer
+from models.spec import CacheT, LayerSpec, Mixer, PagedLayer
 
 Turn = tuple[jax.Array, jax.Array] | None
 """cos and sin, each [T, H / 2]; None where a layer does not turn."""
@@ -41,6 +43,7 @@ class Attention(nnx.Module):
         self.post_norm = _norm(c, layout, c.hidden_size) if c.post_norms else None
         self.q_norm, self.k_norm = (_norm(c, layout, size) if c.qk_norm else None for _ in range(2))
         self.qkv = make("attention.qkv", embed, every, bias=c.qkv_bias, fine=True)
+        self.gate = make("attention.gate", embed, mixed, bias=c.qkv_bias, fine=True) if c.output_gate else None
         self.out = make("attention.out", mixed, embed, bias=c.out_bias, fine=True)
         self.sinks = parameter((*groups, (width, None)), jnp.float32) if layer.sinks else None
         self.scale = size**-0.5 if c.scale is None else c.scale
@@ -51,6 +54,8 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, CacheT]:
         """x [T, D] -> x with what its tokens gather from each other, [T, D]."""
         mixed, cache = self._mix(self.qkv(x, self.norm, mixer.live), turn, sharper, mixer, cache)
+        if self.gate is not None:
+            mixed = mixed * jax.nn.sigmoid(self.gate(x, self.norm, mixer.live))
         return self.out.add(mixed, x, mixer.live, self.post_norm), cache
 
     @property
@@ -86,29 +91,29 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer."""
+    """One layer. What mixes its tokens stands under its own name: `attention`, `delta`, `convolution`."""
 
-    def __init__(self, c: Dense, layout: Layout, layer: PagedLayer, experts: Experts | None, make: Linears) -> None:
-        self.attention = Attention(c, layout, layer, make)
-        self.mlp = MLP(c, layout, make) if experts is None else Mixture(c, layout, experts, make)
+    def __init__(self, c: Dense, layout: Layout, kind: Layer, layer: LayerSpec, make: Linears) -> None:
+        self.mixes = kind.mixes
+        setattr(self, kind.mixes, _mix(c, layout, kind, layer, make))
+        self.mlp = MLP(c, layout, make) if kind.experts is None else Mixture(c, layout, kind.experts, make)
 
     def __call__(
         self, x: jax.Array, turn: Turn, sharper: Sharper, mixer: Mixer[CacheT], cache: CacheT
     ) -> tuple[jax.Array, CacheT]:
         """x [T, D] -> [T, D]."""
-        x, cache = self.attention(x, turn, sharper, mixer, cache)
+        mix = getattr(self, self.mixes)
+        x, cache = mix(x, turn, sharper, mixer, cache) if self.mixes == "attention" else mix(x, mixer, cache)
         return self.mlp(x, mixer.live), cache
 
 
 class Decoder(nnx.Module):
     """The whole network. Layers are a list, not a scan: XLA:CPU would copy every layer's weights in a scan."""
 
-    def __init__(self, c: Dense, layout: Layout, layers: Sequence[PagedLayer], make: Linears) -> None:
+    def __init__(self, c: Dense, layout: Layout, layers: Sequence[LayerSpec], make: Linears) -> None:
         self.embed = make.table("embed", layout.vocab, c.hidden_size)
-        self.layers = nnx.List(
-            Block(c, layout, layer, own.experts, make.within(f"layers.{n}."))
-            for n, (layer, own) in enumerate(zip(layers, c.stack, strict=True))
-        )
+        kinds = zip(c.stack, layers, strict=True)
+        self.layers = nnx.List([Block(c, layout, *kind, make.within(f"layers.{n}.")) for n, kind in enumerate(kinds)])
         self.norm = _norm(c, layout, c.hidden_size)
         self.head = None if c.tied else make.table("head", layout.vocab, c.hidden_size)
         self.rotaries = tuple(layer.rotary for layer in c.stack)
@@ -135,6 +140,16 @@ class Decoder(nnx.Module):
         logits = (self.embed if self.head is None else self.head).logits(hidden, live)
         logits = logits if self.logit_scale == 1 else logits * self.logit_scale
         return logits if self.logit_cap is None else self.logit_cap * jnp.tanh(logits / self.logit_cap)
+
+
+def _mix(c: Dense, layout: Layout, kind: Layer, layer: LayerSpec, make: Linears) -> Attention | Delta | Convolution:
+    if isinstance(layer, PagedLayer):
+        return Attention(c, layout, layer, make)
+    norms = [_norm(c, layout, c.hidden_size) if there else None for there in (c.pre_norms, c.post_norms)]
+    if isinstance(kind.recurrence, GatedDelta):
+        return Delta(c.hidden_size, norms, c.epsilon, layer, make)
+    assert kind.recurrence is not None, f"{layer} and nothing that recurs"
+    return Convolution(kind.recurrence, c.hidden_size, norms, layer, make)
 
 
 def _norm(c: Dense, layout: Layout, width: int) -> RMSNorm:

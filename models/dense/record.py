@@ -6,10 +6,15 @@ Letters are those of `models.spec`.
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 from attrs import frozen
 
+from models.heads import HeadLayout
 from models.rope import Rotary
-from models.spec import PagedLayer
+from models.spec import LayerSpec, PagedLayer, ParamSpec, RecurrentLayer
+
+LANES = 16
+"""Widths of heads that the native kernel of the gated delta rule takes are multiples of it."""
 
 
 @frozen
@@ -37,6 +42,34 @@ ACTIVATIONS = {
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 """The words of config.json's layer_types."""
+
+
+LINEAR, CONVOLUTION = "linear_attention", "conv"
+
+
+@frozen
+class GatedDelta:
+    """The gated delta rule behind a convolution of queries, keys and values over the last `taps` tokens. Each of the
+    `key_heads` queries and keys [key_width] serves value_heads / key_heads values [value_width]. https://arxiv.org/abs/2412.06464
+    """
+
+    key_heads: int
+    value_heads: int
+    key_width: int
+    value_width: int
+    taps: int
+
+    @property
+    def group(self) -> int:
+        return self.value_heads // self.key_heads
+
+
+@frozen
+class ShortConvolution:
+    """A gated convolution over the last `taps` tokens, channel by channel. https://arxiv.org/abs/2511.23404"""
+
+    taps: int
+    bias: bool = False
 
 
 @frozen(kw_only=True)
@@ -93,7 +126,8 @@ class Experts:
 class Layer:
     """What one layer does differently from another. `rotary` None: it does not turn by position.
 
-    `window`, `soft_cap`, `sinks`: see `models.spec.PagedLayer`. `experts` None: its MLP is one, of `Dense.intermediate_size`.
+    `window`, `soft_cap`, `sinks`: see `models.spec.PagedLayer`. With a `recurrence` that mixes tokens in attention's place.
+    `experts` None: its MLP is one, of `Dense.intermediate_size`.
     """
 
     rotary: Rotary | None
@@ -101,6 +135,13 @@ class Layer:
     soft_cap: float | None = None
     sinks: bool = False
     experts: Experts | None = None
+    recurrence: GatedDelta | ShortConvolution | None = None
+
+    @property
+    def mixes(self) -> str:
+        """What parameters and tensors of what mixes are called."""
+        kinds = {GatedDelta: "delta", ShortConvolution: "convolution"}
+        return "attention" if self.recurrence is None else kinds[type(self.recurrence)]
 
 
 @frozen
@@ -116,7 +157,8 @@ class Dense:
     """A dense decoder: attention and MLP in turn, each on the residual stream and added to it; `models.spec.Outline`.
 
     A norm stands before attention and MLP (`pre_norms`), behind them (`post_norms`), or both. Norms multiply by `norm_offset`
-    + w. `qk_norm` norms each head's query and key before they turn. Queries are multiplied by `scale`, None: H^-1/2, and far
+    + w. `qk_norm` norms each head's query and key before they turn. With an `output_gate` each query comes with a gate, and
+    what it gathers is multiplied by sigmoid(gate). Queries are multiplied by `scale`, None: H^-1/2, and far
     ones by what `sharpening` says; embeddings by `embedding_scale`, logits by `logit_scale`; these become
     cap * tanh(logits / cap) with a `logit_cap`. `tied`: the embeddings are the head as well.
     """
@@ -140,6 +182,7 @@ class Dense:
     post_norms: bool = False
     norm_offset: float = 0.0
     qk_norm: bool = False
+    output_gate: bool = False
     scale: float | None = None
     sharpening: Sharpening | None = None
     embedding_scale: float = 1.0
@@ -147,7 +190,7 @@ class Dense:
     logit_cap: float | None = None
 
     @property
-    def layers(self) -> Sequence[PagedLayer]:
+    def layers(self) -> Sequence[LayerSpec]:
         """What each layer keeps on one device."""
         return self.layers_in(self.kv_heads, self.query_heads // self.kv_heads)
 
@@ -156,7 +199,30 @@ class Dense:
         """Each kind of experts that a layer has, once."""
         return tuple(dict.fromkeys(layer.experts for layer in self.stack if layer.experts is not None))
 
-    def layers_in(self, slots: int, group: int) -> tuple[PagedLayer, ...]:
-        """The same laid out in so many kv heads, each read by `group` query heads."""
+    def layers_in(self, slots: int, group: int, devices: int = 1) -> tuple[LayerSpec, ...]:
+        """The same laid out in so many kv heads, each read by `group` query heads, and recurrent states for `devices`."""
         h = self.head_dim
-        return tuple(PagedLayer(slots, group, h, h, layer.window, layer.soft_cap, layer.sinks) for layer in self.stack)
+        return tuple(
+            PagedLayer(slots, group, h, h, layer.window, layer.soft_cap, layer.sinks)
+            if layer.recurrence is None
+            else recurrent_layer(layer.recurrence, self.hidden_size, devices)
+            for layer in self.stack
+        )
+
+
+def recurrent_layer(kind: GatedDelta | ShortConvolution, width: int, devices: int) -> RecurrentLayer:
+    """What a layer of a model that is `width` wide keeps of a text: inputs of the convolution, [taps - 1, ...], and the gated
+    delta rule's state [K, G, key_width, value_width], its key heads being K and G the value heads of each."""
+    if isinstance(kind, ShortConvolution):
+        channels = -(-width // devices)
+        return RecurrentLayer((_state((kind.taps - 1, devices, channels), (None, "mlp", None)),), native=True)
+    heads = HeadLayout.plan(kind.value_heads, kind.key_heads, devices)
+    channels = 2 * kind.key_width + heads.width * kind.value_width
+    inputs = _state((kind.taps - 1, heads.slots, channels), (None, "kv_heads", None))
+    keyed = (heads.slots, heads.width, kind.key_width, kind.value_width)
+    whole = kind.key_width % LANES == kind.value_width % LANES == 0
+    return RecurrentLayer((inputs, _state(keyed, ("kv_heads", None, None, None))), native=whole)
+
+
+def _state(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> ParamSpec:
+    return ParamSpec(shape, np.dtype(np.float32), axes)

@@ -14,25 +14,31 @@ from models.dense.layout import Layout
 from models.dense.mlp_rules import mlp_rules, residual_bias
 from models.dense.names import KNOWN, Names
 from models.dense.record import Dense, Experts
+from models.dense.recurrent_rules import recurrent_maps, recurrent_rules
 from models.mapping import Ignore, Part, Rule, store_as, unroll
 from models.storage import Array
 
 Spread = Callable[[Array], Array]
 
+EXACT = ("router", "delta.gates")
+"""Paths of matrices that are never narrowed end so."""
+
 
 def wanted(c: Dense, names: Names) -> set[str]:
     """What this decoder has, as a table of names calls it."""
     qkv = {"attention.qkv"} if "attention.qkv" in names else {"attention.q", "attention.k", "attention.v"}
-    maps = {*qkv, "attention.out"}
+    mixes = {layer.mixes for layer in c.stack}
+    maps = {*qkv, "attention.out"} if "attention" in mixes else set()
+    maps |= recurrent_maps(mixes, names)
     if any(layer.experts is None for layer in c.stack):
         gate_up = {"mlp.gate_up"} if "mlp.gate_up" in names else {"mlp.gate", "mlp.up"}
         maps |= {*gate_up, "mlp.down"}
     for experts in c.mixtures:
         maps |= experts_wanted(experts, names)
     norms = {"norm"}
-    norms |= {"attention.norm", "mlp.norm"} if c.pre_norms else set()
-    norms |= {"attention.post_norm", "mlp.post_norm"} if c.post_norms else set()
-    norms |= {"attention.q_norm", "attention.k_norm"} if c.qk_norm else set()
+    norms |= {f"{what}.norm" for what in (*mixes, "mlp")} if c.pre_norms else set()
+    norms |= {f"{what}.post_norm" for what in (*mixes, "mlp")} if c.post_norms else set()
+    norms |= {"attention.q_norm", "attention.k_norm"} if c.qk_norm and "attention" in mixes else set()
     sinks = {"attention.sinks"} if any(layer.sinks for layer in c.stack) else set()
     return {"embed", "head", *maps, *norms, *sinks}
 
@@ -42,6 +48,8 @@ def experts_wanted(experts: Experts, names: Names) -> set[str]:
     found = {"experts.router", "experts.gate", "experts.up", "experts.down"} | {
         "oss.gate_up",
         "oss.down",
+        "fused.gate_up",
+        "fused.down",
     } & names.keys()
     found |= {"experts.correction"} if experts.correction else set()
     found |= {"shared.gate", "shared.up", "shared.down"} if experts.shared else set()
@@ -53,10 +61,11 @@ def rules(c: Dense, layout: Layout, names: Names, ignored: tuple[str, ...]) -> t
     missing, strange = wanted(c, names) - names.keys(), names.keys() - KNOWN
     assert not missing | strange, f"{c.architecture}: names missing {sorted(missing)}, not known {sorted(strange)}"
     names = {what: names[what] for what in names if what in wanted(c, names)}
-    within = [name for name in names if name.endswith("norm") and name != "norm"]
+    within = [name for name in names if name.endswith("norm") and name not in {"norm", "delta.read_norm"}]
     layers = [
         *(_norm(c, f"layers.{{}}.{name}", names[name]) for name in within),
-        *_attention(c, layout, names),
+        *(_attention(c, layout, names) if "attention.out" in names else []),
+        *recurrent_rules(c, layout, names),
     ]
     outer = [_vocab(c, layout, "embed", names), _norm(c, "norm", names["norm"])]
     head = Ignore(names["head"].replace(".", r"\.") + r"\.weight") if c.tied else _vocab(c, layout, "head", names)
@@ -97,9 +106,29 @@ def _unrolled(c: Dense, made: list[Rule]) -> list[Rule]:
     every = []
     for rule in unroll(made, len(c.stack)):
         keys = rule.keys
-        rotary = c.stack[int(keys[1])].rotary if keys[0] == "layers" else None
+        layer = c.stack[int(keys[1])] if keys[0] == "layers" else None
+        if layer is not None and keys[2] not in {layer.mixes, "mlp"}:
+            continue
+        rotary = None if layer is None else layer.rotary
         every.append(rule if rotary is None or rotary.order is None else _ordered(c, rule, np.array(rotary.order)))
-    return every
+    return [_halved(c, rule) if c.output_gate and rule.path.endswith("attention.qkv") else rule for rule in every]
+
+
+def _halved(c: Dense, rule: Rule) -> Rule:
+    """With queries from a tensor that has a gate behind each."""
+    q, *others = rule.parts
+    return evolve(rule, parts=(_half(c, q, 0), *others))
+
+
+def _half(c: Dense, part: Part, half: int) -> Part:
+    """Of each query head's rows in a tensor, its query's or its gate's."""
+    rows, *inputs = part.shape
+
+    def arrange(tensor: Array) -> Array:
+        heads = tensor.reshape(c.query_heads, 2, c.head_dim, *tensor.shape[1:])
+        return part.arrange(heads[:, half].reshape(rows, *tensor.shape[1:]))
+
+    return evolve(part, shape=(2 * rows, *inputs), arrange=arrange)
 
 
 def _ordered(c: Dense, rule: Rule, order: Any) -> Rule:
@@ -172,7 +201,21 @@ def _attention(c: Dense, layout: Layout, names: Names) -> list[Rule]:
         Rule(path + "out", (d, slots, width, size), layout.wide, (out,), layout.store(3), inputs=3),
     ]
     qkv = Rule(path + "qkv", (slots, width + 2, size), layout.dtype, parts("bias"), store_as("bias"))
-    return kernel + [qkv] * c.qkv_bias + [residual_bias(c, layout, path + "out", stem)] * c.out_bias
+    bias = [qkv] * c.qkv_bias + [residual_bias(c, layout, path + "out", stem)] * c.out_bias
+    return [*kernel, *bias, *(_gate(c, layout, names) if c.output_gate else [])]
+
+
+def _gate(c: Dense, layout: Layout, names: Names) -> list[Rule]:
+    heads, size, d = layout.heads, c.head_dim, c.hidden_size
+    path, shape = "layers.{}.attention.gate", (heads.slots, heads.width, size)
+
+    def part(kind: str, *inputs: int) -> tuple[Part, ...]:
+        arrange = _split(c.query_heads, size, heads.spread_queries)
+        whole = Part(f"{names['attention.q']}.{kind}", (c.query_heads * size, *inputs), (), arrange)
+        return (_half(c, whole, 1),)
+
+    kernel = Rule(path, (*shape, d), layout.wide, part("weight", d), layout.store(1))
+    return [kernel, *[Rule(path, shape, layout.dtype, part("bias"), store_as("bias"))] * c.qkv_bias]
 
 
 def _fused(c: Dense, layout: Layout) -> Spread:

@@ -22,9 +22,9 @@ import jax
 log = logging.getLogger("neuron.native")
 
 SOURCES = Path(__file__).parent / "src"
-TARGETS = tuple(
-    f"cortex_{name}" for name in ("linear", "rows", "norm", "attention", "sample", "route", "gathered", "summed")
-)
+_NAMES = ("linear", "rows", "norm", "attention", "sample", "route", "gathered", "summed")
+_RECURRENT = ("short_convolution", "gated_delta")
+TARGETS = tuple(f"cortex_{name}" for name in (*_NAMES, *_RECURRENT))
 FLAGS = (
     "-std=c++17",
     "-O3",

@@ -3,7 +3,9 @@
 Each kernel keeps the most that it ever needed: what its caller packs once, what each thread expands and sums for itself.
 """
 
-from models.spec import PagedLayer
+from math import prod
+
+from models.spec import PagedLayer, RecurrentLayer
 
 TILE = 32
 """Outputs of a tile, as in src/weights.h."""
@@ -12,6 +14,8 @@ MOST_ROWS, TILE_TOKENS, TILE_QUERIES, ROUND, KEPT = 12, 32, 256, 64, 1 << 22
 LANES = 16
 """Floats of the widest vector."""
 FLOAT = 4
+STATE_COLUMNS, STATE_TOKENS = 32, 64
+"""Columns of a state and tokens that a thread has at hand: see src/recurrent.h."""
 
 
 def scratch_bytes(
@@ -39,3 +43,12 @@ def scratch_bytes(
     sampled = 4 * (vocab + LANES)
     each = expanded + spans + group * both + layer.k_width + sampled
     return FLOAT * (packed + singles + (threads + 1) * each)
+
+
+def recurrent_bytes(layer: RecurrentLayer, tokens: int, threads: int) -> int:
+    """What the kernel of a recurrent layer keeps beside it: nothing for a convolution alone."""
+    if len(layer.state) == 1:
+        return 0
+    inputs, (slots, group, keys, values) = (leaf.shape for leaf in layer.state)
+    mixed = tokens * (prod(inputs[1:]) + 2 * slots * group)
+    return FLOAT * (mixed + (threads + 1) * (keys * STATE_COLUMNS + STATE_TOKENS * values))

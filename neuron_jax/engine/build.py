@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from attrs import frozen
 
 from models.native import library
-from models.native.scratch import scratch_bytes
+from models.native.scratch import recurrent_bytes, scratch_bytes
 from models.registry import build
 from models.sharding import make_mesh
 from models.spec import Model, RecurrentLayer
@@ -170,12 +170,11 @@ def _runtime(model: Model, platform: Literal["cpu", "cuda"], buckets: Buckets) -
 
 def _scratch(model: Model, buckets: Buckets) -> int:
     """Bytes that the native kernels will keep."""
-    step = (buckets.tokens[-1], buckets.rows)
-    threads = library.threads()
-    return max(
-        scratch_bytes(layer, step, model.widest, model.vocab_size, threads, experts=model.experts)
-        for layer in kinds(model)
-    )
+    step, threads = (buckets.tokens[-1], buckets.rows), library.threads()
+    around = {"experts": model.experts}
+    paged = (scratch_bytes(layer, step, model.widest, model.vocab_size, threads, **around) for layer in kinds(model))
+    recurrent = (layer for layer in model.layers if isinstance(layer, RecurrentLayer))
+    return max(paged, default=0) + max((recurrent_bytes(layer, step[0], threads) for layer in recurrent), default=0)
 
 
 def _guesses(spec: EngineSpec, model: Model, not_native: str | None) -> int:
@@ -192,7 +191,8 @@ def _guesses(spec: EngineSpec, model: Model, not_native: str | None) -> int:
 
 def _exact(model: Model, kv: KVFormat, dtype: Any, spec: EngineSpec, not_native: str | None) -> bool:
     """Whether programs skip what is padding: where nothing but the native kernels computes tokens."""
-    return not_native is None and not _recurs(model) and misfit(kv, dtype, spec.page_size, kinds(model)) is None
+    alike = all(layer.native for layer in model.layers if isinstance(layer, RecurrentLayer))
+    return not_native is None and alike and misfit(kv, dtype, spec.page_size, kinds(model)) is None
 
 
 def _recurs(model: Model) -> bool:

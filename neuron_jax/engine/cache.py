@@ -5,8 +5,9 @@ window has left. Every group has a pool of its own (`Pages`), and a text's pages
 
 Recurrent layers keep one state for each slot, which only goes forward. So that a text can begin behind a beginning that was
 computed before, the state at some page boundaries is copied to a *snapshot*: where a prompt's last full page ends, where
-it parted from another one, and where an answer's last page ends. Snapshots have a pool of places, in which they are named,
-found and forgotten like pages.
+it parted from another one, and where an answer's last page ends. Of a long prompt also a little before its end, for the next
+turn may part from it within what the chat template puts behind the last message, and every sixteenth of it, for a branch or
+an edit may part from it anywhere. Snapshots have a pool of places, in which they are named, found and forgotten like pages.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,15 @@ from attrs import define, field, frozen
 from neuron_jax.engine.pages import Pages, pages_for
 from neuron_jax.engine.prefix import Naming
 from neuron_jax.engine.requests import Request
+
+PARTS = 16
+"""How often the state of a long prompt is kept on its way: what an edit computes again is about this share of it at most."""
+
+ENDS = (8, 2)
+"""Pages before the last one of a long prompt behind which its state is kept as well."""
+
+LONG = 16
+"""Pages of new text that make a prompt long: the state of less is soon computed again."""
 
 NOWHERE = 0
 """Stands for no page and no snapshot: the trash page has this number."""
@@ -119,10 +129,13 @@ class Cache:
         if self._windowed:
             self.grow(request, min(request.computed + count, len(request.tokens)))
             count = min(count, *(len(pages) * self.page_size - request.computed for pages in request.pages))
-        begin, parted = request.computed, request.parted * self.page_size
-        if self.snapshots is not None and begin <= parted < begin + count:
+        if self.snapshots is None:
+            return count
+        begin = request.computed
+        for mark in sorted(self._marks(request)):
             # A row saves the state at the last boundary before its end: this one shall be it.
-            count = min(count, parted + self.page_size - begin)
+            if begin <= mark * self.page_size < begin + count:
+                return min(count, (mark + 1) * self.page_size - begin)
         return count
 
     def publish(self, request: Request, tokens: int) -> None:
@@ -163,7 +176,7 @@ class Cache:
         """Take back what `request` holds. Steps under way may still write there, before any that a new owner could be in."""
         for pool, pages in zip(self.groups, request.pages, strict=True):
             pool.give_back(_there(pages))
-        request.pages, request.found, request.published = [], 0, 0
+        request.pages, request.found, request.published, request.marked = [], 0, 0, 0
         if self.snapshots is None:
             return
         place, boundary = request.rolling
@@ -267,7 +280,7 @@ class Cache:
             request.snapshot = found.snapshot
         more = found.count - request.found
         request.parted = found.parted if found.parted > found.count else 0
-        request.found = request.published = found.count
+        request.found = request.published = request.marked = found.count
         request.computed = found.count * self.page_size
         request.left = {group: self._first(self.windows[group], request.computed) for group in self._windowed}
         # What a preempted request finds again it has computed itself.
@@ -280,8 +293,10 @@ class Cache:
         assert self.snapshots is not None
         assert self.naming is not None
         last = (request.fed - 1) // self.page_size
-        if boundary not in (last, request.parted) or not self.snapshots.free:
+        due = boundary - request.marked >= max(last // PARTS, LONG)
+        if not (due or boundary == last or boundary in self._marks(request)) or not self.snapshots.free:
             return NOWHERE
+        request.marked = boundary
         self.naming.extend(request.names, request.tokens, boundary)
         name = request.names[boundary - 1]
         if self.snapshots.get(name) != NOWHERE:
@@ -289,6 +304,12 @@ class Cache:
         (place,) = self.snapshots.take(1)
         self._saved.append((place, name))
         return place
+
+    def _marks(self, request: Request) -> set[int]:
+        """In pages, the boundaries of a prompt at which its rows are cut, so that its state is kept there."""
+        last = (request.fed - 1) // self.page_size
+        ends = {last - before for before in ENDS} if last - request.found >= LONG else set()
+        return (ends | {request.parted}) - {0}
 
     def _save_answer(self, request: Request, boundary: int) -> int:
         """The place for the state of an answer that has just filled page `boundary`: the one of the page before, if any. It

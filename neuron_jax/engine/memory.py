@@ -34,6 +34,9 @@ SNAPSHOTS = 2
 """Snapshots of recurrent state for each slot, where the memory is there: what of a conversation is found again is its last
 prompt and its last answer."""
 
+LEAST_SNAPSHOTS = 32
+"""As many as one long conversation has on its way, and another one, however few the slots."""
+
 SNAPSHOT_SHARE = 8
 """The part of what is left for pages that snapshots may take: without pages nothing is served."""
 
@@ -242,7 +245,7 @@ def _left(request: PlanRequest) -> int:
 def _snapshots(request: PlanRequest) -> int:
     if not request.state or not request.prefix_cache:
         return 0
-    return min(SNAPSHOTS * request.max_slots, _left(request) // SNAPSHOT_SHARE // request.state)
+    return min(max(SNAPSHOTS * request.max_slots, LEAST_SNAPSHOTS), _left(request) // SNAPSHOT_SHARE // request.state)
 
 
 def _least_pages(request: PlanRequest) -> int:

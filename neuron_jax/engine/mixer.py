@@ -1,6 +1,6 @@
 """The `Mixer` that an engine hands its model: for each kind of layer what was chosen for it. Knows rows, no requests."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from attrs import Factory, frozen
 
 from models.native.ops import Norm
-from models.spec import PagedLayer, RecurrentLayer
+from models.spec import PagedLayer, Recurrence, RecurrentLayer
 from neuron_jax.engine import recurrent
 from neuron_jax.engine.attention.kv import LayerCache
 from neuron_jax.engine.attention.native import NativeAttend
@@ -57,12 +57,12 @@ class StepMixer:
         assert layer.sinks == (sinks is not None), f"{layer} and its sinks"
         return native.rotated(qkv, rotary, cache, scale=scale, norms=norms, sinks=sinks)
 
-    def recur(
-        self, layer: RecurrentLayer, update: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, cache: LayerCache
-    ) -> tuple[Any, LayerCache]:
+    def recur(self, layer: RecurrentLayer, rule: Recurrence, inputs: Any, cache: LayerCache) -> tuple[Any, LayerCache]:
         """See `models.spec.Mixer`."""
         assert len(cache) == 2 * len(layer.state), f"{layer} and its states"
-        return recurrent.recur(update, inputs, cache, self.rows, self.snapshots)
+        if self.rotates and layer.native:
+            return rule.native(inputs, cache, recurrent.native_rows(self.rows, self.snapshots))
+        return recurrent.recur(rule, inputs, cache, self.rows, self.snapshots)
 
 
 def _live(rows: Ragged) -> jax.Array:

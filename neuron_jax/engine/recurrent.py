@@ -3,17 +3,24 @@
 The state of a text stands in its slot, and only goes forward. A row begins with zeros where its text begins, with a snapshot
 where it is told one, else with what its slot has; it leaves its state in the slot, and where it is told so in a snapshot: that
 of the last page boundary before its last token.
+
+Where there is a row for each token, all rows take their next token together. Else rows of a single token do so, and before
+them longer ones one after the other, chunk after chunk; a chunk ends where a multiple of CHUNK of the text does, or the page
+whose state is to be kept. A row that begins with a snapshot is taken in turn with the longer ones: a later row of the same
+step may be kept in that very place.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from attrs import frozen
+from attrs import evolve, frozen
 from jax import lax
 
-from models.spec import ParamSpec, RecurrentLayer
+from models.native.recurrent import StateRows
+from models.spec import CHUNK, ParamSpec, Recurrence, RecurrentLayer
 from neuron_jax.engine.attention.ragged import Ragged
 
 States = tuple[jax.Array, ...]
@@ -38,16 +45,50 @@ def state_specs(layer: RecurrentLayer, *, slots: int, snapshots: int) -> tuple[P
     )
 
 
-def recur(
-    update: Callable[[Any, Any], tuple[Any, Any]], inputs: Any, cache: States, rows: Ragged, snapshots: Snapshots
-) -> tuple[Any, States]:
-    """See `models.spec.Mixer.recur`. The first tokens of all rows at once, then the second ones, up to the longest row."""
+def native_rows(rows: Ragged, snapshots: Snapshots) -> StateRows:
+    """The same for a native kernel."""
+    return StateRows(rows.slot, rows.start, rows.count, snapshots.load, snapshots.save, snapshots.page_size)
+
+
+def recur(rule: Recurrence, inputs: Any, cache: States, rows: Ragged, snapshots: Snapshots) -> tuple[Any, States]:
+    """See `models.spec.Mixer.recur`."""
+    if rows.single:
+        return _together(rule, inputs, cache, rows, snapshots)
+    given, cache = _in_chunks(rule, inputs, cache, rows, snapshots)
+    done: tuple[Any, States] = lax.cond(
+        jnp.any(_single(rows, snapshots)),
+        lambda carry: _singles(rule, inputs, carry, rows, snapshots),
+        lambda carry: carry,
+        (given, cache),
+    )
+    return done
+
+
+def _single(rows: Ragged, snapshots: Snapshots) -> jax.Array:
+    return (rows.count == 1) & (snapshots.load == 0)
+
+
+def _boundary(rows: Ragged, snapshots: Snapshots) -> jax.Array:
+    """[R], the position behind which the state may be kept."""
+    return (rows.start + rows.count - 1) // snapshots.page_size * snapshots.page_size
+
+
+def _nothing(rule: Recurrence, inputs: Any, state: States) -> Any:
+    """Zeros in place of what each token is given, [T, ...]."""
+    token = jax.tree.map(lambda leaf: leaf[0], inputs)
+    outputs = jax.eval_shape(rule.step, state, token)[1]
+    total = jax.tree.leaves(inputs)[0].shape[0]
+    return jax.tree.map(lambda leaf: jnp.zeros((total, *leaf.shape), leaf.dtype), outputs)
+
+
+def _together(rule: Recurrence, inputs: Any, cache: States, rows: Ragged, snapshots: Snapshots) -> tuple[Any, States]:
+    """The first tokens of all rows at once, then the second ones, up to the longest row."""
     half, total = len(cache) // 2, rows.row.shape[0]
     by_slot, by_snapshot = cache[:half], cache[half:]
     begin = _begin(tuple(state[rows.slot] for state in by_slot), by_snapshot, rows, snapshots.load)
-    boundary = (rows.start + rows.count - 1) // snapshots.page_size * snapshots.page_size
+    boundary = _boundary(rows, snapshots)
     saved = _save(by_snapshot, begin, snapshots.save, boundary == rows.start)
-    each = jax.vmap(update)
+    each = jax.vmap(rule.step)
 
     def following(k: jax.Array, carry: Any) -> Any:
         """Token `k` of every row that has so many."""
@@ -59,10 +100,74 @@ def recur(
         place = jnp.where(live, at, total)
         return now, kept, jax.tree.map(lambda leaf, one: leaf.at[place].set(one, mode="drop"), given, out)
 
-    outputs = jax.eval_shape(each, begin, jax.tree.map(lambda leaf: leaf[rows.first], inputs))[1]
-    given = jax.tree.map(lambda leaf: jnp.zeros((total, *leaf.shape[1:]), leaf.dtype), outputs)
+    given = _nothing(rule, inputs, tuple(state[0] for state in begin))
     end, saved, given = lax.fori_loop(0, jnp.max(rows.count), following, (begin, saved, given))
     return given, (*(state.at[rows.slot].set(one) for state, one in zip(by_slot, end, strict=True)), *saved)
+
+
+def _singles(
+    rule: Recurrence, inputs: Any, carry: tuple[Any, States], rows: Ragged, snapshots: Snapshots
+) -> tuple[Any, States]:
+    """The token of every row of one token, all at once."""
+    (given, cache), half, total = carry, len(carry[1]) // 2, rows.row.shape[0]
+    by_slot, kept, live = cache[:half], cache[half:], _single(rows, snapshots)
+    singles = evolve(rows, count=live.astype(jnp.int32))
+    now = _begin(tuple(state[rows.slot] for state in by_slot), kept, singles, jnp.zeros_like(snapshots.load))
+    kept = _save(kept, now, snapshots.save, live & (_boundary(rows, snapshots) == rows.start))
+    place = jnp.where(live, rows.first, total)
+    now, out = jax.vmap(rule.step)(now, jax.tree.map(lambda leaf: leaf[jnp.where(live, rows.first, 0)], inputs))
+    slot = jnp.where(live, rows.slot, by_slot[0].shape[0])
+    by_slot = tuple(state.at[slot].set(one, mode="drop") for state, one in zip(by_slot, now, strict=True))
+    return jax.tree.map(lambda leaf, one: leaf.at[place].set(one, mode="drop"), given, out), (*by_slot, *kept)
+
+
+def _in_chunks(rule: Recurrence, inputs: Any, cache: States, rows: Ragged, snapshots: Snapshots) -> tuple[Any, States]:
+    """Every row but the single ones, one row after the other."""
+    half, total = len(cache) // 2, rows.row.shape[0]
+    given = _nothing(rule, inputs, tuple(state[0] for state in cache[:half]))
+    # A chunk is read and written whole, though a row may end in it, or the step.
+    inputs, given = (jax.tree.map(lambda leaf: jnp.pad(leaf, _behind(leaf)), tree) for tree in (inputs, given))
+    boundary = _boundary(rows, snapshots)
+
+    def one_row(carry: tuple[jax.Array, Any, States]) -> tuple[jax.Array, Any, States]:
+        left, given, cache = carry
+        row = jnp.argmax(left)
+        start, end, load = rows.start[row], rows.start[row] + rows.count[row], snapshots.load[row]
+        slot, edge = rows.slot[row], boundary[row]
+        state = tuple(
+            jnp.where(load > 0, kept[load], jnp.where(start == 0, jnp.zeros_like(now[0]), now[slot]))
+            for now, kept in zip(cache[:half], cache[half:], strict=True)
+        )
+
+        def one_chunk(carry: tuple[jax.Array, States, States, Any]) -> tuple[jax.Array, States, States, Any]:
+            position, state, kept, given = carry
+            stop = jnp.minimum((position // CHUNK + 1) * CHUNK, end)
+            stop = jnp.where(edge > position, jnp.minimum(stop, edge), stop)
+            at, count = rows.first[row] + position - start, stop - position
+            state, out = rule.chunk(state, _chunk_at(inputs, at), count)
+            kept = jax.tree.map(partial(jnp.where, stop == edge), state, kept)
+            live = jnp.arange(CHUNK) < count
+            out = jax.tree.map(lambda new, old: jnp.where(_by_row(live, new), new, old), out, _chunk_at(given, at))
+            given = jax.tree.map(lambda old, new: lax.dynamic_update_slice_in_dim(old, new, at, 0), given, out)
+            return stop, state, kept, given
+
+        _, state, kept, given = lax.while_loop(lambda carry: carry[0] < end, one_chunk, (start, state, state, given))
+        place = jnp.where(edge >= start, snapshots.save[row], 0)
+        by_slot = (now.at[slot].set(one) for now, one in zip(cache[:half], state, strict=True))
+        by_snapshot = (old.at[place].set(one) for old, one in zip(cache[half:], kept, strict=True))
+        return left.at[row].set(False), given, (*by_slot, *by_snapshot)
+
+    waiting = (rows.count > 0) & ~_single(rows, snapshots)
+    _, given, cache = lax.while_loop(lambda carry: carry[0].any(), one_row, (waiting, given, cache))
+    return jax.tree.map(lambda leaf: leaf[:total], given), cache
+
+
+def _behind(leaf: jax.Array) -> list[tuple[int, int]]:
+    return [(0, CHUNK)] + [(0, 0)] * (leaf.ndim - 1)
+
+
+def _chunk_at(tree: Any, at: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, at, CHUNK), tree)
 
 
 def _begin(now: States, kept: States, rows: Ragged, load: jax.Array) -> States:

@@ -21,7 +21,7 @@ class Request:
     its full pages are called. `cached` counts the prompt's tokens that were found at its first stay. What it holds is
     the `Cache`'s business: `pages` by group of layers, 0 where a window has `left` them behind (by group, how many); the
     `snapshot` that its first row begins from, the one that it leaves (`rolling`: place, and pages of text behind which
-    the state is), and where its text `parted` from others, in pages.
+    the state is), where its text `parted` from others, and where its state was kept last (`marked`), both in pages.
     """
 
     id: int
@@ -41,6 +41,7 @@ class Request:
     snapshot: int = 0
     rolling: tuple[int, int] = (0, 0)
     parted: int = 0
+    marked: int = 0
     slot: int | None = None
     stay: int = 0
     names: list[bytes] = field(factory=list)

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from models.config import is_positive
-from models.gguf import GgufTable
+from models.gguf import Changed, GgufTable, Order
 from models.registry import gguf_tables
 from models.storage import FLOAT32, Array, Blocks, Storage
 from neuron_jax.weights.errors import bad_checkpoint
@@ -50,9 +50,10 @@ class GgufCheckpoint:
             raise
         tensors = {name: tensor for name, tensor in self._file.tensors.items() if name not in _DIVISORS}
         self._by_name = {own_name(self._table, name): tensor for name, tensor in tensors.items()}
-        self.tensors = {name: _info(name, tensor) for name, tensor in self._by_name.items()}
+        self._undo = {name: undo for name in self._by_name if (undo := self._table.changed.get(_whole(name)))}
+        self.tensors = {name: self._info(name, tensor) for name, tensor in self._by_name.items()}
         self.storage: Mapping[str, Storage] = {
-            name: FLOAT32 if _stem(name) in self._table.plus_one else tensor.storage
+            name: FLOAT32 if _stem(name) in self._table.plus_one else self._storage(name, tensor)
             for name, tensor in self._by_name.items()
         }
 
@@ -61,6 +62,9 @@ class GgufCheckpoint:
         tensor, stem = self._file.read(self._by_name[name]), _stem(name)
         if stem in self._table.plus_one:
             return _floats(tensor).reshape(self.tensors[name].shape) - np.float32(1)
+        if name in self._undo:
+            tensor = tensor if self.storage[name] == self._by_name[name].storage else _floats(tensor)
+            return undone(tensor, self._undo[name], self.config, self.tensors[name].shape)
         if stem not in self._table.neighbours:
             return tensor
         heads = self.config[self._table.neighbours[stem]]
@@ -76,6 +80,20 @@ class GgufCheckpoint:
     def close(self) -> None:
         self._file.close()
 
+    def _info(self, name: str, tensor: GgufTensor) -> TensorInfo:
+        shape = tensor.shape
+        if name in self._undo and (one := self._undo[name].one) is not None:
+            shape = (*shape[:one], 1, *shape[one:])
+        return TensorInfo(name, shape, tensor.format.name, tensor.nbytes)
+
+    def _storage(self, name: str, tensor: GgufTensor) -> Storage:
+        """As the file's, but for what cannot be undone block by block."""
+        undo = self._undo.get(name)
+        if undo is None or not tensor.storage.coded:
+            return tensor.storage
+        by_groups = undo.columns is None or _by_groups(undo.columns(self.config), tensor.storage.group) is not None
+        return tensor.storage if by_groups and undo.values is None and undo.one is None else FLOAT32
+
     def __enter__(self) -> Self:
         return self
 
@@ -88,6 +106,36 @@ def halves_from_pairs(rows: Array, heads: int) -> Array:
     width = rows.shape[0] // heads
     pairs = rows.reshape(heads, width // 2, 2, *rows.shape[1:])
     return np.ascontiguousarray(np.swapaxes(pairs, 1, 2)).reshape(rows.shape)
+
+
+def undone(tensor: Blocks | Array, undo: Changed, config: Mapping[str, Any], shape: tuple[int, ...]) -> Blocks | Array:
+    """The family's own tensor, of `shape`. Blocks stay blocks."""
+    rows = None if undo.rows is None else undo.rows(config)
+    columns = None if undo.columns is None else undo.columns(config)
+    if isinstance(tensor, Blocks):
+        tensor = tensor if rows is None else tensor.by_rows(lambda array: array[rows])
+        return tensor if columns is None else _with_columns(tensor, columns)
+    tensor = tensor if rows is None else tensor[rows]
+    tensor = tensor if columns is None else tensor[:, columns]
+    tensor = tensor if undo.values is None else undo.values(_floats(tensor))
+    return np.ascontiguousarray(tensor).reshape(shape)
+
+
+def _with_columns(blocks: Blocks, order: Order) -> Blocks:
+    groups = _by_groups(order, blocks.storage.group)
+    assert groups is not None, "columns that leave their groups"
+    scale = np.ascontiguousarray(blocks.scale[:, groups])
+    offset = None if blocks.offset is None else np.ascontiguousarray(blocks.offset[:, groups])
+    return Blocks(np.ascontiguousarray(blocks.codes[:, order]), scale, offset, blocks.storage)
+
+
+def _by_groups(order: Order, group: int) -> Order | None:
+    """An order of columns as one of whole groups of them; None where a column leaves its group."""
+    if len(order) % group:
+        return None
+    first = order[::group]
+    whole = not (first % group).any() and np.array_equal(order, (first[:, None] + np.arange(group)).ravel())
+    return first // group if whole else None
 
 
 def own_name(table: GgufTable, name: str) -> str:
@@ -109,8 +157,9 @@ def _stem(name: str) -> str:
     return re.sub(r"\.\d+\.", ".{}.", name.rpartition(".")[0], count=1)
 
 
-def _info(name: str, tensor: GgufTensor) -> TensorInfo:
-    return TensorInfo(name, tensor.shape, tensor.format.name, tensor.nbytes)
+def _whole(name: str) -> str:
+    """The family's name with `{}` for the number of a layer."""
+    return re.sub(r"\.\d+\.", ".{}.", name, count=1)
 
 
 def _table(path: Path, header: Mapping[str, Any]) -> GgufTable:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.fakes import expert_files
+from tests.fakes import expert_files, hybrid_files
 from tests.fakes.trial_files import packed
 from tests.fakes.weight_files import write_gguf, write_safetensors
 
@@ -79,7 +79,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
 }
-CONFIGS |= expert_files.CONFIGS
+CONFIGS |= expert_files.CONFIGS | hybrid_files.CONFIGS
 """By the name that GGUF files give them, of widths that Q8_0 can have."""
 
 _METADATA = {
@@ -111,6 +111,7 @@ METADATA: dict[str, dict[str, str]] = {
     "smollm3": _METADATA,
     "mistral3": _METADATA | _WIDTHS,
     **{family: _METADATA | more for family, more in expert_files.METADATA.items()},
+    **{family: _METADATA | more for family, more in hybrid_files.METADATA.items()},
 }
 """Keys of the header, and those of config.json that they say."""
 MORE: dict[str, dict[str, Any]] = {
@@ -125,6 +126,7 @@ MORE: dict[str, dict[str, Any]] = {
         "rope.scaling.yarn_log_multiplier": 1.0,
     },
     **expert_files.MORE,
+    **hybrid_files.MORE,
 }
 """What else it says."""
 
@@ -165,11 +167,12 @@ TENSORS: dict[str, dict[str, str]] = {
     "smollm3": _TENSORS,
     "mistral3": _TENSORS,
     **{family: _TENSORS | _HEAD_NORMS | more for family, more in expert_files.TENSORS.items()},
+    **{family: more | _TENSORS | _HEAD_NORMS | more for family, more in hybrid_files.TENSORS.items()},
 }
 TENSORS["gemma2"] = TENSORS["gemma3"]
 """Parts of transformers' names, and of the file's."""
 
-PLUS_ONE = {"gemma2", "gemma3"}
+PLUS_ONE = {"gemma2", "gemma3", "qwen35"}
 """Whose norms the files have as 1 + w."""
 NEIGHBOURS = {"granite", "smollm3", "mistral3", "llama"}
 """Whose rows of q and k the files have in llama.cpp's order, in which the two of a rotary pair are neighbours."""
@@ -204,13 +207,17 @@ def write_family_gguf(path: Path, family: str, tensors: dict[str, np.ndarray]) -
             f"{family}.rope.scaling.factor": scaling["factor"],
         }
     entries, stored = {}, {}
-    for name, tensor in expert_files.together(tensors).items():
+    for name, tensor in hybrid_files.apart(family, expert_files.together(tensors)).items():
         short = name
         for own, part in TENSORS[family].items():
             short = short.replace(own, part)
-        shift = np.float32(family in PLUS_ONE and "norm" in name)
-        entries[short], _ = packed(_in_order(family, name, tensor) + shift)
-        stored[name] = packed(tensor + shift)[1] - shift  # row by row, so in any order
+        shift = np.float32(family in PLUS_ONE and "norm" in name and "linear_attn" not in name)
+        if "linear_attn" in name:
+            entries[short], stored[name] = hybrid_files.packed_linear(family, name, tensor)
+            continue
+        entries[short], _ = packed(_in_order(family, name, tensor.squeeze()) + shift)
+        kept = packed(tensor.squeeze() + shift)[1] - shift  # row by row, so in any order
+        stored[name] = kept.reshape(tensor.shape)
     write_gguf(path, {"general.architecture": family} | header, entries)
     return stored
 

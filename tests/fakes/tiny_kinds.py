@@ -14,6 +14,7 @@ from models import rope
 from models.nn import rotary_table, rotate
 from models.spec import LayerSpec, Mixer, PagedLayer, ParamSpec, RecurrentLayer
 from tests.fakes.plain_pass import random_params
+from tests.fakes.stepwise import Stepwise
 
 D, F, V = 32, 48, 300
 K, G, H = 2, 2, 16
@@ -130,7 +131,9 @@ def _delta(layer: RecurrentLayer, weights: Any, given: Given, mixer: Mixer[Any],
         after = faded + rate[:, None, None] * k[:, :, None] * wrong[:, None]
         return (after,), jnp.einsum("khw,kh->kw", after, q)
 
-    read, cache = mixer.recur(layer, update, (q, k / jnp.linalg.norm(k, axis=-1, keepdims=True), v, gate, rate), cache)
+    read, cache = mixer.recur(
+        layer, Stepwise(update), (q, k / jnp.linalg.norm(k, axis=-1, keepdims=True), v, gate, rate), cache
+    )
     return jnp.tensordot(read, weights["out"], 2), cache
 
 
@@ -143,7 +146,7 @@ def _convolution(
         window = jnp.concatenate([state[0], token[None]])
         return (window[1:],), jnp.sum(window * weights["taps"], axis=0)
 
-    mixed, cache = mixer.recur(layer, update, given[0], cache)
+    mixed, cache = mixer.recur(layer, Stepwise(update), given[0], cache)
     return jax.nn.silu(mixed) @ weights["out"], cache
 
 

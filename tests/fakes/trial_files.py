@@ -108,8 +108,8 @@ def _short(name: str) -> str:
 
 
 def packed(tensor: np.ndarray) -> tuple[tuple[int, tuple[int, ...], bytes], np.ndarray]:
-    """The entry, and its values: float32 of vectors; of matrices Q8_0, 32 codes behind a float16 scale."""
-    if tensor.ndim == 1:
+    """The entry, and its values: float32 of vectors and narrow matrices; of others Q8_0, 32 codes behind a float16 scale."""
+    if tensor.ndim == 1 or tensor.shape[-1] % 32:
         return (0, tensor.shape, tensor.astype("<f4").tobytes()), tensor
     groups = tensor.reshape(-1, 32)
     scale = (np.abs(groups).max(axis=1, keepdims=True) / 127).astype(np.float16)

@@ -158,8 +158,8 @@ def test_every_misfit_is_in_one_error() -> None:
     assert unknown == "10 unknown: " + ", ".join(f"odd.{i}" for i in range(10))
 
 
-def test_two_rules_for_one_tensor_are_our_bug() -> None:
-    """A table that uses a tensor twice does not get past its first check."""
+def test_two_rules_for_a_tensor_of_one_parameter_are_our_bug() -> None:
+    """Two parameters may be made of one tensor."""
     with pytest.raises(AssertionError, match="two rules"):
         check([*RULES, RULES[0]], {name: tensor.shape for name, tensor in tensors().items()})
 

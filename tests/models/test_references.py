@@ -232,6 +232,55 @@ MINISTRAL3: dict[str, dict[str, Any]] = {
         "pad_token_id": 0,
     },
 }
+_LINEAR = {
+    "linear_num_key_heads": 3,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 18,
+    "linear_value_head_dim": 14,
+}
+QWEN3_5: dict[str, dict[str, Any]] = {
+    "qwen3.5": _QWEN
+    | _LINEAR
+    | {
+        "architectures": ["Qwen3_5ForCausalLM"],
+        "head_dim": 16,
+        "num_hidden_layers": 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.25},
+    },
+    "qwen3.5, other kinds in turn, biases": _QWEN
+    | _LINEAR
+    | {
+        "architectures": ["Qwen3_5ForCausalLM"],
+        "head_dim": 12,
+        "num_hidden_layers": 3,
+        "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+        "linear_num_value_heads": 3,
+        "linear_conv_kernel_dim": 3,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
+    },
+}
+_LFM2 = {**_QWEN, "norm_eps": 1e-5, "architectures": ["Lfm2ForCausalLM"]}
+LFM2: dict[str, dict[str, Any]] = {
+    "lfm2": _LFM2
+    | {
+        "num_hidden_layers": 4,
+        "layer_types": ["conv", "conv", "full_attention", "conv"],
+        "block_multiple_of": 10,
+        "block_ffn_dim_multiplier": 1.3,
+        "rope_theta": 5000.0,
+    },
+    "lfm2 with biases, by other keys": _LFM2
+    | {
+        "num_hidden_layers": 3,
+        "full_attn_idxs": [1],
+        "block_auto_adjust_ff_dim": False,
+        "conv_bias": True,
+        "conv_L_cache": 4,
+        "tie_word_embeddings": False,
+    },
+}
 _MOE = _QWEN | {"head_dim": 12, "rope_theta": 5000.0, "moe_intermediate_size": 19, "num_experts_per_tok": 3}
 QWEN3_MOE: dict[str, dict[str, Any]] = {
     "qwen3_moe": _MOE | {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 7, "norm_topk_prob": True},
@@ -318,10 +367,12 @@ FAMILIES = {
     "ministral3": MINISTRAL3,
     "qwen2": QWEN2,
     "qwen3": QWEN3,
+    "qwen3_5": QWEN3_5,
     "gemma2": GEMMA2,
     "gemma3": GEMMA3,
     "glm4": GLM4,
     "granite": GRANITE,
+    "lfm2": LFM2,
     "phi3": PHI3,
     "smollm3": SMOLLM3,
     "qwen3_moe": QWEN3_MOE,

@@ -93,6 +93,23 @@ CASES: dict[str, dict[str, Any]] = {
             "llama_4_scaling_beta": 0.5,
         },
     },
+    "qwen 3.5: the gated delta rule, gates": {
+        "heads": (6, 2),
+        "architectures": ["Qwen3_5ForCausalLM"],
+        "head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 3,
+        "linear_num_value_heads": 6,
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 5,
+    },
+    "lfm 2: short convolutions with biases": {
+        "heads": (6, 2),
+        "architectures": ["Lfm2ForCausalLM"],
+        "layer_types": ["conv", "full_attention"],
+        "conv_bias": True,
+        "hidden_size": 22,
+    },
     "qwen 3 with experts, which divide by nothing": {
         "heads": (6, 2),
         "architectures": ["Qwen3MoeForCausalLM"],

@@ -10,8 +10,10 @@ import pytest
 from models.spec import ParamSpec, RecurrentLayer
 from neuron_jax.engine.attention.ragged import ragged
 from neuron_jax.engine.recurrent import Snapshots, recur, state_specs
+from tests.fakes import quick
+from tests.fakes.stepwise import Stepwise
 
-PAGE, SLOTS, SNAPSHOTS = 4, 3, 5
+PAGE, SLOTS, SNAPSHOTS = 4, 4, 5
 LAYER = RecurrentLayer((ParamSpec((2,), jnp.dtype(jnp.float32), (None,)),))
 
 
@@ -27,7 +29,7 @@ def step(told: Any, inputs: Any, cache: Any) -> Any:
     start, count, load, save = told
     rows = ragged({}, jnp.arange(told.shape[1], dtype=jnp.int32), start, count, inputs.shape[0])
     where = Snapshots(load, save, PAGE)
-    return recur(update, inputs, cache, rows, where)
+    return recur(Stepwise(update), inputs, cache, rows, where)
 
 
 CASES: dict[str, tuple[list[int], list[int], list[int], list[int]]] = {
@@ -37,17 +39,22 @@ CASES: dict[str, tuple[list[int], list[int], list[int], list[int]]] = {
     "not in this step": ([5, 6], [1, 1], [0, 0], [2, 4]),
     "with a snapshot, and leaving one": ([4, 8], [5, 6], [5, 1], [2, 3]),
     "a row without tokens": ([0, 0], [0, 3], [0, 0], [0, 0]),
+    "longer than a chunk, which begins within one": ([60, 0], [150, 1], [2, 0], [3, 0]),
+    "chunks of two, and one alone": ([0, 70, 5], [130, 60, 1], [0, 0, 1], [2, 4, 5]),
+    "as many rows as tokens": ([3, 0, 4, 8], [1, 0, 1, 2], [0, 0, 0, 1], [0, 0, 2, 4]),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_a_plain_loop(case: str) -> None:
+    """A row for each token, all rows step by step; else in chunks of which every one begins at a multiple of CHUNK."""
     start, count, load, save = CASES[case]
     rng = np.random.default_rng(0)
     states, kept = (rng.standard_normal((size + 1, 2)).astype(np.float32) for size in (SLOTS, SNAPSHOTS))
-    inputs = rng.standard_normal((sum(count) + 2, 2)).astype(np.float32)
+    padding = 0 if sum(count) == len(count) else 2
+    inputs = rng.standard_normal((sum(count) + padding, 2)).astype(np.float32)
     told, cache = jnp.asarray(CASES[case], jnp.int32), (jnp.asarray(states), jnp.asarray(kept))
-    given, (new_states, new_kept) = step(told, jnp.asarray(inputs), cache)
+    given, (new_states, new_kept) = quick.jit(step)(told, jnp.asarray(inputs), cache)
 
     place = 0
     for row, (first, tokens) in enumerate(zip(start, count, strict=True)):
@@ -62,8 +69,10 @@ def test_it_is_a_plain_loop(case: str) -> None:
             expected = state if save[row] and position + 1 == boundary else expected
             place += 1
         np.testing.assert_allclose(new_states[row], state, rtol=1e-6)
-        np.testing.assert_allclose(new_kept[save[row]], kept[save[row]] if expected is None else expected, rtol=1e-6)
-    untouched = sorted({*range(SNAPSHOTS + 1)} - {*save})
+        if save[row]:
+            wanted = kept[save[row]] if expected is None else expected
+            np.testing.assert_allclose(new_kept[save[row]], wanted, rtol=1e-6)
+    untouched = sorted({*range(1, SNAPSHOTS + 1)} - {*save})
     assert np.array_equal(new_kept[np.array(untouched)], kept[np.array(untouched)])
 
 
