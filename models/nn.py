@@ -59,6 +59,23 @@ class RMSNorm(nnx.Module):
         return ops.Norm(self.weight[...], self.epsilon)
 
 
+class HeadsNorm(nnx.Module):
+    """The same over all heads of a token together, of which the checkpoint has `count` numbers, each `copies` times here."""
+
+    def __init__(self, heads: Dims, count: int, epsilon: float, *, copies: int = 1, native: bool = False) -> None:
+        self.epsilon, self.count, self.native = epsilon, count * copies, native
+        self.weight = parameter(heads, jnp.float32)
+
+    def __call__(self, x: jax.Array, live: Live = None) -> jax.Array:
+        """x [T, K, G, H] -> the same in its dtype."""
+        if self.native:  # one device, where nothing is padded
+            norm = ops.Norm(self.weight[...].reshape(-1), self.epsilon)
+            return ops.normalize(x.reshape(x.shape[0], -1), norm, live).reshape(x.shape)
+        wide = x.astype(jnp.float32)
+        mean = (wide * wide).sum(axis=(1, 2, 3), keepdims=True) / self.count
+        return (wide * lax.rsqrt(mean + self.epsilon) * self.weight[...][None]).astype(x.dtype)
+
+
 def rotary_table(
     positions: jax.Array, frequencies: npt.NDArray[np.float32], magnitudes: npt.NDArray[np.float32] | None = None
 ) -> tuple[jax.Array, jax.Array]:

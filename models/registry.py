@@ -25,6 +25,7 @@ FAMILIES = [
     "models.glm4_moe",
     "models.granite",
     "models.lfm2",
+    "models.olmo2",
     "models.phi3",
     "models.smollm3",
     "models.bert",

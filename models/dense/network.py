@@ -19,12 +19,15 @@ from models.dense.mlp import MLP
 from models.dense.record import Dense, GatedDelta, Layer, Sharpening
 from models.linears import Linears
 from models.native.ops import Norm
-from models.nn import Live, RMSNorm, parameter, rotary_table, rotate
+from models.nn import HeadsNorm, Live, RMSNorm, parameter, rotary_table, rotate
 from models.rope import Rotary
 from models.spec import CacheT, LayerSpec, Mixer, PagedLayer
 
 Turn = tuple[jax.Array, jax.Array] | None
 """cos and sin, each [T, H / 2]; None where a layer does not turn."""
+
+OfHeads = RMSNorm | HeadsNorm | None
+"""What norms the queries, or the keys."""
 
 Sharper = jax.Array | None
 """[T], what the queries of each token are multiplied by; None where by nothing."""
@@ -41,7 +44,7 @@ class Attention(nnx.Module):
         mixed = (*groups, (width, None), (size, None))
         self.norm = _norm(c, layout, c.hidden_size) if c.pre_norms else None
         self.post_norm = _norm(c, layout, c.hidden_size) if c.post_norms else None
-        self.q_norm, self.k_norm = (_norm(c, layout, size) if c.qk_norm else None for _ in range(2))
+        self.q_norm, self.k_norm = _head_norms(c, layout, layer)
         self.qkv = make("attention.qkv", embed, every, bias=c.qkv_bias, fine=True)
         self.gate = make("attention.gate", embed, mixed, bias=c.qkv_bias, fine=True) if c.output_gate else None
         self.out = make("attention.out", mixed, embed, bias=c.out_bias, fine=True)
@@ -60,7 +63,8 @@ class Attention(nnx.Module):
 
     @property
     def _norms(self) -> tuple[Norm, Norm] | None:
-        if self.q_norm is None or self.k_norm is None:
+        """Those that the kernel of attention computes as well."""
+        if not isinstance(self.q_norm, RMSNorm) or not isinstance(self.k_norm, RMSNorm):
             return None
         return self.q_norm.for_kernel, self.k_norm.for_kernel
 
@@ -80,8 +84,10 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, CacheT]:
         """qkv [T, K, G + 2, H] -> [T, K, G, H]."""
         sinks, norms = None if self.sinks is None else self.sinks[...], self._norms
+        if sharper is not None or isinstance(self.q_norm, HeadsNorm):
+            qkv, norms = self._normed(qkv, mixer.live), None
         if sharper is not None:  # after the norms, which would undo it
-            qkv, norms = self._sharpened(self._normed(qkv, mixer.live), sharper), None
+            qkv = self._sharpened(qkv, sharper)
         if mixer.rotates:
             return mixer.attend_rotated(self.layer, qkv, turn, cache, scale=self.scale, norms=norms, sinks=sinks)
         qkv, width = qkv if norms is None else self._normed(qkv, mixer.live), self.layer.group
@@ -154,6 +160,19 @@ def _mix(c: Dense, layout: Layout, kind: Layer, layer: LayerSpec, make: Linears)
 
 def _norm(c: Dense, layout: Layout, width: int) -> RMSNorm:
     return RMSNorm(width, c.epsilon, native=layout.native)
+
+
+def _head_norms(c: Dense, layout: Layout, layer: PagedLayer) -> tuple[OfHeads, OfHeads]:
+    size, native = c.head_dim, layout.native
+    if not c.qk_norm:
+        return None, None
+    if not c.heads_together:
+        return _norm(c, layout, size), _norm(c, layout, size)
+    every, keys = (((layer.kv_heads, "kv_heads"), (count, None), (size, None)) for count in (layer.group, 1))
+    return (
+        HeadsNorm(every, c.query_heads * size, c.epsilon, native=native),
+        HeadsNorm(keys, c.kv_heads * size, c.epsilon, copies=layout.heads.replicas, native=native),
+    )
 
 
 def _turn(rotary: Rotary | None, positions: jax.Array) -> Turn:

@@ -157,9 +157,9 @@ class Dense:
     """A dense decoder: attention and MLP in turn, each on the residual stream and added to it; `models.spec.Outline`.
 
     A norm stands before attention and MLP (`pre_norms`), behind them (`post_norms`), or both. Norms multiply by `norm_offset`
-    + w. `qk_norm` norms each head's query and key before they turn. With an `output_gate` each query comes with a gate, and
-    what it gathers is multiplied by sigmoid(gate). Queries are multiplied by `scale`, None: H^-1/2, and far
-    ones by what `sharpening` says; embeddings by `embedding_scale`, logits by `logit_scale`; these become
+    + w. `qk_norm` norms each head's query and key before they turn, or those of all `heads_together`. With an `output_gate`
+    each query comes with a gate, and what it gathers is multiplied by sigmoid(gate). Queries are multiplied by `scale`, None:
+    H^-1/2, and far ones by what `sharpening` says; embeddings by `embedding_scale`, logits by `logit_scale`; these become
     cap * tanh(logits / cap) with a `logit_cap`. `tied`: the embeddings are the head as well.
     """
 
@@ -183,6 +183,7 @@ class Dense:
     norm_offset: float = 0.0
     qk_norm: bool = False
     output_gate: bool = False
+    heads_together: bool = False
     scale: float | None = None
     sharpening: Sharpening | None = None
     embedding_scale: float = 1.0

@@ -63,7 +63,7 @@ def rules(c: Dense, layout: Layout, names: Names, ignored: tuple[str, ...]) -> t
     names = {what: names[what] for what in names if what in wanted(c, names)}
     within = [name for name in names if name.endswith("norm") and name not in {"norm", "delta.read_norm"}]
     layers = [
-        *(_norm(c, f"layers.{{}}.{name}", names[name]) for name in within),
+        *(_within(c, layout, name, names[name]) for name in within),
         *(_attention(c, layout, names) if "attention.out" in names else []),
         *recurrent_rules(c, layout, names),
     ]
@@ -99,6 +99,18 @@ def _norm(c: Dense, path: str, stem: str) -> Rule:
         return {"weight": whole + np.float32(c.norm_offset) if c.norm_offset else whole}
 
     return Rule(path, (width,), np.dtype(np.float32), (Part(f"{stem}.weight", (width,)),), store)
+
+
+def _within(c: Dense, layout: Layout, name: str, stem: str) -> Rule:
+    """A layer's norm."""
+    path, heads = f"layers.{{}}.{name}", layout.heads
+    if not (c.heads_together and name.endswith(("q_norm", "k_norm"))):
+        return _norm(c, path, stem)
+    queries = name.endswith("q_norm")
+    count, spread = (c.query_heads, heads.spread_queries) if queries else (c.kv_heads, heads.spread_kv)
+    part = Part(f"{stem}.weight", (count * c.head_dim,), (), lambda tensor: spread(tensor.reshape(count, -1)))
+    shape = (heads.slots, heads.width if queries else 1, c.head_dim)
+    return Rule(path, shape, np.dtype(np.float32), (part,), store_as("weight"))
 
 
 def _unrolled(c: Dense, made: list[Rule]) -> list[Rule]:

@@ -79,6 +79,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
 }
+CONFIGS["olmo2"] = _BASE | {
+    "architectures": ["Olmo3ForCausalLM"],
+    "num_hidden_layers": 4,
+    "sliding_window": 20,
+    "rope_parameters": {kind: {"rope_theta": 5000.0} for kind in ("sliding_attention", "full_attention")},
+}
 CONFIGS |= expert_files.CONFIGS | hybrid_files.CONFIGS
 """By the name that GGUF files give them, of widths that Q8_0 can have."""
 
@@ -110,6 +116,7 @@ METADATA: dict[str, dict[str, str]] = {
     "phi3": _METADATA | {"attention.sliding_window": "sliding_window"},
     "smollm3": _METADATA,
     "mistral3": _METADATA | _WIDTHS,
+    "olmo2": _METADATA | {"attention.sliding_window": "sliding_window"},
     **{family: _METADATA | more for family, more in expert_files.METADATA.items()},
     **{family: _METADATA | more for family, more in hybrid_files.METADATA.items()},
 }
@@ -125,6 +132,7 @@ MORE: dict[str, dict[str, Any]] = {
         "rope.scaling.yarn_beta_fast": 8.0,
         "rope.scaling.yarn_log_multiplier": 1.0,
     },
+    "olmo2": {"attention.sliding_window_pattern": [True, True, True, False], "rope.freq_base": 5000.0},
     **expert_files.MORE,
     **hybrid_files.MORE,
 }
@@ -166,6 +174,9 @@ TENSORS: dict[str, dict[str, str]] = {
     "phi3": _TENSORS | {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
     "smollm3": _TENSORS,
     "mistral3": _TENSORS,
+    "olmo2": _TENSORS
+    | _HEAD_NORMS
+    | {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"},
     **{family: _TENSORS | _HEAD_NORMS | more for family, more in expert_files.TENSORS.items()},
     **{family: more | _TENSORS | _HEAD_NORMS | more for family, more in hybrid_files.TENSORS.items()},
 }

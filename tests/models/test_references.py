@@ -361,6 +361,31 @@ GLM4_MOE: dict[str, dict[str, Any]] = {
         "pad_token_id": 0,
     },
 }
+OLMO2: dict[str, dict[str, Any]] = {
+    "olmo2": _QWEN | {"architectures": ["Olmo2ForCausalLM"], "rope_theta": 5000.0, "pad_token_id": 0},
+    "olmo3": _QWEN
+    | {
+        "architectures": ["Olmo3ForCausalLM"],
+        "num_hidden_layers": 4,
+        "sliding_window": 7,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+        "rope_theta": 5000.0,
+        "rope_scaling": {key: value for key, value in _YARN.items() if key != "rope_theta"},
+        "pad_token_id": 0,
+    },
+    "olmo3, rotary by kind": _QWEN
+    | {
+        "architectures": ["Olmo3ForCausalLM"],
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 5,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0},
+        },
+        "pad_token_id": 0,
+    },
+}
 FAMILIES = {
     "llama": LLAMA,
     "yarn": YARN,
@@ -379,6 +404,7 @@ FAMILIES = {
     "gpt_oss": GPT_OSS,
     "mixtral": MIXTRAL,
     "glm4_moe": GLM4_MOE,
+    "olmo2": OLMO2,
 }
 """The cases of each, by the name of the file with what transformers says of them."""
 TOKENS = (np.arange(60) * 31 % 67).astype(np.int32)

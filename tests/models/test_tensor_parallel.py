@@ -135,6 +135,8 @@ CASES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 11,
         "n_group": 2,
     },
+    "olmo 2: a norm of all heads": {"heads": (6, 2), "architectures": ["Olmo2ForCausalLM"]},
+    "olmo 3: the same, and windows": {"heads": (5, 5), "architectures": ["Olmo3ForCausalLM"], "sliding_window": 4},
     "attention_bias": {"heads": (6, 3), "attention_bias": True},
     "mlp_bias, linear rotary": {
         "heads": (4, 1),
