@@ -59,6 +59,8 @@ def _fitting(at: int, text: ModelText, most: int) -> tuple[Session, list[list[in
         if len(prompts[1]) <= most:
             return one, prompts
         scale *= 0.8
+        if scale < 0.01:
+            raise SystemExit(f"{one.name} does not fit {most} tokens, however short its texts are")
 
 
 def _turns(engine: Engine, prompts: list[list[int]], begin: int) -> tuple[tuple[int, int, int], tuple[float, ...]]:
