@@ -111,6 +111,19 @@ class Matcher:
         """Tokens that must come next, as they are usually written."""
         return self._grammar.compute_ff_tokens() if self.active and self._opens is None else []
 
+    @property
+    def chooses(self) -> bool:
+        """Whether the first token decides if it waits."""
+        return self._opens is not None
+
+    def follows(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` may come, one after the other."""
+        assert not self.chooses, "nobody knows yet whether it waits"
+        if self._after is not None and self._after not in tokens:
+            return len(tokens)
+        free = 0 if self._after is None else list(tokens).index(self._after) + 1
+        return free + self._grammar.validate_tokens(list(tokens[free:]))
+
     def foresee(self, guesses: Sequence[int]) -> int:
         """How many of `guesses` may come, one after the other; from now on `masks` has what may come after each of them."""
         if not self.active:

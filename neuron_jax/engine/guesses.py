@@ -16,6 +16,31 @@ RECOVERY = 0.02
 """How far the estimate goes back to HOPE with every look: text that did not repeat itself may do so later."""
 
 
+LEAST_REST, LONGEST_REST = 4, 32
+"""Steps of one token that a bound text takes before it is hoped for again: after the first disappointment, and at most."""
+
+
+@define(eq=False)
+class Hope:
+    """Whether a text that is bound may make several tokens in a step as if it were free: those before the first that may not
+    come are what it would have drawn, the others are computed again. After each disappointment it rests twice as long.
+    """
+
+    rest: int = field(default=0, init=False)
+    _next: int = field(default=LEAST_REST, init=False)
+
+    def learn(self, drawn: int, right: int) -> None:
+        """Of `drawn` tokens the first `right` may come."""
+        if drawn == right:
+            self.rest, self._next = 0, LEAST_REST
+        else:
+            self.rest, self._next = self._next, min(2 * self._next, LONGEST_REST)
+
+    def wait(self) -> None:
+        """It takes a step of one token."""
+        self.rest = max(self.rest - 1, 0)
+
+
 @define(eq=False)
 class Guesser:
     """Guesses for one request. `trust` is the estimated chance that a token after a right one is guessed right."""

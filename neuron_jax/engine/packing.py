@@ -170,8 +170,10 @@ class Mirror:
 
 
 def masks_of(rows: Sequence[Row], key: StepKey, words: int) -> Words | None:
-    """int32 [rows of the device, words]: which tokens the masked ones may draw; None where there are none."""
-    if not any(_masks_of(row) for row in rows):
+    """int32 [rows of the device, words]: which tokens the masked ones may draw; None where there are none, and in a step of
+    several tokens, where nobody can say so.
+    """
+    if key.steps > 1 or not any(_masks_of(row) for row in rows):
         return None
     masks = np.zeros((key.rows, words), np.int32)
     at = 0
@@ -272,7 +274,9 @@ def _tokens_of(row: Row, steps: int) -> Sequence[int]:
     if row.fed:
         return row.request.tokens[row.start : row.start + row.count]
     assert row.count == 1 + len(row.guesses) or steps > 1, "tokens that nobody knows"
-    return [-1, *row.guesses]
+    # Of a bound text the device may know as the newest token one that could not stay.
+    known = row.request.matcher is not None and row.start < len(row.request.tokens)
+    return [row.request.tokens[row.start] if known else -1, *row.guesses]
 
 
 def _fill(line: Words, request: Request) -> None:

@@ -4,7 +4,7 @@ from attrs import define, field
 
 from neuron_jax.constraints.matcher import Matcher
 from neuron_jax.constraints.thinking import ThinkingLimit
-from neuron_jax.engine.guesses import Guesser
+from neuron_jax.engine.guesses import Guesser, Hope
 from neuron_jax.workers.frames import Sampling, Submit
 
 
@@ -50,6 +50,7 @@ class Request:
     cached: int = 0
     guesser: Guesser | None = None  # where its tokens may be guessed
     matcher: Matcher | ThinkingLimit | None = None  # where they are bound: it stands behind the last of `tokens`
+    hope: Hope = field(factory=Hope)  # for those that are
 
     @property
     def length(self) -> int:
@@ -90,6 +91,11 @@ class Request:
 def has_penalties(sampling: Sampling) -> bool:
     neutral = (0.0, 0.0, 1.0)
     return (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty) != neutral
+
+
+def is_cut(sampling: Sampling) -> bool:
+    """Whether what may be drawn depends on what else may."""
+    return sampling.temperature > 0 and (sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0)
 
 
 def wants_everything(sampling: Sampling) -> bool:

@@ -7,13 +7,14 @@ from typing import Literal
 from attrs import define, field
 
 from neuron_jax.constraints.errors import GrammarError
+from neuron_jax.constraints.matcher import Matcher
 from neuron_jax.engine.batch import Drawn, Row, Step
 from neuron_jax.engine.buckets import GUESSING_ROWS, Menu
 from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.guesses import Guesser
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.packing import unpack_logprobs
-from neuron_jax.engine.requests import Request, wants_everything
+from neuron_jax.engine.requests import Request, is_cut, wants_everything
 from neuron_jax.workers.frames import Output
 
 Finish = Literal["stop", "complete", "length", "error"] | None
@@ -46,7 +47,8 @@ class Scheduler:
     With `guessing`, a few requests that repeat themselves make several tokens a step: those guessed right, and one more.
 
     Of a request whose `matcher` binds it what it drew must be known before the next is planned: its steps are `open_ended`.
-    What its grammar forces is guessed.
+    What its grammar forces is guessed. In a step of several tokens it is hoped that it draws what it may; if not, that is
+    drawn again.
 
     A step that was handed out counts as done, except for the tokens it draws: `absorb` brings those, in the same order.
     """
@@ -111,8 +113,12 @@ class Scheduler:
         streams = [request for request in self._admitted if request.decoding]
         alone = not self._waiting and not any(request.to_feed for request in self._admitted)
         guessed = self._guessed(streams)
-        bound = any(request.binds(self.menu.most_steps(len(streams))) for request in streams)
-        steps = self._steps(streams) if alone and not guessed and not bound else 1
+        most = self.menu.most_steps(len(streams))
+        free = all(not request.binds(most) or _may_hope(request) for request in streams)
+        steps = self._steps(streams) if alone and not guessed and free else 1
+        if steps == 1:
+            for request in streams:
+                request.hope.wait()
         for request in streams:
             self._grow(request, steps + len(guessed.get(request, ())))
         rows = [self._next(r, steps, guessed.get(r, ())) for r in streams if r.slot is not None]
@@ -132,6 +138,10 @@ class Scheduler:
             tokens = drawn.tokens[i][: row.draws]
             if row.guesses:
                 tokens = self._settle(row, tokens)
+            elif row.draws > 1 and isinstance(request.matcher, Matcher):
+                tokens = _allowed(row, request.matcher, tokens)
+                if not tokens:
+                    continue
             outputs.append(self._take(request, tokens, drawn, i))
         return outputs
 
@@ -315,6 +325,24 @@ class Scheduler:
 def _last(request: Request, steps: int) -> int:
     """Tokens stored after `steps` more; the newest token itself is only stored by the step after."""
     return min(request.computed + steps, request.limit - 1)
+
+
+def _may_hope(request: Request) -> bool:
+    """Whether several tokens of one that is bound may be drawn before it is known which ones may come: never where what is
+    drawn depends on what else may be, or is remembered, and not where thoughts are about to end.
+    """
+    if not isinstance(request.matcher, Matcher):
+        return False
+    drawn_alike = not is_cut(request.sampling) and request.guesser is not None
+    return drawn_alike and not request.matcher.chooses and not request.hope.rest
+
+
+def _allowed(row: Row, matcher: Matcher, tokens: list[int]) -> list[int]:
+    """Those of `tokens` that may come; the first that may not, and what was drawn behind it, is computed again."""
+    right = matcher.follows(tokens)
+    row.request.hope.learn(len(tokens), right)
+    row.request.computed -= len(tokens) - right
+    return tokens[:right]
 
 
 def _guess(request: Request, width: int) -> list[int]:

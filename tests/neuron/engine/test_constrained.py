@@ -8,6 +8,7 @@ import pytest
 from msgspec import structs
 
 from neuron_jax.engine.engine import Engine
+from neuron_jax.engine.guesses import Hope
 from neuron_jax.workers.frames import Constraint, Output, Submit, Thoughts
 from tests.fakes.constraints import END, VOCABULARY, bound, text
 from tests.fakes.engines import drain, submit, tokens, words
@@ -63,13 +64,46 @@ def test_the_same_tokens_alone_and_beside_others(new_engine: Callable[..., Engin
 def test_what_is_forced_takes_fewer_steps(new_engine: Callable[..., Engine]) -> None:
     steps = []
     for guessing in (False, True):
-        engine = new_engine(guessing=guessing)
+        engine = new_engine(guessing=guessing, steps=1)
         engine.matchers.learn(VOCABULARY)
         served(engine, bound(1, words(20, 1), temperature=1.0, seed=5))
         steps.append(engine.load.steps)
         assert engine.load.right_guesses == engine.load.guessed_tokens
 
     assert steps[1] <= steps[0] - 5
+
+
+@pytest.mark.parametrize(("sampling", "hopes"), [({}, True), ({"top_p": 0.9}, False), ({"logprobs": 1}, False)])
+def test_where_most_may_come_several_tokens_are_drawn_in_a_step(
+    new_engine: Callable[..., Engine], sampling: dict[str, Any], hopes: bool
+) -> None:
+    """They are those of steps of one token; where what is drawn depends on what else may be, none are."""
+    thinks = Constraint("regex", "a+", after=290)  # which does not come
+    asked = bound(1, words(20, 1), thinks, max_tokens=60, temperature=1.0, seed=5, **sampling)
+    found, steps = [], []
+    for options in ({"guessing": True}, {"guessing": True, "steps": 1}):
+        engine = new_engine(**options)
+        engine.matchers.learn(VOCABULARY)
+        found.append(tokens(served(engine, asked)[1]))
+        steps.append(engine.load.steps)
+
+    assert found[0] == found[1]
+    assert (2 * steps[0] <= steps[1]) is hopes
+
+
+def test_hope_that_is_disappointed_rests_longer_and_longer() -> None:
+    hope = Hope()
+    rests = []
+    for _ in range(5):
+        hope.learn(4, 3)
+        rests.append(hope.rest)
+    hope.wait()
+
+    assert rests == [4, 8, 16, 32, 32]
+    assert hope.rest == 31
+    hope.learn(4, 4)
+    hope.wait()
+    assert hope.rest == 0
 
 
 def test_a_preempted_text_goes_on_where_it_was(new_engine: Callable[..., Engine]) -> None:
