@@ -183,7 +183,7 @@ TENSORS: dict[str, dict[str, str]] = {
 TENSORS["gemma2"] = TENSORS["gemma3"]
 """Parts of transformers' names, and of the file's."""
 
-PLUS_ONE = {"gemma2", "gemma3", "qwen35"}
+PLUS_ONE = {"gemma2", "gemma3", "qwen35", "qwen3next", "qwen35moe"}
 """Whose norms the files have as 1 + w."""
 NEIGHBOURS = {"granite", "smollm3", "mistral3", "llama"}
 """Whose rows of q and k the files have in llama.cpp's order, in which the two of a rotary pair are neighbours."""

@@ -22,6 +22,22 @@ _HYBRID = {key: value for key, value in expert_files.BASE.items() if key != "rop
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "qwen35": _HYBRID | {"architectures": ["Qwen3_5ForCausalLM"]},
+    "qwen3next": _HYBRID
+    | {
+        "architectures": ["Qwen3NextForCausalLM"],
+        "num_experts": 7,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 64,
+    },
+    "qwen35moe": {key: value for key, value in _HYBRID.items() if key != "intermediate_size"}
+    | {
+        "architectures": ["Qwen3_5MoeForCausalLM"],
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
     "lfm2": {key: value for key, value in expert_files.BASE.items() if key != "rms_norm_eps"}
     | {
         "architectures": ["Lfm2ForCausalLM"],
@@ -38,6 +54,10 @@ _SSM = {
 }
 METADATA: dict[str, dict[str, str]] = {
     "qwen35": expert_files.WIDTHS | _SSM,
+    "qwen3next": expert_files.METADATA["qwen3moe"]
+    | _SSM
+    | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
+    "qwen35moe": expert_files.METADATA["qwen3moe"] | _SSM,
     "lfm2": {"attention.layer_norm_rms_epsilon": "norm_eps"},
 }
 _SAID = {"rope.dimension_count": 8, "rope.freq_base": 5000.0, "ssm.inner_size": 192}
@@ -48,6 +68,8 @@ MORE: dict[str, dict[str, Any]] = {
         "nextn_predict_layers": 1,
         "attention.recurrent_layers": [True, True, True, False, False],
     },
+    "qwen3next": _SAID | {"full_attention_interval": 4},
+    "qwen35moe": _SAID,
     "lfm2": {"attention.head_count_kv": [0, 2, 0], "shortconv.l_cache": 3},
 }
 _DELTA = {
@@ -65,6 +87,14 @@ _DELTA = {
 }
 TENSORS: dict[str, dict[str, str]] = {
     "qwen35": _DELTA,
+    "qwen3next": expert_files.TENSORS["qwen3moe"]
+    | _DELTA
+    | {
+        "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+        "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+        "mlp.shared_expert.up_proj": "ffn_up_shexp",
+        "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    },
     "lfm2": {
         "model.embedding_norm": "token_embd_norm",
         "self_attn.q_layernorm": "attn_q_norm",
@@ -79,6 +109,9 @@ TENSORS: dict[str, dict[str, str]] = {
         "feed_forward.w3": "ffn_up",
     },
 }
+
+
+TENSORS["qwen35moe"] = TENSORS["qwen3next"]
 
 
 def apart(family: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -109,7 +142,7 @@ def packed_linear(family: str, name: str, tensor: np.ndarray) -> tuple[Any, np.n
     axis = 1 if ".out_proj." in name else 0
 
     def turned(values: np.ndarray, *, back: bool) -> np.ndarray:
-        if family != "qwen35":
+        if family == "qwen3next":
             return values
         values = np.moveaxis(values, axis, 0)
         groups = (heads // key_heads, key_heads) if back else (key_heads, heads // key_heads)

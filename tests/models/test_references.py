@@ -261,6 +261,30 @@ QWEN3_5: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
     },
 }
+QWEN3_NEXT: dict[str, dict[str, Any]] = {
+    "qwen3_next": QWEN3_5["qwen3.5"]
+    | {
+        "architectures": ["Qwen3NextForCausalLM"],
+        "num_experts": 7,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 19,
+        "shared_expert_intermediate_size": 23,
+    },
+    "qwen3_next, shares as they are, a layer without experts": QWEN3_5["qwen3.5, other kinds in turn, biases"]
+    | {
+        "architectures": ["Qwen3NextForCausalLM"],
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 17,
+        "shared_expert_intermediate_size": 17,
+        "norm_topk_prob": False,
+        "mlp_only_layers": [1],
+    },
+}
+QWEN3_5_MOE: dict[str, dict[str, Any]] = {
+    "qwen3_5_moe": {key: value for key, value in QWEN3_NEXT["qwen3_next"].items() if key != "intermediate_size"}
+    | {"architectures": ["Qwen3_5MoeForCausalLM"]}
+}
 _LFM2 = {**_QWEN, "norm_eps": 1e-5, "architectures": ["Lfm2ForCausalLM"]}
 LFM2: dict[str, dict[str, Any]] = {
     "lfm2": _LFM2
@@ -398,6 +422,8 @@ FAMILIES = {
     "glm4": GLM4,
     "granite": GRANITE,
     "lfm2": LFM2,
+    "qwen3_next": QWEN3_NEXT,
+    "qwen3_5_moe": QWEN3_5_MOE,
     "phi3": PHI3,
     "smollm3": SMOLLM3,
     "qwen3_moe": QWEN3_MOE,
@@ -411,6 +437,8 @@ TOKENS = (np.arange(60) * 31 % 67).astype(np.int32)
 DATA = Path(__file__).parent.parent / "data"
 
 
+WITHIN = {"qwen3_next": 0.3, "qwen3_5_moe": 0.3}
+"""Where int8 strays further: rounded activations choose another expert, and a state carries that on."""
 EVERY = [(family, name) for family, cases in FAMILIES.items() for name in cases]
 FIRST = [(family, next(iter(cases))) for family, cases in FAMILIES.items()]
 NO_KERNELS = pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
@@ -447,6 +475,22 @@ def test_logits_and_greedy_text_are_those_of_transformers(family: str, name: str
     assert found[len(TOKENS) - 1 : -1].argmax(axis=-1).tolist() == greedy.tolist()
 
 
+def test_experts_in_one_tensor_are_those_in_many() -> None:
+    """As checkpoints of Qwen3.5 have them: of all experts the rows of gate before those of up."""
+    model = build(QWEN3_5_MOE["qwen3_5_moe"], dtype=jnp.float32)
+    alone = random_tensors(model)
+    fused = {name: tensor for name, tensor in alone.items() if ".mlp.experts." not in name}
+    for n in range(4):
+        stem = f"model.layers.{n}.mlp.experts"
+        gate, up, down = (
+            [alone[f"{stem}.{e}.{what}_proj.weight"] for e in range(7)] for what in ("gate", "up", "down")
+        )
+        fused[f"{stem}.gate_up_proj"] = np.stack([np.concatenate(each) for each in zip(gate, up, strict=True)])
+        fused[f"{stem}.down_proj"] = np.stack(down)
+
+    jax.tree.map(np.testing.assert_array_equal, *(mapping.load(model.rules, tensors) for tensors in (alone, fused)))
+
+
 @pytest.mark.parametrize("native", [False, pytest.param(True, marks=NO_KERNELS)], ids=["xla", "native"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_int8_stays_close_to_transformers(family: str, *, native: bool) -> None:
@@ -455,4 +499,4 @@ def test_int8_stays_close_to_transformers(family: str, *, native: bool) -> None:
     expected, _ = reference(family, name)
     found = logits(config, TOKENS, quant="int8", native=native)
 
-    assert 0 < np.sqrt(np.mean((found - expected) ** 2)) < 0.1 * expected.std()
+    assert 0 < np.sqrt(np.mean((found - expected) ** 2)) < WITHIN.get(family, 0.1) * expected.std()

@@ -12,7 +12,7 @@ from models.attend import causal
 from models.linears import XLA
 from models.registry import build, families
 from models.sharding import RULES, make_mesh, named_sharding, shard_tree
-from models.spec import Model, ParamSpec
+from models.spec import Model, PagedLayer, ParamSpec
 from tests.fakes import quick
 from tests.fakes.params import slow_but
 from tests.fakes.weight_files import random_tensors
@@ -102,6 +102,34 @@ CASES: dict[str, dict[str, Any]] = {
         "linear_num_value_heads": 6,
         "linear_key_head_dim": 4,
         "linear_value_head_dim": 5,
+    },
+    "qwen 3 next: one tensor of queries, keys, values and gates, experts": {
+        "heads": (4, 2),
+        "architectures": ["Qwen3NextForCausalLM"],
+        "head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 6,
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 5,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 11,
+        "shared_expert_intermediate_size": 9,
+    },
+    "qwen 3.5 with experts, all of which share one": {
+        "heads": (4, 2),
+        "architectures": ["Qwen3_5MoeForCausalLM"],
+        "head_dim": 8,
+        "layer_types": ["full_attention", "linear_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 4,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 10,
+        "shared_expert_intermediate_size": 8,
     },
     "lfm 2: short convolutions with biases": {
         "heads": (6, 2),
@@ -212,7 +240,7 @@ def test_every_parameter_lies_on_the_mesh_as_the_table_says(quant: str, devices:
 
             # Both raise: the first where two dimensions clash, the second where a dimension does not divide.
             named_sharding(mesh, spec.axes).shard_shape(spec.shape)
-        assert model.layers[0].kv_heads % devices == 0
+        assert all(layer.kv_heads % devices == 0 for layer in model.layers if isinstance(layer, PagedLayer))
 
 
 def test_the_table_holds_no_axis_that_nobody_uses() -> None:

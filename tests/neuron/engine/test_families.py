@@ -25,7 +25,7 @@ from tests.fakes.weight_files import random_tensors
 from tests.neuron.engine.test_family_trial import CLEAR, NO_KERNELS, running
 
 FAMILIES = list(CONFIGS)
-NEW_IN_THE_ENGINE = {"qwen3", "gemma3", "gemma2", "glm4", "gpt-oss", "qwen35", "lfm2"}
+NEW_IN_THE_ENGINE = {"qwen3", "gemma3", "gemma2", "glm4", "gpt-oss", "qwen35", "lfm2", "qwen3next"}
 """Norms of heads, windows, soft caps, heads that turn in part, experts: what the others have, these have as well."""
 
 
