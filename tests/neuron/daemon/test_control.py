@@ -12,6 +12,7 @@ import pytest
 from neuron_jax.config import ModelSpec
 from neuron_jax.daemon.assign import assign
 from neuron_jax.errors import LoadError
+from neuron_jax.weights.sources import BUILT_IN
 from tests.fakes.live_neuron import MODEL, LiveNeuron, config_for, running, sse_events, still_devices, with_neuron
 from tests.fakes.tiny_model import write_tiny_model
 from tests.fakes.waiting import until
@@ -74,7 +75,7 @@ def test_models_before_and_after_loading(tmp_path: Path) -> None:
         await neuron.load()
         after = (await neuron.http.get("/models")).json()
 
-        assert [model["id"] for model in before] == [MODEL, "smollm2-135m-instruct", "all-minilm-l6-v2"]
+        assert [model["id"] for model in before] == [MODEL, *BUILT_IN]
         assert before[0]["status"] == "unloaded"
         assert (before[0]["limit"]["context"], before[0]["vram_estimate_mb"]) == (4096, 1)
         assert (before[0]["tool_call"], before[0]["aliases"]) == (True, ["tiny"])

