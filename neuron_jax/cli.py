@@ -24,8 +24,8 @@ from neuron_jax.common.errors import ConfigError
 from neuron_jax.config import NeuronConfig, load_config, unused_variables
 from neuron_jax.errors import NeuronError
 from neuron_jax.hardware.records import DeviceLoad, Hardware
-from neuron_jax.tables import print_bench, print_hardware, print_plan, print_smoke, program_line
-from neuron_jax.terminal import console, show_progress
+from neuron_jax.tables import print_bench, print_hardware, print_models, print_plan, print_smoke, program_line
+from neuron_jax.terminal import MEGABYTE, console, show_progress
 from neuron_jax.workers.frames import GroupMember
 
 Environ = Annotated[Mapping[str, str], Parameter(parse=False)]
@@ -227,6 +227,72 @@ def discover(*, config: ConfigFile = None, as_json: Json = False, environ: Envir
     found = attrs.asdict(hardware)
     found["devices"] = [attrs.asdict(d) | attrs.asdict(load) for d, load in zip(hardware.devices, loads, strict=True)]
     _print_json(found) if as_json else print_hardware(found, console())
+
+
+@app.command
+def pull(
+    model: str,
+    *,
+    revision: str | None = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+    environ: Environ,
+) -> None:
+    """Get a model's files: only those that are needed, going on where an earlier pull was stopped, and checked.
+
+    Parameters
+    ----------
+    model:
+        A built-in name, a configured id or alias, or org/name[@revision][:file.gguf] of the hub.
+    revision:
+        A branch, tag or commit of the hub's repository.
+    config:
+        A TOML file; it says where models are kept.
+    as_json:
+        Print JSON.
+    """
+    from neuron_jax.local_models import pull as pull_files
+
+    with closing(pull_files(_configured(config, environ), model, revision)) as records:
+        (found,) = show_progress(records, console(stderr=True))
+    if as_json:
+        return _print_json(found)
+    console().print(f"{found['path']} ({found['bytes'] / MEGABYTE:,.1f} MB)", markup=False, soft_wrap=True)
+    return None
+
+
+@app.command
+def models(*, config: ConfigFile = None, as_json: Json = False, environ: Environ) -> None:
+    """List the models that this host could load, and where their files are.
+
+    Parameters
+    ----------
+    config:
+        A TOML file with models.
+    as_json:
+        Print JSON.
+    """
+    from neuron_jax.local_models import listed
+
+    found = [one.as_json() for one in listed(_configured(config, environ))]
+    _print_json(found) if as_json else print_models(found, console())
+
+
+@app.command
+def rm(model: str, *, config: ConfigFile = None, environ: Environ) -> None:
+    """Delete a model's files from the cache, whole or partly fetched. Files elsewhere are left alone.
+
+    Parameters
+    ----------
+    model:
+        A built-in name, a configured id or alias, or org/name[@revision][:file.gguf] of the hub.
+    config:
+        A TOML file; it says where models are kept.
+    """
+    from neuron_jax.local_models import remove
+
+    freed = remove(_configured(config, environ), model)
+    console().print(f"removed {model}: {freed / MEGABYTE:,.1f} MB", markup=False, soft_wrap=True)
 
 
 @app.command

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from neuron_jax.benchmark.show import headline, tables
+from neuron_jax.terminal import MEGABYTE
 
 MIB = 2**20
 
@@ -24,6 +25,17 @@ def print_hardware(found: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     if found["cuda_unavailable_reason"]:
         console.print(f"no CUDA: {found['cuda_unavailable_reason']}", markup=False, soft_wrap=True)
+
+
+def print_models(found: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """The answer of `neuron models`."""
+    table = Table("model", "also called", "MB", "files")
+    table.columns[2].justify = "right"
+    for row in found:
+        size = f"{row['bytes'] / MEGABYTE:,.1f}" if row["path"] else ""
+        where = row["broken"] or row["path"] or "not here yet"
+        table.add_row(row["id"], ", ".join(row["aliases"]), size, where)
+    console.print(table, markup=False)
 
 
 def print_smoke(report: Mapping[str, Any], console: Console) -> None:

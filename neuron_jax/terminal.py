@@ -6,7 +6,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-PHASES = {"weights": "Loading weights", "compile": "Compiling", "cache": "Reserving the cache", "measure": "Measuring"}
+PHASES = {
+    "download": "Downloading",
+    "unpack": "Unpacking",
+    "weights": "Loading weights",
+    "compile": "Compiling",
+    "cache": "Reserving the cache",
+    "measure": "Measuring",
+}
 MEGABYTE = 1_000_000
 
 PIPED_WIDTH = 200

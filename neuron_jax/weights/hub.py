@@ -11,19 +11,15 @@ from urllib.parse import quote, unquote
 
 from attrs import frozen
 
-from neuron_jax.weights.download import Report
+from neuron_jax.weights.download import Report, check_hash
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.gguf_parts import whole_models
 from neuron_jax.weights.lock import alone
 from neuron_jax.weights.safetensors import INDEX, SINGLE, files_of_index
 
-_BESIDE = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
+_BESIDE = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
+_TOKENIZERS = ("tokenizer.json", "tekken.json", "tokenizer.model")
+"""The first of them that there is; the others say the same."""
 _MAIN = "main"
 
 
@@ -87,7 +83,8 @@ def fetch(source: Hub, cache: Path, report: Report, *, endpoint: str | None = No
 
 def _fetch_files(source: Hub, folder: Path, report: Report, endpoint: str | None) -> list[str]:
     """The names of what the source means, each whole in `folder`."""
-    sizes = _listing(source, endpoint)
+    listed = _listing(source, endpoint)
+    sizes = {name: one.size for name, one in listed.items()}
     names = choose(source, list(sizes))
     if INDEX in names:  # first: it says which of the other files there are to fetch
         _download(source, INDEX, folder, _progress(_silent, 0), endpoint)
@@ -95,6 +92,8 @@ def _fetch_files(source: Hub, folder: Path, report: Report, endpoint: str | None
     progress = _progress(report, sum(sizes[name] for name in names))
     for name in names:
         _download(source, name, folder, progress, endpoint)
+        if (sha256 := listed[name].sha256) is not None:
+            check_hash(folder / name, sha256)
     return [*names, INDEX] if (folder / INDEX).is_file() and INDEX in sizes else names
 
 
@@ -113,7 +112,7 @@ def choose(source: Hub, names: Sequence[str]) -> list[str]:
     ggufs = [name for name in names if name.endswith(".gguf") and "/" not in name]
     weights = _weights(names)
     if source.file is None and weights and "config.json" in names:
-        return [*weights, *(name for name in _BESIDE if name in names)]
+        return [*weights, *(name for name in _BESIDE if name in names), *_tokenizer(names)]
     if not ggufs:
         raise WeightsError("empty_repo", f"{source.repo} has neither config.json with safetensors nor .gguf files")
     matching = _matching(source, ggufs)
@@ -122,6 +121,11 @@ def choose(source: Hub, names: Sequence[str]) -> list[str]:
         message = f"{source.repo}: {asked}; name one as {source.repo}:FILE, FILE being one of {', '.join(ggufs)}"
         raise WeightsError("quant_not_found", message, {"available": ggufs})
     return list(matching[0])
+
+
+def _tokenizer(names: Sequence[str]) -> list[str]:
+    known = [name for name in _TOKENIZERS if name in names]
+    return (known or [name for name in names if name.endswith(".tiktoken") and "/" not in name])[:1]
 
 
 def _weights(names: Sequence[str]) -> list[str]:
@@ -155,13 +159,21 @@ def _names(wanted: str, name: str) -> bool:
     return wanted.lower() in name.lower().removesuffix(".gguf").replace(".", "-").split("-")
 
 
-def _listing(source: Hub, endpoint: str | None) -> dict[str, int]:
-    """Bytes of each file of the repository."""
+@frozen
+class _Listed:
+    """A file of a repository: bytes, and the hash that the hub has of large ones."""
+
+    size: int
+    sha256: str | None
+
+
+def _listing(source: Hub, endpoint: str | None) -> dict[str, _Listed]:
+    """Every file of the repository."""
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint)
     info: Any = _calling(source, lambda: api.model_info(source.repo, revision=source.revision, files_metadata=True))
-    return {file.rfilename: file.size or 0 for file in info.siblings or []}
+    return {file.rfilename: _Listed(file.size or 0, file.lfs and file.lfs.sha256) for file in info.siblings or []}
 
 
 def _download(source: Hub, name: str, folder: Path, progress: type, endpoint: str | None) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,12 @@ SAFETENSORS = {
 GGUFS = {"tiny.Q4_0.gguf": b"\2" * 300, "tiny.Q8_0.gguf": b"\3" * 600}
 
 
-def repository(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The paths that a hub answers for org/tiny at main."""
-    siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+def repository(files: dict[str, bytes], **sha256: str) -> dict[str, bytes]:
+    """The paths that a hub answers for org/tiny at main; `sha256` of files by stem, as it has of large ones."""
+    siblings: list[dict[str, object]] = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+    for row in siblings:
+        if (digest := sha256.get(str(row["rfilename"]).partition(".")[0])) is not None:
+            row["lfs"] = {"size": row["size"], "sha256": digest, "pointerSize": 100}
     info = json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": siblings}).encode()
     answers = {f"/org/tiny/resolve/main/{name}": content for name, content in files.items()}
     answers |= {f"/org/tiny/resolve/{COMMIT}/{name}": content for name, content in files.items()}
@@ -193,3 +197,31 @@ def test_what_cannot_be_chosen_is_told(names: list[str], file: str | None, kind:
 def test_a_single_gguf_needs_no_name(file: str | None, chosen: str) -> None:
     """One file is the one that is meant."""
     assert choose(Hub("org/tiny", None, file), ["README.md", "a.Q4_K_M.gguf"]) == [chosen]
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_large_files_are_held_to_their_hash(tmp_path: Path, right: bool) -> None:
+    """What arrived as something else is deleted, and there is no model."""
+    digest = hashlib.sha256(SAFETENSORS["model.safetensors"]).hexdigest() if right else "0" * 64
+    with serving(repository(SAFETENSORS, model=digest)) as server:
+        dressed(server)
+        told = nullcontext() if right else pytest.raises(WeightsError, match=f"must be {digest}; it was deleted")
+        with told:
+            fetch(Hub("org/tiny"), tmp_path, lambda *_: None, endpoint=server.url)
+
+    assert (locate(Hub("org/tiny"), tmp_path) is not None) is right
+    assert not right or not list((tmp_path / ".partial").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["tokenizer.json", "tokenizer.model", "tekken.json"], ["tokenizer.json"]),
+        (["tokenizer.model", "tekken.json"], ["tekken.json"]),
+        (["tokenizer.model", "x.tiktoken"], ["tokenizer.model"]),
+        (["x.tiktoken", "original/tokenizer.model"], ["x.tiktoken"]),
+    ],
+)
+def test_one_tokenizer_is_enough(names: list[str], chosen: list[str]) -> None:
+    """The file that says the most."""
+    assert choose(Hub("org/tiny"), ["config.json", "model.safetensors", *names])[2:] == chosen
