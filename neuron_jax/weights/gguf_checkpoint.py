@@ -40,6 +40,7 @@ class GgufCheckpoint:
 
     def __init__(self, path: Path) -> None:
         """Raises WeightsError when the file is damaged or of an architecture that no family has."""
+        self.path = path
         self._file = GgufFile(path)
         try:
             self.metadata: Mapping[str, Any] = self._file.metadata

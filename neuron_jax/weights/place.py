@@ -28,7 +28,7 @@ def load_params(model: Model | Embedder, checkpoint: Checkpoint, mesh: Mesh, rep
     try:
         rules = mapping.check(model.rules, shapes)
     except ModelError as error:
-        raise bad_checkpoint("checkpoint", error.misfits) from error
+        raise bad_checkpoint(checkpoint.path, error.misfits) from error
     sizes = [sum(checkpoint.tensors[part.name].nbytes for part in rule.parts) for rule in rules]
     total, done = sum(sizes), 0
     params: dict[str | int, Any] = {}

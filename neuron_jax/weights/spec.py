@@ -1,6 +1,7 @@
 """What an open checkpoint offers, whatever container it is; knows names and shapes, must not know formats or jax."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 from attrs import frozen
@@ -20,6 +21,11 @@ class TensorInfo:
 
 class Checkpoint(Protocol):
     """Open weights in Hugging Face terms: `config` as in config.json, `tensors` by Hugging Face names. Close it."""
+
+    @property
+    def path(self) -> Path:
+        """The folder or file that it is, for messages."""
+        ...
 
     @property
     def config(self) -> Mapping[str, Any]: ...

@@ -1,6 +1,7 @@
 """The text part of a checkpoint that has more parts, as a `Checkpoint` of its own; must not know containers."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from attrs import evolve, frozen
@@ -33,6 +34,10 @@ class TextPart:
     tensors: Mapping[str, TensorInfo]
     storage: Mapping[str, Storage]
     spare: frozenset[str]
+
+    @property
+    def path(self) -> Path:
+        return self._whole.path
 
     def stored(self, name: str) -> Blocks | Array:
         """See `Checkpoint`."""

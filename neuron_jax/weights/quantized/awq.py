@@ -12,12 +12,15 @@ from models.config import Keys
 from models.storage import Array, Floats
 from neuron_jax.weights.quantized.codes import Codes, Matrix, unpack
 from neuron_jax.weights.quantized.record import (
+    FLOATS,
+    WORDS,
     Files,
     Found,
     Joined,
     Settings,
     expect,
     gather,
+    group_size,
     packed_sizes,
     parts_of,
     stems_of,
@@ -40,16 +43,16 @@ def find(settings: Settings, files: Files) -> Found:
     symmetric = not keys.flag("zero_point", default=True)
     if keys.misfits:
         return Found(misfits=keys.misfits)
-    return gather(stems_of(files, ".qweight", ("I32",)), lambda stem: _join(files, stem, bits, symmetric=symmetric))
+    return gather(stems_of(files, ".qweight", WORDS), lambda stem: _join(files, stem, bits, symmetric=symmetric))
 
 
 def _join(files: Files, stem: str, bits: int, *, symmetric: bool) -> Joined:
     qweight, qzeros, scales = (f"{stem}.{part}" for part in ("qweight", "qzeros", "scales"))
     columns, words, groups = packed_sizes(files, qweight, scales)
     rows = words * 32 // bits
-    expect(files, scales, (groups, rows))
+    expect(files, scales, (groups, rows), FLOATS)
     if not symmetric or qzeros in files.tensors:
-        expect(files, qzeros, (groups, words))
+        expect(files, qzeros, (groups, words), WORDS)
 
     def zeros() -> Floats:
         if qzeros not in files.tensors:
@@ -63,7 +66,7 @@ def _join(files: Files, stem: str, bits: int, *, symmetric: bool) -> Joined:
         rows=rows,
         columns=columns,
         bits=bits,
-        group=-(-columns // groups),
+        group=group_size(stem, columns, groups),
         scales=files.tensors[scales].dtype,
         symmetric=symmetric,
         index=None,

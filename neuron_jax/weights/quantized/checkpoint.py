@@ -17,7 +17,7 @@ from neuron_jax.weights.quantized.record import Files, Found, Joined, MisfitErro
 from neuron_jax.weights.safetensors import SafetensorsFolder
 from neuron_jax.weights.spec import TensorInfo
 
-_WAYS: Mapping[str, Callable[[Settings, Files], Found]] = {
+WAYS: Mapping[str, Callable[[Settings, Files], Found]] = {
     "awq": awq.find,
     "compressed-tensors": compressed.find,
     "fbgemm_fp8": fp8.find,
@@ -26,7 +26,7 @@ _WAYS: Mapping[str, Callable[[Settings, Files], Found]] = {
     "mxfp4": mxfp4.find,
 }
 """By `quant_method`."""
-_FLOATS = {"F32": FLOAT32, "F16": FLOAT16, "BF16": BFLOAT16, "F64": FLOAT32}
+FLOATS = {"F32": FLOAT32, "F16": FLOAT16, "BF16": BFLOAT16, "F64": FLOAT32}
 _OF_ACTIVATIONS = re.compile(
     r".*\.((input|output|activation)_(scale|scale_ub|zero_point|global_scale)|(q|k|v)_(scale|zero_point))"
 )
@@ -39,7 +39,7 @@ class FolderCheckpoint:
     def __init__(self, folder: Path, beside: Mapping[str, Any]) -> None:
         """`beside`: see `SafetensorsFolder`. Raises WeightsError listing all that is wrong with the files, or naming a way of
         storing that is not read."""
-        self._folder = folder
+        self.path = folder
         self._files = SafetensorsFolder(folder, beside)
         try:
             found = _find(folder, self._files)
@@ -53,7 +53,7 @@ class FolderCheckpoint:
         self.tensors: Mapping[str, TensorInfo] = plain | {
             name: _info(joined, self._files.tensors) for name, joined in self._joined.items()
         }
-        self.storage: Mapping[str, Storage] = {name: _FLOATS[info.dtype] for name, info in plain.items()} | {
+        self.storage: Mapping[str, Storage] = {name: FLOATS[info.dtype] for name, info in plain.items()} | {
             name: joined.storage for name, joined in self._joined.items()
         }
 
@@ -64,7 +64,7 @@ class FolderCheckpoint:
         try:
             return self._joined[name].read()
         except MisfitError as error:
-            raise bad_checkpoint(self._folder, [str(error)]) from error
+            raise bad_checkpoint(self.path, [str(error)]) from error
 
     def read(self, name: str) -> Array:
         """See `Checkpoint`."""
@@ -88,9 +88,9 @@ def _find(folder: Path, files: SafetensorsFolder) -> Found:
     taken = {name for joined in found.joined for name in joined.parts}
     dropped = taken | {name for name in files.tensors if settings and _OF_ACTIVATIONS.fullmatch(name)}
     misfits = found.misfits or [
-        f"{name} has dtype {info.dtype}; readable are {', '.join(_FLOATS)}"
+        f"{name} has dtype {info.dtype}; readable are {', '.join(FLOATS)}"
         for name, info in files.tensors.items()
-        if name not in dropped and info.dtype not in _FLOATS
+        if name not in dropped and info.dtype not in FLOATS
     ]
     if misfits:
         raise bad_checkpoint(folder, misfits)
@@ -109,10 +109,10 @@ def _of_method(settings: Any, files: Files) -> Found:
     if not isinstance(settings, Mapping):
         return Found(misfits=[f"quantization_config is {settings!r}, must be an object"])
     method = settings.get("quant_method")
-    if not isinstance(method, str) or method not in _WAYS:
-        return Found(misfits=[f"quantization_config.quant_method is {method!r}; readable are {', '.join(_WAYS)}"])
+    if not isinstance(method, str) or method not in WAYS:
+        return Found(misfits=[f"quantization_config.quant_method is {method!r}; readable are {', '.join(WAYS)}"])
     try:
-        return _WAYS[method](settings, files)
+        return WAYS[method](settings, files)
     except MisfitError as error:
         return Found(misfits=[str(error)])
 

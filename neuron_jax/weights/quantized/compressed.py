@@ -28,6 +28,8 @@ from neuron_jax.weights.quantized.codes import (
     unpack,
 )
 from neuron_jax.weights.quantized.record import (
+    FLOATS,
+    WORDS,
     Files,
     Found,
     Joined,
@@ -62,7 +64,7 @@ def find(settings: Settings, files: Files) -> Found:
         keys.refuse("config_groups is missing")
     if keys.misfits:
         return Found(misfits=keys.misfits)
-    packed, whole = stems_of(files, ".weight_packed", ("I32",)), stems_of(files, ".weight", ("I8",))
+    packed, whole = stems_of(files, ".weight_packed", WORDS), stems_of(files, ".weight", ("I8",))
     found = gather([*packed, *whole], lambda stem: _join(files, stem, _of(stem, schemes)))
     floats = gather(
         stems_of(files, "", fp8.FLOAT8),
@@ -124,11 +126,11 @@ def _join(files: Files, stem: str, scheme: Scheme) -> Joined:
     rows, columns = _shape(files, stem, bits)
     group = scheme.group or columns
     groups = -(-columns // group)
-    _check_scales(files, scales, rows, groups)
+    _check_scales(files, scales, rows, groups, FLOATS)
     if packed in files.tensors and (zeros in files.tensors or not scheme.symmetric):
-        expect(files, zeros, (-(-rows * bits // 32), groups))
+        expect(files, zeros, (-(-rows * bits // 32), groups), WORDS)
     elif zeros in files.tensors or not scheme.symmetric:
-        _check_scales(files, zeros, rows, groups)
+        _check_scales(files, zeros, rows, groups, ("I8",))
     names = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape")
     return Matrix(
         stem=stem,
@@ -155,19 +157,17 @@ def _shape(files: Files, stem: str, bits: int) -> tuple[int, int]:
         if len(shape) != 2 or 0 in shape:
             raise MisfitError(f"{stem}.weight is {shape}, must be a matrix")
         return shape[0], shape[1]
-    expect(files, said, (2,))
+    expect(files, said, (2,), ("I64", "I32"))
     rows, columns = (int(size) for size in files.read(said))
     if rows < 1 or columns < 1:
         raise MisfitError(f"{said} says ({rows}, {columns})")
-    expect(files, packed, (rows, -(-columns * bits // 32)))
+    expect(files, packed, (rows, -(-columns * bits // 32)), WORDS)
     return rows, columns
 
 
-def _check_scales(files: Files, name: str, rows: int, groups: int) -> None:
-    if name not in files.tensors:
-        raise MisfitError(f"{name} ({rows}, {groups}) is missing")
-    if not is_scale(files.tensors[name].shape, rows, groups):
-        raise MisfitError(f"{name} is {files.tensors[name].shape}, must be ({rows}, {groups})")
+def _check_scales(files: Files, name: str, rows: int, groups: int, dtypes: tuple[str, ...]) -> None:
+    shape = files.tensors[name].shape if name in files.tensors else ()
+    expect(files, name, shape if is_scale(shape, rows, groups) and name in files.tensors else (rows, groups), dtypes)
 
 
 def _codes(files: Files, stem: str, bits: int, columns: int) -> Codes:

@@ -14,7 +14,17 @@ import numpy as np
 
 from models.config import Keys
 from models.storage import BFLOAT16, FLOAT32, Array, Floats
-from neuron_jax.weights.quantized.record import Files, Found, Joined, MisfitError, Settings, gather, stems_of
+from neuron_jax.weights.quantized.record import (
+    FLOATS,
+    Files,
+    Found,
+    Joined,
+    MisfitError,
+    Settings,
+    expect,
+    gather,
+    stems_of,
+)
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = ("_scale_inv", "_scale")
@@ -51,6 +61,7 @@ def join(files: Files, name: str, *, block: Block | None) -> Joined:
     if len(shape) < 2:
         raise MisfitError(f"{name} is {shape}, must be a matrix")
     scales = files.tensors[scale]
+    expect(files, scale, scales.shape, (*FLOATS, *_POWERS))
     block = _block(name, shape, scales.shape, block)
     storage = BFLOAT16 if scales.dtype in _POWERS else FLOAT32
 

@@ -11,12 +11,15 @@ import numpy as np
 from models.config import Keys
 from neuron_jax.weights.quantized.codes import Matrix, read_index, read_width, unpack
 from neuron_jax.weights.quantized.record import (
+    FLOATS,
+    WORDS,
     Files,
     Found,
     Joined,
     Settings,
     expect,
     gather,
+    group_size,
     packed_sizes,
     parts_of,
     stems_of,
@@ -34,7 +37,7 @@ def find(settings: Settings, files: Files) -> Found:
     symmetric = keys.flag("sym", default=True)
     if keys.misfits:
         return Found(misfits=keys.misfits)
-    stems = stems_of(files, ".qweight", ("I32",))
+    stems = stems_of(files, ".qweight", WORDS)
     found = gather(stems, lambda stem: _join(files, stem, bits, added, symmetric=symmetric))
     # Its tools write a bias for every map, and zeros where the model has none.
     biases = [f"{stem}.bias" for stem in stems if f"{stem}.bias" in files.tensors]
@@ -46,9 +49,9 @@ def _join(files: Files, stem: str, bits: int, added: int, *, symmetric: bool) ->
     qweight, qzeros, scales, g_idx = (f"{stem}.{part}" for part in ("qweight", "qzeros", "scales", "g_idx"))
     words, rows, groups = packed_sizes(files, qweight, scales)
     columns = words * 32 // bits
-    expect(files, scales, (groups, rows))
-    expect(files, qzeros, (groups, rows * bits // 32))
-    group = -(-columns // groups)
+    expect(files, scales, (groups, rows), FLOATS)
+    expect(files, qzeros, (groups, rows * bits // 32), WORDS)
+    group = group_size(stem, columns, groups)
     return Matrix(
         stem=stem,
         parts=parts_of(files, qweight, qzeros, scales, g_idx),

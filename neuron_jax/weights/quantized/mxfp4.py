@@ -33,7 +33,7 @@ def _join(files: Files, stem: str) -> Joined:
     shape = files.tensors[packed].shape
     if len(shape) < 3 or shape[-1] * 2 != GROUP:
         raise MisfitError(f"{packed} is {shape}, must end in groups of {GROUP // 2} bytes")
-    expect(files, scales, shape[:-1])
+    expect(files, scales, shape[:-1], ("U8",))
     columns = shape[-2] * GROUP
 
     def read() -> Blocks:

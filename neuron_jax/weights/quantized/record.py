@@ -43,16 +43,21 @@ Settings = Mapping[str, Any]
 """`quantization_config` of a config.json."""
 
 
+WORDS, FLOATS = ("I32",), ("F16", "BF16", "F32")
+"""What packed codes and scales are."""
+
+
 class MisfitError(Exception):
     """A tensor that is not as its format says; gathered with those of the others."""
 
 
-def expect(files: Files, name: str, shape: tuple[int, ...]) -> None:
-    """Raises MisfitError unless a tensor is there in this shape."""
+def expect(files: Files, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
+    """Raises MisfitError unless a tensor is there in this shape and one of these dtypes."""
     if name not in files.tensors:
         raise MisfitError(f"{name} {shape} is missing")
-    if files.tensors[name].shape != shape:
-        raise MisfitError(f"{name} is {files.tensors[name].shape}, must be {shape}")
+    found = files.tensors[name]
+    if found.shape != shape or found.dtype not in dtypes:
+        raise MisfitError(f"{name} is {found.dtype} {found.shape}, must be {' or '.join(dtypes)} {shape}")
 
 
 def packed_sizes(files: Files, packed: str, scales: str) -> tuple[int, int, int]:
@@ -64,6 +69,14 @@ def packed_sizes(files: Files, packed: str, scales: str) -> tuple[int, int, int]
             raise MisfitError(f"{name} is {shape}, must be a matrix")
     first, second = files.tensors[packed].shape
     return first, second, files.tensors[scales].shape[0]
+
+
+def group_size(name: str, columns: int, groups: int) -> int:
+    """Columns of a group, where all but the last are as large. Raises MisfitError where so many groups cannot be."""
+    size = -(-columns // groups)
+    if -(-columns // size) != groups:
+        raise MisfitError(f"{name} has {groups} groups for {columns} columns")
+    return size
 
 
 def parts_of(files: Files, *names: str) -> tuple[str, ...]:

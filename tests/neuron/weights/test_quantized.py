@@ -208,7 +208,7 @@ COMPRESSED = {"quant_method": "compressed-tensors", "config_groups": GROUPS}
         (COMPRESSED | {"format": "nvfp4-pack-quantized"}, PLAIN, "format is 'nvfp4-pack-quantized', must be 'dense'"),
         (COMPRESSED | {"sparsity_config": {"format": "sparse-24-bitmask"}}, PLAIN, "must be 'dense'"),
         (COMPRESSED, PLAIN, "m.weight_scale (8, 1) is missing"),
-        (COMPRESSED, PLAIN | {"m.weight_scale": np.zeros((3, 1), np.float32)}, "m.weight_scale is (3, 1), must be (8, 1)"),
+        (COMPRESSED, PLAIN | {"m.weight_scale": np.zeros((3, 1), np.float32)}, "m.weight_scale is F32 (3, 1)"),
         ({"quant_method": "fp8"}, {"m.weight": np.zeros((2, 2), ml_dtypes.float8_e4m3fn)}, "m.weight_scale_inv is missing"),
         ({"quant_method": "fp8"}, PLAIN, "m.weight has dtype I8; readable are F32"),
         ({"quant_method": "mxfp4"}, {"m_blocks": np.zeros((2, 1, 16), np.uint8)}, "m_scales (2, 1) is missing"),
@@ -221,6 +221,29 @@ def test_what_cannot_be_read_is_refused_by_name(
 ) -> None:
     """Formats, versions, and tensors that do not belong together."""
     assert any(message in row for row in misfits(folder(tmp_path, settings, tensors)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"m.scales": np.zeros((4, 32), np.int32)}, "m.scales is I32 (4, 32), must be F16 or BF16 or F32 (4, 32)"),
+        ({"m.qzeros": np.zeros((4, 4), np.int64)}, "m.qzeros is I64 (4, 4), must be I32 (4, 4)"),
+        ({"m.qzeros": np.zeros((4, 3), np.int32)}, "m.qzeros is I32 (4, 3), must be I32 (4, 4)"),
+        ({"m.g_idx": np.full(64, 4, np.int32)}, "m.g_idx names groups 4 to 4 of 4"),
+        ({"m.g_idx": np.zeros(63, np.int32)}, "m.g_idx is int32 (63,), must be int32 (64,)"),
+        (
+            {"m.scales": np.zeros((40, 32), np.float16), "m.qzeros": np.zeros((40, 4), np.int32)},
+            "m has 40 groups for 64 columns",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_told(
+    tmp_path: Path, changes: dict[str, np.ndarray], message: str
+) -> None:
+    """Dtypes and shapes, and groups that are not there."""
+    path = folder(tmp_path, {"quant_method": "gptq", "bits": 4, "sym": False}, Trial(4).gptq() | changes)
+
+    assert misfits(path) == [message]
 
 
 def test_all_misfits_of_all_matrices_are_one_error(tmp_path: Path) -> None:
