@@ -262,6 +262,52 @@ def pull(
 
 
 @app.command
+def convert(
+    model: str,
+    out: Path,
+    *,
+    source: str | None = None,
+    quant: str | None = None,
+    tensor_parallel: Annotated[int | None, Parameter(validator=Number(gte=1, lte=64))] = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+    environ: Environ,
+) -> None:
+    """Write a model as an engine of this host keeps it, quantized and sharded, so that the next load only reads.
+
+    Parameters
+    ----------
+    model:
+        An id or alias, a folder, a .gguf file, or org/name of the hub. Nothing is fetched.
+    out:
+        A folder that is not there yet. It is loaded as any other.
+    source:
+        Where the weights are, when the id does not say.
+    quant:
+        How weights are kept.
+    tensor_parallel:
+        Over how many devices the model will be spread.
+    config:
+        A TOML file with limits and models.
+    as_json:
+        Print JSON.
+    """
+    from neuron_jax.converting import convert as converted
+    from neuron_jax.planning import resolve
+
+    asked = _asked(model, source=source, quant=quant, tensor_parallel=tensor_parallel)
+    loaded = _configured(config, environ)
+    found = resolve(loaded, *_look(loaded, environ), asked)
+    with closing(converted(found, out, environ)) as records:
+        (last,) = show_progress(records, console(stderr=True))
+    if as_json:
+        return _print_json(last)
+    made = ", ".join(f"{key} {value}" for key, value in last["made"].items())
+    console().print(f"{last['path']} ({made})", markup=False, soft_wrap=True)
+    return None
+
+
+@app.command
 def models(*, config: ConfigFile = None, as_json: Json = False, environ: Environ) -> None:
     """List the models that this host could load, and where their files are.
 

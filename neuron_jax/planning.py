@@ -27,6 +27,7 @@ from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.child import run_child
 from neuron_jax.workers.frames import EngineSpec, MemoryRow
 from neuron_jax.workers.process import CUDA_SHARE
+from neuron_jax.workers.start import as_converted
 
 
 class NotLocalError(NeuronError):
@@ -126,7 +127,8 @@ def _limit(spec: EngineSpec, free_mb: Mapping[int, int]) -> int:
 def _design(found: Resolved, limit: int) -> Design | DoesNotFitError:
     try:
         with open_checkpoint(Path(found.engine.path)) as checkpoint:
-            return design(checkpoint.config, found.engine, limit=limit, storage=checkpoint.storage)
+            spec = as_converted(found.engine, checkpoint)
+            return design(checkpoint.config, spec, limit=limit, storage=checkpoint.storage)
     except DoesNotFitError as error:
         return error
     except ModelError as error:

@@ -10,6 +10,7 @@ PHASES = {
     "download": "Downloading",
     "unpack": "Unpacking",
     "weights": "Loading weights",
+    "write": "Writing",
     "compile": "Compiling",
     "cache": "Reserving the cache",
     "measure": "Measuring",

@@ -24,6 +24,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"httpx"},
     ),
     "neuron_jax.weights.place": ({"models"}, JAX),
+    "neuron_jax.weights.orbax_params": ({"models"}, JAX),
     "neuron_jax.hardware": (set(), set()),
     "neuron_jax.workers": ({"neuron_jax.errors", "neuron_jax.common.addresses", "neuron_jax.common.log_format"}, set()),
     "neuron_jax.workers.renderers": ({"neuron_jax.text", "neuron_jax.constraints.errors"}, set()),
@@ -31,6 +32,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.workers.handshake": ({"neuron_jax.errors"}, JAX),
     "neuron_jax.workers.follow": ({"neuron_jax.engine"}, set()),
     "neuron_jax.workers.compile_ahead": ({"models", "neuron_jax.engine"}, JAX),
+    "neuron_jax.workers.convert": ({"models", "neuron_jax.engine", "neuron_jax.weights"}, JAX),
     "neuron_jax.benchmark": ({"models"} | {"neuron_jax." + x for x in ("hardware", "workers", "errors")}, JAX),
     "neuron_jax.workers.start": (
         {"models"} | {"neuron_jax." + x for x in ("engine", "errors", "hardware", "weights")},

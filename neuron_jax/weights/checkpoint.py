@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from neuron_jax.weights.converted import ConvertedCheckpoint, is_converted
 from neuron_jax.weights.errors import bad_checkpoint
 from neuron_jax.weights.gguf_checkpoint import GgufCheckpoint
 from neuron_jax.weights.modules import read_modules
@@ -13,7 +14,12 @@ __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """A .gguf file, or a folder with config.json and safetensors. Raises WeightsError listing all misfits."""
+    """A .gguf file, or a folder with config.json and safetensors or converted parameters.
+
+    Raises WeightsError listing all misfits.
+    """
+    if path.is_dir() and is_converted(path):
+        return ConvertedCheckpoint(path)
     if path.is_dir():
         return text_part(FolderCheckpoint(path, read_modules(path)))
     if path.is_file():

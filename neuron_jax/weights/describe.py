@@ -22,6 +22,8 @@ from neuron_jax.weights.spec import Checkpoint
 _TOKENIZER = "tokenizer.ggml."
 _MOST = 2**31
 GENERATION_CONFIG = "generation_config.json"
+GGUF_TOKENIZER = "tokenizer-gguf.json"
+"""The `tokenizer.ggml.*` keys of the header that a converted model was made of."""
 TOKENIZER_FILES = ("tokenizer.json", "tekken.json", "tokenizer.model")
 """What a folder's tokenizer is read from, the first that is there."""
 _GGUF_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -116,6 +118,8 @@ def _of_folder(folder: Path, checkpoint: Checkpoint) -> ModelDescription:
 
 def _tokenizer(folder: Path, config: Mapping[str, Any]) -> TokenizerSource:
     """tokenizer.json where it is there: it says the most."""
+    if (folder / GGUF_TOKENIZER).is_file():
+        return TokenizerSource(json=None, gguf=read_json(folder / GGUF_TOKENIZER), config=config)
     path = next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
     path = path or next(iter(sorted(folder.glob("*.tiktoken"))), None)
     if path is None:

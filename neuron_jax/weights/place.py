@@ -10,6 +10,7 @@ from models import mapping
 from models.errors import ModelError
 from models.sharding import named_sharding
 from models.spec import Embedder, Model, Params
+from neuron_jax.weights.converted import ConvertedCheckpoint
 from neuron_jax.weights.errors import bad_checkpoint
 from neuron_jax.weights.spec import Checkpoint
 
@@ -22,6 +23,10 @@ def load_params(model: Model | Embedder, checkpoint: Checkpoint, mesh: Mesh, rep
 
     Host memory beyond the weights is that of the largest parameter. Raises WeightsError with all misfits.
     """
+    if isinstance(checkpoint, ConvertedCheckpoint):
+        from neuron_jax.weights.orbax_params import restored  # a second to import, which other loads do without
+
+        return restored(model, checkpoint, mesh, report)
     wanted = {part.name for rule in model.rules if isinstance(rule, mapping.Rule) for part in rule.parts}
     spare = checkpoint.spare - wanted
     shapes = {name: info.shape for name, info in checkpoint.tensors.items() if name not in spare}

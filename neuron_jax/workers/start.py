@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 from attrs import frozen
+from msgspec import structs
 
 from neuron_jax.errors import LoadError
 from neuron_jax.hardware.threads import Threads, read_threads
@@ -75,10 +76,19 @@ def prepare(spec: EngineSpec, join: Join = lambda: None) -> Iterator[Prepared]:
     checkpoint = open_checkpoint(Path(spec.path))
     try:
         limit = memory_limit(spec)
-        made = design(checkpoint.config, spec, limit=limit, storage=checkpoint.storage)
+        made = design(checkpoint.config, as_converted(spec, checkpoint), limit=limit, storage=checkpoint.storage)
         yield Prepared(checkpoint, found, made, {"jax": there - began, "plan": time.monotonic() - there})
     finally:
         checkpoint.close()
+
+
+def as_converted(spec: EngineSpec, checkpoint: Any) -> EngineSpec:
+    """`quant = "auto"` means of a converted checkpoint what it was converted to."""
+    from neuron_jax.weights.converted import ConvertedCheckpoint
+
+    if spec.quant != "auto" or not isinstance(checkpoint, ConvertedCheckpoint):
+        return spec
+    return structs.replace(spec, quant=checkpoint.made.quant)
 
 
 def start(spec: EngineSpec, report: Report, join: Join = lambda: None, agree: Agree = lambda _: None) -> StartedEngine:
