@@ -5,7 +5,7 @@ The arrays are made by another process, with the settings and devices of an engi
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ class OutputExistsError(NeuronError):
     """There is something where the converted model would go, and nothing is overwritten."""
 
 
-def convert(found: Resolved, out: Path, inherited: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
+def convert(found: Resolved, out: Path, inherited: Mapping[str, str]) -> Generator[Mapping[str, Any]]:
     """{"phase", "done", "total", "unit"} as they come, then {"made": ..., "path": ...}.
 
     Raises OutputExistsError, and LoadError for a model that cannot be loaded.

@@ -5,7 +5,7 @@ A fetch runs in a thread, so that who waits for it can draw its progress and lea
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Listed:
         return {"id": self.id, "aliases": self.aliases, "path": path, "bytes": self.bytes, "broken": self.broken}
 
 
-def pull(config: NeuronConfig, name: str, revision: str | None = None) -> Iterator[Record]:
+def pull(config: NeuronConfig, name: str, revision: str | None = None) -> Generator[Record]:
     """Get a model's files; {"phase", "done", "total", "unit"} as they come, then {"id", "path", "bytes"}.
 
     Raises LoadError. When the iterator is closed the fetch ends at its next report, and a later one goes on from there.

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from models import mapping
 from models.sharding import named_sharding
-from models.spec import Model, Params
+from models.spec import Embedder, Model, Params
 from neuron_jax.weights.converted import PARAMS, ConvertedCheckpoint, Leaf
 from neuron_jax.weights.errors import bad_checkpoint
 
@@ -28,7 +28,7 @@ def save_params(params: Params, folder: Path) -> dict[str, Leaf]:
     return {path: Leaf(tuple(leaf.shape), str(leaf.dtype)) for path, leaf in flat.items()}
 
 
-def restored(model: Model, checkpoint: ConvertedCheckpoint, mesh: Mesh, report: Report) -> Params:
+def restored(model: Model | Embedder, checkpoint: ConvertedCheckpoint, mesh: Mesh, report: Report) -> Params:
     """Every parameter of `model`, sharded over `mesh`; progress in bytes, phase "weights".
 
     Raises WeightsError where the arrays are for another engine, or cannot be read.
