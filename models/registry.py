@@ -83,6 +83,8 @@ def build(config: Config, **choices: object) -> Model:
 def build_embedder(config: Config, **choices: object) -> Embedder:
     """The same of a config whose `purpose` is to embed or to score. Raises ModelError with every misfit."""
     family = family_of(config)
+    if family.purpose(config) == "generate":  # nobody asks for logits, and checkpoints of embedders have no head
+        config = {**config, "tie_word_embeddings": True}
     built = family.build(config, **choices)  # type: ignore[arg-type]  # the family says what is wrong
     if family.purpose(config) != "generate":
         return cast(Embedder, built)

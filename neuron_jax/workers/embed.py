@@ -54,7 +54,10 @@ def reads_whole_texts(spec: EngineSpec) -> bool:
     from models.registry import purpose
     from neuron_jax.weights.checkpoint import open_checkpoint
 
-    with open_checkpoint(Path(spec.path)) as checkpoint:
+    path = Path(spec.path)
+    if path.is_file():  # GGUF, of which no family that embeds has a table; its header takes long to read
+        return False
+    with open_checkpoint(path) as checkpoint:
         return purpose(checkpoint.config) != "generate"
 
 

@@ -166,11 +166,12 @@ def test_wide_rows_are_computed_block_by_block(reach: int | None, *, causal: boo
 
 
 def test_a_decoder_embeds_by_its_last_token() -> None:
-    """Causal: what a text's last token has seen is the text, as the decoder itself computes it. Bare names are found, too."""
+    """Causal: what a text's last token has seen is the text, as the decoder itself computes it. Bare names are found, too,
+    and a head is not missed."""
     from models.attend import causal
     from tests.models.test_references import FAMILIES
 
-    config = FAMILIES["qwen3"]["qwen3 windows, biases"]
+    config = FAMILIES["qwen3"]["qwen3 windows, biases"] | {"tie_word_embeddings": False}
     wanted = pooled(config, "lasttoken", normalize=True)
     model = build(config, dtype=jnp.float32)
     tensors = random_tensors(model)
