@@ -15,6 +15,7 @@ from models.dense.record import Activation, Experts
 from models.errors import ModelError
 from models.experts_native import ExpertsNative
 from models.experts_xla import ExpertsXla
+from models.linears_heads import HeadMaps, TiledHeadMaps
 from models.linears_native import TiledLinear, TiledTable
 from models.linears_xla import NARROW, ExactLinear, Fp8Table, Linear, NarrowLinear, VocabTable, store_narrow
 from models.mapping import Ignore, Rule, Store, store_as, store_int8, store_kernel
@@ -83,6 +84,13 @@ class Linears:
         if self.quant in NARROW:
             return NarrowLinear(inputs, outputs, quant=self.quant, **around)
         return Linear(inputs, outputs, quant=self.quant, fine=fine, **around)
+
+    def per_head(self, name: str, heads: int, inputs: int, outputs: int) -> HeadMaps | TiledHeadMaps:
+        """A matrix for each of `heads`, side by side: [T, K, G, in] -> [T, K, G, out]."""
+        tiles = self.tiles.get(self.prefix + name)
+        if tiles is not None:
+            return TiledHeadMaps(tiles)
+        return HeadMaps(heads, inputs, outputs, dtype=self.dtype)
 
     def table(self, name: str, vocab: int, width: int) -> VocabTable | TiledTable | Fp8Table:
         """The matrix that tokens are looked up in, and that logits are computed with."""

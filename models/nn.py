@@ -35,12 +35,13 @@ def sizes(dims: Dims) -> tuple[int, ...]:
 
 
 class RMSNorm(nnx.Module):
-    """Root mean square normalization over the last axis, in float32. https://arxiv.org/abs/1910.07467."""
+    """Root mean square normalization over the last axis, in float32, `weighted` or not. https://arxiv.org/abs/1910.07467."""
 
-    def __init__(self, width: int, epsilon: float, *, native: bool = False) -> None:
+    def __init__(self, width: int, epsilon: float, *, native: bool = False, weighted: bool = True) -> None:
         self.epsilon = epsilon
         self.native = native
-        self.weight = parameter(((width, "embed"),), jnp.float32)
+        self.width = width
+        self.weight = parameter(((width, "embed"),), jnp.float32) if weighted else None
 
     def __call__(self, x: jax.Array, live: Live = None) -> jax.Array:
         """x [T, ..., D] -> the same, each of the last axis by itself, in the dtype of x."""
@@ -50,13 +51,14 @@ class RMSNorm(nnx.Module):
             return flat.reshape(x.shape)
         wide = x.astype(jnp.float32)
         scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        weight = self.weight[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        weight = self.for_kernel.weight.reshape((1,) * (x.ndim - 1) + (-1,))
         return (wide * scale * weight).astype(x.dtype)
 
     @property
     def for_kernel(self) -> ops.Norm:
         """To be computed together with the product that follows it."""
-        return ops.Norm(self.weight[...], self.epsilon)
+        weight = jnp.ones(self.width, jnp.float32) if self.weight is None else self.weight[...]
+        return ops.Norm(weight, self.epsilon)
 
 
 class HeadsNorm(nnx.Module):

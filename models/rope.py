@@ -13,7 +13,7 @@ from models.config import Keys, is_positive
 MOST_WIDTH = 4096
 """Of a head; no model's is a tenth of it."""
 Frequencies = npt.NDArray[np.float32]
-LONG = "longrope"
+LONG, PROPORTIONAL = "longrope", "proportional"
 _LISTS = {"factors": "factors", LONG: "short_factor"}
 """Where a kind has a divisor for each frequency."""
 _NEEDS: dict[str, tuple[str, ...]] = {
@@ -22,11 +22,13 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "factors": ("factors",),
     "yarn": ("factor", "original_max_position_embeddings"),
+    PROPORTIONAL: (),
     LONG: ("short_factor", "factor", "original_max_position_embeddings"),
 }
 _MAY: dict[str, tuple[str, ...]] = {
     "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
     LONG: ("attention_factor",),
+    PROPORTIONAL: ("factor",),
 }
 
 
@@ -87,6 +89,8 @@ def read_rotary(
     said = Keys({**_old(keys), **{key: value for key, value in nested.items() if value is not None}}, keys.subject)
     theta, share = said.number("rope_theta", theta), said.number("partial_rotary_factor", share)
     keys.misfits += said.misfits
+    if scaling_type(scaling) == PROPORTIONAL and 2 / max(head_dim, 2) <= share <= 1:
+        share = 1.0  # `frequencies` knows which of the pairs turn
     rotated = int(head_dim * share)
     if head_dim % 2 or head_dim > MOST_WIDTH:
         keys.refuse(f"head_dim is {head_dim}, must be even for rotary embedding, and at most {MOST_WIDTH}")
@@ -169,6 +173,9 @@ def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> Freq
         base = _llama3(base, scaling)
     elif kind == "yarn":
         base = _yarn(base, theta, scaling)
+    elif kind == PROPORTIONAL:
+        turning = int((scaling.get("partial_rotary_factor") or 1.0) * head_dim // 2)
+        base = np.where(np.arange(len(base)) < turning, base, 0.0) / (scaling.get("factor") or 1.0)
     elif kind in _LISTS:
         base = base / np.asarray(scaling[_LISTS[kind]], np.float64)
     return base.astype(np.float32)
@@ -204,7 +211,7 @@ def _yarn(base: npt.NDArray[np.float64], theta: float, scaling: Mapping[str, Any
 def magnitude(scaling: Mapping[str, Any]) -> float:
     """What cosines and sines are multiplied by: 1, but for what sharpens attention over long contexts."""
     kind, said = scaling_type(scaling), scaling.get("attention_factor")
-    if kind not in _MAY:
+    if kind not in _MAY or kind == PROPORTIONAL:
         return 1.0
     if said is not None:
         return float(said)
@@ -213,6 +220,14 @@ def magnitude(scaling: Mapping[str, Any]) -> float:
         return math.sqrt(1 + math.log(factor) / math.log(scaling["original_max_position_embeddings"]))
     factor, over, under = scaling["factor"], scaling.get("mscale"), scaling.get("mscale_all_dim")
     return _sharper(factor, over) / _sharper(factor, under) if over and under else _sharper(factor, 1.0)
+
+
+def latent_sharpening(scaling: Mapping[str, Any]) -> float:
+    """What the scores of latent attention are multiplied by where its rotary embedding is scaled: a square, for what sharpens
+    both queries and keys, also in the dimensions that do not turn. As transformers does it for DeepSeek V2 and V3.
+    """
+    by = scaling.get("mscale_all_dim")
+    return _sharper(scaling["factor"], by) ** 2 if by and scaling_type(scaling) != "default" else 1.0
 
 
 def _sharper(factor: float, by: float) -> float:

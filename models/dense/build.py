@@ -22,6 +22,9 @@ from models.nn import Live
 from models.spec import CacheT, LayerSpec, Mixer, Params, RecurrentLayer
 from models.storage import Storage
 
+TABLES = ("embed", "head", "per_layer.embed")
+"""Paths of what tokens are looked up in."""
+
 
 @frozen(eq=False)  # compared and hashed by identity: a model may be a static argument of jit
 class DenseModel:
@@ -84,7 +87,7 @@ def build_dense(
     if native:
         assert tensor_parallel == 1, "the native kernels see one device"
         assert layout.dtype == np.float32, f"the native kernels compute in float32, not {layout.dtype}"
-        made, tiles = tile(made, storage, quant, gated=("gate_up",), tables=("embed", "head"), exact=EXACT)
+        made, tiles = tile(made, storage, quant, gated=("gate_up",), tables=TABLES, exact=EXACT)
     make = Linears(quant, layout.dtype, tensor_parallel, tiles)
     layers = c.layers_in(layout.heads.slots, layout.heads.width, tensor_parallel)
     return DenseModel(
@@ -93,13 +96,16 @@ def build_dense(
         max_positions=c.max_positions,
         widest=max(*_widths(c), *map(_channels, layers)),
         experts=max(((found.count, found.active) for found in c.mixtures), default=(1, 1)),
-        layers=layers,
+        layers=c.kept(layers),
         rules=made,
         network=functional(lambda: Decoder(c, layout, layers, make)),
     )
 
 
 def _widths(c: Dense) -> list[int]:
-    """Of what a matrix takes or gives of one row."""
-    dense = [c.intermediate_size] if any(layer.experts is None for layer in c.stack) else []
-    return [c.hidden_size, *dense, *(max(found.width, found.shared) for found in c.mixtures)]
+    """Of what a matrix takes or gives of one row; what all heads put in at once where each has a latent of its own."""
+    dense = [c.of(layer).intermediate_size for layer in c.stack if layer.experts is None]
+    kinds = [layer.latent for layer in c.stack if layer.latent is not None]
+    per_head = max((max(kind.rank, kind.still, kind.value) for kind in kinds), default=0)
+    experts = (max(found.width, found.shared) for found in c.mixtures)
+    return [c.hidden_size, *dense, *experts, c.query_heads * per_head]

@@ -28,6 +28,10 @@ class Layout:
         vocab = -(-c.vocab_size // tensor_parallel) * tensor_parallel
         return cls(heads, tensor_parallel, vocab, quant, dtype, native)
 
+    def padded(self, vocab: int) -> int:
+        """Rows of a table of so many tokens."""
+        return -(-vocab // self.tensor_parallel) * self.tensor_parallel
+
     @property
     def wide(self) -> Any:
         """The dtype that matrices are assembled in, before they are rounded; None = as stored."""

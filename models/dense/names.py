@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 Names = Mapping[str, str]
 """What a tensor is -> the stem of its name in the family's own checkpoints, to which `.weight` and `.bias` come, with `{}`
-for the number of a layer. `attention.sinks`, `experts.correction`, `delta.rate` and `delta.shift` are whole names."""
+for the number of a layer. `attention.sinks`, `experts.correction`, `scalar`, `delta.rate` and `delta.shift` are whole names."""
 
 LAYER = "model.layers.{}."
 USUAL: Names = {
@@ -74,6 +74,26 @@ SHARED_GATE: Names = {
     "shared.down": LAYER + "mlp.shared_expert.down_proj",
 }
 SINKS: Names = {"attention.sinks": LAYER + "self_attn.sinks"}
+LATENT: Names = {
+    "attention.q_a": LAYER + "self_attn.q_a_proj",
+    "attention.q_a_norm": LAYER + "self_attn.q_a_layernorm",
+    "attention.q_b": LAYER + "self_attn.q_b_proj",
+    "attention.kv_a": LAYER + "self_attn.kv_a_proj_with_mqa",
+    "attention.kv_a_norm": LAYER + "self_attn.kv_a_layernorm",
+    "attention.kv_b": LAYER + "self_attn.kv_b_proj",
+    "attention.k_b": LAYER + "self_attn.k_b_proj",
+    "attention.v_b": LAYER + "self_attn.v_b_proj",
+}
+"""Of latent attention, in place of k and v; the last two are in GGUF files only."""
+PER_LAYER: Names = {
+    "per_layer.embed": "model.embed_tokens_per_layer",
+    "per_layer.project": "model.per_layer_model_projection",
+    "per_layer.project_norm": "model.per_layer_projection_norm",
+    "per_layer.gate": LAYER + "per_layer_input_gate",
+    "per_layer.out": LAYER + "per_layer_projection",
+    "per_layer.post_norm": LAYER + "post_per_layer_input_norm",
+}
+SCALAR: Names = {"scalar": LAYER + "layer_scalar"}
 
 # https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py
 _GGUF: Names = {
@@ -85,6 +105,14 @@ _GGUF: Names = {
     "attention.k": "blk.{}.attn_k",
     "attention.k_norm": "blk.{}.attn_k_norm",
     "attention.v": "blk.{}.attn_v",
+    "attention.q_a": "blk.{}.attn_q_a",
+    "attention.q_a_norm": "blk.{}.attn_q_a_norm",
+    "attention.q_b": "blk.{}.attn_q_b",
+    "attention.kv_a": "blk.{}.attn_kv_a_mqa",
+    "attention.kv_a_norm": "blk.{}.attn_kv_a_norm",
+    "attention.kv_b": "blk.{}.attn_kv_b",
+    "attention.k_b": "blk.{}.attn_k_b",
+    "attention.v_b": "blk.{}.attn_v_b",
     "attention.sinks": "blk.{}.attn_sinks.weight",
     "attention.out": "blk.{}.attn_output",
     "attention.post_norm": "blk.{}.post_attention_norm",
@@ -109,6 +137,13 @@ _GGUF: Names = {
     "mlp.up": "blk.{}.ffn_up",
     "mlp.down": "blk.{}.ffn_down",
     "mlp.post_norm": "blk.{}.post_ffw_norm",
+    "per_layer.embed": "per_layer_token_embd",
+    "per_layer.project": "per_layer_model_proj",
+    "per_layer.project_norm": "per_layer_proj_norm",
+    "per_layer.gate": "blk.{}.inp_gate",
+    "per_layer.out": "blk.{}.proj",
+    "per_layer.post_norm": "blk.{}.post_norm",
+    "scalar": "blk.{}.layer_output_scale.weight",
     "experts.router": "blk.{}.ffn_gate_inp",
     "experts.correction": "blk.{}.exp_probs_b.bias",
     "experts.gate": "blk.{}.ffn_gate_exps",

@@ -5,6 +5,7 @@ keys), https://arxiv.org/abs/2408.00118 (norms before and behind, soft caps), ht
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,11 @@ from flax import nnx
 from models.dense.convolution import Convolution
 from models.dense.delta import Delta
 from models.dense.experts import Mixture
+from models.dense.latent import LatentAttention
 from models.dense.layout import Layout
 from models.dense.mlp import MLP
+from models.dense.own_heads import OwnHeads, bare
+from models.dense.per_layer import After, PerLayerInputs
 from models.dense.record import Dense, GatedDelta, Layer, Sharpening
 from models.linears import Linears
 from models.native.ops import Norm
@@ -102,7 +106,7 @@ class Block(nnx.Module):
     def __init__(self, c: Dense, layout: Layout, kind: Layer, layer: LayerSpec, make: Linears) -> None:
         self.mixes = kind.mixes
         setattr(self, kind.mixes, _mix(c, layout, kind, layer, make))
-        self.mlp = MLP(c, layout, make) if kind.experts is None else Mixture(c, layout, kind.experts, make)
+        self.mlp = MLP(c.of(kind), layout, make) if kind.experts is None else Mixture(c, layout, kind.experts, make)
 
     def __call__(
         self, x: jax.Array, turn: Turn, sharper: Sharper, mixer: Mixer[CacheT], cache: CacheT
@@ -122,7 +126,11 @@ class Decoder(nnx.Module):
         self.layers = nnx.List([Block(c, layout, *kind, make.within(f"layers.{n}.")) for n, kind in enumerate(kinds)])
         self.norm = _norm(c, layout, c.hidden_size)
         self.head = None if c.tied else make.table("head", layout.vocab, c.hidden_size)
+        self.per_layer = None if c.per_layer is None else PerLayerInputs(c, layout, c.per_layer, make)
+        behind = range(len(c.stack)) if c.scalars or c.per_layer is not None else ()
+        self.after = nnx.List([After(c, layout, make.within(f"after.{n}.")) for n in behind])
         self.rotaries = tuple(layer.rotary for layer in c.stack)
+        self.sources = tuple(n if layer.source is None else layer.source for n, layer in enumerate(c.stack))
         self.embedding_scale, self.sharpening = c.embedding_scale, c.sharpening
         self.logit_scale, self.logit_cap = c.logit_scale, c.logit_cap
 
@@ -135,11 +143,14 @@ class Decoder(nnx.Module):
         x = self.embed.rows(tokens, mixer.live)
         if self.embedding_scale != 1:
             x = x * jnp.asarray(self.embedding_scale, x.dtype)
-        left = []
-        for layer, rotary, entry in zip(self.layers, self.rotaries, cache, strict=True):
-            x, entry_left = layer(x, turns[rotary], sharper, mixer, entry)
-            left.append(entry_left)
-        return self.norm(x, mixer.live), tuple(left)
+        given = None if self.per_layer is None else self.per_layer(tokens, x, mixer.live)
+        entries, left = iter(cache), dict[int, Any]()
+        for number, (layer, rotary, source) in enumerate(zip(self.layers, self.rotaries, self.sources, strict=True)):
+            entry = left[source] if source in left else next(entries)
+            x, left[source] = layer(x, turns[rotary], sharper, mixer, entry)
+            if self.after:
+                x = self.after[number](x, None if given is None else given[:, number], mixer.live)
+        return self.norm(x, mixer.live), tuple(map(bare, left.values()))
 
     def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:
         """hidden [R, D] -> float32 [R, V as laid out]."""
@@ -148,14 +159,24 @@ class Decoder(nnx.Module):
         return logits if self.logit_cap is None else self.logit_cap * jnp.tanh(logits / self.logit_cap)
 
 
-def _mix(c: Dense, layout: Layout, kind: Layer, layer: LayerSpec, make: Linears) -> Attention | Delta | Convolution:
+def _mix(
+    c: Dense, layout: Layout, kind: Layer, layer: LayerSpec, make: Linears
+) -> Attention | LatentAttention | OwnHeads | Delta | Convolution:
     if isinstance(layer, PagedLayer):
-        return Attention(c, layout, layer, make)
+        return _attention(c, layout, kind, layer, make)
     norms = [_norm(c, layout, c.hidden_size) if there else None for there in (c.pre_norms, c.post_norms)]
     if isinstance(kind.recurrence, GatedDelta):
         return Delta(c.hidden_size, norms, c.epsilon, layer, make)
     assert kind.recurrence is not None, f"{layer} and nothing that recurs"
     return Convolution(kind.recurrence, c.hidden_size, norms, layer, make)
+
+
+def _attention(
+    c: Dense, layout: Layout, kind: Layer, layer: PagedLayer, make: Linears
+) -> Attention | LatentAttention | OwnHeads:
+    if kind.latent is not None:
+        return LatentAttention(c, layout, kind.latent, layer, make)
+    return Attention(c, layout, layer, make) if kind.heads is None else OwnHeads(c, layout, kind.heads, layer, make)
 
 
 def _norm(c: Dense, layout: Layout, width: int) -> RMSNorm:

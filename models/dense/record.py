@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 
 from models.heads import HeadLayout
 from models.rope import Rotary
@@ -123,11 +123,57 @@ class Experts:
 
 
 @frozen
+class Latent:
+    """Multi-head latent attention: what the keys and values of all heads are made of is one latent of `rank` for each token.
+
+    Of a head's query `still` dimensions meet what is made of the latent, and `turned` turn by position and meet a part of the
+    key that all heads share; values are `value` wide. Queries are made of a latent of `query_rank`, None: of the token
+    itself. Both latents are normed, with `epsilon`. `split`: the checkpoint has what makes keys and what makes values
+    apart, and the former as it is applied to queries.
+    """
+
+    rank: int
+    still: int
+    turned: int
+    value: int
+    query_rank: int | None = None
+    epsilon: float = 1e-6
+    split: bool = False
+
+
+@frozen
+class Heads:
+    """Attention with heads of sizes of the layer's own, whose values are normed. With `key_is_value` what is projected for a
+    key is the value, too. `source` is the number of an earlier layer of the same sizes whose keys and values it reads in
+    place of its own. https://ai.google.dev/gemma/docs/core/model_card_4
+    """
+
+    kv_heads: int
+    head_dim: int
+    key_is_value: bool = False
+    source: int | None = None
+
+    @property
+    def made(self) -> int:
+        """How many of key and value it projects."""
+        return 0 if self.source is not None else 1 if self.key_is_value else 2
+
+
+@frozen
+class PerLayer:
+    """Embeddings of `width` for each token and layer, of a table of `vocab_size`."""
+
+    width: int
+    vocab_size: int
+
+
+@frozen
 class Layer:
     """What one layer does differently from another. `rotary` None: it does not turn by position.
 
-    `window`, `soft_cap`, `sinks`: see `models.spec.PagedLayer`. With a `recurrence` that mixes tokens in attention's place.
-    `experts` None: its MLP is one, of `Dense.intermediate_size`.
+    `window`, `soft_cap`, `sinks`: see `models.spec.PagedLayer`. With `latent` it is attention over latents, which are one kv
+    head, and `rotary` is that of the part that turns; with `heads` it has heads of its own; with a `recurrence` that mixes
+    tokens in attention's place. `experts` None: its MLP is one, of `width`, None: of `Dense.intermediate_size`.
     """
 
     rotary: Rotary | None
@@ -135,7 +181,15 @@ class Layer:
     soft_cap: float | None = None
     sinks: bool = False
     experts: Experts | None = None
+    latent: Latent | None = None
+    heads: Heads | None = None
+    width: int | None = None
     recurrence: GatedDelta | ShortConvolution | None = None
+
+    @property
+    def source(self) -> int | None:
+        """The layer whose keys and values it reads; None: its own."""
+        return None if self.heads is None else self.heads.source
 
     @property
     def mixes(self) -> str:
@@ -161,6 +215,8 @@ class Dense:
     each query comes with a gate, and what it gathers is multiplied by sigmoid(gate). Queries are multiplied by `scale`, None:
     H^-1/2, and far ones by what `sharpening` says; embeddings by `embedding_scale`, logits by `logit_scale`; these become
     cap * tanh(logits / cap) with a `logit_cap`. `tied`: the embeddings are the head as well.
+    `per_layer`: every layer is given embeddings of its own, behind its MLP. `scalars`: behind each layer the stream is
+    multiplied by a number of the checkpoint's.
     """
 
     architecture: str
@@ -189,26 +245,50 @@ class Dense:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_cap: float | None = None
+    per_layer: PerLayer | None = None
+    scalars: bool = False
 
     @property
     def layers(self) -> Sequence[LayerSpec]:
         """What each layer keeps on one device."""
-        return self.layers_in(self.kv_heads, self.query_heads // self.kv_heads)
+        return self.kept(self.layers_in(self.kv_heads, self.query_heads // self.kv_heads, 1))
+
+    def of(self, layer: Layer) -> "Dense":
+        """The decoder as the MLP of `layer` sees it."""
+        return self if layer.width is None else evolve(self, intermediate_size=layer.width)
 
     @property
     def mixtures(self) -> tuple[Experts, ...]:
         """Each kind of experts that a layer has, once."""
         return tuple(dict.fromkeys(layer.experts for layer in self.stack if layer.experts is not None))
 
+    def kept(self, every: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
+        """Without the layers that keep nothing themselves."""
+        both = zip(self.stack, every, strict=True)
+        return tuple(layer for own, layer in both if own.source is None)
+
     def layers_in(self, slots: int, group: int, devices: int = 1) -> tuple[LayerSpec, ...]:
-        """The same laid out in so many kv heads, each read by `group` query heads, and recurrent states for `devices`."""
-        h = self.head_dim
+        """The same of all layers, laid out in so many kv heads, each read by `group` query heads, and recurrent states for
+        `devices`.
+        """
         return tuple(
-            PagedLayer(slots, group, h, h, layer.window, layer.soft_cap, layer.sinks)
+            self._paged(layer, slots, group, devices)
             if layer.recurrence is None
             else recurrent_layer(layer.recurrence, self.hidden_size, devices)
             for layer in self.stack
         )
+
+    def _paged(self, layer: Layer, slots: int, group: int, devices: int) -> PagedLayer:
+        k_width = v_width = self.head_dim
+        if (latent := layer.latent) is not None:
+            k_width, v_width = latent.rank + latent.turned, latent.rank
+        if (own := layer.heads) is not None:
+            k_width = v_width = own.head_dim
+            slots, group = own.kv_heads, self.query_heads // own.kv_heads
+            if devices > 1:
+                heads = HeadLayout.plan(self.query_heads, own.kv_heads, devices)
+                slots, group = heads.slots, heads.width
+        return PagedLayer(slots, group, k_width, v_width, layer.window, layer.soft_cap, layer.sinks)
 
 
 def recurrent_layer(kind: GatedDelta | ShortConvolution, width: int, devices: int) -> RecurrentLayer:

@@ -3,21 +3,34 @@
 `models.dense.names` says what a table is; of a table that all decoders of a family share, one takes what it has.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from attrs import evolve
 
+from models.dense import latent_rules as latent
+from models.dense import own_heads_rules as own_heads
 from models.dense.expert_rules import expert_rules
 from models.dense.layout import Layout
 from models.dense.mlp_rules import mlp_rules, residual_bias
 from models.dense.names import KNOWN, Names
+from models.dense.per_layer_rules import WANTED, per_layer_rules, scalar_rule
 from models.dense.record import Dense, Experts
 from models.dense.recurrent_rules import recurrent_maps, recurrent_rules
 from models.mapping import Ignore, Part, Rule, store_as, unroll
 from models.storage import Array
 
+HEAD_NORMS = {"attention.q_norm", "attention.k_norm"}
+APART = {
+    "norm",
+    "delta.read_norm",
+    "attention.q_a_norm",
+    "attention.kv_a_norm",
+    "per_layer.project_norm",
+    "per_layer.post_norm",
+}
+"""Norms that are not of a layer's width, or whose rules are made elsewhere."""
 Spread = Callable[[Array], Array]
 
 EXACT = ("router", "delta.gates")
@@ -26,10 +39,8 @@ EXACT = ("router", "delta.gates")
 
 def wanted(c: Dense, names: Names) -> set[str]:
     """What this decoder has, as a table of names calls it."""
-    qkv = {"attention.qkv"} if "attention.qkv" in names else {"attention.q", "attention.k", "attention.v"}
     mixes = {layer.mixes for layer in c.stack}
-    maps = {*qkv, "attention.out"} if "attention" in mixes else set()
-    maps |= recurrent_maps(mixes, names)
+    maps = _wanted_of_attention(c, names) | recurrent_maps(mixes, names)
     if any(layer.experts is None for layer in c.stack):
         gate_up = {"mlp.gate_up"} if "mlp.gate_up" in names else {"mlp.gate", "mlp.up"}
         maps |= {*gate_up, "mlp.down"}
@@ -40,7 +51,21 @@ def wanted(c: Dense, names: Names) -> set[str]:
     norms |= {f"{what}.post_norm" for what in (*mixes, "mlp")} if c.post_norms else set()
     norms |= {"attention.q_norm", "attention.k_norm"} if c.qk_norm and "attention" in mixes else set()
     sinks = {"attention.sinks"} if any(layer.sinks for layer in c.stack) else set()
-    return {"embed", "head", *maps, *norms, *sinks}
+    beside = WANTED if c.per_layer is not None else set()
+    return {"embed", "head", *maps, *norms, *sinks, *beside, *(["scalar"] if c.scalars else [])}
+
+
+def _wanted_of_attention(c: Dense, names: Names) -> set[str]:
+    found: set[str] = set()
+    for latents, heads in dict.fromkeys((own.latent, own.heads) for own in c.stack if own.recurrence is None):
+        if latents is not None:
+            found |= latent.wanted(latents)
+        elif heads is not None:
+            found |= own_heads.wanted(heads)
+        else:
+            qkv = {"attention.qkv"} if "attention.qkv" in names else {"attention.q", "attention.k", "attention.v"}
+            found |= {*qkv, "attention.out"}
+    return found
 
 
 def experts_wanted(experts: Experts, names: Names) -> set[str]:
@@ -61,29 +86,41 @@ def rules(c: Dense, layout: Layout, names: Names, ignored: tuple[str, ...]) -> t
     missing, strange = wanted(c, names) - names.keys(), names.keys() - KNOWN
     assert not missing | strange, f"{c.architecture}: names missing {sorted(missing)}, not known {sorted(strange)}"
     names = {what: names[what] for what in names if what in wanted(c, names)}
-    within = [name for name in names if name.endswith("norm") and name not in {"norm", "delta.read_norm"}]
+    own = [number for number, layer in enumerate(c.stack) if layer.latent is not None or layer.heads is not None]
+    apart = APART | HEAD_NORMS if own else APART
+    within = [name for name in names if name.endswith("norm") and name not in apart]
     layers = [
         *(_within(c, layout, name, names[name]) for name in within),
-        *(_attention(c, layout, names) if "attention.out" in names else []),
+        *(_attention(c, layout, names) if "attention.out" in names and not own else []),
         *recurrent_rules(c, layout, names),
+        *([] if c.per_layer is None else per_layer_rules(c, layout, names, c.per_layer)),
+        *([scalar_rule(names)] if c.scalars else []),
     ]
+    assert len(own) in (0, len(c.stack)), f"{c.architecture}: some layers are of a kind that not all are of"
+    others = [rule for number in own for rule in _of_its_own(c, layout, names, number)]
     outer = [_vocab(c, layout, "embed", names), _norm(c, "norm", names["norm"])]
     head = Ignore(names["head"].replace(".", r"\.") + r"\.weight") if c.tied else _vocab(c, layout, "head", names)
-    made = [*_unrolled(c, [*outer, *layers]), *_mlps(c, layout, names), *_sinks(c, layout, names)]
+    made = [*_unrolled(c, [*outer, *layers]), *others, *_mlps(c, layout, names), *_sinks(c, layout, names)]
     return (*sorted(made, key=_layer), head, *map(Ignore, ignored))
 
 
-def _layer(rule: Rule) -> int:
+def _of_its_own(c: Dense, layout: Layout, names: Names, number: int) -> Sequence[Rule | Ignore]:
+    rules_of = own_heads.own_rules if c.stack[number].latent is None else latent.latent_rules
+    return rules_of(c, layout, names, number)
+
+
+def _layer(rule: Rule | Ignore) -> int:
     """In whose order they are read: what is outside of layers comes first."""
-    return int(rule.keys[1]) if rule.keys[0] == "layers" else -1
+    return int(rule.keys[1]) if isinstance(rule, Rule) and rule.keys[0] == "layers" else -1
 
 
 def _mlps(c: Dense, layout: Layout, names: Names) -> list[Rule]:
-    dense = mlp_rules(c, layout, names) if any(layer.experts is None for layer in c.stack) else []
     made: list[Rule] = []
     for n, layer in enumerate(c.stack):
-        own = None if layer.experts is None else expert_rules(c, layout, names, layer.experts, n)
-        made += [rule.at(n) for rule in dense] if own is None else own
+        if layer.experts is not None:
+            made += expert_rules(c, layout, names, layer.experts, n)
+        else:
+            made += [rule.at(n) for rule in mlp_rules(c.of(layer), layout, names)]
     return made
 
 

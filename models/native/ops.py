@@ -52,12 +52,15 @@ def linear(
 ) -> jax.Array:
     """x [T, K], matrix as `tiles` packs it -> [T, N]: norm(x) W^T + `bias` [N]; of gated tiles what `gate` makes of
     the halves, with a bias [2, N]. Then come `post_norm` [N] and `residual` [T, N]. Here and below, with `live` int32
-    [1] only the first so many of the T rows are computed.
+    [1] only the first so many of the T rows are computed. Of a stack of matrices, one for each head, x is
+    [T, heads * K] and y [T, heads * N]: each head's part of a row times its own matrix, with nothing before or behind.
 
     A row's result is the same bits whatever T is.
     """
     given = [None if norm is None else norm.weight, bias, None if post_norm is None else post_norm.weight, residual]
-    call = jax.ffi.ffi_call("cortex_linear", jax.ShapeDtypeStruct((x.shape[0], tiles.outputs), jnp.float32))
+    call = jax.ffi.ffi_call(
+        "cortex_linear", jax.ShapeDtypeStruct((x.shape[0], tiles.stack * tiles.outputs), jnp.float32)
+    )
     return first_of(
         call(
             x,
@@ -70,6 +73,7 @@ def linear(
             limit=gate.most,
             epsilon=np.float32(0 if norm is None else norm.epsilon),
             post_epsilon=np.float32(0 if post_norm is None else post_norm.epsilon),
+            heads=np.int64(tiles.stack),
         )
     )
 

@@ -63,6 +63,51 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_theta": 5000.0,
         "tie_word_embeddings": False,
     },
+    "gemma4": _BASE
+    | {
+        "architectures": ["Gemma4ForCausalLM"],
+        "num_hidden_layers": 4,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "sliding_window": 20,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "hidden_size_per_layer_input": 32,
+        "vocab_size_per_layer_input": 300,
+        "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+        "final_logit_softcapping": 4.0,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            "full_attention": {"rope_type": "proportional", "rope_theta": 5000.0, "partial_rotary_factor": 0.25},
+        },
+    },
+    "deepseek2": _BASE
+    | {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "num_key_value_heads": 4,
+        "q_lora_rank": 32,
+        "kv_lora_rank": 64,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 32,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32,
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 2.5,
+        "first_k_dense_replace": 1,
+        "split_kv_b": True,
+        "rope_theta": 5000.0,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 8.0,
+            "mscale": 0.625,
+            "mscale_all_dim": 0.625,
+        },
+    },
     "mistral3": _BASE
     | {
         "architectures": ["Ministral3ForCausalLM"],
@@ -117,11 +162,58 @@ METADATA: dict[str, dict[str, str]] = {
     "smollm3": _METADATA,
     "mistral3": _METADATA | _WIDTHS,
     "olmo2": _METADATA | {"attention.sliding_window": "sliding_window"},
+    "gemma4": _METADATA
+    | {
+        "attention.key_length": "global_head_dim",
+        "attention.value_length": "global_head_dim",
+        "attention.key_length_swa": "head_dim",
+        "attention.value_length_swa": "head_dim",
+        "attention.sliding_window": "sliding_window",
+        "attention.shared_kv_layers": "num_kv_shared_layers",
+        "embedding_length_per_layer_input": "hidden_size_per_layer_input",
+        "final_logit_softcapping": "final_logit_softcapping",
+    },
+    "deepseek2": _METADATA
+    | {
+        "attention.q_lora_rank": "q_lora_rank",
+        "attention.kv_lora_rank": "kv_lora_rank",
+        "rope.dimension_count": "qk_rope_head_dim",
+        "attention.value_length": "kv_lora_rank",
+        "attention.value_length_mla": "v_head_dim",
+        "expert_count": "n_routed_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_group_count": "n_group",
+        "expert_group_used_count": "topk_group",
+        "expert_weights_scale": "routed_scaling_factor",
+        "leading_dense_block_count": "first_k_dense_replace",
+    },
     **{family: _METADATA | more for family, more in expert_files.METADATA.items()},
     **{family: _METADATA | more for family, more in hybrid_files.METADATA.items()},
 }
 """Keys of the header, and those of config.json that they say."""
 MORE: dict[str, dict[str, Any]] = {
+    "gemma4": {
+        "attention.sliding_window_pattern": [True, False] * 2,
+        "feed_forward_length": [96, 96, 192, 192],
+        "rope.dimension_count": 32,
+        "rope.dimension_count_swa": 16,
+        "rope.freq_base": 5000.0,
+        "rope.freq_base_swa": 500.0,
+    },
+    "deepseek2": {
+        "attention.head_count_kv": 1,
+        "attention.key_length": 80,
+        "attention.key_length_mla": 48,
+        "rope.scaling.original_context_length": 32,
+        "rope.scaling.yarn_beta_fast": 8.0,
+        "rope.scaling.yarn_log_multiplier": 0.0625,
+        "block_count": 4,
+        "nextn_predict_layers": 1,
+        "expert_shared_count": 1,
+        "expert_weights_norm": True,
+        "expert_gating_func": 2,
+    },
     "glm4": {"rope.dimension_count": 16},
     "mistral3": {
         "attention.temperature_scale": 0.25,
@@ -137,6 +229,8 @@ MORE: dict[str, dict[str, Any]] = {
     **hybrid_files.MORE,
 }
 """What else it says."""
+DIVISORS: dict[str, list[float]] = {"gemma4": [1.0] * 4 + [1e30] * 12}
+"""Of the frequencies of full layers, in a tensor of their own."""
 
 _TENSORS = {
     "model.embed_tokens": "token_embd",
@@ -177,6 +271,34 @@ TENSORS: dict[str, dict[str, str]] = {
     "olmo2": _TENSORS
     | _HEAD_NORMS
     | {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"},
+    "gemma4": {
+        "model.embed_tokens_per_layer": "per_layer_token_embd",
+        "model.per_layer_model_projection": "per_layer_model_proj",
+        "model.per_layer_projection_norm": "per_layer_proj_norm",
+        "per_layer_input_gate": "inp_gate",
+        "post_per_layer_input_norm": "post_norm",
+        "per_layer_projection": "proj",
+        "layer_scalar": "layer_output_scale.weight",
+    }
+    | _TENSORS
+    | _HEAD_NORMS
+    | {
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    },
+    "deepseek2": _TENSORS
+    | {
+        "self_attn.q_a_proj": "attn_q_a",
+        "self_attn.q_a_layernorm": "attn_q_a_norm",
+        "self_attn.q_b_proj": "attn_q_b",
+        "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+        "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+        "self_attn.k_b_proj": "attn_k_b",
+        "self_attn.v_b_proj": "attn_v_b",
+    }
+    | expert_files.TENSORS["glm4moe"]
+    | {"post_attention_layernorm": "ffn_norm"},
     **{family: _TENSORS | _HEAD_NORMS | more for family, more in expert_files.TENSORS.items()},
     **{family: more | _TENSORS | _HEAD_NORMS | more for family, more in hybrid_files.TENSORS.items()},
 }
@@ -226,9 +348,11 @@ def write_family_gguf(path: Path, family: str, tensors: dict[str, np.ndarray]) -
         if "linear_attn" in name:
             entries[short], stored[name] = hybrid_files.packed_linear(family, name, tensor)
             continue
-        entries[short], _ = packed(_in_order(family, name, tensor.squeeze()) + shift)
-        kept = packed(tensor.squeeze() + shift)[1] - shift  # row by row, so in any order
+        entries[short], _ = packed(_in_order(family, name, _flat(tensor)) + shift)
+        kept = packed(_flat(tensor) + shift)[1] - shift  # row by row, so in any order
         stored[name] = kept.reshape(tensor.shape)
+    if divisors := DIVISORS.get(family):
+        entries["rope_freqs.weight"], _ = packed(np.array(divisors, np.float32))
     write_gguf(path, {"general.architecture": family} | header, entries)
     return stored
 
@@ -239,3 +363,8 @@ def _in_order(family: str, name: str, tensor: np.ndarray) -> np.ndarray:
         return tensor
     split = tensor.reshape(CONFIGS[family][heads], 2, -1, *tensor.shape[1:])
     return split.swapaxes(1, 2).reshape(tensor.shape)
+
+
+def _flat(tensor: np.ndarray) -> np.ndarray:
+    """Without the dimension of one that a convolution's taps have."""
+    return tensor if tensor.ndim == 1 else tensor.squeeze()

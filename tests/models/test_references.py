@@ -232,6 +232,121 @@ MINISTRAL3: dict[str, dict[str, Any]] = {
         "pad_token_id": 0,
     },
 }
+_LATENT = _BASE | {
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 14,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 19,
+    "num_experts_per_tok": 3,
+}
+_SHARPER = _YARN | {"mscale": 0.7, "mscale_all_dim": 0.9}
+DEEPSEEK_V3: dict[str, dict[str, Any]] = {
+    "deepseek v3": _LATENT
+    | {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "num_hidden_layers": 3,
+        "q_lora_rank": 18,
+        "rope_parameters": _SHARPER,
+        "n_routed_experts": 8,
+        "n_group": 4,
+        "topk_group": 2,
+    },
+    "deepseek v3, halves, biases, no latent of queries": _LATENT
+    | {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "q_lora_rank": None,
+        "rope_theta": 5000.0,
+        "rope_interleave": False,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+        "first_k_dense_replace": 2,
+        "n_routed_experts": 5,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+}
+DEEPSEEK_V2: dict[str, dict[str, Any]] = {
+    "deepseek v2": _LATENT
+    | {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "hidden_size": 33,
+        "q_lora_rank": 18,
+        "rope_parameters": _YARN | {"mscale": 0.7, "mscale_all_dim": 0.7},
+        "n_routed_experts": 8,
+        "topk_method": "group_limited_greedy",
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 1.5,
+    },
+    "deepseek v2 lite": _LATENT
+    | {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "hidden_size": 33,
+        "q_lora_rank": None,
+        "rope_theta": 5000.0,
+        "n_routed_experts": 5,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 0,
+        "tie_word_embeddings": True,
+    },
+}
+GLM4_MOE_LITE: dict[str, dict[str, Any]] = {
+    "glm4_moe_lite": _LATENT
+    | {
+        "architectures": ["Glm4MoeLiteForCausalLM"],
+        "q_lora_rank": 18,
+        "rope_theta": 5000.0,
+        "n_routed_experts": 6,
+        "pad_token_id": 0,
+    },
+    "glm4_moe_lite, layers by name, shares as they are": _LATENT
+    | {
+        "architectures": ["Glm4MoeLiteForCausalLM"],
+        "num_hidden_layers": 3,
+        "mlp_layer_types": ["dense", "dense", "sparse"],
+        "q_lora_rank": 10,
+        "n_routed_experts": 6,
+        "n_group": 2,
+        "topk_group": 1,
+        "norm_topk_prob": False,
+        "attention_bias": True,
+        "pad_token_id": 0,
+    },
+}
+_GEMMA4 = _QWEN | {
+    "architectures": ["Gemma4ForCausalLM"],
+    "head_dim": 10,
+    "global_head_dim": 16,
+    "num_hidden_layers": 4,
+    "sliding_window": 7,
+    "hidden_size_per_layer_input": 0,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {"rope_type": "proportional", "rope_theta": 5000.0, "partial_rotary_factor": 0.4},
+    },
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+GEMMA4: dict[str, dict[str, Any]] = {
+    "gemma4, keys that are values, biases": _GEMMA4
+    | {
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 3,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+    },
+    "gemma4, embeddings of layers, shared keys and values": _GEMMA4
+    | {
+        "hidden_size_per_layer_input": 6,
+        "vocab_size_per_layer_input": 71,
+        "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+        "final_logit_softcapping": 5.0,
+    },
+}
 _LINEAR = {
     "linear_num_key_heads": 3,
     "linear_num_value_heads": 6,
@@ -411,6 +526,10 @@ OLMO2: dict[str, dict[str, Any]] = {
     },
 }
 FAMILIES = {
+    "gemma4": GEMMA4,
+    "deepseek_v2": DEEPSEEK_V2,
+    "deepseek_v3": DEEPSEEK_V3,
+    "glm4_moe_lite": GLM4_MOE_LITE,
     "llama": LLAMA,
     "yarn": YARN,
     "ministral3": MINISTRAL3,

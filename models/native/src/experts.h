@@ -182,6 +182,24 @@ inline void item_of(const Part& part, const W& w, int64_t item) {
   });
 }
 
+// y[row, head] = x[row, head] W of the head.
+template <class W>
+void multiply_heads(const Product& all, const W& w) {
+  Shelf::Lent lent(packed_shelf);
+  std::vector<Part> parts;
+  for (int64_t head = 0; head < all.heads; ++head) {
+    Product p = all;
+    p.x += head * all.columns;
+    p.y += head * all.outputs;
+    parts.push_back({p, head * tiles_of(all), nullptr});
+  }
+  pack_parts(parts, lent);
+  const int64_t each = (tiles_of(all) + 1) / 2, items = all.heads * each;
+  Team::instance().run(items, grain_of(items), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) item_of(parts[static_cast<size_t>(i / each)], w, i % each);
+  });
+}
+
 // y[row] = f(norm(x[token of row]) W of its expert + bias), gated or not.
 template <class W>
 void multiply_gathered(const Product& all, const W& w, const Routed& routed) {

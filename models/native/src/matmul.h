@@ -30,6 +30,9 @@ struct Product {
   const int32_t* from;     // [rows], the row of x that each is; or null: they are in order
   const int32_t* to;       // [rows], the row of y that each is added to, times its share; or null: each is its own
   const float* share;      // [rows] where there is a `to`
+  // Matrices side by side, each for its own part of a row: x is [rows, heads, columns] and y [rows, heads, outputs]. With
+  // more than one there is nothing but the product.
+  int64_t heads = 1;
 
   bool gated() const { return gate != UNGATED; }
 };
@@ -72,7 +75,7 @@ inline void pack(const Product& p, int64_t first, int64_t count, int rows, float
       for (int64_t k = 0; k < p.columns; ++k) to[k * rows + r] = 0;
       continue;
     }
-    const float* x = p.x + (p.from != nullptr ? p.from[first + r] : first + r) * p.columns;
+    const float* x = p.x + (p.from != nullptr ? p.from[first + r] : first + r) * p.heads * p.columns;
     if (p.norm == nullptr) {
       for (int64_t k = 0; k < p.columns; ++k) to[k * rows + r] = x[k];
       continue;
@@ -106,7 +109,7 @@ inline vf some(const float* from, int64_t live) {
 
 // Up to LANES outputs of one row, from `column` on, into memory.
 inline void put(const Product& p, int64_t row, int64_t column, vf value) {
-  const int64_t live = p.outputs - column, at = row * p.outputs + column;
+  const int64_t live = p.outputs - column, at = row * p.heads * p.outputs + column;
   if (live <= 0) return;
   if (p.bias != nullptr && !p.gated()) value += some(p.bias + column, live);
   if (p.to != nullptr) {

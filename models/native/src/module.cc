@@ -86,15 +86,19 @@ class Optional {
 
 ffi::Error linear(Floats x, Bytes matrix, Ints live, ffi::RemainingArgs extra, ffi::Result<Floats> y, int64_t codes, int64_t group,
                   bool half, bool offset, bool norm, bool bias, bool post_norm, bool residual, int64_t gate, float limit,
-                  float epsilon, float post_epsilon) {
+                  float epsilon, float post_epsilon, int64_t heads) {
   const auto in = x.dimensions(), out = y->dimensions();
   if (in.size() != 2 || out.size() != 2) return ffi::Error::InvalidArgument("x and y have two dimensions");
   Product p{};
   p.x = x.typed_data();
   p.y = y->typed_data();
   p.rows = live_of(live, in[0]);
-  p.columns = in[1];
-  p.outputs = out[1];
+  if (heads < 1 || in[1] % heads != 0 || out[1] % heads != 0) return ffi::Error::InvalidArgument("rows do not divide among heads");
+  if (heads > 1 && (norm || bias || post_norm || residual || gate != UNGATED))
+    return ffi::Error::InvalidArgument("matrices side by side have nothing around them");
+  p.columns = in[1] / heads;
+  p.outputs = out[1] / heads;
+  p.heads = heads;
   p.epsilon = epsilon;
   p.post_epsilon = post_epsilon;
   if (gate < UNGATED || gate > SWIGLU_OAI) return ffi::Error::InvalidArgument("unknown gate");
@@ -107,9 +111,10 @@ ffi::Error linear(Floats x, Bytes matrix, Ints live, ffi::RemainingArgs extra, f
   p.post_norm = given.next(post_norm, p.outputs);
   p.residual = given.next(residual, in[0] * p.outputs);
   if (!given.fits()) return ffi::Error::InvalidArgument("norms, bias and residual are of other sizes");
-  const int64_t tiles = (p.outputs + TILE - 1) / TILE * (p.gated() ? 2 : 1);
+  const int64_t tiles = heads * ((p.outputs + TILE - 1) / TILE) * (p.gated() ? 2 : 1);
   return with_weights(matrix, codes, group, half, offset, tiles, p.columns, [&](const auto& w) {
-    if (p.rows > 0) multiply(p, w);
+    if (p.rows > 0 && heads > 1) multiply_heads(p, w);
+    else if (p.rows > 0) multiply(p, w);
     return ffi::Error::Success();
   });
 }
@@ -462,7 +467,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_linear, cortex::guarded<cortex::linear>,
                                   .Attr<int64_t>("gate")
                                   .Attr<float>("limit")
                                   .Attr<float>("epsilon")
-                                  .Attr<float>("post_epsilon"));
+                                  .Attr<float>("post_epsilon")
+                                  .Attr<int64_t>("heads"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_route, cortex::guarded<cortex::routed>,
                               xla::ffi::Ffi::Bind()
                                   .Arg<xla::ffi::Buffer<xla::ffi::F32>>()

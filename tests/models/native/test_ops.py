@@ -61,6 +61,32 @@ def test_linear_is_numpys_product(storage: Storage, rows: int) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("storage", [FLOAT32, BFLOAT16, Storage(4, 16, offset=True, half=True)], ids=str)
+@pytest.mark.parametrize(("heads", "outputs"), [(3, 45), (5, 16), (2, 64)])
+def test_each_head_has_a_matrix_of_its_own(storage: Storage, heads: int, outputs: int) -> None:
+    """In widths that tiles divide and do not; a row's bits are its own."""
+    rng = np.random.default_rng(heads)
+    values = matrix(rng, heads * outputs, 48, storage)
+    tiles = Tiles.plan(outputs, 48, storage, stack=heads)
+    leaves, x = packed(tiles, values), rng.standard_normal((40, heads, 48)).astype(np.float32)
+    rows = jnp.asarray(x.reshape(40, -1))
+    alone = np.concatenate([ops.linear(rows[i : i + 1], tiles, leaves) for i in range(40)])
+    wanted = np.einsum("thk,hnk->thn", x, floats(values).reshape(heads, outputs, 48))
+    np.testing.assert_allclose(alone.reshape(wanted.shape), wanted, rtol=1e-5, atol=1e-3)
+    for count in (2, 7, 13, 40):
+        assert np.array_equal(ops.linear(rows[:count], tiles, leaves), alone[:count]), count
+
+
+@needs_kernels
+def test_matrices_side_by_side_have_no_bias() -> None:
+    tiles = Tiles.plan(32, 32, FLOAT32, stack=2)
+    with pytest.raises(Exception, match="nothing around them"):
+        jax.block_until_ready(
+            ops.linear(jnp.zeros((1, 64)), tiles, jnp.zeros(tiles.nbytes, jnp.uint8), bias=jnp.zeros(64))
+        )
+
+
+@needs_kernels
 @pytest.mark.parametrize("storage", [FLOAT32, Storage(4, 32, offset=True, half=True)], ids=str)
 @pytest.mark.parametrize("rows", [1, 2, 7, 40])
 def test_norm_residual_and_gate_are_part_of_it(storage: Storage, rows: int) -> None:

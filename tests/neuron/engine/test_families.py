@@ -25,8 +25,20 @@ from tests.fakes.weight_files import random_tensors
 from tests.neuron.engine.test_family_trial import CLEAR, NO_KERNELS, running
 
 FAMILIES = list(CONFIGS)
-NEW_IN_THE_ENGINE = {"qwen3", "gemma3", "gemma2", "glm4", "gpt-oss", "qwen35", "lfm2", "qwen3next"}
-"""Norms of heads, windows, soft caps, heads that turn in part, experts: what the others have, these have as well."""
+NEW_IN_THE_ENGINE = {
+    "qwen3",
+    "gemma3",
+    "gemma2",
+    "glm4",
+    "gpt-oss",
+    "qwen35",
+    "lfm2",
+    "deepseek2",
+    "gemma4",
+    "qwen3next",
+}
+"""Norms of heads, windows, soft caps, heads that turn in part, experts, latents, layers that share keys and values: what
+the others have, these have as well."""
 
 
 def tensors_of(family: str) -> dict[str, np.ndarray]:
