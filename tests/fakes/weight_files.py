@@ -27,14 +27,16 @@ _DTYPES = {
 
 def random_tensors(model: Model | Embedder, seed: int = 0) -> dict[str, np.ndarray]:
     """A checkpoint for `model` under Hugging Face names, float32; the same for the same seed and config. What is one number
-    multiplies a whole stream, and is near 1.
+    and no bias multiplies a whole stream, and is near 1.
     """
     parts = [part for rule in model.rules if isinstance(rule, Rule) for part in rule.parts]
     shapes = {part.name: part.shape for part in parts}
     rng = np.random.default_rng(seed)
     scale = {name: 1.0 if len(shape) == 1 else shape[-1] ** -0.5 for name, shape in sorted(shapes.items())}
     made = {name: (rng.standard_normal(shapes[name]) * scale[name]).astype(np.float32) for name in scale}
-    return {name: 1 + tensor / 8 if tensor.shape == (1,) else tensor for name, tensor in made.items()}
+    return {
+        name: 1 + tensor / 8 if tensor.shape == (1,) and "bias" not in name else tensor for name, tensor in made.items()
+    }
 
 
 def random_blocks(storage: Storage, rows: int = 6, columns: int = 64, seed: int = 0) -> Blocks:

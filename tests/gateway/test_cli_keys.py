@@ -53,8 +53,9 @@ def test_a_key_is_shown_once_and_kept_hashed(config: pathlib.Path, capsys: pytes
     said = capsys.readouterr()
     text = said.out.strip()
     (key,) = known(config)
-    secret = text.rpartition("-")[2]
+    secret = text.rpartition(key.id)[2]
     assert form.identity(text) == key.id
+    assert len(secret) > 20
     assert form.matches(text, key.digest)
     assert (key.scopes, key.models, key.limits, key.expires) == (frozenset({"infer"}), None, Limits(), None)
     assert "not shown again" in said.err

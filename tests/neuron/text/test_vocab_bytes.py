@@ -54,7 +54,7 @@ def test_a_sentence_piece_is_its_text_or_a_byte_by_its_number(token: str, stands
     assert token_bytes(described(SENTENCE_PIECE), {token: 0}) == [stands_for]
 
 
-@pytest.mark.parametrize(("decoder", "found"), [(None, "none"), ({"type": "WordPiece"}, "WordPiece")])
+@pytest.mark.parametrize(("decoder", "found"), [(None, "none"), ({"type": "CTC"}, "CTC")])
 def test_another_decoder_is_refused_by_name(decoder: Any, found: str) -> None:
     with pytest.raises(TokenizerError, match=f"the decoder {found};"):
         token_bytes(described(decoder), {})
