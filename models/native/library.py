@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from functools import cache
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -33,7 +35,6 @@ FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fPIC",
-    "-shared",
     "-pthread",
     "-Wno-psabi",
 )
@@ -88,16 +89,28 @@ def build(folder: Path) -> Path:
     log.info("building the native kernels with %s (once)", compiler)
     # Under another name until it is whole: several processes may build at once, and one may be killed.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        units = sorted(SOURCES.glob("*.cc"))
+        objects = [str(Path(scratch) / f"{unit.stem}.o") for unit in units]
+        with ThreadPoolExecutor() as side_by_side:
+            list(side_by_side.map(partial(_compile, compiler), units, objects))
         made = Path(scratch) / path.name
-        command = [compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCES / "module.cc"), "-o", str(made)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise BuildError(f"{compiler}: {error}") from error
-        if done.returncode != 0:
-            raise BuildError(f"{compiler} failed: {done.stderr.strip()[-2000:]}")
+        _run([compiler, "-shared", "-pthread", *objects, "-o", str(made)])
         made.replace(path)
     return path
+
+
+def _compile(compiler: str, unit: Path, made: str) -> None:
+    _run([compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), "-c", str(unit), "-o", made])
+
+
+def _run(command: Sequence[str]) -> None:
+    """Raises BuildError."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]}: {error}") from error
+    if done.returncode != 0:
+        raise BuildError(f"{command[0]} failed: {done.stderr.strip()[-2000:]}")
 
 
 def cache_folder() -> Path:
