@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from attrs import asdict, frozen
 from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
@@ -31,9 +32,34 @@ def check_host(_: object, value: str | None) -> None:
         parse_host(value)
 
 
-def asked_for(model: str, **flags: Any) -> dict[str, Any]:
-    """A load request with what was given."""
-    return {"model_id": model} | {key: value for key, value in flags.items() if value is not None}
+@Parameter(name="*")
+@frozen(kw_only=True)
+class LoadFlags:
+    """How a model is to be loaded, as far as somebody says; each field is a flag, and a key of a load request."""
+
+    source: Annotated[str | None, Parameter(help="Where the weights are, when the id does not say.")] = None
+    quant: Annotated[str | None, Parameter(help="How weights are kept.")] = None
+    kv_dtype: Annotated[str | None, Parameter(help="How keys and values are kept.")] = None
+    deterministic: Annotated[
+        bool | None,
+        Parameter(
+            negative="",
+            help="Give a request the same bits however it is served. Slower, but for the native CPU kernels.",
+        ),
+    ] = None
+    tensor_parallel: Annotated[Degree | None, Parameter(help="Over how many devices the model is spread.")] = None
+    max_context: Annotated[
+        Count | None, Parameter(help="Tokens that one request must be able to hold, prompt and output.")
+    ] = None
+    kv_mb: Annotated[Count | None, Parameter(help="MiB of the KV pool, over all devices.")] = None
+
+    def request(self, model: str) -> dict[str, Any]:
+        """A load request with what was given."""
+        return {"model_id": model} | {key: value for key, value in asdict(self).items() if value is not None}
+
+
+UNSAID = LoadFlags()
+"""Nobody has said anything."""
 
 
 def configured(path: Path | None, environ: Mapping[str, str]) -> NeuronConfig:

@@ -3,7 +3,7 @@
 from contextlib import closing
 from pathlib import Path
 
-from neuron_jax.cli.common import ConfigFile, Degree, Environ, Json, asked_for, configured, look, print_json
+from neuron_jax.cli.common import ConfigFile, Degree, Environ, Json, LoadFlags, configured, look, print_json
 from neuron_jax.tables import print_models
 from neuron_jax.terminal import MEGABYTE, console, show_progress
 
@@ -72,7 +72,7 @@ def convert(
     from neuron_jax.converting import convert as converted
     from neuron_jax.planning import resolve
 
-    asked = asked_for(model, source=source, quant=quant, tensor_parallel=tensor_parallel)
+    asked = LoadFlags(source=source, quant=quant, tensor_parallel=tensor_parallel).request(model)
     loaded = configured(config, environ)
     found = resolve(loaded, *look(loaded, environ), asked)
     with closing(converted(found, out, environ)) as records:

@@ -9,12 +9,12 @@ from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 from neuron_jax.cli.common import (
+    UNSAID,
     ConfigFile,
     Count,
-    Degree,
     Environ,
     Json,
-    asked_for,
+    LoadFlags,
     configured,
     look,
     print_json,
@@ -37,13 +37,7 @@ Numbers = Annotated[tuple[int, ...], Parameter(converter=_numbers, consume_multi
 def plan(
     model: str,
     *,
-    source: str | None = None,
-    quant: str | None = None,
-    kv_dtype: str | None = None,
-    deterministic: Annotated[bool | None, Parameter(negative="")] = None,
-    tensor_parallel: Degree | None = None,
-    max_context: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
-    kv_mb: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    load: LoadFlags = UNSAID,
     compile_all: Annotated[bool, Parameter(name="--compile", negative="")] = False,
     config: ConfigFile = None,
     as_json: Json = False,
@@ -55,20 +49,8 @@ def plan(
     ----------
     model:
         An id or alias, a folder, a .gguf file, or org/name of the hub. Nothing is fetched.
-    source:
-        Where the weights are, when the id does not say.
-    quant:
-        How weights are kept.
-    kv_dtype:
-        How keys and values are kept.
-    deterministic:
-        Give a request the same bits however it is served. Slower, but for the native CPU kernels.
-    tensor_parallel:
-        Over how many devices the model is spread.
-    max_context:
-        Tokens that one request must be able to hold, prompt and output.
-    kv_mb:
-        MiB of the KV pool, over all devices.
+    load:
+        How the model is to be loaded.
     compile_all:
         Compile every program, so that the next load finds them in the cache, and show what each takes.
     config:
@@ -78,19 +60,9 @@ def plan(
     """
     from neuron_jax.planning import compile_ahead, plan_model, resolve
 
-    asked = asked_for(
-        model,
-        source=source,
-        quant=quant,
-        kv_dtype=kv_dtype,
-        deterministic=deterministic,
-        tensor_parallel=tensor_parallel,
-        max_context=max_context,
-        kv_mb=kv_mb,
-    )
     loaded = configured(config, environ)
     hardware, loads = look(loaded, environ)
-    found = resolve(loaded, hardware, loads, asked)
+    found = resolve(loaded, hardware, loads, load.request(model))
     report = plan_model(found, loads).as_json()
     if compile_all and report["fits"]:
         _add_compiled(report, compile_ahead(found, environ))
@@ -107,13 +79,7 @@ def bench(
     prefill: Numbers = (512, 2048),
     long_prompt: Annotated[bool, Parameter(negative="")] = False,
     rounds: Count = 3,
-    source: str | None = None,
-    quant: str | None = None,
-    kv_dtype: str | None = None,
-    deterministic: Annotated[bool | None, Parameter(negative="")] = None,
-    tensor_parallel: Degree | None = None,
-    max_context: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
-    kv_mb: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    load: LoadFlags = UNSAID,
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
     plot: Path | None = None,
     config: ConfigFile = None,
@@ -137,20 +103,8 @@ def bench(
         Also let a prompt of 4,000 tokens enter while streams run.
     rounds:
         How often every case is measured, after one time that is not counted.
-    source:
-        Where the weights are, when the id does not say.
-    quant:
-        How weights are kept.
-    kv_dtype:
-        How keys and values are kept.
-    deterministic:
-        Give a request the same bits however it is served. Slower, but for the native CPU kernels.
-    tensor_parallel:
-        Over how many devices the model is spread.
-    max_context:
-        Tokens that one request must be able to hold, prompt and output.
-    kv_mb:
-        MiB of the KV pool, over all devices.
+    load:
+        How the model is to be loaded.
     json_file:
         Write everything that was measured there.
     plot:
@@ -163,19 +117,9 @@ def bench(
     from neuron_jax.planning import resolve
 
     check_outputs(json_file, plot)
-    asked = asked_for(
-        model,
-        source=source,
-        quant=quant,
-        kv_dtype=kv_dtype,
-        deterministic=deterministic,
-        tensor_parallel=tensor_parallel,
-        max_context=max_context,
-        kv_mb=kv_mb,
-    )
     loaded = configured(config, environ)
     hardware, loads = look(loaded, environ)
-    found = resolve(loaded, hardware, loads, asked)
+    found = resolve(loaded, hardware, loads, load.request(model))
     options = Options(streams, prompt, generate, prefill, LONG_PROMPT if long_prompt else 0, rounds)
     with closing(run_bench(found.engine, options, hardware, environ)) as records:
         (last,) = show_progress(records, console(stderr=True))
@@ -211,7 +155,7 @@ def quality(
     from neuron_jax.quality.run import print_quality, report, run_quality
 
     loaded = configured(config, environ)
-    found = resolve(loaded, *look(loaded, environ), asked_for(model, source=source, tensor_parallel=1))
+    found = resolve(loaded, *look(loaded, environ), LoadFlags(source=source, tensor_parallel=1).request(model))
     with closing(run_quality(found.engine, found.described, quant, environ)) as records:
         rows = [record["quality"] for record in show_progress(records, console(stderr=True))]
     answer = report(found.engine, rows)
