@@ -49,8 +49,11 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
     Raises models.errors.ModelError for what the model does not do, DoesNotFitError with the memory table.
     """
     dtype = jnp.float32 if spec.platform == "cpu" else jnp.bfloat16
-    if spec.deterministic:
-        raise ModelError("deterministic", ["sums of whole texts depend on the size of a call; leave it out"])
+    misfits = ["deterministic: sums of whole texts depend on the size of a call"] if spec.deterministic else []
+    if spec.kv_dtype != "auto":
+        misfits.append(f"kv_dtype {spec.kv_dtype!r}: a model of whole texts keeps nothing of them")
+    if misfits:
+        raise ModelError("a model that embeds texts cannot be loaded so", misfits)
     quant = "none" if spec.quant == "auto" else spec.quant
     model = build_embedder(config, tensor_parallel=spec.tensor_parallel, quant=quant, dtype=dtype, storage=storage)
     longest = min(spec.max_context or MOST_CONTEXT, model.max_positions)
