@@ -19,10 +19,12 @@ from models.storage import BFLOAT16, FLOAT32, Storage
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.place import load_params
+from tests.fakes import expert_files
 from tests.fakes.weight_files import random_tensors, write_safetensors
 
 STORED = Path(__file__).parents[2] / "data" / "stored"
 GROUP = 16
+NO_KERNELS = pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
 
 
 def folder(path: Path, settings: Any, tensors: Mapping[str, np.ndarray], **config: Any) -> Path:
@@ -265,7 +267,7 @@ LLAMA = {
 }
 
 
-@pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
+@NO_KERNELS
 def test_a_model_of_such_weights_computes_with_their_values(tmp_path: Path) -> None:
     """GPTQ of 4 bits through the native kernels, with the biases of zeros that its tools write, is the float model."""
     plain = random_tensors(build(LLAMA, dtype=jnp.float32))
@@ -282,6 +284,33 @@ def test_a_model_of_such_weights_computes_with_their_values(tmp_path: Path) -> N
     floats = folder(tmp_path / "f", None, plain, **LLAMA)
 
     np.testing.assert_allclose(logits(gptq, native=True), logits(floats, native=False), rtol=1e-4, atol=1e-5)
+
+
+FOUR_BITS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+"""What the codes of MXFP4 stand for, by the table of its specification."""
+
+
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=NO_KERNELS)], ids=["xla", "native"])
+def test_gpt_oss_computes_with_its_experts_as_released(tmp_path: Path, *, native: bool) -> None:
+    """Blocks of 4 bits and exponents, in the names and the layout of its files, are the float model."""
+    config = expert_files.CONFIGS["gpt-oss"]
+    plain = random_tensors(build(config, dtype=jnp.float32))
+    files, rng = dict(plain), np.random.default_rng(0)
+    for name in [name for name in plain if name.endswith(("down_proj", "gate_up_proj"))]:
+        experts, columns, rows = plain[name].shape
+        packed = rng.integers(0, 256, (experts, rows, columns // 32, 16), np.uint8)
+        exponents = rng.integers(122, 126, packed.shape[:-1], np.uint8)
+        codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(experts, rows, columns // 32, 32)
+        values = FOUR_BITS[codes] * 2.0 ** (exponents.astype(np.float32)[..., None] - 127)
+        plain[name] = values.reshape(experts, rows, columns).swapaxes(1, 2).astype(np.float32)
+        del files[name]
+        files |= {f"{name}_blocks": packed, f"{name}_scales": exponents}
+    (tmp_path / "q").mkdir()
+    (tmp_path / "f").mkdir()
+    released = folder(tmp_path / "q", {"quant_method": "mxfp4"}, files, **config)
+    floats = folder(tmp_path / "f", None, plain, **config)
+
+    np.testing.assert_allclose(logits(released, native=native), logits(floats, native=False), rtol=1e-4, atol=1e-4)
 
 
 def logits(path: Path, *, native: bool) -> np.ndarray:
