@@ -11,6 +11,7 @@ from typing import Any
 from attrs import evolve
 
 from models.config import MOST_LAYERS, Keys
+from models.dense.expert_config import read_sigmoid_experts
 from models.dense.family import checked, dense_family
 from models.dense.latent_config import latent_scale, read_latent
 from models.dense.names import CORRECTION, EXPERTS, GGUF_KEYS, LATENT, SHARED, USUAL, gguf_tensors, without
@@ -24,18 +25,7 @@ NAME, SECOND = "DeepseekV3ForCausalLM", "DeepseekV2ForCausalLM"
 def read(config: Config) -> Dense:
     """What the family reads of a config.json. Raises ModelError with every misfit."""
     keys = Keys(config, NAME)
-    experts = Experts(
-        count=keys.size("n_routed_experts", 256),
-        active=keys.size("num_experts_per_tok", 8),
-        width=keys.size("moe_intermediate_size", 2048),
-        scoring="sigmoid",
-        renormalised=keys.flag("norm_topk_prob", default=True),
-        scale=keys.number("routed_scaling_factor", 2.5),
-        correction=True,
-        groups=keys.size("n_group", 8),
-        kept_groups=keys.size("topk_group", 4),
-        shared=keys.size("moe_intermediate_size", 2048) * keys.size("n_shared_experts", 1),
-    )
+    experts = read_sigmoid_experts(keys, count=256, active=8, width=2048, scale=2.5, groups=8, kept_groups=4)
     interleaved = keys.flag("rope_interleave", default=True)
     return read_deepseek(keys, experts, dense=keys.size("first_k_dense_replace", 3, least=0), interleaved=interleaved)
 

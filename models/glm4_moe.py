@@ -7,6 +7,7 @@ half of each head turns. The layer behind the last, which drafts tokens, is not 
 from typing import Any
 
 from models.config import MOST_LAYERS, Keys
+from models.dense.expert_config import read_sigmoid_experts
 from models.dense.family import checked, dense_family
 from models.dense.names import CORRECTION, EXPERTS, GGUF_KEYS, QK_NORMS, SHARED, USUAL, gguf_tensors, without
 from models.dense.record import SILU, Dense, Experts, Layer
@@ -44,19 +45,8 @@ def read(config: Config) -> Dense:
 
 
 def _experts(keys: Keys) -> Experts:
-    width = keys.size("moe_intermediate_size", 1408)
-    return Experts(
-        count=keys.size("n_routed_experts", keys.size("num_local_experts", 128)),
-        active=keys.size("num_experts_per_tok", 8),
-        width=width,
-        scoring="sigmoid",
-        renormalised=keys.flag("norm_topk_prob", default=True),
-        scale=keys.number("routed_scaling_factor", 1.0),
-        correction=True,
-        groups=keys.size("n_group", 1),
-        kept_groups=keys.size("topk_group", 1),
-        shared=width * keys.size("n_shared_experts", 1),
-    )
+    count = keys.size("num_local_experts", 128)
+    return read_sigmoid_experts(keys, count=count, active=8, width=1408, scale=1.0)
 
 
 NAMES = {**USUAL, **QK_NORMS, **EXPERTS, **CORRECTION, **SHARED}

@@ -5,8 +5,9 @@ A DeepSeek V3 of other sizes, whose experts are one group. In GGUF files it is D
 
 from models.config import MOST_LAYERS, Keys
 from models.deepseek_v3 import NAMES, drafting, read_deepseek
+from models.dense.expert_config import read_sigmoid_experts
 from models.dense.family import dense_family
-from models.dense.record import Dense, Experts
+from models.dense.record import Dense
 from models.spec import Config
 
 NAME = "Glm4MoeLiteForCausalLM"
@@ -16,18 +17,7 @@ _DENSE, _SPARSE = "dense", "sparse"
 def read(config: Config) -> Dense:
     """What the family reads of a config.json. Raises ModelError with every misfit."""
     keys = Keys({"max_position_embeddings": 202752, "rms_norm_eps": 1e-5, **config}, NAME)
-    experts = Experts(
-        count=keys.size("n_routed_experts", 64),
-        active=keys.size("num_experts_per_tok", 4),
-        width=keys.size("moe_intermediate_size", 1536),
-        scoring="sigmoid",
-        renormalised=keys.flag("norm_topk_prob", default=True),
-        scale=keys.number("routed_scaling_factor", 1.8),
-        correction=True,
-        groups=keys.size("n_group", 1),
-        kept_groups=keys.size("topk_group", 1),
-        shared=keys.size("moe_intermediate_size", 1536) * keys.size("n_shared_experts", 1),
-    )
+    experts = read_sigmoid_experts(keys, count=64, active=4, width=1536, scale=1.8)
     count = keys.size("num_hidden_layers", 47, most=MOST_LAYERS)
     first = min(keys.size("first_k_dense_replace", 1, least=0), count)
     kinds = keys.each("mlp_layer_types", (_DENSE, _SPARSE), (_DENSE,) * first + (_SPARSE,) * (count - first))
