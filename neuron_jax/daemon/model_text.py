@@ -15,7 +15,7 @@ from neuron_jax.text import formats
 from neuron_jax.text.errors import TemplateError, TextError, TooManyTokensError
 from neuron_jax.text.fill import fill_tokens
 from neuron_jax.text.generic_tools import in_words
-from neuron_jax.text.output import OutputText
+from neuron_jax.text.output import OutputText, Reading
 from neuron_jax.text.prompt import Chat, ChatFormat, Rendered
 from neuron_jax.text.reasoning import CLOSE, OPEN
 from neuron_jax.text.spelling import USUAL_CHARS
@@ -34,16 +34,10 @@ Render = Callable[[ChatFormat, Chat, int], Awaitable[Rendered]]
 
 @frozen
 class Encoded:
-    """A prompt's ids, and which parsers its answer needs. `one_call`: a tool call ends it. `only_calls`: it is bound to calls
-    of `functions`. `continues`: the answer goes on from raw text. `ends`: ids that end it besides the model's own."""
+    """A prompt's ids, and how its answer is read. `ends`: ids that end it besides the model's own."""
 
     ids: list[int]
-    reasoning: str | None = None
-    tools: str | None = None
-    one_call: bool = False
-    only_calls: bool = False
-    functions: Sequence[Mapping[str, Any]] = ()
-    continues: bool = False
+    reading: Reading
     ends: tuple[int, ...] = ()
 
 
@@ -148,7 +142,7 @@ class ModelText:
         assert self.template is not None
         ids = self.tokenizer.encode_rendered(prompt, most=most)
         reasoning = formats.reasoning_format(self.template.source, prompt.plain)
-        return Encoded(ids, reasoning, self.tool_format if tools else None)
+        return Encoded(ids, Reading(reasoning, self.tool_format if tools else None))
 
     def encode_prompt(self, name: str, prompt: str | list[int], most: int, *, special: bool = True) -> Encoded:
         """A raw prompt as ids. Raises Problem on ids outside the vocabulary, or nothing at all, and TooManyTokensError
@@ -159,7 +153,7 @@ class ModelText:
         if not ids:
             raise invalid_body(name, f"{name} must have at least one token.")
         self.check_ids(name, ids)
-        return Encoded(ids, continues=True)
+        return Encoded(ids, Reading(continues=True))
 
     def encode_gap(self, before: str, behind: str, most: int) -> Encoded:
         """A prompt for what stands between two texts. Raises Problem where the model cannot fill in the middle, and
@@ -167,7 +161,7 @@ class ModelText:
         tokens = fill_tokens(self.tokenizer)
         if tokens is None:
             raise unsupported("suffix", "suffix: this model has no tokens for filling in the middle; leave it out.")
-        return Encoded(tokens.prompt(self.tokenizer, before, behind, most), continues=True, ends=tokens.ends)
+        return Encoded(tokens.prompt(self.tokenizer, before, behind, most), Reading(continues=True), tokens.ends)
 
     def encode_start(self, name: str, prompt: str | list[int], most: int) -> list[int]:
         """The same, of a prompt with more than `most` tokens only the first of them."""
@@ -191,18 +185,7 @@ class ModelText:
 
     def output(self, encoded: Encoded, stops: Sequence[str], min_tokens: int, call_prefix: str) -> OutputText:
         """The reader of one answer to `encoded`."""
-        return OutputText(
-            self.tokenizer,
-            stops=stops,
-            min_tokens=min_tokens,
-            reasoning=encoded.reasoning,
-            tools=encoded.tools,
-            call_prefix=call_prefix,
-            one_call=encoded.one_call,
-            only_calls=encoded.only_calls,
-            functions=encoded.functions,
-            continues=encoded.continues,
-        )
+        return OutputText(self.tokenizer, encoded.reading, stops=stops, min_tokens=min_tokens, call_prefix=call_prefix)
 
 
 def read_text(path: Path) -> ModelText:

@@ -89,8 +89,10 @@ def chat_job(request: ChatRequest, prompt: Rendered, text: ModelText, outside: O
     with fitting("messages", outside.max_context):
         encoded = text.encode_chat(prompt, tools=bool(request.chat.tools), most=outside.max_context - 1)
     functions = [tool["function"] for tool in request.chat.tools or ()]
-    encoded = attrs.evolve(encoded, one_call=request.one_call, only_calls=bool(request.forced), functions=functions)
-    return _job(request.params, text, [encoded], outside)
+    reading = attrs.evolve(
+        encoded.reading, functions=functions, one_call=request.one_call, only_calls=bool(request.forced)
+    )
+    return _job(request.params, text, [attrs.evolve(encoded, reading=reading)], outside)
 
 
 def completion_job(request: CompletionRequest, text: ModelText, outside: Outside) -> GenerationJob:
@@ -153,8 +155,8 @@ def _job(params: SamplingParams, text: ModelText, encoded: Sequence[Encoded], ou
                 eos_ids=text.description.eos_ids,
                 drawn=_reseeded(base, index),
                 max_context=outside.max_context,
-                constraint=_constraint(params, item, text),
-                thoughts=_thoughts(params, item, text),
+                constraint=_constraint(params, item.reading.reasoning, text),
+                thoughts=_thoughts(params, item.reading.reasoning, text),
             )
             for index, item in enumerate(choices)
         ],
@@ -197,26 +199,26 @@ def _submit(
     )
 
 
-def _constraint(params: SamplingParams, encoded: Encoded, text: ModelText) -> Constraint | None:
+def _constraint(params: SamplingParams, reasoning: str | None, text: ModelText) -> Constraint | None:
     """What binds the answer: where the model thinks first, what comes behind that."""
     if params.form is None:
         return None
-    if encoded.reasoning is None or params.form.among_text:
+    if reasoning is None or params.form.among_text:
         return params.form.constraint
     opens, closes = text.thinking
     if closes is None:
         raise unsupported(
             params.form.field, f"{params.form.field}: this model's thoughts end with no token of their own."
         )
-    opened = encoded.reasoning == "think_opened"
+    opened = reasoning == "think_opened"
     return msgspec.structs.replace(params.form.constraint, after=closes, opens=None if opened else opens)
 
 
-def _thoughts(params: SamplingParams, encoded: Encoded, text: ModelText) -> Thoughts | None:
+def _thoughts(params: SamplingParams, reasoning: str | None, text: ModelText) -> Thoughts | None:
     """How long it may think, where it thinks at all and its thoughts end with a token of their own."""
-    if params.thinking_budget is None or encoded.reasoning is None:
+    if params.thinking_budget is None or reasoning is None:
         return None
-    tokens = thought_tokens(text.tokenizer, encoded.reasoning)
+    tokens = thought_tokens(text.tokenizer, reasoning)
     if tokens is None:
         return None
     closing = tokens.closing if params.form else (*tokens.closing, *tokens.begins)

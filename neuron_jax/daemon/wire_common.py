@@ -50,7 +50,7 @@ def usage(job: GenerationJob) -> dict[str, Any]:
         "total_tokens": job.prompt_tokens + counts.completion,
         "prompt_tokens_details": {"cached_tokens": counts.cached},
     }
-    if any(encoded.reasoning for encoded in job.encoded):
+    if any(encoded.reading.reasoning for encoded in job.encoded):
         found["completion_tokens_details"] = {"reasoning_tokens": counts.reasoning}
     return found
 

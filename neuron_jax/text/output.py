@@ -26,41 +26,55 @@ class OutputDelta:
     ended: bool = False
 
 
+@frozen
+class Reading:
+    """How the answer to a prompt is read.
+
+    `reasoning` and `tools` are names from `neuron_jax.text.formats`, None where the request has no use for them. `functions`
+    are those that may be called. With `one_call` the first call ends the answer; with `only_calls` the answer is bound to
+    calls, and what is none of them was cut off. `continues`: it goes on from a raw prompt, so a leading space stays.
+    """
+
+    reasoning: str | None = None
+    tools: str | None = None
+    functions: Sequence[Mapping[str, Any]] = ()
+    one_call: bool = False
+    only_calls: bool = False
+    continues: bool = False
+
+
 class OutputText:
     """One choice's output. After its end nothing follows: what is fed then is ignored and not counted.
 
     A stop string ends it only where a token after the first `min_tokens` completes it, as in vLLM.
-    `reasoning` and `tools` are names from `neuron_jax.text.formats`, None where the request has no use for them.
-    Tool calls get the ids `<call_prefix>0`, `<call_prefix>1`, …; the prefix is unique to the choice. With `one_call` the
-    first of them ends the choice. `functions` are those that may be called; with `only_calls` the output is bound to calls,
-    and what is none of them was cut off. `continues`: the output goes on from a raw prompt, so a leading space stays.
+    Tool calls get the ids `<call_prefix>0`, `<call_prefix>1`, …; the prefix is unique to the choice.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
+        reading: Reading,
         *,
-        stops: Sequence[str],
-        reasoning: str | None,
-        tools: str | None,
+        stops: Sequence[str] = (),
         min_tokens: int = 0,
         call_prefix: str = "",
-        one_call: bool = False,
-        only_calls: bool = False,
-        functions: Sequence[Mapping[str, Any]] = (),
-        continues: bool = False,
     ) -> None:
+        reasoning, tools = reading.reasoning, reading.tools
         assert call_prefix or not tools, "tool calls need ids that are unique beyond this choice"
         names = formats.markers(reasoning=reasoning, tools=tools) & tokenizer.special_tokens
         visible = frozenset(id_ for name in names if (id_ := tokenizer.id_of(name)) is not None)
-        self._detokenizer = Detokenizer(tokenizer, visible=visible, continues=continues)
+        self._detokenizer = Detokenizer(tokenizer, visible=visible, continues=reading.continues)
         self._stops = StopMatcher(stops)
         self._min_tokens = min_tokens
         self._reasoning = formats.reasoning_parser(reasoning, tools=tools) if reasoning else None
         # Where thoughts are told by the format of calls, that is always read.
         calls = reasoning if reasoning and self._reasoning is None else tools
-        self._tools = formats.tool_parser(calls, call_prefix, only_one=one_call, functions=functions) if calls else None
-        self._only_calls = only_calls
+        self._tools = (
+            formats.tool_parser(calls, call_prefix, only_one=reading.one_call, functions=reading.functions)
+            if calls
+            else None
+        )
+        self._only_calls = reading.only_calls
         self._ended = False
         self._seen = 0
         self.reasoning_tokens = 0

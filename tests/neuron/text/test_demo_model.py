@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from neuron_jax.text.output import OutputText
+from neuron_jax.text.output import OutputText, Reading
 from neuron_jax.text.pieces import Text, merged
 from neuron_jax.text.template import ChatTemplate
 from neuron_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -41,7 +41,7 @@ def test_prompts_have_the_reference_ids(row: dict[str, Any], model: tuple[Tokeni
 def test_answers_have_the_reference_text(row: dict[str, Any], model: tuple[Tokenizer, ChatTemplate]) -> None:
     """Token by token, and all at once; one row ends inside a character."""
     tokenizer, _ = model
-    output = OutputText(tokenizer, stops=(), reasoning=None, tools=None)
+    output = OutputText(tokenizer, Reading())
     pieces = [piece for id_ in row["greedy_ids"] for piece in output.feed([id_]).pieces]
 
     assert merged([*pieces, *output.close().pieces]) == (Text(row["text"]),)

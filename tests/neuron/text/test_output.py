@@ -1,10 +1,11 @@
 """The whole way from ids to pieces, for one choice."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from neuron_jax.text.output import OutputDelta, OutputText
+from neuron_jax.text.output import OutputDelta, OutputText, Reading
 from neuron_jax.text.pieces import Piece, Reasoning, Text, ToolArguments, ToolEnd, ToolStart, merged
 from tests.fakes.codec import cuts
 from tests.fakes.vocabularies import byte_level, sentence_piece
@@ -14,8 +15,8 @@ CALL = '{"name": "f", "arguments": {}}'
 F: list[Piece] = [ToolStart(0, "call_0", "f"), ToolArguments(0, "{}"), ToolEnd(0)]
 
 
-def output(**options: Any) -> OutputText:
-    return OutputText(TOKENIZER, **{"stops": (), "reasoning": None, "tools": None, "call_prefix": "call_", **options})
+def output(*, stops: Sequence[str] = (), min_tokens: int = 0, **reading: Any) -> OutputText:
+    return OutputText(TOKENIZER, Reading(**reading), stops=stops, min_tokens=min_tokens, call_prefix="call_")
 
 
 def run(chosen: OutputText, chunks: list[list[int]]) -> tuple[tuple[Piece, ...], str | None, int]:
@@ -102,7 +103,7 @@ def test_completions_go_on_from_their_prompt() -> None:
     """The space before the first word belongs to the text."""
     tokenizer = sentence_piece()
     ids = [tokenizer.id_of("\u2581world") or 0]
-    make = lambda continues: OutputText(tokenizer, stops=(), reasoning=None, tools=None, continues=continues)
+    make = lambda continues: OutputText(tokenizer, Reading(continues=continues))
 
     assert make(continues=True).feed(ids).pieces == (Text(" world"),)
     assert make(continues=False).feed(ids).pieces == (Text("world"),)
@@ -163,6 +164,6 @@ def test_nothing_is_counted_that_did_not_come() -> None:
 def test_an_answer_begins_without_the_space_of_its_vocabulary() -> None:
     """Unless it is said to go on from a prompt."""
     tokenizer = sentence_piece()
-    chosen = OutputText(tokenizer, stops=(), reasoning=None, tools=None)
+    chosen = OutputText(tokenizer, Reading())
 
     assert chosen.feed([tokenizer.id_of("\u2581world") or 0]).pieces == (Text("world"),)
