@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from neuron_jax.daemon.fields import Fields
+from neuron_jax.daemon.params_schema import read_sampling
 from neuron_jax.daemon.problems import Problem
-from neuron_jax.daemon.schema import read_sampling
 
 ADVISED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Keys of a generation_config that are used where the request says nothing."""

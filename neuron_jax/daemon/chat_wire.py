@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Event, GenerationJob, Grown
-from neuron_jax.daemon.schema import SamplingParams
+from neuron_jax.daemon.params_schema import SamplingParams
 from neuron_jax.daemon.wire_common import envelope, token_text, usage
 from neuron_jax.text.pieces import Piece, Reasoning, Text, ToolArguments, ToolEnd, ToolStart
 

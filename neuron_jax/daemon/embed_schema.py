@@ -6,8 +6,8 @@ from typing import Any, Literal
 from attrs import frozen
 
 from neuron_jax.daemon.fields import Fields
+from neuron_jax.daemon.params_schema import MAX_TOKEN, read_model
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
-from neuron_jax.daemon.schema import MAX_TOKEN, read_model
 
 MAX_INPUTS = 2048
 """Texts of one request, as OpenAI has it."""

@@ -10,8 +10,9 @@ from attrs import frozen
 
 from neuron_jax.daemon.generation import GenerationJob
 from neuron_jax.daemon.model_text import Encoded, ModelText, Render
+from neuron_jax.daemon.params_schema import SamplingParams
 from neuron_jax.daemon.problems import context_too_long, invalid_body, unsupported
-from neuron_jax.daemon.schema import ChatRequest, CompletionRequest, SamplingParams
+from neuron_jax.daemon.schema import ChatRequest, CompletionRequest
 from neuron_jax.daemon.structured import Asked
 from neuron_jax.text.bound_calls import calls_or_answer, forced_calls, free_calls
 from neuron_jax.text.errors import TooManyTokensError, UncutTextError

@@ -25,13 +25,13 @@ from neuron_jax.daemon.generation import HEARTBEAT, Admitted, Again, Event, Gene
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.metrics import Metrics, RequestTimer
 from neuron_jax.daemon.model_text import ModelText
+from neuron_jax.daemon.params_schema import SamplingParams
 from neuron_jax.daemon.prepare import Outside, chat_job, completion_job, fitting, render_chat, with_bound_calls
 from neuron_jax.daemon.problems import Problem, internal, recovering
 from neuron_jax.daemon.resident import ResidentModel
 from neuron_jax.daemon.responses import non_streaming_answer, primed
 from neuron_jax.daemon.schema import (
     ChatRequest,
-    SamplingParams,
     TokenizeRequest,
     read_chat,
     read_completion,

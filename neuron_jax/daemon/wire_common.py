@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 
 from neuron_jax.daemon.generation import GenerationJob
+from neuron_jax.daemon.params_schema import SamplingParams
 from neuron_jax.daemon.problems import Problem
-from neuron_jax.daemon.schema import SamplingParams
 
 HEARTBEAT_LINE = b": keep-alive\n\n"
 BEATS = 10

@@ -8,12 +8,13 @@ import attrs
 import pytest
 
 from neuron_jax.config import AdmissionConfig, ServerConfig
+from neuron_jax.daemon.chat_schema import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
 from neuron_jax.daemon.fields import decode_object
 from neuron_jax.daemon.json_bounds import has_too_many_values
 from neuron_jax.daemon.model_text import ModelText, read_text
 from neuron_jax.daemon.prepare import Outside, completion_job
 from neuron_jax.daemon.problems import Problem
-from neuron_jax.daemon.schema import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, read_chat, read_completion, read_tokenize
+from neuron_jax.daemon.schema import read_chat, read_completion, read_tokenize
 from neuron_jax.hardware.cpu import read_resident
 from neuron_jax.text.tokenizer import Tokenizer
 from tests.fakes.live_neuron import MODEL, LiveNeuron, with_neuron
