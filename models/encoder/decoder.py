@@ -9,13 +9,41 @@ from typing import Any
 import jax
 from attrs import evolve, frozen
 
-from models.encoder.texts import Causal, Texts, normalized, pool
+from models.encoder.texts import Texts, attend, normalized, pool
 from models.errors import ModelError
 from models.mapping import Ignore, Rule
 from models.pooling import Pooling
 from models.spec import LayerSpec, Model, PagedLayer, Params
 
 _PREFIX = "model."
+
+
+@frozen
+class CausalTexts:
+    """The `models.spec.Mixer` of a decoder that reads whole texts and keeps nothing: caches go in and come out as None."""
+
+    owner: jax.Array
+    live: jax.Array | None = None
+    rotates: bool = False
+
+    def attend(
+        self, layer: PagedLayer, q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, *, sinks: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
+        """See `models.spec.Mixer`."""
+        assert cache is None, "whole texts read no cache"
+        assert sinks is None, "sinks are of decoders that embed nothing"
+        assert layer.soft_cap is None, "soft caps are of decoders that embed nothing"
+        # The window counts the token itself.
+        reach = None if layer.window is None else layer.window - 1
+        return attend(q, k, v, self.owner, reach=reach, causal=True), None
+
+    def attend_rotated(self, *_: Any, **__: Any) -> tuple[jax.Array, Any]:
+        """Never called: `rotates` is False."""
+        raise AssertionError("whole texts are rotated by their model")
+
+    def recur(self, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Never called: no family with a recurrent state embeds."""
+        raise AssertionError("whole texts have no state")
 
 
 @frozen(eq=False)
@@ -56,7 +84,9 @@ class DecoderEmbedder:
     def embed(self, params: Params, texts: Texts) -> jax.Array:
         """See `models.spec.Embedder`."""
         tokens, positions = texts.tokens.reshape(-1), texts.positions.reshape(-1)
-        hidden, _ = self.model.forward(params, tokens, positions, Causal(texts.owner), [None] * len(self.model.layers))
+        hidden, _ = self.model.forward(
+            params, tokens, positions, CausalTexts(texts.owner), [None] * len(self.model.layers)
+        )
         pooled = pool(hidden, texts, self.pooling)
         return normalized(pooled) if self.pooling.normalize else pooled
 

@@ -6,15 +6,13 @@ Several texts stand behind each other in a row as long as there is room, so that
 their lengths are, and a few sizes of calls do for all.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from attrs import frozen
 from jax import lax
 
 from models.pooling import Pooling
-from models.spec import PagedLayer
 
 
 class Texts(NamedTuple):
@@ -68,34 +66,6 @@ def attend(
     at = jnp.minimum(jnp.arange(blocks * BLOCK), width - 1).reshape(blocks, BLOCK)
     mixed = jnp.moveaxis(lax.map(mix, (apart, at)), 0, 1)
     return mixed.reshape(rows, -1, *shape[1:])[:, :width].reshape(shape)
-
-
-@frozen
-class Causal:
-    """The `models.spec.Mixer` of a decoder that reads whole texts and keeps nothing: caches go in and come out as None."""
-
-    owner: jax.Array
-    live: jax.Array | None = None
-    rotates: bool = False
-
-    def attend(
-        self, layer: PagedLayer, q: jax.Array, k: jax.Array, v: jax.Array, cache: Any, *, sinks: jax.Array | None = None
-    ) -> tuple[jax.Array, Any]:
-        """See `models.spec.Mixer`."""
-        assert cache is None, "whole texts read no cache"
-        assert sinks is None, "sinks are of decoders that embed nothing"
-        assert layer.soft_cap is None, "soft caps are of decoders that embed nothing"
-        # The window counts the token itself.
-        reach = None if layer.window is None else layer.window - 1
-        return attend(q, k, v, self.owner, reach=reach, causal=True), None
-
-    def attend_rotated(self, *_: Any, **__: Any) -> tuple[jax.Array, Any]:
-        """Never called: `rotates` is False."""
-        raise AssertionError("whole texts are rotated by their model")
-
-    def recur(self, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """Never called: no family with a recurrent state embeds."""
-        raise AssertionError("whole texts have no state")
 
 
 def pool(hidden: jax.Array, texts: Texts, pooling: Pooling) -> jax.Array:
