@@ -13,6 +13,7 @@ from cortex_gateway.dialects.events import (
     Reasoning,
     Start,
     Text,
+    TokenLogprob,
     ToolArguments,
     ToolEnd,
     ToolStart,
@@ -71,11 +72,18 @@ class Delta(Struct):
     tool_calls: list[ToolCall] | None = None
 
 
+class Logprobs(Struct):
+    """Of a chat; a text completion has another form, of which nothing is read."""
+
+    content: tuple[TokenLogprob, ...] | None = None
+
+
 class Choice(Struct):
     index: int = 0
     delta: Delta | None = None
     message: Delta | None = None
     text: str | None = None  # of a text completion, streamed or not
+    logprobs: Logprobs | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -155,20 +163,20 @@ class ChatDecoder:
                 self._choice(choice, events)
 
     def _choice(self, choice: Choice, events: list[Event]) -> None:
-        self._delta(choice.delta or Delta(choice.text), events)
+        self._delta(choice.delta or Delta(choice.text), _rows(choice), events)
         if choice.finish_reason is not None:
             self._reason = choice.finish_reason
         if isinstance(choice.stop_reason, str):
             self._stop = choice.stop_reason
 
-    def _delta(self, delta: Delta, events: list[Event]) -> None:
+    def _delta(self, delta: Delta, logprobs: tuple[TokenLogprob, ...], events: list[Event]) -> None:
         thought = delta.reasoning_content or delta.reasoning
         if thought:
             self._end_call(events)
             self._emit(Reasoning(thought), events)
         if delta.content:
             self._end_call(events)
-            self._emit(Text(delta.content), events)
+            self._emit(Text(delta.content, logprobs), events)
         for call in delta.tool_calls or ():
             self._call(call, events)
 
@@ -232,12 +240,31 @@ def _non_streaming(answer: Chunk) -> list[Event]:
     if thought:
         events.append(Reasoning(thought))
     if message.content:
-        events.append(Text(message.content))
+        events.append(Text(message.content, _of_text(message.content, _rows(choice))))
     for index, call in enumerate(message.tool_calls or ()):
         events.extend(_complete_call(index, call))
     stop = choice.stop_reason if isinstance(choice.stop_reason, str) else None
     events.append(Finish(finish_reason(choice.finish_reason, called=bool(message.tool_calls)), stop, usage))
     return events
+
+
+def _rows(choice: Choice) -> tuple[TokenLogprob, ...]:
+    return () if choice.logprobs is None else choice.logprobs.content or ()
+
+
+def _of_text(text: str, rows: tuple[TokenLogprob, ...]) -> tuple[TokenLogprob, ...]:
+    """Those of `rows` that `text` is made of. A neuron tells all tokens of an answer: thoughts, markers, a stop string."""
+    said = b"".join(bytes(row.bytes or ()) for row in rows)
+    begins = said.rfind(text.encode())
+    if begins < 0:
+        return rows
+    at, found = 0, []
+    for row in rows:
+        behind = at + len(row.bytes or ())
+        if at < begins + len(text.encode()) and behind > begins:
+            found.append(row)
+        at = behind
+    return tuple(found)
 
 
 def _text_message(choice: Choice) -> Delta | None:

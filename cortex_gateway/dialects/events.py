@@ -24,10 +24,25 @@ class Start(Struct, frozen=True):
     usage: Usage
 
 
+class Alternative(Struct, frozen=True):
+    """A token that could have come, with its natural logarithm of a probability. `bytes` where it is known."""
+
+    token: str
+    logprob: float
+    bytes: tuple[int, ...] | None = None
+
+
+class TokenLogprob(Alternative, frozen=True):
+    """The token that came, and the likeliest in its place."""
+
+    top_logprobs: tuple[Alternative, ...] = ()
+
+
 class Text(Struct, frozen=True):
-    """A piece of the answer."""
+    """A piece of the answer. `logprobs`: of the tokens that ended in it or before it, where they were asked for."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Reasoning(Struct, frozen=True):

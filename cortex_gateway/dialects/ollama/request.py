@@ -17,6 +17,7 @@ from cortex_gateway.dialects.fields import Json, array, body, flag, kind, model,
 from cortex_gateway.dialects.ollama import turns
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MOST_ALTERNATIVES = 20
 DEGREES = ("low", "medium", "high", "max")
 WHOLE_TEXT = "Ollama's option `repeat_last_n` was left out: penalties look at the whole text."
 _ZERO = re.compile(r"[-+]?0[0.nuµmsh]*")  # a duration of Go's without another digit; reads any text in one pass
@@ -60,7 +61,9 @@ def chat(raw: bytes) -> OllamaRequest:
         fields.update(add_generation_prompt=False, continue_final_message=True)
     if tools := _tools(top):
         fields["tools"] = tools
-    return OllamaRequest(named, stream, CHAT, {**fields, **_thinking(top), **_common(top)}, _dropped(top))
+    return OllamaRequest(
+        named, stream, CHAT, {**fields, **_thinking(top), **_common(top), **_logprobs(top)}, _dropped(top)
+    )
 
 
 def generate(raw: bytes) -> OllamaRequest:
@@ -76,11 +79,13 @@ def generate(raw: bytes) -> OllamaRequest:
     if bare and system:
         raise refused("raw", "raw mode does not support template, system, or context")
     if bare or suffix:
+        if _wants_logprobs(top):
+            raise refused("logprobs", "is not supported of bare text: /v1/completions has it", "unsupported_parameter")
         text_fields = {"prompt": prompt, **({"suffix": suffix} if suffix else {})}
         return OllamaRequest(named, stream, COMPLETIONS, {**text_fields, **_common(top)}, _dropped(top))
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
-    fields = {"messages": messages, **_thinking(top), **_common(top)}
+    fields = {"messages": messages, **_thinking(top), **_common(top), **_logprobs(top)}
     return OllamaRequest(named, stream, CHAT, fields, _dropped(top))
 
 
@@ -141,11 +146,20 @@ def _thinking(top: Json) -> dict[str, Any]:
 
 def _common(top: Json) -> dict[str, Any]:
     """What both routes say in the same way: options and form."""
-    if top.get("logprobs") is not None and flag(top["logprobs"], "logprobs"):
-        raise refused(
-            "logprobs", "is not supported on this route: /v1/chat/completions has it", "unsupported_parameter"
-        )
     return {**_sampling(_options(top)), **_form(top.get("format"))}
+
+
+def _logprobs(top: Json) -> dict[str, Any]:
+    if not _wants_logprobs(top):
+        return {}
+    alternatives = 0 if top.get("top_logprobs") is None else _integer(top["top_logprobs"], "top_logprobs")
+    if not 0 <= alternatives <= MOST_ALTERNATIVES:
+        raise refused("top_logprobs", f"must be from 0 to {MOST_ALTERNATIVES}, found {alternatives}")
+    return {"logprobs": True, "top_logprobs": alternatives}
+
+
+def _wants_logprobs(top: Json) -> bool:
+    return top.get("logprobs") is not None and flag(top["logprobs"], "logprobs")
 
 
 def _options(top: Json) -> Json:

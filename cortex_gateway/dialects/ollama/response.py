@@ -16,6 +16,7 @@ from cortex_gateway.dialects.events import (
     Finish,
     Reasoning,
     Text,
+    TokenLogprob,
     ToolArguments,
     ToolEnd,
     ToolStart,
@@ -44,6 +45,11 @@ def generate_said(text: str = "", thinking: str = "", calls: Sequence[Object] = 
 
 def _more(thinking: str, calls: Sequence[Object]) -> Object:
     return {**({"thinking": thinking} if thinking else {}), **({"tool_calls": list(calls)} if calls else {})}
+
+
+def told(logprobs: Sequence[TokenLogprob]) -> Object:
+    """Beside what is said, where they were asked for."""
+    return {"logprobs": logprobs} if logprobs else {}
 
 
 def head(model: str, identity: AnswerId) -> Object:
@@ -133,12 +139,14 @@ def non_streaming(events: Iterable[Event], said: Said, *, model: str, identity: 
     texts: list[str] = []
     thoughts: list[str] = []
     calls: list[Object] = []
+    rows: list[TokenLogprob] = []
     reader = CallReader()
     for event in events:
         calls += reader.feed(event)
         match event:
-            case Text(text):
+            case Text(text, logprobs):
                 texts.append(text)
+                rows += logprobs
             case Reasoning(text):
                 thoughts.append(text)
             case Error(failure):
@@ -146,7 +154,7 @@ def non_streaming(events: Iterable[Event], said: Said, *, model: str, identity: 
             case Finish():
                 answer = said("".join(texts), "".join(thoughts), calls)
                 return msgspec.json.encode(
-                    {**head(model, identity), **answer, **ending(event, identity.timing(), first=None)}
+                    {**head(model, identity), **answer, **told(rows), **ending(event, identity.timing(), first=None)}
                 )
     raise AssertionError("a non-streaming answer ends in Finish or Error")
 

@@ -12,7 +12,7 @@ from cortex_gateway.dialects.events import Event, Finish, Reasoning, Start, Text
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.grammar import Grammar
 from cortex_gateway.dialects.ollama import errors
-from cortex_gateway.dialects.ollama.response import CallReader, Said, ending, head
+from cortex_gateway.dialects.ollama.response import CallReader, Said, ending, head, told
 
 
 class LineEncoder:
@@ -32,8 +32,8 @@ class LineEncoder:
         calls = self._calls.feed(event)
         before = self._piece(calls=calls) if calls else b""
         match event:
-            case Text(text):
-                return before + self._piece(text)
+            case Text(text, logprobs):
+                return before + self._line(self._said(text), {**told(logprobs), "done": False})
             case Reasoning(text):
                 return before + self._piece(thinking=text)
             case Start():

@@ -29,6 +29,7 @@ from cortex_gateway.dialects.responses.items import Conversation, Message, Place
 from cortex_gateway.dialects.responses.tools import Tools, choose
 
 LONGEST_KEY = 256  # characters
+MOST_ALTERNATIVES, LOGPROBS = 20, "message.output_text.logprobs"
 OFF = ("none", "minimal")
 """Efforts that ask for as good as no thinking."""
 NOT_HERE = {
@@ -160,6 +161,7 @@ def decode(asked: Asked, earlier: Earlier) -> ResponsesRequest:
     if choice is not None and left and not conversation.compacting:
         chat["tool_choice"] = choice
     _sampling(top, chat)
+    _logprobs(top, chat)
     _reasoning(top, chat)
     _format(top, chat)
     dropped = (*tools.dropped, *conversation.dropped)
@@ -232,12 +234,8 @@ def _check(asked: Asked) -> None:
         raise refused("background", "needs `store`: what is not kept cannot be asked for later")
     if asked.background and asked.stream:
         raise refused("stream", "an answer in the background is not streamed: ask GET for it", "unsupported_parameter")
-    if top.get("top_logprobs"):
-        raise refused("top_logprobs", "logprobs are on /v1/chat/completions only", "unsupported_parameter")
     for at, value in enumerate(array(top.get("include") or [], "include")):
-        if text(value, f"include.{at}") == "message.output_text.logprobs":
-            message = "logprobs are on /v1/chat/completions only"
-            raise refused(f"include.{at}", message, "unsupported_parameter")
+        text(value, f"include.{at}")
     if top.get("truncation") not in (None, "auto", "disabled"):
         raise refused("truncation", f"must be auto or disabled, found {kind(top['truncation'])}")
     for field, value in obj(top.get("metadata") or {}, "metadata").items():
@@ -252,6 +250,15 @@ def _sampling(top: Json, chat: dict[str, Any]) -> None:
         raise refused("max_output_tokens", f"must be at least 1, found {chat['max_completion_tokens']}")
     if "tools" not in chat:
         chat.pop("parallel_tool_calls", None)
+
+
+def _logprobs(top: Json, chat: dict[str, Any]) -> None:
+    """Either of the two fields asks for them."""
+    alternatives = 0 if top.get("top_logprobs") is None else integer(top["top_logprobs"], "top_logprobs")
+    if not 0 <= alternatives <= MOST_ALTERNATIVES:
+        raise refused("top_logprobs", f"must be from 0 to {MOST_ALTERNATIVES}, found {alternatives}")
+    if alternatives or LOGPROBS in (top.get("include") or ()):
+        chat.update(logprobs=True, top_logprobs=alternatives)
 
 
 def _reasoning(top: Json, chat: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cortex_gateway.dialects.dialect import AnswerId
-from cortex_gateway.dialects.events import Usage
+from cortex_gateway.dialects.events import TokenLogprob, Usage
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.fields import Json
 from cortex_gateway.dialects.opaque import seal
@@ -76,7 +76,7 @@ def head(request: ResponsesRequest, identity: AnswerId) -> Item:
         "text": {"format": {"type": "text"}, **(top.get("text") or {})},
         "tool_choice": top.get("tool_choice") or "auto",
         "tools": request.tools.told,
-        "top_logprobs": 0,
+        "top_logprobs": top.get("top_logprobs") or 0,
         "top_p": top.get("top_p"),
         "truncation": "disabled",
         "user": top.get("user"),
@@ -99,9 +99,9 @@ def error(failure: Failure) -> dict[str, str]:
     return {"code": failure.code or CODES.get(failure.type, "server_error"), "message": failure.message}
 
 
-def output_text(text: str) -> Item:
+def output_text(text: str, logprobs: Sequence[TokenLogprob] = ()) -> Item:
     """A message's part. Strict clients insist on both lists."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
 def message(identity: str, parts: Sequence[Item], status: str) -> Item:

@@ -1,5 +1,6 @@
 """Neutral events as a stream of Responses events; knows their order and shapes, not when they are sent."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -14,6 +15,7 @@ from cortex_gateway.dialects.events import (
     Reasoning,
     Start,
     Text,
+    TokenLogprob,
     ToolArguments,
     ToolEnd,
     ToolStart,
@@ -40,6 +42,7 @@ class _Open:
     call_id: str = ""
     tool: Tool = NO_TOOL
     said: list[str] = field(factory=list)
+    logprobs: list[TokenLogprob] = field(factory=list)
 
     @property
     def text(self) -> str:
@@ -121,8 +124,8 @@ class ResponseEncoder:
 
     def _piece(self, event: Event) -> bytes:
         match event:
-            case Text(text):
-                return self._within("message") + self._say(text)
+            case Text(text, logprobs):
+                return self._within("message") + self._say(text, logprobs)
             case Reasoning(text):
                 return self._within("reasoning") + self._say(text)
             case ToolStart(_, call_id, function):
@@ -160,13 +163,14 @@ class ResponseEncoder:
             )
         return added
 
-    def _say(self, text: str) -> bytes:
+    def _say(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
         item = self._open
         assert item is not None
         item.said.append(text)
+        item.logprobs += logprobs
         match item.kind:
             case "message":
-                fields = {**item.place, "content_index": 0, "delta": text, "logprobs": []}
+                fields = {**item.place, "content_index": 0, "delta": text, "logprobs": logprobs}
                 return self._event("response.output_text.delta", **fields)
             case "reasoning":
                 return self._event("response.reasoning_summary_text.delta", **item.place, summary_index=0, delta=text)
@@ -189,8 +193,10 @@ class ResponseEncoder:
         match item.kind:
             case "message":
                 at = {**place, "content_index": 0}
-                said = self._event("response.output_text.done", **at, text=text, logprobs=[])
-                return said + self._event("response.content_part.done", **at, part=shapes.output_text(text))
+                said = self._event("response.output_text.done", **at, text=text, logprobs=item.logprobs)
+                return said + self._event(
+                    "response.content_part.done", **at, part=shapes.output_text(text, item.logprobs)
+                )
             case "reasoning":
                 at = {**place, "summary_index": 0}
                 part = {"type": "summary_text", "text": text}
@@ -206,7 +212,7 @@ class ResponseEncoder:
         begun = status == "in_progress"
         match item.kind:
             case "message":
-                return shapes.message(item.id, [] if begun else [shapes.output_text(item.text)], status)
+                return shapes.message(item.id, [] if begun else [shapes.output_text(item.text, item.logprobs)], status)
             case "reasoning":
                 return shapes.reasoning(item.id, None if begun else item.text)
         said = bare_text(item.text) if item.tool.custom else item.text

@@ -236,6 +236,41 @@ def test_a_non_streaming_answer_is_the_same_events() -> None:
     assert decode_non_streaming(answer(message, "tool_calls")) == expected
 
 
+def row(text: str) -> dict[str, Any]:
+    return {"token": text, "logprob": -1.0, "bytes": list(text.encode()), "top_logprobs": []}
+
+
+def test_log_probabilities_belong_to_the_text_they_come_with() -> None:
+    """What was held back comes with the next piece; what comes with a thought is not told."""
+    stream = role() + event(choices=[{"index": 0, "delta": {"reasoning": "hm"}, "logprobs": {"content": [row("hm")]}}])
+    stream += event(choices=[{"index": 0, "delta": {"content": "ab"}, "logprobs": {"content": [row("a"), row("b")]}}])
+    (text,) = (one for one in decoded([stream + finish("stop") + total(5, 3) + DONE]) if isinstance(one, Text))
+
+    assert [(one.token, one.logprob, one.bytes) for one in text.logprobs] == [("a", -1.0, (97,)), ("b", -1.0, (98,))]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "own"),
+    [
+        (("a", "b"), "ab", ("a", "b")),
+        (("hm", "</think>", "a", "b"), "ab", ("a", "b")),
+        (("ab", "</think>", "ab"), "ab", ("ab",)),
+        (("a", "b", "END"), "ab", ("a", "b")),  # a stop string, which is no part of the text
+        (("a", "bEND"), "ab", ("a", "bEND")),
+        (("a", "b", ""), "ab", ("a", "b")),  # the token that ended it
+        (("x",), "ab", ("x",)),
+    ],
+)
+def test_of_a_non_streaming_answer_those_of_its_text_are_told(
+    tokens: tuple[str, ...], text: str, own: tuple[str, ...]
+) -> None:
+    """The neuron tells those of all tokens, in one list."""
+    logprobs = {"content": [row(token) for token in tokens], "refusal": None}
+    (said,) = (one for one in decode_non_streaming(answer({"content": text}, logprobs=logprobs)) if type(one) is Text)
+
+    assert tuple(one.token for one in said.logprobs) == own
+
+
 def test_a_non_streaming_answer_tells_its_stop_string() -> None:
     """As the stream does."""
     last = decode_non_streaming(answer({"content": "hi"}, stop_reason="END"))[-1]

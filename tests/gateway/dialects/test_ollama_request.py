@@ -200,6 +200,16 @@ def test_nothing_to_answer_only_loads_the_model(asked: Any) -> None:
         assert refused(asked, keep_alive=none)[:2] == (400, "keep_alive")
 
 
+def test_log_probabilities_are_the_neuron_s() -> None:
+    """Alternatives only beside them, as Ollama has it; not of bare text."""
+    asked = posted(chat(logprobs=True, top_logprobs=3))
+
+    assert (asked["logprobs"], asked["top_logprobs"]) == (True, 3)
+    assert posted(chat(logprobs=False, top_logprobs=3)) == posted(chat())
+    assert posted(generate(logprobs=True))["logprobs"] is True
+    assert refused(generate, logprobs=True, raw=True)[:2] == (400, "logprobs")
+
+
 def test_how_long_a_model_stays_is_not_the_client_s_to_say() -> None:
     """But nothing is refused for it."""
     assert posted(chat(keep_alive=0)) == posted(chat())
@@ -223,7 +233,9 @@ def test_how_long_a_model_stays_is_not_the_client_s_to_say() -> None:
         ({"think": "hard"}, "think"),
         ({"think": {}}, "think"),
         ({"stream": "no"}, "stream"),
-        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": "yes"}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 1.5}, "top_logprobs"),
         ({"options": []}, "options"),
         ({"options": {"temperature": "hot"}}, "options.temperature"),
         ({"options": {"num_predict": 0}}, "options.num_predict"),

@@ -15,6 +15,7 @@ from cortex_gateway.dialects.events import (
     Reasoning,
     Start,
     Text,
+    TokenLogprob,
     ToolArguments,
     ToolEnd,
     ToolStart,
@@ -80,6 +81,18 @@ def test_text_and_thoughts_in_lines(said: Said) -> None:
     assert {line["model"] for line in lines} == {"m"}
     assert lines[0]["created_at"] == "2023-11-14T22:13:21.500000Z"
     assert (lines[-1]["done_reason"], lines[-1]["prompt_eval_count"], lines[-1]["eval_count"]) == ("stop", 10, 6)
+
+
+@FORMS
+def test_log_probabilities_stand_beside_the_text(said: Said) -> None:
+    """In each line, and all of them in an answer of one piece; no key where they were not asked for."""
+    rows = [TokenLogprob(token, -1.0, (ord(token),)) for token in "ab"]
+    events = (START, Text("a", (rows[0],)), Text("b", (rows[1],)), Text("c"), finish())
+    lines = streamed(*events, said=said)
+
+    assert [[row["token"] for row in line.get("logprobs", ())] for line in lines] == [["a"], ["b"], [], []]
+    assert "logprobs" not in lines[2]
+    assert [row["token"] for row in whole(*events, said=said)["logprobs"]] == ["a", "b"]
 
 
 def test_durations_are_nanoseconds_and_add_up() -> None:

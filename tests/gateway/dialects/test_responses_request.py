@@ -307,14 +307,24 @@ def test_an_item_may_be_sent_by_its_id() -> None:
     assert refusal(earlier, input=[{"id": "msg_other"}]).code == "item_not_found"
 
 
+def test_log_probabilities_are_asked_for_in_two_ways() -> None:
+    """By `include` alone without alternatives; by `top_logprobs` with as many, within bounds."""
+    wanted = {"include": ["reasoning.encrypted_content", "message.output_text.logprobs"]}
+
+    assert chat(input="hi").keys().isdisjoint({"logprobs", "top_logprobs"})
+    for fields, alternatives in ((wanted, 0), ({"top_logprobs": 3}, 3), ({**wanted, "top_logprobs": 20}, 20)):
+        asked = chat(input="hi", **fields)
+        assert (asked["logprobs"], asked["top_logprobs"]) == (True, alternatives)
+    for wrong in (-1, 21):
+        assert refusal(top_logprobs=wrong).param == "top_logprobs"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"moderation": {"model": "x"}}, "moderation"),
-        ({"top_logprobs": 3}, "top_logprobs"),
-        ({"include": ["message.output_text.logprobs"]}, "include.0"),
         ({"background": True, "stream": True}, "stream"),
         ({"tool_choice": {"type": "web_search_preview"}, "tools": [FUNCTION]}, "tool_choice"),
         ({"tool_choice": "required", "tools": [{"type": "web_search"}]}, "tool_choice"),

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from cortex_gateway.dialects.dialect import AnswerId, Earlier
 from cortex_gateway.dialects.events import (
+    Alternative,
     Error,
     Event,
     Finish,
@@ -16,6 +17,7 @@ from cortex_gateway.dialects.events import (
     Reasoning,
     Start,
     Text,
+    TokenLogprob,
     ToolArguments,
     ToolEnd,
     ToolStart,
@@ -25,6 +27,7 @@ from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.grammar import GrammarError
 from cortex_gateway.dialects.opaque import unseal
 from cortex_gateway.dialects.responses import request as requests
+from cortex_gateway.dialects.responses.request import LOGPROBS
 from cortex_gateway.dialects.responses.stream import ResponseEncoder
 from cortex_gateway.dialects.sse import SseParser
 
@@ -112,6 +115,31 @@ def test_text() -> None:
     assert (part["text"], part["annotations"], part["logprobs"]) == ("ab", [], [])
     assert (told[4]["logprobs"], told[6]["logprobs"], told[6]["text"]) == ([], [], "ab")
     assert {(event["output_index"], event["content_index"]) for event in told[3:8]} == {(0, 0)}
+
+
+def test_log_probabilities_come_with_their_text_and_with_the_whole() -> None:
+    """Of thoughts none are told."""
+    first = TokenLogprob("a", -0.5, (97,), (Alternative("a", -0.5, (97,)), Alternative("b", -1.5, (98,))))
+    second = TokenLogprob("b", -0.25, (98,))
+    told = streamed(
+        START, Reasoning("hm"), Text("a", (first,)), Text("b", (second,)), finish(), include=[LOGPROBS], top_logprobs=2
+    )
+    deltas = [event for event in told if event["type"] == "response.output_text.delta"]
+    (done,) = (event for event in told if event["type"] == "response.output_text.done")
+    part = told[-1]["response"]["output"][1]["content"][0]
+
+    assert [[row["token"] for row in delta["logprobs"]] for delta in deltas] == [["a"], ["b"]]
+    assert done["logprobs"] == part["logprobs"] == [row for delta in deltas for row in delta["logprobs"]]
+    assert part["logprobs"][0] == {
+        "token": "a",
+        "logprob": -0.5,
+        "bytes": [97],
+        "top_logprobs": [
+            {"token": "a", "logprob": -0.5, "bytes": [97]},
+            {"token": "b", "logprob": -1.5, "bytes": [98]},
+        ],
+    }
+    assert told[-1]["response"]["top_logprobs"] == 2
 
 
 def test_the_response_itself() -> None:
