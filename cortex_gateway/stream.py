@@ -37,6 +37,7 @@ class Client:
         status: the status that went out, 0 before.
         broken_off: the rest of the request is not read, so the connection ends with the answer.
         fail: the last bytes of a stream that has begun and fails; None until one is to begin.
+        may_leave: what it asked for goes on without it.
         before_end: called before the last byte goes out: what a client sees as over is over here, too.
     """
 
@@ -55,6 +56,7 @@ class Client:
         self.ended = False
         self.status = 0
         self.broken_off = False
+        self.may_leave = False
         self.fail: Callable[[Failure], bytes] | None = None
         self.before_end: Callable[[], None] | None = None
         self._stream_type = stream_type
@@ -143,7 +145,7 @@ class Client:
         """Servers say `http.disconnect` after a whole answer as well: then nobody has left."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if not self.ended:
+        if not self.ended and not self.may_leave:
             self._gone = True
             task.cancel()
 

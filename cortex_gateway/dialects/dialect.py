@@ -112,8 +112,12 @@ class KeptAnswer(Answer, Protocol):
         """The body will not change any more."""
         ...
 
-    def working(self) -> None:
-        """A model has it now."""
+    def queued(self) -> bytes:
+        """How its stream begins before a model has it. At most once, before anything else."""
+        ...
+
+    def working(self) -> bytes:
+        """A model has it now: what its stream says of that, where it has begun."""
         ...
 
     def cancel(self) -> None:
@@ -134,7 +138,7 @@ class Keep:
         previous: the id of the answer before it.
         input: what it answers, as the dialect's own JSON.
         answer: the answer itself.
-        background: the client gets the body at once, and asks for it again later.
+        background: it is made whether or not the client waits, who may ask for it again later.
     """
 
     id: str

@@ -8,6 +8,7 @@ import httpx
 from attrs import Factory, define, field, frozen
 
 from cortex_gateway.context import RequestContext
+from cortex_gateway.dialects.dialect import Answer
 from cortex_gateway.dialects.openai import errors as openai_errors
 from cortex_gateway.errors import (
     CortexError,
@@ -226,6 +227,14 @@ def reading() -> Iterator[None]:
         yield
     except httpx.TransportError as error:
         raise UpstreamReadFailed(f"The neuron's answer broke off: {_words(error)}") from error
+
+
+def fed(it: Exchange, answer: Answer, chunk: bytes) -> bytes:
+    """What of a stream goes on to the client, counted."""
+    ready = answer.feed(chunk)
+    if answer.passed:
+        it.record.token(answer.passed)
+    return ready
 
 
 async def read(response: httpx.Response) -> bytes:

@@ -52,6 +52,7 @@ class Exchange:
     def outlives_client(self) -> None:
         """From now on it is one request as before, whether or not anybody waits for its answer."""
         self.client.before_end = None
+        self.client.may_leave = True
 
     async def answer(self, value: object) -> None:
         """`value` as JSON, with status 200."""

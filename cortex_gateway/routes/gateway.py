@@ -9,6 +9,7 @@ from cortex_gateway.dialects.dialect import Dialect
 from cortex_gateway.dialects.table import spoken
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
+from cortex_gateway.routes.followed import Followed
 from cortex_gateway.routes.live import LiveRequests
 
 
@@ -25,6 +26,7 @@ class Gateway:
         keep_alive_seconds: how long a client that asked for a stream may be left in silence.
         answers: those that are kept.
         live: the requests under way.
+        followed: events of answers that are made in the background.
         dialects: all that are spoken; the first one tells the errors of paths that are no dialect's own.
     """
 
@@ -38,6 +40,7 @@ class Gateway:
     answers: Answers
     told: set[str] = field(factory=set)  # what the log has said once
     live: LiveRequests = field(factory=LiveRequests)
+    followed: Followed = field(factory=Followed)
 
     @classmethod
     def of(cls, state: State) -> "Gateway":

@@ -1,6 +1,5 @@
 """Every route on which a model answers, whatever the dialect: one way for streams and one for answers that are not streamed."""
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -8,17 +7,16 @@ import uuid
 
 import httpx
 
-from cortex_gateway.dialects.dialect import Answer, AnswerId, Decoded, Earlier, Generation, GoesOn, Keep, Kept, Ready
+from cortex_gateway.dialects.dialect import Answer, AnswerId, Decoded, Earlier, Generation, GoesOn, Keep, Ready
 from cortex_gateway.dialects.failure import Failure
-from cortex_gateway.errors import CortexError, ShuttingDown
-from cortex_gateway.routes.ask import Outgoing, answered, read, reading
+from cortex_gateway.routes.ask import Outgoing, answered, fed, read, reading
+from cortex_gateway.routes.background import in_background, keep_answer
 from cortex_gateway.routes.exchange import Exchange
-from cortex_gateway.routes.failures import INTERNAL, failure_of, refusal
+from cortex_gateway.routes.failures import refusal
 from cortex_gateway.routes.kept import owner
 
 log = logging.getLogger("cortex.gateway")
 MOST_TOLD = 256
-UNFINISHED = "The gateway went down, or the request's time was over, before the answer was whole."
 
 
 async def generate(it: Exchange, body: bytes, *, route: Generation) -> None:
@@ -38,7 +36,7 @@ async def generate(it: Exchange, body: bytes, *, route: Generation) -> None:
     path = decoded.neuron_path or route.neuron_path
     outgoing = Outgoing(model=decoded.model, path=path, body=decoded.body, stream=streams)
     if keep is not None and background:
-        await _background(it, keep, outgoing)
+        await in_background(it, keep, outgoing, stream=decoded.stream)
     elif decoded.stream:
         await _stream(it, keep.answer if keep else decoded.answer(identity), keep, outgoing)
     else:
@@ -79,7 +77,7 @@ async def _non_streaming(
     if isinstance(answer.body, Failure):
         raise refusal(answer.body)
     if keep is not None:
-        await _kept(it, keep, answer.body)
+        await keep_answer(it, keep, answer.body)
     await it.client.answer(200, answer.body)
 
 
@@ -94,9 +92,9 @@ async def _relay(it: Exchange, answer: Answer, keep: Keep | None, response: http
     try:
         with reading():
             async for chunk in response.aiter_raw():
-                ready = _fed(it, answer, chunk)
+                ready = fed(it, answer, chunk)
                 if keep is not None and keep.answer.ended:  # before the client sees its end, and goes on from it
-                    await _kept(it, keep, keep.answer.whole())
+                    await keep_answer(it, keep, keep.answer.whole())
                 if ready:
                     await it.client.write(ready)
     finally:
@@ -105,52 +103,3 @@ async def _relay(it: Exchange, answer: Answer, keep: Keep | None, response: http
     if answer.failure:
         it.record.failed(answer.failure)
     await it.client.end(last)
-
-
-def _fed(it: Exchange, answer: Answer, chunk: bytes) -> bytes:
-    ready = answer.feed(chunk)
-    if answer.passed:
-        it.record.token(answer.passed)
-    return ready
-
-
-async def _background(it: Exchange, keep: Keep, outgoing: Outgoing) -> None:
-    """The client has its word at once; the request goes on as any other, seen, limited and ended as such."""
-    it.check_model(outgoing.model)
-    it.gateway.fleet.resolve(outgoing.model)  # a name that nobody knows is told at once
-    it.record.answer = keep.id
-    it.outlives_client()
-    await _kept(it, keep, keep.answer.whole(), running=True)
-    await it.client.answer(200, keep.answer.whole())
-    try:
-        await _work(it, keep, outgoing)
-    except asyncio.CancelledError:
-        if it.record.outcome == "cancelled":
-            keep.answer.cancel()
-        else:
-            keep.answer.fail(failure_of(ShuttingDown(UNFINISHED)))
-        raise
-    except Exception as error:  # whatever it was, whoever asks later is told
-        if not keep.answer.ended:
-            keep.answer.fail(failure_of(error) if isinstance(error, CortexError) else INTERNAL)
-        raise
-    finally:
-        it.record.usage = keep.answer.usage
-        await _kept(it, keep, keep.answer.whole())
-
-
-async def _work(it: Exchange, keep: Keep, outgoing: Outgoing) -> None:
-    answer = keep.answer
-    async with answered(it, outgoing) as response:
-        answer.working()
-        await _kept(it, keep, answer.whole(), running=True)
-        with reading():
-            async for chunk in response.aiter_raw():
-                _fed(it, answer, chunk)
-        answer.close()
-        if answer.failure:
-            it.record.failed(answer.failure)
-
-
-async def _kept(it: Exchange, keep: Keep, body: bytes, *, running: bool = False) -> None:
-    await it.gateway.answers.keep(owner(it), Kept(keep.id, keep.previous, keep.input, body), running=running)

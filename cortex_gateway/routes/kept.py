@@ -8,7 +8,12 @@ from cortex_gateway.dialects.dialect import Kept, KeptAnswers
 from cortex_gateway.dialects.failure import RefusedError
 from cortex_gateway.errors import InvalidBody
 from cortex_gateway.routes.exchange import Exchange, Method, Route
+from cortex_gateway.routes.followed import read_along
 
+NOT_FOLLOWED = (
+    "Events are known of answers that were asked for with `background` and `stream`, while they are made and for "
+    "five minutes after their end: ask without `stream`."
+)
 Work = Callable[..., Awaitable[None]]
 
 
@@ -40,9 +45,23 @@ async def _found(it: Exchange, row: KeptAnswers) -> Kept:
 
 
 async def _get(it: Exchange, _: bytes, *, row: KeptAnswers) -> None:
-    if it.query.get("stream", "false").lower() not in ("false", "0"):
-        raise InvalidBody("An answer that was kept is not streamed: ask without `stream`.", param="stream")
-    await it.client.answer(200, (await _found(it, row)).answer)
+    found = await _found(it, row)
+    if it.query.get("stream", "false").lower() in ("false", "0"):
+        await it.client.answer(200, found.answer)
+        return
+    log = it.gateway.followed.find(owner(it), found.id)
+    if log is None:
+        raise InvalidBody(NOT_FOLLOWED, param="stream")
+    await read_along(it.client, log, _first(it.query.get("starting_after")), it.gateway.keep_alive_seconds)
+
+
+def _first(after: str | None) -> int:
+    """The number of the first event that is wanted."""
+    if after is None:
+        return 0
+    if not (after.isascii() and after.isdigit() and len(after) < 10):
+        raise InvalidBody("starting_after must be the number of an event.", param="starting_after")
+    return int(after) + 1
 
 
 async def _items(it: Exchange, _: bytes, *, row: KeptAnswers) -> None:
@@ -64,4 +83,5 @@ async def _delete(it: Exchange, _: bytes, *, row: KeptAnswers) -> None:
     found = await _found(it, row)
     await it.gateway.live.end(it.context.principal.key, found.id)
     await it.gateway.answers.forget(owner(it), found.id)
+    it.gateway.followed.forget(owner(it), found.id)
     await it.client.answer(200, row.deleted(found.id))

@@ -46,9 +46,13 @@ class ResponseAnswer(Translation):
         """See `dialect.KeptAnswer`."""
         return self._response.ended
 
-    def working(self) -> None:
+    def queued(self) -> bytes:
         """See `dialect.KeptAnswer`."""
-        self._response.working()
+        return self._response.queued()
+
+    def working(self) -> bytes:
+        """See `dialect.KeptAnswer`."""
+        return self._response.working()
 
     def cancel(self) -> None:
         """See `dialect.KeptAnswer`."""

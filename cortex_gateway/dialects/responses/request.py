@@ -232,8 +232,6 @@ def _check(asked: Asked) -> None:
     top = asked.top
     if asked.background and not asked.store:
         raise refused("background", "needs `store`: what is not kept cannot be asked for later")
-    if asked.background and asked.stream:
-        raise refused("stream", "an answer in the background is not streamed: ask GET for it", "unsupported_parameter")
     for at, value in enumerate(array(top.get("include") or [], "include")):
         text(value, f"include.{at}")
     if top.get("truncation") not in (None, "auto", "disabled"):

@@ -106,9 +106,17 @@ class ResponseEncoder:
         """It has ended because its client wants it no more."""
         self._status, self.ended = "cancelled", True
 
-    def working(self) -> None:
+    def queued(self) -> bytes:
+        """What is said before a model has it."""
+        assert not self._number, "the stream has begun"
+        response = self._response()
+        created = self._event("response.created", response=response)
+        return created + self._event("response.queued", response=response)
+
+    def working(self) -> bytes:
         """A model has it now."""
         self._status = "in_progress"
+        return self._event("response.in_progress", response=self._response()) if self._number else b""
 
     def whole(self) -> bytes:
         """The Response as it stands now."""

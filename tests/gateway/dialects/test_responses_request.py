@@ -325,7 +325,6 @@ def test_log_probabilities_are_asked_for_in_two_ways() -> None:
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"moderation": {"model": "x"}}, "moderation"),
-        ({"background": True, "stream": True}, "stream"),
         ({"tool_choice": {"type": "web_search_preview"}, "tools": [FUNCTION]}, "tool_choice"),
         ({"tool_choice": "required", "tools": [{"type": "web_search"}]}, "tool_choice"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),

@@ -1,6 +1,7 @@
 """/v1/responses through the whole gateway: what is kept, gone on from, made in the background, cancelled and forgotten."""
 
 import asyncio
+import json
 import pathlib
 from typing import Any
 
@@ -8,6 +9,7 @@ import httpx
 import pytest
 
 from cortex_gateway.errors import LoadFailed
+from cortex_gateway.routes.followed import KEPT_BYTES, KEPT_SECS, Followed
 from tests.fakes.gateway_rig import CHAT, HI, RESPONSES, Rig, payloads, run, settled
 from tests.fakes.keyring import guarded, made
 from tests.fakes.live_gateway import live_gateway
@@ -188,6 +190,105 @@ def test_in_the_background_the_client_is_answered_at_once() -> None:
 
     gate = asyncio.Event()
     run(scenario, gate=gate)
+
+
+def test_in_the_background_the_client_may_read_along() -> None:
+    """From the beginning, or again from any event on, with the same numbers; what it reads ends with the answer."""
+
+    async def scenario(rig: Rig) -> None:
+        reading = asyncio.create_task(rig.post(RESPONSES, background=True, stream=True))
+        await settled()
+        (live,) = (await rig.client.get("/admin/requests")).json()["requests"]
+        gate.set()
+        answer = await reading
+        events = payloads(answer.content)
+        identity = events[0]["response"]["id"]
+        again = {"stream": "true", "starting_after": "2"}
+        rest = payloads((await rig.client.get(f"{RESPONSES}/{identity}", params=again)).content)
+
+        assert live["state"] == "queued"
+        assert kinds(answer)[:4] == ["created", "queued", "in_progress", "output_item.added"]
+        assert kinds(answer)[-1] == "completed"
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        assert [events[at]["response"]["status"] for at in (0, 1, 2, -1)] == [
+            "queued",
+            "queued",
+            "in_progress",
+            "completed",
+        ]
+        assert rest == events[3:]
+        assert (await told(rig, identity)) == events[-1]["response"]
+        for wrong in ("x", "-1"):
+            refused = await rig.client.get(f"{RESPONSES}/{identity}", params={**again, "starting_after": wrong})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "starting_after")
+
+    gate = asyncio.Event()
+    run(scenario, gate=gate)
+
+
+def test_in_the_background_a_stream_is_made_without_its_reader() -> None:
+    """Which comes back later and misses nothing."""
+    neuron = NeuronDouble(answers=[Answer(pause=0.2)])
+    with live_gateway({"double": neuron}) as gateway, httpx.Client(base_url=gateway.url, timeout=60) as client:
+        body = {"model": "demo", "input": "x", "background": True, "stream": True}
+        with client.stream("POST", RESPONSES, json=body) as answer:
+            first = next(line for line in answer.iter_lines() if line.startswith("data:"))
+        identity = json.loads(first.removeprefix("data:"))["response"]["id"]
+        read = client.get(f"{RESPONSES}/{identity}", params={"stream": "true"})
+        found = client.get(f"{RESPONSES}/{identity}").json()
+
+    assert payloads(read.content)[-1]["response"] == found
+    assert (found["status"], text(found)) == ("completed", "Hello there")
+
+
+def test_in_the_background_a_stream_that_fails_or_is_ended_has_an_end() -> None:
+    """The failure is its last event; who ended it knows, and reads no more."""
+
+    async def scenario(rig: Rig) -> None:
+        failed = await rig.post(RESPONSES, background=True, stream=True)
+        assert kinds(failed)[-1] == "failed"
+
+        reading = asyncio.create_task(rig.post(RESPONSES, background=True, stream=True))
+        for _ in range(1000):
+            live = (await rig.client.get("/admin/requests")).json()["requests"]
+            if live and live[0]["state"] != "queued":
+                break
+            await asyncio.sleep(0.005)
+        await rig.client.post(f"/admin/requests/{live[0]['id']}/cancel", json={})
+        events = payloads((await reading).content)
+        assert events[-1]["type"] == "response.in_progress"
+        assert (await told(rig, events[0]["response"]["id"]))["status"] == "cancelled"
+
+    run(scenario, Answer(dies_after=1), Answer(gate=asyncio.Event()))
+
+
+def test_of_other_answers_no_events_are_known() -> None:
+    """One that was streamed and kept, and one in the background that was not streamed."""
+
+    async def scenario(rig: Rig) -> None:
+        kept = (await rig.post(RESPONSES)).json()["id"]
+        made = (await ended(rig, (await rig.post(RESPONSES, background=True)).json()["id"]))["id"]
+
+        for identity in (kept, made):
+            refused = await rig.client.get(f"{RESPONSES}/{identity}", params={"stream": "true"})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stream")
+
+    run(scenario)
+
+
+def test_events_are_forgotten_after_a_while_or_where_there_are_many() -> None:
+    """The oldest first; those of an answer that is being made stay."""
+    now = 0.0
+    followed = Followed(now=lambda: now)
+    with followed.log("me", "running"):
+        for at in range(3):
+            with followed.log("me", f"ended {at}") as log:
+                log.add(b"data: {}\n\n" * (KEPT_BYTES // 22))
+        assert [at for at in range(3) if followed.find("me", f"ended {at}")] == [1, 2]
+        assert followed.find("you", "ended 1") is None
+        now = KEPT_SECS + 1
+        assert [at for at in range(3) if followed.find("me", f"ended {at}")] == []
+        assert followed.find("me", "running") is not None
 
 
 @pytest.mark.parametrize("when", ["queued", "answering"])
