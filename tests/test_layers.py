@@ -66,6 +66,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     **{f"cortex_gateway.auth.{name}": ({"cortex_gateway.errors"}, set()) for name in ("keys", "limits", "policy")},
     "cortex_gateway.auth.principal": (set(), set()),
     **{f"cortex_gateway.cli.launch.{name}": (set(), set()) for name in ("clients", "jsonc", "setup")},
+    "cortex_gateway.cli.moving": ({"cortex_gateway.config"}, set()),
     "cortex_gateway": ({"cortex_gateway", "neuron_jax.common"}, WEB),
 }
 PURE = (
@@ -77,6 +78,7 @@ PURE = (
     "neuron_jax.constraints",
     *(f"cortex_gateway.auth.{name}" for name in ("keys", "limits", "policy", "principal")),
     *(f"cortex_gateway.cli.launch.{name}" for name in ("clients", "jsonc", "setup")),
+    "cortex_gateway.cli.moving",
 )
 IMPURE = {"time", "asyncio", "logging", "socket", "sqlite3", "threading", "random", "secrets", "os", "subprocess"}
 

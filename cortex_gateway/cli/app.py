@@ -19,6 +19,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from cortex_gateway.cli import config as configuring
 from cortex_gateway.cli import keys, tables
 from cortex_gateway.cli.api import Api, CommandError, UsageError, read_key
 from cortex_gateway.cli.chat import Conversation
@@ -75,6 +76,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(keys.app)
+app.command(configuring.app)
 
 
 @app.command(name="serve")
