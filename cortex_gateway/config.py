@@ -12,7 +12,7 @@ from cortex_gateway.placement.snapshot import Cost, Limit, ModelConfig
 from neuron_jax.common.errors import ConfigError
 from neuron_jax.common.files import RemoteNeuron as Neuron
 from neuron_jax.common.files import secret_of, with_tls_files
-from neuron_jax.common.kinds import ADDRESS, HIDDEN, Rule, within
+from neuron_jax.common.kinds import ADDRESS, FILLED, HIDDEN, Rule, within
 from neuron_jax.common.reader import Reader, read_toml
 from neuron_jax.common.variables import NESTED, names, unused
 
@@ -41,6 +41,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Cost",
+    "Discovery",
     "EvictionConfig",
     "GatewayConfig",
     "Limit",
@@ -117,6 +118,17 @@ class AnswersConfig:
 
 
 @frozen(kw_only=True)
+class Discovery:
+    """[[discovery]]: neurons that a name server knows, besides those of [[neurons]]."""
+
+    srv: str = field(validator=FILLED)  # _neuron._tcp.<service>.<namespace>.svc.cluster.local
+    scheme: Literal["http", "https"] = "http"  # of their endpoints
+    every_secs: float = field(default=10.0, validator=within(0.05))  # between two questions
+    secret: str | None = field(default=None, repr=False, metadata=HIDDEN)  # what they want to be shown
+    secret_file: pathlib.Path | None = None  # or the file that holds it
+
+
+@frozen(kw_only=True)
 class CortexToml:
     """cortex.toml as it stands."""
 
@@ -126,6 +138,7 @@ class CortexToml:
     auth: Auth = Auth()
     answers: AnswersConfig = AnswersConfig()
     neurons: tuple[Neuron, ...] = ()
+    discovery: tuple[Discovery, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -146,6 +159,7 @@ class Config:
     answers: AnswersConfig = AnswersConfig()
     state: pathlib.Path | None = None
     neurons: tuple[Neuron, ...] = (Neuron(name="local", endpoint="http://127.0.0.1:13131"),)
+    discovery: tuple[Discovery, ...] = ()
     models: tuple[ModelConfig, ...] = ()
     aliases: Mapping[str, str] = field(factory=dict)
 
@@ -166,21 +180,27 @@ def load_config(path: pathlib.Path | None, environ: Mapping[str, str]) -> Config
     """Read and check everything. Raises ConfigError that lists every problem with file, key, found and allowed."""
     reader = Reader.of(path, removed=REMOVED)
     top = reader.read(CortexToml, read_toml(path), ENV_PREFIX, environ)
-    if path and not top.neurons:
+    if path and not (top.neurons or top.discovery):
         reader.complain("neurons", 'needs at least one [[neurons]] with name and endpoint = "http://host:13131"')
-    told = top.neurons or Config().neurons
+    told = top.neurons if top.discovery else top.neurons or Config().neurons
     reader.unique("neurons.name", [neuron.name for neuron in told])
     reader.unique("neurons.endpoint", [neuron.endpoint.rstrip("/") for neuron in told])
+    reader.unique("discovery.srv", [one.srv for one in top.discovery])
     models = _read_models(top, [neuron.name for neuron in told], reader)
     gateway = with_tls_files(reader, "gateway", top.gateway)
     if gateway.metrics_listen == gateway.listen and not gateway.listen.endswith(":0"):
         reader.complain("gateway.metrics_listen", f'found "{gateway.listen}"; must be another than listen')
     if gateway.metrics_tls and not gateway.tls_cert:
         reader.complain("gateway.metrics_tls", "needs tls_cert beside it")
-    secrets = _secrets(gateway, told, reader)
+    common = secret_of(reader, "gateway.neuron_secret", gateway.neuron_secret, gateway.neuron_secret_file)
+    secrets = _secrets(common, told, reader)
     neurons = tuple(
         evolve(with_tls_files(reader, f"neurons[{index}]", one), secret=secrets[index])
         for index, one in enumerate(told)
+    )
+    discovery = tuple(
+        evolve(one, secret=secret_of(reader, f"discovery[{index}].secret", one.secret, one.secret_file) or common)
+        for index, one in enumerate(top.discovery)
     )
     reader.finish()
     return Config(
@@ -190,14 +210,14 @@ def load_config(path: pathlib.Path | None, environ: Mapping[str, str]) -> Config
         answers=top.answers,
         state=state_path(top.auth.state, path, environ),
         neurons=neurons,
+        discovery=discovery,
         models=models.models,
         aliases=models.aliases,
     )
 
 
-def _secrets(gateway: GatewayConfig, neurons: tuple[Neuron, ...], reader: Reader) -> list[str | None]:
+def _secrets(common: str | None, neurons: tuple[Neuron, ...], reader: Reader) -> list[str | None]:
     """What each neuron is shown: its own secret, else that of [gateway]."""
-    common = secret_of(reader, "gateway.neuron_secret", gateway.neuron_secret, gateway.neuron_secret_file)
     found: list[str | None] = []
     shown: dict[str, str | None] = {}
     for index, one in enumerate(neurons):
@@ -245,7 +265,7 @@ def _read_models(top: CortexToml, nodes: list[str], cortex: Reader) -> ModelsTom
             reader.complain(f"aliases.{alias}", "is the id of a model as well; an alias needs a name of its own")
         if target in read.aliases:
             reader.complain(f"aliases.{alias}", f'found "{target}", which is an alias; name the model id itself')
-    for index, model in enumerate(read.models):
+    for index, model in enumerate(() if top.discovery else read.models):  # else nobody knows all their names
         _check_nodes(reader, f"models[{index}]", model, nodes)
     return read
 

@@ -22,7 +22,7 @@ from cortex_gateway.cli.progress import LoadBars
 from cortex_gateway.config import Config, GatewayConfig, Neuron, state_path
 from cortex_gateway.errors import CortexError
 from cortex_gateway.fleet.client import NeuronClient
-from cortex_gateway.fleet.credentials import showing
+from cortex_gateway.fleet.credentials import showing, shown
 from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.placement.snapshot import LoadStatus, ModelConfig
 from cortex_gateway.speed import tokens_per_second
@@ -278,7 +278,7 @@ async def _answering(endpoint: str) -> None:
 
 async def _load(stage: Stage, bars: LoadBars) -> None:
     spec = LoadSpec(model_id=stage.target.id, source=stage.target.source, quant=stage.asked.quant)
-    hooks = {"request": showing(stage.config.neurons)}
+    hooks = {"request": showing(shown(stage.config.neurons))}
     async with httpx.AsyncClient(trust_env=False, event_hooks=hooks) as http:
         try:
             await NeuronClient(http, NODE, stage.neuron).load(spec, timeout_secs=LOAD_SECS, report=bars.report)

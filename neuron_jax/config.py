@@ -232,5 +232,5 @@ def _checked_peer(reader: Reader, path: str, peer: PeerConfig) -> PeerConfig:
 
 def _may_hold_secrets(name: str) -> bool:
     """A variable of this program or of the gateway that is nothing to a process which computes."""
-    whole = ("NEURON_PEERS", "NEURON_RANKS", "CORTEX_NEURONS", "CORTEX_GATEWAY")
+    whole = ("NEURON_PEERS", "NEURON_RANKS", "CORTEX_NEURONS", "CORTEX_GATEWAY", "CORTEX_DISCOVERY")
     return name in whole or (name.startswith((PREFIX, "CORTEX_")) and ("SECRET" in name or "KEY" in name))

@@ -62,6 +62,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         | {"neuron_jax.common.tls"},
         {"httpx"},
     ),
+    "cortex_gateway.fleet.dns": (set(), set()),
     "cortex_gateway.auth": ({"neuron_jax.common.errors"}, set()),
     **{f"cortex_gateway.auth.{name}": ({"cortex_gateway.errors"}, set()) for name in ("keys", "limits", "policy")},
     "cortex_gateway.auth.principal": (set(), set()),
@@ -79,6 +80,7 @@ PURE = (
     *(f"cortex_gateway.auth.{name}" for name in ("keys", "limits", "policy", "principal")),
     *(f"cortex_gateway.cli.launch.{name}" for name in ("clients", "jsonc", "setup")),
     "cortex_gateway.cli.moving",
+    "cortex_gateway.fleet.dns",
 )
 IMPURE = {"time", "asyncio", "logging", "socket", "sqlite3", "threading", "random", "secrets", "os", "subprocess"}
 

@@ -8,19 +8,27 @@ import httpx
 from cortex_gateway.config import Neuron
 from neuron_jax.common.tls import client_context
 
+Shown = dict[tuple[str, bytes], str]
 Hook = Callable[[httpx.Request], Awaitable[None]]
 
 
-def showing(neurons: Iterable[Neuron]) -> list[Hook]:
-    """Request hooks for httpx: what goes to a neuron with a secret bears it. A client's own credentials never do."""
-    secrets = {_place(httpx.URL(one.endpoint)): f"Bearer {one.secret}" for one in neurons if one.secret}
+def shown(neurons: Iterable[Neuron]) -> Shown:
+    """What each of those that have a secret is shown, by its place."""
+    return {_place(httpx.URL(one.endpoint)): f"Bearer {one.secret}" for one in neurons if one.secret}
+
+
+def showing(secrets: Shown) -> list[Hook]:
+    """Request hooks for httpx: what goes to a neuron with a secret bears it. A client's own credentials never do.
+
+    `secrets` may grow while the client lives.
+    """
 
     async def show(request: httpx.Request) -> None:
         secret = secrets.get(_place(request.url))
         if secret is not None:
             request.headers["Authorization"] = secret
 
-    return [show] if secrets else []
+    return [show]
 
 
 def contexts(neurons: Iterable[Neuron]) -> dict[tuple[str, bytes], ssl.SSLContext]:

@@ -14,11 +14,12 @@ import httpx
 from attrs import define, field
 
 from cortex_gateway import errors
-from cortex_gateway.config import Config
+from cortex_gateway.config import Config, Neuron
 from cortex_gateway.context import RequestContext
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.client import CONNECT_SECS, NeuronClient
-from cortex_gateway.fleet.credentials import showing
+from cortex_gateway.fleet.credentials import showing, shown
+from cortex_gateway.fleet.discovery import Finder, Resolve, services
 from cortex_gateway.fleet.residency import Residency
 from cortex_gateway.fleet.watch import Watcher
 from cortex_gateway.metrics import Metrics
@@ -129,7 +130,7 @@ class Pending:
 class Fleet:
     """One per gateway; lives in one event loop from `start` to `close`.
 
-    `transport` stands in for the network in tests; `clock` gives seconds and never goes back.
+    `transport` and `resolve` stand in for the network in tests; `clock` gives seconds and never goes back.
     """
 
     def __init__(
@@ -139,24 +140,28 @@ class Fleet:
         *,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
+        resolve: Resolve = services,
     ) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=MOST_IDLE_CONNECTIONS)
         timeout = httpx.Timeout(None, connect=CONNECT_SECS)
+        self._shown = shown(config.neurons)
         self.client = httpx.AsyncClient(
             transport=transport,
             limits=limits,
             timeout=timeout,
             trust_env=False,
-            event_hooks={"request": showing(config.neurons)},
+            event_hooks={"request": showing(self._shown)},
         )
         self._config = config
         self._metrics = metrics
         self._clock = clock
+        self._resolve = resolve
         self._residency = Residency(config)
         self._numbers: Iterator[int] = itertools.count(1)
         self._pending: dict[int, Pending] = {}
         self._watchers: dict[str, Watcher] = {}
-        self._watching: list[asyncio.Task[None]] = []
+        self._watching: dict[str, asyncio.Task[None]] = {}
+        self._finding: list[asyncio.Task[None]] = []
         self._work: dict[str, asyncio.Task[None]] = {}
         self._leases: set[Lease] = set()
         self._alarm: asyncio.TimerHandle | None = None
@@ -166,15 +171,30 @@ class Fleet:
         metrics.follow(self.snapshot)
 
     async def start(self) -> None:
-        """Begin to watch every node, and wait until each has been looked at once."""
+        """Begin to watch every node, and wait until each that is known, or named at once, has been looked at."""
         for host in self._residency.hosts.values():
-            client = NeuronClient(self.client, host.name, host.endpoint)
-            it = self._config.gateway
-            self._watchers[host.name] = Watcher(
-                client=client, tell=self.tell, every_secs=it.watch_secs, within_secs=it.look_timeout_secs
-            )
-        self._watching = [_begun(one.run(), f"watch {name}") for name, one in self._watchers.items()]
+            self._watch(host.name, host.endpoint)
+        finders = [Finder(service=one, tell=self._listed, resolve=self._resolve) for one in self._config.discovery]
+        self._finding = [_begun(one.run(), f"find {one.service.srv}") for one in finders]
+        await asyncio.gather(*(one.asked.wait() for one in finders))
         await asyncio.gather(*(one.looked.wait() for one in self._watchers.values()))
+
+    def _listed(self, service: str, neurons: tuple[Neuron, ...]) -> None:
+        self.tell(m.Listed(service=service, neurons=neurons))
+
+    def _watch(self, node: str, endpoint: str) -> None:
+        it = self._config.gateway
+        self._watchers[node] = Watcher(
+            client=NeuronClient(self.client, node, endpoint),
+            tell=self.tell,
+            every_secs=it.watch_secs,
+            within_secs=it.look_timeout_secs,
+        )
+        self._watching[node] = _begun(self._watchers[node].run(), f"watch {node}")
+
+    def _unwatch(self, node: str) -> None:
+        self._watching.pop(node).cancel()
+        self._watchers.pop(node).looked.set()
 
     def drain(self) -> None:
         """From now on nobody is granted a replica, and who waits for one is refused; leases run to their end."""
@@ -188,7 +208,7 @@ class Fleet:
     async def close(self) -> None:
         """Drain, stop watching, close every connection. Loads under way go on in their nodes."""
         self.drain()
-        tasks = [*self._watching, *self._work.values()]
+        tasks = [*self._finding, *self._watching.values(), *self._work.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -373,6 +393,11 @@ class Fleet:
                 self._watchers[effect.node].poked.set()
             case m.Lost():
                 self._listen_once_more(effect.node)
+            case m.Joined():
+                self._shown.update(shown([effect.neuron]))
+                self._watch(effect.neuron.name, effect.neuron.endpoint)
+            case m.Parted():
+                self._unwatch(effect.node)
             case m.Evicted():
                 self._metrics.observe_eviction(effect.model, effect.node)
             case _:
@@ -385,7 +410,8 @@ class Fleet:
         asyncio.get_running_loop().call_later(seconds, self._cut_silent, node, heard)
 
     def _cut_silent(self, node: str, heard: dict[Lease, int]) -> None:
-        if self._residency.hosts[node].silences:
+        host = self._residency.hosts.get(node)
+        if host and host.silences:
             for lease in self._leases & heard.keys():
                 if lease.heard() == heard[lease]:
                     lease.cut()

@@ -20,6 +20,7 @@ class Host:
 
     name: str
     endpoint: str
+    service: str | None = None  # whose answers named it; None = the configuration does
     healthy: bool = False
     reason: str | None = None
     misses: int = 0
@@ -39,6 +40,11 @@ class Host:
     looked_before_change: bool = False  # the look that is under way began before the last change
     _changes: int = field(default=0, init=False)  # of replicas, leases and what was seen
     _told: tuple[object, Node] | None = field(default=None, init=False)  # the last `node`, and what it was made of
+
+    @property
+    def idle(self) -> bool:
+        """It does not answer, and nothing of ours is on it."""
+        return not self.healthy and self.operation is None and not any(self.ours.values())
 
     def begin_look(self) -> None:
         self.peak = Counter(self.ours)

@@ -2,6 +2,7 @@
 
 from attrs import frozen
 
+from cortex_gateway.config import Neuron
 from cortex_gateway.context import RequestContext
 from cortex_gateway.errors import CortexError
 from cortex_gateway.placement.load_options import UNSAID, LoadOptions
@@ -58,6 +59,14 @@ class Missed:
     node: str
     reason: str
     silent: bool = False
+
+
+@frozen(kw_only=True)
+class Listed:
+    """Whom a name server names for the service now: all of them."""
+
+    service: str
+    neurons: tuple[Neuron, ...]
 
 
 @frozen(kw_only=True)
@@ -172,6 +181,7 @@ Event = (
     Looking
     | Seen
     | Missed
+    | Listed
     | Suspected
     | Wanted
     | LoadAsked
@@ -185,6 +195,10 @@ Event = (
     | Finished
     | Ticked
 )
+
+
+OfNode = Looking | Seen | Missed | Suspected | Begun | Absent | Returned | Progressed | Found | Finished
+"""What is told of a node that was one when it began; it may have parted since."""
 
 
 @frozen(kw_only=True)
@@ -258,6 +272,20 @@ class Lost:
 
 
 @frozen(kw_only=True)
+class Joined:
+    """A node is one of the fleet from now on: watch it."""
+
+    neuron: Neuron
+
+
+@frozen(kw_only=True)
+class Parted:
+    """The node is none of the fleet any more."""
+
+    node: str
+
+
+@frozen(kw_only=True)
 class Evicted:
     """A model has made room for another."""
 
@@ -266,4 +294,4 @@ class Evicted:
     incoming: str
 
 
-Effect = Grant | Complete | Refuse | Report | StartLoad | StartUnload | Abort | Look | Lost | Evicted
+Effect = Grant | Complete | Refuse | Report | StartLoad | StartUnload | Abort | Look | Lost | Joined | Parted | Evicted

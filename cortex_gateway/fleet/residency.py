@@ -61,6 +61,8 @@ class Residency:
         """Take one event; the effects are to be carried out in order."""
         self.state.now = now
         self.state.effects = []
+        if isinstance(event, m.OfNode) and event.node not in self.hosts:
+            return self.state.effects
         self.waiting.changed()
         self._on(event)
         for eviction in self.operations.in_vain():
@@ -111,6 +113,8 @@ class Residency:
                 self._on_progressed(event)
             case m.Ticked():
                 self._on_ticked(event)
+            case m.Listed():
+                self._on_listed(event)
             case m.Suspected():
                 self._on_suspected(event)
             case m.Absent():
@@ -234,6 +238,20 @@ class Residency:
         if host.hush(silent=event.silent):
             self.state.effects.append(m.Lost(node=host.name))
         self._settle()
+
+    def _on_listed(self, event: m.Listed) -> None:
+        """Who is new joins. Who is named no more, does not answer and is at nothing has parted."""
+        for one in event.neurons:
+            if one.name not in self.hosts:
+                self.hosts[one.name] = Host(name=one.name, endpoint=one.endpoint.rstrip("/"), service=event.service)
+                self.state.effects.append(m.Joined(neuron=one))
+        named = {one.name for one in event.neurons}
+        busy = {ticket.node for ticket in self.waiting.tickets.values()}
+        for host in list(self.hosts.values()):
+            if host.service == event.service and host.name not in named and host.name not in busy and host.idle:
+                log.info("%s has left the fleet", host.name)
+                del self.hosts[host.name]
+                self.state.effects.append(m.Parted(node=host.name))
 
     def _on_suspected(self, event: m.Suspected) -> None:
         host = self.hosts[event.node]

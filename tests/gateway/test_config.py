@@ -231,7 +231,7 @@ def test_unset_is_told_from_false(tmp_path: pathlib.Path, text: str, *, required
         (
             "CORTEX_GATWAY__LISTEN",
             "x",
-            'allowed: "gateway", "eviction", "auth", "answers", "neurons"; did you mean "gateway"',
+            'allowed: "gateway", "eviction", "auth", "answers", "neurons", "discovery"; did you mean "gateway"',
         ),
         ("CORTEX_GATEWAY__LISTEN__PORT", "x", "allowed: nothing"),
         ("CORTEX_NEURONS", "[{", "not TOML"),

@@ -9,7 +9,7 @@ import tomlkit
 from cortex_gateway.cli.moving.notes import Notes, Table
 from cortex_gateway.config import Auth, CortexToml, EvictionConfig, GatewayConfig, Neuron
 
-OURS = {"auth", "answers"}
+OURS = {"auth", "answers", "discovery"}
 """Tables that the predecessor has not: the file is one of ours already."""
 UPSTREAM = "there is no upstream authority here: keys are this gateway's own"
 
