@@ -15,6 +15,8 @@ OURS = {"models", "neuron_jax", "cortex_gateway"}
 # layer -> (project modules it may import, besides its own folder; third-party worlds it may import)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "models": (set(), JAX),
+    "models.native.build": (set(), set()),
+    "models.native.prebuilt": (set(), set()),
     "neuron_jax.constraints": ({"neuron_jax.workers.frames"}, set()),
     "neuron_jax.constraints.errors": (set(), set()),
     "neuron_jax.engine": ({"models", "neuron_jax.workers.frames", "neuron_jax.constraints"}, JAX),
@@ -54,7 +56,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "neuron_jax.daemon.assign": ({"neuron_jax.config", "neuron_jax.errors", "neuron_jax.hardware.records"}, set()),
-    "neuron_jax": ({"neuron_jax", "models.errors"}, WEB),
+    "neuron_jax": ({"neuron_jax", "models.errors", "models.native.build"}, WEB),
     "cortex_gateway.dialects": ({"neuron_jax.common.names", "neuron_jax.common.nesting"}, set()),
     "cortex_gateway.placement": ({"neuron_jax.common.names"}, set()),
     "cortex_gateway.fleet": (

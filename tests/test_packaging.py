@@ -100,7 +100,9 @@ def test_the_commands_say_who_they_are(installed: Installed) -> None:
     version, described = installed.run("cortex", "--version"), installed.run("cortex", "--help")
 
     assert (version.returncode, version.stderr) == (0, "")
-    assert re.fullmatch(r"cortex \d+\.\d+\.\d+\S*\n", version.stdout)
+    assert re.fullmatch(
+        r"cortex \d+\.\d+\.\d+\S*\n  commit: [0-9a-f]{12}.*\n  prebuilt kernels: none\n", version.stdout
+    )
     assert (described.returncode, described.stderr) == (0, "")
     assert " serve " in described.stdout
     assert " up " in described.stdout

@@ -4,7 +4,6 @@ The server's libraries are imported by the commands that serve: `cortex status` 
 """
 
 import asyncio
-import importlib.metadata
 import logging
 import os
 import pathlib
@@ -32,6 +31,7 @@ from cortex_gateway.placement.snapshot import LoadStatus
 from neuron_jax.common.addresses import HIGHEST_PORT, parse_host, parse_url
 from neuron_jax.common.errors import UserError
 from neuron_jax.common.log_format import log_to_stderr
+from neuron_jax.common.release import release
 
 
 def _url(_: object, value: str) -> None:
@@ -62,10 +62,8 @@ DEFAULT_ENDPOINT = "http://localhost:31313"
 
 
 def version() -> str:
-    try:
-        return f"cortex {importlib.metadata.version('cortex-jax')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "cortex (not installed: running from a folder)"
+    """What `cortex --version` prints."""
+    return release().described("cortex")
 
 
 app = App(

@@ -8,11 +8,12 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
-from neuron_jax.build_info import build_info
+from models.native.build import cache_folder, described
 from neuron_jax.cli import files, measure, ranks
 from neuron_jax.cli.common import ConfigFile, Environ, Json, check_host, configured, fail, look, print_json
 from neuron_jax.common.addresses import HIGHEST_PORT
 from neuron_jax.common.errors import ConfigError
+from neuron_jax.common.release import release, version_of
 from neuron_jax.errors import NeuronError
 from neuron_jax.tables import print_hardware
 from neuron_jax.terminal import console
@@ -22,9 +23,10 @@ _EXTRA = {"pynvml", "jinja2", "tokenizers", "numpy", "ml_dtypes", "jax", "flax",
 
 def version() -> str:
     """What `neuron --version` prints."""
-    build = build_info()
-    commit = "" if build.git_sha == "unknown" else f", commit {build.git_sha[:12]}{' and changes' * build.git_dirty}"
-    return f"neuron {build.package_version} (jax {build.jax_version or 'not installed'}{commit})"
+    jax = version_of("jax")
+    return release().described(
+        "neuron", jax=jax or "not installed", kernels=described(cache_folder()) if jax else "none"
+    )
 
 
 def run(tokens: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -92,7 +94,9 @@ def discover(*, config: ConfigFile = None, as_json: Json = False, environ: Envir
     print_json(found) if as_json else print_hardware(found, console())
 
 
-app = App(name="neuron", help="Serves open-weight models on this host, on JAX.", version=version)
+app = App(
+    name="neuron", help="Serves open-weight models on this host, on JAX.", version=version, version_format="plaintext"
+)
 COMMANDS: Sequence[Callable[..., int | None]] = (
     serve,
     discover,
