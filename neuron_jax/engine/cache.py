@@ -187,6 +187,11 @@ class Cache:
         self.snapshots.give_back(_there([request.snapshot, place]))
         request.snapshot, request.rolling = NOWHERE, (NOWHERE, 0)
 
+    def forget(self) -> None:
+        """Nothing that was kept of texts so far is found again. No request may hold anything."""
+        for pool in (*self.groups, *((self.snapshots,) if self.snapshots is not None else ())):
+            pool.forget()
+
     def check_idle(self) -> None:
         """Assert that everything is free, by numbers alone."""
         for pool in self.groups:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from attrs import define, field
 from msgspec.structs import replace
@@ -128,6 +129,22 @@ class Engine:
         if self.overlap:
             flight, self._flight = self._flight, flight
         return outputs + self._land(flight) if flight is not None else outputs
+
+    def land(self) -> list[Output]:
+        """Wait for the step under way, if there is one: what it produced. Then the device has nothing to do."""
+        flight, self._flight = self._flight, None
+        return self._land(flight) if flight is not None else []
+
+    def swap(self, params: Any) -> None:
+        """Serve with `params`, of the same shapes, from the next step on; only after `land`.
+
+        Nothing is compiled, and nobody loses anything: who runs is computed again from its text so far and goes on with what
+        these weights say. What was kept of texts under others is forgotten.
+        """
+        assert self._flight is None, "a step is under way"
+        self.runner.params = params
+        self.scheduler.begin_again()
+        self._note_load()
 
     def collect(self) -> None:
         """Take over the programs that became usable meanwhile, and note those that never will."""

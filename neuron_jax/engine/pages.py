@@ -97,6 +97,13 @@ class Pages:
             else:
                 self._blank.append(page)
 
+    def forget(self) -> None:
+        """Nobody finds a page any more: what the kept ones have is of no use, and who owns one goes on without its name."""
+        self._blank = sorted([*self._blank, *self._kept], reverse=True)
+        self._kept.clear()
+        self._names.clear()
+        self._found.clear()
+
     def check_integrity(self, owners: Iterable[Sequence[int]]) -> None:
         """Assert that every page is blank, kept, or owned as often as it is in `owners`, and that names lead back."""
         owned = Counter(page for pages in owners for page in pages)

@@ -91,6 +91,13 @@ class Scheduler:
         for request in [r for r in (*self._admitted, *self._waiting) if r.id == request_id]:
             self._drop(request)
 
+    def begin_again(self) -> None:
+        """Let all that run be computed anew from their texts, and none from what was kept of others: the next step has other
+        weights. What steps under way would still draw is void."""
+        while self._admitted:
+            self._preempt(self._admitted[-1])
+        self.cache.forget()
+
     def next_batch(self) -> Step | None:
         """The next step, with the pages for it granted; None when there is none, or none before `absorb` was called.
 

@@ -166,3 +166,16 @@ def test_random_use_keeps_the_books_and_never_loses_content() -> None:
 def test_a_page_that_is_begun_is_a_page(tokens: int, pages: int) -> None:
     """And one that is full is one, not two."""
     assert pages_for(tokens, 16) == pages
+
+
+def test_what_is_forgotten_is_free_and_not_found() -> None:
+    """Kept pages are blank again; one that somebody owns stays his, and may get another name."""
+    pages = Pages(4)
+    a, b = published(pages, "a", "b")
+    pages.give_back([b])
+    pages.forget()
+
+    assert pages.find(names("a")) == pages.find(names("b")) == []
+    assert (pages.free, pages.kept) == (3, 0)
+    pages.publish(a, b"c")
+    pages.check_integrity([[a]])
