@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from attrs import define
 
-from neuron_jax.engine.buckets import StepKey
-from neuron_jax.engine.requests import Request
+from neuron_jax.engine.buckets import Draws, StepKey
+from neuron_jax.engine.requests import Request, draws_by
 
 
 @define(eq=False)
@@ -29,6 +29,14 @@ class Row:
     guesses: Sequence[int] = ()
     fed: bool = False
     states: tuple[int, int] = (0, 0)
+
+    def draws_by(self, *, masked: bool) -> Draws:
+        """What a program must be able to do to draw for it; `masked`: where bound requests get masks."""
+        if not self.draws:
+            return Draws.PLAIN
+        if masked and self.request.bound:
+            return Draws.FULL
+        return draws_by(self.request, self.start + self.count - self.draws + 1)
 
 
 @define(eq=False)
@@ -58,7 +66,7 @@ class Step:
 
     @property
     def wants_logprobs(self) -> bool:
-        return any(row.request.wants_logprobs for row in self.rows)
+        return any(row.draws and row.request.wants_logprobs for row in self.rows)
 
 
 @define(eq=False)

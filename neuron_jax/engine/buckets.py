@@ -1,8 +1,21 @@
 """The declared list of compiled programs: every shape the engine can run, as data. Knows no JAX."""
 
 from collections.abc import Container, Iterable
+from enum import IntEnum
 
 from attrs import define, field, frozen
+
+
+class Draws(IntEnum):
+    """What a program can draw by; each can do all that those before it can.
+
+    A GPU would have to tell the host which branch to take, so there the host chooses, among programs without branches.
+    """
+
+    PLAIN = 0  # arg max, or temperature and nothing else
+    CUT = 1  # top_k, top_p, min_p
+    FULL = 2  # penalties, biases, bans, masks, log-probabilities
+    ANY = 3  # all of that, of which the program itself does what its rows need
 
 
 @frozen(order=True, cache_hash=True)
@@ -15,10 +28,22 @@ class StepKey:
     tokens: int
     rows: int
     steps: int = 1
+    draws: Draws = Draws.ANY
+
+    @property
+    def everything(self) -> bool:
+        """Whether penalties count what is drawn, and log-probabilities come back."""
+        return self.draws >= Draws.FULL
+
+    @property
+    def masked(self) -> bool:
+        """Whether it is given masks of what may be drawn: of several tokens at once nobody can say so."""
+        return self.steps == 1 and self.everything
 
     def __str__(self) -> str:
         drawn = f" of {self.rows} rows" if self.rows < self.tokens else ""
-        return f"step {self.tokens}" + (f"x{self.steps}" if self.steps > 1 else drawn)
+        kind = "" if self.draws == Draws.ANY else f" {self.draws.name.lower()}"
+        return f"step {self.tokens}" + (f"x{self.steps}" if self.steps > 1 else drawn) + kind
 
 
 @frozen(order=True, cache_hash=True)
@@ -41,7 +66,7 @@ class Buckets:
 
     `steps` is how many tokens each of at most `slots` streams may make in one step. `guesses` is how many tokens ahead are
     guessed for a stream; 0 for none. With `exact`, programs skip what is padding, so that a few serve all sizes, which are
-    but what steps are planned and timed by.
+    but what steps are planned and timed by. With `by_draws` there is a program for each of `Draws` that is common enough.
     """
 
     tokens: tuple[int, ...]
@@ -50,6 +75,7 @@ class Buckets:
     steps: int = 1
     guesses: int = 0
     exact: bool = False
+    by_draws: bool = False
 
     def program(self, size: Key) -> Key:
         """The program that computes a step of `size`."""
@@ -79,16 +105,38 @@ class Buckets:
 
     def _sizes(self) -> list[Key]:
         """Every size of a step, those that are missed soonest first."""
-        keys = self._first() + [self._key(tokens) for tokens in self.tokens]
-        keys += [self._key(tokens, self.steps) for tokens in self.tokens if tokens <= self.slots]
+        keys, streams = self._first(), (self.tokens[0], self.rows)
+        keys += [self._key(tokens, draws=draws) for tokens in streams for draws in self._kinds(tokens)]
+        keys += [self._key(tokens, draws=draws) for tokens in self.tokens for draws in self._kinds(tokens)]
+        several = [tokens for tokens in self.tokens if tokens <= self.slots]
+        keys += [
+            self._key(tokens, self.steps, draws) for tokens in several for draws in self._kinds(tokens, self.steps)
+        ]
         return list(dict.fromkeys(keys))
 
-    def _key(self, tokens: int, steps: int = 1) -> StepKey:
-        return StepKey(tokens, min(tokens, self.rows), steps)
+    def _kinds(self, tokens: int, steps: int = 1) -> tuple[Draws, ...]:
+        """What steps of a size are compiled for. Beside a prompt of many tokens cuts cost little; and who wants everything
+        makes one token at a time."""
+        if not self.by_draws:
+            return (Draws.ANY,)
+        if steps > 1:
+            return (Draws.PLAIN, Draws.CUT)
+        return (Draws.PLAIN, Draws.FULL) if tokens > self.rows else (Draws.PLAIN, Draws.CUT, Draws.FULL)
+
+    def _key(self, tokens: int, steps: int = 1, draws: Draws | None = None) -> StepKey:
+        """Of the kind that can do everything, unless another is named."""
+        kind = self._kinds(tokens)[-1] if draws is None else draws
+        return StepKey(tokens, min(tokens, self.rows), steps, kind)
 
 
 def declare(
-    *, max_slots: int, chunk_tokens: int, decode_steps: int = 1, guesses: int = 0, exact: bool = False
+    *,
+    max_slots: int,
+    chunk_tokens: int,
+    decode_steps: int = 1,
+    guesses: int = 0,
+    exact: bool = False,
+    by_draws: bool = False,
 ) -> Buckets:
     """Powers of two: at most half of a step is padding. With `exact` four sizes to each, since they cost nothing."""
     rows = max_slots + guesses * min(max_slots, GUESSING_ROWS)
@@ -96,7 +144,7 @@ def declare(
     finer = (4, 5, 6, 7) if exact else (4,)
     sizes = {part * 2**octave // 4 for octave in range(most.bit_length() + 2) for part in finer}
     tokens = sorted({size for size in sizes if 0 < size < most} | {max_slots, rows, most})
-    return Buckets(tuple(tokens), rows, max_slots, decode_steps, guesses, exact)
+    return Buckets(tuple(tokens), rows, max_slots, decode_steps, guesses, exact, by_draws)
 
 
 def one_size(rows: int) -> Buckets:
@@ -117,12 +165,14 @@ class Menu:
 
     @property
     def tokens(self) -> list[int]:
-        return [key.tokens for key in self._sizes[1]]
+        return list(dict.fromkeys(key.tokens for key in self._sizes[1]))
 
-    def most_steps(self, rows: int) -> int:
-        """The most tokens that each of `rows` streams can make in one step; 1 is always there."""
-        return max(steps for steps, able in self._sizes.items() if able[-1].rows >= rows)
+    def most_steps(self, rows: int, draws: Draws = Draws.PLAIN) -> int:
+        """The most tokens that each of `rows` streams can make in one step that can draw so; 1 is always there."""
+        return max(
+            steps for steps, able in self._sizes.items() if any(key.rows >= rows and key.draws >= draws for key in able)
+        )
 
-    def fit(self, tokens: int, steps: int = 1) -> StepKey:
-        """The smallest step of so many tokens. `steps` is 1 or what `most_steps` said."""
-        return next(key for key in self._sizes[steps] if key.tokens >= tokens)
+    def fit(self, tokens: int, steps: int = 1, draws: Draws = Draws.PLAIN) -> StepKey:
+        """The smallest step of so many tokens that can draw so. `steps` is 1 or what `most_steps` said."""
+        return next(key for key in self._sizes[steps] if key.tokens >= tokens and key.draws >= draws)

@@ -159,6 +159,7 @@ def _sizes(spec: EngineSpec, slots: int, guesses: int, *, exact: bool) -> Bucket
         decode_steps=spec.decode_steps or DEFAULT_STEPS,
         guesses=guesses,
         exact=exact,
+        by_draws=spec.platform == "cuda",
     )
 
 

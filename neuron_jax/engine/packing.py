@@ -170,10 +170,10 @@ class Mirror:
 
 
 def masks_of(rows: Sequence[Row], key: StepKey, words: int) -> Words | None:
-    """int32 [rows of the device, words]: which tokens the masked ones may draw; None where there are none, and in a step of
-    several tokens, where nobody can say so.
+    """int32 [rows of the device, words]: which tokens the masked ones may draw; None where there are none, and where the
+    program of `key` takes none.
     """
-    if key.steps > 1 or not any(_masks_of(row) for row in rows):
+    if not key.masked or not any(_masks_of(row) for row in rows):
         return None
     masks = np.zeros((key.rows, words), np.int32)
     at = 0

@@ -16,12 +16,12 @@ from jax import lax
 from models.sharding import named_sharding, replicated
 from models.spec import Model, PagedLayer, ParamSpec
 from neuron_jax.constraints.matcher import mask_words
-from neuron_jax.engine import packing, sampler
+from neuron_jax.engine import packing, sampler, straight_sampler
 from neuron_jax.engine.attention.choose import AttentionChoice
 from neuron_jax.engine.attention.kv import LayerCache
 from neuron_jax.engine.attention.ragged import ragged
 from neuron_jax.engine.attention.reference import BLOCK
-from neuron_jax.engine.buckets import Key, SlotKey, StepKey
+from neuron_jax.engine.buckets import Draws, Key, SlotKey, StepKey
 from neuron_jax.engine.mixer import StepMixer
 from neuron_jax.engine.page_groups import PageGroups, page_groups
 from neuron_jax.engine.recurrent import Snapshots, state_specs
@@ -43,7 +43,9 @@ class DeviceState(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a step brings: tokens int32 [R, steps], -1 for none, and `packing.pack_logprobs` of each, [R, steps, LOGPROBS]."""
+    """What a step brings: tokens int32 [R, steps], -1 for none, and `packing.pack_logprobs` of each, [R, steps, LOGPROBS];
+    None of a program that draws by less than everything.
+    """
 
     tokens: Any
     logprobs: Any
@@ -107,14 +109,18 @@ class Program:
             fill = jax.jit(_fill_slot, donate_argnums=0, out_shardings=_shardings(state))
             return fill.lower(state, self._whole((words,), jnp.int32))
         # Named outright: left to itself, a mesh of one device would lose the pool's sharding and copy it every step.
-        out = (_shardings(state), Result(whole, whole))
+        out = (_shardings(state), Result(whole, whole if key.everything else None))
         step = jax.jit(partial(_step, self, key), donate_argnums=1, out_shardings=out)
         told = self._whole((packing.step_words(key),), jnp.int32)
         return step.lower(self.abstract_params(), state, told, *self.abstract_masks(key))
 
     def abstract_masks(self, key: StepKey) -> tuple[Any, ...]:
-        """What a step may draw, bit by bit; of several tokens at once nobody can say so."""
-        return () if key.steps > 1 else (self._whole((key.rows, mask_words(self.model.vocab_size)), jnp.int32),)
+        """What a step may draw, bit by bit, where it is told."""
+        return (self._whole((key.rows, mask_words(self.model.vocab_size)), jnp.int32),) if key.masked else ()
+
+    def sampler(self, draws: Draws) -> Callable[..., sampler.SamplerOutput]:
+        """What draws in programs of this kind."""
+        return self.sample if draws == Draws.ANY else partial(straight_sampler.sample, draws)
 
     def _abstract_pool(self) -> Any:
         shapes, kv = self.shapes, self.attention.kv
@@ -142,7 +148,7 @@ def _step(
     lines, rows, tokens = packing.unpack(packed, key, state.lines)
     state = state._replace(lines=lines)
     if key.steps == 1:
-        state, result = _compute(program, params, state, rows, tokens, *masks)
+        state, result = _compute(program, params, state, rows, tokens, *masks, key=key)
         return state, jax.tree.map(lambda part: part[:, None], result)
 
     def once(state: DeviceState, step: Any) -> tuple[DeviceState, Result]:
@@ -152,14 +158,20 @@ def _step(
         draws = jnp.where(live, rows.draws, packing.SILENT)
         load, save = jnp.where(step == 0, rows.load, 0), jnp.where(live, rows.save, 0)
         one = packing.Rows(slot, rows.start + step, live.astype(jnp.int32), draws, load, save, jnp.zeros_like(slot))
-        return _compute(program, params, state, one, jnp.full_like(tokens, -1))
+        return _compute(program, params, state, one, jnp.full_like(tokens, -1), key=key)
 
     state, result = lax.scan(once, state, jnp.arange(key.steps, dtype=jnp.int32))
     return state, jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), result)
 
 
 def _compute(
-    program: Program, params: Any, state: DeviceState, rows: packing.Rows, tokens: jax.Array, *masks: jax.Array
+    program: Program,
+    params: Any,
+    state: DeviceState,
+    rows: packing.Rows,
+    tokens: jax.Array,
+    *masks: jax.Array,
+    key: StepKey,
 ) -> tuple[DeviceState, Result]:
     """tokens [T] of rows side by side -> the new state, and of each row the token drawn after its last, [R]; -1 where none
     was, or what it was drawn after was guessed wrong.
@@ -180,17 +192,18 @@ def _compute(
     # Of what is behind the last row that draws no logits are wanted.
     until = jnp.max(jnp.where(draws, 1 + jnp.arange(draws.size, dtype=jnp.int32), 0), keepdims=True)
     logits = _logits(program, params, hidden[end], None if mixer.live is None else until)
-    drawn = program.sample(logits, wanted, state.past, *masks)
+    drawn = program.sampler(key.draws)(logits, wanted, state.past, *masks)
     counts = draws & _right(rows.draws == packing.GUESSED, given[end], drawn.token)
     followed = jnp.append(counts[1:] & (rows.draws[1:] == packing.GUESSED), False)
     slot = jnp.where(counts, rows.slot, shapes.max_slots)
     newest = jnp.where(followed, shapes.max_slots, slot)
     state = state._replace(
         pool=tuple(pool),
-        past=sampler.count(state.past, slot, drawn.token),
+        past=sampler.count(state.past, slot, drawn.token) if key.everything else state.past,
         last_token=state.last_token.at[newest].set(drawn.token, mode="promise_in_bounds"),
     )
-    return state, Result(jnp.where(counts, drawn.token, -1), packing.pack_logprobs(drawn))
+    logprobs = packing.pack_logprobs(drawn) if key.everything else None
+    return state, Result(jnp.where(counts, drawn.token, -1), logprobs)
 
 
 def _tables(program: Program, lines: jax.Array) -> dict[int | None, jax.Array]:

@@ -4,6 +4,7 @@ from attrs import define, field
 
 from neuron_jax.constraints.matcher import Matcher
 from neuron_jax.constraints.thinking import ThinkingLimit
+from neuron_jax.engine.buckets import Draws
 from neuron_jax.engine.guesses import Guesser, Hope
 from neuron_jax.workers.frames import Sampling, Submit
 
@@ -101,6 +102,13 @@ def is_cut(sampling: Sampling) -> bool:
 def wants_everything(sampling: Sampling) -> bool:
     """Whether drawing takes more than temperature and cuts."""
     return sampling.logprobs is not None or bool(sampling.logit_bias) or has_penalties(sampling)
+
+
+def draws_by(request: Request, position: int) -> Draws:
+    """What a program must be able to do to draw for `request` at `position` and behind it, where no mask is asked for."""
+    if wants_everything(request.sampling) or (request.banned and position < request.banned_until):
+        return Draws.FULL
+    return Draws.CUT if is_cut(request.sampling) else Draws.PLAIN
 
 
 def from_submit(

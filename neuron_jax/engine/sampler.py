@@ -85,9 +85,9 @@ def sample(logits: jax.Array, row: RowParams, past: Past, masks: jax.Array | Non
     need = jnp.max(jnp.where(row.position < row.full_until, FULL, row.need))
     allowed = logits
     if masks is not None:
-        allowed = lax.cond(jnp.any(row.masked > 0), lambda: _only(logits, row, masks), lambda: logits)
+        allowed = lax.cond(jnp.any(row.masked > 0), lambda: only(logits, row, masks), lambda: logits)
     drawn: SamplerOutput = lax.cond(
-        need <= GREEDY, lambda: _bare(greedy(allowed)), lambda: _draw(logits, allowed, row, past, need)
+        need <= GREEDY, lambda: bare(greedy(allowed)), lambda: _draw(logits, allowed, row, past, need)
     )
     return drawn
 
@@ -98,7 +98,7 @@ def sample_alike(logits: jax.Array, row: RowParams, past: Past, masks: jax.Array
     That costs some ten times as long on a CPU. The choices among roads that `sample` makes lead to the same token but for
     rounding, which here cannot differ.
     """
-    adjusted = _adjust(logits if masks is None else _only(logits, row, masks), row, past)
+    adjusted = adjust(logits if masks is None else only(logits, row, masks), row, past)
     hot = row.temperature > 0
     scaled = adjusted / jnp.where(hot, row.temperature, jnp.float32(1))[:, None]
     floor = jnp.where(row.min_p > 0, scaled.max(axis=-1) + jnp.log(row.min_p), jnp.float32(-jnp.inf))
@@ -155,7 +155,7 @@ def _first_best(values: jax.Array) -> jax.Array:
     return jnp.where(values == best, place, width - 1).min(axis=-1)
 
 
-def _only(logits: jax.Array, row: RowParams, masks: jax.Array) -> jax.Array:
+def only(logits: jax.Array, row: RowParams, masks: jax.Array) -> jax.Array:
     """The logits of the tokens that each row may draw, -inf for the others."""
     bits = (masks[:, :, None] >> jnp.arange(32, dtype=jnp.int32)[None, None, :]) & 1
     may = bits.reshape(masks.shape[0], -1)[:, : logits.shape[1]] > 0
@@ -164,12 +164,12 @@ def _only(logits: jax.Array, row: RowParams, masks: jax.Array) -> jax.Array:
 
 def _draw(logits: jax.Array, allowed: jax.Array, row: RowParams, past: Past, need: jax.Array) -> SamplerOutput:
     full = need == FULL
-    token = draw(lax.cond(full, lambda: _adjust(allowed, row, past), lambda: allowed), row)
-    drawn: SamplerOutput = lax.cond(full, lambda: _with_logprobs(logits, token), lambda: _bare(token))
+    token = draw(lax.cond(full, lambda: adjust(allowed, row, past), lambda: allowed), row)
+    drawn: SamplerOutput = lax.cond(full, lambda: _with_logprobs(logits, token), lambda: bare(token))
     return drawn
 
 
-def _adjust(logits: jax.Array, row: RowParams, past: Past) -> jax.Array:
+def adjust(logits: jax.Array, row: RowParams, past: Past) -> jax.Array:
     """The logits that are drawn from: after penalties, bias and bans."""
     adjusted = _penalize(logits, past.generated[row.slot], past.in_prompt[row.slot], row)
     holds = (row.biased > 0)[:, None] & (row.position[:, None] < past.bias_until[row.slot])
@@ -187,7 +187,7 @@ def _with_logprobs(logits: jax.Array, token: jax.Array) -> SamplerOutput:
     return SamplerOutput(token, logprob, jnp.pad(ids.astype(jnp.int32), missing), jnp.pad(top, missing))
 
 
-def _bare(token: jax.Array) -> SamplerOutput:
+def bare(token: jax.Array) -> SamplerOutput:
     rows = token.shape[0]
     ids = jnp.zeros((rows, MAX_ALTERNATIVES), jnp.int32)
     return SamplerOutput(token, jnp.zeros(rows, jnp.float32), ids, ids.astype(jnp.float32))
@@ -272,7 +272,7 @@ def _bisected(scaled: jax.Array, lse: jax.Array, row: RowParams) -> jax.Array:
     A float's bits, with those below the sign flipped for negatives, order as the floats do: 32 halvings of that range
     find the largest value of which enough is at or above. Sorting 49152 values takes a CPU ten times as long.
     """
-    order = _ordered(scaled)
+    order = ordered(scaled)
     top = order.max(axis=-1)
     vocab = scaled.shape[-1]
     k = jnp.where(row.top_k > 0, jnp.minimum(row.top_k, vocab), vocab)
@@ -282,7 +282,7 @@ def _bisected(scaled: jax.Array, lse: jax.Array, row: RowParams) -> jax.Array:
     enough = jnp.minimum(row.top_p, 1) * mass.sum(axis=-1)
     heavy = lambda cut: jnp.sum(jnp.where(order >= cut[:, None], mass, jnp.float32(0)), axis=-1) >= enough  # noqa: E731
     by_p = jnp.where(row.top_p < 1, _largest(heavy, by_k, top), by_k)
-    return _unordered(by_p)
+    return unordered(by_p)
 
 
 def _largest(holds: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.Array) -> jax.Array:
@@ -298,12 +298,12 @@ def _largest(holds: Callable[[jax.Array], jax.Array], low: jax.Array, high: jax.
     return found
 
 
-def _ordered(values: jax.Array) -> jax.Array:
+def ordered(values: jax.Array) -> jax.Array:
     """float32 -> int32 in the same order."""
     bits = lax.bitcast_convert_type(values, jnp.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-def _unordered(order: jax.Array) -> jax.Array:
-    """The inverse of `_ordered`, which is its own."""
+def unordered(order: jax.Array) -> jax.Array:
+    """The inverse of `ordered`, which is its own."""
     return lax.bitcast_convert_type(order ^ ((order >> 31) & 0x7FFFFFFF), jnp.float32)

@@ -9,12 +9,12 @@ from attrs import define, field
 from neuron_jax.constraints.errors import GrammarError
 from neuron_jax.constraints.matcher import Matcher
 from neuron_jax.engine.batch import Drawn, Row, Step
-from neuron_jax.engine.buckets import GUESSING_ROWS, Menu
+from neuron_jax.engine.buckets import GUESSING_ROWS, Draws, Menu
 from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.guesses import Guesser
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.packing import unpack_logprobs
-from neuron_jax.engine.requests import Request, is_cut, wants_everything
+from neuron_jax.engine.requests import Request, draws_by, is_cut, wants_everything
 from neuron_jax.workers.frames import Output
 
 Finish = Literal["stop", "complete", "length", "error"] | None
@@ -120,7 +120,7 @@ class Scheduler:
         streams = [request for request in self._admitted if request.decoding]
         alone = not self._waiting and not any(request.to_feed for request in self._admitted)
         guessed = self._guessed(streams)
-        most = self.menu.most_steps(len(streams))
+        most = self.menu.most_steps(len(streams), _draws(streams))
         free = all(not request.binds(most) or _may_hope(request) for request in streams)
         steps = self._steps(streams) if alone and not guessed and free else 1
         if steps == 1:
@@ -131,7 +131,9 @@ class Scheduler:
         rows = [self._next(r, steps, guessed.get(r, ())) for r in streams if r.slot is not None]
         rows += self._prompts(rows)
         tokens = len(rows) if steps > 1 else sum(row.count for row in rows)
-        return Step(self.menu.fit(tokens, steps), rows) if rows else None
+        if not rows:
+            return None
+        return Step(self.menu.fit(tokens, steps, max(row.draws_by(masked=steps == 1) for row in rows)), rows)
 
     def absorb(self, step: Step, drawn: Drawn) -> list[Output]:
         """Book the tokens of a computed step. Returns what came out, in the order of arrival."""
@@ -273,9 +275,10 @@ class Scheduler:
         """How many tokens to make at once: several only when they come soon, somebody wants them all, and pages are free."""
         if not requests or not self.pace.measured:
             return 1
-        steps = self.menu.most_steps(len(requests))
+        draws = _draws(requests)
+        steps = self.menu.most_steps(len(requests), draws)
         at = sum(request.computed for request in requests) / len(requests)
-        seconds = steps * self.pace.seconds(self.menu.fit(len(requests), steps).tokens, at=at)
+        seconds = steps * self.pace.seconds(self.menu.fit(len(requests), steps, draws).tokens, at=at)
         wanted = max(r.limit - r.length for r in requests) >= steps
         room = self.cache.room((request, _last(request, steps)) for request in requests)
         return steps if wanted and seconds <= BURST and room else 1
@@ -327,6 +330,11 @@ class Scheduler:
         chosen = [unpack_logprobs(words, wanted) for words in drawn.logprobs[line][: len(tokens)]]
         logprobs, alternatives = [c[0] for c in chosen], [c[1] for c in chosen]
         return Output(request.id, tokens, logprobs, alternatives, finish, cached_tokens=cached)
+
+
+def _draws(streams: Sequence[Request]) -> Draws:
+    """What a program must be able to do for the next tokens of `streams`, but for masks."""
+    return max((draws_by(one, one.computed + 1) for one in streams), default=Draws.PLAIN)
 
 
 def _last(request: Request, steps: int) -> int:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from neuron_jax.engine.buckets import Menu, SlotKey, StepKey, declare, one_size
+from neuron_jax.engine.buckets import Draws, Menu, SlotKey, StepKey, declare, one_size
 
 
 def test_the_list_names_every_program_once_with_the_essential_ones_first() -> None:
@@ -48,6 +48,34 @@ def test_what_has_a_row_for_each_token_is_computed_by_the_small_program() -> Non
     assert declare(max_slots=6, chunk_tokens=100, decode_steps=2).keys().count(StepKey(6, 6, 2)) == 1
 
 
+def test_programs_without_branches_are_of_several_kinds_and_those_that_do_everything_come_first() -> None:
+    buckets = declare(max_slots=4, chunk_tokens=8, decode_steps=4, by_draws=True)
+    every = buckets.keys()
+    keys = [key for key in every if isinstance(key, StepKey)]
+
+    assert buckets.essential() == [
+        StepKey(8, 4, 1, Draws.FULL),
+        *(StepKey(n, n, 1, Draws.FULL) for n in (1, 4)),
+        SlotKey(),
+    ]
+    assert [key.draws for key in keys if key.tokens == key.rows == 2 and key.steps == 1] == list(Draws)[:3]
+    assert {key.draws for key in keys if key.tokens == 8} == {Draws.PLAIN, Draws.FULL}
+    assert {key.draws for key in keys if key.steps == 4} == {Draws.PLAIN, Draws.CUT}
+    assert len(keys) == len(set(keys)) == 3 * 3 + 2 + 3 * 2
+
+
+def test_a_menu_has_what_can_draw_so_or_more() -> None:
+    menu = Menu()
+    menu.add([StepKey(8, 8, 1, Draws.FULL), StepKey(2, 2, 1, Draws.PLAIN), StepKey(2, 2, 4, Draws.PLAIN)])
+    before = menu.fit(1, draws=Draws.CUT)
+    menu.add([StepKey(2, 2, 1, Draws.CUT), StepKey(2, 2, 4, Draws.CUT)])
+
+    assert (before, menu.fit(1, draws=Draws.CUT)) == (StepKey(8, 8, 1, Draws.FULL), StepKey(2, 2, 1, Draws.CUT))
+    assert menu.fit(1) == StepKey(2, 2, 1, Draws.PLAIN)
+    assert [menu.most_steps(2, draws) for draws in list(Draws)[:3]] == [4, 4, 1]
+    assert menu.tokens == [2, 8]
+
+
 @pytest.mark.parametrize(("slots", "chunk"), [(1, 1), (1, 8), (3, 9), (8, 4)])
 def test_the_smallest_lists_are_lists(slots: int, chunk: int) -> None:
     buckets = declare(max_slots=slots, chunk_tokens=chunk)
@@ -84,6 +112,7 @@ def test_a_menu_pads_up_to_what_is_ready() -> None:
         (StepKey(64, 8), "step 64 of 8 rows"),
         (StepKey(2, 2, 4), "step 2x4"),
         (StepKey(2, 1, 2), "step 2x2"),
+        (StepKey(64, 8, 1, Draws.CUT), "step 64 of 8 rows cut"),
         (SlotKey(), "slot"),
     ],
 )

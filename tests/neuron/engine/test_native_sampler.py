@@ -82,7 +82,7 @@ def assert_same_tokens(
         return 0
     ids = jnp.broadcast_to(jnp.arange(logits.shape[1], dtype=jnp.uint32)[None], logits.shape)
     noise = np.asarray(gumbel((row.seed_low, row.seed_high), row.position, ids))
-    adjusted = np.asarray(sampler._adjust(logits, row, past))
+    adjusted = np.asarray(sampler.adjust(logits, row, past))
     for i in differs:
         score = adjusted[i] / np.float32(row.temperature[i]) + noise[i]
         a, b = score[found.token[i]], score[expected.token[i]]

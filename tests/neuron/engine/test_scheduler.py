@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from neuron_jax.engine.batch import Drawn, Step
-from neuron_jax.engine.buckets import Menu, StepKey, declare, one_size
+from neuron_jax.engine.buckets import Draws, Menu, StepKey, declare, one_size
 from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
@@ -26,11 +28,17 @@ def taught(cost: Cost, sizes: list[int]) -> Pace:
 
 
 def scheduler(
-    *, pages: int = 100, slots: int = 4, cost: Cost | None = None, guesses: int = 0, chunk: int = 64
+    *,
+    pages: int = 100,
+    slots: int = 4,
+    cost: Cost | None = None,
+    guesses: int = 0,
+    chunk: int = 64,
+    by_draws: bool = False,
 ) -> Scheduler:
     """With `cost`, steps of all sizes have been measured to take what it says."""
     menu = Menu()
-    menu.add(declare(max_slots=slots, chunk_tokens=chunk, decode_steps=4, guesses=guesses).keys())
+    menu.add(declare(max_slots=slots, chunk_tokens=chunk, decode_steps=4, guesses=guesses, by_draws=by_draws).keys())
     pace = taught(cost, menu.tokens) if cost else Pace()
     return Scheduler(Cache([Pages(pages)], 16), max_slots=slots, menu=menu, pace=pace, guesses=guesses)
 
@@ -189,6 +197,35 @@ def test_several_tokens_are_made_at_once_when(why: str, seconds: float, pages: i
 
     assert step is not None
     assert step.key == StepKey(1, 1, 4 if why == "all is well" else 1)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kind", "steps"),
+    [
+        ({}, Draws.PLAIN, 4),
+        ({"top_p": 0.5}, Draws.PLAIN, 4),  # greedy
+        ({"temperature": 0.7, "top_p": 0.5}, Draws.CUT, 4),
+        ({"temperature": 0.7, "presence_penalty": 0.5}, Draws.FULL, 1),
+        ({"logprobs": 0}, Draws.FULL, 1),
+    ],
+)
+def test_a_step_is_of_the_kind_that_its_rows_need(sampling: dict[str, Any], kind: Draws, steps: int) -> None:
+    """Whatever a row wants that draws nothing yet."""
+    busy = scheduler(cost=by_token(0.01), by_draws=True)
+    busy.add(from_submit(submit(1, [7] * 70, **sampling), arrival=1, max_context=512))
+    first, second, third = run(busy), run(busy), following(busy)
+
+    assert (first.tokens, first.key.draws) == (64, Draws.PLAIN)
+    assert second.key.draws >= kind
+    assert (third.key.draws, third.key.steps) == (kind, steps)
+
+
+def test_a_ban_needs_a_full_program_for_as_long_as_it_holds() -> None:
+    busy = scheduler(cost=by_token(0.01), by_draws=True)
+    banned = replace(submit(1, [7, 8], stop=(3,)), min_tokens=2)
+    busy.add(from_submit(banned, arrival=1, max_context=512))
+
+    assert [run(busy).key.draws for _ in range(3)] == [Draws.FULL, Draws.FULL, Draws.PLAIN]
 
 
 def test_several_tokens_are_not_made_at_once_before_it_is_known_how_long_they_take() -> None:
