@@ -5,21 +5,18 @@ Knows tokens, no rows, requests or text. Behind the thoughts a grammar may bind 
 
 from collections.abc import Sequence
 
-import numpy as np
 from attrs import define, field
 
+from neuron_jax.constraints.forced import FREE, Forced
 from neuron_jax.constraints.matcher import Mask, Matcher
 from neuron_jax.workers.frames import Thoughts
-
-FREE = 2**40
-"""Tokens that may come unseen where nothing will be forced any more: more than any text has."""
 
 
 @define(eq=False)
 class ThinkingLimit:
     """One text on its way; in a scheduler's hands what a `Matcher` is.
 
-    `words` is how wide a mask is. `_closing` are the tokens that must come now, one after the other.
+    `words` is how wide a mask is. `_closing` are the tokens that must come now.
     """
 
     _thoughts: Thoughts
@@ -29,41 +26,39 @@ class ThinkingLimit:
     _begun: bool = field(init=False)
     _thinks: bool = field(init=False)
     _seen: int = field(default=0, init=False)
-    _closing: list[int] = field(factory=list, init=False)
-    _foreseen: int = field(default=0, init=False)
+    _closing: Forced = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._closing = Forced(self._words, [])
         self._begun = self._thinks = not self._thoughts.opens
         self._end_if_enough()
 
     @property
     def active(self) -> bool:
         """Whether the next token is bound."""
-        return bool(self._closing) or (self._grammar is not None and self._grammar.active)
+        return bool(self._closing.left) or (self._grammar is not None and self._grammar.active)
 
     @property
     def complete(self) -> bool:
         """Whether the text is whole and nothing may follow."""
-        return not self._closing and self._grammar is not None and self._grammar.complete
+        return not self._closing.left and self._grammar is not None and self._grammar.complete
 
     @property
     def slack(self) -> int:
         """How many tokens may be drawn before anybody has to look at them."""
-        if self._closing or self._grammar is not None:
+        if self._closing.left or self._grammar is not None:
             return 0
         return self._thoughts.most - self._seen if self._thinks or not self._begun else FREE
 
     @property
     def masks(self) -> Sequence[Mask]:
         """What may come next, and after each of the guesses that were last foreseen."""
-        if not self._closing:
-            return [] if self._grammar is None else self._grammar.masks
-        forced = [self._only(token) for token in self._closing[: self._foreseen + 1]]
-        return [*forced, np.full(self._words, -1, np.int32)] if self._foreseen == len(self._closing) else forced
+        if self._closing.left:
+            return self._closing.masks
+        return [] if self._grammar is None else self._grammar.masks
 
     def take(self, tokens: Sequence[int]) -> None:
         """The text goes on with `tokens`. Raises GrammarError when its grammar lets none of them come."""
-        self._foreseen = 0
         for token in tokens:
             self._follow(token)
         if self._grammar is not None:
@@ -71,8 +66,8 @@ class ThinkingLimit:
 
     def forced(self) -> list[int]:
         """Tokens that must come next."""
-        if self._closing:
-            return list(self._closing)
+        if self._closing.left:
+            return list(self._closing.left)
         return [] if self._grammar is None else self._grammar.forced()
 
     def foresee(self, guesses: Sequence[int]) -> int:
@@ -80,18 +75,13 @@ class ThinkingLimit:
 
         What a grammar lets come behind the thoughts is known once they are closed.
         """
-        if not self._closing:
-            return 0 if self._grammar is None else self._grammar.foresee(guesses)
-        most = len(self._closing) - (self._grammar is not None)
-        self._foreseen = next(
-            (at for at in range(most) if at >= len(guesses) or guesses[at] != self._closing[at]), most
-        )
-        return self._foreseen
+        if self._closing.left:
+            return self._closing.foresee(guesses, len(self._closing.left) - (self._grammar is not None))
+        return 0 if self._grammar is None else self._grammar.foresee(guesses)
 
     def _follow(self, token: int) -> None:
-        if self._closing:
-            assert token == self._closing[0], "a token that was not allowed"
-            del self._closing[0]
+        if self._closing.left:
+            self._closing.take(token)
             return
         if not self._begun:
             self._open(token)
@@ -108,9 +98,5 @@ class ThinkingLimit:
 
     def _end_if_enough(self) -> None:
         if self._thinks and self._seen >= self._thoughts.most:
-            self._thinks, self._closing = False, list(self._thoughts.closing)
-
-    def _only(self, token: int) -> Mask:
-        mask = np.zeros(self._words, np.int32)
-        mask.view(np.uint32)[token // 32] = np.uint32(1 << token % 32)
-        return mask
+            self._thinks = False
+            self._closing.left.extend(self._thoughts.closing)

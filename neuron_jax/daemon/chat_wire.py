@@ -159,6 +159,6 @@ def chat_logprobs(job: GenerationJob, chosen: Sequence[Chosen]) -> dict[str, Any
     return {"content": rows, "refusal": None}
 
 
-def _row(job: GenerationJob, token: int, logprob: float) -> dict[str, Any]:
+def _row(job: GenerationJob, token: int, logprob: float | None) -> dict[str, Any]:
     piece = job.text.tokenizer.piece(token)
     return {"token": token_text(job, token), "logprob": logprob, "bytes": list(piece)}

@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Container, Sequence
 from typing import Any
 
-from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Event, GenerationJob, Grown
+from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Event, GenerationJob, Grown, Recited
 from neuron_jax.daemon.params_schema import SamplingParams
 from neuron_jax.daemon.wire_common import envelope, usage
 from neuron_jax.text.pieces import Piece, Text
@@ -18,13 +18,18 @@ class CompletionStream:
     def __init__(self, job: GenerationJob, params: SamplingParams) -> None:
         self._job = job
         self._params = params
-        self._logprobs = [_Logprobs(job) for _ in job.submits]
+        self._logprobs = [_Logprobs(job, index) for index in range(len(job.submits))]
 
     def feed(self, event: Event) -> list[dict[str, Any]]:
         """The chunks of one event."""
         match event:
             case Admitted():
-                return [self._chunk(index, echo) for index, echo in enumerate(self._job.echoes) if echo]
+                submits = self._job.submits  # a prompt that is recited is told when it has been
+                told = [(index, echo) for index, echo in enumerate(self._job.echoes) if not submits[index].begins]
+                return [self._chunk(index, echo) for index, echo in told if echo]
+            case Recited(index, chosen, whole):
+                self._logprobs[index].recite(chosen)
+                return [self._chunk(index, self._job.echoes[index])] if whole else []
             case Grown(index, pieces, chosen):
                 self._logprobs[index].add(chosen)
                 text = text_of(pieces)
@@ -61,12 +66,14 @@ class CompletionAnswer:
     def __init__(self, job: GenerationJob) -> None:
         self._job = job
         self._texts = list(job.echoes) or [""] * len(job.submits)
-        self._logprobs = [_Logprobs(job) for _ in job.submits]
+        self._logprobs = [_Logprobs(job, index) for index in range(len(job.submits))]
         self._ends: dict[int, Ended] = {}
 
     def feed(self, event: Event) -> None:
         """Adds one event."""
         match event:
+            case Recited(index, chosen):
+                self._logprobs[index].recite(chosen)
             case Grown(index, pieces, chosen):
                 self._texts[index] += text_of(pieces)
                 self._logprobs[index].add(chosen)
@@ -109,16 +116,24 @@ class CompletionAnswer:
 class _Logprobs:
     """Log-probabilities of one choice that are not sent yet; knows how many characters came before."""
 
-    def __init__(self, job: GenerationJob) -> None:
+    def __init__(self, job: GenerationJob, index: int) -> None:
         self._job = job
-        self._pending: list[Chosen] = []
+        # A prompt that is told begins with a token of which nothing is known.
+        self._pending = [Chosen(job.submits[index].prompt[0], None, ())] if job.recites else []
+        self._recited = len(self._pending)
         self._offset = 0
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     @property
     def mean(self) -> float:
-        """Of those that are not sent yet."""
-        return sum(row.logprob for row in self._pending) / max(1, len(self._pending))
+        """Of the answer's tokens, where none was sent yet."""
+        own = [row.logprob or 0.0 for row in self._pending[self._recited :]]
+        return sum(own) / max(1, len(own))
+
+    def recite(self, chosen: Sequence[Chosen]) -> None:
+        """Tokens of the prompt."""
+        self._recited += len(chosen)
+        self.add(chosen)
 
     def add(self, chosen: Sequence[Chosen]) -> None:
         self._pending += chosen
@@ -135,9 +150,11 @@ class _Logprobs:
             "text_offset": [self._advance(row.token) for row in rows],
         }
 
-    def _alternatives(self, row: Chosen) -> dict[str, float]:
+    def _alternatives(self, row: Chosen) -> dict[str, float] | None:
         """The chosen one under the name that `tokens` gives it, and the likeliest. Where several stand for the same text,
         each has its entry."""
+        if row.logprob is None:
+            return None
         known = {row.token: row.logprob} | {other.token: other.logprob for other in row.alternatives}
         ranked: dict[str, float] = {}
         for token, logprob in known.items():

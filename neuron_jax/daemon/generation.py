@@ -1,6 +1,6 @@
 """One request's life from ids to neutral events: its turn, engine, text, end; must not know JSON, SSE or HTTP.
 
-Quiet* → Admitted → (Grown | Quiet)* → one Ended per choice, among them → end of the iterator
+Quiet* → Admitted → (Recited | Grown | Quiet)* → one Ended per choice, among them → end of the iterator
 
 An engine may die under a request. Where nobody has seen anything of its answer yet, the request is run once more on the
 next engine, with the same seed; when that has it, `Again` says that whatever came before is void, and a second Admitted
@@ -13,6 +13,7 @@ from contextlib import aclosing
 from typing import Protocol
 
 from attrs import define, field, frozen
+from msgspec.structs import replace
 
 from neuron_jax.daemon.admission import AdmissionQueue, Reservation
 from neuron_jax.daemon.model_text import Encoded, ModelText
@@ -39,10 +40,10 @@ class Quiet:
 
 @frozen
 class Chosen:
-    """One generated token with its log-probability and the likeliest alternatives."""
+    """One token with its log-probability and the likeliest alternatives. A prompt's first token has none."""
 
     token: int
-    logprob: float
+    logprob: float | None
     alternatives: Sequence[Alternative]
 
 
@@ -53,6 +54,15 @@ class Grown:
     index: int
     pieces: tuple[Piece, ...]
     chosen: tuple[Chosen, ...]
+
+
+@frozen
+class Recited:
+    """The prompt's next tokens, where their log-probabilities are told. `whole`: these were the last."""
+
+    index: int
+    chosen: tuple[Chosen, ...]
+    whole: bool
 
 
 @frozen
@@ -69,7 +79,7 @@ class Again:
     """The engine died, and the request is run anew: forget what has come so far."""
 
 
-Event = Admitted | Quiet | Grown | Ended | Again
+Event = Admitted | Quiet | Recited | Grown | Ended | Again
 
 
 @define
@@ -106,6 +116,8 @@ class GenerationJob:
     min_tokens: int
     prompt_tokens: int  # each different prompt once
     echoes: Sequence[str] = ()  # by choice, what is told before its answer; none = nothing
+    recites: bool = False  # the prompts' tokens are told with their log-probabilities
+    hidden: bool = False  # of an answer nothing is wanted: engines make one token at least
     told: int | None = None  # of so many choices after each prompt, the likeliest ones are told; None = all
     usage: Usage = field(factory=Usage)
 
@@ -135,11 +147,22 @@ class GrowingChoice:
         self._pays = index == 0 or job.encoded[index] is not job.encoded[index - 1]
         self._stop_token_ids = job.stop_token_ids
         self._text = job.text.output(job.encoded[index], job.stops, job.min_tokens, f"call_{job.id}_{index}_")
+        self._begins = len(job.submits[index].begins)
+        self._hidden = job.hidden
         self._reasoning = 0
         self._seen = 0
 
-    def feed(self, output: Output) -> Sequence[Grown | Ended]:
+    def feed(self, output: Output) -> Sequence[Recited | Grown | Ended]:
         """The events of one engine output."""
+        recited = min(self._begins, len(output.tokens))
+        self._begins -= recited
+        events = [Recited(self._index, _chosen(output, recited), self._begins == 0)] if recited else []
+        if recited and recited == len(output.tokens) and output.finish is None:
+            self._count(output, 0)
+            return events
+        return [*events, *self._drawn(_behind(output, len(output.tokens) if self._hidden else recited))]
+
+    def _drawn(self, output: Output) -> Sequence[Grown | Ended]:
         stopped = output.finish == "stop"
         shown = output.tokens[:-1] if stopped else output.tokens
         delta = self._text.feed(shown)
@@ -227,7 +250,7 @@ class _Seen:
         match event:
             case Grown(_, pieces, chosen) if pieces or chosen:
                 self._answer = True
-            case Ended():
+            case Recited() | Ended():
                 self._answer = True
 
 
@@ -263,10 +286,23 @@ async def until_ready(host: ServingModel) -> AsyncGenerator[Quiet, None]:
         yield Quiet()
 
 
-def _absorb(output: Output, choice: GrowingChoice) -> Sequence[Grown | Ended]:
+def _absorb(output: Output, choice: GrowingChoice) -> Sequence[Recited | Grown | Ended]:
     if output.finish == "error":
         raise _failed(output)
     return choice.feed(output)
+
+
+def _behind(output: Output, tokens: int) -> Output:
+    """It without the first of its tokens. Where the one that ended it is among them it is as long as it could be."""
+    if tokens == 0:
+        return output
+    rest = {
+        "tokens": output.tokens[tokens:],
+        "logprobs": output.logprobs and output.logprobs[tokens:],
+        "alternatives": output.alternatives and output.alternatives[tokens:],
+        "finish": "length" if output.finish == "stop" and tokens == len(output.tokens) else output.finish,
+    }
+    return replace(output, **rest)
 
 
 def _failed(output: Output) -> Problem:

@@ -104,7 +104,8 @@ def read_params(fields: Fields, model: str, logprobs: int | None) -> SamplingPar
         stream=fields.flag("stream"),
         include_usage=options.flag("include_usage"),
         continuous_usage=options.flag("continuous_usage_stats"),
-        max_tokens=fields.integer("max_tokens", 1, MAX_TOKENS) if most is None else most,
+        # Of an echo alone none need follow.
+        max_tokens=fields.integer("max_tokens", 0 if fields.flag("echo") else 1, MAX_TOKENS) if most is None else most,
         min_tokens=fields.integer("min_tokens", 0, MAX_TOKENS) or 0,
         sampling=read_sampling(fields),
         logit_bias=_bias(fields),

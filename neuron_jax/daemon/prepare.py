@@ -114,7 +114,21 @@ def completion_job(request: CompletionRequest, text: ModelText, outside: Outside
         params = attrs.evolve(params, logprobs=0)  # by which the likeliest are found
     echoes = [_as_text(prompt, text) for prompt in request.prompts for _ in range(params.n)] if request.echo else ()
     job = _job(params, text, encoded, outside)
-    return attrs.evolve(job, echoes=echoes, told=request.params.n if chosen else None)
+    return attrs.evolve(
+        job,
+        submits=[_recited(one) for one in job.submits] if request.scores else job.submits,
+        echoes=echoes,
+        recites=request.scores,
+        hidden=request.params.max_tokens == 0,
+        told=request.params.n if chosen else None,
+    )
+
+
+def _recited(submit: Submit) -> Submit:
+    """The same answer, with its prompt told as the beginning of it: all but the first token, of which nothing is known."""
+    first, *rest = submit.prompt
+    most = len(rest) + submit.max_tokens
+    return msgspec.structs.replace(submit, prompt=[first], begins=tuple(rest), max_tokens=most)
 
 
 def _encoded(request: CompletionRequest, name: str, prompt: str | list[int], text: ModelText, most: int) -> Encoded:
@@ -191,7 +205,7 @@ def _submit(
         request=index,
         prompt=encoded.ids,
         sampling=drawn,
-        max_tokens=left if params.max_tokens is None else min(params.max_tokens, left),
+        max_tokens=left if params.max_tokens is None else max(1, min(params.max_tokens, left)),
         min_tokens=params.min_tokens,
         stop_ids=stop_ids,
         ignore_eos=params.ignore_eos and not stop_ids,

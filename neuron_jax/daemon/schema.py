@@ -21,7 +21,7 @@ from neuron_jax.daemon.params_schema import (
     read_params,
     refuse_unfit,
 )
-from neuron_jax.daemon.problems import invalid_body, unsupported
+from neuron_jax.daemon.problems import invalid_body
 from neuron_jax.daemon.thinking import read_budget, read_hidden
 from neuron_jax.text.prompt import Chat
 
@@ -47,7 +47,8 @@ class ChatRequest:
 @frozen
 class CompletionRequest:
     """POST /v1/completions; each prompt is text or ids. `suffix`: what is to follow the answer; `echo`: the prompt comes
-    before it; of `best_of` answers to each prompt the `params.n` likeliest are told."""
+    before it, with the log-probabilities of its tokens where those are asked for; of `best_of` answers to each prompt the
+    `params.n` likeliest are told."""
 
     params: SamplingParams
     prompts: Sequence[str | list[int]]
@@ -59,6 +60,11 @@ class CompletionRequest:
     def answers(self) -> int:
         """How many run side by side."""
         return len(self.prompts) * self.best_of
+
+    @property
+    def scores(self) -> bool:
+        """Whether the prompts' tokens are told with their log-probabilities."""
+        return self.echo and self.params.logprobs is not None
 
 
 @frozen
@@ -119,11 +125,15 @@ def _suffix(fields: Fields, prompts: Sequence[str | list[int]]) -> str:
 
 
 def _echo(fields: Fields, params: SamplingParams) -> bool:
+    """What the answer alone is drawn by would hold for the prompt as well, where its log-probabilities are computed."""
     echo = fields.flag("echo")
-    if echo and params.logprobs is not None:
-        raise unsupported(
-            "echo", "echo: log-probabilities of a prompt are not computed here; leave out echo or logprobs."
-        )
+    if not echo or params.logprobs is None:
+        return echo
+    for name in ("min_tokens", "presence_penalty", "frequency_penalty"):
+        if fields.get(name):
+            raise fields.wrong(name, "absent or 0 where echo and logprobs ask for those of the prompt")
+    if params.form is not None:
+        raise fields.wrong(params.form.field, "absent where echo and logprobs ask for those of the prompt")
     return echo
 
 

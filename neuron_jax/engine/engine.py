@@ -16,12 +16,13 @@ from attrs import define, field
 from msgspec.structs import replace
 
 from neuron_jax.constraints.errors import GrammarError
+from neuron_jax.constraints.forced import Forced, Recital
 from neuron_jax.constraints.matcher import Matcher, mask_words
 from neuron_jax.constraints.thinking import ThinkingLimit
 from neuron_jax.engine.batch import Step
 from neuron_jax.engine.constrained import Matchers
 from neuron_jax.engine.programs import Result
-from neuron_jax.engine.requests import from_submit
+from neuron_jax.engine.requests import Follower, from_submit
 from neuron_jax.engine.runner import Runner
 from neuron_jax.engine.sampler import MAX_BIAS
 from neuron_jax.engine.scheduler import Scheduler
@@ -187,9 +188,11 @@ class Engine:
 
     def _add(self, submit: Submit, grammar: Matcher | None = None) -> None:
         self._arrivals += 1
-        matcher: Matcher | ThinkingLimit | None = grammar
-        if submit.thoughts is not None:
-            words = mask_words(self.runner.program.model.vocab_size)
+        matcher: Follower | None = grammar
+        words = mask_words(self.runner.program.model.vocab_size)
+        if submit.begins:
+            matcher = Recital(Forced(words, list(submit.begins)))
+        elif submit.thoughts is not None:
             matcher = ThinkingLimit(submit.thoughts, words, grammar)
         request = from_submit(submit, arrival=self._arrivals, max_context=self.max_context, matcher=matcher)
         self.scheduler.add(request)
@@ -200,8 +203,10 @@ class Engine:
             return "a prompt of at least one token and max_tokens of at least 1 are needed"
         if len(submit.prompt) >= self.max_context:
             return f"{len(submit.prompt)} prompt tokens; fewer than {self.max_context} fit"
-        if min(submit.prompt) < 0 or max(submit.prompt) >= vocab:
+        if min(*submit.prompt, *submit.begins, 0) < 0 or max(*submit.prompt, *submit.begins, 0) >= vocab:
             return f"token ids must be within 0..{vocab - 1}"
+        if submit.begins and (submit.constraint or submit.thoughts or submit.min_tokens):
+            return "a text whose beginning is given takes no constraint, no limit of thoughts and no min_tokens"
         if len(submit.stop_ids) + len(submit.sampling.logit_bias) > MAX_BIAS:
             return f"stop_ids and logit_bias name more than {MAX_BIAS} ids"
         return None

@@ -2,11 +2,15 @@
 
 from attrs import define, field
 
+from neuron_jax.constraints.forced import Recital
 from neuron_jax.constraints.matcher import Matcher
 from neuron_jax.constraints.thinking import ThinkingLimit
 from neuron_jax.engine.buckets import Draws
 from neuron_jax.engine.guesses import Guesser, Hope
 from neuron_jax.workers.frames import Sampling, Submit
+
+Follower = Matcher | ThinkingLimit | Recital
+"""Says what a text may go on with."""
 
 
 @define(eq=False)
@@ -34,6 +38,7 @@ class Request:
     stop_ids: frozenset[int]
     arrival: int
     wants_logprobs: bool
+    given: int = 0  # tokens behind the prompt that were given, too: none of them ends it
     computed: int = 0
     ahead: int = 0
     fed: int = 0
@@ -50,7 +55,7 @@ class Request:
     published: int = 0
     cached: int = 0
     guesser: Guesser | None = None  # where its tokens may be guessed
-    matcher: Matcher | ThinkingLimit | None = None  # where they are bound: it stands behind the last of `tokens`
+    matcher: Follower | None = None  # where they are bound: it stands behind the last of `tokens`
     hope: Hope = field(factory=Hope)  # for those that are
 
     @property
@@ -111,9 +116,7 @@ def draws_by(request: Request, position: int) -> Draws:
     return Draws.CUT if is_cut(request.sampling) else Draws.PLAIN
 
 
-def from_submit(
-    submit: Submit, *, arrival: int, max_context: int, matcher: Matcher | ThinkingLimit | None = None
-) -> Request:
+def from_submit(submit: Submit, *, arrival: int, max_context: int, matcher: Follower | None = None) -> Request:
     """A new request. `limit` is the shorter of what was asked and what the context holds."""
     assert submit.prompt, "the daemon refuses empty prompts"
     assert submit.max_tokens >= 1, submit.max_tokens
@@ -127,5 +130,6 @@ def from_submit(
         stop_ids=frozenset() if submit.ignore_eos else frozenset(submit.stop_ids),
         arrival=arrival,
         wants_logprobs=submit.sampling.logprobs is not None,
+        given=len(submit.begins),
         matcher=matcher,
     )

@@ -312,7 +312,8 @@ class Scheduler:
 
     def _take(self, request: Request, tokens: list[int], drawn: Drawn, line: int) -> Output:
         """Book what `request` drew, up to the token that ends it."""
-        stop = next((i for i, token in enumerate(tokens, start=1) if token in request.stop_ids), None)
+        given = max(request.prompt_length + request.given - len(request.tokens), 0)
+        stop = next((i for i, token in enumerate(tokens, 1) if i > given and token in request.stop_ids), None)
         tokens = tokens[:stop]
         problem = _followed(request, tokens if stop is None else tokens[:-1])
         cached = 0 if len(request.tokens) > request.prompt_length else request.cached

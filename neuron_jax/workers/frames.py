@@ -130,7 +130,8 @@ class Vocabulary(Struct, tag="vocabulary", frozen=True):
 class Submit(Struct, tag="submit", frozen=True, omit_defaults=True):
     """Generate after `prompt` (ids, at least one). Answered by outputs with this `request` until one has a `finish`.
 
-    `request` is unique in an engine; `EngineClient` gives the number that is sent.
+    `request` is unique in an engine; `EngineClient` gives the number that is sent. `begins`: tokens that the text begins
+    with, whatever would be drawn. They are told like any others, so it is by them that log-probabilities of a prompt are.
     """
 
     request: int
@@ -142,6 +143,7 @@ class Submit(Struct, tag="submit", frozen=True, omit_defaults=True):
     ignore_eos: bool = False  # then `stop_ids` do not end the request
     constraint: Constraint | None = None
     thoughts: Thoughts | None = None
+    begins: tuple[int, ...] = ()  # without a constraint, thoughts or min_tokens
 
 
 class Embed(Struct, tag="embed", frozen=True, omit_defaults=True):

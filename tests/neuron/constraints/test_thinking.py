@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from neuron_jax.constraints.forced import FREE
 from neuron_jax.constraints.matcher import Mask
-from neuron_jax.constraints.thinking import FREE, ThinkingLimit
+from neuron_jax.constraints.thinking import ThinkingLimit
 from neuron_jax.workers.frames import Thoughts
 
 OPEN, CLOSE, LINE, WORDS = 60, 61, 10, 2

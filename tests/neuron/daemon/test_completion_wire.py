@@ -1,19 +1,20 @@
 """The log-probabilities of a raw completion, where tokens are no words."""
 
 from pathlib import Path
+from typing import Literal
 
 import attrs
 import pytest
 
 from neuron_jax.daemon.chat_wire import ChatStream
 from neuron_jax.daemon.completion_wire import CompletionAnswer, CompletionStream
-from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Grown
+from neuron_jax.daemon.generation import Admitted, Chosen, Ended, GenerationJob, GrowingChoice, Grown
 from neuron_jax.daemon.model_text import read_text
 from neuron_jax.daemon.prepare import Outside, completion_job
-from neuron_jax.daemon.schema import read_completion
+from neuron_jax.daemon.schema import CompletionRequest, read_completion
 from neuron_jax.daemon.wire_common import HEARTBEAT_LINE, Beats, sse
 from neuron_jax.text.pieces import Text
-from neuron_jax.workers.frames import Alternative
+from neuron_jax.workers.frames import Alternative, Output
 from tests.fakes.tiny_model import USER, write_tiny_model
 from tests.fakes.vocabularies import sentence_piece
 
@@ -84,6 +85,64 @@ def test_the_prompt_comes_before_the_answer(tmp_path: Path) -> None:
 
     assert [choice["text"] for choice in whole.body(request.params)["choices"]] == expected
     assert ["".join(one["text"] for one in told if one["index"] == index) for index in range(4)] == expected
+
+
+def recital(tmp_path: Path, **asked: object) -> tuple[GenerationJob, CompletionRequest]:
+    body = {"model": "m", "prompt": "abc", "echo": True, "logprobs": 1, "max_tokens": 2, **asked}
+    request = read_completion(body)
+    return completion_job(request, read_text(write_tiny_model(tmp_path)), Outside("x", 7, 1, 100)), request
+
+
+def made(tokens: str, finish: Literal["stop", "length"] | None = None) -> Output:
+    """What an engine tells of these tokens."""
+    likeliest = [[Alternative(120, -0.25)] for _ in tokens]
+    return Output(0, list(tokens.encode()), [-0.5 * (at + 1) for at in range(len(tokens))], likeliest, finish)
+
+
+CUTS = (
+    [made("bc"), made("de", "length")],
+    [made("b"), made("cd"), made("e", "length")],
+    [made("bcde", "length")],
+)
+
+
+@pytest.mark.parametrize("outputs", CUTS)
+def test_a_prompt_s_log_probabilities_come_before_the_answer_s(tmp_path: Path, outputs: list[Output]) -> None:
+    """Of `echo` with `logprobs`, however engines cut it: of the first token none is known, and only the answer is counted."""
+    job, request = recital(tmp_path)
+    choice, whole, streamed = GrowingChoice(job, 0), CompletionAnswer(job), CompletionStream(job, request.params)
+    chunks = streamed.feed(Admitted())
+    for event in (event for output in outputs for event in choice.feed(output)):
+        whole.feed(event)
+        chunks += streamed.feed(event)
+    body = whole.body(request.params)
+    (told,), parts = body["choices"], [chunk["choices"][0] for chunk in chunks]
+
+    (submit,) = job.submits
+    assert (submit.prompt, submit.begins, submit.max_tokens) == ([97], (98, 99), 4)
+    assert (told["text"], told["finish_reason"]) == ("abcde", "length")
+    assert told["logprobs"]["tokens"] == list("abcde")
+    assert told["logprobs"]["text_offset"] == [0, 1, 2, 3, 4]
+    assert [told["logprobs"][name][0] for name in ("token_logprobs", "top_logprobs")] == [None, None]
+    assert told["logprobs"]["top_logprobs"][1] == {"b": -0.5, "x": -0.25}
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (3, 2)
+    assert "".join(part["text"] for part in parts) == "abcde"
+    for name, values in told["logprobs"].items():
+        assert [value for part in parts if part["logprobs"] for value in part["logprobs"][name]] == values
+
+
+@pytest.mark.parametrize(("prompt", "outputs"), [("abc", [made("bcd", "length")]), ("a", [made("d", "stop")])])
+def test_of_an_echo_alone_nothing_follows(tmp_path: Path, prompt: str, outputs: list[Output]) -> None:
+    """`max_tokens` 0: what the engine makes all the same is nobody's."""
+    job, request = recital(tmp_path, prompt=prompt, max_tokens=0)
+    choice, whole = GrowingChoice(job, 0), CompletionAnswer(job)
+    for event in (event for output in outputs for event in choice.feed(output)):
+        whole.feed(event)
+    body = whole.body(request.params)
+    (told,) = body["choices"]
+
+    assert (told["text"], told["finish_reason"], told["logprobs"]["tokens"]) == (prompt, "length", list(prompt))
+    assert body["usage"]["completion_tokens"] == 0
 
 
 def test_of_ten_signs_of_life_in_a_row_one_is_a_chunk(tmp_path: Path) -> None:
