@@ -190,7 +190,7 @@ class Model(Outline, Protocol):
     instrumented. `layers` are laid out for all its devices, in the order in which `forward` takes their caches.
     `widest` is the number of values of a token's widest activation, in one expert where there are some; `experts` are how many
     a layer has at most, and through how many of them a token goes, (1, 1) where it has one MLP. `rules` maps checkpoint tensors
-    to parameters (see `models.mapping`).
+    to parameters (see `models.mapping`). `tiles` say by path how the native kernels' matrices are laid out; none are for XLA.
     """
 
     @property
@@ -204,6 +204,9 @@ class Model(Outline, Protocol):
 
     @property
     def rules(self) -> Sequence[Any]: ...
+
+    @property
+    def tiles(self) -> Mapping[str, Any]: ...
 
     def forward(
         self,

@@ -40,6 +40,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"models"} | {"neuron_jax." + x for x in ("engine", "errors", "hardware", "weights")},
         JAX,
     ),
+    "neuron_jax.workers.new_weights": ({"models"} | {"neuron_jax." + x for x in ("engine", "errors", "weights")}, JAX),
     "neuron_jax.workers.embed": ({"models"} | {"neuron_jax." + x for x in ("engine", "errors", "weights")}, JAX),
     "neuron_jax.quality": ({"neuron_jax." + x for x in ("errors", "text", "weights", "workers")}, set()),
     "neuron_jax.quality.measure": ({"models"}, JAX),

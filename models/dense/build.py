@@ -37,6 +37,7 @@ class DenseModel:
     experts: tuple[int, int]
     layers: Sequence[LayerSpec]
     rules: Sequence[Rule | Ignore]
+    tiles: Mapping[str, Tiles]
     _network: Functional[Decoder]
 
     @property
@@ -98,6 +99,7 @@ def build_dense(
         experts=max(((found.count, found.active) for found in c.mixtures), default=(1, 1)),
         layers=c.kept(layers),
         rules=made,
+        tiles=tiles,
         network=functional(lambda: Decoder(c, layout, layers, make)),
     )
 

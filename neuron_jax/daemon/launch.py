@@ -9,7 +9,7 @@ import msgspec
 from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.workers.frames import EngineSpec, MemoryRow
 
-TOTAL_ROW, KV_ROW = "total", "KV"
+TOTAL_ROW, KV_ROW, WEIGHTS_ROW = "total", "KV", "weights"
 """How the rows of a plan begin that the daemon reads."""
 
 LESS = 0.8

@@ -9,21 +9,26 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+import attrs
+
 from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.daemon.catalogue import Catalogue
 from neuron_jax.daemon.default_models import DefaultModels
 from neuron_jax.daemon.devices import Devices
+from neuron_jax.daemon.fetching import fetched, load_error
 from neuron_jax.daemon.lending import RankLender
 from neuron_jax.daemon.metrics import DeviceGauges, Metrics, ModelGauges
 from neuron_jax.daemon.model_files import ModelFiles
 from neuron_jax.daemon.model_text import ModelText
 from neuron_jax.daemon.placing import Placing
 from neuron_jax.daemon.problems import model_not_found, shutting_down
+from neuron_jax.daemon.reloading import Served
 from neuron_jax.daemon.replica import Listener
 from neuron_jax.daemon.resident import AlreadyLoadedError, Plan, ResidentModel
 from neuron_jax.daemon.status import ModelStage
 from neuron_jax.errors import LoadError
 from neuron_jax.weights.errors import WeightsError
+from neuron_jax.workers.frames import Progress
 from neuron_jax.workers.process import DEFAULT_COMMAND
 from neuron_jax.workers.renderers import Renderers
 from neuron_jax.workers.supervisor import RESTARTS, RestartPolicy
@@ -64,6 +69,7 @@ class Lifecycle:
         self._metrics = metrics
         self._residents: dict[str, ResidentModel] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._reloads: set[asyncio.Task[Served]] = set()
         devices.keep_free(config.engine.min_free_mb)
 
     def start(self) -> None:
@@ -136,6 +142,23 @@ class Lifecycle:
         await resident.unload(drain_secs)
         return True
 
+    async def reload(self, name: str, source: str | None, *, in_place: bool) -> Served:
+        """Other weights for the model called `name`, from `source` or from where its own are; who waits may leave.
+
+        Raises Problem where it does not serve, LoadError where it cannot serve with them.
+        """
+        resident = self.serving(name)
+        spec = attrs.evolve(resident.spec, source=source or resident.spec.source)
+        try:
+            found = await fetched(partial(self.catalogue.fetch, self.catalogue.source(spec)), _ignore_step)
+        except Exception as error:
+            raise load_error(resident.id, error) from error
+        work = resident.reload(spec.source or spec.model_id, found, in_place=in_place)
+        task = asyncio.create_task(work, name=f"reload {resident.id}")
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+        return await asyncio.shield(task)
+
     async def text(self, name: str) -> tuple[ModelText, int]:
         """A model's text side and context limit, from its files if it is not loaded. Raises Problem 404."""
         resident = self.resident(name)
@@ -154,6 +177,8 @@ class Lifecycle:
                 in_flight=queue.in_flight if queue else 0,
                 queued=queue.queued if queue else 0,
                 restarts=resident.status.restarts,
+                reloads=resident.served.reloads if resident.served else 0,
+                weights=resident.served.digest if resident.served else "",
             )
 
     def device_gauges(self) -> Iterable[DeviceGauges]:
@@ -197,6 +222,10 @@ class Lifecycle:
             return await asyncio.to_thread(self.catalogue.fetch, source, _ignore)
         except WeightsError as error:
             raise LoadError(error.kind, error.message, error.extras) from error
+
+
+def _ignore_step(_: Progress) -> None:
+    """Nobody asks how far the files of a reload are."""
 
 
 def _ignore(phase: str, done: int, total: int, unit: str) -> None:

@@ -61,6 +61,23 @@ async def unload(lifecycle: Lifecycle, body: bytes) -> Response[Any]:
     return json_response({"status": "unloaded"})
 
 
+async def reload(lifecycle: Lifecycle, body: bytes) -> Response[Any]:
+    """The answer to a request for other weights."""
+    try:
+        fields = Fields(decode_object(body))
+        name, source, in_place = fields.text("model_id"), fields.text("source"), fields.flag("in_place")
+    except Problem as problem:
+        return json_response({"error": problem.message}, problem.status)
+    if not name:
+        return json_response({"error": "missing model_id"}, 400)
+    try:
+        served = await lifecycle.reload(name, source, in_place=in_place)
+    except LoadError as error:
+        status, refusal = load_error(lifecycle.catalogue.canonical(name), error, lifecycle.devices.platform)
+        return json_response(refusal, status)
+    return json_response({"status": "reloaded", "weights": attrs.asdict(served)})
+
+
 def load_error(model_id: str, error: LoadError, platform: str) -> tuple[int, dict[str, Any]]:
     """Status and body of a refused load (docs/wire.md section 1)."""
     if error.kind in NO_DEVICE and platform == "cuda":

@@ -28,6 +28,8 @@ class ModelGauges:
     in_flight: int
     queued: int
     restarts: int
+    reloads: int = 0
+    weights: str = ""  # the digest of those that serve
 
 
 @frozen
@@ -221,6 +223,7 @@ MODEL_COUNTERS: Mapping[str, str] = {
     "neuron_guessed_tokens": "Tokens that were guessed ahead",
     "neuron_right_guesses": "Guessed tokens that were right",
     "neuron_engine_restarts": "Restarts after a death",
+    "neuron_weight_reloads": "How often other weights were put in place while the model served",
 }
 DEVICE_GAUGES: Mapping[str, str] = {
     "neuron_device_vram_used_mb": "Memory in use, MiB",
@@ -240,7 +243,12 @@ class _Scrape:
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        rows = [(row.model, _model_values(row)) for row in self._gauges.model_gauges()]
+        models = list(self._gauges.model_gauges())
+        rows = [(row.model, _model_values(row)) for row in models]
+        weights = GaugeMetricFamily("neuron_weights_info", "Which weights serve", labels=["model", "digest"])
+        for row in models:
+            weights.add_metric([row.model, row.weights], 1.0)
+        yield weights
         devices = [(str(row.index), _device_values(row)) for row in self._gauges.device_gauges()]
         for families, label, found in ((MODEL_GAUGES, "model", rows), (DEVICE_GAUGES, "device", devices)):
             for name, help_ in families.items():
@@ -289,6 +297,7 @@ def _model_values(row: ModelGauges) -> Mapping[str, float | None]:
         "neuron_guessed_tokens": load.guessed_tokens,
         "neuron_right_guesses": load.right_guesses,
         "neuron_engine_restarts": row.restarts,
+        "neuron_weight_reloads": row.reloads,
     }
 
 

@@ -9,12 +9,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from attrs import frozen
+from msgspec.structs import replace
 
-from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW, row_mb, shrunk
+from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW, WEIGHTS_ROW, row_mb, shrunk
 from neuron_jax.daemon.shares import MemoryGrant, MemoryRequest, Shortage
 from neuron_jax.daemon.status import Capacity, ReplicaStatus
 from neuron_jax.daemon.tally import counters, total
-from neuron_jax.errors import LoadError
+from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineLoad, EngineSpec, Progress, Ready
 from neuron_jax.workers.supervisor import REMEDIES, EngineState, Phase, Remedy, RestartPolicy, Supervisor
@@ -77,6 +78,7 @@ class Replica:
         self._past = EngineLoad()
         self._last: EngineClient | None = None
         self._held: MemoryGrant | None = None
+        self._path = ""  # of the weights that serve; "" = as it was placed
         self._supervisor = Supervisor(place.holder, self._start, changed=self._changed, policy=place.restarts)
 
     @property
@@ -103,6 +105,43 @@ class Replica:
         """What it offered when it served for the first time. Raises LoadError or EngineDied when it never did."""
         return _capacity(await self._supervisor.started())
 
+    async def read_weights(self, path: str, *, in_place: bool) -> None:
+        """Its engine holds other weights ready. Raises LoadError where they do not fit, or the host has no room for both,
+        EngineDied."""
+        client, place = self.client, self._place
+        if client is None:
+            raise EngineDied(f"{self.holder} is being restarted")
+        if client.spec.platform == "cpu" and not in_place:
+            mb = row_mb(client.ready.plan, WEIGHTS_ROW)
+            try:
+                await place.shares.place(MemoryRequest(self._beside, place.model, self.devices, mb))
+            except LoadError as error:
+                words = f"{error.message} Or in_place = true reads them in the place of those that serve"
+                raise LoadError(error.kind, words, error.extras) from error
+        await client.read_weights(path, in_place=in_place)
+
+    async def swap_weights(self, path: str, *, keep: bool) -> None:
+        """Its engine serves with what it read, and so does every later one. Raises EngineDied: with `keep`, the next engine
+        has the old weights then."""
+        before, self._path = self._path, path
+        try:
+            if self.client is not None:
+                await self.client.swap_weights()
+        except EngineDied:
+            self._path = before if keep else path
+            raise
+
+    def drop_weights(self) -> None:
+        """There is one set of weights again."""
+        if self.client is not None:
+            self.client.drop_weights()
+        self._place.shares.release(self._beside)
+
+    @property
+    def _beside(self) -> str:
+        """Who holds the memory of a second set of weights."""
+        return f"new weights of {self.holder}"
+
     async def stop(self, drain_secs: float) -> None:
         """Waits up to `drain_secs` for what is in flight; the process, its grant and its memory are gone after."""
         shares = self._place.shares
@@ -122,7 +161,9 @@ class Replica:
         given = await self._granted(
             MemoryRequest(place.holder, place.model, self.devices, place.memory_mb, place.sharers)
         )
-        spec, note = shrunk(place.spec(self.devices, given.mb), self._pool_mb, self._supervisor.state.shrinks)
+        placed = place.spec(self.devices, given.mb)
+        placed = replace(placed, path=self._path or placed.path)
+        spec, note = shrunk(placed, self._pool_mb, self._supervisor.state.shrinks)
         if note != self._note:
             self._note = note
             self._tell(self._status(self._supervisor.state))
@@ -131,6 +172,10 @@ class Replica:
         except BaseException:
             shares.put_back(place.holder, self._held)
             raise
+        if self._path not in ("", client.spec.path):  # swapped in all others while it started
+            await client.close()
+            shares.put_back(place.holder, self._held)
+            raise EngineDied("other weights are to be served by now")
         rows = client.ready.plan
         self._pool_mb = self._pool_mb or row_mb(rows, KV_ROW) * len(self.devices)
         self._held = shares.settle(place.holder, client.pids, row_mb(rows, TOTAL_ROW))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import attrs
 from attrs import frozen
 
 from neuron_jax.config import AdmissionConfig, ModelSpec
@@ -17,6 +18,7 @@ from neuron_jax.daemon.fetching import Fetch, fetched, load_error
 from neuron_jax.daemon.model_text import ModelText, read_text
 from neuron_jax.daemon.news import News
 from neuron_jax.daemon.problems import Problem, insufficient_vram, recovering, unavailable
+from neuron_jax.daemon.reloading import Served, check_text, swap
 from neuron_jax.daemon.replica import Listener, Replica, ReplicaSpec
 from neuron_jax.daemon.shares import Shortage
 from neuron_jax.daemon.status import (
@@ -36,6 +38,7 @@ from neuron_jax.daemon.status import (
 )
 from neuron_jax.errors import LoadError
 from neuron_jax.text.prompt import ChatFormat
+from neuron_jax.weights.digest import digest
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineLoad, Progress
 
@@ -76,6 +79,8 @@ class ResidentModel:
         self._plan = plan
         self._listeners: list[Listener] = []
         self._ending: asyncio.Task[None] | None = None
+        self._swapping = asyncio.Lock()
+        self._served: Served | None = None
         self._text: ModelText | None = None
         self._admission: AdmissionQueue | None = None
         self._news = News()
@@ -108,6 +113,11 @@ class ResidentModel:
         """The model's text side."""
         assert self._text is not None
         return self._text
+
+    @property
+    def served(self) -> Served | None:
+        """Which weights serve; None until their files are here."""
+        return self._served
 
     @property
     def known_text(self) -> ModelText | None:
@@ -197,6 +207,38 @@ class ResidentModel:
         finally:
             self._listeners.remove(listener)
 
+    async def reload(self, source: str, path: Path, *, in_place: bool) -> Served:
+        """Its engines serve with the weights at `path`, which came from `source`; requests run on. One reload at a time.
+
+        Raises LoadError where they do not fit or cannot be swapped, and Problem where the model does not serve.
+        """
+        async with self._swapping:
+            self.check()
+            assert self._served is not None, "a model that serves has files"
+            self._check_swappable()
+            try:
+                theirs, found = await asyncio.to_thread(_read_files, path)
+                check_text(self.text, theirs)
+                await swap(self.replicas, path, in_place=in_place)
+            except Exception as error:
+                raise load_error(self.id, error) from error
+            self.spec = attrs.evolve(self.spec, source=source)
+            self._served = Served(source, found, self._served.reloads + 1)
+            _log.info("%s serves the weights of %s (%s)", self.id, source, found)
+            return self._served
+
+    def _check_swappable(self) -> None:
+        """Raises LoadError."""
+        if "text" not in self.text.abilities.capabilities:
+            raise LoadError("not_swappable", f"{self.id} reads whole texts; load it anew to serve other weights")
+        clients = [replica.client for replica in self.replicas]
+        if any(client is not None and client.others for client in clients):
+            raise LoadError(
+                "not_swappable", f"{self.id} is served by several ranks; load it anew to serve other weights"
+            )
+        if None in clients:
+            raise recovering(self.id, self.status.last_error)
+
     async def unload(self, drain_secs: float) -> None:
         """Refuses new work, waits for what is in flight, ends the processes. Whoever asks again waits for the same end."""
         if self._ending is None:
@@ -240,7 +282,8 @@ class ResidentModel:
 
     async def _load_steps(self) -> None:
         path = await fetched(self._plan.fetch, self._hear)
-        text = await asyncio.to_thread(read_text, path)
+        text, found = await asyncio.to_thread(_read_files, path)
+        self._served = Served(self.spec.source or self.spec.model_id, found)
         if text.template is not None:
             await self._plan.compile(text.chat_format)
         self._text = text
@@ -251,8 +294,8 @@ class ResidentModel:
             for index, place in enumerate(places)
         )
         # All of them, or none: what was asked for is told apart from what could be had only when it is refused.
-        found = await asyncio.gather(*(replica.started() for replica in self.replicas))
-        offered = Capacity(min(one.max_context for one in found), sum(one.slots for one in found))
+        started = await asyncio.gather(*(replica.started() for replica in self.replicas))
+        offered = Capacity(min(one.max_context for one in started), sum(one.slots for one in started))
         self._admission = AdmissionQueue(
             slots=offered.slots,
             max_queue_depth=self._plan.admission.max_queue_depth,
@@ -280,6 +323,11 @@ class ResidentModel:
             self._admission.fail(refusal)
         if self.status.capacity is not None:
             self._admission.resize(self.status.capacity.slots)
+
+
+def _read_files(path: Path) -> tuple[ModelText, str]:
+    """The text side of the files at `path`, and their digest."""
+    return read_text(path), digest(path)
 
 
 def _is_cancelled() -> bool:

@@ -55,6 +55,12 @@ async def unload(request: Ask) -> Response[Any]:
     return await loading.unload(of(request).lifecycle, await request.body())
 
 
+@post("/models/reload", control=True)
+async def reload(request: Ask) -> Response[Any]:
+    """Puts other weights in place while a model serves."""
+    return await loading.reload(of(request).lifecycle, await request.body())
+
+
 @post("/ranks/offer", control=True, lending=True)
 async def offer(request: Ask) -> Response[Any]:
     """What this host would lend to another neuron's model."""
@@ -140,6 +146,7 @@ ROUTES = (
     models,
     load,
     unload,
+    reload,
     offer,
     ranks,
     model_part,

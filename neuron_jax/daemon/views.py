@@ -181,6 +181,8 @@ def resident_info(lifecycle: Lifecycle, resident: ResidentModel) -> Json:
         info["replicas"] = [replica_info(replica, replica_status) for replica, replica_status in told]
     if resident.serving:
         info["limit"] = limit(resident.max_context, abilities)
+    if resident.served is not None:
+        info["weights"] = attrs.asdict(resident.served)
     if status.progress is not None:
         info["progress"] = progress(status.progress)
     if status.last_error is not None:

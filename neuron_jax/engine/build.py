@@ -93,14 +93,7 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
     quant, reason = choose_quant(spec, not_native)
     kv, kv_reason = choose_kv(spec.kv_dtype, spec.platform)
     dtype = jnp.float32 if spec.platform == "cpu" else jnp.bfloat16
-    model = build(
-        config,
-        tensor_parallel=spec.tensor_parallel,
-        quant=quant,
-        dtype=dtype,
-        native=not_native is None,
-        storage=storage,
-    )
+    model = bound(config, spec, quant, storage)
     slots = spec.max_slots or DEFAULT_SLOTS[spec.platform]
     exact = _exact(model, kv, dtype, spec, not_native)
     kept, kept_reason = keeps_promise(spec, slots, exact=exact)
@@ -140,6 +133,18 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
         spec.prefix_cache,
         kept,
         kept_reason,
+    )
+
+
+def bound(config: Any, spec: EngineSpec, quant: str, storage: Mapping[str, Storage] | None) -> Model:
+    """The model of a checkpoint's `config` on what `spec` says, its weights kept as `quant`. Raises ModelError."""
+    return build(
+        config,
+        tensor_parallel=spec.tensor_parallel,
+        quant=quant,
+        dtype=jnp.float32 if spec.platform == "cpu" else jnp.bfloat16,
+        native=refuses_native(spec) is None,
+        storage=storage,
     )
 
 

@@ -1,7 +1,6 @@
 """Parameters as Orbax checkpoints, each device reading and writing its own part; knows jax, must not know sources."""
 
 from collections.abc import Callable, Mapping
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,8 @@ def restored(model: Model | Embedder, checkpoint: ConvertedCheckpoint, mesh: Mes
     Raises WeightsError where the arrays are for another engine, or cannot be read.
     """
     specs = _flat(model.param_specs)
-    wanted = {path: Leaf(tuple(spec.shape), str(jnp.dtype(spec.dtype))) for path, spec in specs.items()}
-    if wanted != checkpoint.leaves:
-        others = sum(
-            wanted.get(path) != checkpoint.leaves.get(path) for path in wanted.keys() | checkpoint.leaves.keys()
-        )
-        why = f"was converted for {checkpoint.made}, and {others} arrays would be others here: load it so, or convert again"
-        raise bad_checkpoint(checkpoint.path, [why])
-    total = sum(prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in wanted.values())
+    check_leaves(model, checkpoint)
+    total = sum(spec.nbytes for spec in specs.values())
     report("weights", 0, total, "bytes")
     asked = {
         path: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=named_sharding(mesh, spec.axes))
@@ -54,6 +47,18 @@ def restored(model: Model | Embedder, checkpoint: ConvertedCheckpoint, mesh: Mes
         raise bad_checkpoint(checkpoint.path / PARAMS, [str(error)]) from error
     report("weights", total, total, "bytes")
     return _nested(flat)
+
+
+def check_leaves(model: Model | Embedder, checkpoint: ConvertedCheckpoint) -> None:
+    """Raises WeightsError where the arrays are for another engine."""
+    specs = _flat(model.param_specs)
+    wanted = {path: Leaf(tuple(spec.shape), str(jnp.dtype(spec.dtype))) for path, spec in specs.items()}
+    if wanted != checkpoint.leaves:
+        others = sum(
+            wanted.get(path) != checkpoint.leaves.get(path) for path in wanted.keys() | checkpoint.leaves.keys()
+        )
+        why = f"was converted for {checkpoint.made}, and {others} arrays would be others here: load it so, or convert again"
+        raise bad_checkpoint(checkpoint.path, [why])
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

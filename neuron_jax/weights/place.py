@@ -1,6 +1,6 @@
 """Checkpoint tensors onto devices, one parameter at a time; knows jax, must not know sources or processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,13 +27,7 @@ def load_params(model: Model | Embedder, checkpoint: Checkpoint, mesh: Mesh, rep
         from neuron_jax.weights.orbax_params import restored  # a second to import, which other loads do without
 
         return restored(model, checkpoint, mesh, report)
-    wanted = {part.name for rule in model.rules if isinstance(rule, mapping.Rule) for part in rule.parts}
-    spare = checkpoint.spare - wanted
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items() if name not in spare}
-    try:
-        rules = mapping.check(model.rules, shapes)
-    except ModelError as error:
-        raise bad_checkpoint(checkpoint.path, error.misfits) from error
+    rules = checked(model, checkpoint)
     sizes = [sum(checkpoint.tensors[part.name].nbytes for part in rule.parts) for rule in rules]
     total, done = sum(sizes), 0
     params: dict[str | int, Any] = {}
@@ -47,6 +41,17 @@ def load_params(model: Model | Embedder, checkpoint: Checkpoint, mesh: Mesh, rep
         done += size
         report("weights", done, total, "bytes")
     return params
+
+
+def checked(model: Model | Embedder, checkpoint: Checkpoint) -> Sequence[mapping.Rule]:
+    """The rules that make `model`'s parameters of a checkpoint's tensors. Raises WeightsError with all misfits."""
+    wanted = {part.name for rule in model.rules if isinstance(rule, mapping.Rule) for part in rule.parts}
+    spare = checkpoint.spare - wanted
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items() if name not in spare}
+    try:
+        return mapping.check(model.rules, shapes)
+    except ModelError as error:
+        raise bad_checkpoint(checkpoint.path, error.misfits) from error
 
 
 def put(array: Any, sharding: NamedSharding) -> jax.Array:

@@ -176,6 +176,7 @@ class EngineClient:
         self._idle.set()
         self._next = 1
         self._told = False  # what tokens stand for
+        self._weights: asyncio.Future[frames.WeightsRead | frames.WeightsSwapped] = loop.create_future()
         self._watch: asyncio.Task[None] | None = None
 
     @classmethod
@@ -264,6 +265,34 @@ class EngineClient:
         self._leader.send(frames.Embed(request, list(texts), list(seconds) if any(seconds) else []))
         return vectors
 
+    async def read_weights(self, path: str, *, in_place: bool) -> None:
+        """Has it read other weights, and hold them ready beside those that serve; see `frames.ReadWeights`.
+
+        Raises LoadError where they do not fit, EngineDied.
+        """
+        self._leader.send(frames.ReadWeights(path, in_place))
+        told = await self._answer()
+        if isinstance(told, frames.WeightsRead) and told.kind:
+            raise LoadError(told.kind, told.message)
+
+    async def swap_weights(self) -> None:
+        """Has it serve with what it read. Raises EngineDied."""
+        self._leader.send(frames.SwapWeights())
+        await self._answer()
+
+    def drop_weights(self) -> None:
+        """Has it forget what it read."""
+        self._leader.send(frames.DropWeights())
+
+    async def _answer(self) -> frames.WeightsRead | frames.WeightsSwapped:
+        """What it says of other weights; one at a time waits for that."""
+        self._weights = asyncio.get_running_loop().create_future()
+        awaited: set[asyncio.Future[Any]] = {self._weights, self.died}
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+        if not self._weights.done():
+            raise _again(self.died.result())
+        return self._weights.result()
+
     def forget(self, request: int) -> None:
         """Cancels a submission; called by `Outputs` and `TextVectors`."""
         if self._remove(request):
@@ -337,6 +366,8 @@ class EngineClient:
                 self._hand_over(event)
             case frames.LoadReport(load):
                 self.load = load
+            case frames.WeightsRead() | frames.WeightsSwapped() if not self._weights.done():
+                self._weights.set_result(event)
             case Progress():
                 self._report(event)
 

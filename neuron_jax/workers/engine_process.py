@@ -30,6 +30,7 @@ from neuron_jax.workers.frames import (
     Cancel,
     Command,
     CommandReader,
+    DropWeights,
     Embed,
     EngineFailed,
     EngineSpec,
@@ -38,15 +39,19 @@ from neuron_jax.workers.frames import (
     Listening,
     LoadEngine,
     LoadReport,
+    ReadWeights,
     Ready,
     Sane,
     Shutdown,
     StepOutputs,
     Submit,
+    SwapWeights,
     Vocabulary,
+    WeightsSwapped,
     encode,
 )
 from neuron_jax.workers.heart import Heart
+from neuron_jax.workers.new_weights import NewWeights
 from neuron_jax.workers.rendezvous import Leader, Member, Rendezvous
 from neuron_jax.workers.start import StartedEngine, configure, failure, forget_tracing, require, start
 
@@ -129,7 +134,7 @@ def run(fd: int) -> None:
             follow(ranks, started.runner, started.made.buckets.keys(), heart)
         engine = _lead(started, spec, heart, ranks)
         daemon.tell(_ready(started))
-        _serve(engine, daemon)
+        _serve(engine, daemon, NewWeights(spec, started, daemon.tell, heart))
     except Exception as error:
         log.exception("%s cannot be served", spec.model_id)
         daemon.tell(failure(error))
@@ -231,7 +236,7 @@ def _lead(started: StartedEngine, spec: EngineSpec, heart: Heart, ranks: Rendezv
     return engine
 
 
-def _serve(engine: Any, daemon: DaemonLink) -> None:
+def _serve(engine: Any, daemon: DaemonLink, weights: NewWeights) -> None:
     """The loop: take what came in, make a step, send what came out. Sleeps only when there is nothing to do."""
     settled = False
     while True:
@@ -244,10 +249,10 @@ def _serve(engine: Any, daemon: DaemonLink) -> None:
             command = _wait(engine, daemon.inbox)
             if command is None:
                 continue
-            if not _apply(engine, command):
+            if not _apply(engine, daemon, weights, command):
                 return
         while not daemon.inbox.empty():
-            if not _apply(engine, daemon.inbox.get()):
+            if not _apply(engine, daemon, weights, daemon.inbox.get()):
                 return
         outputs = engine.step()
         if outputs:
@@ -265,7 +270,7 @@ def _wait(engine: Any, inbox: "queue.SimpleQueue[Command]") -> Command | None:
         return None
 
 
-def _apply(engine: Any, command: Command) -> bool:
+def _apply(engine: Any, daemon: DaemonLink, weights: NewWeights, command: Command) -> bool:
     """Carry out one command; False when it was the last."""
     match command:
         case Submit():
@@ -274,6 +279,8 @@ def _apply(engine: Any, command: Command) -> bool:
             engine.matchers.learn(command)
         case Cancel(request):
             engine.cancel(request)
+        case ReadWeights() | SwapWeights() | DropWeights():
+            _change(engine, daemon, weights, command)
         case Shutdown():
             return False
         case LoadEngine():
@@ -281,6 +288,22 @@ def _apply(engine: Any, command: Command) -> bool:
         case Embed():
             raise AssertionError("a model that generates makes no vectors")
     return True
+
+
+def _change(
+    engine: Any, daemon: DaemonLink, weights: NewWeights, command: ReadWeights | SwapWeights | DropWeights
+) -> None:
+    """Other weights: a part of their way into the place of those that serve."""
+    match command:
+        case ReadWeights():
+            weights.read(command)
+        case SwapWeights():
+            outputs = weights.swap(engine)
+            if outputs:
+                daemon.tell(StepOutputs(outputs, engine.load))
+            daemon.tell(WeightsSwapped())
+        case DropWeights():
+            weights.drop()
 
 
 def _ready(started: StartedEngine) -> Ready:

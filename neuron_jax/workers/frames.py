@@ -4,6 +4,11 @@
     daemon -> engine   LoadEngine (first, once), Vocabulary (once, where it is needed), Submit, Cancel, Shutdown
     engine -> daemon   Progress*, then Ready or EngineFailed; after Ready: StepOutputs, one a step, and LoadReport when idle
 
+Other weights of the same model are put in place while it serves:
+
+    daemon -> engine   ReadWeights, then SwapWeights or DropWeights
+    engine -> daemon   WeightsRead, WeightsSwapped
+
 A model that reads whole texts is sent Embed in place of Submit, and answers with Vectors.
 
 A model may be served by several processes, its ranks (`GroupMember`). Rank 0, the leader, speaks all of the above; the others
@@ -163,6 +168,25 @@ class Cancel(Struct, tag="cancel", frozen=True):
     request: int
 
 
+class ReadWeights(Struct, tag="read_weights", frozen=True):
+    """Read the weights at `path` beside those that serve, and hold them ready. Answered by WeightsRead; requests run on.
+
+    `in_place`: there is no room for both. Then it is only seen whether they fit, and SwapWeights reads them.
+    """
+
+    path: str
+    in_place: bool = False
+
+
+class SwapWeights(Struct, tag="swap_weights", frozen=True):
+    """Serve with what was read from the next step on. Answered by WeightsSwapped. `in_place` it takes as long as reading does,
+    and the process ends if they cannot be read after all, for the old ones are gone by then."""
+
+
+class DropWeights(Struct, tag="drop_weights", frozen=True):
+    """Forget what was read, if anything was."""
+
+
 class Shutdown(Struct, tag="shutdown", frozen=True):
     """End the process now. The daemon drains first, by waiting for its own requests."""
 
@@ -306,8 +330,32 @@ class Vectors(Struct, tag="vectors", frozen=True):
     load: EngineLoad
 
 
-Command = LoadEngine | Vocabulary | Submit | Embed | Cancel | Shutdown
-Event = Progress | Listening | Joined | Sane | Pulse | Ready | EngineFailed | StepOutputs | Vectors | LoadReport
+class WeightsRead(Struct, tag="weights_read", frozen=True, omit_defaults=True):
+    """Other weights are ready to be swapped in; with a `kind`, one of `workers.faults`, they are not, and nothing is held."""
+
+    kind: str = ""
+    message: str = ""
+
+
+class WeightsSwapped(Struct, tag="weights_swapped", frozen=True):
+    """All later outputs are what the new weights say."""
+
+
+Command = LoadEngine | Vocabulary | Submit | Embed | Cancel | ReadWeights | SwapWeights | DropWeights | Shutdown
+Event = (
+    Progress
+    | Listening
+    | Joined
+    | Sane
+    | Pulse
+    | Ready
+    | EngineFailed
+    | StepOutputs
+    | Vectors
+    | LoadReport
+    | WeightsRead
+    | WeightsSwapped
+)
 
 _HEADER = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()

@@ -65,6 +65,12 @@ class Script:
     ballast_mb: int = 0  # of memory that it takes
     embedding_dies: int = 0  # starts of the folder that end when they are to embed the second text
     embedding_stalls: bool = False  # gives nothing after the first
+    dies_swapping: bool = False  # when weights with this script are to be put in place
+
+
+def read_script(folder: Path) -> Script:
+    path = folder / "double.json"
+    return Script(**json.loads(path.read_text())) if path.exists() else Script()
 
 
 @define
@@ -173,12 +179,24 @@ class Double:
                 self.running.pop(request, None)
                 self.texts.pop(request, None)
                 self.send(frames.LoadReport(self.busy()))
+            case frames.ReadWeights() | frames.SwapWeights():
+                self.change(command)
             case frames.Shutdown() if not self.script.stubborn:
                 sys.exit(0)
 
+    def change(self, command: frames.ReadWeights | frames.SwapWeights) -> None:
+        if isinstance(command, frames.ReadWeights):
+            script = read_script(Path(command.path))
+            self.script = self.script if script.fail else script
+            self.send(frames.WeightsRead(*script.fail))
+        elif self.script.dies_swapping:
+            os._exit(43)
+        else:
+            self.send(frames.WeightsSwapped())
+
     def load(self, spec: EngineSpec) -> None:
         path = Path(spec.path) / "double.json"
-        self.script = Script(**json.loads(path.read_text())) if path.exists() else Script()
+        self.script = read_script(path.parent)
         for done in range(3):
             self.send(frames.Progress("weights", done * 50, 100, "bytes"))
             time.sleep(self.script.load_seconds / 3)

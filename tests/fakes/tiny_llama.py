@@ -34,17 +34,18 @@ def tiny(**changes: Any) -> tuple[Model, Any]:
     return model, random_params(model, seed=11)
 
 
-def write_checkpoint(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
+def write_checkpoint(folder: pathlib.Path, *, seed: int = 11, dtype: str = "F32", **changes: Any) -> pathlib.Path:
     """A folder with config.json and model.safetensors of random weights, under Hugging Face names."""
     config = CONFIG | changes
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    rng = np.random.default_rng(11)
-    tensors = {name: (rng.standard_normal(shape) * 0.3).astype("<f4") for name, shape in _hf_shapes(config).items()}
+    rng = np.random.default_rng(seed)
+    kind = {"F32": "<f4", "F16": "<f2"}[dtype]
+    tensors = {name: (rng.standard_normal(shape) * 0.3).astype(kind) for name, shape in _hf_shapes(config).items()}
     header: dict[str, Any] = {}
     offset = 0
     for name, array in tensors.items():
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
         offset += array.nbytes
     head = json.dumps(header).encode()
     body = b"".join(array.tobytes() for array in tensors.values())

@@ -103,3 +103,37 @@ def test_two_engines_on_one_cpu(tmp_path: Path) -> None:
             assert all(one["model"] == MODEL and one["used_mb"] > 20 for one in health)
 
     asyncio.run(run())
+
+
+def test_weights_are_swapped_under_a_stream(tmp_path: Path) -> None:
+    """There and back: a long answer goes on meanwhile, new ones are what the weights that serve say, and nothing is compiled.
+    Weights of another shape, and those stored otherwise, are refused in words, and change nothing."""
+    other, wide, narrow = (tmp_path / name for name in ("other", "wide", "narrow"))
+    for folder, changes in ((other, {"seed": 12}), (wide, {"intermediate_size": 64}), (narrow, {"dtype": "F16"})):
+        write_checkpoint(write_tiny_model(folder), vocab_size=261, **changes)
+
+    async def run() -> None:
+        async with real_neuron(tmp_path) as neuron:
+
+            async def reload(source: Path, **more: Any) -> httpx.Response:
+                return await neuron.http.post("/models/reload", json={"model_id": MODEL, "source": str(source), **more})
+
+            first = await tell(neuron, 1)
+            running = asyncio.create_task(tell(neuron, 2))
+            await until(lambda: (client := neuron.lifecycle.residents[0].client) and client.load.running == 1)
+            swapped = await reload(other)
+            second, mixed = await tell(neuron, 1), await running
+            refused = [await reload(folder) for folder in (wide, narrow, tmp_path)]
+            back = await reload(neuron.folder, in_place=True)
+
+            assert (swapped.status_code, back.status_code) == (200, 200), swapped.text + back.text
+            assert len({first, second, mixed}) == 3
+            assert await tell(neuron, 1) == first
+            assert [one.json()["error"]["kind"] for one in refused] == [*["bad_checkpoint"] * 2, "repo_fetch_failed"]
+            assert "intermediate_size is 64, not 48" in refused[0].json()["error"]["message"]
+            assert "bits=16" in refused[1].json()["error"]["message"]
+            metrics = (await neuron.http.get("/metrics")).text
+            assert f'neuron_steady_state_compiles_total{{model="{MODEL}"}} 0.0' in metrics
+            assert f'neuron_weight_reloads_total{{model="{MODEL}"}} 2.0' in metrics
+
+    asyncio.run(run())
