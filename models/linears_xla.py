@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from models import target
 from models.dense.record import OAI_SLOPE, Activation
 from models.nn import Dims, Live, RMSNorm, parameter, sizes
 from models.products import by_parts, fp8_matmul, in_parts, int4_matmul, int8_matmul, multiplies_fp8
@@ -266,4 +267,4 @@ def _split(inputs: tuple[int, ...]) -> tuple[int, int]:
 
 def _native() -> bool:
     """Asked while tracing: only the process that computes looks for devices."""
-    return multiplies_fp8(jax.local_devices()[0])
+    return multiplies_fp8(target.device())

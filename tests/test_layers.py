@@ -20,6 +20,8 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.constraints": ({"neuron_jax.workers.frames"}, set()),
     "neuron_jax.constraints.errors": (set(), set()),
     "neuron_jax.engine": ({"models", "neuron_jax.workers.frames", "neuron_jax.constraints"}, JAX),
+    "neuron_jax.deviceless": ({"models", "neuron_jax.engine", "neuron_jax.hardware.cards"}, JAX),
+    **{f"neuron_jax.deviceless.{name}": (set(), set()) for name in ("census", "hlo")},
     "neuron_jax.text": (set(), set()),
     "neuron_jax.weights": (
         {"models." + x for x in ("config", "errors", "gguf", "pooling", "registry", "spec", "storage", "wrapper")},
@@ -80,6 +82,7 @@ PURE = (
     "neuron_jax.daemon.status",
     "neuron_jax.daemon.assign",
     "neuron_jax.constraints",
+    *(f"neuron_jax.deviceless.{name}" for name in ("census", "hlo")),
     *(f"cortex_gateway.auth.{name}" for name in ("keys", "limits", "policy", "principal")),
     *(f"cortex_gateway.cli.launch.{name}" for name in ("clients", "jsonc", "setup")),
     "cortex_gateway.cli.moving",

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -21,7 +21,7 @@ from models.sharding import make_mesh
 from models.spec import Model, RecurrentLayer
 from models.storage import Storage
 from neuron_jax.engine import native_sampler, sampler
-from neuron_jax.engine.attention.choose import choose
+from neuron_jax.engine.attention.choose import Rung, choose
 from neuron_jax.engine.attention.kv import KVFormat, choose_kv
 from neuron_jax.engine.attention.native import misfit
 from neuron_jax.engine.attention.trial import Case, kinds
@@ -226,15 +226,15 @@ def choose_quant(spec: EngineSpec, not_native: str | None) -> tuple[str, str]:
     return "none", "auto: bfloat16, the GPU's own format"
 
 
-def program_for(made: Design, devices: list[Any]) -> Program:
-    """The programs of a design on these devices; attention is tried on them where there is a choice."""
+def program_for(made: Design, devices: list[Any], rungs: Sequence[Rung] | None = None) -> Program:
+    """The programs of a design on these devices; attention is tried on them where there is a choice, or is one of `rungs`."""
     mesh = make_mesh(devices)
     case = Case(mesh, made.dtype, made.kv, made.plan.pages, made.shapes.page_size, kinds(made.model))
     alike = made.deterministic and not made.buckets.exact
     sample = (
         native_sampler.sample if not native_sampler.refuses(mesh) else sampler.sample_alike if alike else sampler.sample
     )
-    return Program(made.model, mesh, made.shapes, choose(case), sample)
+    return Program(made.model, mesh, made.shapes, choose(case, rungs), sample)
 
 
 def load_runner(

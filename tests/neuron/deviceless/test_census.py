@@ -1,0 +1,149 @@
+"""What is read of a program, held to programs small enough to count by eye."""
+
+from neuron_jax.deviceless.census import Census, census
+from neuron_jax.deviceless.hlo import Shape, parse
+
+V = 1000
+STEP = """\
+HloModule jit__step, is_scheduled=true, input_output_alias={ {0}: (1, {}, may-alias) }
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%looked_up (table: bf16[1000,64], ids: s32[1]) -> bf16[1,64] {
+  %table = bf16[1000,64]{1,0} parameter(0)
+  %ids = s32[1]{0} parameter(1)
+  ROOT %rows = bf16[1,64]{1,0} gather(%table, %ids), offset_dims={1}, slice_sizes={1,64}
+}
+
+%product (x: bf16[4,64], w: bf16[64,64]) -> f32[4,64] {
+  %x = bf16[4,64]{1,0} parameter(0)
+  %w = bf16[64,64]{1,0} parameter(1)
+  ROOT %dot = f32[4,64]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%stored (pool: bf16[512,64], new: bf16[1,64], at: s32[]) -> bf16[512,64] {
+  %pool = bf16[512,64]{1,0} parameter(0)
+  %new = bf16[1,64]{1,0} parameter(1)
+  %at = s32[] parameter(2)
+  ROOT %put = bf16[512,64]{1,0} dynamic-update-slice(%pool, %new, %at, %at)
+}
+
+%wider (w: s8[1024,2048]) -> bf16[1024,2048] {
+  %w = s8[1024,2048]{1,0} parameter(0)
+  ROOT %c = bf16[1024,2048]{1,0} convert(%w)
+}
+
+%body (state: (s32[], f32[4,1000])) -> (s32[], f32[4,1000]) {
+  %state = (s32[], f32[4,1000]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %l = f32[4,1000]{1,0} get-tuple-element(%state), index=1
+  %s = f32[4,1000]{1,0} sort(%l), dimensions={1}, to_apply=%add
+  ROOT %next = (s32[], f32[4,1000]{1,0}) tuple(%i, %s)
+}
+
+%until (state: (s32[], f32[4,1000])) -> pred[] {
+  %state = (s32[], f32[4,1000]{1,0}) parameter(0)
+  ROOT %more = pred[] constant(true)
+}
+
+%few (l: (f32[4,1000])) -> f32[] {
+  %l = (f32[4,1000]{1,0}) parameter(0)
+  ROOT %zero = f32[] constant(0)
+}
+
+%many (l: (f32[4,1000])) -> f32[] {
+  %l = (f32[4,1000]{1,0}) parameter(0)
+  %g = f32[4,1000]{1,0} get-tuple-element(%l), index=0
+  %sum1 = f32[] reduce(%g, %g), to_apply=%add
+  ROOT %sum2 = f32[] add(%sum1, %sum1)
+}
+
+ENTRY %main (p0: bf16[1000,64], p1: bf16[512,64], p2: bf16[64,64], p3: s32[1], p4: s8[1024,2048]) -> (bf16[512,64], f32[]) {
+  %p0 = bf16[1000,64]{1,0} parameter(0), metadata={op_name="params[\\'embed\\'][\\'kernel\\']"}
+  %p1 = bf16[512,64]{1,0} parameter(1), metadata={op_name="state.pool[0][0]"}
+  %p2 = bf16[64,64]{1,0} parameter(2), metadata={op_name="params[\\'layers\\'][0][\\'out\\'][\\'kernel\\']"}
+  %p3 = s32[1]{0} parameter(3), metadata={op_name="packed"}
+  %p4 = s8[1024,2048]{1,0} parameter(4), metadata={op_name="params[\\'layers\\'][1][\\'up\\'][\\'kernel\\']"}
+  %rows = bf16[1,64]{1,0} fusion(%p0, %p3), kind=kLoop, calls=%looked_up
+  %scalar = s32[] bitcast(%p3)
+  %pool = bf16[512,64]{1,0} fusion(%p1, %rows, %scalar), kind=kLoop, calls=%stored
+  %x = bf16[4,64]{1,0} custom-call(%pool, %rows), custom_call_target="attention"
+  %y = f32[4,64]{1,0} fusion(%x, %p2), kind=kCustom, calls=%product
+  %sent = (f32[4,64]{1,0}, f32[4,64]{1,0}) all-reduce-start(%y), to_apply=%add
+  %got = f32[4,64]{1,0} all-reduce-done(%sent)
+  %wide = bf16[1024,2048]{1,0} fusion(%p4), kind=kLoop, calls=%wider
+  %again = s8[1024,2048]{1,0} copy(%p4)
+  %logits = f32[4,1000]{1,0} custom-call(%got), custom_call_target="head"
+  %init = (s32[], f32[4,1000]{1,0}) tuple(%scalar, %logits)
+  %loop = (s32[], f32[4,1000]{1,0}) while(%init), condition=%until, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %loop2 = (s32[], f32[4,1000]{1,0}) while(%init), condition=%until, body=%body
+  %sorted = f32[4,1000]{1,0} get-tuple-element(%loop), index=1
+  %one = (f32[4,1000]{1,0}) tuple(%sorted)
+  %choice = f32[] conditional(%scalar, %one, %one), branch_computations={%many, %few}
+  ROOT %out = (bf16[512,64]{1,0}, f32[]) tuple(%pool, %choice)
+}
+"""
+
+
+def read() -> Census:
+    return census(parse(STEP), V)
+
+
+def test_kernels_in_order_and_how_often_each_runs() -> None:
+    found = [(kernel.what, kernel.times) for kernel in read().kernels]
+
+    assert found == [
+        ("fusion", 1),
+        ("fusion", 1),
+        ("attention", 1),
+        ("gemm", 1),
+        ("all-reduce", 1),
+        ("fusion", 1),
+        ("copy", 1),
+        ("head", 1),
+        ("sort", 3),
+        ("sort", 1),  # of the choice the branch without kernels
+    ]
+    assert read().launches == 12
+
+
+def test_bytes_are_those_that_are_read_and_written() -> None:
+    rows, stored, attention, product, *_ = read().kernels
+
+    assert rows.moved == 128 + 4 + 128  # of the table one row
+    assert stored.moved == 128 + 4 + 128  # written in place: the pool itself is neither read nor written
+    assert stored.pool
+    assert attention.moved == 128 + 512  # and what the texts have in the pool, which is reckoned by their lengths
+    assert attention.arguments == ("state.pool[0][0]",)
+    assert (product.flops, product.dtype) == (2 * 4 * 64 * 64, "bf16")
+    assert product.weights == 64 * 64 * 2
+
+
+def test_layers_begin_with_what_is_read_of_them() -> None:
+    parts = read().parts()
+
+    assert [kernel.what for kernel in parts.before] == ["fusion", "fusion", "attention"]
+    assert [[kernel.what for kernel in layer] for layer in parts.layers] == [["gemm", "all-reduce"], ["fusion", "copy"]]
+    assert [kernel.what for kernel in parts.behind] == ["head", "sort", "sort"]
+
+
+def test_what_should_not_be_there() -> None:
+    found = read()
+
+    assert (found.conditionals, found.loops, found.sorts) == (1, 1, 1)
+    assert found.copies == ("params['layers'][1]['up']['kernel']",)
+    assert found.widened == ("params['layers'][1]['up']['kernel']",)
+    assert found.collectives == {"all-reduce": 1}
+    assert found.wide == 5  # the head and four sorts
+
+
+def test_types_as_hlo_writes_them() -> None:
+    module = parse(STEP)
+
+    assert module.aliased == {1}
+    assert module.entry.by_name["sent"].shapes == (Shape("f32", (4, 64)), Shape("f32", (4, 64)))
+    assert [Shape(kind, (3,)).nbytes for kind in ("s4", "pred", "bf16", "f8e4m3fn", "s32")] == [2, 3, 6, 3, 12]
