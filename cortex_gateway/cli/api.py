@@ -33,6 +33,7 @@ class Api:
     endpoint: str
     transport: httpx.BaseTransport | None = None
     key: str | None = field(default=None, repr=False)
+    patience: httpx.Timeout = PATIENCE
 
     def get(self, path: str) -> Any:
         """The JSON behind `path`. Raises CommandError."""
@@ -56,7 +57,7 @@ class Api:
         try:
             with httpx.Client(
                 base_url=self.endpoint,
-                timeout=PATIENCE,
+                timeout=self.patience,
                 transport=self.transport,
                 trust_env=False,
                 headers={"authorization": f"Bearer {self.key}"} if self.key else {},

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import attrs
 import cyclopts
+import httpx
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
@@ -59,6 +60,7 @@ Port = Annotated[int, Parameter(validator=Number(gte=0, lte=HIGHEST_PORT))]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the gateway's JSON instead of a table.")]
 Model = Annotated[str, Parameter(help="An id or an alias.")]
 DEFAULT_ENDPOINT = "http://localhost:31313"
+ANSWER_SECS = 5.0
 
 
 def version() -> str:
@@ -127,6 +129,18 @@ def up_command(
 def status(*, endpoint: Endpoint = DEFAULT_ENDPOINT, key_file: KeyFile = None, json: Json = False) -> int:
     """Show every node with its devices and the models on it."""
     return _show(_api(endpoint, key_file).get("/admin/fleet"), tables.show_fleet, json=json)
+
+
+@app.command
+def health(
+    *,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    ready: Annotated[bool, Parameter(negative="", help="Exit code 1, too, while no node answers.")] = False,
+) -> int:
+    """Ask whether the gateway answers, as health checks of containers do. The exit code is 1 if not within 5 seconds."""
+    state = Api(endpoint, patience=httpx.Timeout(ANSWER_SECS)).get("/health")["status"]
+    sys.stdout.write(f"{state}\n")
+    return 1 if ready and state == "degraded" else 0
 
 
 @app.command

@@ -9,7 +9,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 
 from models.native.build import cache_folder, described
-from neuron_jax.cli import files, measure, ranks
+from neuron_jax.cli import files, health, measure, ranks
 from neuron_jax.cli.common import ConfigFile, Environ, Json, check_host, configured, fail, look, print_json
 from neuron_jax.common.addresses import HIGHEST_PORT
 from neuron_jax.common.errors import ConfigError
@@ -99,6 +99,7 @@ app = App(
 )
 COMMANDS: Sequence[Callable[..., int | None]] = (
     serve,
+    health.health,
     discover,
     files.pull,
     files.convert,

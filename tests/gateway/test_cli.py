@@ -376,3 +376,14 @@ def test_a_taken_port_is_named_with_its_setting(
         "cortex: environment: CORTEX_NURONS is not used; did you mean CORTEX_NEURONS?",
         f"cortex: port {port} on 127.0.0.1 is taken by another program; choose another with [gateway] listen",
     ]
+
+
+def test_health_is_for_checks_of_containers(capsys: pytest.CaptureFixture[str]) -> None:
+    """A gateway without a node answers, and is not ready; where nobody answers that is one line."""
+    with live_gateway({}) as it:
+        assert cli.run(["health", "--endpoint", it.url]) == 0
+        assert cli.run(["health", "--endpoint", it.url, "--ready"]) == 1
+    assert capsys.readouterr().out == "degraded\ndegraded\n"
+
+    assert cli.run(["health", "--endpoint", "http://127.0.0.1:9"]) == 1
+    assert capsys.readouterr().err.startswith("cortex: no gateway answers at http://127.0.0.1:9")

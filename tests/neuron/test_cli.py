@@ -47,6 +47,12 @@ def test_discover_prints_a_table_for_people(capsys: pytest.CaptureFixture[str], 
     assert {"0", "1", "2"} <= {line.strip("│ ").split(" ")[0] for line in capsys.readouterr().out.splitlines()}
 
 
+def test_health_tells_where_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line, for the log of a container's health check; a live one is asked in daemon/test_serve.py."""
+    assert run(["health", "--endpoint", "http://127.0.0.1:9"], {}) == 1
+    assert text(capsys.readouterr()).startswith("neuron: no neuron answers at http://127.0.0.1:9: ")
+
+
 def test_a_variable_that_sets_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """And stops nothing."""
     assert run(["discover", "--json"], {"NEURON_PEER": "[]"}) == 0

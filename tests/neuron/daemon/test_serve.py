@@ -54,6 +54,7 @@ def test_serve_says_where_and_ends_with_zero(tmp_path: Path, number: signal.Sign
         with httpx.Client(base_url=url, timeout=20) as http:
             while http.get("/health").json()["activation"]["state"] != "ready":
                 pass
+            assert run(["health", "--endpoint", url, "--ready"], {}) == 0
             engine = http.get("/models").json()[0]["pid"]
             body = {"model": MODEL, "prompt": "[[count 50]]", "stream": True}
             with http.stream("POST", "/v1/completions", json=body) as answer:
