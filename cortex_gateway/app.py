@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
+import msgspec
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.types import ASGIApp
@@ -17,6 +18,7 @@ from cortex_gateway.dialects import table
 from cortex_gateway.dialects.dialect import Count, Dialect, Fixed, Generation, KeptAnswers, Models, Row, Tokenizing
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
+from cortex_gateway.openapi.document import document
 from cortex_gateway.origins import policy_of
 from cortex_gateway.routes import admin, fixed, health, kept, models
 from cortex_gateway.routes.count import count, tokenize
@@ -26,12 +28,15 @@ from cortex_gateway.routes.failures import refuse
 from cortex_gateway.routes.gateway import Gateway
 from cortex_gateway.routes.generate import generate
 from cortex_gateway.stream import KEEP_ALIVE_SECONDS
+from neuron_jax.common.release import version_of
 
 
 def routes(dialects: Sequence[Dialect]) -> list[Route]:
     """The table of all routes: those of each dialect and the gateway's own."""
     spoken = [route for dialect in dialects for row in dialect.routes for route in _routes(row)]
-    return [*spoken, *models.ROUTES, *health.ROUTES, *admin.ROUTES]
+    table = [*spoken, *models.ROUTES, *health.ROUTES, *admin.ROUTES]
+    described = msgspec.json.encode(document(table, version_of("cortex-jax") or "0.0.0"))
+    return [*table, fixed.route(Fixed("GET", "/openapi.json", described), need=None)]
 
 
 def _routes(row: Row) -> list[Route]:

@@ -61,6 +61,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.daemon.assign": ({"neuron_jax.config", "neuron_jax.errors", "neuron_jax.hardware.records"}, set()),
     "neuron_jax": ({"neuron_jax", "models.errors", "models.native.build"}, WEB),
     "cortex_gateway.dialects": ({"neuron_jax.common.names", "neuron_jax.common.nesting"}, set()),
+    "cortex_gateway.openapi": (set(), set()),
     "cortex_gateway.placement": ({"neuron_jax.common.names"}, set()),
     "cortex_gateway.fleet": (
         {"cortex_gateway." + x for x in ("placement", "config", "context", "errors", "metrics")}
@@ -77,6 +78,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
 }
 PURE = (
     "cortex_gateway.dialects",
+    "cortex_gateway.openapi",
     "cortex_gateway.placement",
     "neuron_jax.text",
     "neuron_jax.daemon.status",

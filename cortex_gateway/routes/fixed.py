@@ -8,9 +8,9 @@ from cortex_gateway.dialects.failure import Failure, RefusedError
 from cortex_gateway.routes.exchange import Exchange, Route
 
 
-def route(row: Fixed) -> Route:
+def route(row: Fixed, need: policy.AcceptedScopes | None = policy.EITHER) -> Route:
     """Asking on it is not counted by a key's limits: nothing is done."""
-    return Route(row.method, row.path, partial(_say, row=row), need=policy.EITHER, metered=False, json_only=False)
+    return Route(row.method, row.path, partial(_say, row=row), need=need, metered=False, json_only=False)
 
 
 async def _say(it: Exchange, _: bytes, *, row: Fixed) -> None:
