@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 
 from models import target
-from models.dense.record import OAI_SLOPE, Activation
+from models.dense.record import Activation
+from models.matrices import Around, Matrix, activate, choosing, kernel_for, product
 from models.nn import Dims, Live, RMSNorm, parameter, sizes
 from models.products import by_parts, fp8_matmul, in_parts, int4_matmul, int8_matmul, multiplies_fp8
 from models.rounding import INT4, fp8_by_channel, int4_by_group, pack_int4
@@ -30,36 +30,60 @@ Leaves = Mapping[str, tuple[Dims, Any]]
 
 
 class Map(nnx.Module):
-    """What every linear map does with its product."""
+    """What every linear map does with its product. A kernel may compute it, with what stands around it, where one is chosen."""
 
-    def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:
+    outputs: tuple[int, ...]
+    bias: nnx.Param[jax.Array] | None
+
+    def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:  # noqa: ARG002
         """x [T, *in] -> [T, *out] in the dtype of x; the product with norm(x)."""
-        raise NotImplementedError
+        made = self._at_once(x, norm)
+        if made is not None:
+            return made.reshape(x.shape[0], *self.outputs)
+        y = self._product(x if norm is None else norm(x))
+        return y if self.bias is None else y + self.bias[...][None]
 
     def add(self, x: jax.Array, residual: jax.Array, live: Live = None, norm: RMSNorm | None = None) -> jax.Array:
         """x [T, *in], residual [T, *out] -> the residual and norm(product), [T, *out]."""
+        flat = residual.reshape(x.shape[0], -1)
+        made = self._at_once(x, None, residual=flat) if norm is None else None
+        if made is not None:
+            return made.reshape(residual.shape)
         y = self(x, None, live)
         return residual + (y if norm is None else norm(y, live))
 
     def gated(self, x: jax.Array, activation: Activation, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:
         """x [T, *in] -> act(gate) * up of the product with norm(x), which is [T, devices, 2, F]: [T, devices, F]."""
+        made = self._at_once(x, norm, activation=activation)
+        if made is not None:
+            return made[:, None]
         both = self(x, norm, live)
         return activate(activation, both[:, :, 0], both[:, :, 1])
 
+    def _product(self, x: jax.Array) -> jax.Array:
+        """x [T, *in] -> [T, *out] in the dtype of x, without the bias."""
+        raise NotImplementedError
 
-def activate(activation: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """act(gate) * up, of any shape."""
-    if activation.limit is not None:
-        gate, up = jnp.minimum(gate, activation.limit), jnp.clip(up, -activation.limit, activation.limit)
-    match activation.kind:
-        case "silu":
-            return jax.nn.silu(gate) * up
-        case "gelu":
-            return jax.nn.gelu(gate, approximate=False) * up
-        case "gelu_tanh":
-            return jax.nn.gelu(gate, approximate=True) * up
-        case "swiglu_oai":
-            return gate * jax.nn.sigmoid(OAI_SLOPE * gate) * (up + 1)
+    def _matrix(self) -> Matrix | None:
+        """As kernels take it; None where it lies on several devices, or is one of a stack."""
+        raise NotImplementedError
+
+    def _at_once(
+        self,
+        x: jax.Array,
+        norm: RMSNorm | None,
+        *,
+        activation: Activation | None = None,
+        residual: jax.Array | None = None,
+    ) -> jax.Array | None:
+        """The product and what stands around it by the kernel that was chosen; None where XLA computes it."""
+        matrix = self._matrix() if choosing() else None
+        kernel = kernel_for(matrix, x.shape[0], gated=activation is not None)
+        if kernel is None or matrix is None:
+            return None
+        bias = None if self.bias is None else self.bias[...].reshape(-1)
+        around = Around(None if norm is None else norm.for_kernel, bias, activation, residual)
+        return kernel(x.reshape(x.shape[0], -1), matrix, around)
 
 
 class Linear(Map):
@@ -88,15 +112,14 @@ class Linear(Map):
         int8 = quant == "int8"
         self.outputs = sizes(outputs)
         self.fine = fine
+        self.whole = devices == 1 and not stack
         self.parts = parts(inputs, devices)
         kernel = parameter(stack + outputs + inputs, jnp.int8) if int8 else parameter(stack + inputs + outputs, dtype)
         self.kernel = kernel
         self.scale = parameter(stack + outputs, jnp.float32) if int8 else None
         self.bias = parameter(stack + outputs, dtype) if bias else None
 
-    def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:  # noqa: ARG002
-        """x [T, *in] -> [T, *out] in the dtype of x; the product with norm(x)."""
-        x = x if norm is None else norm(x)
+    def _product(self, x: jax.Array) -> jax.Array:
         flat = x.reshape(x.shape[0], -1)
         width = flat.shape[1]
         if self.scale is None:
@@ -105,8 +128,15 @@ class Linear(Map):
             kernel = self.kernel[...].reshape(-1, width)
             product = partial(int8_matmul, scale=self.scale[...].reshape(-1), fine=self.fine)
             y = by_parts(product, self.parts, flat, kernel).astype(x.dtype)
-        y = y.reshape(x.shape[0], *self.outputs)
-        return y if self.bias is None else y + self.bias[...][None]
+        return y.reshape(x.shape[0], *self.outputs)
+
+    def _matrix(self) -> Matrix | None:
+        if not self.whole:
+            return None
+        outputs = prod(self.outputs)
+        if self.scale is None:
+            return Matrix("float", (self.kernel[...].reshape(-1, outputs),))
+        return Matrix("int8", (self.kernel[...].reshape(outputs, -1), self.scale[...].reshape(-1)))
 
     def apart(self, x: jax.Array) -> jax.Array:
         """x [T, *in] -> float32 [parts, T, *out flat]: what each device has to add to the product, without the bias."""
@@ -124,6 +154,7 @@ class ExactLinear(Linear):
 
     def __init__(self, inputs: Dims, outputs: Dims, *, bias: bool) -> None:
         super().__init__(inputs, outputs, quant="none", dtype=jnp.float32, bias=bias)
+        self.whole = False  # kernels take it in the model's own dtype
 
     def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:
         """x [T, *in] -> float32 [T, *out]; the product with norm(x)."""
@@ -145,24 +176,31 @@ class NarrowLinear(Map):
         stack: Dims = (),
     ) -> None:
         self.quant = quant
+        self.whole = devices == 1 and not stack
         self.parts = parts(inputs, devices)
         self.inputs, self.outputs = (tuple(size for size, _ in dims) for dims in (inputs, outputs))
         leaves = {name: parameter(stack + dims, kind) for name, (dims, kind) in _leaves(quant, inputs, outputs).items()}
         self.kernel, self.scale, self.offset = leaves["kernel"], leaves["scale"], leaves.get("offset")
         self.bias = parameter(stack + outputs, dtype) if bias else None
 
-    def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:  # noqa: ARG002
-        """x [T, *in] -> [T, *out] in the dtype of x; the product with norm(x)."""
-        x = x if norm is None else norm(x)
+    def _product(self, x: jax.Array) -> jax.Array:
         flat = x.reshape(x.shape[0], -1)
-        y = by_parts(*self._product(flat)).astype(x.dtype).reshape(x.shape[0], *self.outputs)
-        return y if self.bias is None else y + self.bias[...][None]
+        return by_parts(*self._taken(flat)).astype(x.dtype).reshape(x.shape[0], *self.outputs)
+
+    def _matrix(self) -> Matrix | None:
+        outputs, within = prod(self.outputs), _split(self.inputs)[1]
+        if not self.whole or (self.quant == "int4" and within % INT4.group):
+            return None
+        leaves = (self.kernel[...].reshape(outputs, -1), self.scale[...].reshape(outputs, -1))
+        if self.quant == "fp8" or self.offset is None:
+            return Matrix("fp8", (leaves[0], leaves[1][:, 0]))
+        return Matrix("int4", (*leaves, self.offset[...].reshape(outputs, -1)))
 
     def apart(self, x: jax.Array) -> jax.Array:
         """As `Linear.apart`."""
-        return in_parts(*self._product(x.reshape(x.shape[0], -1)))
+        return in_parts(*self._taken(x.reshape(x.shape[0], -1)))
 
-    def _product(self, x: jax.Array) -> tuple[Any, ...]:
+    def _taken(self, x: jax.Array) -> tuple[Any, ...]:
         """The product, its parts, and what it takes."""
         return self._fp8(x) if self.quant == "fp8" else self._int4(x)
 
@@ -200,9 +238,9 @@ class VocabTable(nnx.Module):
 
     def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
         """hidden [R, D] -> float32 [R, V]."""
-        if self.scale is not None:
-            return int8_matmul(hidden, self.kernel[...], self.scale[...])
-        return lax.dot_general(hidden, self.kernel[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        if self.scale is None:
+            return _logits(hidden, Matrix("table", (self.kernel[...],)))
+        return _logits(hidden, Matrix("int8", (self.kernel[...], self.scale[...])))
 
 
 class Fp8Table(nnx.Module):
@@ -220,7 +258,16 @@ class Fp8Table(nnx.Module):
 
     def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
         """hidden [R, D] -> float32 [R, V]."""
-        return fp8_matmul(hidden, self.kernel[...], self.scale[...], native=_native())
+        matrix = Matrix("fp8", (self.kernel[...], self.scale[...]))
+        kernel = kernel_for(matrix, hidden.shape[0])
+        if kernel is not None:
+            return kernel(hidden, matrix, Around(), dtype=jnp.float32)
+        return fp8_matmul(hidden, *matrix.leaves, native=_native())
+
+
+def _logits(hidden: jax.Array, matrix: Matrix) -> jax.Array:
+    """float32 [R, V], by the kernel that was chosen or by XLA."""
+    return (kernel_for(matrix, hidden.shape[0]) or product)(hidden, matrix, Around(), dtype=jnp.float32)
 
 
 def parts(inputs: Dims, devices: int) -> int:

@@ -11,7 +11,7 @@ from flax import nnx
 from models.dense.layout import Layout
 from models.dense.record import Dense, PerLayer
 from models.linears import Linears
-from models.linears_xla import activate
+from models.matrices import activate
 from models.nn import Live, RMSNorm, parameter
 
 

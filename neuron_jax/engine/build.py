@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from attrs import frozen
+from attrs import evolve, frozen
 
 from models.native import library
 from models.native.scratch import recurrent_bytes, scratch_bytes
@@ -20,12 +20,12 @@ from models.registry import build
 from models.sharding import make_mesh
 from models.spec import Model, RecurrentLayer
 from models.storage import Storage
-from neuron_jax.engine import native_sampler, sampler
+from neuron_jax.engine import native_sampler, products, sampler
 from neuron_jax.engine.attention.choose import Rung, choose
 from neuron_jax.engine.attention.kv import KVFormat, choose_kv
 from neuron_jax.engine.attention.native import misfit
 from neuron_jax.engine.attention.trial import Case, kinds
-from neuron_jax.engine.buckets import Buckets, Menu, declare, one_size
+from neuron_jax.engine.buckets import Buckets, Menu, StepKey, declare, one_size
 from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
@@ -234,7 +234,18 @@ def program_for(made: Design, devices: list[Any], rungs: Sequence[Rung] | None =
     sample = (
         native_sampler.sample if not native_sampler.refuses(mesh) else sampler.sample_alike if alike else sampler.sample
     )
-    return Program(made.model, mesh, made.shapes, choose(case, rungs), sample)
+    return with_products(Program(made.model, mesh, made.shapes, choose(case, rungs), sample), made, tried=rungs is None)
+
+
+def with_products(program: Program, made: Design, *, tried: bool) -> Program:
+    """With the kernels for products of few rows that this device is better off with; of several devices XLA computes all."""
+    device = program.mesh.devices.flat[0]
+    if program.mesh.size > 1 or device.platform != "gpu":
+        return program
+    programs = made.buckets.keys()
+    smallest = min(key for key in programs if isinstance(key, StepKey))
+    shapes = program.matrices(smallest)
+    return evolve(program, products=products.choose(device, made.dtype, shapes, tried=tried))
 
 
 def load_runner(

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from attrs import frozen
 from jax import lax
 
+from models import matrices
+from models.matrices import Shape
 from models.sharding import named_sharding, replicated
 from models.spec import Model, PagedLayer, ParamSpec
 from neuron_jax.constraints.matcher import mask_words
@@ -24,6 +26,7 @@ from neuron_jax.engine.attention.reference import BLOCK
 from neuron_jax.engine.buckets import Draws, Key, SlotKey, StepKey
 from neuron_jax.engine.mixer import StepMixer
 from neuron_jax.engine.page_groups import PageGroups, page_groups
+from neuron_jax.engine.products import shapes_in
 from neuron_jax.engine.recurrent import Snapshots, state_specs
 
 Pool = tuple[LayerCache, ...]
@@ -76,6 +79,7 @@ class Program:
     shapes: Shapes
     attention: AttentionChoice
     sample: Callable[..., sampler.SamplerOutput] = sampler.sample
+    products: matrices.Choose | None = None  # None: XLA computes them all
 
     @property
     def groups(self) -> PageGroups:
@@ -110,9 +114,16 @@ class Program:
             return fill.lower(state, self._whole((words,), jnp.int32))
         # Named outright: left to itself, a mesh of one device would lose the pool's sharding and copy it every step.
         out = (_shardings(state), Result(whole, whole if key.everything else None))
-        step = jax.jit(partial(_step, self, key), donate_argnums=1, out_shardings=out)
+        step = jax.jit(partial(_traced, self, key), donate_argnums=1, out_shardings=out)
+        return step.lower(*self._abstract_step(key))
+
+    def matrices(self, key: StepKey) -> set[Shape]:
+        """Those that `key` multiplies few rows with."""
+        return shapes_in(lambda: jax.eval_shape(partial(_step, self, key), *self._abstract_step(key)))
+
+    def _abstract_step(self, key: StepKey) -> tuple[Any, ...]:
         told = self._whole((packing.step_words(key),), jnp.int32)
-        return step.lower(self.abstract_params(), state, told, *self.abstract_masks(key))
+        return self.abstract_params(), self.abstract_state(), told, *self.abstract_masks(key)
 
     def abstract_masks(self, key: StepKey) -> tuple[Any, ...]:
         """What a step may draw, bit by bit, where it is told."""
@@ -139,6 +150,13 @@ class Program:
     def _abstract(self, shape: tuple[int, ...], dtype: Any, axes: tuple[str | None, ...]) -> Any:
         sharding = named_sharding(self.mesh, axes)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _traced(
+    program: Program, key: StepKey, params: Any, state: DeviceState, packed: jax.Array, *masks: jax.Array
+) -> tuple[DeviceState, Result]:
+    with matrices.computing(program.products):
+        return _step(program, key, params, state, packed, *masks)
 
 
 def _step(

@@ -1,4 +1,4 @@
-"""The GPU's attention kernels against dense float64 attention, and which of them an 8B model gets."""
+"""The GPU's kernels against dense float64 attention and XLA's products, and which of them an 8B model gets."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models import few_rows
+from models.matrices import Shape
 from models.sharding import make_mesh
 from models.spec import PagedLayer
+from neuron_jax.engine import products
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.flash import attend_decode
 from neuron_jax.engine.attention.gathered import attend_gathered
@@ -52,6 +55,16 @@ def test_an_8b_model_gets_the_kernels_that_were_made_for_it(gpu: Any, kv: str) -
     choice = choose(Case(make_mesh([gpu]), jnp.bfloat16, KVFormat(kv), 4096, PAGE, (PagedLayer(8, 4, 128, 128),)))
 
     assert choice.name == "pallas for decoding, xla for prompts", choice.reason
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 64])
+@pytest.mark.parametrize("kind", ["float", "table", "int8", "fp8", "int4"])
+def test_products_of_few_rows_are_those_of_xla(gpu: Any, kind: Any, rows: int) -> None:
+    """Of an 8B model's shapes, gated and not. Raises where they differ."""
+    for shape in (Shape(kind, 6144, 4096), Shape(kind, 28672, 4096, gated=True), Shape(kind, 4096, 14336)):
+        ours, theirs = products.measured(few_rows.product, jnp.bfloat16, shape, rows)
+
+        print(f"{shape}, {rows} rows: {1e6 * ours:.0f} us, XLA {1e6 * theirs:.0f} us")
 
 
 @pytest.mark.parametrize("kv", ["bfloat16", "int8"])

@@ -11,7 +11,7 @@ from models import mapping, registry
 from models.attend import causal
 from models.dense.record import Activation
 from models.errors import ModelError
-from models.linears_xla import activate
+from models.matrices import activate
 from models.native import library
 from models.registry import build
 from models.sharding import make_mesh, shard_tree

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.dense.record import Activation
-from models.linears_xla import activate
+from models.matrices import activate
 from models.native import library, ops
 from models.native.tiles import Tiles
 from models.storage import BFLOAT16, FLOAT16, FLOAT32, Blocks, Storage

@@ -1,0 +1,135 @@
+"""A matrix as XLA's linear maps store it, and its product with rows as XLA computes that; knows arrays, no layers.
+
+What stands around a product in a layer comes along, so that a kernel may compute all of it at once: `product` here is what
+such a kernel is held against.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+from attrs import frozen
+from jax import lax
+
+from models.dense.record import OAI_SLOPE, Activation
+from models.native.ops import Norm
+from models.products import fp8_matmul, int4_matmul, int8_matmul
+
+Kind = Literal["float", "table", "int8", "fp8", "int4"]
+
+GROUP = 32
+"""Weights of a group of `models.rounding.INT4`, of which byte i holds weights i and i + 16."""
+
+
+@frozen
+class Shape:
+    """Of a matrix: what decides which kernel is the best. `gated`: act(gate) * up of its halves is wanted."""
+
+    kind: Kind
+    outputs: int
+    inputs: int
+    gated: bool = False
+
+
+@frozen
+class Matrix:
+    """[O, I] as stored: float [I, O]; a table of floats [O, I]; int8 or fp8 [O, I] and scale float32 [O]; int4 bytes
+    [O, I / 2], scale and offset float16 [O, I / 32]."""
+
+    kind: Kind
+    leaves: tuple[jax.Array, ...]
+
+    def shape(self, *, gated: bool = False) -> Shape:
+        first, second = self.leaves[0].shape
+        outputs, inputs = (second, first) if self.kind == "float" else (first, second)
+        return Shape(self.kind, outputs, inputs * (2 if self.kind == "int4" else 1), gated)
+
+
+@frozen
+class Around:
+    """What is computed along: the product with norm(x), `bias` [O] added, act(gate) * up of its halves, `residual` added."""
+
+    norm: Norm | None = None
+    bias: jax.Array | None = None
+    activation: Activation | None = None
+    residual: jax.Array | None = None
+
+
+class Kernel(Protocol):
+    """`product` by other means."""
+
+    def __call__(self, x: jax.Array, matrix: Matrix, around: Around, *, dtype: Any = None) -> jax.Array: ...
+
+
+Choose = Callable[[Shape, int], Kernel | None]
+"""The kernel for so many rows and a matrix; None for what XLA makes of it."""
+
+_CHOOSE: ContextVar[Choose | None] = ContextVar("kernels of products", default=None)
+
+
+@contextmanager
+def computing(choose: Choose | None) -> Iterator[None]:
+    """What is traced in here computes its products with kernels that `choose` names; None: with XLA."""
+    token = _CHOOSE.set(choose)
+    try:
+        yield
+    finally:
+        _CHOOSE.reset(token)
+
+
+def choosing() -> bool:
+    """Whether kernels may compute products of what is being traced."""
+    return _CHOOSE.get() is not None
+
+
+def kernel_for(matrix: Matrix | None, rows: int, *, gated: bool = False) -> Kernel | None:
+    """The kernel for the product of `matrix` with so many rows; None where XLA computes it."""
+    choose = _CHOOSE.get()
+    return None if choose is None or matrix is None else choose(matrix.shape(gated=gated), rows)
+
+
+def product(x: jax.Array, matrix: Matrix, around: Around, *, dtype: Any = None) -> jax.Array:
+    """x [T, I] -> [T, O], or [T, O / 2] where gated, in `dtype` or that of x: as XLA computes it."""
+    dtype = dtype or x.dtype
+    if around.norm is not None:
+        wide = x.astype(jnp.float32)
+        scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + around.norm.epsilon)
+        x = (wide * scale * around.norm.weight[None]).astype(x.dtype)
+    y = _multiply(x, matrix).astype(dtype)
+    if around.bias is not None:
+        y = y + around.bias[None].astype(dtype)
+    if around.activation is not None:
+        y = activate(around.activation, *jnp.split(y, 2, axis=1))
+    return y if around.residual is None else around.residual + y
+
+
+def activate(activation: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """act(gate) * up, of any shape."""
+    if activation.limit is not None:
+        gate, up = jnp.minimum(gate, activation.limit), jnp.clip(up, -activation.limit, activation.limit)
+    match activation.kind:
+        case "silu":
+            return jax.nn.silu(gate) * up
+        case "gelu":
+            return jax.nn.gelu(gate, approximate=False) * up
+        case "gelu_tanh":
+            return jax.nn.gelu(gate, approximate=True) * up
+        case "swiglu_oai":
+            return gate * jax.nn.sigmoid(OAI_SLOPE * gate) * (up + 1)
+
+
+def _multiply(x: jax.Array, matrix: Matrix) -> jax.Array:
+    match matrix.kind:
+        case "float":
+            return jnp.matmul(x, *matrix.leaves, preferred_element_type=jnp.float32)
+        case "table":
+            return lax.dot_general(x, matrix.leaves[0], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        case "int8":
+            return int8_matmul(x, *matrix.leaves)
+        case "fp8":
+            return fp8_matmul(x, *matrix.leaves, native=False)
+        case "int4":
+            return int4_matmul(x, *matrix.leaves)
