@@ -230,10 +230,10 @@ class VocabTable(nnx.Module):
 
     def rows(self, tokens: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
         """tokens [T] int32 -> [T, D]."""
-        rows = jnp.take(self.kernel[...], tokens, axis=0)
+        rows = _looked_up(self.kernel[...], tokens)
         if self.scale is None:
             return rows
-        scale = jnp.take(self.scale[...], tokens, axis=0)
+        scale = _looked_up(self.scale[...], tokens)
         return (rows.astype(jnp.float32) * scale[:, None]).astype(self.dtype)
 
     def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
@@ -253,7 +253,7 @@ class Fp8Table(nnx.Module):
 
     def rows(self, tokens: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
         """tokens [T] int32 -> [T, D]."""
-        rows, scale = (jnp.take(leaf[...], tokens, axis=0) for leaf in (self.kernel, self.scale))
+        rows, scale = (_looked_up(leaf[...], tokens) for leaf in (self.kernel, self.scale))
         return (rows.astype(jnp.float32) * scale[:, None]).astype(self.dtype)
 
     def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
@@ -268,6 +268,17 @@ class Fp8Table(nnx.Module):
 def _logits(hidden: jax.Array, matrix: Matrix) -> jax.Array:
     """float32 [R, V], by the kernel that was chosen or by XLA."""
     return (kernel_for(matrix, hidden.shape[0]) or product)(hidden, matrix, Around(), dtype=jnp.float32)
+
+
+def _looked_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """table [V, ...], tokens [T] -> its rows [T, ...].
+
+    A single token is looked up twice. XLA makes a slice of a lookup of one row, and to slice a table that is sharded it would
+    gather all of it on every device, in every step.
+    """
+    count = tokens.shape[0]
+    rows = jnp.take(table, jnp.concatenate([tokens, tokens]) if count == 1 else tokens, axis=0)
+    return rows[:count]
 
 
 def parts(inputs: Dims, devices: int) -> int:
