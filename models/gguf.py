@@ -29,13 +29,15 @@ def _unchanged(config: dict[str, Any]) -> dict[str, Any]:
 @frozen(eq=False)
 class Changed:
     """What the converter made of a tensor, to be undone. `rows` and `columns` say of a config.json where each of the family's
-    own stands in the file; `values` undoes a function of each; `one` is the place of a dimension of one that the file left out.
+    own stands in the file; `values` undoes a function of each; `one` is the place of a dimension of one that the file left out;
+    `flat`: it is a vector that the file has in two dimensions.
     """
 
     rows: Callable[[Mapping[str, Any]], Order] | None = None
     columns: Callable[[Mapping[str, Any]], Order] | None = None
     values: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None
     one: int | None = None
+    flat: bool = False
 
 
 @frozen(eq=False)

@@ -74,7 +74,7 @@ class Linears:
             return ExpertsNative(experts, activation, up, down)
         make = partial(self._xla, bias=experts.bias, stack=((experts.count, "experts"),))
         embed, devices = ((width, "embed"),), (self.devices, "mlp")
-        gate_up = make(embed, (devices, (2, None), (size, None)))
+        gate_up = make(embed, (devices, (activation.halves, None), (size, None)))
         return ExpertsXla(experts, activation, gate_up, make((devices, (size, None)), embed, fine=True))
 
     def _xla(

@@ -39,8 +39,9 @@ class TiledLinear(Tiled):
 
     def gated(self, x: jax.Array, activation: Activation, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:
         """x [T, *in] -> act(gate) * up of the product with norm(x), [T, F]."""
-        assert self.tiles.gated, "a map without a gate"
-        return self._product(x, live, norm=_kernels(norm), gate=ops.Gate(activation.kind, activation.limit))
+        gate = ops.Gate(activation.kind, activation.limit)
+        assert gate.number(self.tiles) > 0, f"{activation.kind} of a map with {'a' if self.tiles.gated else 'no'} gate"
+        return self._product(x, live, norm=_kernels(norm), gate=gate)
 
     def _product(self, x: jax.Array, live: Live, **around: Any) -> jax.Array:
         bias = None if self.bias is None else self.bias[...].reshape(-1)

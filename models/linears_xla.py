@@ -53,12 +53,15 @@ class Map(nnx.Module):
         return residual + (y if norm is None else norm(y, live))
 
     def gated(self, x: jax.Array, activation: Activation, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:
-        """x [T, *in] -> act(gate) * up of the product with norm(x), which is [T, devices, 2, F]: [T, devices, F]."""
-        made = self._at_once(x, norm, activation=activation)
+        """x [T, *in] -> act(gate) * up of the product with norm(x), which is [T, devices, 2, F], or 1 of up alone:
+        [T, devices, F].
+        """
+        # Kernels that finish a product know two halves.
+        made = self._at_once(x, norm, activation=activation) if activation.halves == 2 else None
         if made is not None:
             return made[:, None]
         both = self(x, norm, live)
-        return activate(activation, both[:, :, 0], both[:, :, 1])
+        return activate(activation, both[:, :, 0], both[:, :, -1])
 
     def _product(self, x: jax.Array) -> jax.Array:
         """x [T, *in] -> [T, *out] in the dtype of x, without the bias."""

@@ -107,7 +107,7 @@ def product(x: jax.Array, matrix: Matrix, around: Around, *, dtype: Any = None) 
 
 
 def activate(activation: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """act(gate) * up, of any shape."""
+    """act(gate) * up, of any shape. Where nothing is gated, both are up."""
     if activation.limit is not None:
         gate, up = jnp.minimum(gate, activation.limit), jnp.clip(up, -activation.limit, activation.limit)
     match activation.kind:
@@ -119,6 +119,8 @@ def activate(activation: Activation, gate: jax.Array, up: jax.Array) -> jax.Arra
             return jax.nn.gelu(gate, approximate=True) * up
         case "swiglu_oai":
             return gate * jax.nn.sigmoid(OAI_SLOPE * gate) * (up + 1)
+        case "relu2":
+            return jnp.square(jax.nn.relu(up))
 
 
 def _multiply(x: jax.Array, matrix: Matrix) -> jax.Array:

@@ -61,7 +61,7 @@ class DenseModel:
         return logits[:, : self.vocab_size]
 
 
-def _channels(layer: LayerSpec) -> int:
+def _channels(layer: LayerSpec | None) -> int:
     """What a recurrent layer's convolution takes of each token."""
     return prod(layer.state[0].shape[1:]) if isinstance(layer, RecurrentLayer) else 0
 
@@ -88,7 +88,9 @@ def build_dense(
     if native:
         assert tensor_parallel == 1, "the native kernels see one device"
         assert layout.dtype == np.float32, f"the native kernels compute in float32, not {layout.dtype}"
-        made, tiles = tile(made, storage, quant, gated=("gate_up",), tables=TABLES, exact=EXACT)
+        made, tiles = tile(
+            made, storage, quant, gated=("gate_up",) * (c.activation.halves - 1), tables=TABLES, exact=EXACT
+        )
     make = Linears(quant, layout.dtype, tensor_parallel, tiles)
     layers = c.layers_in(layout.heads.slots, layout.heads.width, tensor_parallel)
     return DenseModel(
@@ -106,7 +108,7 @@ def build_dense(
 
 def _widths(c: Dense) -> list[int]:
     """Of what a matrix takes or gives of one row; what all heads put in at once where each has a latent of its own."""
-    dense = [c.of(layer).intermediate_size for layer in c.stack if layer.experts is None]
+    dense = [c.of(layer).intermediate_size for layer in c.stack if layer.experts is None and layer.mlp]
     kinds = [layer.latent for layer in c.stack if layer.latent is not None]
     per_head = max((max(kind.rank, kind.still, kind.value) for kind in kinds), default=0)
     experts = (max(found.width, found.shared) for found in c.mixtures)

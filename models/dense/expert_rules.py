@@ -38,7 +38,24 @@ def expert_rules(c: Dense, layout: Layout, names: Names, experts: Experts, layer
     if experts.correction:
         part = Part(names["experts.correction"], (experts.count,))
         made.append(Rule(path[:-1], part.shape, np.dtype(np.float32), (part,), store_as("correction")))
+    if experts.latent:
+        made += _latent(c, layout, names, experts, path)
     return made + (_shared(c, layout, names, experts, path + "shared.") if experts.shared else [])
+
+
+def _latent(c: Dense, layout: Layout, names: Names, experts: Experts, path: str) -> list[Rule]:
+    """What makes the experts' inputs, and what takes their sum back; every device has a copy."""
+    shapes = {"into": (experts.latent, c.hidden_size), "back": (c.hidden_size, experts.latent)}
+    return [
+        Rule(
+            path + name,
+            shape,
+            layout.wide,
+            (Part(f"{names[f'experts.{name}']}.weight", shape),),
+            layout.store(1),
+        )
+        for name, shape in shapes.items()
+    ]
 
 
 def _router(c: Dense, layout: Layout, stem: str, count: int, path: str) -> Rule:
@@ -48,7 +65,7 @@ def _router(c: Dense, layout: Layout, stem: str, count: int, path: str) -> Rule:
 
 def _shared(c: Dense, layout: Layout, names: Names, experts: Experts, path: str) -> list[Rule]:
     if not experts.shared_gate:
-        return gated_rules((c.hidden_size, experts.shared), layout, names, "shared", path)
+        return gated_rules((c.hidden_size, experts.shared), layout, names, "shared", path, halves=c.activation.halves)
     d, f, devices, width = c.hidden_size, experts.shared, layout.tensor_parallel, layout.split(experts.shared)
     own = {what.replace("shared", "experts"): stem for what, stem in names.items() if what.startswith("shared")}
     # A mixture of one, whose tensors have no number.
@@ -59,18 +76,20 @@ def _shared(c: Dense, layout: Layout, names: Names, experts: Experts, path: str)
 
 
 def _maps(c: Dense, layout: Layout, names: Names, experts: Experts, path: str) -> list[Rule]:
-    e, d, f = experts.count, c.hidden_size, experts.width
+    e, d, f = experts.count, experts.latent or c.hidden_size, experts.width
     sizes = (e, d, f, layout.tensor_parallel, layout.split(f))
     ways = [_by_number(layout, names, e, d, f), _in_one(layout, names, e, d, f)]
     if "oss.gate_up" in names:
         ways = [*_as_oss(layout, names, e, d, f), *ways]
     if "fused.gate_up" in names:
         ways.append(_fused(layout, names, e, d, f))
-    made = _matrices(layout, sizes, path + "experts.", ways)
+    made = _matrices(layout, sizes, path + "experts.", ways, c.activation.halves)
     return made + (_biases(layout, names, sizes, path + "experts.") if experts.bias else [])
 
 
-def _matrices(layout: Layout, sizes: tuple[int, ...], path: str, ways: list[tuple[Parts, Parts]]) -> list[Rule]:
+def _matrices(
+    layout: Layout, sizes: tuple[int, ...], path: str, ways: list[tuple[Parts, Parts]], halves: int = 2
+) -> list[Rule]:
     """`ways`: the parts of gate and up, and those of down, in each of the ways that they may stand in a checkpoint."""
     e, d, _, devices, width = sizes
 
@@ -79,7 +98,7 @@ def _matrices(layout: Layout, sizes: tuple[int, ...], path: str, ways: list[tupl
         parts, *others = (way[which] for way in ways)
         return Rule(path + name, shape, layout.wide, parts, store, inputs, stacked=True, others=tuple(others))
 
-    return [rule("gate_up", (e, devices, 2, width, d), 1, 0), rule("down", (e, d, devices, width), 2, 1)]
+    return [rule("gate_up", (e, devices, halves, width, d), 1, 0), rule("down", (e, d, devices, width), 2, 1)]
 
 
 def _by_number(layout: Layout, names: Names, e: int, d: int, f: int) -> tuple[Parts, Parts]:
@@ -91,7 +110,7 @@ def _by_number(layout: Layout, names: Names, e: int, d: int, f: int) -> tuple[Pa
     gate_up = tuple(
         Part(name(what, number), (f, d), (number, _EVERY, place), split)
         for number in range(e)
-        for place, what in enumerate(("gate", "up"))
+        for place, what in enumerate(_halves(names))
     )
     return gate_up, tuple(_columns(layout, name("down", number), (d, f), (number,)) for number in range(e))
 
@@ -99,9 +118,13 @@ def _by_number(layout: Layout, names: Names, e: int, d: int, f: int) -> tuple[Pa
 def _in_one(layout: Layout, names: Names, e: int, d: int, f: int) -> tuple[Parts, Parts]:
     gate_up = tuple(
         Part(f"{together(names[f'experts.{what}'])}.weight", (e, f, d), (_EVERY, _EVERY, place), _each(layout, e, f))
-        for place, what in enumerate(("gate", "up"))
+        for place, what in enumerate(_halves(names))
     )
     return gate_up, (_columns(layout, f"{together(names['experts.down'])}.weight", (e, d, f), ()),)
+
+
+def _halves(names: Names) -> tuple[str, ...]:
+    return ("gate", "up") if "experts.gate" in names else ("up",)
 
 
 def _each(layout: Layout, e: int, f: int) -> Arrange:

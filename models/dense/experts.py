@@ -22,7 +22,11 @@ class Mixture(nnx.Module):
         self.post_norm = RMSNorm(width, c.epsilon, native=layout.native) if c.post_norms else None
         self.router = make.exact("mlp.router", embed, ((experts.count, None),), bias=experts.router_bias)
         self.correction = parameter(((experts.count, None),), jnp.float32) if experts.correction else None
-        self.experts = make.experts("mlp.experts", experts, c.activation, width, layout.split(experts.width))
+        within = experts.latent or width
+        self.experts = make.experts("mlp.experts", experts, c.activation, within, layout.split(experts.width))
+        narrow = ((experts.latent, "embed"),)
+        self.into = make("mlp.into", embed, narrow, bias=False) if experts.latent else None
+        self.back = make("mlp.back", narrow, embed, bias=False, fine=True) if experts.latent else None
         self.shared = _shared(c, layout, experts, make) if experts.shared else None
 
     def __call__(self, x: jax.Array, live: Live = None) -> jax.Array:
@@ -32,7 +36,11 @@ class Mixture(nnx.Module):
             total = self.shared(x, total, self.norm, live)
         logits, correction = self.router(x, self.norm, live), self.correction
         given = None if correction is None else correction[...]
-        total = self.experts(x, logits, total, correction=given, norm=self.norm, live=live)
+        if self.into is None or self.back is None:
+            total = self.experts(x, logits, total, correction=given, norm=self.norm, live=live)
+        else:
+            latent = self.experts(self.into(x, self.norm, live), logits, None, correction=given, live=live)
+            total = self.back(latent, None, live) if total is None else self.back.add(latent, total, live)
         return total if self.post_norm is None else x + self.post_norm(total, live)
 
 
@@ -41,7 +49,8 @@ class Shared(nnx.Module):
 
     def __init__(self, c: Dense, layout: Layout, width: int, make: Linears) -> None:
         embed, devices, size = (c.hidden_size, "embed"), (layout.tensor_parallel, "mlp"), (layout.split(width), None)
-        self.gate_up = make("mlp.shared.gate_up", (embed,), (devices, (2, None), size), bias=False)
+        halves = (c.activation.halves, None)
+        self.gate_up = make("mlp.shared.gate_up", (embed,), (devices, halves, size), bias=False)
         self.down = make("mlp.shared.down", (devices, size), (embed,), bias=False, fine=True)
         self.activation = c.activation
 

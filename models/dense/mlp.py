@@ -13,7 +13,9 @@ from models.nn import Live, RMSNorm
 
 
 class MLP(nnx.Module):
-    """down(act(gate(x)) * up(x)); gate and up are one matmul, laid out by device as [devices, 2, F of a device]."""
+    """down(act(gate(x)) * up(x)); gate and up are one matmul, laid out by device as [devices, 2, F of a device]. Where nothing
+    is gated it is that of up alone, [devices, 1, F].
+    """
 
     def __init__(self, c: Dense, layout: Layout, make: Linears) -> None:
         embed, devices, width = (
@@ -23,7 +25,7 @@ class MLP(nnx.Module):
         )
         self.norm = RMSNorm(c.hidden_size, c.epsilon, native=layout.native) if c.pre_norms else None
         self.post_norm = RMSNorm(c.hidden_size, c.epsilon, native=layout.native) if c.post_norms else None
-        self.gate_up = make("mlp.gate_up", (embed,), (devices, (2, None), width), bias=c.mlp_bias)
+        self.gate_up = make("mlp.gate_up", (embed,), (devices, (c.activation.halves, None), width), bias=c.mlp_bias)
         self.down = make("mlp.down", (devices, width), (embed,), bias=c.mlp_bias, fine=True)
         self.activation = c.activation
 

@@ -14,36 +14,42 @@ from models.storage import Array
 
 def mlp_rules(c: Dense, layout: Layout, names: Names) -> list[Rule]:
     """Of one layer, `{}` for its number."""
-    kernel = gated_rules((c.hidden_size, c.intermediate_size), layout, names, "mlp")
+    kernel = gated_rules((c.hidden_size, c.intermediate_size), layout, names, "mlp", halves=c.activation.halves)
     return kernel + _biases(c, layout, names) * c.mlp_bias
 
 
 def gated_rules(
-    sizes: tuple[int, int], layout: Layout, names: Names, kind: str, path: str = "layers.{}.mlp."
+    sizes: tuple[int, int], layout: Layout, names: Names, kind: str, path: str = "layers.{}.mlp.", *, halves: int = 2
 ) -> list[Rule]:
-    """The matrices of a gated MLP from D to a width F and back, which are called by `kind`: gate and up, and down."""
+    """The matrices of an MLP from D to a width F and back, which are called by `kind`: gate and up, or up alone, and down."""
     d, f = sizes
     devices, width, split = layout.tensor_parallel, layout.split(f), spread(layout, f)
     one = Part(f"{names[f'{kind}.down']}.weight", (d, f))
     down = one if devices == 1 else evolve(one, arrange=lambda tensor: np.moveaxis(split(tensor.T), -1, 0))
-    parts = _gate_up(f, layout, names, kind, "weight", d)
+    parts, *others = _gate_up(f, layout, names, kind, "weight", d)
+    shape = (devices, halves, width, d)
     return [
-        Rule(path + "gate_up", (devices, 2, width, d), layout.wide, parts, layout.store(1)),
+        Rule(path + "gate_up", shape, layout.wide, parts, layout.store(1), others=tuple(others)),
         Rule(path + "down", (d, devices, width), layout.wide, (down,), layout.store(2), inputs=2),
     ]
 
 
-def _gate_up(f: int, layout: Layout, names: Names, kind: str, end: str, *inputs: int) -> tuple[Part, ...]:
+def _gate_up(f: int, layout: Layout, names: Names, kind: str, end: str, *inputs: int) -> list[tuple[Part, ...]]:
+    """In each of the ways that they may stand in a checkpoint."""
     split = spread(layout, f)
 
     def both(tensor: Array) -> Array:
         """Gate and up below each other -> [devices, 2, F of a device, ...]."""
         return np.stack([split(half) for half in np.split(tensor, 2)], axis=1)
 
+    ways: list[tuple[Part, ...]] = []
     if f"{kind}.gate_up" in names:
-        return (Part(f"{names[f'{kind}.gate_up']}.{end}", (2 * f, *inputs), (), both),)
-    stems = enumerate((names[f"{kind}.gate"], names[f"{kind}.up"]))
-    return tuple(Part(f"{stem}.{end}", (f, *inputs), (slice(None), place), split) for place, stem in stems)
+        ways.append((Part(f"{names[f'{kind}.gate_up']}.{end}", (2 * f, *inputs), (), both),))
+    stems = [names[what] for what in (f"{kind}.gate", f"{kind}.up") if what in names]
+    if stems:
+        each = (Part(f"{stem}.{end}", (f, *inputs), (slice(None), n), split) for n, stem in enumerate(stems))
+        ways.append(tuple(each))
+    return ways
 
 
 def spread(layout: Layout, f: int) -> Callable[[Array], Array]:
@@ -59,10 +65,11 @@ def spread(layout: Layout, f: int) -> Callable[[Array], Array]:
 
 
 def _biases(c: Dense, layout: Layout, names: Names) -> list[Rule]:
-    path, shape = "layers.{}.mlp.", (layout.tensor_parallel, 2, layout.split(c.intermediate_size))
-    parts = _gate_up(c.intermediate_size, layout, names, "mlp", "bias")
+    path, halves = "layers.{}.mlp.", c.activation.halves
+    shape = (layout.tensor_parallel, halves, layout.split(c.intermediate_size))
+    parts, *others = _gate_up(c.intermediate_size, layout, names, "mlp", "bias")
     return [
-        Rule(path + "gate_up", shape, layout.dtype, parts, store_as("bias")),
+        Rule(path + "gate_up", shape, layout.dtype, parts, store_as("bias"), others=tuple(others)),
         residual_bias(c, layout, path + "down", names["mlp.down"]),
     ]
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 Names = Mapping[str, str]
 """What a tensor is -> the stem of its name in the family's own checkpoints, to which `.weight` and `.bias` come, with `{}`
-for the number of a layer. `attention.sinks`, `experts.correction`, `scalar`, `delta.rate` and `delta.shift` are whole names."""
+for the number of a layer. `attention.sinks`, `experts.correction`, `scalar`, and of `delta` and `mamba` rate, shift and skip
+are whole names."""
 
 LAYER = "model.layers.{}."
 USUAL: Names = {
@@ -54,6 +55,16 @@ CONVOLUTION: Names = {
     "convolution.inputs": LAYER + "conv.in_proj",
     "convolution.taps": LAYER + "conv.conv",
     "convolution.out": LAYER + "conv.out_proj",
+}
+MAMBA: Names = {
+    "mamba.norm": LAYER + "input_layernorm",
+    "mamba.inputs": LAYER + "mamba.in_proj",
+    "mamba.taps": LAYER + "mamba.conv1d",
+    "mamba.rate": LAYER + "mamba.A_log",
+    "mamba.shift": LAYER + "mamba.dt_bias",
+    "mamba.skip": LAYER + "mamba.D",
+    "mamba.read_norm": LAYER + "mamba.norm",
+    "mamba.out": LAYER + "mamba.out_proj",
 }
 EXPERTS: Names = {
     "experts.router": LAYER + "mlp.gate",
@@ -131,6 +142,14 @@ _GGUF: Names = {
     "convolution.inputs": "blk.{}.shortconv.in_proj",
     "convolution.taps": "blk.{}.shortconv.conv",
     "convolution.out": "blk.{}.shortconv.out_proj",
+    "mamba.norm": "blk.{}.attn_norm",
+    "mamba.inputs": "blk.{}.ssm_in",
+    "mamba.taps": "blk.{}.ssm_conv1d",
+    "mamba.rate": "blk.{}.ssm_a",
+    "mamba.shift": "blk.{}.ssm_dt.bias",
+    "mamba.skip": "blk.{}.ssm_d",
+    "mamba.read_norm": "blk.{}.ssm_norm",
+    "mamba.out": "blk.{}.ssm_out",
     "mlp.norm": "blk.{}.ffn_norm",
     "mlp.gate_up": "blk.{}.ffn_up",
     "mlp.gate": "blk.{}.ffn_gate",
@@ -149,6 +168,8 @@ _GGUF: Names = {
     "experts.gate": "blk.{}.ffn_gate_exps",
     "experts.up": "blk.{}.ffn_up_exps",
     "experts.down": "blk.{}.ffn_down_exps",
+    "experts.into": "blk.{}.ffn_latent_down",
+    "experts.back": "blk.{}.ffn_latent_up",
     "shared.router": "blk.{}.ffn_gate_inp_shexp",
     "shared.gate": "blk.{}.ffn_gate_shexp",
     "shared.up": "blk.{}.ffn_up_shexp",
@@ -156,7 +177,7 @@ _GGUF: Names = {
     "norm": "output_norm",
     "head": "output",
 }
-KNOWN = frozenset(_GGUF) | {"oss.gate_up", "oss.down", "fused.gate_up", "fused.down", "delta.qkvz"}
+KNOWN = frozenset(_GGUF) | {"oss.gate_up", "oss.down", "fused.gate_up", "fused.down", "delta.qkvz", "shared.gate_up"}
 GGUF_KEYS: Mapping[str, str] = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",

@@ -17,10 +17,11 @@ from models.dense.delta import Delta
 from models.dense.experts import Mixture
 from models.dense.latent import LatentAttention
 from models.dense.layout import Layout
+from models.dense.mamba import Mamba
 from models.dense.mlp import MLP
 from models.dense.own_heads import OwnHeads, bare
 from models.dense.per_layer import After, PerLayerInputs
-from models.dense.record import Dense, GatedDelta, Layer, Sharpening
+from models.dense.record import Dense, GatedDelta, Layer, Mamba2, Sharpening
 from models.linears import Linears
 from models.native.ops import Norm
 from models.nn import HeadsNorm, Live, RMSNorm, parameter, rotary_table, rotate
@@ -101,26 +102,28 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer. What mixes its tokens stands under its own name: `attention`, `delta`, `convolution`."""
+    """One layer. What mixes its tokens stands under its own name: `attention`, `delta`, `convolution`, `mamba`."""
 
-    def __init__(self, c: Dense, layout: Layout, kind: Layer, layer: LayerSpec, make: Linears) -> None:
+    def __init__(self, c: Dense, layout: Layout, kind: Layer, layer: LayerSpec | None, make: Linears) -> None:
         self.mixes = kind.mixes
-        setattr(self, kind.mixes, _mix(c, layout, kind, layer, make))
-        self.mlp = MLP(c.of(kind), layout, make) if kind.experts is None else Mixture(c, layout, kind.experts, make)
+        if layer is not None:
+            setattr(self, kind.mixes, _mix(c, layout, kind, layer, make))
+        self.mlp = _mlp(c, layout, kind, make) if kind.mlp else None
 
     def __call__(
         self, x: jax.Array, turn: Turn, sharper: Sharper, mixer: Mixer[CacheT], cache: CacheT
     ) -> tuple[jax.Array, CacheT]:
-        """x [T, D] -> [T, D]."""
-        mix = getattr(self, self.mixes)
-        x, cache = mix(x, turn, sharper, mixer, cache) if self.mixes == "attention" else mix(x, mixer, cache)
-        return self.mlp(x, mixer.live), cache
+        """x [T, D] -> [T, D]; the cache is None where nothing mixes."""
+        if self.mixes:
+            mix = getattr(self, self.mixes)
+            x, cache = mix(x, turn, sharper, mixer, cache) if self.mixes == "attention" else mix(x, mixer, cache)
+        return x if self.mlp is None else self.mlp(x, mixer.live), cache
 
 
 class Decoder(nnx.Module):
     """The whole network. Layers are a list, not a scan: XLA:CPU would copy every layer's weights in a scan."""
 
-    def __init__(self, c: Dense, layout: Layout, layers: Sequence[LayerSpec], make: Linears) -> None:
+    def __init__(self, c: Dense, layout: Layout, layers: Sequence[LayerSpec | None], make: Linears) -> None:
         self.embed = make.table("embed", layout.vocab, c.hidden_size)
         kinds = zip(c.stack, layers, strict=True)
         self.layers = nnx.List([Block(c, layout, *kind, make.within(f"layers.{n}.")) for n, kind in enumerate(kinds)])
@@ -146,8 +149,10 @@ class Decoder(nnx.Module):
         given = None if self.per_layer is None else self.per_layer(tokens, x, mixer.live)
         entries, left = iter(cache), dict[int, Any]()
         for number, (layer, rotary, source) in enumerate(zip(self.layers, self.rotaries, self.sources, strict=True)):
-            entry = left[source] if source in left else next(entries)
-            x, left[source] = layer(x, turns[rotary], sharper, mixer, entry)
+            entry: Any = (left[source] if source in left else next(entries)) if layer.mixes else None
+            x, entry = layer(x, turns[rotary], sharper, mixer, entry)
+            if layer.mixes:
+                left[source] = entry
             if self.after:
                 x = self.after[number](x, None if given is None else given[:, number], mixer.live)
         return self.norm(x, mixer.live), tuple(map(bare, left.values()))
@@ -159,14 +164,20 @@ class Decoder(nnx.Module):
         return logits if self.logit_cap is None else self.logit_cap * jnp.tanh(logits / self.logit_cap)
 
 
+def _mlp(c: Dense, layout: Layout, kind: Layer, make: Linears) -> MLP | Mixture:
+    return MLP(c.of(kind), layout, make) if kind.experts is None else Mixture(c, layout, kind.experts, make)
+
+
 def _mix(
     c: Dense, layout: Layout, kind: Layer, layer: LayerSpec, make: Linears
-) -> Attention | LatentAttention | OwnHeads | Delta | Convolution:
+) -> Attention | LatentAttention | OwnHeads | Delta | Convolution | Mamba:
     if isinstance(layer, PagedLayer):
         return _attention(c, layout, kind, layer, make)
     norms = [_norm(c, layout, c.hidden_size) if there else None for there in (c.pre_norms, c.post_norms)]
     if isinstance(kind.recurrence, GatedDelta):
         return Delta(c.hidden_size, norms, c.epsilon, layer, make)
+    if isinstance(kind.recurrence, Mamba2):
+        return Mamba(kind.recurrence, c.hidden_size, norms, layer, make)
     assert kind.recurrence is not None, f"{layer} and nothing that recurs"
     return Convolution(kind.recurrence, c.hidden_size, norms, layer, make)
 

@@ -14,7 +14,7 @@ from models.rope import Rotary
 from models.spec import LayerSpec, PagedLayer, ParamSpec, RecurrentLayer
 
 LANES = 16
-"""Widths of heads that the native kernel of the gated delta rule takes are multiples of it."""
+"""Widths of heads that the native kernels of recurrent states take are multiples of it."""
 
 
 @frozen
@@ -22,15 +22,21 @@ class Activation:
     """What a gate does to its other half, up: act(gate) * up.
 
     "gelu" is the exact one, "gelu_tanh" its approximation by tanh. With a `limit` gate is at most that and up within it on
-    either side. "swiglu_oai" is gate * sigmoid(OAI_SLOPE gate) * (up + 1), gpt-oss's.
+    either side. "swiglu_oai" is gate * sigmoid(OAI_SLOPE gate) * (up + 1), gpt-oss's. "relu2" has no gate: max(up, 0)^2.
     """
 
-    kind: Literal["silu", "gelu", "gelu_tanh", "swiglu_oai"] = "silu"
+    kind: Literal["silu", "gelu", "gelu_tanh", "swiglu_oai", "relu2"] = "silu"
     limit: float | None = None
+
+    @property
+    def halves(self) -> int:
+        """Of gate and up, how many there are."""
+        return 1 if self.kind == "relu2" else 2
 
 
 OAI_SLOPE = 1.702
 SILU = Activation()
+RELU2 = Activation("relu2")
 ACTIVATIONS = {
     "silu": SILU,
     "gelu": Activation("gelu"),
@@ -72,6 +78,27 @@ class ShortConvolution:
     bias: bool = False
 
 
+@frozen
+class Mamba2:
+    """A state of each of `heads` [state, width] that fades by a rate of the token's own, and takes it in; behind a convolution
+    over the last `taps` tokens. Keys and queries [state] are each of one of `groups`, which share a norm of what is read, too.
+    `bias`: of its projections, `taps_bias`: of the convolution. https://arxiv.org/abs/2405.21060
+    """
+
+    heads: int
+    groups: int
+    width: int
+    state: int
+    taps: int
+    epsilon: float
+    bias: bool = False
+    taps_bias: bool = True
+
+
+Recurrent = GatedDelta | ShortConvolution | Mamba2
+"""What mixes tokens in attention's place."""
+
+
 @frozen(kw_only=True)
 class Experts:
     """The MLP of a layer as `count` MLPs of `width`, of which each token goes through the `active` with the highest scores.
@@ -82,7 +109,7 @@ class Experts:
     not for the share. Of several `groups`, each of neighbours, only those `kept_groups` are chosen from whose `group_best`
     highest scores have the largest sum. What is added to each token besides comes from an MLP of width `shared`, 0: none,
     multiplied by the sigmoid of a logit of its own with a `shared_gate`. `bias`: the experts' maps have biases, and
-    `router_bias`: so has the router.
+    `router_bias`: so has the router. With a `latent` one map makes all experts' inputs, so wide, and one takes their sum back.
     """
 
     count: int
@@ -99,6 +126,7 @@ class Experts:
     shared_gate: bool = False
     bias: bool = False
     router_bias: bool = False
+    latent: int = 0
 
     @property
     def gate(self) -> "Experts":
@@ -184,7 +212,9 @@ class Layer:
     latent: Latent | None = None
     heads: Heads | None = None
     width: int | None = None
-    recurrence: GatedDelta | ShortConvolution | None = None
+    recurrence: Recurrent | None = None
+    mixer: bool = True
+    mlp: bool = True
 
     @property
     def source(self) -> int | None:
@@ -193,8 +223,10 @@ class Layer:
 
     @property
     def mixes(self) -> str:
-        """What parameters and tensors of what mixes are called."""
-        kinds = {GatedDelta: "delta", ShortConvolution: "convolution"}
+        """What parameters and tensors of what mixes are called, empty where nothing does."""
+        if not self.mixer:
+            return ""
+        kinds = {GatedDelta: "delta", ShortConvolution: "convolution", Mamba2: "mamba"}
         return "attention" if self.recurrence is None else kinds[type(self.recurrence)]
 
 
@@ -262,21 +294,21 @@ class Dense:
         """Each kind of experts that a layer has, once."""
         return tuple(dict.fromkeys(layer.experts for layer in self.stack if layer.experts is not None))
 
-    def kept(self, every: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
+    def kept(self, every: Sequence[LayerSpec | None]) -> tuple[LayerSpec, ...]:
         """Without the layers that keep nothing themselves."""
         both = zip(self.stack, every, strict=True)
-        return tuple(layer for own, layer in both if own.source is None)
+        return tuple(layer for own, layer in both if own.source is None and layer is not None)
 
-    def layers_in(self, slots: int, group: int, devices: int = 1) -> tuple[LayerSpec, ...]:
+    def layers_in(self, slots: int, group: int, devices: int = 1) -> tuple[LayerSpec | None, ...]:
         """The same of all layers, laid out in so many kv heads, each read by `group` query heads, and recurrent states for
-        `devices`.
+        `devices`. None where nothing mixes.
         """
-        return tuple(
-            self._paged(layer, slots, group, devices)
-            if layer.recurrence is None
-            else recurrent_layer(layer.recurrence, self.hidden_size, devices)
-            for layer in self.stack
-        )
+        return tuple(self._layer_in(layer, slots, group, devices) if layer.mixer else None for layer in self.stack)
+
+    def _layer_in(self, layer: Layer, slots: int, group: int, devices: int) -> LayerSpec:
+        if layer.recurrence is None:
+            return self._paged(layer, slots, group, devices)
+        return recurrent_layer(layer.recurrence, self.hidden_size, devices)
 
     def _paged(self, layer: Layer, slots: int, group: int, devices: int) -> PagedLayer:
         k_width = v_width = self.head_dim
@@ -291,17 +323,20 @@ class Dense:
         return PagedLayer(slots, group, k_width, v_width, layer.window, layer.soft_cap, layer.sinks)
 
 
-def recurrent_layer(kind: GatedDelta | ShortConvolution, width: int, devices: int) -> RecurrentLayer:
-    """What a layer of a model that is `width` wide keeps of a text: inputs of the convolution, [taps - 1, ...], and the gated
-    delta rule's state [K, G, key_width, value_width], its key heads being K and G the value heads of each."""
+def recurrent_layer(kind: Recurrent, width: int, devices: int) -> RecurrentLayer:
+    """What a layer of a model that is `width` wide keeps of a text: inputs of the convolution, [taps - 1, ...], and a state
+    [K, G, key width, value width], its key heads, or groups, being K and G the value heads of each."""
     if isinstance(kind, ShortConvolution):
         channels = -(-width // devices)
         return RecurrentLayer((_state((kind.taps - 1, devices, channels), (None, "mlp", None)),), native=True)
-    heads = HeadLayout.plan(kind.value_heads, kind.key_heads, devices)
-    channels = 2 * kind.key_width + heads.width * kind.value_width
-    inputs = _state((kind.taps - 1, heads.slots, channels), (None, "kv_heads", None))
-    keyed = (heads.slots, heads.width, kind.key_width, kind.value_width)
-    whole = kind.key_width % LANES == kind.value_width % LANES == 0
+    if isinstance(kind, Mamba2):
+        count, groups, keys, values = kind.heads, kind.groups, kind.state, kind.width
+    else:
+        count, groups, keys, values = kind.value_heads, kind.key_heads, kind.key_width, kind.value_width
+    heads = HeadLayout.plan(count, groups, devices)
+    inputs = _state((kind.taps - 1, heads.slots, 2 * keys + heads.width * values), (None, "kv_heads", None))
+    keyed = (heads.slots, heads.width, keys, values)
+    whole = keys % LANES == values % LANES == 0
     return RecurrentLayer((inputs, _state(keyed, ("kv_heads", None, None, None))), native=whole)
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from models.dense.layout import Layout
-from models.dense.names import CONVOLUTION, DELTA, Names
-from models.dense.record import Dense, GatedDelta, ShortConvolution
+from models.dense.mamba_rules import mamba_rules
+from models.dense.names import CONVOLUTION, DELTA, MAMBA, Names
+from models.dense.record import Dense, GatedDelta, Mamba2, Recurrent, ShortConvolution
 from models.heads import HeadLayout
 from models.mapping import Part, Rule, store_as
 from models.storage import Array
@@ -20,7 +21,8 @@ FLOAT = np.dtype(np.float32)
 
 def recurrent_maps(mixes: Collection[str], names: Names) -> set[str]:
     """What tensors, but for norms, layers that mix so have, as a table of names calls them."""
-    wanted = [table for what, table in (("delta", DELTA), ("convolution", CONVOLUTION)) if what in mixes]
+    tables = (("delta", DELTA), ("convolution", CONVOLUTION), ("mamba", MAMBA))
+    wanted = [table for what, table in tables if what in mixes]
     every = {name for table in wanted for name in table if not name.endswith(".norm")}
     if "delta" in mixes and "delta.gates" in names:
         every = every - {"delta.beta", "delta.a"} | {"delta.gates"}
@@ -31,14 +33,15 @@ def recurrent_rules(c: Dense, layout: Layout, names: Names) -> list[Rule]:
     """Of all kinds that `c` has; the layers of a model that are of one kind are alike."""
     kinds = dict.fromkeys(layer.recurrence for layer in c.stack if layer.recurrence is not None)
     assert len({type(kind) for kind in kinds}) == len(kinds), f"{c.architecture}: layers of one kind that differ"
-    made: list[Rule] = []
-    for kind in kinds:
-        made += (
-            _Delta(c, layout, names, kind).rules()
-            if isinstance(kind, GatedDelta)
-            else _convolution(c, layout, names, kind)
-        )
-    return made
+    return [rule for kind in kinds for rule in _rules_of(kind, c, layout, names)]
+
+
+def _rules_of(kind: Recurrent, c: Dense, layout: Layout, names: Names) -> list[Rule]:
+    if isinstance(kind, GatedDelta):
+        return _Delta(c, layout, names, kind).rules()
+    if isinstance(kind, Mamba2):
+        return mamba_rules(c, layout, names, kind)
+    return _convolution(c, layout, names, kind)
 
 
 class _Delta:

@@ -25,6 +25,7 @@ HEAD_NORMS = {"attention.q_norm", "attention.k_norm"}
 APART = {
     "norm",
     "delta.read_norm",
+    "mamba.read_norm",
     "attention.q_a_norm",
     "attention.kv_a_norm",
     "per_layer.project_norm",
@@ -33,19 +34,18 @@ APART = {
 """Norms that are not of a layer's width, or whose rules are made elsewhere."""
 Spread = Callable[[Array], Array]
 
-EXACT = ("router", "delta.gates")
+EXACT = ("router", "delta.gates", "mamba.steps")
 """Paths of matrices that are never narrowed end so."""
 
 
 def wanted(c: Dense, names: Names) -> set[str]:
     """What this decoder has, as a table of names calls it."""
-    mixes = {layer.mixes for layer in c.stack}
+    mixes = {layer.mixes for layer in c.stack if layer.mixer}
     maps = _wanted_of_attention(c, names) | recurrent_maps(mixes, names)
-    if any(layer.experts is None for layer in c.stack):
-        gate_up = {"mlp.gate_up"} if "mlp.gate_up" in names else {"mlp.gate", "mlp.up"}
-        maps |= {*gate_up, "mlp.down"}
+    if any(layer.experts is None and layer.mlp for layer in c.stack):
+        maps |= gated_wanted("mlp", names, c.activation.halves)
     for experts in c.mixtures:
-        maps |= experts_wanted(experts, names)
+        maps |= experts_wanted(experts, names, c.activation.halves)
     norms = {"norm"}
     norms |= {f"{what}.norm" for what in (*mixes, "mlp")} if c.pre_norms else set()
     norms |= {f"{what}.post_norm" for what in (*mixes, "mlp")} if c.post_norms else set()
@@ -57,7 +57,7 @@ def wanted(c: Dense, names: Names) -> set[str]:
 
 def _wanted_of_attention(c: Dense, names: Names) -> set[str]:
     found: set[str] = set()
-    for latents, heads in dict.fromkeys((own.latent, own.heads) for own in c.stack if own.recurrence is None):
+    for latents, heads in dict.fromkeys((own.latent, own.heads) for own in c.stack if own.mixes == "attention"):
         if latents is not None:
             found |= latent.wanted(latents)
         elif heads is not None:
@@ -68,16 +68,29 @@ def _wanted_of_attention(c: Dense, names: Names) -> set[str]:
     return found
 
 
-def experts_wanted(experts: Experts, names: Names) -> set[str]:
+def gated_wanted(kind: str, names: Names, halves: int) -> set[str]:
+    """The same of an MLP that is called so: gate and up in one tensor, each in its own, or either way."""
+    apart = {f"{kind}.gate", f"{kind}.up"} if halves == 2 else {f"{kind}.up"}
+    together = {f"{kind}.gate_up"} & names.keys()
+    return {*together, *(apart & names.keys() if together else apart), f"{kind}.down"}
+
+
+def experts_wanted(experts: Experts, names: Names, halves: int = 2) -> set[str]:
     """The same of a mixture."""
-    found = {"experts.router", "experts.gate", "experts.up", "experts.down"} | {
-        "oss.gate_up",
-        "oss.down",
-        "fused.gate_up",
-        "fused.down",
-    } & names.keys()
+    found = (
+        gated_wanted("experts", names, halves)
+        | {"experts.router"}
+        | {
+            "oss.gate_up",
+            "oss.down",
+            "fused.gate_up",
+            "fused.down",
+        }
+        & names.keys()
+    )
     found |= {"experts.correction"} if experts.correction else set()
-    found |= {"shared.gate", "shared.up", "shared.down"} if experts.shared else set()
+    found |= {"experts.into", "experts.back"} if experts.latent else set()
+    found |= gated_wanted("shared", names, halves) if experts.shared else set()
     return found | ({"shared.router"} if experts.shared_gate else set())
 
 
@@ -119,7 +132,7 @@ def _mlps(c: Dense, layout: Layout, names: Names) -> list[Rule]:
     for n, layer in enumerate(c.stack):
         if layer.experts is not None:
             made += expert_rules(c, layout, names, layer.experts, n)
-        else:
+        elif layer.mlp:
             made += [rule.at(n) for rule in mlp_rules(c.of(layer), layout, names)]
     return made
 
@@ -156,7 +169,7 @@ def _unrolled(c: Dense, made: list[Rule]) -> list[Rule]:
     for rule in unroll(made, len(c.stack)):
         keys = rule.keys
         layer = c.stack[int(keys[1])] if keys[0] == "layers" else None
-        if layer is not None and keys[2] not in {layer.mixes, "mlp"}:
+        if layer is not None and keys[2] not in {layer.mixes, "mlp" if layer.mlp else ""}:
             continue
         rotary = None if layer is None else layer.rotary
         every.append(rule if rotary is None or rotary.order is None else _ordered(c, rule, np.array(rotary.order)))

@@ -11,7 +11,7 @@ import numpy as np
 from attrs import frozen
 
 from models.dense.record import Experts
-from models.native.ops import GATES, Gate, Norm, attributes, count_of, first_of
+from models.native.ops import Gate, Norm, attributes, count_of, first_of
 from models.native.tiles import Tiles
 
 
@@ -58,8 +58,8 @@ def gathered(
     norm: Norm | None = None,
     bias: jax.Array | None = None,
 ) -> jax.Array:
-    """x [T, K], matrix as `tiles`, which are gated, packs a stack of them, bias [E, 2, N] -> of each row what its expert's
-    gate makes of the product with norm(x of its token), [T * active, N].
+    """x [T, K], matrix as `tiles` packs a stack of them, bias [E, 2, N] of gated ones, else [E, N] -> of each row what its
+    expert's gate makes of the product with norm(x of its token), [T * active, N].
     """
     given = [None if norm is None else norm.weight, bias]
     rows = routed.token.shape[0]
@@ -74,7 +74,7 @@ def gathered(
             **attributes(tiles),
             norm=norm is not None,
             bias=bias is not None,
-            gate=np.int64(GATES[gate.kind]),
+            gate=gate.number(tiles),
             limit=gate.most,
             epsilon=np.float32(0 if norm is None else norm.epsilon),
         )

@@ -13,8 +13,10 @@ from attrs import frozen
 
 from models.native.tiles import Tiles
 
-GATES = {"silu": 1, "gelu": 2, "gelu_tanh": 3, "swiglu_oai": 4}
+GATES = {"silu": 1, "gelu": 2, "gelu_tanh": 3, "swiglu_oai": 4, "relu2": 5}
 """By kind, as src/matmul.h numbers them."""
+ALONE = ("relu2",)
+"""Those of a product that nothing gates."""
 
 
 @frozen
@@ -23,6 +25,10 @@ class Gate:
 
     kind: str = "silu"
     limit: float | None = None
+
+    def number(self, tiles: Tiles) -> np.int64:
+        """As the kernels number it, 0 for a product of these tiles that is left as it is."""
+        return np.int64(GATES[self.kind] if tiles.gated != (self.kind in ALONE) else 0)
 
     @property
     def most(self) -> np.float32:
@@ -69,7 +75,7 @@ def linear(
             *(part for part in given if part is not None),
             **attributes(tiles),
             **{name: part is not None for name, part in zip(_GIVEN, given, strict=True)},
-            gate=np.int64(GATES[gate.kind] if tiles.gated else 0),
+            gate=gate.number(tiles),
             limit=gate.most,
             epsilon=np.float32(0 if norm is None else norm.epsilon),
             post_epsilon=np.float32(0 if post_norm is None else post_norm.epsilon),

@@ -85,5 +85,37 @@ def gated_delta(
     return out[0], tuple(out[1:])
 
 
+def mamba(
+    tokens: tuple[jax.Array, jax.Array, jax.Array],
+    states: tuple[jax.Array, ...],
+    rows: StateRows,
+    parameters: tuple[jax.Array, ...],
+    norm: Norm,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """`models.dense.mamba.MambaRule`: tokens cbx [T, K, 2 H + G W], steps [T, K, G] and z [T, K, G, W]; states as those of
+    `gated_delta`; parameters taps [N, K, 2 H + G W] and their bias, rate, shift and skip [K, G]; the norm's weight
+    [K, G, W] -> [T, K, G, W], and the states, written in place. H and W are multiples of 16.
+    """
+    (cbx, steps, z), (taps, bias, *heads) = tokens, parameters
+    kept = [jax.ShapeDtypeStruct(state.shape, state.dtype) for state in states]
+    given = jax.ShapeDtypeStruct(z.shape, jnp.float32)
+    aliases = {14 + n: 1 + n for n in range(4)}
+    call = jax.ffi.ffi_call("cortex_mamba", [given, *kept], input_output_aliases=aliases)
+    out: Any = call(
+        cbx.reshape(cbx.shape[0], -1),
+        steps,
+        z,
+        taps.reshape(taps.shape[0], -1),
+        bias,
+        *heads,
+        norm.weight,
+        *_told(rows),
+        *states,
+        page_size=np.int64(rows.page_size),
+        epsilon=np.float32(norm.epsilon),
+    )
+    return out[0], tuple(out[1:])
+
+
 def _told(rows: StateRows) -> tuple[jax.Array, ...]:
     return rows.slot, rows.start, rows.count, rows.load, rows.save

@@ -5,6 +5,7 @@ What differs between architectures is data that `models.registry` has (see `mode
 
 import re
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Self
 
@@ -85,6 +86,8 @@ class GgufCheckpoint:
         shape = tensor.shape
         if name in self._undo and (one := self._undo[name].one) is not None:
             shape = (*shape[:one], 1, *shape[one:])
+        if name in self._undo and self._undo[name].flat:
+            shape = (prod(shape),)
         return TensorInfo(name, shape, tensor.format.name, tensor.nbytes)
 
     def _storage(self, name: str, tensor: GgufTensor) -> Storage:
@@ -93,7 +96,8 @@ class GgufCheckpoint:
         if undo is None or not tensor.storage.coded:
             return tensor.storage
         by_groups = undo.columns is None or _by_groups(undo.columns(self.config), tensor.storage.group) is not None
-        return tensor.storage if by_groups and undo.values is None and undo.one is None else FLOAT32
+        moved = undo.values is not None or undo.one is not None or undo.flat
+        return tensor.storage if by_groups and not moved else FLOAT32
 
     def __enter__(self) -> Self:
         return self

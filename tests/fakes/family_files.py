@@ -307,7 +307,7 @@ TENSORS["gemma2"] = TENSORS["gemma3"]
 
 PLUS_ONE = {"gemma2", "gemma3", "qwen35", "qwen3next", "qwen35moe"}
 """Whose norms the files have as 1 + w."""
-NEIGHBOURS = {"granite", "smollm3", "mistral3", "llama"}
+NEIGHBOURS = {"granite", "granitehybrid", "smollm3", "mistral3", "llama"}
 """Whose rows of q and k the files have in llama.cpp's order, in which the two of a rotary pair are neighbours."""
 
 
@@ -345,8 +345,8 @@ def write_family_gguf(path: Path, family: str, tensors: dict[str, np.ndarray]) -
         for own, part in TENSORS[family].items():
             short = short.replace(own, part)
         shift = np.float32(family in PLUS_ONE and "norm" in name and "linear_attn" not in name)
-        if "linear_attn" in name:
-            entries[short], stored[name] = hybrid_files.packed_linear(family, name, tensor)
+        if (recurrent := hybrid_files.packed_recurrent(family, name, tensor)) is not None:
+            entries[short], stored[name] = recurrent
             continue
         entries[short], _ = packed(_in_order(family, name, _flat(tensor)) + shift)
         kept = packed(_flat(tensor) + shift)[1] - shift  # row by row, so in any order

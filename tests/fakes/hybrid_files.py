@@ -46,6 +46,42 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "block_auto_adjust_ff_dim": False,
     },
 }
+CONFIGS["granitehybrid"] = expert_files.BASE | {
+    "architectures": ["GraniteMoeHybridForCausalLM"],
+    "layer_types": ["mamba", "attention", "mamba"],
+    "mamba_n_heads": 4,
+    "mamba_d_head": 32,
+    "mamba_d_state": 32,
+    "mamba_d_conv": 4,
+    "mamba_n_groups": 2,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 32,
+    "shared_intermediate_size": 64,
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.125,
+    "residual_multiplier": 0.25,
+    "logits_scaling": 2.0,
+}
+_OTHER_KEYS = {"num_hidden_layers", "rms_norm_eps", "intermediate_size"}
+CONFIGS["nemotron_h_moe"] = {key: value for key, value in expert_files.BASE.items() if key not in _OTHER_KEYS} | {
+    "architectures": ["NemotronHForCausalLM"],
+    "layer_norm_epsilon": 2.0**-17,
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+    "intermediate_size": 32,
+    "head_dim": 32,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 32,
+    "n_groups": 2,
+    "ssm_state_size": 32,
+    "conv_kernel": 4,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 64,
+    "moe_latent_size": 32,
+    "routed_scaling_factor": 2.5,
+}
 _SSM = {
     "ssm.conv_kernel": "linear_conv_kernel_dim",
     "ssm.state_size": "linear_key_head_dim",
@@ -59,6 +95,33 @@ METADATA: dict[str, dict[str, str]] = {
     | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
     "qwen35moe": expert_files.METADATA["qwen3moe"] | _SSM,
     "lfm2": {"attention.layer_norm_rms_epsilon": "norm_eps"},
+    "granitehybrid": {
+        "attention.scale": "attention_multiplier",
+        "embedding_scale": "embedding_multiplier",
+        "residual_scale": "residual_multiplier",
+        "logit_scale": "logits_scaling",
+        "expert_count": "num_local_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_shared_feed_forward_length": "shared_intermediate_size",
+        "ssm.conv_kernel": "mamba_d_conv",
+        "ssm.state_size": "mamba_d_state",
+        "ssm.group_count": "mamba_n_groups",
+        "ssm.time_step_rank": "mamba_n_heads",
+    },
+    "nemotron_h_moe": expert_files.WIDTHS
+    | {
+        "attention.layer_norm_rms_epsilon": "layer_norm_epsilon",
+        "expert_count": "n_routed_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size",
+        "expert_weights_scale": "routed_scaling_factor",
+        "moe_latent_size": "moe_latent_size",
+        "ssm.conv_kernel": "conv_kernel",
+        "ssm.state_size": "ssm_state_size",
+        "ssm.group_count": "n_groups",
+        "ssm.time_step_rank": "mamba_num_heads",
+    },
 }
 _SAID = {"rope.dimension_count": 8, "rope.freq_base": 5000.0, "ssm.inner_size": 192}
 MORE: dict[str, dict[str, Any]] = {
@@ -71,6 +134,17 @@ MORE: dict[str, dict[str, Any]] = {
     "qwen3next": _SAID | {"full_attention_interval": 4},
     "qwen35moe": _SAID,
     "lfm2": {"attention.head_count_kv": [0, 2, 0], "shortconv.l_cache": 3},
+    "granitehybrid": {"attention.head_count_kv": [0, 2, 0], "ssm.inner_size": 128},
+    "nemotron_h_moe": {
+        "block_count": 5,
+        "nextn_predict_layers": 1,
+        "attention.head_count_kv": [0, 0, 2, 0, 2],
+        "feed_forward_length": [0, 32, 0, 32, 32],
+        "ssm.inner_size": 128,
+        "expert_shared_count": 1,
+        "expert_weights_norm": True,
+        "expert_group_count": 1,
+    },
 }
 _DELTA = {
     "post_attention_layernorm": "post_attention_norm",
@@ -84,6 +158,15 @@ _DELTA = {
     "linear_attn.dt_bias": "ssm_dt.bias",
     "linear_attn.norm": "ssm_norm",
     "linear_attn.out_proj": "ssm_out",
+}
+_MAMBA = {
+    "in_proj": "ssm_in",
+    "conv1d": "ssm_conv1d",
+    "A_log": "ssm_a",
+    "dt_bias": "ssm_dt.bias",
+    "D": "ssm_d",
+    "norm": "ssm_norm",
+    "out_proj": "ssm_out",
 }
 TENSORS: dict[str, dict[str, str]] = {
     "qwen35": _DELTA,
@@ -108,6 +191,35 @@ TENSORS: dict[str, dict[str, str]] = {
         "feed_forward.w2": "ffn_down",
         "feed_forward.w3": "ffn_up",
     },
+    "granitehybrid": {
+        **{f"mamba.{own}": short for own, short in _MAMBA.items()},
+        "block_sparse_moe.router.layer": "ffn_gate_inp",
+        "block_sparse_moe.experts.gate_proj": "ffn_gate_exps",
+        "block_sparse_moe.experts.up_proj": "ffn_up_exps",
+        "block_sparse_moe.experts.down_proj": "ffn_down_exps",
+        "shared_mlp.gate_proj": "ffn_gate_shexp",
+        "shared_mlp.up_proj": "ffn_up_shexp",
+        "shared_mlp.output_linear": "ffn_down_shexp",
+    },
+    "nemotron_h_moe": {
+        "backbone.embeddings": "token_embd",
+        "backbone.norm_f": "output_norm",
+        "backbone.layers": "blk",
+        **{f"mixer.{own}": short for own, short in _MAMBA.items()},
+        ".norm.": ".attn_norm.",
+        "mixer.gate.e_score_correction_bias": "exp_probs_b.bias",
+        "mixer.gate": "ffn_gate_inp",
+        "mixer.experts.up_proj": "ffn_up_exps",
+        "mixer.experts.down_proj": "ffn_down_exps",
+        "mixer.shared_experts.up_proj": "ffn_up_shexp",
+        "mixer.shared_experts.down_proj": "ffn_down_shexp",
+        "mixer.fc1_latent_proj": "ffn_latent_down",
+        "mixer.fc2_latent_proj": "ffn_latent_up",
+        "mixer.q_proj": "attn_q",
+        "mixer.k_proj": "attn_k",
+        "mixer.v_proj": "attn_v",
+        "mixer.o_proj": "attn_output",
+    },
 }
 
 
@@ -115,20 +227,45 @@ TENSORS["qwen35moe"] = TENSORS["qwen3next"]
 
 
 def apart(family: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All queries, keys and values in one tensor and their gates in another, in place of one of all by key head."""
-    found = {}
+    """Tensors that the file has as two: gate and up of the shared MLP, and what mixes by key head."""
+    found: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
-        if ".in_proj_qkvz." not in name:
-            found[name] = tensor
-            continue
-        config = CONFIGS[family]
-        keys, width = config["linear_num_key_heads"], config["linear_key_head_dim"]
-        values = config["linear_num_value_heads"] // keys * config["linear_value_head_dim"]
-        ends = np.cumsum([width, width, values])
-        parts = np.split(tensor.reshape(keys, -1, tensor.shape[1]), ends, axis=1)
-        flat = [part.reshape(-1, tensor.shape[1]) for part in parts]
-        found[name.replace("qkvz", "qkv")], found[name.replace("qkvz", "z")] = np.concatenate(flat[:3]), flat[3]
+        if ".shared_mlp.input_linear." in name:
+            halves = zip(("gate_proj", "up_proj"), np.split(tensor, 2), strict=True)
+            found |= {name.replace("input_linear", own): half for own, half in halves}
+        else:
+            found |= _by_kind(family, name, tensor) if ".in_proj_qkvz." in name else {name: tensor}
     return found
+
+
+def _by_kind(family: str, name: str, tensor: np.ndarray) -> dict[str, np.ndarray]:
+    """All queries, keys and values in one tensor and their gates in another, in place of one of all by key head."""
+    config = CONFIGS[family]
+    keys, width = config["linear_num_key_heads"], config["linear_key_head_dim"]
+    values = config["linear_num_value_heads"] // keys * config["linear_value_head_dim"]
+    parts = np.split(tensor.reshape(keys, -1, tensor.shape[1]), np.cumsum([width, width, values]), axis=1)
+    flat = [part.reshape(-1, tensor.shape[1]) for part in parts]
+    return {name.replace("qkvz", "qkv"): np.concatenate(flat[:3]), name.replace("qkvz", "z"): flat[3]}
+
+
+def packed_recurrent(family: str, name: str, tensor: np.ndarray) -> tuple[Any, np.ndarray] | None:
+    """A tensor of what recurs as llama.cpp's converter stores it, and what of it is left; None of one that it stores as all."""
+    if "linear_attn" in name:
+        return packed_linear(family, name, tensor)
+    mamba = any(
+        f".{where}.{what}" in name for where in ("mamba", "mixer") for what in ("A_log", "D", "norm.", "conv1d.")
+    )
+    return packed_mamba(family, name, tensor) if mamba else None
+
+
+def packed_mamba(family: str, name: str, tensor: np.ndarray) -> tuple[Any, np.ndarray]:
+    """The negative exponential of A_log; it and D with a dimension of one, the norm by group."""
+    groups = CONFIGS[family].get("mamba_n_groups") or CONFIGS[family]["n_groups"]
+    flat = -np.exp(tensor) if name.endswith("A_log") else tensor.squeeze()
+    if name.endswith(("A_log", ".D")):
+        flat = flat[:, None]
+    entry, kept = packed(flat.reshape(groups, -1) if ".norm." in name else flat)
+    return entry, (np.log(-kept) if name.endswith("A_log") else kept).reshape(tensor.shape)
 
 
 def packed_linear(family: str, name: str, tensor: np.ndarray) -> tuple[Any, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The gated delta rule and short convolutions in chunks, against one token after the other."""
+"""The gated delta rule, Mamba 2 and short convolutions in chunks, against one token after the other."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 
 from models.dense.convolution import ConvolutionRule
 from models.dense.delta import DeltaRule
+from models.dense.mamba import MambaRule, Together
 from models.native.ops import Norm
 from models.spec import CHUNK
 
@@ -30,6 +31,17 @@ def convolution(rng: np.random.Generator) -> tuple[Any, Any, Any]:
     return ConvolutionRule(draw(N, 2, 7), draw(2, 7)), (draw(N - 1, 2, 7),), draw(CHUNK, 2, 3, 7)
 
 
+def mamba(rng: np.random.Generator) -> tuple[Any, Any, Any]:
+    """The same, with three of the laid out groups normed as two: the last two are one."""
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    heads = -jnp.exp(draw(3, G)), draw(3, G), draw(3, G)
+    rule = MambaRule(
+        draw(N, 3, CHANNELS), draw(3, CHANNELS), heads, Norm(draw(3, G, W), 1e-5), Together(2 * G * W, (0, 1, 1))
+    )
+    tokens = draw(CHUNK, 3, CHANNELS), draw(CHUNK, 3, G), draw(CHUNK, 3, G, W)
+    return rule, (draw(N - 1, 3, CHANNELS), draw(3, G, H, W)), tokens
+
+
 def repeated(tokens: Any) -> Any:
     """The first token again and again, whose state never fades and is corrected in full: every key is the one before."""
     qkv, gates, z = (jnp.broadcast_to(leaf[:1], leaf.shape) for leaf in tokens)
@@ -37,7 +49,7 @@ def repeated(tokens: Any) -> Any:
 
 
 @pytest.mark.parametrize("count", [1, 2, 37, CHUNK])
-@pytest.mark.parametrize("make", [delta, convolution])
+@pytest.mark.parametrize("make", [delta, convolution, mamba])
 @pytest.mark.parametrize("again", [False, True], ids=["random", "repeated"])
 def test_a_chunk_is_its_tokens_in_turn(make: Any, count: int, *, again: bool) -> None:
     rule, state, tokens = make(np.random.default_rng(count))

@@ -171,6 +171,77 @@ GRANITE: dict[str, dict[str, Any]] = {
     "granite, biases": _QWEN
     | {"architectures": ["GraniteForCausalLM"], "attention_bias": True, "mlp_bias": True, "residual_multiplier": 0.5},
 }
+_HYBRID = _QWEN | {
+    "architectures": ["GraniteMoeHybridForCausalLM"],
+    "num_hidden_layers": 4,
+    "layer_types": ["mamba", "mamba", "attention", "mamba"],
+    "hidden_size": 40,
+    "num_attention_heads": 4,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 10,
+    "mamba_d_state": 14,
+    "shared_intermediate_size": 43,
+}
+GRANITE_HYBRID: dict[str, dict[str, Any]] = {
+    "granite hybrid, experts": _HYBRID
+    | _MULTIPLIERS
+    | {
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+        "intermediate_size": 19,
+        "mamba_n_groups": 2,
+        "tie_word_embeddings": True,
+    },
+    "granite hybrid, one MLP, biases, attention that turns": _HYBRID
+    | {
+        "num_local_experts": 0,
+        "mamba_proj_bias": True,
+        "mamba_conv_bias": False,
+        "mamba_d_conv": 3,
+        "mamba_d_head": "auto",
+        "attention_bias": True,
+        "residual_multiplier": 0.5,
+        "position_embedding_type": "rope",
+        "rope_theta": 5000.0,
+    },
+}
+_NEMOTRON = {key: value for key, value in _QWEN.items() if key not in {"num_hidden_layers", "rms_norm_eps"}} | {
+    "architectures": ["NemotronHForCausalLM"],
+    "head_dim": 10,
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 7,
+    "ssm_state_size": 11,
+    "time_step_min": 1e-9,
+    "pad_token_id": 0,
+}
+NEMOTRON_H: dict[str, dict[str, Any]] = {
+    "nemotron_h": _NEMOTRON | {"hybrid_override_pattern": "M-M*-M", "n_groups": 3, "mlp_bias": True, "use_bias": True},
+    "nemotron_h, experts": _NEMOTRON
+    | {
+        "layers_block_type": ["mamba", "moe", "attention", "moe", "mamba", "mlp"],
+        "n_groups": 1,
+        "conv_kernel": 3,
+        "use_conv_bias": False,
+        "n_routed_experts": 8,
+        "n_group": 4,
+        "topk_group": 2,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 19,
+        "moe_shared_expert_intermediate_size": 23,
+        "routed_scaling_factor": 2.5,
+    },
+    "nemotron_h, experts on a latent": _NEMOTRON
+    | {
+        "layers_block_type": ["linear_attention", "moe", "full_attention"],
+        "n_groups": 2,
+        "n_routed_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 19,
+        "moe_shared_expert_intermediate_size": 23,
+        "moe_latent_size": 14,
+        "norm_topk_prob": False,
+    },
+}
 _LONG = {"type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [1.0, 2.0, 4.0, 8.0]}
 PHI3: dict[str, dict[str, Any]] = {
     "phi3": _BASE
@@ -540,7 +611,9 @@ FAMILIES = {
     "gemma3": GEMMA3,
     "glm4": GLM4,
     "granite": GRANITE,
+    "granite_hybrid": GRANITE_HYBRID,
     "lfm2": LFM2,
+    "nemotron_h": NEMOTRON_H,
     "qwen3_next": QWEN3_NEXT,
     "qwen3_5_moe": QWEN3_5_MOE,
     "phi3": PHI3,
@@ -594,20 +667,33 @@ def test_logits_and_greedy_text_are_those_of_transformers(family: str, name: str
     assert found[len(TOKENS) - 1 : -1].argmax(axis=-1).tolist() == greedy.tolist()
 
 
-def test_experts_in_one_tensor_are_those_in_many() -> None:
-    """As checkpoints of Qwen3.5 have them: of all experts the rows of gate before those of up."""
-    model = build(QWEN3_5_MOE["qwen3_5_moe"], dtype=jnp.float32)
+@pytest.mark.parametrize(
+    ("config", "stem", "fused"),
+    [
+        (QWEN3_5_MOE["qwen3_5_moe"], "mlp.experts", ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")),
+        (
+            GRANITE_HYBRID["granite hybrid, experts"],
+            "block_sparse_moe.experts",
+            ("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"),
+        ),
+    ],
+    ids=["qwen3_5_moe", "granite"],
+)
+def test_experts_in_one_tensor_are_those_in_many(config: dict[str, Any], stem: str, fused: tuple[str, str]) -> None:
+    """As checkpoints of Qwen3.5 and Granite have them: of all experts the rows of gate before those of up."""
+    model = build(config, dtype=jnp.float32)
     alone = random_tensors(model)
-    fused = {name: tensor for name, tensor in alone.items() if ".mlp.experts." not in name}
+    found = {name: tensor for name, tensor in alone.items() if f".{stem}." not in name}
+    count = range(config.get("num_experts") or config["num_local_experts"])
     for n in range(4):
-        stem = f"model.layers.{n}.mlp.experts"
+        before = f"model.layers.{n}."
         gate, up, down = (
-            [alone[f"{stem}.{e}.{what}_proj.weight"] for e in range(7)] for what in ("gate", "up", "down")
+            [alone[f"{before}{stem}.{e}.{what}_proj.weight"] for e in count] for what in ("gate", "up", "down")
         )
-        fused[f"{stem}.gate_up_proj"] = np.stack([np.concatenate(each) for each in zip(gate, up, strict=True)])
-        fused[f"{stem}.down_proj"] = np.stack(down)
+        found[before + fused[0]] = np.stack([np.concatenate(each) for each in zip(gate, up, strict=True)])
+        found[before + fused[1]] = np.stack(down)
 
-    jax.tree.map(np.testing.assert_array_equal, *(mapping.load(model.rules, tensors) for tensors in (alone, fused)))
+    jax.tree.map(np.testing.assert_array_equal, *(mapping.load(model.rules, tensors) for tensors in (alone, found)))
 
 
 @pytest.mark.parametrize("native", [False, pytest.param(True, marks=NO_KERNELS)], ids=["xla", "native"])

@@ -13,8 +13,8 @@
 
 namespace cortex {
 
-// As `models.native.ops` numbers them; all but UNGATED are of gated products, act(gate) * up.
-enum Gate : int64_t { UNGATED = 0, SILU = 1, GELU = 2, GELU_TANH = 3, SWIGLU_OAI = 4 };
+// As `models.native.ops` numbers them; all but UNGATED and RELU2 are of gated products, act(gate) * up.
+enum Gate : int64_t { UNGATED = 0, SILU = 1, GELU = 2, GELU_TANH = 3, SWIGLU_OAI = 4, RELU2 = 5 };
 
 struct Product {
   const float* x;          // [rows, columns]
@@ -34,7 +34,7 @@ struct Product {
   // more than one there is nothing but the product.
   int64_t heads = 1;
 
-  bool gated() const { return gate != UNGATED; }
+  bool gated() const { return gate != UNGATED && gate != RELU2; }
 };
 
 constexpr int MOST_ROWS = 12;  // 24 accumulators, which leaves 8 of AVX-512's registers
@@ -89,7 +89,7 @@ inline vf sigmoid(vf v) { return splat(1.0f) / (exp(-v) + 1.0f); }
 
 inline vf act(Gate kind, vf gate, vf up) {
   switch (kind) {
-    case UNGATED: return gate;
+    case UNGATED: case RELU2: return gate;
     case SILU: return gate / (exp(-gate) + 1.0f) * up;
     case GELU: return gate * normal_share(gate) * up;
     // (1 + tanh(u)) / 2 = sigmoid(2u)
@@ -112,6 +112,7 @@ inline void put(const Product& p, int64_t row, int64_t column, vf value) {
   const int64_t live = p.outputs - column, at = row * p.heads * p.outputs + column;
   if (live <= 0) return;
   if (p.bias != nullptr && !p.gated()) value += some(p.bias + column, live);
+  if (p.gate == RELU2) value = value > 0 ? value * value : vf{};
   if (p.to != nullptr) {
     float* sum = p.y + p.to[row] * p.outputs + column;
     value = value * p.share[row] + some(sum, live);

@@ -52,7 +52,7 @@ ffi::Error gathered(Floats x, Bytes matrix, Ints token, Ints begin, ffi::Remaini
                     int64_t group, bool half, bool offset, bool norm, bool bias, int64_t gate, float limit, float epsilon) {
   const auto in = x.dimensions(), out = y->dimensions();
   if (in.size() != 2 || out.size() != 2) return ffi::Error::InvalidArgument("x and y have two dimensions");
-  if (gate <= UNGATED || gate > SWIGLU_OAI) return ffi::Error::InvalidArgument("unknown gate");
+  if (gate <= UNGATED || gate > RELU2) return ffi::Error::InvalidArgument("unknown gate");
   const Routed r{token.typed_data(), nullptr, begin.typed_data(), static_cast<int64_t>(begin.element_count()) - 1};
   if (static_cast<int64_t>(token.element_count()) != out[0] || r.experts < 1 || !fits(r, out[0], in[0]))
     return ffi::Error::InvalidArgument("rows of no expert");
@@ -66,7 +66,7 @@ ffi::Error gathered(Floats x, Bytes matrix, Ints token, Ints begin, ffi::Remaini
   p.limit = limit;
   Optional given(extra);
   p.norm = given.next(norm, p.columns);
-  p.bias = given.next(bias, r.experts * 2 * p.outputs);
+  p.bias = given.next(bias, r.experts * (p.gated() ? 2 : 1) * p.outputs);
   if (!given.fits()) return ffi::Error::InvalidArgument("norm and bias are of other sizes");
   return with_weights(matrix, codes, group, half, offset, r.experts * tiles_of(p), p.columns, [&](const auto& w) {
     multiply_gathered(p, w, r);

@@ -23,7 +23,7 @@ ffi::Error linear(Floats x, Bytes matrix, Ints live, ffi::RemainingArgs extra, f
   p.heads = heads;
   p.epsilon = epsilon;
   p.post_epsilon = post_epsilon;
-  if (gate < UNGATED || gate > SWIGLU_OAI) return ffi::Error::InvalidArgument("unknown gate");
+  if (gate < UNGATED || gate > RELU2) return ffi::Error::InvalidArgument("unknown gate");
   p.gate = static_cast<Gate>(gate);
   p.limit = limit;
   const int64_t sums = p.outputs * (p.gated() ? 2 : 1);

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "scratch.h"
@@ -158,6 +159,68 @@ inline void convolve(const ShortConvolution& s) {
   s.convolution.leave_all(rows, input);
 }
 
+// Every row's state of `heads` parts as it begins, where it goes on. All rows have begun before the first is kept: one may be
+// kept where another began.
+inline void begin_all(const std::vector<TextRow>& rows, const States& states, int64_t heads) {
+  const int64_t size = states.size / heads;
+  Team::instance().run(static_cast<int64_t>(rows.size()) * heads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const TextRow& row = rows[static_cast<size_t>(i / heads)];
+      const float* begin = states.begin(row);
+      float* state = states.at(row);
+      if (begin == state) continue;
+      const int64_t at = i % heads * size;
+      if (begin == nullptr) std::memset(state + at, 0, sizeof(float) * static_cast<size_t>(size));
+      else std::memcpy(state + at, begin + at, sizeof(float) * static_cast<size_t>(size));
+    }
+  });
+}
+
+constexpr int64_t COLUMNS = 32;
+constexpr int64_t STATE_TILE = 64;
+
+// All tokens of a row over one head's state [keys, values], a tile of them after the other. Of a tile each block of columns
+// goes through all tokens: advance(vectors, s, stride, token, column, read) for so many vectors of columns, whose rows are
+// `stride` apart. Then comes give(token, read) [values].
+template <class Advance, class Give>
+inline void over_row(const TextRow& row, const States& states, int64_t head, int64_t keys, int64_t values,
+                     const Advance& advance, const Give& give) {
+  static thread_local Scratch memory;
+  float* local = memory.get(keys * COLUMNS + STATE_TILE * values);
+  float* read = local + keys * COLUMNS;
+  const int64_t size = keys * values;
+  float* state = states.at(row) + head * size;
+  const auto keep = [&](int64_t done) {
+    if (done == row.edge) std::memcpy(states.kept(row) + head * size, state, sizeof(float) * static_cast<size_t>(size));
+  };
+  keep(0);
+  for (int64_t done = 0; done < row.count;) {
+    const int64_t until = row.edge > done ? row.edge : row.count, count = std::min(STATE_TILE, until - done);
+    const auto block = [&](auto vectors, int64_t column) {
+      constexpr int64_t WIDTH = decltype(vectors)::value * LANES;
+      float* s = state + column;
+      int64_t stride = values;
+      if (count > 1) {  // close together in the nearest cache
+        for (int64_t i = 0; i < keys; ++i) std::memcpy(local + i * WIDTH, s + i * stride, sizeof(float) * WIDTH);
+        s = local;
+        stride = WIDTH;
+      }
+      for (int64_t i = 0; i < count; ++i)
+        advance(vectors, s, stride, row.token + done + i, column, read + i * values + column);
+      if (count > 1)
+        for (int64_t i = 0; i < keys; ++i)
+          std::memcpy(state + column + i * values, local + i * WIDTH, sizeof(float) * WIDTH);
+    };
+    int64_t column = 0;
+    for (; column + COLUMNS <= values; column += COLUMNS)
+      block(std::integral_constant<int, static_cast<int>(COLUMNS) / LANES>{}, column);
+    for (; column < values; column += 16) block(std::integral_constant<int, 16 / LANES>{}, column);
+    for (int64_t i = 0; i < count; ++i) give(row.token + done + i, read + i * values);
+    done += count;
+    keep(done);
+  }
+}
+
 // The gated delta rule, see models/dense/delta.py. Channels are, of each key head, its query, its key, its values.
 struct Delta {
   StateRows rows;
@@ -234,35 +297,6 @@ inline void advance(float* s, int64_t stride, int64_t keys, const float* q, cons
   }
 }
 
-// Of a tile of one head's tokens: where they are, and where what they read goes, [count, values].
-struct HeadTile {
-  const float *mixed, *fade, *rate;
-  float* read;
-  int64_t count;
-};
-
-// V vectors of columns from `column` on, over all tokens of a tile.
-template <int V>
-inline void advance_columns(const Delta& d, const HeadTile& tile, int64_t g, float* state, int64_t column, float* local) {
-  constexpr int64_t WIDTH = V * LANES;
-  const int64_t channels = d.convolution.channels;
-  float* s = state + column;
-  int64_t stride = d.values;
-  if (tile.count > 1) {  // close together in the nearest cache
-    for (int64_t i = 0; i < d.keys; ++i) std::memcpy(local + i * WIDTH, s + i * stride, sizeof(float) * WIDTH);
-    s = local;
-    stride = WIDTH;
-  }
-  for (int64_t i = 0; i < tile.count; ++i) {
-    const float* q = tile.mixed + i * channels;
-    advance<V>(s, stride, d.keys, q, q + d.keys, q + 2 * d.keys + g * d.values + column, tile.fade[i * 2 * d.heads()],
-               tile.rate[i * 2 * d.heads()], tile.read + i * d.values + column);
-  }
-  if (tile.count > 1)
-    for (int64_t i = 0; i < d.keys; ++i)
-      std::memcpy(state + column + i * d.values, local + i * WIDTH, sizeof(float) * WIDTH);
-}
-
 // What a token of one head read, normed and gated.
 inline void give(const Delta& d, const float* read, const float* z, float* given) {
   vf squares{};
@@ -272,36 +306,19 @@ inline void give(const Delta& d, const float* read, const float* z, float* given
     store(given + i, load<vf>(read + i) * factor * load<vf>(d.norm + i) * silu(load<vf>(z + i)));
 }
 
-constexpr int64_t COLUMNS = 32;
-constexpr int64_t DELTA_TILE = 64;
-
 // All tokens of a row, for one head.
 inline void advance_head(const Delta& d, const TextRow& row, int64_t head, const float* mixed, const float* gates) {
-  static thread_local Scratch memory;
-  float* local = memory.get(d.keys * COLUMNS + DELTA_TILE * d.values);
-  float* read = local + d.keys * COLUMNS;
-  const int64_t size = d.keys * d.values, key_head = head / d.group, g = head % d.group, channels = d.convolution.channels;
-  float* state = d.states.at(row) + head * size;
-  const auto keep = [&](int64_t done) {
-    if (done == row.edge) std::memcpy(d.states.kept(row) + head * size, state, sizeof(float) * static_cast<size_t>(size));
-  };
-  keep(0);
-  for (int64_t done = 0; done < row.count;) {
-    const int64_t until = row.edge > done ? row.edge : row.count, token = row.token + done;
+  const int64_t key_head = head / d.group, g = head % d.group, channels = d.convolution.channels;
+  const auto one = [&](auto vectors, float* s, int64_t stride, int64_t token, int64_t column, float* read) {
+    const float* q = mixed + token * channels + key_head * d.per_key_head();
     const float* gate = gates + token * 2 * d.heads() + head;
-    const HeadTile tile{mixed + token * channels + key_head * d.per_key_head(), gate, gate + d.heads(), read,
-                        std::min(DELTA_TILE, until - done)};
-    int64_t column = 0;
-    for (; column + COLUMNS <= d.values; column += COLUMNS)
-      advance_columns<COLUMNS / LANES>(d, tile, g, state, column, local);
-    for (; column < d.values; column += 16) advance_columns<16 / LANES>(d, tile, g, state, column, local);
-    for (int64_t i = 0; i < tile.count; ++i) {
-      const int64_t at = ((token + i) * d.heads() + head) * d.values;
-      give(d, read + i * d.values, d.z + at, d.given + at);
-    }
-    done += tile.count;
-    keep(done);
-  }
+    advance<decltype(vectors)::value>(s, stride, d.keys, q, q + d.keys, q + 2 * d.keys + g * d.values + column, gate[0],
+                                      gate[d.heads()], read);
+  };
+  over_row(row, d.states, head, d.keys, d.values, one, [&](int64_t token, const float* read) {
+    const int64_t at = (token * d.heads() + head) * d.values;
+    give(d, read, d.z + at, d.given + at);
+  });
 }
 
 inline void recur(const Delta& d) {
@@ -318,18 +335,7 @@ inline void recur(const Delta& d) {
     }
   });
   d.convolution.leave_all(rows, [&](int64_t at, int64_t c, float) { return d.qkv[at * channels + c]; });
-  // All rows have begun before the first is kept: one may be kept where another began.
-  Team::instance().run(static_cast<int64_t>(rows.size()) * d.heads(), 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const TextRow& row = rows[static_cast<size_t>(i / d.heads())];
-      const float* begin = d.states.begin(row);
-      float* state = d.states.at(row);
-      if (begin == state) continue;
-      const int64_t size = d.keys * d.values, at = i % d.heads() * size;
-      if (begin == nullptr) std::memset(state + at, 0, sizeof(float) * static_cast<size_t>(size));
-      else std::memcpy(state + at, begin + at, sizeof(float) * static_cast<size_t>(size));
-    }
-  });
+  begin_all(rows, d.states, d.heads());
   Team::instance().run(static_cast<int64_t>(rows.size()) * d.heads(), 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i)
       advance_head(d, rows[static_cast<size_t>(i / d.heads())], i % d.heads(), mixed, gates);

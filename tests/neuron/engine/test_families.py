@@ -36,9 +36,10 @@ NEW_IN_THE_ENGINE = {
     "deepseek2",
     "gemma4",
     "qwen3next",
+    "nemotron_h_moe",
 }
-"""Norms of heads, windows, soft caps, heads that turn in part, experts, latents, layers that share keys and values: what
-the others have, these have as well."""
+"""Norms of heads, windows, soft caps, heads that turn in part, experts, latents, layers that share keys and values, layers
+of one thing: what the others have, these have as well."""
 
 
 def tensors_of(family: str) -> dict[str, np.ndarray]:

@@ -9,7 +9,8 @@ import pytest
 
 from models.dense.convolution import ConvolutionRule
 from models.dense.delta import DeltaRule
-from models.dense.record import GatedDelta, ShortConvolution, recurrent_layer
+from models.dense.mamba import MambaRule, Together
+from models.dense.record import GatedDelta, Mamba2, ShortConvolution, recurrent_layer
 from models.native import library
 from models.native.ops import Norm
 from neuron_jax.engine.attention.ragged import ragged
@@ -20,20 +21,27 @@ pytestmark = pytest.mark.skipif(library.unavailable() is not None, reason=f"no k
 
 PAGE, SLOTS, SNAPSHOTS = 16, 3, 4
 DELTA, CONVOLUTION = GatedDelta(3, 6, 16, 48, 4), ShortConvolution(3)
+MAMBA = Mamba2(6, 3, 48, 16, 4, 1e-5)
 WIDTH = 37
-LAYERS = {kind: recurrent_layer(kind, WIDTH, 1) for kind in (DELTA, CONVOLUTION)}
+LAYERS = {kind: recurrent_layer(kind, WIDTH, 1) for kind in (DELTA, CONVOLUTION, MAMBA)}
+KINDS = pytest.mark.parametrize("kind", [DELTA, CONVOLUTION, MAMBA], ids=["delta", "convolution", "mamba"])
 
 
 def rule_of(kind: Any, rng: np.random.Generator) -> Any:
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
     if kind == CONVOLUTION:
         return ConvolutionRule(draw(3, 1, WIDTH), draw(1, WIDTH))
+    if kind == MAMBA:
+        heads = -jnp.exp(draw(3, 2)), draw(3, 2), draw(3, 2)
+        return MambaRule(draw(4, 3, 128), draw(3, 128), heads, Norm(draw(3, 2, 48), 1e-5), Together.plan(MAMBA, 1))
     return DeltaRule(draw(4, 3, 128), -jnp.exp(draw(3, 2)), draw(3, 2), Norm(draw(48), 1e-6))
 
 
 def brought(kind: Any, rng: np.random.Generator, count: int) -> Any:
     draw = lambda *shape: rng.standard_normal((count, *shape)).astype(np.float32)
-    return draw(1, 3, WIDTH) if kind == CONVOLUTION else (draw(3, 128), draw(3, 2, 2), draw(3, 2, 48))
+    if kind == CONVOLUTION:
+        return draw(1, 3, WIDTH)
+    return draw(3, 128), draw(3, 2) if kind == MAMBA else draw(3, 2, 2), draw(3, 2, 48)
 
 
 def states(kind: Any, rng: np.random.Generator) -> Any:
@@ -64,7 +72,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("kind", [DELTA, CONVOLUTION], ids=["delta", "convolution"])
+@KINDS
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_what_xla_computes(kind: Any, case: str) -> None:
     rng = np.random.default_rng(1)
@@ -80,7 +88,7 @@ def test_it_is_what_xla_computes(kind: Any, case: str) -> None:
         np.testing.assert_allclose(found[trash:SLOTS], other[trash:SLOTS], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [DELTA, CONVOLUTION], ids=["delta", "convolution"])
+@KINDS
 def test_a_text_gets_the_same_bits_however_it_is_cut(kind: Any) -> None:
     """At once; and in pieces of any length behind another text, kept and gone on from in another slot."""
     rng = np.random.default_rng(2)
