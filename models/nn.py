@@ -61,6 +61,14 @@ class RMSNorm(nnx.Module):
         return ops.Norm(weight, self.epsilon)
 
 
+def centre(x: jax.Array, live: Live = None, *, native: bool = False) -> jax.Array:
+    """x [T, D] less the mean of each row, in its dtype. A norm by root mean square of it is a layer norm without a bias."""
+    if native:
+        return ops.centre(x, live)
+    wide = x.astype(jnp.float32)
+    return (wide - jnp.mean(wide, axis=-1, keepdims=True)).astype(x.dtype)
+
+
 class HeadsNorm(nnx.Module):
     """The same over all heads of a token together, of which the checkpoint has `count` numbers, each `copies` times here."""
 

@@ -15,6 +15,7 @@ FAMILIES = [
     "models.ministral3",
     "models.qwen2",
     "models.qwen3",
+    "models.cohere2",
     "models.deepseek_v2",
     "models.deepseek_v3",
     "models.qwen3_5",

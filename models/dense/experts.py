@@ -29,9 +29,10 @@ class Mixture(nnx.Module):
         self.back = make("mlp.back", narrow, embed, bias=False, fine=True) if experts.latent else None
         self.shared = _shared(c, layout, experts, make) if experts.shared else None
 
-    def __call__(self, x: jax.Array, live: Live = None) -> jax.Array:
-        """x [T, D] -> x with what the experts make of it, [T, D]."""
-        total = None if self.post_norm is not None else x
+    def __call__(self, x: jax.Array, live: Live = None, *, onto: jax.Array | None = None) -> jax.Array:
+        """x [T, D] -> x, or what it goes `onto`, with what the experts make of x, [T, D]."""
+        onto = x if onto is None else onto
+        total = None if self.post_norm is not None else onto
         if self.shared is not None:
             total = self.shared(x, total, self.norm, live)
         logits, correction = self.router(x, self.norm, live), self.correction
@@ -41,7 +42,7 @@ class Mixture(nnx.Module):
         else:
             latent = self.experts(self.into(x, self.norm, live), logits, None, correction=given, live=live)
             total = self.back(latent, None, live) if total is None else self.back.add(latent, total, live)
-        return total if self.post_norm is None else x + self.post_norm(total, live)
+        return total if self.post_norm is None else onto + self.post_norm(total, live)
 
 
 class Shared(nnx.Module):

@@ -29,7 +29,7 @@ class MLP(nnx.Module):
         self.down = make("mlp.down", (devices, width), (embed,), bias=c.mlp_bias, fine=True)
         self.activation = c.activation
 
-    def __call__(self, x: jax.Array, live: Live = None) -> jax.Array:
-        """x [T, D] -> x with what the MLP makes of it, [T, D]."""
+    def __call__(self, x: jax.Array, live: Live = None, *, onto: jax.Array | None = None) -> jax.Array:
+        """x [T, D] -> x, or what it goes `onto`, with what the MLP makes of x, [T, D]."""
         gated = self.gate_up.gated(x, self.activation, self.norm, live)
-        return self.down.add(gated, x, live, self.post_norm)
+        return self.down.add(gated, x if onto is None else onto, live, self.post_norm)

@@ -5,6 +5,7 @@ keys), https://arxiv.org/abs/2408.00118 (norms before and behind, soft caps), ht
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from models.dense.per_layer import After, PerLayerInputs
 from models.dense.record import Dense, GatedDelta, Layer, Mamba2, Sharpening
 from models.linears import Linears
 from models.native.ops import Norm
-from models.nn import HeadsNorm, Live, RMSNorm, parameter, rotary_table, rotate
+from models.nn import HeadsNorm, Live, RMSNorm, centre, parameter, rotary_table, rotate
 from models.rope import Rotary
 from models.spec import CacheT, LayerSpec, Mixer, PagedLayer
 
@@ -109,15 +110,19 @@ class Block(nnx.Module):
         if layer is not None:
             setattr(self, kind.mixes, _mix(c, layout, kind, layer, make))
         self.mlp = _mlp(c, layout, kind, make) if kind.mlp else None
+        self.parallel = c.parallel
 
     def __call__(
         self, x: jax.Array, turn: Turn, sharper: Sharper, mixer: Mixer[CacheT], cache: CacheT
     ) -> tuple[jax.Array, CacheT]:
         """x [T, D] -> [T, D]; the cache is None where nothing mixes."""
+        begin = x
         if self.mixes:
             mix = getattr(self, self.mixes)
             x, cache = mix(x, turn, sharper, mixer, cache) if self.mixes == "attention" else mix(x, mixer, cache)
-        return x if self.mlp is None else self.mlp(x, mixer.live), cache
+        if self.mlp is None:
+            return x, cache
+        return self.mlp(begin, mixer.live, onto=x) if self.parallel else self.mlp(x, mixer.live), cache
 
 
 class Decoder(nnx.Module):
@@ -132,6 +137,7 @@ class Decoder(nnx.Module):
         self.per_layer = None if c.per_layer is None else PerLayerInputs(c, layout, c.per_layer, make)
         behind = range(len(c.stack)) if c.scalars or c.per_layer is not None else ()
         self.after = nnx.List([After(c, layout, make.within(f"after.{n}.")) for n in behind])
+        self.centre = partial(centre, native=layout.native) if c.centred else None
         self.rotaries = tuple(layer.rotary for layer in c.stack)
         self.sources = tuple(n if layer.source is None else layer.source for n, layer in enumerate(c.stack))
         self.embedding_scale, self.sharpening = c.embedding_scale, c.sharpening
@@ -147,12 +153,14 @@ class Decoder(nnx.Module):
         if self.embedding_scale != 1:
             x = x * jnp.asarray(self.embedding_scale, x.dtype)
         given = None if self.per_layer is None else self.per_layer(tokens, x, mixer.live)
+        x = x if self.centre is None else self.centre(x, mixer.live)
         entries, left = iter(cache), dict[int, Any]()
         for number, (layer, rotary, source) in enumerate(zip(self.layers, self.rotaries, self.sources, strict=True)):
             entry: Any = (left[source] if source in left else next(entries)) if layer.mixes else None
             x, entry = layer(x, turns[rotary], sharper, mixer, entry)
             if layer.mixes:
                 left[source] = entry
+            x = x if self.centre is None else self.centre(x, mixer.live)
             if self.after:
                 x = self.after[number](x, None if given is None else given[:, number], mixer.live)
         return self.norm(x, mixer.live), tuple(map(bare, left.values()))

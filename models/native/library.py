@@ -12,7 +12,7 @@ from models.native.build import DISABLE, BuildError, cache_folder, here
 
 log = logging.getLogger("neuron.native")
 
-_NAMES = ("linear", "rows", "norm", "attention", "sample", "route", "gathered", "summed")
+_NAMES = ("linear", "rows", "norm", "centre", "attention", "sample", "route", "gathered", "summed")
 _RECURRENT = ("short_convolution", "gated_delta", "mamba")
 TARGETS = tuple(f"cortex_{name}" for name in (*_NAMES, *_RECURRENT))
 THREADS = "CORTEX_THREADS"

@@ -99,6 +99,12 @@ def normalize(x: jax.Array, norm: Norm, live: jax.Array | None = None) -> jax.Ar
     return first_of(call(x, norm.weight, count_of(live, x), epsilon=np.float32(norm.epsilon)))
 
 
+def centre(x: jax.Array, live: jax.Array | None = None) -> jax.Array:
+    """x [T, K] -> [T, K], each row less its mean."""
+    call = jax.ffi.ffi_call("cortex_centre", jax.ShapeDtypeStruct(x.shape, jnp.float32))
+    return first_of(call(x, count_of(live, x)))
+
+
 @frozen
 class Scores:
     """How a query is compared with keys, and what becomes of a score: see `models.spec.PagedLayer`.

@@ -9,10 +9,10 @@ from typing import Any
 
 from attrs import frozen
 
+from neuron_jax.text.calls import cohere
 from neuron_jax.text.reasoning import CLOSE, OPEN
 from neuron_jax.text.tokenizer import Tokenizer
 
-TAGS, HARMONY = ("think", "think_opened"), "harmony"
 _TAGS = (OPEN, CLOSE, f"\n{CLOSE}", "\n\n")
 _HARMONY = (
     "<|channel|>analysis<|message|>",
@@ -20,7 +20,9 @@ _HARMONY = (
     "<|end|><|start|>assistant<|channel|>final<|message|>",
     "",
 )
-"""What opens thoughts, what ends them, what is written in place of their end, and what comes behind it."""
+_COHERE = (cohere.THINKING, cohere.END_THINKING, cohere.END_THINKING, "<|START_RESPONSE|>")
+_WRITTEN = {"think": _TAGS, "think_opened": _TAGS, "harmony": _HARMONY, "cohere": _COHERE}
+"""By format, what opens thoughts, what ends them, what is written in place of their end, and what comes behind it."""
 OFF = ("none", "minimal")
 """Efforts that ask for as good as no thinking."""
 NEAREST = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
@@ -40,9 +42,9 @@ class ThoughtTokens:
 
 def thought_tokens(tokenizer: Tokenizer, reasoning: str) -> ThoughtTokens | None:
     """Those of a format that `formats.reasoning_format` named; None where thoughts end with no token of their own."""
-    if reasoning not in (*TAGS, HARMONY):
+    if reasoning not in _WRITTEN:
         return None
-    opens, closes, closing, begins = _HARMONY if reasoning == HARMONY else _TAGS
+    opens, closes, closing, begins = _WRITTEN[reasoning]
     end = tokenizer.id_of(closes)
     ids = [tuple(tokenizer.encode(text, add_special=False)) for text in (opens, closing, begins)]
     if end is None or (reasoning != "think_opened" and tokenizer.id_of(opens.partition(">")[0] + ">") is None):

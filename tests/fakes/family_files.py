@@ -130,6 +130,14 @@ CONFIGS["olmo2"] = _BASE | {
     "sliding_window": 20,
     "rope_parameters": {kind: {"rope_theta": 5000.0} for kind in ("sliding_attention", "full_attention")},
 }
+CONFIGS["cohere2"] = {key: value for key, value in _BASE.items() if key != "rms_norm_eps"} | {
+    "architectures": ["Cohere2ForCausalLM"],
+    "num_hidden_layers": 4,
+    "layer_norm_eps": 2.0**-17,
+    "rope_theta": 5000.0,
+    "sliding_window": 20,
+    "logit_scale": 0.25,
+}
 CONFIGS |= expert_files.CONFIGS | hybrid_files.CONFIGS
 """By the name that GGUF files give them, of widths that Q8_0 can have."""
 
@@ -161,6 +169,12 @@ METADATA: dict[str, dict[str, str]] = {
     "phi3": _METADATA | {"attention.sliding_window": "sliding_window"},
     "smollm3": _METADATA,
     "mistral3": _METADATA | _WIDTHS,
+    "cohere2": {key: own for key, own in _METADATA.items() if own != "rms_norm_eps"}
+    | {
+        "attention.layer_norm_epsilon": "layer_norm_eps",
+        "attention.sliding_window": "sliding_window",
+        "logit_scale": "logit_scale",
+    },
     "olmo2": _METADATA | {"attention.sliding_window": "sliding_window"},
     "gemma4": _METADATA
     | {
@@ -268,6 +282,7 @@ TENSORS: dict[str, dict[str, str]] = {
     "phi3": _TENSORS | {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
     "smollm3": _TENSORS,
     "mistral3": _TENSORS,
+    "cohere2": _TENSORS,
     "olmo2": _TENSORS
     | _HEAD_NORMS
     | {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"},

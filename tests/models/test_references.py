@@ -303,6 +303,23 @@ MINISTRAL3: dict[str, dict[str, Any]] = {
         "pad_token_id": 0,
     },
 }
+_COHERE = {key: value for key, value in _QWEN.items() if key != "rms_norm_eps"} | {
+    "layer_norm_eps": 1e-4,
+    "rope_theta": 5000.0,
+    "logit_scale": 0.4,
+}
+COHERE2: dict[str, dict[str, Any]] = {
+    "cohere2": _COHERE | {"architectures": ["Cohere2ForCausalLM"], "num_hidden_layers": 5, "sliding_window": 7},
+    "cohere2, other layers, biases": _COHERE
+    | {
+        "architectures": ["Cohere2ForCausalLM"],
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 5,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+    },
+    "cohere": _COHERE | {"architectures": ["CohereForCausalLM"]},
+}
 _LATENT = _BASE | {
     "num_attention_heads": 3,
     "num_key_value_heads": 3,
@@ -598,6 +615,7 @@ OLMO2: dict[str, dict[str, Any]] = {
 }
 FAMILIES = {
     "gemma4": GEMMA4,
+    "cohere2": COHERE2,
     "deepseek_v2": DEEPSEEK_V2,
     "deepseek_v3": DEEPSEEK_V3,
     "glm4_moe_lite": GLM4_MOE_LITE,

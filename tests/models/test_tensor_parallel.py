@@ -219,6 +219,14 @@ CASES: dict[str, dict[str, Any]] = {
         "conv_bias": True,
         "hidden_size": 22,
     },
+    "cohere 2: attention and MLP side by side, a mean taken away": {
+        "heads": (6, 2),
+        "architectures": ["Cohere2ForCausalLM"],
+        "hidden_size": 36,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 4,
+    },
+    "cohere": {"heads": (6, 3), "architectures": ["CohereForCausalLM"]},
     "qwen 3 with experts, which divide by nothing": {
         "heads": (6, 2),
         "architectures": ["Qwen3MoeForCausalLM"],

@@ -68,6 +68,17 @@ inline void normalize(const float* x, const float* weight, int64_t width, float 
   for (int64_t i = 0; i < width; ++i) y[i] = x[i] * scale * weight[i];
 }
 
+// y = x less its mean.
+inline void centre(const float* x, int64_t width, float* y) {
+  vf sums{};
+  int64_t i = 0;
+  for (; i + LANES <= width; i += LANES) sums += load<vf>(x + i);
+  float total = sum(sums);
+  for (; i < width; ++i) total += x[i];
+  const float mean = total / static_cast<float>(width);
+  for (i = 0; i < width; ++i) y[i] = x[i] - mean;
+}
+
 // Rows [first, first + count) of x as [columns, ROWS], zeros past `count`: the product then reads one stream.
 inline void pack(const Product& p, int64_t first, int64_t count, int rows, float* to) {
   for (int64_t r = 0; r < rows; ++r) {

@@ -66,6 +66,13 @@ ffi::Error norm(Floats x, Floats weight, Ints live, ffi::Result<Floats> y, float
   return ffi::Error::Success();
 }
 
+ffi::Error centred(Floats x, Ints live, ffi::Result<Floats> y) {
+  const int64_t width = x.dimensions().back();
+  const int64_t count = live_of(live, width > 0 ? static_cast<int64_t>(x.element_count()) / width : 0);
+  for (int64_t r = 0; r < count; ++r) centre(x.typed_data() + r * width, width, y->typed_data() + r * width);
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace cortex
 
@@ -111,3 +118,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_norm, cortex::guarded<cortex::norm>,
                                   .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Attr<float>("epsilon"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_centre, cortex::guarded<cortex::centred>,
+                              xla::ffi::Ffi::Bind()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>());

@@ -15,6 +15,8 @@ BETWEEN = re.compile(r"[\s;,]*")
 
 _ARGUMENTS = ("arguments", "parameters")
 _NAMES = ("name", "function")
+_OTHER_NAME = "tool_name"
+"""What Cohere calls it; not without an envelope."""
 _BESIDE = ("type", "id")
 """Other keys that a call without an envelope may have."""
 
@@ -89,7 +91,7 @@ def _member(reader: CallReader, call: _Call, key: str, beside: Sequence[str] | N
     source = reader.source
     if key == "function" and not nested and (yield from source.starts("{")):
         return (yield from _members(reader, call, beside, nested=True))
-    if key in _NAMES and call.name is None:
+    if call.name is None and (key in _NAMES or (key == _OTHER_NAME and beside is None)):
         name = yield from read_string(source)
         call.name = name if name and _is_text(name) else None
         return call.name is not None

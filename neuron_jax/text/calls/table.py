@@ -8,7 +8,7 @@ from functools import partial
 
 from attrs import frozen
 
-from neuron_jax.text.calls import harmony, notations
+from neuron_jax.text.calls import cohere, harmony, notations
 from neuron_jax.text.calls.envelopes import Body, between
 from neuron_jax.text.calls.json_calls import json_calls
 from neuron_jax.text.calls.reader import CallReader
@@ -118,6 +118,22 @@ FORMATS: Sequence[ToolFormat] = (
             trigger=_TO_FUNCTION,
             quoted=False,
             several=False,
+        ),
+        thinks=True,
+    ),
+    ToolFormat(
+        "cohere",
+        r"<\|START_ACTION\|>",
+        (*cohere.MARKERS, *cohere.ANSWER),
+        cohere.read,
+        Form(
+            '{"tool_name": ',
+            ', "parameters": ',
+            "}",
+            start=f"{cohere.ACTION}[",
+            between=", ",
+            end=f"]{cohere.END_ACTION}",
+            trigger=cohere.ACTION,
         ),
         thinks=True,
     ),

@@ -105,6 +105,7 @@ def test_norm_residual_and_gate_are_part_of_it(storage: Storage, rows: int) -> N
     found = ops.linear(jnp.asarray(x), tiles, packed(tiles, values), residual=jnp.asarray(residual))
     np.testing.assert_allclose(found, x @ floats(values).T + residual, rtol=1e-5, atol=1e-3)
     np.testing.assert_allclose(ops.normalize(jnp.asarray(x), norm), normed, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ops.centre(jnp.asarray(x)), x - x.mean(-1, keepdims=True), rtol=0, atol=1e-5)
 
 
 GATES = [ops.Gate(kind, limit) for kind in ("silu", "gelu", "gelu_tanh", "swiglu_oai") for limit in (None, 1.5)]
@@ -186,6 +187,7 @@ def test_what_is_not_live_is_not_computed(live: int) -> None:
     for found, whole in (
         (ops.linear(x, tiles, leaves, norm=norm, live=some), ops.linear(x, tiles, leaves, norm=norm)),
         (ops.normalize(x, norm, some), ops.normalize(x, norm)),
+        (ops.centre(x, some), ops.centre(x)),
         (ops.rows(tokens, tiles, leaves, some), ops.rows(jnp.full(9, 7, jnp.int32), tiles, leaves)),
     ):
         assert np.array_equal(found[:live], whole[:live])

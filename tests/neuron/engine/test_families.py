@@ -37,6 +37,7 @@ NEW_IN_THE_ENGINE = {
     "gemma4",
     "qwen3next",
     "nemotron_h_moe",
+    "cohere2",
 }
 """Norms of heads, windows, soft caps, heads that turn in part, experts, latents, layers that share keys and values, layers
 of one thing: what the others have, these have as well."""

@@ -25,6 +25,7 @@ from neuron_jax.text.template import ChatTemplate
         ("{{ '<|tool_call>call:' }}", "gemma4"),
         ("{{ '<start_function_call>call:' }}", "functiongemma"),
         ("{{ '<|tool_list_start|>' }}", "lfm2"),
+        ("{{ '<|START_ACTION|>[' }}", "cohere"),
         ("<TOOLCALL>[", "nemotron"),
         ("{{ '<|tool_call|>' }}", "granite"),
         ("<|tool_call|>{{ call }}<|/tool_call|>", "phi4"),

@@ -118,6 +118,14 @@ CASES: Sequence[tuple[str, str, Sequence[tuple[str, Mapping[str, Any]]]]] = [
         "<start_function_call>call:weather{city:<escape>Köln\n<escape>,days:2}<end_function_call>",
         TWO[:1],
     ),
+    (
+        "cohere",
+        (
+            f'<|START_ACTION|>[\n    {{"tool_call_id": "0", "tool_name": "weather", "parameters": {ARGUMENTS}}},\n'
+            '    {"tool_call_id": "1", "tool_name": "time", "parameters": {}}\n]<|END_ACTION|>'
+        ),
+        TWO,
+    ),
     ("nemotron", f"<TOOLCALL>[{OBJECT}, {TIME}]</TOOLCALL>", TWO),
     ("granite", f"<|tool_call|>[{OBJECT}, {TIME}]", TWO),
     ("phi4", f"<|tool_call|>[{OBJECT}, {TIME}]<|/tool_call|>", TWO),
@@ -208,6 +216,16 @@ def test_harmony_tells_thoughts_preambles_and_the_answer() -> None:
     check(lambda: tool_parser("harmony", "call_"), text, Reasoning("Hm. A look."), Text("I look."), *calls)
     check(lambda: tool_parser("harmony", "call_"), answer, Text("It is <b>late</b>."))
     check(lambda: tool_parser("harmony", "call_"), "plain", Text("plain"))
+
+
+def test_cohere_tells_thoughts_and_the_answer() -> None:
+    call = '[{"tool_name": "time", "parameters": {}}]'
+    text = f"<|START_THINKING|>Hm. A look.<|END_THINKING|><|START_ACTION|>{call}<|END_ACTION|>"
+    answer = "<|START_THINKING|>Ah.<|END_THINKING|><|START_RESPONSE|>It is <b>late</b>.<|END_RESPONSE|>"
+    calls = [ToolStart(0, "call_0", "time"), ToolArguments(0, "{}"), ToolEnd(0)]
+
+    check(lambda: tool_parser("cohere", "call_"), text, Reasoning("Hm. A look."), *calls)
+    check(lambda: tool_parser("cohere", "call_"), answer, Reasoning("Ah."), Text("It is <b>late</b>."))
 
 
 def test_glm_4_calls_are_those_of_functions_that_there_are() -> None:
