@@ -13,7 +13,7 @@ JAX_TESTS := tests/models tests/neuron tests/system tests/test_notebooks.py
 .PHONY: help demo test test-all test-jax check format mutants lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 11
 
 demo: $(VENV)/.ready  ## serve a real chat model on this machine: MODEL=demo|id|folder|file.gguf ARGS="--once"
 	@$(BIN)/cortex up --model $(MODEL) $(ARGS)
@@ -46,9 +46,13 @@ lock:  ## pin every dependency with its hashes, for all supported Pythons (needs
 	  uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
 	    $$(printf -- "--extra %s " $$extras) pyproject.toml -o $$lock; \
 	done
+	@uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
+	  packaging/release.in -o packaging/release.lock
 
 clean:  ## remove the environments and what tools left
 	rm -rf $(VENV) .venv-* .mypy_cache .pytest_cache .ruff_cache dist build
 
 $(VENV)/.ready: requirements.lock requirements-cuda12.lock pyproject.toml tools/setup.sh
 	@sh tools/setup.sh $(VENV)
+
+include packaging/release.mk
