@@ -12,9 +12,8 @@ version      = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 images: $(VENV)/.ready  ## images of both programs: make images ACCELERATOR=cuda12 TAG=0.2.0 BASE=a-debian ENGINE=docker
 	@test -n "$(ENGINE)" || { echo "make images needs podman or docker" >&2; exit 1; }
 	rm -rf dist/image && mkdir -p dist/image
-	cp dist/cortex_jax-$(version)-*.whl dist/image/ 2>/dev/null \
-	  || $(BIN)/python -m build --wheel --no-isolation --outdir dist/image . >/dev/null
-	cp dist/cortex_jax_kernels-$(version)-*.whl dist/image/ 2>/dev/null || true
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist/image . >/dev/null
+	cp dist/cortex_jax_kernels-$(version)-*.whl dist/image/ 2>/dev/null || $(BIN)/python packaging/kernels.py dist/image
 	for program in cortex neuron; do \
 	  $(ENGINE) build $(if $(filter podman,$(ENGINE)),--format docker) $(if $(BASE),--build-arg BASE=$(BASE)) \
 	    --build-arg ACCELERATOR=$(ACCELERATOR) --file packaging/containers/Containerfile.$$program \
