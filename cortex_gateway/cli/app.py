@@ -224,6 +224,31 @@ def unload(
 
 
 @app.command
+def reload(
+    model: Model,
+    source: Annotated[str | None, Parameter(help="Folder, file or repository; else where its own weights are.")] = None,
+    *,
+    node: Annotated[str | None, Parameter(help="Change it there only.")] = None,
+    in_place: Annotated[
+        bool, Parameter(negative="", help="Where there is no room for both: streams wait while the weights are read.")
+    ] = False,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    key_file: KeyFile = None,
+    json: Json = False,
+) -> int:
+    """Put other weights in the place of a model's own while it serves: a fine-tune of the same network."""
+    asked = {"model": model, "source": source, "node": node, "in_place": in_place or None}
+    body = {name: value for name, value in asked.items() if value is not None}
+    answer = _api(endpoint, key_file).post("/admin/reload", body)
+    if json:
+        tables.print_json(answer)
+        return 0
+    for name, weights in answer["nodes"].items():
+        tables.console().print(f"{model} serves {weights['source']} ({weights['digest']}) on {name}", style="green")
+    return 0
+
+
+@app.command
 def requests(*, endpoint: Endpoint = DEFAULT_ENDPOINT, key_file: KeyFile = None, json: Json = False) -> int:
     """List the requests under way: who asks which model, where, and how far each is."""
     return _show(_api(endpoint, key_file).get("/admin/requests"), tables.show_requests, json=json)

@@ -177,6 +177,20 @@ class NeuronClient:
         if response.status_code not in (200, 404):
             raise self._refused("the unload", response.status_code, response.content)
 
+    async def reload(self, model: str, *, source: str | None, in_place: bool, timeout_secs: float) -> dict[str, Any]:
+        """Put other weights in place while the model serves; which serve then. Raises LoadFailed with the node's own words."""
+        body = {"model_id": model, "source": source, "in_place": in_place}
+        timeout = httpx.Timeout(timeout_secs, connect=CONNECT_SECS)
+        with self._seam("/models/reload"):
+            response = await self.http.post(f"{self.endpoint}/models/reload", json=body, timeout=timeout)
+            said = response.json()
+        if response.status_code in DENIED:
+            raise self._refused("the reload", response.status_code, response.content)
+        if response.status_code != 200:
+            raise load_failed(said if isinstance(said, dict) else {"error": str(said)})
+        weights: dict[str, Any] = said.get("weights", {})
+        return weights
+
     async def _get(self, path: str, kind: type[T]) -> T:
         with self._seam(path):
             response = await self.http.get(f"{self.endpoint}{path}", timeout=httpx.Timeout(LOOK_SECS))

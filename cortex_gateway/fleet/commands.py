@@ -111,7 +111,7 @@ class Commands:
         if self._holders(ticket):
             self.unload(ticket)
         else:
-            self._waiting.refuse(ticket, _not_loaded(ticket.model, ticket.node))
+            self._waiting.refuse(ticket, not_loaded(ticket.model, ticket.node))
 
     def unload(self, ticket: Ticket) -> None:
         """Complete it once the model has left each of the nodes; what is loaded there later stays."""
@@ -169,7 +169,8 @@ class Commands:
             del self._waiting.tickets[ticket.number]
 
 
-def _not_loaded(model: str, node: str | None) -> errors.CortexError:
+def not_loaded(model: str, node: str | None) -> errors.CortexError:
+    """404: there is nothing to unload, or to change."""
     error = errors.BadRequest(f"The model {model!r} is not loaded on {node or 'any node'}.", param="model")
     error.status, error.code = 404, "model_not_loaded"
     return error

@@ -18,6 +18,7 @@ from cortex_gateway.config import Config, Neuron
 from cortex_gateway.context import RequestContext
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.client import CONNECT_SECS, NeuronClient
+from cortex_gateway.fleet.commands import not_loaded
 from cortex_gateway.fleet.credentials import showing, shown
 from cortex_gateway.fleet.discovery import Finder, Resolve, services
 from cortex_gateway.fleet.residency import Residency
@@ -283,6 +284,32 @@ class Fleet:
     async def unload(self, model: str, *, node: str | None = None) -> None:
         """Unload it from `node` or from everywhere, each once its last request has ended. 404 where it is not loaded."""
         await self._wait(m.UnloadAsked(ticket=next(self._numbers), model=model, node=node), None)
+
+    async def reload(
+        self, model: str, *, node: str | None = None, source: str | None = None, in_place: bool = False
+    ) -> dict[str, Any]:
+        """Other weights for the replicas of a model, on `node` or one node after the other; by node which serve then.
+
+        Raises LoadFailed of the first that refuses, which says where they are in place already; 404 where it is not loaded.
+        """
+        wanted = self.resolve(model)
+        snapshot = self.snapshot()
+        if node is not None and node not in self._watchers:
+            raise errors.InvalidBody(f"There is no node {node!r}; there are {', '.join(self._watchers)}.", param="node")
+        there = [one.name for one in snapshot.nodes if (found := one.replica(wanted)) and found.status == "loaded"]
+        chosen = [name for name in there if node in (None, name)]
+        if not chosen:
+            raise not_loaded(wanted, node)
+        done: dict[str, Any] = {}
+        seconds = self._config.gateway.load_timeout_secs
+        for name in chosen:
+            client = self._watchers[name].client
+            try:
+                done[name] = await client.reload(wanted, source=source, in_place=in_place, timeout_secs=seconds)
+            except errors.LoadFailed as error:
+                already = f" It serves them on {', '.join(done)} already." if done else ""
+                raise errors.LoadFailed(f"{name}: {error.message}{already}", **error.extras) from error
+        return done
 
     # -- what there is --------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""/admin/fleet, /admin/load and /admin/unload: what an operator sees and does; knows the fleet's border, no dialect."""
+"""/admin/fleet, load, unload and reload: what an operator sees and does; knows the fleet's border, no dialect."""
 
 import asyncio
 from typing import Annotated, Any, cast
@@ -22,6 +22,11 @@ Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
 class UnloadBody(msgspec.Struct, forbid_unknown_fields=True):
     model: Name
     node: Name | None = None
+
+
+class ReloadBody(UnloadBody, forbid_unknown_fields=True):
+    source: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    in_place: bool = False
 
 
 class LoadBody(UnloadBody):
@@ -98,6 +103,12 @@ async def _unload(it: Exchange, body: bytes) -> None:
     await it.answer({"status": "unloaded"})
 
 
+async def _reload(it: Exchange, body: bytes) -> None:
+    """Put other weights in place while the model serves."""
+    nodes = await it.gateway.fleet.reload(**_asked(it, body, ReloadBody))
+    await it.answer({"status": "reloaded", "nodes": nodes})
+
+
 def _asked(it: Exchange, body: bytes, kind: type[UnloadBody]) -> dict[str, Any]:
     """The body's fields. Raises MalformedJson, InvalidBody, Forbidden."""
     try:
@@ -143,4 +154,5 @@ ROUTES = (
     Route("GET", "/admin/fleet", _fleet, need=ADMIN),
     Route("POST", "/admin/load", _load, need=ADMIN),
     Route("POST", "/admin/unload", _unload, need=ADMIN),
+    Route("POST", "/admin/reload", _reload, need=ADMIN),
 )

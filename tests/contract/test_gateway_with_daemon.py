@@ -23,6 +23,7 @@ from cortex_gateway.transport import NeuronTransport
 from tests.fakes.gateway_rig import CHAT, COMPLETIONS, MESSAGES, payloads
 from tests.fakes.live_neuron import MODEL, LiveNeuron, live_neuron
 from tests.fakes.memory_transport import MemoryTransport
+from tests.fakes.tiny_model import write_tiny_model
 
 CALL = '[[say Sure. <tool_call>{"name": "f", "arguments": {"z": 1, "a": "é"}}</tool_call>]]'
 TOOLS = [{"name": "f", "input_schema": {"type": "object"}}]
@@ -247,5 +248,27 @@ def test_a_client_that_leaves_frees_the_engine(tmp_path: pathlib.Path) -> None:
 
         assert not health["models"][0]["in_flight"]
         assert it.records[0].outcome == "cancelled"
+
+    run(tmp_path, scenario)
+
+
+def test_other_weights_through_the_gateway(tmp_path: pathlib.Path) -> None:
+    """They serve on the node; a refusal says which node, and why."""
+    tuned = write_tiny_model(tmp_path / "tuned")
+    broken = write_tiny_model(tmp_path / "broken", fail=["bad_checkpoint", "the file is cut short"])
+
+    async def scenario(it: Stack) -> None:
+        here = {"host": "127.0.0.1"}
+        swapped, refused = [
+            await it.client.post("/admin/reload", json={"model": MODEL, "source": str(folder)}, headers=here)
+            for folder in (tuned, broken)
+        ]
+        served = (await it.neuron.http.get("/models")).json()[0]["weights"]
+
+        assert swapped.json() == {"status": "reloaded", "nodes": {"one": served}}
+        assert (served["source"], served["reloads"]) == (str(tuned), 1)
+        assert refused.status_code == 503
+        error = refused.json()["error"]
+        assert (error["kind"], error["message"]) == ("bad_checkpoint", "one: the file is cut short")
 
     run(tmp_path, scenario)

@@ -146,6 +146,11 @@ class FleetDouble:
         self.resolve(model)
         self.calls.append(("unload", {"model": model, **asked}))
 
+    async def reload(self, model: str, **asked: Any) -> dict[str, Any]:
+        self.resolve(model)
+        self.calls.append(("reload", {"model": model, **asked}))
+        return {"one": {"source": "tuned", "digest": "0123456789abcdef", "reloads": 1}}
+
 
 @define
 class MetricsDouble:

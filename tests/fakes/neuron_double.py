@@ -140,6 +140,7 @@ class NeuronDouble:
             "/models": [{"id": name, "harness": "jax", "status": "loaded", "devices": [0]} for name in self.models],
             "/models/load": {"status": "loaded"},
             "/models/unload": {"status": "unloaded"},
+            "/models/reload": {"status": "reloaded", "weights": {"source": "tuned", "digest": "0f", "reloads": 1}},
         }
         if request.path in routes:
             return 200, routes[request.path]

@@ -114,6 +114,20 @@ def test_load_tells_its_phases_and_unload_ends_it(
     assert host.done == ["load small", "unload small"]
 
 
+def test_reload_says_which_weights_serve_where(
+    gateway: LiveGateway, host: HostDouble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is asked for arrives at the node."""
+    assert run(gateway, "reload", "m", "tuned", "--in-place") == 0
+    assert run(gateway, "reload", "m", "--json") == 0
+
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "m serves tuned (0f) on beast"
+    assert json.loads("".join(rest))["nodes"]["beast"]["reloads"] == 1
+    asked = [seen.body for seen in host.seen if seen.path == "/models/reload"]
+    assert asked[0] == {"model_id": "m", "source": "tuned", "in_place": True}
+
+
 def test_a_model_that_is_loaded_otherwise_is_told_and_reloaded(
     gateway: LiveGateway, host: HostDouble, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +155,8 @@ def test_load_and_unload_speak_json(gateway: LiveGateway, capsys: pytest.Capture
     [
         (["load", "broken"], "the file is cut short"),
         (["unload", "small"], "is not loaded"),
+        (["reload", "small"], "is not loaded"),
+        (["reload", "m", "--node", "attic"], "there are beast"),
         (["load", "m", "--node", "attic"], "there are beast"),
         (["chat", "nik", "hello"], "Did you mean 'nick'"),
         (["chat", "claude-x", "hello"], '[aliases] "claude-x" = "m"'),

@@ -27,6 +27,7 @@ CONTROL = [
     ("GET", "/admin/fleet"),
     ("POST", "/admin/load"),
     ("POST", "/admin/unload"),
+    ("POST", "/admin/reload"),
     ("GET", "/admin/requests"),
     ("POST", CANCEL),
 ]

@@ -156,7 +156,21 @@ def test_an_unload_is_asked_for() -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("path", ["/admin/load", "/admin/unload"])
+def test_other_weights_are_asked_for() -> None:
+    """What is not said is the fleet's to decide; the answer tells which weights each node serves."""
+
+    async def scenario(rig: Rig) -> None:
+        response = await rig.client.post("/admin/reload", json={"model": "demo", "source": "tuned", "in_place": True})
+
+        assert response.json()["nodes"]["one"]["source"] == "tuned"
+        assert rig.fleet.calls == [
+            ("reload", {"model": "demo", "node": None, "source": "tuned", "in_place": True}),
+        ]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("path", ["/admin/load", "/admin/unload", "/admin/reload"])
 @pytest.mark.parametrize(
     "body", [{}, {"model": 7}, {"model": "demo", "nod": "one"}, {"model": "demo", "node": 1}, {"model": "m" * 513}]
 )
