@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from models.adapters import LowRank
 from models.dense.record import Activation
 from models.native import ops
 from models.native.tiles import Tiles
@@ -22,6 +23,8 @@ class Tiled(nnx.Module):
 
 class TiledLinear(Tiled):
     """A `Linear` that is computed by the native kernels, with all that goes before and follows: [T, *in] -> [T, *out]."""
+
+    low_rank: LowRank | None = None  # the adapters beside it, see `models.adapters`
 
     def __init__(self, outputs: Dims, tiles: Tiles, *, bias: bool = False) -> None:
         super().__init__(tiles)
@@ -45,7 +48,11 @@ class TiledLinear(Tiled):
 
     def _product(self, x: jax.Array, live: Live, **around: Any) -> jax.Array:
         bias = None if self.bias is None else self.bias[...].reshape(-1)
-        return ops.linear(x.reshape(x.shape[0], -1), self.tiles, self.matrix[...], bias=bias, live=live, **around)
+        flat = x.reshape(x.shape[0], -1)
+        if self.low_rank is not None:
+            norm = around.get("norm")
+            around["beside"] = self.low_rank(flat if norm is None else ops.normalize(flat, norm, live))
+        return ops.linear(flat, self.tiles, self.matrix[...], bias=bias, live=live, **around)
 
 
 def _kernels(norm: RMSNorm | None) -> ops.Norm | None:

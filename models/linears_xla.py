@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from models import target
+from models.adapters import LowRank
 from models.dense.record import Activation
 from models.matrices import Around, Matrix, activate, choosing, kernel_for, product
 from models.nn import Dims, Live, RMSNorm, parameter, sizes
@@ -30,7 +31,11 @@ Leaves = Mapping[str, tuple[Dims, Any]]
 
 
 class Map(nnx.Module):
-    """What every linear map does with its product. A kernel may compute it, with what stands around it, where one is chosen."""
+    """What every linear map does with its product. A kernel may compute it, with what stands around it, where one is chosen.
+    `low_rank`: the adapters beside it, see `models.adapters`.
+    """
+
+    low_rank: LowRank | None = None
 
     outputs: tuple[int, ...]
     bias: nnx.Param[jax.Array] | None
@@ -40,7 +45,10 @@ class Map(nnx.Module):
         made = self._at_once(x, norm)
         if made is not None:
             return made.reshape(x.shape[0], *self.outputs)
-        y = self._product(x if norm is None else norm(x))
+        x = x if norm is None else norm(x)
+        y = self._product(x)
+        if self.low_rank is not None:
+            y = y + self.low_rank(x.reshape(x.shape[0], -1)).reshape(y.shape)
         return y if self.bias is None else y + self.bias[...][None]
 
     def add(self, x: jax.Array, residual: jax.Array, live: Live = None, norm: RMSNorm | None = None) -> jax.Array:
@@ -80,7 +88,7 @@ class Map(nnx.Module):
         residual: jax.Array | None = None,
     ) -> jax.Array | None:
         """The product and what stands around it by the kernel that was chosen; None where XLA computes it."""
-        matrix = self._matrix() if choosing() else None
+        matrix = self._matrix() if choosing() and self.low_rank is None else None
         kernel = kernel_for(matrix, x.shape[0], gated=activation is not None)
         if kernel is None or matrix is None:
             return None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from attrs import frozen
 
+from models.adapters import Chosen
 from models.dense.layout import Layout
 from models.dense.names import Names
 from models.dense.network import Decoder
@@ -53,7 +54,10 @@ class DenseModel:
         cache: Sequence[CacheT],
     ) -> tuple[jax.Array, tuple[CacheT, ...]]:
         """See `models.spec.Model`."""
-        return self._network.bind(params)(tokens, positions, mixer, cache)
+        network = self._network.bind(params.params if isinstance(params, Chosen) else params)
+        if isinstance(params, Chosen):
+            params.attach(network)
+        return network(tokens, positions, mixer, cache)
 
     def logits(self, params: Params, hidden: jax.Array, live: Live = None) -> jax.Array:
         """See `models.spec.Model`."""

@@ -54,16 +54,19 @@ def linear(
     gate: Gate = Gate(),
     post_norm: Norm | None = None,
     residual: jax.Array | None = None,
+    beside: jax.Array | None = None,
     live: jax.Array | None = None,
 ) -> jax.Array:
-    """x [T, K], matrix as `tiles` packs it -> [T, N]: norm(x) W^T + `bias` [N]; of gated tiles what `gate` makes of
-    the halves, with a bias [2, N]. Then come `post_norm` [N] and `residual` [T, N]. Here and below, with `live` int32
-    [1] only the first so many of the T rows are computed. Of a stack of matrices, one for each head, x is
-    [T, heads * K] and y [T, heads * N]: each head's part of a row times its own matrix, with nothing before or behind.
+    """x [T, K], matrix as `tiles` packs it -> [T, N]: norm(x) W^T + `bias` [N] + `beside` [T, N]; of gated tiles what `gate`
+    makes of the halves, with a bias [2, N] and [T, 2 N] beside. Then come `post_norm` [N] and `residual` [T, N]. Here and
+    below, with `live` int32 [1] only the first so many of the T rows are computed. Of a stack of matrices, one for each
+    head, x is [T, heads * K] and y [T, heads * N]: each head's part of a row times its own matrix, with nothing before or
+    behind.
 
     A row's result is the same bits whatever T is.
     """
-    given = [None if norm is None else norm.weight, bias, None if post_norm is None else post_norm.weight, residual]
+    norms = [None if one is None else one.weight for one in (norm, post_norm)]
+    given = [norms[0], bias, norms[1], residual, beside]
     call = jax.ffi.ffi_call(
         "cortex_linear", jax.ShapeDtypeStruct((x.shape[0], tiles.stack * tiles.outputs), jnp.float32)
     )
@@ -84,7 +87,7 @@ def linear(
     )
 
 
-_GIVEN = ("norm", "bias", "post_norm", "residual")
+_GIVEN = ("norm", "bias", "post_norm", "residual", "beside")
 
 
 def rows(tokens: jax.Array, tiles: Tiles, matrix: jax.Array, live: jax.Array | None = None) -> jax.Array:

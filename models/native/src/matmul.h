@@ -22,6 +22,7 @@ struct Product {
   const float* bias;       // [outputs], of gated products [2, outputs], added to the sums; or null
   const float* post_norm;  // [outputs]: so are a row's outputs, before the residual is added; or null
   const float* residual;   // [rows, outputs], added last; or null
+  const float* beside;     // [rows, outputs], of gated products [rows, 2, outputs], added to the sums; or null
   float* y;                // [rows, outputs]
   int64_t rows, columns, outputs;
   float epsilon, post_epsilon;
@@ -123,6 +124,7 @@ inline void put(const Product& p, int64_t row, int64_t column, vf value) {
   const int64_t live = p.outputs - column, at = row * p.heads * p.outputs + column;
   if (live <= 0) return;
   if (p.bias != nullptr && !p.gated()) value += some(p.bias + column, live);
+  if (p.beside != nullptr && !p.gated()) value += some(p.beside + at, live);
   if (p.gate == RELU2) value = value > 0 ? value * value : vf{};
   if (p.to != nullptr) {
     float* sum = p.y + p.to[row] * p.outputs + column;
@@ -143,6 +145,11 @@ inline void put_gated(const Product& p, int64_t row, int64_t column, vf gate, vf
   if (p.bias != nullptr) {
     gate += some(p.bias + column, live);
     up += some(p.bias + p.outputs + column, live);
+  }
+  if (p.beside != nullptr) {
+    const float* beside = p.beside + row * 2 * p.outputs + column;
+    gate += some(beside, live);
+    up += some(beside + p.outputs, live);
   }
   const vf most = splat(p.limit);
   gate = gate > most ? most : gate;

@@ -7,8 +7,8 @@ namespace cortex {
 namespace {
 
 ffi::Error linear(Floats x, Bytes matrix, Ints live, ffi::RemainingArgs extra, ffi::Result<Floats> y, int64_t codes, int64_t group,
-                  bool half, bool offset, bool norm, bool bias, bool post_norm, bool residual, int64_t gate, float limit,
-                  float epsilon, float post_epsilon, int64_t heads) {
+                  bool half, bool offset, bool norm, bool bias, bool post_norm, bool residual, bool beside, int64_t gate,
+                  float limit, float epsilon, float post_epsilon, int64_t heads) {
   const auto in = x.dimensions(), out = y->dimensions();
   if (in.size() != 2 || out.size() != 2) return ffi::Error::InvalidArgument("x and y have two dimensions");
   Product p{};
@@ -16,7 +16,7 @@ ffi::Error linear(Floats x, Bytes matrix, Ints live, ffi::RemainingArgs extra, f
   p.y = y->typed_data();
   p.rows = live_of(live, in[0]);
   if (heads < 1 || in[1] % heads != 0 || out[1] % heads != 0) return ffi::Error::InvalidArgument("rows do not divide among heads");
-  if (heads > 1 && (norm || bias || post_norm || residual || gate != UNGATED))
+  if (heads > 1 && (norm || bias || post_norm || residual || beside || gate != UNGATED))
     return ffi::Error::InvalidArgument("matrices side by side have nothing around them");
   p.columns = in[1] / heads;
   p.outputs = out[1] / heads;
@@ -32,7 +32,8 @@ ffi::Error linear(Floats x, Bytes matrix, Ints live, ffi::RemainingArgs extra, f
   p.bias = given.next(bias, sums);
   p.post_norm = given.next(post_norm, p.outputs);
   p.residual = given.next(residual, in[0] * p.outputs);
-  if (!given.fits()) return ffi::Error::InvalidArgument("norms, bias and residual are of other sizes");
+  p.beside = given.next(beside, in[0] * sums);
+  if (!given.fits()) return ffi::Error::InvalidArgument("norms, bias, residual and what stands beside are of other sizes");
   const int64_t tiles = heads * ((p.outputs + TILE - 1) / TILE) * (p.gated() ? 2 : 1);
   return with_weights(matrix, codes, group, half, offset, tiles, p.columns, [&](const auto& w) {
     if (p.rows > 0 && heads > 1) multiply_heads(p, w);
@@ -93,6 +94,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_linear, cortex::guarded<cortex::linear>,
                                   .Attr<bool>("bias")
                                   .Attr<bool>("post_norm")
                                   .Attr<bool>("residual")
+                                  .Attr<bool>("beside")
                                   .Attr<int64_t>("gate")
                                   .Attr<float>("limit")
                                   .Attr<float>("epsilon")
