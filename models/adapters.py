@@ -36,6 +36,12 @@ class Adapters:
 
     arrays: Mapping[str, Mapping[str, Array]]
     owners: Mapping[str, Array]
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of all arrays."""
+        return sum(array.nbytes for pair in self.arrays.values() for array in pair.values())
 
 
 @frozen(eq=False)
@@ -96,6 +102,7 @@ def gather(model: Model, adapters: Sequence[Pairs], dtype: Any) -> Adapters:
     return Adapters(
         arrays={path: _side_by_side(parts, dtype) for path, parts in made.items()},
         owners={path: _owners(parts) for path, parts in made.items()},
+        count=len(adapters),
     )
 
 

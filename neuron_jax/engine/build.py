@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 from attrs import evolve, frozen
 
+from models.adapters import Adapters, Pairs, gather
+from models.errors import ModelError
 from models.native import library
 from models.native.scratch import recurrent_bytes, scratch_bytes
 from models.registry import build
-from models.sharding import make_mesh
+from models.sharding import make_mesh, replicated
 from models.spec import Model, RecurrentLayer
 from models.storage import Storage
 from neuron_jax.engine import native_sampler, products, sampler
@@ -81,19 +83,29 @@ class Design:
     prefix_cache: bool
     deterministic: bool
     deterministic_reason: str
+    adapters: Adapters | None = None
 
 
-def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, Storage] | None = None) -> Design:
+def design(
+    config: Any,
+    spec: EngineSpec,
+    *,
+    limit: int,
+    storage: Mapping[str, Storage] | None = None,
+    adapters: Sequence[Pairs] = (),
+) -> Design:
     """What an engine of `spec` for a checkpoint's `config` will look like, in `limit` bytes on each device.
 
-    `storage` says what the checkpoint's tensors are stored as. Raises models.errors.ModelError for a config that no
-    family serves, DoesNotFitError with the memory table.
+    `storage` says what the checkpoint's tensors are stored as. `adapters` are those of the spec. Raises
+    models.errors.ModelError for a config that no family serves, and adapters that do not fit; DoesNotFitError with the
+    memory table.
     """
     not_native = refuses_native(spec)
     quant, reason = choose_quant(spec, not_native)
     kv, kv_reason = choose_kv(spec.kv_dtype, spec.platform)
     dtype = jnp.float32 if spec.platform == "cpu" else jnp.bfloat16
     model = bound(config, spec, quant, storage)
+    gathered = _gathered(model, spec, adapters, dtype)
     slots = spec.max_slots or DEFAULT_SLOTS[spec.platform]
     exact = _exact(model, kv, dtype, spec, not_native)
     kept, kept_reason = keeps_promise(spec, slots, exact=exact)
@@ -117,6 +129,8 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
         prefix_cache=spec.prefix_cache,
         scratch=_scratch(model, buckets) if exact else 0,
     )
+    if gathered is not None:
+        request = evolve(request, weights=request.weights + gathered.nbytes)
     plan = plan_memory(request)
     shapes = Shapes(spec.page_size, plan.groups, slots, plan.max_context, plan.snapshots)
     return Design(
@@ -133,7 +147,17 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
         spec.prefix_cache,
         kept,
         kept_reason,
+        gathered,
     )
+
+
+def _gathered(model: Model, spec: EngineSpec, adapters: Sequence[Pairs], dtype: Any) -> Adapters | None:
+    """Raises ModelError."""
+    if not adapters:
+        return None
+    if spec.tensor_parallel > 1:
+        raise ModelError("adapters", ["they are served on one device; use replicas for more"])
+    return gather(model, adapters, dtype)
 
 
 def bound(config: Any, spec: EngineSpec, quant: str, storage: Mapping[str, Storage] | None) -> Model:
@@ -234,7 +258,11 @@ def program_for(made: Design, devices: list[Any], rungs: Sequence[Rung] | None =
     sample = (
         native_sampler.sample if not native_sampler.refuses(mesh) else sampler.sample_alike if alike else sampler.sample
     )
-    return with_products(Program(made.model, mesh, made.shapes, choose(case, rungs), sample), made, tried=rungs is None)
+    return with_products(
+        Program(made.model, mesh, made.shapes, choose(case, rungs), sample, adapters=made.adapters),
+        made,
+        tried=rungs is None,
+    )
 
 
 def with_products(program: Program, made: Design, *, tried: bool) -> Program:
@@ -265,7 +293,8 @@ def load_runner(
             made.buckets.essential(),
             lambda done, total: report(Progress("compile", done, total, "programs")),
         )
-        runner = Runner(program, compiler, params, made.buckets)
+        adapters = jax.device_put(made.adapters.arrays, replicated(program.mesh)) if made.adapters else {}
+        runner = Runner(program, compiler, params, made.buckets, adapters)
         if made.deterministic and not made.buckets.exact:
             prove(runner, made.buckets.rows)
     except BaseException:

@@ -143,7 +143,7 @@ class Cache:
         full = tokens // self.page_size
         if self.naming is None or full <= request.published:
             return
-        self.naming.extend(request.names, request.tokens, full)
+        self.naming.extend(request.names, request.tokens, full, request.adapter)
         for pool, pages in zip(self.groups, request.pages, strict=True):
             for i in range(request.published, full):
                 if pages[i] != NOWHERE:
@@ -182,7 +182,7 @@ class Cache:
         place, boundary = request.rolling
         # Behind a stop nothing is text.
         if place != NOWHERE and boundary * self.page_size <= len(request.tokens) and self.naming is not None:
-            self.naming.extend(request.names, request.tokens, boundary)
+            self.naming.extend(request.names, request.tokens, boundary, request.adapter)
             self.snapshots.publish(place, request.names[boundary - 1])
         self.snapshots.give_back(_there([request.snapshot, place]))
         request.snapshot, request.rolling = NOWHERE, (NOWHERE, 0)
@@ -239,7 +239,7 @@ class Cache:
         if self.naming is None:
             return PrefixMatch(0, tuple([] for _ in self.groups), NOWHERE, 0)
         full = (len(request.tokens) - 1) // self.page_size
-        self.naming.extend(request.names, request.tokens, full)
+        self.naming.extend(request.names, request.tokens, full, request.adapter)
         names = request.names[:full]
         pages = [pool.find(names) for pool, window in zip(self.groups, self.windows, strict=True) if window is None]
         count = min([full, *map(len, pages)])
@@ -302,7 +302,7 @@ class Cache:
         if not (due or boundary == last or boundary in self._marks(request)) or not self.snapshots.free:
             return NOWHERE
         request.marked = boundary
-        self.naming.extend(request.names, request.tokens, boundary)
+        self.naming.extend(request.names, request.tokens, boundary, request.adapter)
         name = request.names[boundary - 1]
         if self.snapshots.get(name) != NOWHERE:
             return NOWHERE

@@ -205,11 +205,12 @@ class Engine:
             return f"{len(submit.prompt)} prompt tokens; fewer than {self.max_context} fit"
         if min(*submit.prompt, *submit.begins, 0) < 0 or max(*submit.prompt, *submit.begins, 0) >= vocab:
             return f"token ids must be within 0..{vocab - 1}"
-        if submit.begins and (submit.constraint or submit.thoughts or submit.min_tokens):
-            return "a text whose beginning is given takes no constraint, no limit of thoughts and no min_tokens"
+        adapters = self.runner.program.adapters
+        if submit.adapter > (0 if adapters is None else adapters.count):
+            return f"there is no adapter {submit.adapter}"
         if len(submit.stop_ids) + len(submit.sampling.logit_bias) > MAX_BIAS:
             return f"stop_ids and logit_bias name more than {MAX_BIAS} ids"
-        return None
+        return _recital_problem(submit)
 
     def _take_off(self) -> Flight | None:
         """Plan a step and set the device to work on it."""
@@ -282,6 +283,12 @@ class Engine:
             steady_compiles=runner.compiler.unplanned,
             **numbers,
         )
+
+
+def _recital_problem(submit: Submit) -> str | None:
+    if submit.begins and (submit.constraint or submit.thoughts or submit.min_tokens):
+        return "a text whose beginning is given takes no constraint, no limit of thoughts and no min_tokens"
+    return None
 
 
 def _smooth(before: float, newest: float) -> float:

@@ -5,8 +5,8 @@ must know of a request beyond a step stands in the line of its slot: sampling pa
 numbers of its pages. It is told of a line only what is news; a step is
 
     news [NEWS * rows, 2]   a place in the lines, all of them in one row, and what stands there from now on
-    rows [rows, 7]          slot, position of the first token, tokens, DRAWS, snapshots of state to begin from and to leave,
-                            MASKED
+    rows [rows, 8]          slot, position of the first token, tokens, DRAWS, snapshots of state to begin from and to leave,
+                            MASKED, adapter
     tokens [tokens]         the rows' tokens one after the other; -1 for the newest of the row's slot
 """
 
@@ -60,7 +60,7 @@ Words = npt.NDArray[np.int32]
 
 class Rows(NamedTuple):
     """The rows of a step on the device, each [R]. `load` and `save` are places of snapshots, 0 for none; `masked`: 1 where the
-    row's line of the masks says what it may draw.
+    row's line of the masks says what it may draw. `adapter` is that of its request, 0 for none.
     """
 
     slot: Any
@@ -70,6 +70,7 @@ class Rows(NamedTuple):
     load: Any
     save: Any
     masked: Any
+    adapter: Any
 
 
 ROW = len(Rows._fields)
@@ -254,11 +255,11 @@ def _split_slot(packed: Any, line: int) -> tuple[Any, Any, Any]:
 
 
 def _lines_of(row: Row) -> list[tuple[int, ...]]:
-    slot, masked = _slot(row.request), bool(_masks_of(row))
+    slot, ends = _slot(row.request), (*row.states, bool(_masks_of(row)), row.request.adapter)
     if not row.guesses:
-        return [(slot, row.start, row.count, DRAWS if row.draws else SILENT, *row.states, masked)]
+        return [(slot, row.start, row.count, DRAWS if row.draws else SILENT, *ends)]
     assert not any(row.states), "a state that goes forward only, and guesses"
-    return [(slot, row.start + i, 1, GUESSED if i else DRAWS, *row.states, masked) for i in range(row.count)]
+    return [(slot, row.start + i, 1, GUESSED if i else DRAWS, *ends) for i in range(row.count)]
 
 
 def _masks_of(row: Row) -> Sequence[Mask]:

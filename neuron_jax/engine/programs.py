@@ -14,6 +14,7 @@ from attrs import frozen
 from jax import lax
 
 from models import matrices
+from models.adapters import Adapters, Chosen
 from models.matrices import Shape
 from models.sharding import named_sharding, replicated
 from models.spec import Model, PagedLayer, ParamSpec
@@ -80,6 +81,7 @@ class Program:
     attention: AttentionChoice
     sample: Callable[..., sampler.SamplerOutput] = sampler.sample
     products: matrices.Choose | None = None  # None: XLA computes them all
+    adapters: Adapters | None = None
 
     @property
     def groups(self) -> PageGroups:
@@ -91,6 +93,16 @@ class Program:
             self.model.param_specs,
             is_leaf=lambda leaf: isinstance(leaf, ParamSpec),
         )
+
+    def abstract_adapters(self) -> Any:
+        """The arrays of all adapters, in shapes; nothing where there are none."""
+        return jax.tree.map(
+            lambda leaf: self._whole(leaf.shape, leaf.dtype), self.adapters.arrays if self.adapters else {}
+        )
+
+    def through(self, params: Any, adapters: Any, which: jax.Array) -> Any:
+        """What `Model.forward` takes for tokens of these adapters, `which` int32 [T]."""
+        return params if self.adapters is None else Chosen(params, adapters, self.adapters.owners, which)
 
     def abstract_state(self) -> DeviceState:
         """The tree of `DeviceState`, in shapes."""
@@ -123,7 +135,8 @@ class Program:
 
     def _abstract_step(self, key: StepKey) -> tuple[Any, ...]:
         told = self._whole((packing.step_words(key),), jnp.int32)
-        return self.abstract_params(), self.abstract_state(), told, *self.abstract_masks(key)
+        given = (self.abstract_params(), self.abstract_adapters())
+        return given, self.abstract_state(), told, *self.abstract_masks(key)
 
     def abstract_masks(self, key: StepKey) -> tuple[Any, ...]:
         """What a step may draw, bit by bit, where it is told."""
@@ -153,16 +166,19 @@ class Program:
 
 
 def _traced(
-    program: Program, key: StepKey, params: Any, state: DeviceState, packed: jax.Array, *masks: jax.Array
+    program: Program, key: StepKey, params: tuple[Any, Any], state: DeviceState, packed: jax.Array, *masks: jax.Array
 ) -> tuple[DeviceState, Result]:
     with matrices.computing(program.products):
         return _step(program, key, params, state, packed, *masks)
 
 
 def _step(
-    program: Program, key: StepKey, params: Any, state: DeviceState, packed: jax.Array, *masks: jax.Array
+    program: Program, key: StepKey, params: tuple[Any, Any], state: DeviceState, packed: jax.Array, *masks: jax.Array
 ) -> tuple[DeviceState, Result]:
-    """A step of `key`, with what the host has to tell: where one token of each row is drawn, with `masks` of what may be."""
+    """A step of `key`, with what the host has to tell: where one token of each row is drawn, with `masks` of what may be.
+
+    `params` are the model's and the adapters'.
+    """
     lines, rows, tokens = packing.unpack(packed, key, state.lines)
     state = state._replace(lines=lines)
     if key.steps == 1:
@@ -175,7 +191,8 @@ def _step(
         slot = jnp.where(live, rows.slot, program.shapes.max_slots)
         draws = jnp.where(live, rows.draws, packing.SILENT)
         load, save = jnp.where(step == 0, rows.load, 0), jnp.where(live, rows.save, 0)
-        one = packing.Rows(slot, rows.start + step, live.astype(jnp.int32), draws, load, save, jnp.zeros_like(slot))
+        free = jnp.zeros_like(slot)
+        one = packing.Rows(slot, rows.start + step, live.astype(jnp.int32), draws, load, save, free, rows.adapter)
         return _compute(program, params, state, one, jnp.full_like(tokens, -1), key=key)
 
     state, result = lax.scan(once, state, jnp.arange(key.steps, dtype=jnp.int32))
@@ -184,7 +201,7 @@ def _step(
 
 def _compute(
     program: Program,
-    params: Any,
+    params: tuple[Any, Any],
     state: DeviceState,
     rows: packing.Rows,
     tokens: jax.Array,
@@ -203,13 +220,14 @@ def _compute(
     attention = program.attention
     snapshots = Snapshots(rows.load, rows.save, shapes.page_size)
     mixer = StepMixer(where, attention.of_rows(where), attention.rotates, snapshots)
-    hidden, pool = model.forward(params, given, where.position, mixer, state.pool)
+    through = program.through(*params, rows.adapter[where.row])
+    hidden, pool = model.forward(through, given, where.position, mixer, state.pool)
     end = jnp.maximum(where.first + rows.count - 1, 0)
     draws = rows.draws > packing.SILENT
     wanted = _at(packing.params_of(state.lines, rows.slot)._replace(masked=rows.masked), rows.start + rows.count, draws)
     # Of what is behind the last row that draws no logits are wanted.
     until = jnp.max(jnp.where(draws, 1 + jnp.arange(draws.size, dtype=jnp.int32), 0), keepdims=True)
-    logits = _logits(program, params, hidden[end], None if mixer.live is None else until)
+    logits = _logits(program, params[0], hidden[end], None if mixer.live is None else until)
     drawn = program.sampler(key.draws)(logits, wanted, state.past, *masks)
     counts = draws & _right(rows.draws == packing.GUESSED, given[end], drawn.token)
     followed = jnp.append(counts[1:] & (rows.draws[1:] == packing.GUESSED), False)

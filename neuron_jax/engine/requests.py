@@ -39,6 +39,7 @@ class Request:
     arrival: int
     wants_logprobs: bool
     given: int = 0  # tokens behind the prompt that were given, too: none of them ends it
+    adapter: int = 0  # whose weights it goes through besides the model's, 0 for none
     computed: int = 0
     ahead: int = 0
     fed: int = 0
@@ -132,4 +133,5 @@ def from_submit(submit: Submit, *, arrival: int, max_context: int, matcher: Foll
         wants_logprobs=submit.sampling.logprobs is not None,
         given=len(submit.begins),
         matcher=matcher,
+        adapter=submit.adapter,
     )

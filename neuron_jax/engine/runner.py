@@ -45,6 +45,7 @@ class Runner:
     compiler: Compiler
     params: Any
     buckets: Buckets | None = None  # where one program may serve several sizes of a step
+    adapters: Any = field(factory=dict)  # the arrays of those of the program
     usable: set[Key] = field(factory=set, init=False)  # compiled, here and by all others
     dropped: set[Key] = field(factory=set, init=False)  # never will be
     _others: Others | None = field(default=None, init=False)
@@ -122,7 +123,7 @@ class Runner:
         """Start the program `key` of a step; what it draws stays on the device."""
         result: Result
         arguments = self._unmasked(key) if masks is None else (masks,)
-        self._state, result = self.compiler.ready[key](self.params, self._state, packed, *arguments)
+        self._state, result = self.compiler.ready[key]((self.params, self.adapters), self._state, packed, *arguments)
         return result
 
     def _unmasked(self, key: StepKey) -> tuple[Any, ...]:

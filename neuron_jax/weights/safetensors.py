@@ -68,12 +68,14 @@ class _Stored:
 class SafetensorsFolder:
     """The tensors as they lie in the files, whatever they mean. Files stay open, tensors are read one at a time."""
 
-    def __init__(self, folder: Path, beside: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def __init__(
+        self, folder: Path, beside: Mapping[str, Any] = MappingProxyType({}), *, config: str = "config.json"
+    ) -> None:
         """`beside`: what belongs to the config and stands in other files. Raises WeightsError listing all that is wrong with
-        the files, config.json included."""
+        the files, `config` included."""
         self._open = ExitStack()
         try:
-            self.config = {**read_json(folder / "config.json"), **beside}
+            self.config = {**read_json(folder / config), **beside}
             self._stored = _scan(folder, self._open)
         except BaseException:
             self._open.close()

@@ -88,6 +88,7 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     deterministic: bool = False  # the same bits however a request is served, at a cost where XLA computes
     threads: int = 0  # that compute on a CPU; 0 = as many as are worth it
     prefix_cache: bool = True  # off: how soon an answer begins tells nobody what others have asked
+    adapters: tuple[str, ...] = ()  # folders of adapters, as PEFT saves them
     compile_cache: str = ""  # folder of JAX's persistent cache; "" = off
     step_seconds: float = 30.0  # a step that takes longer, and many times as long as usual, hangs
     first_seconds: float = 300.0  # the same for a program's first run, which nothing is known of
@@ -149,6 +150,7 @@ class Submit(Struct, tag="submit", frozen=True, omit_defaults=True):
     constraint: Constraint | None = None
     thoughts: Thoughts | None = None
     begins: tuple[int, ...] = ()  # without a constraint, thoughts or min_tokens
+    adapter: int = 0  # a number of `EngineSpec.adapters`, from 1; 0 = none
 
 
 class Embed(Struct, tag="embed", frozen=True, omit_defaults=True):

@@ -70,13 +70,20 @@ def prepare(spec: EngineSpec, join: Join = lambda: None) -> Iterator[Prepared]:
     join()
     from neuron_jax.engine.build import design
     from neuron_jax.weights.checkpoint import open_checkpoint
+    from neuron_jax.weights.peft import read_adapter
 
     found = devices(spec)
     there = time.monotonic()
     checkpoint = open_checkpoint(Path(spec.path))
     try:
         limit = memory_limit(spec)
-        made = design(checkpoint.config, as_converted(spec, checkpoint), limit=limit, storage=checkpoint.storage)
+        made = design(
+            checkpoint.config,
+            as_converted(spec, checkpoint),
+            limit=limit,
+            storage=checkpoint.storage,
+            adapters=[read_adapter(Path(folder)) for folder in spec.adapters],
+        )
         yield Prepared(checkpoint, found, made, {"jax": there - began, "plan": time.monotonic() - there})
     finally:
         checkpoint.close()
