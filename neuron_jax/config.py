@@ -13,7 +13,7 @@ from attrs import evolve, field, frozen
 
 from neuron_jax.common.addresses import HIGHEST_PORT
 from neuron_jax.common.files import OwnSecret, RemoteNeuron, secret_of, with_tls_files
-from neuron_jax.common.kinds import EACH_FILLED, FILE_ONLY, FILLED, HIDDEN, HOST, Rule, power_of_two, within
+from neuron_jax.common.kinds import ADAPTERS, EACH_FILLED, FILE_ONLY, FILLED, HIDDEN, HOST, Rule, power_of_two, within
 from neuron_jax.common.names import LONGEST_NAME
 from neuron_jax.common.reader import Reader, read_toml
 from neuron_jax.common.variables import names, unused
@@ -132,6 +132,7 @@ class ModelSpec:
     kv_mb: int | None = field(default=None, validator=within(1, MIB))
     memory_mb: int | None = field(default=None, validator=within(1, MIB))
     replicas: int = field(default=1, validator=within(1, 64))  # engines, each on devices of its own
+    adapters: tuple[str, ...] = field(default=(), validator=ADAPTERS)  # NAME=FOLDER: served beside it, as id:NAME
     aliases: tuple[str, ...] = field(default=(), validator=EACH_FILLED)  # other names on this neuron's API
 
 

@@ -58,6 +58,16 @@ def power_of_two(high: int) -> Rule:
 
 FILLED = Rule(" that is not empty", lambda text: bool(text.strip()))
 EACH_FILLED = Rule(" of strings that are not empty", lambda texts: all(text.strip() for text in texts))
+ADAPTER = re.compile(r"(?P<name>[^\s:=]+)=(?P<folder>.*\S)")
+
+
+def _adapters(texts: tuple[str, ...]) -> bool:
+    found = [ADAPTER.fullmatch(text) for text in texts]
+    names = [one["name"] for one in found if one is not None]
+    return len(set(names)) == len(texts)
+
+
+ADAPTERS = Rule(" of NAME=FOLDER, each name once and without spaces or colons", _adapters)
 ADDRESS = Rule(", host:port", parse_address)
 HOST = Rule(", a name or an IP address without a port", parse_host)
 URL = Rule(", a URL as http://host:port", parse_url)

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from neuron_jax.config import ModelSpec, NeuronConfig
+from neuron_jax.daemon.adapters import folders_of
 from neuron_jax.workers.frames import EngineSpec, MemoryRow
 
 TOTAL_ROW, KV_ROW, WEIGHTS_ROW = "total", "KV", "weights"
@@ -49,6 +50,7 @@ def engine_spec(
         chunk_tokens=engine.chunk_tokens,
         decode_steps=engine.decode_steps,
         speculate=engine.speculate,
+        adapters=tuple(map(str, folders_of(spec.adapters).values())),
         compile_cache=str(config.cache.compile_dir),
         step_seconds=config.watchdog.step_secs,
         first_seconds=config.watchdog.first_step_secs,

@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 
 from neuron_jax.config import ModelSpec, NeuronConfig
+from neuron_jax.daemon.adapters import SEPARATOR, names_of, number_of
 from neuron_jax.daemon.catalogue import Catalogue
 from neuron_jax.daemon.default_models import DefaultModels
 from neuron_jax.daemon.devices import Devices
@@ -110,13 +111,28 @@ class Lifecycle:
 
     def serving(self, name: str) -> ResidentModel:
         """The model called `name`. Raises Problem unless it takes requests now."""
+        return self.addressed(name, adapters=False)[0]
+
+    def addressed(self, name: str, *, adapters: bool = True) -> tuple[ResidentModel, int]:
+        """The same, and the number of the adapter that the name asks for, 0 for none."""
         if self.closing:
             raise shutting_down()
-        resident = self.resident(name)
+        found = self._named(name) if adapters else (self.resident(name), 0)
+        resident, number = found
         if resident is None:
-            raise model_not_found(name, self._residents)
+            beside = [one for each in self.residents for one in names_of(each.id, each.spec.adapters)]
+            raise model_not_found(name, [*self._residents, *beside])
         resident.check()
-        return resident
+        return resident, number
+
+    def _named(self, name: str) -> tuple[ResidentModel | None, int]:
+        """A model by its own name, else by that of one of its adapters."""
+        if (resident := self.resident(name)) is not None:
+            return resident, 0
+        base, _, adapter = name.rpartition(SEPARATOR)
+        resident = self.resident(base)
+        number = None if resident is None else number_of(adapter, resident.spec.adapters)
+        return (None, 0) if number is None else (resident, number)
 
     async def load(self, spec: ModelSpec, listener: Listener = lambda _: None) -> None:
         """Returns when the model serves; callers of the same model share one load, which goes on without them.
@@ -161,7 +177,7 @@ class Lifecycle:
 
     async def text(self, name: str) -> tuple[ModelText, int]:
         """A model's text side and context limit, from its files if it is not loaded. Raises Problem 404."""
-        resident = self.resident(name)
+        resident, _ = self._named(name)
         if resident is not None and resident.serving:
             return resident.text, resident.max_context
         return await self.files.text(name)

@@ -27,12 +27,13 @@ MAX_PROMPT_TOKENS = 2**19
 
 @frozen
 class Outside:
-    """What a job needs from outside: a fresh id and seed, the clock, the context limit in tokens."""
+    """What a job needs from outside: a fresh id and seed, the clock, the context limit in tokens, the adapter's number."""
 
     id: str
     seed: int
     created: int
     max_context: int
+    adapter: int = 0
 
 
 def with_bound_calls(request: ChatRequest, text: ModelText) -> ChatRequest:
@@ -169,7 +170,7 @@ def _job(params: SamplingParams, text: ModelText, encoded: Sequence[Encoded], ou
                 item,
                 eos_ids=text.description.eos_ids,
                 drawn=_reseeded(base, index),
-                max_context=outside.max_context,
+                outside=outside,
                 constraint=_constraint(params, item.reading.reasoning, text),
                 thoughts=_thoughts(params, item.reading.reasoning, text),
             )
@@ -190,11 +191,11 @@ def _submit(
     *,
     eos_ids: Sequence[int],
     drawn: Sampling,
-    max_context: int,
+    outside: Outside,
     constraint: Constraint | None,
     thoughts: Thoughts | None,
 ) -> Submit:
-    left = max_context - len(encoded.ids)
+    left = outside.max_context - len(encoded.ids)
     if params.min_tokens > left:
         raise invalid_body(
             "min_tokens", f"min_tokens is {params.min_tokens}, and the context has room for {left} tokens."
@@ -211,6 +212,7 @@ def _submit(
         ignore_eos=params.ignore_eos and not stop_ids,
         constraint=constraint,
         thoughts=thoughts,
+        adapter=outside.adapter,
     )
 
 

@@ -108,6 +108,7 @@ class ReceivedRequest:
     resident: ResidentModel
     route: GenerationRoute
     watch: RequestTimer
+    adapter: int = 0
 
     @property
     def params(self) -> SamplingParams:
@@ -122,6 +123,7 @@ class ReceivedRequest:
             seed=secrets.randbits(64),
             created=int(time.time()),
             max_context=self.resident.max_context,
+            adapter=self.adapter,
         )
 
 
@@ -143,11 +145,11 @@ async def complete(neuron: NeuronServices, request: Ask, route: GenerationRoute)
     """POST /v1/chat/completions and /v1/completions, from body to answer."""
     began = time.monotonic()
     wanted, size = await read_request(neuron, request, route.read)
-    resident = neuron.lifecycle.serving(wanted.params.model)
+    resident, adapter = neuron.lifecycle.addressed(wanted.params.model)
     refuse_kind(wanted.params.model, resident.text.abilities.capabilities, "text")
     if isinstance(wanted, ChatRequest):
         wanted = with_bound_calls(wanted, resident.text)
-    asked = ReceivedRequest(wanted, size, resident, route, neuron.metrics.begin(resident.id, began))
+    asked = ReceivedRequest(wanted, size, resident, route, neuron.metrics.begin(resident.id, began), adapter)
     if asked.params.stream:
         return await primed(stream_chunks(neuron, asked))
     return await non_streaming_answer(request, collected(neuron, asked))

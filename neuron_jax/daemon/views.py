@@ -9,6 +9,7 @@ import attrs
 from litestar import Response
 
 from neuron_jax.common.addresses import Address, parse_address
+from neuron_jax.daemon.adapters import folders_of
 from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.daemon.model_files import ModelFiles, Offered
@@ -181,8 +182,7 @@ def resident_info(lifecycle: Lifecycle, resident: ResidentModel) -> Json:
         info["replicas"] = [replica_info(replica, replica_status) for replica, replica_status in told]
     if resident.serving:
         info["limit"] = limit(resident.max_context, abilities)
-    if resident.served is not None:
-        info["weights"] = attrs.asdict(resident.served)
+    info |= _served(resident)
     if status.progress is not None:
         info["progress"] = progress(status.progress)
     if status.last_error is not None:
@@ -203,6 +203,12 @@ def resident_info(lifecycle: Lifecycle, resident: ResidentModel) -> Json:
         info["threads"] = ready.threads
         info["plan"] = [{"what": row.what, "bytes": row.bytes} for row in ready.plan]
     return info
+
+
+def _served(resident: ResidentModel) -> Json:
+    """Which weights serve, and the adapters beside them."""
+    adapters = {"adapters": list(folders_of(resident.spec.adapters))} if resident.spec.adapters else {}
+    return adapters if resident.served is None else {**adapters, "weights": attrs.asdict(resident.served)}
 
 
 def replica_info(replica: Replica, status: ReplicaStatus) -> Json:

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 import httpx
+import numpy as np
 import pytest
 
 from neuron_jax.config import EngineConfig
@@ -18,11 +19,14 @@ from neuron_jax.hardware.discover import Sampler, discover
 from neuron_jax.workers.engine_client import DEFAULT_COMMAND
 from neuron_jax.workers.supervisor import RestartPolicy
 from tests.fakes import quick
+from tests.fakes.adapters import write_peft
 from tests.fakes.live_neuron import MODEL, LiveNeuron, config_for, serving
 from tests.fakes.tiny_llama import write_checkpoint
 from tests.fakes.tiny_model import write_tiny_model
 from tests.fakes.waiting import until
 
+_DRAW = np.random.default_rng(3).standard_normal
+PAIRS = {name: (_DRAW((4, 32), np.float32), _DRAW((size, 4), np.float32)) for name, size in (("q", 32), ("v", 16))}
 QUICK = RestartPolicy(first_delay=0.01)
 
 
@@ -45,9 +49,9 @@ async def real_neuron(tmp_path: Path, **spec: Any) -> AsyncIterator[LiveNeuron]:
             yield LiveNeuron(http, neuron, folder)
 
 
-async def tell(neuron: LiveNeuron, seed: int) -> str:
+async def tell(neuron: LiveNeuron, seed: int, **more: Any) -> str:
     """A long answer drawn with `seed`."""
-    options = {"max_tokens": 400, "temperature": 1.0, "seed": seed, "ignore_eos": True}
+    options = {"max_tokens": 400, "temperature": 1.0, "seed": seed, "ignore_eos": True, **more}
     answer = await neuron.chat("once upon a time", **options)
     assert answer.status_code == 200, answer.text
     assert answer.json()["usage"]["completion_tokens"] == 400
@@ -113,12 +117,15 @@ def test_weights_are_swapped_under_a_stream(tmp_path: Path) -> None:
         write_checkpoint(write_tiny_model(folder), vocab_size=261, **changes)
 
     async def run() -> None:
-        async with real_neuron(tmp_path) as neuron:
+        # Beside the only layer's maps. Its requests share steps with those of none.
+        poet = {f"model.layers.0.self_attn.{name}_proj.weight": pair for name, pair in PAIRS.items()}
+        folder = write_peft(tmp_path / "poet", poet)
+        async with real_neuron(tmp_path, adapters=[f"poet={folder}"]) as neuron:
 
             async def reload(source: Path, **more: Any) -> httpx.Response:
                 return await neuron.http.post("/models/reload", json={"model_id": MODEL, "source": str(source), **more})
 
-            first = await tell(neuron, 1)
+            first, rhymed = await asyncio.gather(tell(neuron, 1), tell(neuron, 1, model=f"{MODEL}:poet"))
             running = asyncio.create_task(tell(neuron, 2))
             await until(lambda: (client := neuron.lifecycle.residents[0].client) and client.load.running == 1)
             swapped = await reload(other)
@@ -127,8 +134,13 @@ def test_weights_are_swapped_under_a_stream(tmp_path: Path) -> None:
             back = await reload(neuron.folder, in_place=True)
 
             assert (swapped.status_code, back.status_code) == (200, 200), swapped.text + back.text
-            assert len({first, second, mixed}) == 3
+            assert len({first, second, mixed, rhymed}) == 4
             assert await tell(neuron, 1) == first
+            assert await tell(neuron, 1, model="tiny:poet") == rhymed
+            assert (await neuron.http.get("/models")).json()[0]["adapters"] == ["poet"]
+            assert (await neuron.chat("hello", model=f"{MODEL}:critic")).json()["error"]["nearest"][
+                0
+            ] == f"{MODEL}:poet"
             assert [one.json()["error"]["kind"] for one in refused] == [*["bad_checkpoint"] * 2, "repo_fetch_failed"]
             assert "intermediate_size is 64, not 48" in refused[0].json()["error"]["message"]
             assert "bits=16" in refused[1].json()["error"]["message"]
