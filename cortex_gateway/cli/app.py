@@ -165,6 +165,10 @@ def load(
     ] = None,
     tensor_parallel: Annotated[int | None, Parameter(help="Devices to spread it over.")] = None,
     hosts: Annotated[str | None, Parameter(help="Nodes that may serve it together, the preferred first: a,b.")] = None,
+    adapters: Annotated[
+        str | None,
+        Parameter(help="Adapters beside it, by name and folder on the node: poet=/srv/poet,critic=/srv/critic."),
+    ] = None,
     ranks: Annotated[
         Literal["host", "device"] | None, Parameter(help="One process per host or per device of a group.")
     ] = None,
@@ -183,7 +187,8 @@ def load(
         "kv_dtype": kv_dtype,
         "deterministic": deterministic,
         "tensor_parallel": tensor_parallel,
-        "hosts": [name.strip() for name in hosts.split(",")] if hosts else None,
+        "hosts": _parts(hosts),
+        "adapters": _parts(adapters),
         "ranks": ranks,
         "reload": reload or None,
     }
@@ -203,6 +208,11 @@ def load(
         raise CommandError(f"the gateway ended the load of {model} without saying how it went")
     out.print(f"{model} is loaded", style="green")
     return 0
+
+
+def _parts(text: str | None) -> list[str] | None:
+    """What stands between commas."""
+    return [part.strip() for part in text.split(",")] if text else None
 
 
 @app.command

@@ -134,6 +134,7 @@ class ModelInfo(Struct):
     quant: dict[str, Any] | None = None
     kv_dtype: dict[str, Any] | None = None
     deterministic: dict[str, Any] | None = None
+    adapters: list[str] = []
 
 
 @frozen
@@ -267,7 +268,9 @@ def observation(discovery: Discovery, health: Health, models: list[ModelInfo]) -
         hostname=discovery.hostname,
         harnesses=tuple(discovery.harnesses),
         devices=tuple(_device(device, loads.get(device.index)) for device in discovery.devices),
-        replicas=tuple(_replica(model, traffic.get(model.id), led.get(model.id)) for model in models),
+        replicas=tuple(
+            one for model in models for one in _with_adapters(_replica(model, traffic.get(model.id), led.get(model.id)))
+        ),
         groups=groups,
         uptime_secs=health.uptime_secs,
     )
@@ -369,11 +372,28 @@ def _replica(info: ModelInfo, load: ModelLoadWire | None, group: Group | None) -
         quant=info.quant,
         kv_dtype=info.kv_dtype,
         deterministic=info.deterministic,
+        adapters=tuple(info.adapters),
         group=group,
         load=ModelLoad(**{name: value for name, value in msgspec.structs.asdict(load).items() if name != "id"})
         if load
         else ModelLoad(),
     )
+
+
+def _with_adapters(replica: Replica) -> Iterator[Replica]:
+    """A replica, and each of its adapters as a model of its own, which is where the replica is and takes no memory."""
+    yield replica
+    for name in replica.adapters:
+        model = f"{replica.model}:{name}"
+        yield evolve(
+            replica,
+            model=model,
+            beside=replica.model,
+            adapters=(),
+            vram_used_mb=None,
+            vram_estimate_mb=None,
+            group=None,
+        )
 
 
 def _limit(limit: LimitWire | None) -> Limit | None:

@@ -74,6 +74,13 @@ def _hosts(asked: tuple[str, ...], it: Loaded) -> tuple[str, ...] | None:
     return tuple(it.lenders) if strangers else None
 
 
+def _adapters(asked: tuple[str, ...], it: Loaded) -> tuple[str, ...] | None:
+    """Of what others loaded only the names are known."""
+    wanted = asked if it.spec else tuple(text.partition("=")[0] for text in asked)
+    has = it.spec.adapters if it.spec else it.replica.adapters
+    return None if wanted == has else it.replica.adapters or ("none",)
+
+
 def _ranks(asked: str, it: Loaded) -> str | None:
     if it.spec:
         has = it.spec.ranks or "host"
@@ -91,6 +98,7 @@ CHECKS: dict[str, Callable[[Any, Loaded], Any]] = {
     "deterministic": _deterministic,
     "tensor_parallel": _tensor_parallel,
     "hosts": _hosts,
+    "adapters": _adapters,
     "ranks": _ranks,
 }
 """Option -> (what is asked for, what is there) -> what is loaded, None where that is as asked for."""

@@ -150,7 +150,7 @@ class Host:
             in_flight=self.ours[model],
             last_used=self.last_used.get(model, 0.0),
             circuit=self.circuits.get(model),
-            draining=said.status == "draining" or self._leaves(model),
+            draining=said.status == "draining" or self._leaves(said.beside or model),
         )
 
     def candidate(self, model: str, now: float) -> Candidate | None:
@@ -158,7 +158,7 @@ class Host:
         said = self.replicas.get(model)
         if said is None or not said.serving or not self.healthy or self.suspect:
             return None
-        if self.operation and (self.operation.loads_on(self.name, model) or self._leaves(model)):
+        if self.operation and (self.operation.loads_on(self.name, model) or self._leaves(said.beside or model)):
             return None
         circuit = self.circuits.get(model)
         resting = circuit is not None and circuit.rests(now)

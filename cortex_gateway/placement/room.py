@@ -114,7 +114,7 @@ def residents(node: Node, policy: Policy, *, besides: str | None = None) -> list
     found = []
     for replica in node.replicas:
         config = policy.catalogue.config(replica.model, [replica])
-        if replica.status != "loaded" or node.name in config.pinned_on:
+        if replica.status != "loaded" or replica.beside or node.name in config.pinned_on:
             continue
         found.append(
             evict.ResidentReplica(

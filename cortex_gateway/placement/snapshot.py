@@ -172,6 +172,8 @@ class Replica:
     kv_dtype: Mapping[str, Any] | None = None  # {chosen, reason}
     deterministic: Mapping[str, Any] | None = None  # {chosen, reason}
     group: Group | None = None  # led from here; of several replicas the sum
+    adapters: tuple[str, ...] = ()  # names of those that are served beside it
+    beside: str | None = None  # it is an adapter of this model, in whose engine and memory it is
     load: ModelLoad = ModelLoad()
     in_flight: int = 0  # our own requests on it now
     others: int = 0  # requests the node reported that were not ours
@@ -191,13 +193,13 @@ class Replica:
 
     @property
     def resident(self) -> bool:
-        """It holds memory of its devices."""
-        return self.status in ("loaded", "recovering", "draining", "loading")
+        """It holds memory of its devices: its own, not that of the model that it is an adapter of."""
+        return self.beside is None and self.status in ("loaded", "recovering", "draining", "loading")
 
     @property
     def known(self) -> bool:
         """It is a model that clients may ask for: not one of which nothing is left but a load that failed."""
-        return self.offered or self.resident
+        return self.offered or self.resident or self.beside is not None
 
     @property
     def serving(self) -> bool:

@@ -272,3 +272,27 @@ def test_other_weights_through_the_gateway(tmp_path: pathlib.Path) -> None:
         assert (error["kind"], error["message"]) == ("bad_checkpoint", "one: the file is cut short")
 
     run(tmp_path, scenario)
+
+
+def test_adapters_are_models_of_the_gateway(tmp_path: pathlib.Path) -> None:
+    """Listed beside their model, asked for by name in either dialect, and of no weight when room is made."""
+
+    async def scenario(it: Stack) -> None:
+        assert (await it.neuron.http.post("/models/unload", json={"model_id": MODEL})).status_code == 200
+        await it.neuron.load(adapters=["poet=/srv/poet"])
+        name = f"{MODEL}:poet"
+        async with asyncio.timeout(20):
+            while name not in [  # noqa: ASYNC110 - it looks by itself
+                one["id"] for one in (await it.client.get("/v1/models")).json()["data"]
+            ]:
+                await asyncio.sleep(0.02)
+        said = [{"role": "user", "content": "hello"}]
+        chat, message = [await it.post(path, model=name, messages=said) for path in (CHAT, MESSAGES)]
+        fleet = (await it.client.get("/admin/fleet", headers={"host": "127.0.0.1"})).json()["nodes"][0]["models"]
+
+        assert (chat.status_code, chat.json()["model"]) == (200, name)
+        assert message.status_code == 200, message.text
+        found = {one["id"]: (one["beside"], one["vram_used_mb"]) for one in fleet if one["status"] == "loaded"}
+        assert found == {MODEL: (None, 3), name: (MODEL, None)}
+
+    run(tmp_path, scenario)
