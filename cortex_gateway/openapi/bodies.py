@@ -229,8 +229,10 @@ LOAD = record(
     tensor_parallel=integer(1),
     hosts=array(TEXT),
     ranks=one_of("host", "device"),
+    adapters=array(TEXT),
 )
 UNLOAD = record(("model",), model=MODEL, node=NODE)
+RELOAD = record(("model",), model=MODEL, node=NODE, source=TEXT, in_place=FLAG)
 
 BODIES: dict[str, Schema] = {
     "/v1/chat/completions": CHAT,
@@ -251,6 +253,7 @@ BODIES: dict[str, Schema] = {
     "/api/embeddings": OLLAMA_EMBEDDINGS,
     "/api/show": SHOW,
     "/admin/load": LOAD,
+    "/admin/reload": RELOAD,
     "/admin/unload": UNLOAD,
 }
 """By path: the bodies of all POST routes that read one."""
