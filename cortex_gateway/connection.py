@@ -8,7 +8,7 @@ behind it. A slow client is left alone as long as it takes something.
 import asyncio
 import logging
 import socket
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from attrs import frozen
@@ -39,7 +39,7 @@ class ClientConnection(BoundedConnection):
         self._alarm: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(cast("asyncio.Transport", transport))
+        super().connection_made(transport)
         limit_silence(transport.get_extra_info("socket"), self._timeouts.write_secs)
         self.timeout_keep_alive_task = self.loop.call_later(KEEP_SECS, self.timeout_keep_alive_handler)
 

@@ -4,12 +4,15 @@ uvicorn keeps heads of any size, of callers who have shown no key or secret yet.
 another protocol for that protocol, so that the body of the request would be lost.
 """
 
+import asyncio
 import re
 from abc import abstractmethod
-from typing import Any
+from typing import Any, cast
 
 from attrs import frozen
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from neuron_jax.common.joined import Joined
 
 MOST_HEAD_BYTES = 64 << 10
 # Java's HttpClient and `curl --http2` offer HTTP/2 with their first request; a server may leave that unanswered
@@ -46,6 +49,10 @@ class BoundedConnection(HttpToolsProtocol):
     @abstractmethod
     def refused(self, refusal: Refusal) -> bytes:
         """The JSON of an answer. The path is not known."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        joined = Joined(cast("asyncio.Transport", transport), self.loop)
+        super().connection_made(cast("asyncio.Transport", joined))
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data if self._in_message else _without_upgrade(data))

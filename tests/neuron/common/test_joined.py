@@ -1,0 +1,66 @@
+"""A head that is held: what goes out, in how many writes, and when."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+import pytest
+from attrs import define, field
+
+from neuron_jax.common.joined import Joined
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
+
+
+@define
+class Written:
+    """A transport that keeps what it is given, a write each."""
+
+    writes: list[bytes] = field(factory=list)
+    closed: bool = False
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        self.writes.append(b"".join(pieces))
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def written(*steps: Callable[[Joined], None]) -> list[bytes]:
+    """What is out after `steps` within one turn of the loop, and then what is after the next one."""
+
+    async def run() -> list[bytes]:
+        below = Written()
+        joined = Joined(below, asyncio.get_running_loop())  # type: ignore[arg-type]
+        for step in steps:
+            step(joined)
+        at_once = list(below.writes)
+        await asyncio.sleep(0)
+        assert joined.is_closing() is below.closed
+        return [*at_once, b"|", *below.writes[len(at_once) :]]
+
+    return asyncio.run(run())
+
+
+def write(data: bytes) -> Callable[[Joined], None]:
+    return lambda joined: joined.write(data)
+
+
+@pytest.mark.parametrize(
+    ("steps", "out"),
+    [
+        ([write(HEAD), write(b"ok")], [HEAD + b"ok", b"|"]),
+        ([write(HEAD)], [b"|", HEAD]),
+        ([write(HEAD), write(b"a"), write(b"b")], [HEAD + b"a", b"b", b"|"]),
+        ([write(HEAD), write(HEAD)], [HEAD + HEAD, b"|"]),
+        ([write(b"a")], [b"a", b"|"]),
+        ([write(HEAD), Joined.close], [HEAD, b"|"]),
+    ],
+)
+def test_a_head_goes_out_with_what_follows_it(steps: list[Callable[[Joined], None]], out: list[bytes]) -> None:
+    assert written(*steps) == out
