@@ -24,6 +24,7 @@ OTHER_VARIABLES = (
     "CORTEX_API_KEY",  # the commands of `cortex`
     "CORTEX_CACHE",  # `cortex up`, and neurons
     "CORTEX_ENDPOINT",  # the commands of `cortex`
+    "CORTEX_LOG",  # both programs: the shape of their log
     "CORTEX_NATIVE",  # neurons
     "CORTEX_THREADS",  # the same, set for an engine by its configuration
     "CORTEX_URL",  # the notebooks

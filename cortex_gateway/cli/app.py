@@ -31,7 +31,7 @@ from cortex_gateway.config import find_config, load_config, unused_variables
 from cortex_gateway.placement.snapshot import LoadStatus
 from neuron_jax.common.addresses import HIGHEST_PORT, parse_host, parse_url
 from neuron_jax.common.errors import UserError
-from neuron_jax.common.log_format import log_to_stderr
+from neuron_jax.common.log_output import log_to_stderr
 from neuron_jax.common.release import release
 
 
@@ -427,6 +427,6 @@ def _warn(lines: Iterable[str]) -> None:
 
 
 def _log_to_stderr() -> None:
-    log_to_stderr("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
+    log_to_stderr("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S", os.environ)
     for chatty in ("httpx", "httpcore", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

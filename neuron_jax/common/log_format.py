@@ -1,7 +1,6 @@
 """How a line of the log looks: one record is one line, whatever text of a client it carries. Knows strings, no request."""
 
 import logging
-import sys
 from types import TracebackType
 
 LONGEST_WORD = 200
@@ -21,13 +20,6 @@ def word(text: str) -> str:
     r"""`text` as one word of a line: spaces as \x20, so that no client can write the words after it; at most 200 characters."""
     cut = text if len(text) <= LONGEST_WORD else f"{text[:LONGEST_WORD]}…"
     return printable(cut).replace(" ", r"\x20")
-
-
-def log_to_stderr(layout: str, dates: str | None = None) -> None:
-    """This process's log, from INFO on, to where its owner looks for it; layouts as logging and strftime have them."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLine(layout, dates))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 class OneLine(logging.Formatter):

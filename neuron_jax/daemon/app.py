@@ -24,7 +24,7 @@ from litestar.types import Message, Scope
 
 from neuron_jax.build_info import build_info
 from neuron_jax.common.addresses import Address, is_every_ipv6
-from neuron_jax.common.log_format import log_to_stderr
+from neuron_jax.common.log_output import log_to_stderr
 from neuron_jax.common.service_manager import READY, STOPPING, service_manager
 from neuron_jax.common.tls import server_context
 from neuron_jax.config import NeuronConfig, ServerConfig
@@ -107,7 +107,7 @@ def listen(server: ServerConfig) -> socket.socket:
 
 
 def _serve_on(listener: socket.socket, config: NeuronConfig, command: Sequence[str]) -> None:
-    log_to_stderr("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr("%(asctime)s %(levelname)s %(name)s: %(message)s", environ=config.environ)
     for noisy in ("httpx", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if warning := exposure(config):

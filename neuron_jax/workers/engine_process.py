@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 from attrs import define, field
 
-from neuron_jax.common.log_format import log_to_stderr
+from neuron_jax.common.log_output import log_to_stderr
 from neuron_jax.errors import LoadError
 from neuron_jax.workers import embed, watchdog
 from neuron_jax.workers.follow import LeaderLinks, follow

@@ -63,8 +63,11 @@ def engine_environment(spec: EngineSpec, inherited: Mapping[str, str], fraction:
     return env
 
 
+LEVELS = {name: getattr(logging, name) for name in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
+
+
 class _LastWords:
-    """The tail of what a process printed, whole lines; also sends every line to the log."""
+    """The tail of what a process printed, whole lines; also sends every line to the log, with the level it begins with."""
 
     def __init__(self, name: str) -> None:
         self._log = logging.getLogger(f"neuron.engine.{name}")
@@ -84,7 +87,7 @@ class _LastWords:
         text = line.decode("utf-8", "replace").rstrip()
         if text:
             self._lines.append(text)
-            self._log.info("%s", text)
+            self._log.log(LEVELS.get(text.partition(" ")[0], logging.INFO), "%s", text)
 
     def __str__(self) -> str:
         return "\n".join(self._lines)[-LAST_WORDS_CHARS:]
