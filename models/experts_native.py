@@ -27,11 +27,13 @@ class ExpertsNative(nnx.Module):
         residual: jax.Array | None,
         *,
         correction: jax.Array | None = None,
+        scales: jax.Array | None = None,
         norm: RMSNorm | None = None,
         live: Live = None,
     ) -> jax.Array:
         """See `models.experts_xla.ExpertsXla`."""
         routed = kernels.route(logits, self.experts, correction, live)
+        routed = routed if scales is None else routed.scaled(scales)
         stack, gate = self.gate_up, Gate(self.activation.kind, self.activation.limit)
         given = None if norm is None else norm.for_kernel
         gated = kernels.gathered(x, stack.tiles, stack.matrix[...], routed, gate=gate, norm=given, bias=stack.flat_bias)

@@ -39,13 +39,14 @@ class ExpertsXla(nnx.Module):
         residual: jax.Array | None,
         *,
         correction: jax.Array | None = None,
+        scales: jax.Array | None = None,
         norm: RMSNorm | None = None,
         live: Live = None,  # noqa: ARG002
     ) -> jax.Array:
         """x [T, D], float32 logits [T, E] of the router, residual [T, D] -> the residual and, of each token's experts, the
-        sum of what they make of norm(x), by their shares.
+        sum of what they make of norm(x), by their shares, times `scales` [E].
         """
-        chosen, shares = route(self.experts, logits, correction)
+        chosen, shares = route(self.experts, logits, correction, scales)
         outputs = self._outputs(x if norm is None else norm(x), chosen)
         total = (outputs * shares[None, :, :, None]).sum(axis=2).sum(axis=0)  # over devices last: one exchange
         if self.down.bias is not None:

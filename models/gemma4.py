@@ -1,8 +1,9 @@
-"""The Gemma 4 family, its text: E2B, E4B, 12B and 31B; must not know files, pages or jax.
+"""The Gemma 4 family, its text: E2B, E4B, 12B, 31B and 26B-A4B; must not know files, pages or jax.
 
 Layers that see a window, and full ones with wider heads of their own, some of whose pairs do not turn. Queries, keys and values
 are normed; in the large sizes a full layer's value is its key. The small ones have embeddings for every layer, and their
-last layers share keys and values, with wider MLPs in E2B. The mixture of 26B-A4B is refused. https://ai.google.dev/gemma/docs/core/model_card_4.
+last layers share keys and values, with wider MLPs in E2B. 26B-A4B has experts beside each MLP, with norms of their own.
+https://ai.google.dev/gemma/docs/core/model_card_4.
 """
 
 from collections.abc import Mapping
@@ -10,8 +11,20 @@ from typing import Any
 
 from models.config import MOST_LAYERS, Keys, architectures
 from models.dense.family import checked, dense_family
-from models.dense.names import GGUF_KEYS, PER_LAYER, QK_NORMS, SANDWICH_NORMS, SCALAR, USUAL, gguf_tensors
-from models.dense.record import ACTIVATIONS, FULL, SLIDING, Dense, Heads, Layer, PerLayer
+from models.dense.names import (
+    BESIDE,
+    EXPERTS,
+    GGUF_KEYS,
+    LAYER,
+    PER_LAYER,
+    QK_NORMS,
+    SANDWICH_NORMS,
+    SCALAR,
+    USUAL,
+    gguf_tensors,
+    without,
+)
+from models.dense.record import ACTIVATIONS, FULL, SLIDING, Dense, Experts, Heads, Layer, PerLayer
 from models.gguf import GgufTable
 from models.rope import PROPORTIONAL, Rotary, read_rotary
 from models.spec import Config
@@ -67,8 +80,6 @@ def _refuse(keys: Keys) -> None:
         keys.refuse(
             "use_bidirectional_attention must be null or 'vision': only models that write from left to right are served"
         )
-    if keys.flag("enable_moe_block"):
-        keys.refuse("enable_moe_block is true, and mixtures of experts are not supported")
 
 
 def _per_layer(keys: Keys) -> PerLayer | None:
@@ -96,8 +107,22 @@ def _stack(keys: Keys, heads: int, sizes: tuple[int, int]) -> tuple[Layer, ...]:
             keys.refuse(f"layer {number} shares keys and values of other sizes")
         made = Heads(found.kv_heads, found.head_dim, found.key_is_value, source)
         reach, width = window if kind == SLIDING else None, None if number < alone else wide
-        layers.append(Layer(_rotary(keys, kind, found.head_dim), reach, heads=made, width=width))
+        experts = _experts(keys, width)
+        layers.append(Layer(_rotary(keys, kind, found.head_dim), reach, heads=made, width=width, experts=experts))
     return tuple(layers)
+
+
+def _experts(keys: Keys, width: int | None) -> Experts | None:
+    """Beside an MLP of this width, None: of the usual one."""
+    if not keys.flag("enable_moe_block"):
+        return None
+    return Experts(
+        count=keys.size("num_experts"),
+        active=keys.size("top_k_experts"),
+        width=keys.size("moe_intermediate_size"),
+        shared=width or keys.size("intermediate_size", 9216),
+        beside=True,
+    )
 
 
 def _source(keys: Keys, kinds: list[str], kind: str) -> int | None:
@@ -127,7 +152,19 @@ def _rotary(keys: Keys, kind: str, head_dim: int) -> Rotary:
     return read_rotary(keys, head_dim, kind=kind, whole=True)
 
 
-NAMES = {**USUAL, **QK_NORMS, **SANDWICH_NORMS, **PER_LAYER, **SCALAR}
+NAMES = {
+    **USUAL,
+    **QK_NORMS,
+    **SANDWICH_NORMS,
+    **PER_LAYER,
+    **SCALAR,
+    **{what.replace("mlp", "shared"): USUAL[what] for what in ("mlp.gate", "mlp.up", "mlp.down")},
+    **BESIDE,
+    **{what: stem.replace(".mlp.", ".") for what, stem in EXPERTS.items()},
+    "experts.router": LAYER + "router.proj",
+    "fused.gate_up": LAYER + "experts.gate_up_proj",
+    "fused.down": LAYER + "experts.down_proj",
+}
 
 
 def _finish(config: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +189,7 @@ def _finish(config: dict[str, Any]) -> dict[str, Any]:
         "num_key_value_heads": kv_heads,
         "intermediate_size": widths[0] if isinstance(widths, list) else widths,
         "use_double_wide_mlp": isinstance(widths, list) and len(set(widths)) > 1,
+        "enable_moe_block": bool(said.get("num_experts")),
         "layer_types": kinds,
         "rope_parameters": rotary,
         "vocab_size_per_layer_input": config["vocab_size"],
@@ -163,7 +201,8 @@ _HUGE = 1e29
 
 GGUF = GgufTable(
     architecture="gemma4",
-    tensors=gguf_tensors(NAMES),
+    tensors=gguf_tensors(without(NAMES, "shared.gate", "shared.up", "shared.down"))
+    | {"blk.{}.ffn_gate_up_exps.weight": NAMES["fused.gate_up"], "blk.{}.ffn_down_exps.weight": NAMES["fused.down"]},
     required={
         **{key: own for key, own in GGUF_KEYS.items() if key != "feed_forward_length"},
         "attention.key_length": "global_head_dim",
@@ -181,8 +220,10 @@ GGUF = GgufTable(
         "attention.shared_kv_layers": "num_kv_shared_layers",
         "embedding_length_per_layer_input": "hidden_size_per_layer_input",
         "feed_forward_length": "widths",
+        "expert_count": "num_experts",
+        "expert_used_count": "top_k_experts",
+        "expert_feed_forward_length": "moe_intermediate_size",
     },
-    refused={"expert_count": "mixtures of experts are not supported"},
     finish=_finish,
 )
 

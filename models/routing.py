@@ -13,15 +13,18 @@ LEAST = 2.0**-126
 """The smallest normal float32, in place of a sum of sigmoids that are all zero."""
 
 
-def route(experts: Experts, logits: jax.Array, correction: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """logits float32 [T, E], correction float32 [E] -> chosen int32 [T, active], the best first, and shares float32."""
+def route(
+    experts: Experts, logits: jax.Array, correction: jax.Array | None = None, scales: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """logits float32 [T, E], correction and scales float32 [E] -> chosen int32 [T, active], the best first, and shares."""
     scores = jax.nn.softmax(logits, axis=-1) if experts.scoring == "softmax" else jax.nn.sigmoid(logits)
     ranked = _within_groups(experts, scores if correction is None else scores + correction[None])
     chosen = jax.lax.top_k(ranked, experts.active)[1]
     shares = jnp.take_along_axis(scores, chosen, axis=-1)
     if experts.renormalised:
         shares = shares / jnp.maximum(shares.sum(axis=-1, keepdims=True), LEAST)
-    return chosen.astype(jnp.int32), shares * experts.scale
+    shares = shares * experts.scale
+    return chosen.astype(jnp.int32), shares if scales is None else shares * scales[chosen]
 
 
 def _within_groups(experts: Experts, ranked: jax.Array) -> jax.Array:

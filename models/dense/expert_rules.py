@@ -18,7 +18,7 @@ from models.dense.layout import Layout
 from models.dense.mlp_rules import gated_rules, spread
 from models.dense.names import Names, together
 from models.dense.record import Dense, Experts
-from models.mapping import Part, Rule, store_as, store_each
+from models.mapping import Part, Rule, Store, store_as, store_each
 from models.storage import Array
 
 Parts = tuple[Part, ...]
@@ -40,7 +40,27 @@ def expert_rules(c: Dense, layout: Layout, names: Names, experts: Experts, layer
         made.append(Rule(path[:-1], part.shape, np.dtype(np.float32), (part,), store_as("correction")))
     if experts.latent:
         made += _latent(c, layout, names, experts, path)
+    if experts.beside:
+        made += _beside(c, names, experts, path)
     return made + (_shared(c, layout, names, experts, path + "shared.") if experts.shared else [])
+
+
+def _beside(c: Dense, names: Names, experts: Experts, path: str) -> list[Rule]:
+    """Norms within, and a number of each expert. The router's norm gives what is as long as one number of it."""
+    d, root = c.hidden_size, np.float32(c.hidden_size**-0.5)
+
+    def rule(where: str, name: str, size: int, store: Store) -> Rule:
+        return Rule((path + where).rstrip("."), (size,), np.dtype(np.float32), (Part(name, (size,)),), store)
+
+    norms = [
+        rule(f"{what}_norm", f"{names[f'beside.{what}']}.weight", d, store_as("weight"))
+        for what in ("alone", "experts", "sum")
+    ]
+    return [
+        *norms,
+        rule("router_norm", names["beside.router"], d, lambda whole: {"weight": whole * root}),
+        rule("", names["beside.scales"], experts.count, store_as("scales")),
+    ]
 
 
 def _latent(c: Dense, layout: Layout, names: Names, experts: Experts, path: str) -> list[Rule]:

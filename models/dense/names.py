@@ -84,6 +84,14 @@ SHARED_GATE: Names = {
     "shared.up": LAYER + "mlp.shared_expert.up_proj",
     "shared.down": LAYER + "mlp.shared_expert.down_proj",
 }
+BESIDE: Names = {
+    "beside.alone": LAYER + "post_feedforward_layernorm_1",
+    "beside.experts": LAYER + "pre_feedforward_layernorm_2",
+    "beside.sum": LAYER + "post_feedforward_layernorm_2",
+    "beside.router": LAYER + "router.scale",
+    "beside.scales": LAYER + "router.per_expert_scale",
+}
+"""Of experts beside an MLP; the last two are whole names."""
 SINKS: Names = {"attention.sinks": LAYER + "self_attn.sinks"}
 LATENT: Names = {
     "attention.q_a": LAYER + "self_attn.q_a_proj",
@@ -170,6 +178,11 @@ _GGUF: Names = {
     "experts.down": "blk.{}.ffn_down_exps",
     "experts.into": "blk.{}.ffn_latent_down",
     "experts.back": "blk.{}.ffn_latent_up",
+    "beside.alone": "blk.{}.post_ffw_norm_1",
+    "beside.experts": "blk.{}.pre_ffw_norm_2",
+    "beside.sum": "blk.{}.post_ffw_norm_2",
+    "beside.router": "blk.{}.ffn_gate_inp.scale",
+    "beside.scales": "blk.{}.ffn_down_exps.scale",
     "shared.router": "blk.{}.ffn_gate_inp_shexp",
     "shared.gate": "blk.{}.ffn_gate_shexp",
     "shared.up": "blk.{}.ffn_up_shexp",

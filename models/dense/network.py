@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from models.dense.beside import Beside
 from models.dense.convolution import Convolution
 from models.dense.delta import Delta
 from models.dense.experts import Mixture
@@ -172,8 +173,10 @@ class Decoder(nnx.Module):
         return logits if self.logit_cap is None else self.logit_cap * jnp.tanh(logits / self.logit_cap)
 
 
-def _mlp(c: Dense, layout: Layout, kind: Layer, make: Linears) -> MLP | Mixture:
-    return MLP(c.of(kind), layout, make) if kind.experts is None else Mixture(c, layout, kind.experts, make)
+def _mlp(c: Dense, layout: Layout, kind: Layer, make: Linears) -> MLP | Mixture | Beside:
+    if kind.experts is None:
+        return MLP(c.of(kind), layout, make)
+    return (Beside if kind.experts.beside else Mixture)(c, layout, kind.experts, make)
 
 
 def _mix(

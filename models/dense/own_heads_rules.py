@@ -29,7 +29,7 @@ def own_rules(c: Dense, layout: Layout, names: Names, number: int) -> list[Rule 
     assert rotary is None or rotary.order is None, (
         "heads of a layer's own that turn in another order than the checkpoint's"
     )
-    own = {what: stem.format(number) for what, stem in names.items()}
+    own = {what: stem.format(number) for what, stem in names.items() if what.startswith("attention")}
     path, heads = f"layers.{number}.attention.", HeadLayout.plan(c.query_heads, kind.kv_heads, layout.tensor_parallel)
     norms = [name for name in ("attention.q_norm", "attention.k_norm") if name in wanted(kind)]
     unused = [own[what] for what in _UNUSED if what not in wanted(kind) and what in own]

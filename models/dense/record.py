@@ -110,6 +110,7 @@ class Experts:
     highest scores have the largest sum. What is added to each token besides comes from an MLP of width `shared`, 0: none,
     multiplied by the sigmoid of a logit of its own with a `shared_gate`. `bias`: the experts' maps have biases, and
     `router_bias`: so has the router. With a `latent` one map makes all experts' inputs, so wide, and one takes their sum back.
+    `beside`: the shared MLP and the experts have norms of their own, and shares are multiplied by a number of each expert's.
     """
 
     count: int
@@ -127,6 +128,7 @@ class Experts:
     bias: bool = False
     router_bias: bool = False
     latent: int = 0
+    beside: bool = False
 
     @property
     def gate(self) -> "Experts":

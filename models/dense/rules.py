@@ -14,7 +14,7 @@ from models.dense import own_heads_rules as own_heads
 from models.dense.expert_rules import expert_rules
 from models.dense.layout import Layout
 from models.dense.mlp_rules import mlp_rules, residual_bias
-from models.dense.names import KNOWN, Names
+from models.dense.names import BESIDE, KNOWN, Names
 from models.dense.per_layer_rules import WANTED, per_layer_rules, scalar_rule
 from models.dense.record import Dense, Experts
 from models.dense.recurrent_rules import recurrent_maps, recurrent_rules
@@ -90,6 +90,7 @@ def experts_wanted(experts: Experts, names: Names, halves: int = 2) -> set[str]:
     )
     found |= {"experts.correction"} if experts.correction else set()
     found |= {"experts.into", "experts.back"} if experts.latent else set()
+    found |= set(BESIDE) if experts.beside else set()
     found |= gated_wanted("shared", names, halves) if experts.shared else set()
     return found | ({"shared.router"} if experts.shared_gate else set())
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 
 from models.dense.record import Experts
 from models.native.ops import Gate, Norm, attributes, count_of, first_of
@@ -24,6 +24,11 @@ class Routed:
     token: jax.Array
     share: jax.Array
     begin: jax.Array
+
+    def scaled(self, scales: jax.Array) -> "Routed":
+        """With each share times its expert's of `scales` [E]."""
+        expert = jnp.searchsorted(self.begin[1:], jnp.arange(self.share.shape[0], dtype=jnp.int32), side="right")
+        return evolve(self, share=self.share * jnp.take(scales, expert, mode="clip"))
 
 
 def route(logits: jax.Array, experts: Experts, correction: jax.Array | None, live: jax.Array | None) -> Routed:

@@ -109,8 +109,8 @@ TENSORS: dict[str, dict[str, str]] = {
 }
 
 
-def together(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One tensor of all experts, [E, out, in], in place of one of each, or of gpt-oss's."""
+def together(tensors: dict[str, np.ndarray], *, fused: bool = False) -> dict[str, np.ndarray]:
+    """One tensor of all experts, [E, out, in], in place of one of each, or of gpt-oss's. `fused`: gate above up in one."""
     found: dict[str, Any] = {}
     for name, tensor in tensors.items():
         alone = re.fullmatch(r"(.*\.experts)\.(\d+)(\..*)", name)
@@ -128,4 +128,15 @@ def together(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         else:
             found[name] = tensor
     stacks = {name: np.stack([each[n] for n in sorted(each)]) for name, each in found.items() if isinstance(each, dict)}
-    return {name: np.ascontiguousarray(tensor) for name, tensor in (found | stacks).items()}
+    every = {name: np.ascontiguousarray(tensor) for name, tensor in (found | stacks).items()}
+    return _fused(every) if fused else every
+
+
+def _fused(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By the names that Gemma 4 has for them."""
+    found = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for stem in {name.partition(".experts.")[0] for name in tensors if ".experts." in name}:
+        gate, up, down = (tensors[f"{stem}.experts.{which}_proj.weight"] for which in ("gate", "up", "down"))
+        found[f"{stem}.experts.gate_up_proj"] = np.concatenate([gate, up], axis=1)
+        found[f"{stem}.experts.down_proj"] = down
+    return found

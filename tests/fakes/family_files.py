@@ -75,6 +75,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size_per_layer_input": 300,
         "num_kv_shared_layers": 2,
         "use_double_wide_mlp": True,
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 32,
         "final_logit_softcapping": 4.0,
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
@@ -185,6 +189,9 @@ METADATA: dict[str, dict[str, str]] = {
         "attention.sliding_window": "sliding_window",
         "attention.shared_kv_layers": "num_kv_shared_layers",
         "embedding_length_per_layer_input": "hidden_size_per_layer_input",
+        "expert_count": "num_experts",
+        "expert_used_count": "top_k_experts",
+        "expert_feed_forward_length": "moe_intermediate_size",
         "final_logit_softcapping": "final_logit_softcapping",
     },
     "deepseek2": _METADATA
@@ -294,6 +301,12 @@ TENSORS: dict[str, dict[str, str]] = {
         "post_per_layer_input_norm": "post_norm",
         "per_layer_projection": "proj",
         "layer_scalar": "layer_output_scale.weight",
+        "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
+        "router.proj": "ffn_gate_inp",
+        "router.scale": "ffn_gate_inp.scale",
+        "router.per_expert_scale": "ffn_down_exps.scale",
+        "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+        "experts.down_proj": "ffn_down_exps.weight",
     }
     | _TENSORS
     | _HEAD_NORMS
@@ -355,7 +368,7 @@ def write_family_gguf(path: Path, family: str, tensors: dict[str, np.ndarray]) -
             f"{family}.rope.scaling.factor": scaling["factor"],
         }
     entries, stored = {}, {}
-    for name, tensor in hybrid_files.apart(family, expert_files.together(tensors)).items():
+    for name, tensor in hybrid_files.apart(family, expert_files.together(tensors, fused=family == "gemma4")).items():
         short = name
         for own, part in TENSORS[family].items():
             short = short.replace(own, part)

@@ -59,7 +59,6 @@ def test_the_unified_one_has_no_embeddings_of_layers_unless_it_says_so() -> None
 @pytest.mark.parametrize(
     ("change", "misfit"),
     [
-        ({"enable_moe_block": True}, "mixtures of experts are not supported"),
         ({"use_bidirectional_attention": "all"}, "only models that write from left to right are served"),
         ({"num_kv_shared_layers": 3}, "num_kv_shared_layers leaves no full_attention"),
         ({"vocab_size_per_layer_input": 66}, "vocab_size_per_layer_input must be at least vocab_size"),

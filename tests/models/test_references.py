@@ -434,6 +434,17 @@ GEMMA4: dict[str, dict[str, Any]] = {
         "use_double_wide_mlp": True,
         "final_logit_softcapping": 5.0,
     },
+    "gemma4, experts beside each MLP": _GEMMA4
+    | {
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1,
+        "enable_moe_block": True,
+        "num_experts": 7,
+        "top_k_experts": 3,
+        "moe_intermediate_size": 19,
+    },
 }
 _LINEAR = {
     "linear_num_key_heads": 3,

@@ -149,6 +149,16 @@ CASES: dict[str, dict[str, Any]] = {
         "num_global_key_value_heads": 1,
         "attention_k_eq_v": True,
     },
+    "gemma 4 with experts beside each MLP": {
+        "heads": (6, 3),
+        "architectures": ["Gemma4ForCausalLM"],
+        "global_head_dim": 8,
+        "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True,
+        "num_experts": 5,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 11,
+    },
     "qwen 3.5: the gated delta rule, gates": {
         "heads": (6, 2),
         "architectures": ["Qwen3_5ForCausalLM"],
