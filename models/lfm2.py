@@ -22,14 +22,19 @@ NAME = "Lfm2ForCausalLM"
 def read(config: Config) -> Dense:
     """What the family reads of a config.json. Raises ModelError with every misfit."""
     keys = Keys(config, NAME)
+    return checked(keys, read_as(keys, _intermediate(keys)))
+
+
+def read_as(keys: Keys, width: int) -> Dense:
+    """The same with an MLP of this width, of which `keys` has still to tell the misfits."""
     hidden, heads = keys.size("hidden_size"), keys.size("num_attention_heads")
     head_dim = keys.optional_size("head_dim") or hidden // heads
     tied = "tie_word_embeddings" if keys.get("tie_embedding") is None else "tie_embedding"
-    found = Dense(
-        architecture=NAME,
+    return Dense(
+        architecture=keys.subject,
         vocab_size=keys.size("vocab_size"),
         hidden_size=hidden,
-        intermediate_size=_intermediate(keys),
+        intermediate_size=width,
         query_heads=heads,
         kv_heads=keys.size("num_key_value_heads", heads),
         head_dim=head_dim,
@@ -39,7 +44,6 @@ def read(config: Config) -> Dense:
         tied=keys.flag(tied, default=True),
         qk_norm=True,
     )
-    return checked(keys, found)
 
 
 def _intermediate(keys: Keys) -> int:
@@ -85,13 +89,17 @@ NAMES = {
 
 
 def _finish(config: dict[str, Any]) -> dict[str, Any]:
+    return finish_convolving(NAME, config)
+
+
+def finish_convolving(name: str, config: dict[str, Any]) -> dict[str, Any]:
     """The file counts the kv heads of each layer, none where it convolves, and has the width of the MLP as it is."""
     heads = config.pop("kv_heads_by_layer", None)
     if isinstance(heads, list) and all(isinstance(count, int) for count in heads):
         config["layer_types"] = [FULL if count else CONVOLUTION for count in heads]
         heads = max(heads, default=0)
     attended = {"num_key_value_heads": heads or config["num_attention_heads"]}
-    settled = {"block_auto_adjust_ff_dim": False, "norm_eps": config.pop("rms_norm_eps"), "architectures": [NAME]}
+    settled = {"block_auto_adjust_ff_dim": False, "norm_eps": config.pop("rms_norm_eps"), "architectures": [name]}
     return {**config, **attended, **settled}
 
 

@@ -33,6 +33,7 @@ FAMILIES = [
     "models.granite",
     "models.granitemoehybrid",
     "models.lfm2",
+    "models.lfm2_moe",
     "models.nemotron_h",
     "models.olmo2",
     "models.phi3",

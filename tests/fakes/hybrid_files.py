@@ -63,6 +63,13 @@ CONFIGS["granitehybrid"] = expert_files.BASE | {
     "residual_multiplier": 0.25,
     "logits_scaling": 2.0,
 }
+CONFIGS["lfm2moe"] = CONFIGS["lfm2"] | {
+    "architectures": ["Lfm2MoeForCausalLM"],
+    "num_dense_layers": 1,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
 _OTHER_KEYS = {"num_hidden_layers", "rms_norm_eps", "intermediate_size"}
 CONFIGS["nemotron_h_moe"] = {key: value for key, value in expert_files.BASE.items() if key not in _OTHER_KEYS} | {
     "architectures": ["NemotronHForCausalLM"],
@@ -95,6 +102,13 @@ METADATA: dict[str, dict[str, str]] = {
     | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
     "qwen35moe": expert_files.METADATA["qwen3moe"] | _SSM,
     "lfm2": {"attention.layer_norm_rms_epsilon": "norm_eps"},
+    "lfm2moe": {
+        "attention.layer_norm_rms_epsilon": "norm_eps",
+        "expert_count": "num_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "leading_dense_block_count": "num_dense_layers",
+    },
     "granitehybrid": {
         "attention.scale": "attention_multiplier",
         "embedding_scale": "embedding_multiplier",
@@ -134,6 +148,7 @@ MORE: dict[str, dict[str, Any]] = {
     "qwen3next": _SAID | {"full_attention_interval": 4},
     "qwen35moe": _SAID,
     "lfm2": {"attention.head_count_kv": [0, 2, 0], "shortconv.l_cache": 3},
+    "lfm2moe": {"attention.head_count_kv": [0, 2, 0], "shortconv.l_cache": 3},
     "granitehybrid": {"attention.head_count_kv": [0, 2, 0], "ssm.inner_size": 128},
     "nemotron_h_moe": {
         "block_count": 5,
@@ -224,6 +239,13 @@ TENSORS: dict[str, dict[str, str]] = {
 
 
 TENSORS["qwen35moe"] = TENSORS["qwen3next"]
+TENSORS["lfm2moe"] = {
+    "feed_forward.gate": "ffn_gate_inp",
+    "feed_forward.expert_bias": "exp_probs_b.bias",
+    "feed_forward.experts.w1": "ffn_gate_exps",
+    "feed_forward.experts.w3": "ffn_up_exps",
+    "feed_forward.experts.w2": "ffn_down_exps",
+} | TENSORS["lfm2"]
 
 
 def apart(family: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -519,6 +519,26 @@ LFM2: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
+_LFM2_MOE = _LFM2 | {
+    "architectures": ["Lfm2MoeForCausalLM"],
+    "num_hidden_layers": 3,
+    "layer_types": ["conv", "full_attention", "conv"],
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 19,
+    "rope_theta": 5000.0,
+}
+LFM2_MOE: dict[str, dict[str, Any]] = {
+    "lfm2_moe": _LFM2_MOE | {"num_dense_layers": 1, "num_experts": 7, "routed_scaling_factor": 1.5},
+    "lfm2_moe without corrections, shares as they are, biases": _LFM2_MOE
+    | {
+        "num_dense_layers": 0,
+        "num_experts": 4,
+        "use_expert_bias": False,
+        "norm_topk_prob": False,
+        "conv_bias": True,
+        "tie_word_embeddings": False,
+    },
+}
 _MOE = _QWEN | {"head_dim": 12, "rope_theta": 5000.0, "moe_intermediate_size": 19, "num_experts_per_tok": 3}
 QWEN3_MOE: dict[str, dict[str, Any]] = {
     "qwen3_moe": _MOE | {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 7, "norm_topk_prob": True},
@@ -642,6 +662,7 @@ FAMILIES = {
     "granite": GRANITE,
     "granite_hybrid": GRANITE_HYBRID,
     "lfm2": LFM2,
+    "lfm2_moe": LFM2_MOE,
     "nemotron_h": NEMOTRON_H,
     "qwen3_next": QWEN3_NEXT,
     "qwen3_5_moe": QWEN3_5_MOE,

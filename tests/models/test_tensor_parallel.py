@@ -237,6 +237,15 @@ CASES: dict[str, dict[str, Any]] = {
         "sliding_window": 4,
     },
     "cohere": {"heads": (6, 3), "architectures": ["CohereForCausalLM"]},
+    "lfm 2 with experts": {
+        "heads": (6, 2),
+        "architectures": ["Lfm2MoeForCausalLM"],
+        "layer_types": ["conv", "full_attention"],
+        "num_dense_layers": 1,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 11,
+    },
     "qwen 3 with experts, which divide by nothing": {
         "heads": (6, 2),
         "architectures": ["Qwen3MoeForCausalLM"],
