@@ -22,6 +22,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.engine": ({"models", "neuron_jax.workers.frames", "neuron_jax.constraints"}, JAX),
     "neuron_jax.deviceless": ({"models", "neuron_jax.engine", "neuron_jax.hardware.cards"}, JAX),
     **{f"neuron_jax.deviceless.{name}": (set(), set()) for name in ("census", "hlo")},
+    "neuron_jax.deviceless.predict": ({"neuron_jax.hardware.cards"}, set()),
     "neuron_jax.text": (set(), set()),
     "neuron_jax.weights": (
         {"models." + x for x in ("config", "errors", "gguf", "pooling", "registry", "spec", "storage", "wrapper")},
@@ -36,6 +37,10 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.workers.handshake": ({"neuron_jax.errors"}, JAX),
     "neuron_jax.workers.follow": ({"neuron_jax.engine"}, set()),
     "neuron_jax.workers.compile_ahead": ({"models", "neuron_jax.engine"}, JAX),
+    "neuron_jax.workers.compile_abroad": (
+        {"neuron_jax.deviceless", "neuron_jax.engine", "neuron_jax.hardware.cards"},
+        set(),
+    ),
     "neuron_jax.workers.convert": ({"models", "neuron_jax.engine", "neuron_jax.weights"}, JAX),
     "neuron_jax.benchmark": ({"models"} | {"neuron_jax." + x for x in ("hardware", "workers", "errors")}, JAX),
     "neuron_jax.workers.start": (
@@ -59,7 +64,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "neuron_jax.daemon.assign": ({"neuron_jax.config", "neuron_jax.errors", "neuron_jax.hardware.records"}, set()),
-    "neuron_jax": ({"neuron_jax", "models.errors", "models.native.build"}, WEB),
+    "neuron_jax": ({"neuron_jax", "models.errors", "models.native.build", "models.spec"}, WEB),
     "cortex_gateway.dialects": ({"neuron_jax.common.names", "neuron_jax.common.nesting"}, set()),
     "cortex_gateway.openapi": (set(), set()),
     "cortex_gateway.placement": ({"neuron_jax.common.names"}, set()),
@@ -84,7 +89,7 @@ PURE = (
     "neuron_jax.daemon.status",
     "neuron_jax.daemon.assign",
     "neuron_jax.constraints",
-    *(f"neuron_jax.deviceless.{name}" for name in ("census", "hlo")),
+    *(f"neuron_jax.deviceless.{name}" for name in ("census", "hlo", "predict")),
     *(f"cortex_gateway.auth.{name}" for name in ("keys", "limits", "policy", "principal")),
     *(f"cortex_gateway.cli.launch.{name}" for name in ("clients", "jsonc", "setup")),
     "cortex_gateway.cli.moving",

@@ -15,7 +15,7 @@ import sys
 os.environ.update(JAX_PLATFORMS="cpu", JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1")
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from neuron_jax.deviceless.census import Census, Kernel
+from neuron_jax.deviceless.census import Census, Kernel, launches
 from neuron_jax.deviceless.programs import abroad, compile_key, shallow
 from neuron_jax.engine.buckets import Key, SlotKey, StepKey
 from neuron_jax.engine.build import design
@@ -93,10 +93,10 @@ def key_of(text: str, rows: int) -> Key:
 
 def show(found: Census, *, every: bool) -> None:
     parts = found.parts()
-    layers = " ".join(str(sum(kernel.times for kernel in layer)) for layer in parts.layers)
+    layers = " ".join(str(launches(layer)) for layer in parts.layers)
     print(
-        f"   {found.launches} kernels: {sum(k.times for k in parts.before)} before, {layers} in the layers, "
-        f"{sum(k.times for k in parts.behind)} behind; moved {found.moved / MIB:,.1f} MiB; over the vocabulary "
+        f"   {found.launches} kernels: {launches(parts.before)} before, {layers} in the layers, "
+        f"{launches(parts.behind)} behind; moved {found.moved / MIB:,.1f} MiB; over the vocabulary "
         f"{found.wide}\n   conditionals {found.conditionals}, loops counted on the device {found.loops}, sorts of the "
         f"vocabulary {found.sorts}, collectives {dict(found.collectives)}\n   copied whole: {list(found.copies)}; "
         f"written out wider: {list(found.widened)}"

@@ -49,7 +49,10 @@ class LoadFlags:
     ] = None
     tensor_parallel: Annotated[Degree | None, Parameter(help="Over how many devices the model is spread.")] = None
     max_context: Annotated[
-        Count | None, Parameter(help="Tokens that one request must be able to hold, prompt and output.")
+        Count | None,
+        Parameter(
+            name=["--max-context", "--context"], help="Tokens that one request must be able to hold, prompt and output."
+        ),
     ] = None
     kv_mb: Annotated[Count | None, Parameter(help="MiB of the KV pool, over all devices.")] = None
 

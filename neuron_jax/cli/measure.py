@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
@@ -12,15 +12,23 @@ from neuron_jax.cli.common import (
     UNSAID,
     ConfigFile,
     Count,
+    Degree,
     Environ,
     Json,
     LoadFlags,
     configured,
+    fail,
     look,
     print_json,
 )
+from neuron_jax.config import NeuronConfig
 from neuron_jax.tables import print_bench, print_plan, program_line
+from neuron_jax.tables_abroad import print_abroad, print_cards
 from neuron_jax.terminal import console, show_progress
+
+if TYPE_CHECKING:
+    from neuron_jax.abroad import Wanted
+    from neuron_jax.hardware.cards import Card
 
 
 def _numbers(_: object, tokens: Sequence[Token]) -> tuple[int, ...]:
@@ -38,12 +46,17 @@ def plan(
     model: str,
     *,
     load: LoadFlags = UNSAID,
+    device: str | None = None,
+    count: Degree | None = None,
+    every_card: Annotated[bool, Parameter(name="--all", negative="")] = False,
     compile_all: Annotated[bool, Parameter(name="--compile", negative="")] = False,
     config: ConfigFile = None,
     as_json: Json = False,
     environ: Environ,
 ) -> int:
-    """Show where a model's memory would go on this host and what would be compiled, without loading it.
+    """Show where a model's memory would go on this host, or on a card that is not here, and what would be compiled.
+
+    Nothing is loaded. For a card, a folder with a config.json is enough.
 
     Parameters
     ----------
@@ -51,8 +64,16 @@ def plan(
         An id or alias, a folder, a .gguf file, or org/name of the hub. Nothing is fetched.
     load:
         How the model is to be loaded.
+    device:
+        A card that need not be here, such as h100, a100, l40s, l4, 4090, 5090 or 3060: plan for it, compile for it and
+        predict rates.
+    count:
+        How many of that card there are; without --tensor-parallel the model is spread over all of them.
+    every_card:
+        List the cards that the model fits on, the smallest first.
     compile_all:
-        Compile every program, so that the next load finds them in the cache, and show what each takes.
+        Compile every program and show what each takes. On this host, so that the next load finds them in the cache; for a card
+        that is not here all layers of all programs, in place of the few that rates are told by.
     config:
         A TOML file with limits and models.
     as_json:
@@ -61,6 +82,10 @@ def plan(
     from neuron_jax.planning import compile_ahead, plan_model, resolve
 
     loaded = configured(config, environ)
+    if device is not None or every_card:
+        return _abroad(loaded, load.request(model), device, count, every=compile_all, as_json=as_json, environ=environ)
+    if count is not None:
+        return fail("--count goes with --device", 2)
     hardware, loads = look(loaded, environ)
     found = resolve(loaded, hardware, loads, load.request(model))
     report = plan_model(found, loads).as_json()
@@ -160,6 +185,54 @@ def quality(
         rows = [record["quality"] for record in show_progress(records, console(stderr=True))]
     answer = report(found.engine, rows)
     print_json(answer) if as_json else print_quality(answer, console())
+
+
+def _abroad(
+    config: NeuronConfig,
+    asked: Mapping[str, Any],
+    device: str | None,
+    count: int | None,
+    *,
+    every: bool,
+    as_json: bool,
+    environ: Mapping[str, str],
+) -> int:
+    """The plan for one card, or for all of them where none is named."""
+    from neuron_jax.abroad import fitting, plan_abroad, wanted
+    from neuron_jax.hardware.cards import UnknownCardError, card
+
+    if device is None:
+        found = fitting(wanted(config, asked))
+        print_json(found) if as_json else print_cards(found, asked["model_id"], console())
+        return 0 if found else 1
+    try:
+        one = card(device)
+    except UnknownCardError as error:
+        return fail(error, 2)
+    devices = asked.get("tensor_parallel") or count or 1
+    count = count or devices
+    if count % devices:
+        return fail(f"{count} cards make no whole number of engines over {devices}", 2)
+    model = wanted(config, {**asked, "tensor_parallel": devices})
+    report = plan_abroad(model, one, count, devices)
+    if report["fits"] and not report["not_compiled"]:
+        _add_abroad(report, model, one, every=every, environ=environ)
+    print_json(report) if as_json else print_abroad(report, console())
+    return 0 if report["fits"] else 1
+
+
+def _add_abroad(
+    report: dict[str, Any], model: "Wanted", one: "Card", *, every: bool, environ: Mapping[str, str]
+) -> None:
+    """What compiling for the card tells, into the plan's JSON."""
+    from neuron_jax.abroad import compile_abroad
+
+    records = compile_abroad(model, one, report["tensor_parallel"], every=every, inherited=environ)
+    for record in show_progress(records, console(stderr=True)):
+        if "program" in record:
+            report["compiled"].append(record["program"])
+        else:
+            report |= record
 
 
 def _add_compiled(report: dict[str, Any], records: Iterable[Mapping[str, Any]]) -> None:

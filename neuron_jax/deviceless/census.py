@@ -24,6 +24,9 @@ PARTIAL = frozenset(("dynamic-slice", "gather", "slice"))
 IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
 """Write into their first operand; the number is that of the operand that says what."""
 
+WAITS = ("conditional", "while")
+"""What the host must ask the device for: which branch, and whether once more."""
+
 LARGE = 1 << 20
 """Bytes from which on a copy of an argument is told."""
 
@@ -40,7 +43,9 @@ class Kernel:
     runs `times` in a step. `arguments`: the paths of those that it reads. `wide`: it goes over the vocabulary."""
 
     name: str
-    what: str  # gemm, fusion, sort, copy, a collective's name, or what a custom call aims at
+    what: (
+        str  # gemm, fusion, sort, copy, a collective's name, what a custom call aims at; or one of WAITS, which is none
+    )
     moved: int
     weights: int
     flops: int
@@ -77,7 +82,7 @@ class Census:
 
     @property
     def launches(self) -> int:
-        return sum(kernel.times for kernel in self.kernels)
+        return launches(self.kernels)
 
     @property
     def collectives(self) -> Mapping[str, int]:
@@ -97,6 +102,11 @@ class Census:
     def parts(self) -> "Parts":
         """The same by layer."""
         return _parts(self.kernels)
+
+
+def launches(kernels: Sequence[Kernel]) -> int:
+    """How many kernels run."""
+    return sum(kernel.times for kernel in kernels if kernel.what not in WAITS)
 
 
 @frozen
@@ -140,9 +150,12 @@ class _Walk:
             if one.opcode in SILENT or one.opcode.endswith(("-done", "-update")):
                 continue
             if one.opcode == "while":
+                if one.trips is None:
+                    yield _wait(one, times)
                 for inner in self._inside(place, one):
                     yield from self.kernels(inner, times * (one.trips or 1))
             elif one.opcode == "conditional":
+                yield _wait(one, times)
                 branches = [list(self.kernels(inner, times)) for inner in self._inside(place, one)]
                 yield from min(branches, key=len)
             elif one.opcode in ("call", "async-start"):
@@ -271,6 +284,10 @@ class _Walk:
         fused = self.module.computations[one.called[0]]
         found = [self._products(fused, inner) for inner in fused.instructions if inner.opcode in ("dot", "fusion")]
         return sum(flops for flops, _ in found), next((dtype for _, dtype in found if dtype), "")
+
+
+def _wait(one: Instruction, times: int) -> Kernel:
+    return Kernel(one.name, one.opcode, 0, 0, 0, "", 0, times, (), wide=False)
 
 
 def _what(one: Instruction, flops: int) -> str:

@@ -85,6 +85,11 @@ class Design:
     deterministic_reason: str
     adapters: Adapters | None = None
 
+    def of(self, model: Model) -> "Design":
+        """The same for a model with fewer layers of the same kinds: pools and steps are as large."""
+        assert page_groups(model.layers) == page_groups(self.model.layers), "other kinds of layers"
+        return evolve(self, model=model)
+
 
 def design(
     config: Any,
@@ -100,11 +105,25 @@ def design(
     models.errors.ModelError for a config that no family serves, and adapters that do not fit; DoesNotFitError with the
     memory table.
     """
+    return design_of(model_of(config, spec, storage), spec, limit=limit, adapters=adapters)
+
+
+def model_of(config: Any, spec: EngineSpec, storage: Mapping[str, Storage] | None = None) -> Model:
+    """The model that an engine of `spec` computes with. Raises models.errors.ModelError."""
+    return bound(config, spec, choose_quant(spec, refuses_native(spec))[0], storage)
+
+
+def _dtype(spec: EngineSpec) -> Any:
+    """What is computed in."""
+    return jnp.float32 if spec.platform == "cpu" else jnp.bfloat16
+
+
+def design_of(model: Model, spec: EngineSpec, *, limit: int, adapters: Sequence[Pairs] = ()) -> Design:
+    """What an engine of `spec` for `model` will look like. Raises as `design` does."""
     not_native = refuses_native(spec)
     quant, reason = choose_quant(spec, not_native)
     kv, kv_reason = choose_kv(spec.kv_dtype, spec.platform)
-    dtype = jnp.float32 if spec.platform == "cpu" else jnp.bfloat16
-    model = bound(config, spec, quant, storage)
+    dtype = _dtype(spec)
     gathered = _gathered(model, spec, adapters, dtype)
     slots = spec.max_slots or DEFAULT_SLOTS[spec.platform]
     exact = _exact(model, kv, dtype, spec, not_native)
@@ -166,7 +185,7 @@ def bound(config: Any, spec: EngineSpec, quant: str, storage: Mapping[str, Stora
         config,
         tensor_parallel=spec.tensor_parallel,
         quant=quant,
-        dtype=jnp.float32 if spec.platform == "cpu" else jnp.bfloat16,
+        dtype=_dtype(spec),
         native=refuses_native(spec) is None,
         storage=storage,
     )

@@ -1,16 +1,31 @@
 """Opens weights on disk by what they are; must not know formats, sources or jax."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from models.wrapper import text_config
 from neuron_jax.weights.converted import ConvertedCheckpoint, is_converted
 from neuron_jax.weights.errors import bad_checkpoint
 from neuron_jax.weights.gguf_checkpoint import GgufCheckpoint
 from neuron_jax.weights.modules import read_modules
 from neuron_jax.weights.quantized.checkpoint import FolderCheckpoint
+from neuron_jax.weights.safetensors import read_json
 from neuron_jax.weights.spec import Checkpoint, TensorInfo
 from neuron_jax.weights.text_part import text_part
 
-__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
+__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint", "read_config"]
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """The config of what `open_checkpoint` takes, or of a folder that holds nothing but a config.json.
+
+    Raises WeightsError.
+    """
+    if path.is_dir() and not is_converted(path) and not any(path.glob("*.safetensors*")):
+        return text_config(read_json(path / "config.json"))
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.config
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -28,16 +28,21 @@ LAST_WORDS = 2_000
 
 
 def run_child(
-    module: str, spec: EngineSpec, options: Mapping[str, Any], inherited: Mapping[str, str]
+    module: str,
+    spec: EngineSpec,
+    options: Mapping[str, Any],
+    inherited: Mapping[str, str],
+    settings: Mapping[str, str] | None = None,
 ) -> Generator[Record]:
-    """The records of `python -m module`, as they come. `options["began"]` is when the process was started.
+    """The records of `python -m module`, as they come. `options["began"]` is when the process was started; `settings` are
+    variables that count before an engine's own.
 
     Raises LoadError for a failure that the child could name, NeuronError with its last words for any other. The process
     is gone when the iterator ends or is closed.
     """
     ours, theirs = os.pipe()
     command = [sys.executable, "-m", module, "--fd", str(theirs)]
-    env = engine_environment(spec, inherited)
+    env = {**engine_environment(spec, inherited), **(settings or {})}
     with os.fdopen(ours, encoding="utf-8") as records, tempfile.TemporaryFile() as words:
         given = {"spec": msgspec.to_builtins(spec), "options": {**options, "began": time.monotonic()}}
         try:

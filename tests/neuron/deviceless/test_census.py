@@ -106,7 +106,9 @@ def test_kernels_in_order_and_how_often_each_runs() -> None:
         ("copy", 1),
         ("head", 1),
         ("sort", 3),
-        ("sort", 1),  # of the choice the branch without kernels
+        ("while", 1),  # nobody knows how often
+        ("sort", 1),
+        ("conditional", 1),  # and of the choice the branch without kernels
     ]
     assert read().launches == 12
 
@@ -128,7 +130,7 @@ def test_layers_begin_with_what_is_read_of_them() -> None:
 
     assert [kernel.what for kernel in parts.before] == ["fusion", "fusion", "attention"]
     assert [[kernel.what for kernel in layer] for layer in parts.layers] == [["gemm", "all-reduce"], ["fusion", "copy"]]
-    assert [kernel.what for kernel in parts.behind] == ["head", "sort", "sort"]
+    assert [kernel.what for kernel in parts.behind] == ["head", "sort", "while", "sort", "conditional"]
 
 
 def test_what_should_not_be_there() -> None:
