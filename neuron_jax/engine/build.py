@@ -23,6 +23,7 @@ from models.sharding import make_mesh, replicated
 from models.spec import Model, RecurrentLayer
 from models.storage import Storage
 from neuron_jax.engine import native_sampler, products, sampler
+from neuron_jax.engine.attention import storing
 from neuron_jax.engine.attention.choose import Rung, choose
 from neuron_jax.engine.attention.kv import KVFormat, choose_kv
 from neuron_jax.engine.attention.native import misfit
@@ -277,18 +278,16 @@ def program_for(made: Design, devices: list[Any], rungs: Sequence[Rung] | None =
     sample = (
         native_sampler.sample if not native_sampler.refuses(mesh) else sampler.sample_alike if alike else sampler.sample
     )
-    return with_products(
-        Program(made.model, mesh, made.shapes, choose(case, rungs), sample, adapters=made.adapters),
-        made,
-        tried=rungs is None,
-    )
+    program = Program(made.model, mesh, made.shapes, choose(case, rungs), sample, adapters=made.adapters)
+    return with_kernels(program, made, case, tried=rungs is None)
 
 
-def with_products(program: Program, made: Design, *, tried: bool) -> Program:
-    """With the kernels for products of few rows that this device is better off with; of several devices XLA computes all."""
-    device = program.mesh.devices.flat[0]
+def with_kernels(program: Program, made: Design, case: Case, *, tried: bool) -> Program:
+    """With the kernels around attention that this device is better off with; of several devices XLA computes all that."""
+    device = case.device
     if program.mesh.size > 1 or device.platform != "gpu":
         return program
+    program = evolve(program, storing=storing.choose(case, tried=tried))
     programs = made.buckets.keys()
     smallest = min(key for key in programs if isinstance(key, StepKey))
     shapes = program.matrices(smallest)

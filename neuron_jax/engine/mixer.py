@@ -10,21 +10,31 @@ from attrs import Factory, frozen
 from models.native.ops import Norm
 from models.spec import PagedLayer, Recurrence, RecurrentLayer
 from neuron_jax.engine import recurrent
-from neuron_jax.engine.attention.kv import LayerCache
+from neuron_jax.engine.attention.kv import KVFormat, LayerCache
 from neuron_jax.engine.attention.native import NativeAttend
-from neuron_jax.engine.attention.ragged import Ragged
+from neuron_jax.engine.attention.ragged import Ragged, places
+from neuron_jax.engine.attention.storing import Storing, by_xla
 from neuron_jax.engine.attention.trial import Attend
+from neuron_jax.engine.attention.turned import Heads
 
 
 @frozen
 class StepMixer:
-    """`models.spec.Mixer` for the rows of a step. With `rotates` all attention is the native kernel's."""
+    """`models.spec.Mixer` for the rows of a step. With `native` all attention is the native kernel's; the tokens of the layers
+    in `storing` are turned and stored by one kernel, whichever mixes them.
+    """
 
     rows: Ragged
     attention: Mapping[PagedLayer, Attend]
-    rotates: bool
+    native: bool
     snapshots: recurrent.Snapshots
-    live: jax.Array | None = Factory(lambda self: _live(self.rows) if self.rotates else None, takes_self=True)
+    kv: KVFormat
+    storing: Storing = Factory(dict)
+    live: jax.Array | None = Factory(lambda self: _live(self.rows) if self.native else None, takes_self=True)
+
+    @property
+    def rotates(self) -> bool:
+        return self.native or bool(self.storing)
 
     def attend(
         self,
@@ -52,15 +62,19 @@ class StepMixer:
         sinks: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache]:
         """See `models.spec.Mixer`."""
-        native = self.attention[layer]
-        assert isinstance(native, NativeAttend), f"{native} does not rotate"
         assert layer.sinks == (sinks is not None), f"{layer} and its sinks"
-        return native.rotated(qkv, rotary, cache, scale=scale, norms=norms, sinks=sinks)
+        attend = self.attention[layer]
+        if isinstance(attend, NativeAttend):
+            return attend.rotated(qkv, rotary, cache, scale=scale, norms=norms, sinks=sinks)
+        store = self.storing.get(layer) or by_xla(self.kv)
+        where = places(self.rows, layer.window, self.snapshots.page_size)
+        q, cache = store(qkv, rotary, cache, Heads(scale, norms), **where)
+        return attend(q, None, None, cache, sinks)
 
     def recur(self, layer: RecurrentLayer, rule: Recurrence, inputs: Any, cache: LayerCache) -> tuple[Any, LayerCache]:
         """See `models.spec.Mixer`."""
         assert len(cache) == 2 * len(layer.state), f"{layer} and its states"
-        if self.rotates and layer.native:
+        if self.native and layer.native:
             return rule.native(inputs, cache, recurrent.native_rows(self.rows, self.snapshots))
         return recurrent.recur(rule, inputs, cache, self.rows, self.snapshots)
 

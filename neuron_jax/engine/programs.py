@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from attrs import frozen
+from attrs import Factory, frozen
 from jax import lax
 
 from models import matrices
@@ -24,6 +24,7 @@ from neuron_jax.engine.attention.choose import AttentionChoice
 from neuron_jax.engine.attention.kv import LayerCache
 from neuron_jax.engine.attention.ragged import ragged
 from neuron_jax.engine.attention.reference import BLOCK
+from neuron_jax.engine.attention.storing import Storing
 from neuron_jax.engine.buckets import Draws, Key, SlotKey, StepKey
 from neuron_jax.engine.mixer import StepMixer
 from neuron_jax.engine.page_groups import PageGroups, page_groups
@@ -82,6 +83,7 @@ class Program:
     sample: Callable[..., sampler.SamplerOutput] = sampler.sample
     products: matrices.Choose | None = None  # None: XLA computes them all
     adapters: Adapters | None = None
+    storing: Storing = Factory(dict)
 
     @property
     def groups(self) -> PageGroups:
@@ -219,7 +221,7 @@ def _compute(
     given = jnp.where(tokens >= 0, tokens, state.last_token[rows.slot[where.row]])
     attention = program.attention
     snapshots = Snapshots(rows.load, rows.save, shapes.page_size)
-    mixer = StepMixer(where, attention.of_rows(where), attention.rotates, snapshots)
+    mixer = StepMixer(where, attention.of_rows(where), attention.rotates, snapshots, attention.kv, program.storing)
     through = program.through(*params, rows.adapter[where.row])
     hidden, pool = model.forward(through, given, where.position, mixer, state.pool)
     end = jnp.maximum(where.first + rows.count - 1, 0)

@@ -67,13 +67,22 @@ class KVFormat:
         return (*values, scales, scales) if self.quantized else tuple(values)
 
     def write(
-        self, cache: LayerCache, k: jax.Array, v: jax.Array, *, page: jax.Array, offset: jax.Array, real: jax.Array
+        self,
+        cache: LayerCache,
+        k: jax.Array | None,
+        v: jax.Array | None,
+        *,
+        page: jax.Array,
+        offset: jax.Array,
+        real: jax.Array,
     ) -> LayerCache:
-        """The pool with k [T, K, k_width] and v [T, K, v_width] at `page` [T] and `offset` [T].
+        """The pool with k [T, K, k_width] and v [T, K, v_width] at `page` [T] and `offset` [T]; None: they are in it already.
 
         Tokens that are not `real` [T] are zeros. They go to the trash page, which stays zero: a masked weight of 0 times a
         NaN that one request left there would reach all others.
         """
+        if k is None or v is None:
+            return cache
         k, v = (jnp.where(real[:, None, None], part, jnp.zeros((), part.dtype)) for part in (k, v))
         new: LayerCache = (k, v)
         if self.quantized:

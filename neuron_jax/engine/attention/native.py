@@ -67,9 +67,16 @@ class NativeAttend:
         )
 
     def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache, sinks: jax.Array | None = None
+        self,
+        q: jax.Array,
+        k: jax.Array | None,
+        v: jax.Array | None,
+        cache: LayerCache,
+        sinks: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache]:
         """See `models.spec.Mixer.attend`: what is rotated already is turned by nothing."""
+        assert k is not None, "nobody else stores for this kernel"
+        assert v is not None, "nobody else stores for this kernel"
         qkv = jnp.concatenate([q.reshape(*q.shape[:2], -1), k, v], axis=2)
         return self.rotated(qkv, None, cache, scale=1.0, sinks=sinks)
 

@@ -4,7 +4,7 @@ Kernels take rows of equal length. Where a step has a row for each token they ge
 tiles of `TILE` tokens, so that chunks of prompts share what they read and a single token costs a tile.
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from attrs import Factory, frozen
 
 from models.spec import PagedLayer
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
-from neuron_jax.engine.attention.ragged import Ragged
+from neuron_jax.engine.attention.ragged import Ragged, places
 
 TILE = 16
 
@@ -61,22 +61,21 @@ class PagedAttend:
     tiles: TokenTiles = Factory(lambda self: _tiles(self.rows, self.page_size, self.layer.window), takes_self=True)
 
     def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache, sinks: jax.Array | None = None
+        self,
+        q: jax.Array,
+        k: jax.Array | None,
+        v: jax.Array | None,
+        cache: LayerCache,
+        sinks: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache]:
         """See `models.spec.Mixer.attend`; the mixed values are in q's dtype."""
-        cache = self.kv.write(cache, k, v, **self._places())
+        cache = self.kv.write(cache, k, v, **places(self.rows, self.layer.window, self.page_size))
         tiles = self.tiles
         rows = q[:, None] if self.rows.single else q[tiles.token]
         where = {"table": tiles.table, "start": tiles.start, "count": tiles.count}
         mixed = self.mix(rows, cache, self.kv, layer=self.layer, **where, sinks=sinks)
         flat = mixed.reshape(-1, *mixed.shape[2:])
         return flat if self.rows.single else flat[tiles.place], cache
-
-    def _places(self) -> dict[str, Any]:
-        """Where the tokens go; padding goes to the trash page."""
-        rows = self.rows
-        page = rows.tables[self.layer.window][rows.slot[rows.row], rows.position // self.page_size]
-        return {"page": jnp.where(rows.real, page, 0), "offset": rows.position % self.page_size, "real": rows.real}
 
 
 def _tiles(rows: Ragged, page_size: int, window: int | None) -> TokenTiles:

@@ -47,3 +47,9 @@ def ragged(
     row = jnp.minimum(row, slot.shape[0] - 1)
     position = jnp.where(real, start[row] + place - first[row], 0)
     return Ragged(tables, slot, start, count, first, row, position, real)
+
+
+def places(rows: Ragged, window: int | None, page_size: int) -> dict[str, jax.Array]:
+    """Where the tokens are stored, as `KVFormat.write` takes it; padding goes to the trash page."""
+    page = rows.tables[window][rows.slot[rows.row], rows.position // page_size]
+    return {"page": jnp.where(rows.real, page, 0), "offset": rows.position % page_size, "real": rows.real}

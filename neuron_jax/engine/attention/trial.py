@@ -44,10 +44,16 @@ class Case:
 
 
 class Attend(Protocol):
-    """Attention of one kind of layer, for the rows of a step: `models.spec.Mixer.attend` without the layer."""
+    """Attention of one kind of layer, for the rows of a step: `models.spec.Mixer.attend` without the layer. Where k and v are
+    None they are in `cache` already."""
 
     def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, cache: LayerCache, sinks: jax.Array | None = None
+        self,
+        q: jax.Array,
+        k: jax.Array | None,
+        v: jax.Array | None,
+        cache: LayerCache,
+        sinks: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache]: ...
 
 

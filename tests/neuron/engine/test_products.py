@@ -1,5 +1,7 @@
 """Which kernel computes products, on devices that are made up: tried, timed against XLA, and done without where it fails."""
 
+from contextlib import closing
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +11,25 @@ import pytest
 
 from models import matrices
 from models.matrices import Around, Matrix, Shape
+from models.sharding import make_mesh
 from neuron_jax.engine import products
-from neuron_jax.engine.buckets import StepKey
+from neuron_jax.engine.attention import choose as attentions
+from neuron_jax.engine.attention.choose import RUNGS
+from neuron_jax.engine.attention.kv import KVFormat
+from neuron_jax.engine.attention.trial import Case, kinds
+from neuron_jax.engine.buckets import SlotKey, StepKey
+from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.products import Products, WrongError
+from neuron_jax.engine.programs import Program, Shapes
 from neuron_jax.engine.runner import Runner
+from tests.fakes.engines import drain, logprobs, submit, tokens
+from tests.fakes.plain_pass import full_logits
+from tests.fakes.quick import Quick
+from tests.fakes.tiny_llama import tiny
+from tests.neuron.engine.conftest import PAGE, PAGES, SLOTS, engines_of
+
+few_rows = pytest.importorskip("models.few_rows", reason="this JAX has no Triton", exc_type=ImportError)
+store = pytest.importorskip("neuron_jax.engine.attention.store", reason="this JAX has no Triton", exc_type=ImportError)
 
 GPU = SimpleNamespace(platform="gpu", compute_capability="8.6")
 SHAPE = Shape("int4", 64, 256)
@@ -65,7 +82,7 @@ def test_what_is_not_tried_serves_what_it_was_made_for() -> None:
     assert chosen(SHAPE, 64) is not None
 
 
-@pytest.mark.parametrize("kind", ["float", "table", "int8", "fp8", "int4"])
+@pytest.mark.parametrize("kind", ["fp8", "int4"])
 def test_a_trial_finds_what_is_wrong(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that does what XLA does passes, with matrices of every format; one that forgets the norm does not."""
     monkeypatch.setattr(products, "MOST_BYTES", 1)
@@ -98,3 +115,37 @@ def test_a_program_tells_its_matrices_and_computes_them_with_what_was_chosen(run
     assert {count for _, count in rows} == {4}
     assert [shape.gated for shape in found].count(True) == 1
     assert len(found) >= 4
+
+
+def test_an_engine_with_kernels_around_attention_says_what_a_plain_pass_says() -> None:
+    """In Pallas' interpreter: norms and products in one, and what is between the projection and attention in another."""
+    model, params = tiny(hidden_size=64, intermediate_size=128, vocab_size=320, num_hidden_layers=1)
+    mesh, (layer,) = make_mesh(jax.devices("cpu")[:1]), kinds(model)
+    attention = attentions.choose(Case(mesh, jnp.float32, KVFormat("float32"), PAGES, PAGE, (layer,)), RUNGS[-1:])
+    asked: set[Shape] = set()
+
+    def choose(shape: Shape, rows: int) -> Any:
+        assert few_rows.refuses(shape) is None
+        assert rows == SLOTS
+        asked.add(shape)
+        return partial(few_rows.product, interpret=True)
+
+    kernels = {"products": choose, "storing": {layer: partial(store.store, interpret=True)}}
+    program = Program(model, mesh, Shapes(PAGE, (PAGES,), SLOTS, 512), attention, **kernels)
+    keys = [StepKey(SLOTS, SLOTS), SlotKey()]
+    with closing(Compiler(lambda key: Quick(program.lower(key)), workers=2)) as compiler:
+        compiler.start(keys)
+        compiler.wait(keys, lambda done, total: None)
+        engine = engines_of(Runner(program, compiler, params))(prefix=False)
+        asks = {0: [5, 6, 7, 8, 9], 1: [11]}
+        for number, words in asks.items():
+            engine.submit(submit(number, words, max_tokens=6, logprobs=0))
+        answers = drain(engine)
+
+    assert len(asked) == 5
+    for number, words in asks.items():
+        said = tokens(answers[number])
+        rows = full_logits(model, params, words + said)[len(words) - 1 : -1]
+        assert said == rows.argmax(-1).tolist()
+        wanted = [float(jax.nn.log_softmax(row)[token]) for row, token in zip(rows, said, strict=True)]
+        assert [one for one, *_ in logprobs(answers[number])] == pytest.approx(wanted, abs=1e-4)

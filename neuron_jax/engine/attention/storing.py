@@ -1,0 +1,118 @@
+"""Which layers' tokens one kernel turns and stores on a device: tried against what XLA makes of them. Knows no requests."""
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from attrs import evolve
+
+from models.native.ops import Norm
+from models.spec import PagedLayer
+from neuron_jax.engine.attention.kv import KVFormat, LayerCache
+from neuron_jax.engine.attention.trial import Case, tolerance
+from neuron_jax.engine.attention.turned import Heads, Rotary, turned
+
+log = logging.getLogger("neuron.engine")
+
+TOKENS, PAGES = 5, 3
+"""Of a trial."""
+
+
+class Store(Protocol):
+    """Turns and stores the tokens of a step: see `store.store`."""
+
+    def __call__(
+        self,
+        qkv: jax.Array,
+        rotary: Rotary,
+        cache: LayerCache,
+        heads: Heads,
+        *,
+        page: jax.Array,
+        offset: jax.Array,
+        real: jax.Array,
+    ) -> tuple[jax.Array, LayerCache]: ...
+
+
+Storing = Mapping[PagedLayer, Store]
+"""The layers whose tokens are stored by a kernel."""
+
+
+def choose(case: Case, *, tried: bool) -> Storing:
+    """None where XLA does it all: on several devices, and where there is no GPU from Ampere on."""
+    if case.mesh.size > 1 or case.capability < 8:
+        return {}
+    try:  # later versions of JAX have no Triton
+        from neuron_jax.engine.attention import store
+    except ImportError:
+        return {}
+    chosen: dict[PagedLayer, Store] = {}
+    for layer in case.layers:
+        values = layer.kv_heads * layer.k_width * (case.pages + 1) * case.page_size
+        why = store.refuses(layer, case.kv, values)
+        if why is None and tried:
+            why = problem(store.store, evolve(case, layers=(layer,)))
+        if why is None:
+            chosen[layer] = store.store
+        else:
+            log.info("keys and values of %s are stored by XLA: %s", layer, why)
+    return chosen
+
+
+def by_xla(kv: KVFormat) -> Store:
+    """The twin of the kernels."""
+
+    def stored(
+        qkv: jax.Array, rotary: Rotary, cache: LayerCache, heads: Heads, **places: jax.Array
+    ) -> tuple[jax.Array, LayerCache]:
+        q, k, v = turned(qkv, rotary, heads)
+        return q, kv.write(cache, k, v, **places)
+
+    return stored
+
+
+def problem(kernel: Store, case: Case) -> str | None:
+    """Why `kernel` will not do for the one kind of layer of `case`; None when it does."""
+    try:
+        given, places = _inputs(case)
+        got, wanted = (jax.jit(partial(_step, way))(given, places) for way in (kernel, by_xla(case.kv)))
+        for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+            wide = np.asarray(theirs.astype(jnp.float32))
+            off = float(np.abs(np.asarray(ours.astype(jnp.float32)) - wide).max() / np.abs(wide).max())
+            if not off <= tolerance(case.dtype):
+                return f"differs by {off:.1g} of the largest value"
+    except Exception as error:  # whatever a compiler says no with
+        log.warning("the kernel that stores keys and values failed its trial", exc_info=True)
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return None
+
+
+def _step(way: Store, given: dict[str, Any], places: dict[str, jax.Array]) -> tuple[jax.Array, LayerCache]:
+    width = given["qkv"].shape[-1]
+    norms = (Norm(given["norms"][0, :width], 1e-5), Norm(given["norms"][1, :width], 1e-6))
+    return way(given["qkv"], given["turns"], given["cache"], Heads(0.1, norms), **places)
+
+
+def _inputs(case: Case) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """Tokens with all that a layer may have, for a small pool; one of them is padding."""
+    (layer,) = case.layers
+    rng = np.random.default_rng(0)
+    shape = (TOKENS, layer.kv_heads, layer.group + 2, layer.k_width)
+    angle = jnp.asarray(rng.standard_normal((TOKENS, layer.k_width // 2)), jnp.float32)
+    pools = case.kv.pool(layer, pages=PAGES, page_size=case.page_size)
+    given = {
+        "qkv": jnp.asarray(rng.standard_normal(shape), case.dtype),
+        "turns": (jnp.cos(angle), jnp.sin(angle)),
+        "norms": jnp.asarray(rng.random((2, layer.k_width)), jnp.float32),
+        "cache": tuple(jnp.ones(pool.shape, pool.dtype) for pool in pools),
+    }
+    last = case.page_size - 1
+    return given, {
+        "page": jnp.asarray([1, 3, 0, 3, 2], jnp.int32),
+        "offset": jnp.asarray([0, last, 1, 0, 1], jnp.int32),
+        "real": jnp.asarray([True, True, False, True, True]),
+    }

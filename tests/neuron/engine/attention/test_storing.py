@@ -1,0 +1,88 @@
+"""The kernel that turns and stores a step's tokens, in Pallas' interpreter, against what XLA makes of them."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.native.ops import Norm
+from models.sharding import make_mesh
+from models.spec import PagedLayer
+from neuron_jax.engine.attention import storing
+from neuron_jax.engine.attention.kv import KVFormat
+from neuron_jax.engine.attention.storing import by_xla
+from neuron_jax.engine.attention.trial import Case
+from neuron_jax.engine.attention.turned import Heads
+
+kernel = pytest.importorskip("neuron_jax.engine.attention.store", reason="this JAX has no Triton", exc_type=ImportError)
+PAGE = 16
+
+
+def case(layer: PagedLayer, kv: str = "float32", dtype: Any = jnp.float32) -> Case:
+    return Case(make_mesh(jax.devices("cpu")[:1]), dtype, KVFormat(kv), 5, PAGE, (layer,))
+
+
+@pytest.mark.parametrize(
+    ("heads", "normed", "turns"),
+    [((2, 4, 64), True, True), ((1, 5, 80), False, True), ((2, 1, 32), True, False), ((1, 8, 96), False, False)],
+)
+@pytest.mark.parametrize(("dtype", "kv"), [(jnp.float32, "float32"), (jnp.bfloat16, "bfloat16")])
+def test_tokens_are_turned_and_stored(
+    heads: tuple[int, int, int], normed: bool, turns: bool, dtype: Any, kv: str
+) -> None:
+    """At the ends of pages; padding leaves zeros in the trash page, and nothing else of the pool changes."""
+    kv_heads, group, width = heads
+    rng = np.random.default_rng(4)
+    qkv = jnp.asarray(rng.standard_normal((4, kv_heads, group + 2, width)), dtype)
+    norms = tuple(Norm(jnp.asarray(rng.random(width), jnp.float32), eps) for eps in (1e-5, 1e-2)) if normed else None
+    rotary = tuple(jnp.asarray(rng.standard_normal((4, width // 2)), jnp.float32) for _ in "cs") if turns else None
+    pool = tuple(jnp.asarray(rng.standard_normal((6, PAGE, kv_heads, width)), dtype) for _ in "kv")
+    places = {
+        "page": jnp.asarray([1, 5, 0, 3], jnp.int32),
+        "offset": jnp.asarray([PAGE - 1, 0, 7, 3], jnp.int32),
+        "real": jnp.asarray([True, True, False, True]),
+    }
+    given = (qkv, rotary, pool, Heads(0.125, norms))  # type: ignore[arg-type]
+    got, wanted = (
+        jax.tree.leaves(way(*given, **places)) for way in (partial(kernel.store, interpret=True), by_xla(KVFormat(kv)))
+    )
+
+    for ours, theirs in zip(got, wanted, strict=True):
+        near = {"rtol": 1e-5, "atol": 1e-5} if dtype == jnp.float32 else {"rtol": 0.03, "atol": 0.03}
+        np.testing.assert_allclose(np.asarray(ours, np.float32), np.asarray(theirs, np.float32), **near)
+    assert not np.asarray(got[1], np.float32)[0, 7].any()
+
+
+@pytest.mark.parametrize(
+    ("layer", "kv", "values", "why"),
+    [
+        (PagedLayer(2, 4, 64, 64), "bfloat16", 1, None),
+        (PagedLayer(2, 4, 64, 32), "bfloat16", 1, "of one even width"),
+        (PagedLayer(2, 4, 64, 64), "int8", 1, "rounds nothing to int8"),
+        (PagedLayer(2, 4, 64, 64), "bfloat16", 2**31, "32-bit"),
+    ],
+)
+def test_what_it_was_not_made_for_is_refused(layer: PagedLayer, kv: str, values: int, why: str | None) -> None:
+    refused = kernel.refuses(layer, KVFormat(kv), values)
+
+    assert refused is None if why is None else why in str(refused)
+
+
+def test_a_trial_tells_right_from_wrong() -> None:
+    def scaled(qkv: Any, rotary: Any, cache: Any, heads: Heads, **places: jax.Array) -> Any:
+        return by_xla(KVFormat("float32"))(qkv, rotary, cache, Heads(1.0, heads.norms), **places)
+
+    def broken(*given: Any, **places: jax.Array) -> Any:
+        raise RuntimeError("INTERNAL: out of registers")
+
+    given = case(PagedLayer(2, 3, 32, 32))
+    assert storing.problem(partial(kernel.store, interpret=True), given) is None
+    assert "differs by" in str(storing.problem(scaled, given))
+    assert storing.problem(broken, given) == "RuntimeError: INTERNAL: out of registers"
+
+
+def test_a_cpu_has_no_use_for_it() -> None:
+    assert storing.choose(case(PagedLayer(2, 3, 32, 32)), tried=False) == {}
