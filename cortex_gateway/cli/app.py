@@ -216,6 +216,24 @@ def _parts(text: str | None) -> list[str] | None:
 
 
 @app.command
+def plan(
+    model: Model,
+    *,
+    node: Annotated[str | None, Parameter(help="Ask for this node only.")] = None,
+    tensor_parallel: Annotated[int | None, Parameter(help="Devices to spread it over.")] = None,
+    hosts: Annotated[str | None, Parameter(help="Nodes that may serve it together, the preferred first: a,b.")] = None,
+    endpoint: Endpoint = DEFAULT_ENDPOINT,
+    key_file: KeyFile = None,
+    json: Json = False,
+) -> int:
+    """Show where a load would put a model in the fleet as it is, and who would leave for it. Nothing is begun."""
+    names = [name.strip() for name in hosts.split(",")] if hosts else None
+    asked = {"model": model, "node": node, "tensor_parallel": tensor_parallel, "hosts": names}
+    body = {name: value for name, value in asked.items() if value is not None}
+    return _show(_api(endpoint, key_file).post("/admin/plan", body), tables.show_plan, json=json)
+
+
+@app.command
 def unload(
     model: Model,
     *,

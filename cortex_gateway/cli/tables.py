@@ -20,6 +20,13 @@ KEY_LIMITS = {
     "tokens_per_minute": "tokens/min",
     "max_concurrent": "at once",
 }
+PROSPECTS = {
+    "serves": "serves it",
+    "loading": "is loading it",
+    "room": "has room",
+    "evicts": "once some have left",
+    "none": "no",
+}
 UNKNOWN = "-"
 PIPED_WIDTH = 200
 
@@ -67,6 +74,40 @@ def show_models(out: Console, listing: dict[str, Any]) -> None:
         length = f"{context:,}" if context else UNKNOWN
         table.add_row(name, _names(on), _names(entry["feasible_on"]), length, ", ".join(features))
     out.print(table)
+
+
+def show_plan(out: Console, plan: dict[str, Any]) -> None:
+    """What would be done, then one line per node."""
+    out.print(Text(f"{plan['model']}: {_would(plan['would'])}", "bold"))
+    table = _table("node", "could", "devices", ">MiB on each", "would leave", "why not")
+    for one in plan["nodes"]:
+        victims = [f"{name} (in use)" if name in one["in_use"] else name for name in one["victims"]]
+        devices = ", ".join(map(str, one["devices"])) or (f"any {one['shards']}" if one["state"] == "room" else UNKNOWN)
+        size = UNKNOWN if one["needs_mb"] is None else f"{one['needs_mb']:,}"
+        words = Text(PROSPECTS[one["state"]], "red" if one["state"] == "none" else "green")
+        table.add_row(Text(one["node"], "bold"), words, devices, size, _names(victims), Text(one["reason"] or ""))
+    out.print(table)
+
+
+def _would(decision: dict[str, Any]) -> str:
+    match decision["do"]:
+        case "serve":
+            return f"is served by {decision['node']}"
+        case "join":
+            return f"is being loaded on {decision['node']}"
+        case "recover":
+            return f"is recovering on {decision['node']}"
+        case "load":
+            lent = [lender["node"] for lender in decision["lenders"]]
+            leaving = [*decision["victims"], *(name for one in decision["lenders"] for name in one["victims"])]
+            together = f" together with {', '.join(lent)}" if lent else ""
+            return f"would be loaded on {decision['node']}{together}" + (
+                f", for which {', '.join(leaving)} would leave" if leaving else ""
+            )
+        case "wait":
+            return f"would wait: {decision['reason']}"
+        case _:
+            return f"would be refused: {decision['reason']}"
 
 
 def show_requests(out: Console, listing: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from cortex_gateway.metrics import Metrics
 from cortex_gateway.placement import catalogue
 from cortex_gateway.placement.catalogue import ModelEntry
 from cortex_gateway.placement.load_options import UNSAID, LoadOptions
+from cortex_gateway.placement.outlook import Outlook
 from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus
 
 log = logging.getLogger(__name__)
@@ -315,6 +316,15 @@ class Fleet:
 
     def snapshot(self) -> FleetSnapshot:
         return self._residency.snapshot(self._clock())
+
+    def outlook(self, model: str, *, node: str | None = None, options: LoadOptions = UNSAID) -> Outlook:
+        """Where `load` would put it, who would leave, and what each node could do; nothing is begun. Raises InvalidBody."""
+        for param, names in (("node", (node,) if node else ()), ("hosts", options.hosts)):
+            for name in names:
+                if name not in self._residency.hosts:
+                    known = ", ".join(self._residency.hosts)
+                    raise errors.InvalidBody(f"There is no node {name!r}; there are {known}.", param=param)
+        return self._residency.outlook(model, node, options, self._clock())
 
     def catalogue_entries(self) -> list[ModelEntry]:
         """Every model and alias, sorted by name."""

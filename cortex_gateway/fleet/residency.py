@@ -23,6 +23,8 @@ from cortex_gateway.fleet.waiting import Waiting
 from cortex_gateway.placement import catalogue
 from cortex_gateway.placement.catalogue import Catalogue
 from cortex_gateway.placement.circuit import Circuit
+from cortex_gateway.placement.load_options import LoadOptions
+from cortex_gateway.placement.outlook import Outlook
 from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,13 @@ class Residency:
     def status(self, model: str) -> LoadStatus | None:
         """How far the load is that a request for `model` waits for; None where nobody waits and nothing is loading."""
         return self.waiting.status(model)
+
+    def outlook(self, name: str, node: str | None, options: LoadOptions, now: float) -> Outlook:
+        """Where a load that an operator would ask for could go, and what it would cost; nothing is begun."""
+        model = self.catalogue.aliases.get(name, name)
+        return self.waiting.outlook(
+            Ticket(number=0, kind="load", model=model, since=now, node=node, options=options), now
+        )
 
     def resolve(self, name: str) -> str | None:
         return catalogue.resolve(self.catalogue, name, self._listed)

@@ -13,6 +13,7 @@ from cortex_gateway.fleet.ticket import Ticket
 from cortex_gateway.placement import affinity
 from cortex_gateway.placement import route as routing
 from cortex_gateway.placement.decisions import Decision, Placement, Policy, Recovering, Reject, Serve
+from cortex_gateway.placement.outlook import Outlook, outlook
 from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus
 
 
@@ -119,6 +120,12 @@ class Waiting:
             assert decision is not None
             self.obey(ticket, decision)
             self.report(ticket)
+
+    def outlook(self, ticket: Ticket, now: float) -> Outlook:
+        """What would be decided for a ticket, which does not begin to wait."""
+        history, hosts = self._state.history, self._state.hosts.values()
+        policy = history.policy(ticket, now, history.offering(ticket, hosts))
+        return outlook(history.asked(ticket, hosts), self.snapshot(now), policy)
 
     def decide(self, ticket: Ticket, policy: Policy) -> Decision:
         self.decisions += 1

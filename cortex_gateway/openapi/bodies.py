@@ -218,19 +218,19 @@ OLLAMA_EMBEDDINGS = record(("model",), model=MODEL, prompt=TEXT)
 SHOW = record(("model",), model=MODEL)
 
 NODE: Schema = {"type": "string", "description": "only this node"}
-LOAD = record(
-    ("model",),
-    model=MODEL,
-    node=NODE,
-    reload=FLAG,
-    quant=TEXT,
-    kv_dtype=TEXT,
-    deterministic=FLAG,
-    tensor_parallel=integer(1),
-    hosts=array(TEXT),
-    ranks=one_of("host", "device"),
-    adapters=array(TEXT),
-)
+LOAD_OPTIONS = {
+    "model": MODEL,
+    "node": NODE,
+    "quant": TEXT,
+    "kv_dtype": TEXT,
+    "deterministic": FLAG,
+    "tensor_parallel": integer(1),
+    "hosts": array(TEXT),
+    "ranks": one_of("host", "device"),
+    "adapters": array(TEXT),
+}
+LOAD = record(("model",), **LOAD_OPTIONS, reload=FLAG)
+PLAN = record(("model",), **LOAD_OPTIONS)
 UNLOAD = record(("model",), model=MODEL, node=NODE)
 RELOAD = record(("model",), model=MODEL, node=NODE, source=TEXT, in_place=FLAG)
 
@@ -253,6 +253,7 @@ BODIES: dict[str, Schema] = {
     "/api/embeddings": OLLAMA_EMBEDDINGS,
     "/api/show": SHOW,
     "/admin/load": LOAD,
+    "/admin/plan": PLAN,
     "/admin/reload": RELOAD,
     "/admin/unload": UNLOAD,
 }

@@ -1,4 +1,4 @@
-"""/admin/fleet, load, unload and reload: what an operator sees and does; knows the fleet's border, no dialect."""
+"""/admin/fleet, plan, load, unload and reload: what an operator sees and does; knows the fleet's border, no dialect."""
 
 import asyncio
 from typing import Annotated, Any, cast
@@ -11,6 +11,7 @@ from cortex_gateway.dialects import sse
 from cortex_gateway.dialects.openai import errors as openai_errors
 from cortex_gateway.errors import InvalidBody, MalformedJson, RequestNotFound, RouteNotFound
 from cortex_gateway.placement.circuit import Circuit
+from cortex_gateway.placement.decisions import Decision, Hold, Join, Placement, Recovering, Reject, Serve
 from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import LoadStatus, Node, Replica
 from cortex_gateway.routes.exchange import Exchange, Route
@@ -39,6 +40,19 @@ _OPTIONS = [
 _LoadBody: type[LoadBody] = cast(
     "Any", msgspec.defstruct("LoadBody", _OPTIONS, bases=(LoadBody,), forbid_unknown_fields=True)
 )
+_PlanBody: type[UnloadBody] = cast(
+    "Any", msgspec.defstruct("PlanBody", _OPTIONS, bases=(UnloadBody,), forbid_unknown_fields=True)
+)
+
+
+_DONE: dict[type[Decision], str] = {
+    Serve: "serve",
+    Join: "join",
+    Recovering: "recover",
+    Placement: "load",
+    Hold: "wait",
+    Reject: "refuse",
+}
 
 
 async def _fleet(it: Exchange, _: bytes) -> None:
@@ -97,6 +111,19 @@ async def _event(it: Exchange, value: dict[str, Any]) -> None:
     await it.client.write(sse.encode(msgspec.json.encode(value)))
 
 
+async def _plan(it: Exchange, body: bytes) -> None:
+    """Where a load would put the model and who would leave for it, and what each node could do; nothing is begun."""
+    asked = _with_options(_asked(it, body, _PlanBody))
+    found = it.gateway.fleet.outlook(**asked)
+    nodes = [attrs.asdict(prospect) for prospect in found.nodes]
+    await it.answer({"model": asked["model"], "would": _would(found.decision), "nodes": nodes})
+
+
+def _would(decision: Decision) -> dict[str, Any]:
+    """What would be done, in one word, and where."""
+    return {"do": _DONE[type(decision)], **attrs.asdict(decision)}
+
+
 async def _unload(it: Exchange, body: bytes) -> None:
     """Unload a model once its running requests have ended."""
     await it.gateway.fleet.unload(**_asked(it, body, UnloadBody))
@@ -153,6 +180,7 @@ ROUTES = (
     Route("POST", "/admin/requests/{named:path}", _cancel, need=ADMIN),
     Route("GET", "/admin/fleet", _fleet, need=ADMIN),
     Route("POST", "/admin/load", _load, need=ADMIN),
+    Route("POST", "/admin/plan", _plan, need=ADMIN),
     Route("POST", "/admin/unload", _unload, need=ADMIN),
     Route("POST", "/admin/reload", _reload, need=ADMIN),
 )

@@ -12,7 +12,9 @@ from cortex_gateway.context import RequestContext
 from cortex_gateway.errors import ModelNotFound
 from cortex_gateway.metrics import RequestRecord
 from cortex_gateway.placement.catalogue import Location, ModelEntry
-from cortex_gateway.placement.snapshot import FleetSnapshot, Limit, LoadStatus, Node, Replica
+from cortex_gateway.placement.decisions import Policy
+from cortex_gateway.placement.outlook import Outlook, outlook
+from cortex_gateway.placement.snapshot import FleetSnapshot, Limit, LoadStatus, ModelConfig, Node, Replica
 
 
 @define
@@ -141,6 +143,10 @@ class FleetDouble:
         if report:
             report(LoadStatus(phase="weights", done=1, total=2, unit="bytes"))
             await asyncio.sleep(0)
+
+    def outlook(self, model: str, **asked: Any) -> Outlook:
+        self.calls.append(("outlook", {"model": model, **asked}))
+        return outlook(ModelConfig(id=self.resolve(model)), self.snapshot(), Policy())
 
     async def unload(self, model: str, **asked: Any) -> None:
         self.resolve(model)

@@ -130,6 +130,21 @@ def test_reload_says_which_weights_serve_where(
     assert asked[0] == {"model_id": "m", "source": "tuned", "in_place": True}
 
 
+def test_a_plan_says_where_it_would_go_and_begins_nothing(
+    gateway: LiveGateway, host: HostDouble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(gateway, "plan", "small") == 0
+    headline, _, row = capsys.readouterr().out.splitlines()
+    assert headline == "small: would be loaded on beast"
+    assert row.split()[:3] == ["beast", "has", "room"]
+    assert host.done == []
+
+    assert run(gateway, "plan", "small", "--tensor-parallel", "64", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["would"]["do"], found["nodes"][0]["state"]) == ("refuse", "none")
+    assert "of the 64 devices" in found["nodes"][0]["reason"]
+
+
 def test_a_model_that_is_loaded_otherwise_is_told_and_reloaded(
     gateway: LiveGateway, host: HostDouble, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +175,7 @@ def test_load_and_unload_speak_json(gateway: LiveGateway, capsys: pytest.Capture
         (["reload", "small"], "is not loaded"),
         (["reload", "m", "--node", "attic"], "there are beast"),
         (["load", "m", "--node", "attic"], "there are beast"),
+        (["plan", "m", "--node", "attic"], "there are beast"),
         (["chat", "nik", "hello"], "Did you mean 'nick'"),
         (["chat", "claude-x", "hello"], '[aliases] "claude-x" = "m"'),
     ],

@@ -26,6 +26,7 @@ CANCEL = "/admin/requests/x/cancel"
 CONTROL = [
     ("GET", "/admin/fleet"),
     ("POST", "/admin/load"),
+    ("POST", "/admin/plan"),
     ("POST", "/admin/unload"),
     ("POST", "/admin/reload"),
     ("GET", "/admin/requests"),
