@@ -30,7 +30,7 @@ sbom: $(RELEASE)/.ready  ## what each part of the program is made of, as Cyclone
 	for part in $(PARTS); do \
 	  case $$part in *cuda12) lock=requirements-cuda12.lock ;; *) lock=requirements.lock ;; esac; \
 	  case $$part in gateway) extra= ;; *) extra=neuron ;; esac; \
-	  $(BIN)/python packaging/lock.py $$extra <$$lock | $(RELEASE)/bin/cyclonedx-py requirements --pyproject pyproject.toml \
+	  $(RELEASE)/bin/python packaging/lock.py $$extra <$$lock | $(RELEASE)/bin/cyclonedx-py requirements --pyproject pyproject.toml \
 	    --mc-type application --output-reproducible --output-format JSON \
 	    --output-file dist/cortex-jax-$(version)-$$part.cdx.json - || exit 1; \
 	done
@@ -57,6 +57,6 @@ release: $(VENV)/.ready  ## make release VERSION=1.2.3 KEY=an-ssh-key-file-or-a-
 	@echo "built in dist/; publish with: git push origin HEAD v$(VERSION)"
 
 $(RELEASE)/.ready: packaging/release.lock
-	$(BIN)/python -m venv $(RELEASE)
+	$${PYTHON:-python3} -m venv $(RELEASE)
 	$(RELEASE)/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement packaging/release.lock
 	touch $@

@@ -4,6 +4,7 @@ import pathlib
 import re
 import shlex
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from typing import Any
@@ -43,15 +44,24 @@ def image_environ(program: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for line in said(program, "ENV") for pair in shlex.split(line))
 
 
+COMPOSE = yaml.safe_load((CONTAINERS / "compose.yaml").read_text())
+KUSTOMIZATION = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
+
+
 def resources() -> Iterator[dict[str, Any]]:
-    """As kubectl would apply them: those that kustomization.yaml lists."""
-    for name in yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["resources"]:
-        yield from yaml.safe_load_all((KUBERNETES / name).read_text())
+    """As `kubectl apply -k` would have them: those that are listed, in the namespace, with the images' real names."""
+    images = {one["name"]: f"{one['newName']}:{one['newTag']}" for one in KUSTOMIZATION["images"]}
+    for name in KUSTOMIZATION["resources"]:
+        for one in yaml.safe_load_all((KUBERNETES / name).read_text()):
+            one["metadata"]["namespace"] = KUSTOMIZATION["namespace"]
+            for container in (
+                one["spec"].get("template", {}).get("spec", {}).get("containers", []) if "spec" in one else ()
+            ):
+                container["image"] = images[container["image"]]
+            yield one
 
 
 RESOURCES = {(one["kind"], one["metadata"]["name"]): one for one in resources()}
-COMPOSE = yaml.safe_load((CONTAINERS / "compose.yaml").read_text())
-KUSTOMIZATION = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
 PODS = {
     name: RESOURCES[kind, name]["spec"]["template"]
     for kind, name in (("Deployment", "cortex"), ("StatefulSet", "neuron"))
@@ -250,8 +260,11 @@ def test_the_gateways_configuration_is_one(tmp_path: pathlib.Path) -> None:
 
 
 def test_images_are_named_once() -> None:
-    """kustomization.yaml says where they are, and of which version."""
-    assert {one["name"] for one in KUSTOMIZATION["images"]} == {container(program)["image"] for program in PROGRAMS}
+    """kustomization.yaml says where they are, and of which version: that of this tree."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+    assert container("cortex")["image"] == f"registry.example/cortex:{version}"
+    assert container("neuron")["image"] == f"registry.example/neuron:{version}-cuda12"
 
 
 def test_a_gpu_is_asked_for() -> None:

@@ -32,7 +32,7 @@ done
 # The package of a file, however its path is written since /lib is a link.
 sort -u "$list" | while IFS= read -r file; do
     dpkg -S "$file" 2>/dev/null || dpkg -S "/usr$file" 2>/dev/null || dpkg -S "${file#/usr}" 2>/dev/null || true
-done | sed 's/:.*//' | sort -u | while IFS= read -r package; do
+done | grep -v '^diversion ' | sed 's/:.*//' | sort -u | while IFS= read -r package; do
     dpkg-query -s "$package" >"$root/var/lib/dpkg/status.d/$package"
     mkdir -p "$root/usr/share/doc/$package"
     cp -L "/usr/share/doc/$package/copyright" "$root/usr/share/doc/$package/" 2>/dev/null || true
