@@ -196,7 +196,7 @@ def _half(c: Dense, part: Part, half: int) -> Part:
 
 def _ordered(c: Dense, rule: Rule, order: Any) -> Rule:
     if rule.path.endswith(("q_norm", "k_norm")):
-        return evolve(rule, parts=tuple(evolve(part, arrange=lambda tensor: tensor[order]) for part in rule.parts))
+        return evolve(rule, parts=tuple(_by_head(part, order) for part in rule.parts))
     if not rule.path.endswith("attention.qkv"):
         return rule
     turning = c.query_heads + c.kv_heads
@@ -204,6 +204,15 @@ def _ordered(c: Dense, rule: Rule, order: Any) -> Rule:
         return evolve(rule, parts=(_turned(c, rule.parts[0], order, turning),))
     q, k, v = rule.parts
     return evolve(rule, parts=(_turned(c, q, order, c.query_heads), _turned(c, k, order, c.kv_heads), v))
+
+
+def _by_head(part: Part, order: Any) -> Part:
+    """Of a norm of one head, or of all together, with the dimensions of each in this order."""
+
+    def arrange(tensor: Array) -> Array:
+        return part.arrange(tensor.reshape(-1, len(order))[:, order].reshape(tensor.shape))
+
+    return evolve(part, arrange=arrange)
 
 
 def _turned(c: Dense, part: Part, order: Any, turning: int) -> Part:

@@ -36,6 +36,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
     "llama": BASE | {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 2},
+    "minimax-m2": BASE
+    | _SMALL
+    | {
+        "architectures": ["MiniMaxM2ForCausalLM"],
+        "num_local_experts": 5,
+        "intermediate_size": 32,
+        "partial_rotary_factor": 0.5,
+    },
     "glm4moe": BASE
     | _SMALL
     | {
@@ -61,6 +69,9 @@ METADATA: dict[str, dict[str, str]] = {
         "attention.sliding_window": "sliding_window",
     },
     "llama": _USED | {"expert_count": "num_local_experts"},
+    "minimax-m2": WIDTHS
+    | _USED
+    | {"expert_count": "num_local_experts", "expert_feed_forward_length": "intermediate_size"},
     "glm4moe": WIDTHS
     | _USED
     | {
@@ -72,6 +83,7 @@ METADATA: dict[str, dict[str, str]] = {
     },
 }
 MORE: dict[str, dict[str, Any]] = {
+    "minimax-m2": {"rope.dimension_count": 16},
     "gpt-oss": {"rope.scaling.original_context_length": 32},
     "glm4moe": {
         "rope.dimension_count": 16,
@@ -94,6 +106,13 @@ TENSORS: dict[str, dict[str, str]] = {
     "gpt-oss": _TENSORS | _BEHIND | {"mlp.router": "ffn_gate_inp", "self_attn.sinks": "attn_sinks.weight"},
     "llama": {
         "block_sparse_moe.gate": "ffn_gate_inp",
+        "block_sparse_moe.experts.w1": "ffn_gate_exps",
+        "block_sparse_moe.experts.w3": "ffn_up_exps",
+        "block_sparse_moe.experts.w2": "ffn_down_exps",
+    },
+    "minimax-m2": {
+        "block_sparse_moe.gate": "ffn_gate_inp",
+        "block_sparse_moe.e_score_correction_bias": "exp_probs_b.bias",
         "block_sparse_moe.experts.w1": "ffn_gate_exps",
         "block_sparse_moe.experts.w3": "ffn_up_exps",
         "block_sparse_moe.experts.w2": "ffn_down_exps",

@@ -142,6 +142,13 @@ CONFIGS["cohere2"] = {key: value for key, value in _BASE.items() if key != "rms_
     "sliding_window": 20,
     "logit_scale": 0.25,
 }
+CONFIGS["exaone4"] = _BASE | {
+    "architectures": ["Exaone4ForCausalLM"],
+    "num_hidden_layers": 4,
+    "rope_theta": 5000.0,
+    "sliding_window": 20,
+}
+CONFIGS["ernie4_5"] = _BASE | {"architectures": ["Ernie4_5ForCausalLM"], "rope_theta": 5000.0, "head_dim": 32}
 CONFIGS |= expert_files.CONFIGS | hybrid_files.CONFIGS
 """By the name that GGUF files give them, of widths that Q8_0 can have."""
 
@@ -179,6 +186,8 @@ METADATA: dict[str, dict[str, str]] = {
         "attention.sliding_window": "sliding_window",
         "logit_scale": "logit_scale",
     },
+    "exaone4": _METADATA | {"attention.sliding_window": "sliding_window"},
+    "ernie4_5": _METADATA | _WIDTHS,
     "olmo2": _METADATA | {"attention.sliding_window": "sliding_window"},
     "gemma4": _METADATA
     | {
@@ -245,6 +254,7 @@ MORE: dict[str, dict[str, Any]] = {
         "rope.scaling.yarn_beta_fast": 8.0,
         "rope.scaling.yarn_log_multiplier": 1.0,
     },
+    "exaone4": {"attention.sliding_window_pattern": [True, True, True, False]},
     "olmo2": {"attention.sliding_window_pattern": [True, True, True, False], "rope.freq_base": 5000.0},
     **expert_files.MORE,
     **hybrid_files.MORE,
@@ -290,6 +300,10 @@ TENSORS: dict[str, dict[str, str]] = {
     "smollm3": _TENSORS,
     "mistral3": _TENSORS,
     "cohere2": _TENSORS,
+    "exaone4": _TENSORS
+    | _HEAD_NORMS
+    | {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"},
+    "ernie4_5": _TENSORS,
     "olmo2": _TENSORS
     | _HEAD_NORMS
     | {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"},

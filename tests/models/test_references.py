@@ -644,7 +644,39 @@ OLMO2: dict[str, dict[str, Any]] = {
         "pad_token_id": 0,
     },
 }
+EXAONE4: dict[str, dict[str, Any]] = {
+    "exaone4": _QWEN
+    | {"architectures": ["Exaone4ForCausalLM"], "num_hidden_layers": 5, "sliding_window": 7, "rope_theta": 5000.0},
+    "exaone4 without windows": _QWEN
+    | {
+        "architectures": ["Exaone4ForCausalLM"],
+        "sliding_window": None,
+        "layer_types": ["full_attention"] * 2,
+        "tie_word_embeddings": True,
+        "rope_theta": 5000.0,
+    },
+}
+ERNIE4_5: dict[str, dict[str, Any]] = {
+    "ernie4_5": _QWEN | {"architectures": ["Ernie4_5ForCausalLM"], "head_dim": 10, "rope_theta": 5000.0},
+    "ernie4_5 with biases": _QWEN
+    | {"architectures": ["Ernie4_5ForCausalLM"], "head_dim": 12, "use_bias": True, "tie_word_embeddings": False},
+}
+MINIMAX_M2: dict[str, dict[str, Any]] = {
+    "minimax_m2": _QWEN
+    | {
+        "architectures": ["MiniMaxM2ForCausalLM"],
+        "head_dim": 12,
+        "rotary_dim": 8,
+        "rope_theta": 5000.0,
+        "num_local_experts": 7,
+        "num_experts_per_tok": 3,
+        "intermediate_size": 19,
+    },
+}
 FAMILIES = {
+    "exaone4": EXAONE4,
+    "ernie4_5": ERNIE4_5,
+    "minimax_m2": MINIMAX_M2,
     "gemma4": GEMMA4,
     "cohere2": COHERE2,
     "deepseek_v2": DEEPSEEK_V2,

@@ -246,6 +246,25 @@ CASES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 11,
     },
+    "exaone 4: norms behind, of each head": {
+        "heads": (6, 2),
+        "architectures": ["Exaone4ForCausalLM"],
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 4,
+    },
+    "ernie 4.5: neighbours turn, biases": {
+        "heads": (6, 2),
+        "architectures": ["Ernie4_5ForCausalLM"],
+        "use_bias": True,
+    },
+    "minimax m2: a norm of all heads, of which a part turns": {
+        "heads": (6, 2),
+        "architectures": ["MiniMaxM2ForCausalLM"],
+        "head_dim": 8,
+        "rotary_dim": 4,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+    },
     "qwen 3 with experts, which divide by nothing": {
         "heads": (6, 2),
         "architectures": ["Qwen3MoeForCausalLM"],

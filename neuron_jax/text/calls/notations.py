@@ -118,26 +118,28 @@ def glm_calls(reader: CallReader) -> Waits[bool]:
     return True
 
 
-def dsml_calls(reader: CallReader) -> Waits[bool]:
-    """DeepSeek V3.2's `invoke` and `parameter`, which says whether a value is a string; or JSON."""
+def invoke_calls(reader: CallReader, *, mark: str = "") -> Waits[bool]:
+    """`<invoke name="..."><parameter name="...">value</parameter></invoke>`, MiniMax-M2's; or JSON. With a `mark` before the
+    names of the tags, DeepSeek V3.2's, they say whether a value is a string.
+    """
     source, called = reader.source, False
     yield from reader.spaces()
     if (yield from source.peek()) in tuple("[{"):
         return (yield from json_calls(reader))
-    while (yield from source.taken(f'<{DSML}invoke name="')):
+    while (yield from source.taken(f'<{mark}invoke name="')):
         name = yield from source.run(_TO_QUOTE)
         if not name or not (yield from source.taken('">')):
             return called
         arguments = _Arguments.begin(reader, name)
         yield from reader.spaces()
-        while (yield from source.taken(f'<{DSML}parameter name="')):
+        while (yield from source.taken(f'<{mark}parameter name="')):
             key = yield from source.run(_TO_QUOTE)
-            text = yield from source.taken('" string="true"')
+            text = (yield from source.taken('" string="true"')) if mark else None
             yield from source.run(_TO_BRACKET)
             yield from source.taken(">")
-            yield from arguments.tagged(key, f"</{DSML}parameter>", lines=False, text=text)
+            yield from arguments.tagged(key, f"</{mark}parameter>", lines=False, text=text)
             yield from reader.spaces()
-        yield from source.taken(f"</{DSML}invoke>")
+        yield from source.taken(f"</{mark}invoke>")
         arguments.end()
         called = True
         yield from reader.spaces()

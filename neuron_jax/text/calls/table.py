@@ -23,6 +23,7 @@ _FUNCTION_GEMMA: Pair = ("<start_function_call>", "<end_function_call>")
 _GEMMA: Pair = ("<|tool_call>", "<tool_call|>")
 _GRANITE: Pair = ("<|tool_call|>", "")
 _LFM: Pair = ("<|tool_call_start|>", "<|tool_call_end|>")
+_MINIMAX: Pair = ("<minimax:tool_call>", "</minimax:tool_call>")
 _MISTRAL: Pair = ("[TOOL_CALLS]", "")
 _NEMOTRON: Pair = ("<TOOLCALL>", "</TOOLCALL>")
 _PHI: Pair = ("<|tool_call|>", "<|/tool_call|>")
@@ -137,7 +138,8 @@ FORMATS: Sequence[ToolFormat] = (
         ),
         thinks=True,
     ),
-    _own("deepseek_dsml", f"{notations.DSML}|dsml_token", _DSML, notations.dsml_calls),
+    _own("deepseek_dsml", f"{notations.DSML}|dsml_token", _DSML, partial(notations.invoke_calls, mark=notations.DSML)),
+    _own("minimax", "<minimax:tool_call>", _MINIMAX, notations.invoke_calls),
     _marked(
         "deepseek",
         notations.CALLS_BEGIN,

@@ -119,6 +119,14 @@ CASES: Sequence[tuple[str, str, Sequence[tuple[str, Mapping[str, Any]]]]] = [
         TWO[:1],
     ),
     (
+        "minimax",
+        (
+            '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Köln\n</parameter>\n'
+            '<parameter name="days">2</parameter>\n</invoke>\n<invoke name="time">\n</invoke>\n</minimax:tool_call>'
+        ),
+        TWO,
+    ),
+    (
         "cohere",
         (
             f'<|START_ACTION|>[\n    {{"tool_call_id": "0", "tool_name": "weather", "parameters": {ARGUMENTS}}},\n'
