@@ -55,8 +55,9 @@ def read(config: Config) -> Dense:
 
 def _experts(keys: Keys, width: int, shared: int) -> Experts | None:
     count = keys.size("num_local_experts", 8, least=0)
-    active = keys.size("num_experts_per_tok", 2, least=0)
-    return Experts(count=count, active=active, width=width, shared=shared) if count else None
+    if count == 0:
+        return None
+    return Experts(count=count, active=keys.size("num_experts_per_tok", 2), width=width, shared=shared)
 
 
 def _stack(keys: Keys, hidden: int, head_dim: int) -> tuple[Layer, ...]:
@@ -91,7 +92,7 @@ def checked_mamba(keys: Keys, found: Mamba2) -> Mamba2:
     if found.heads % found.groups:
         keys.refuse(f"{found.heads} heads of Mamba do not divide among {found.groups} groups")
     limit = keys.get("time_step_limit")
-    if limit is not None and list(limit) != [0.0, float("inf")]:
+    if limit not in (None, [0.0, float("inf")], (0.0, float("inf"))):
         keys.refuse(f"time_step_limit is {limit}, must be from 0 to infinity")
     return found
 

@@ -121,11 +121,15 @@ NAMES = {
 del NAMES["experts.gate"]
 
 
+def _counts(said: Any) -> bool:
+    return isinstance(said, list) and all(isinstance(count, int) for count in said)
+
+
 def _finish(config: dict[str, Any]) -> dict[str, Any]:
     """The file counts the kv heads and the width of the MLP of each layer, none where it has neither; Mamba has neither."""
     heads, widths = config.pop("kv_heads_by_layer", None), config.pop("widths_by_layer", None)
     ahead, inner = config.pop("nextn_predict_layers", 0), config.pop("mamba_inner")
-    if isinstance(heads, list) and isinstance(widths, list) and len(heads) == len(widths):
+    if _counts(heads) and _counts(widths) and len(heads) == len(widths):
         layers = len(heads) - (ahead if isinstance(ahead, int) else 0)
         wide = SPARSE if config.get("n_routed_experts") else MLP
         both = list(zip(heads, widths, strict=True))[:layers]
