@@ -25,14 +25,20 @@ KINDS = {"mamba": LINEAR, "attention": FULL, LINEAR: LINEAR, FULL: FULL}
 
 def read(config: Config) -> Dense:
     """What the family reads of a config.json. Raises ModelError with every misfit. Multipliers: see `models.granite`."""
-    keys = Keys(config, NAME)
+    return read_as(Keys(config, NAME), usual=LINEAR)
+
+
+def read_as(keys: Keys, *, usual: str) -> Dense:
+    """The same of a family whose layers are of this kind where the config names none."""
     hidden, heads = keys.size("hidden_size"), keys.size("num_attention_heads")
     head_dim = keys.optional_size("head_dim") or hidden // heads
     bias, part = keys.flag("attention_bias"), keys.number("residual_multiplier", 1.0)
-    width, shared = keys.size("intermediate_size"), keys.size("shared_intermediate_size", 1024)
+    width, shared = keys.size("intermediate_size"), keys.size("shared_intermediate_size", 1024, least=0)
     experts = _experts(keys, width, shared)
+    if shared == 0 and experts is None:
+        keys.refuse("shared_intermediate_size must not be 0 where there are no experts")
     found = Dense(
-        architecture=NAME,
+        architecture=keys.subject,
         vocab_size=keys.size("vocab_size"),
         hidden_size=hidden,
         intermediate_size=shared,
@@ -41,7 +47,7 @@ def read(config: Config) -> Dense:
         head_dim=head_dim,
         max_positions=keys.size("max_position_embeddings", 2048),
         epsilon=keys.number("rms_norm_eps", 1e-6) / part**2,
-        stack=tuple(evolve(layer, experts=experts) for layer in _stack(keys, hidden, head_dim)),
+        stack=tuple(evolve(layer, experts=experts) for layer in _stack(keys, hidden, head_dim, usual)),
         activation=keys.choice("hidden_act", {"silu": SILU}, "silu"),
         tied=keys.flag("tie_word_embeddings"),
         qkv_bias=bias,
@@ -60,9 +66,9 @@ def _experts(keys: Keys, width: int, shared: int) -> Experts | None:
     return Experts(count=count, active=keys.size("num_experts_per_tok", 2), width=width, shared=shared)
 
 
-def _stack(keys: Keys, hidden: int, head_dim: int) -> tuple[Layer, ...]:
+def _stack(keys: Keys, hidden: int, head_dim: int, usual: str) -> tuple[Layer, ...]:
     count = keys.size("num_hidden_layers", most=MOST_LAYERS)
-    kinds = keys.each("layer_types", tuple(KINDS), [LINEAR] * count)
+    kinds = keys.each("layer_types", tuple(KINDS), [usual] * count)
     turns = keys.get("position_embedding_type") == "rope"
     attention = Layer(read_rotary(keys, head_dim, whole=True) if turns else None)
     mamba = Layer(None, recurrence=_mamba(keys, hidden)) if LINEAR in map(KINDS.get, kinds) else attention

@@ -34,6 +34,7 @@ FAMILIES = [
     "models.glm4_moe",
     "models.glm4_moe_lite",
     "models.granite",
+    "models.granitemoe",
     "models.granitemoehybrid",
     "models.lfm2",
     "models.lfm2_moe",

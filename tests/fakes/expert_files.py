@@ -36,6 +36,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
     "llama": BASE | {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 2},
+    "granitemoe": BASE
+    | {
+        "architectures": ["GraniteMoeForCausalLM"],
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 32,
+        "attention_multiplier": 0.125,
+        "residual_multiplier": 0.25,
+        "logits_scaling": 2.0,
+    },
     "minimax-m2": BASE
     | _SMALL
     | {
@@ -69,6 +79,13 @@ METADATA: dict[str, dict[str, str]] = {
         "attention.sliding_window": "sliding_window",
     },
     "llama": _USED | {"expert_count": "num_local_experts"},
+    "granitemoe": _USED
+    | {
+        "expert_count": "num_local_experts",
+        "attention.scale": "attention_multiplier",
+        "residual_scale": "residual_multiplier",
+        "logit_scale": "logits_scaling",
+    },
     "minimax-m2": WIDTHS
     | _USED
     | {"expert_count": "num_local_experts", "expert_feed_forward_length": "intermediate_size"},
@@ -102,6 +119,12 @@ _TENSORS = {
 }
 _BEHIND = {"post_attention_layernorm": "post_attention_norm"}
 TENSORS: dict[str, dict[str, str]] = {
+    "granitemoe": {
+        "block_sparse_moe.router.layer": "ffn_gate_inp",
+        "block_sparse_moe.experts.gate_proj": "ffn_gate_exps",
+        "block_sparse_moe.experts.up_proj": "ffn_up_exps",
+        "block_sparse_moe.experts.down_proj": "ffn_down_exps",
+    },
     "qwen3moe": _TENSORS,
     "gpt-oss": _TENSORS | _BEHIND | {"mlp.router": "ffn_gate_inp", "self_attn.sinks": "attn_sinks.weight"},
     "llama": {

@@ -349,7 +349,7 @@ TENSORS["gemma2"] = TENSORS["gemma3"]
 
 PLUS_ONE = {"gemma2", "gemma3", "qwen35", "qwen3next", "qwen35moe"}
 """Whose norms the files have as 1 + w."""
-NEIGHBOURS = {"granite", "granitehybrid", "smollm3", "mistral3", "llama"}
+NEIGHBOURS = {"granite", "granitehybrid", "granitemoe", "smollm3", "mistral3", "llama"}
 """Whose rows of q and k the files have in llama.cpp's order, in which the two of a rotary pair are neighbours."""
 
 

@@ -205,6 +205,17 @@ GRANITE_HYBRID: dict[str, dict[str, Any]] = {
         "rope_theta": 5000.0,
     },
 }
+_GRANITE_MOE = _QWEN | _MULTIPLIERS | {"intermediate_size": 19, "num_local_experts": 6, "num_experts_per_tok": 3}
+GRANITE_MOE: dict[str, dict[str, Any]] = {
+    "granitemoe": _GRANITE_MOE
+    | {"architectures": ["GraniteMoeForCausalLM"], "rope_theta": 5000.0, "tie_word_embeddings": True},
+    "granitemoe, an MLP that all share, biases": _GRANITE_MOE
+    | {
+        "architectures": ["GraniteMoeSharedForCausalLM"],
+        "shared_intermediate_size": 23,
+        "attention_bias": True,
+    },
+}
 _NEMOTRON = {key: value for key, value in _QWEN.items() if key not in {"num_hidden_layers", "rms_norm_eps"}} | {
     "architectures": ["NemotronHForCausalLM"],
     "head_dim": 10,
@@ -693,6 +704,7 @@ FAMILIES = {
     "glm4": GLM4,
     "granite": GRANITE,
     "granite_hybrid": GRANITE_HYBRID,
+    "granite_moe": GRANITE_MOE,
     "lfm2": LFM2,
     "lfm2_moe": LFM2_MOE,
     "nemotron_h": NEMOTRON_H,

@@ -208,6 +208,18 @@ CASES: dict[str, dict[str, Any]] = {
         "shared_intermediate_size": 10,
         "residual_multiplier": 0.5,
     },
+    "granite 3 with experts": {
+        "heads": (6, 2),
+        "architectures": ["GraniteMoeForCausalLM"],
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+    },
+    "granite 3 with experts and an MLP that all share": {
+        "heads": (6, 2),
+        "architectures": ["GraniteMoeSharedForCausalLM"],
+        "num_local_experts": 5,
+        "shared_intermediate_size": 10,
+    },
     "nemotron 3: layers of one thing, groups that divide by nothing, a latent, no gates": {
         "heads": (6, 2),
         "architectures": ["NemotronHForCausalLM"],
