@@ -82,6 +82,9 @@ class EngineConfig:
     decode_steps: int = field(default=0, validator=within(0, 64))  # most tokens of an answer in one step
     speculate: int = field(default=-1, validator=within(-1, 64))  # tokens guessed ahead; -1 = where it helps
     page_size: int = field(default=16, validator=power_of_two(128))  # tokens of a page of the pool
+    attention: Literal["auto", "native", "pallas", "xla"] = (
+        "auto"  # which kernel computes it; auto = the first that can
+    )
     prefix_cache: bool = True  # pages of past texts serve later ones that begin alike
     min_free_mb: int = field(default=-1, validator=within(-1, MIB))  # what stays free on a device; -1 = by its kind
     cpu_devices: int = field(default=1, validator=within(1, 64))  # devices to pretend, without an accelerator

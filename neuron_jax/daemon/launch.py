@@ -39,6 +39,7 @@ def engine_spec(
         tensor_parallel=max(spec.tensor_parallel, len(devices)),
         quant=spec.quant,
         kv_dtype=spec.kv_dtype,
+        attention=engine.attention,
         deterministic=spec.deterministic,
         memory_mb=memory_mb or spec.memory_mb or engine.memory_mb,
         kv_mb=spec.kv_mb or engine.kv_mb,

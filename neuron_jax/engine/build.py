@@ -85,6 +85,7 @@ class Design:
     deterministic: bool
     deterministic_reason: str
     adapters: Adapters | None = None
+    attention: str = "auto"
 
     def of(self, model: Model) -> "Design":
         """The same for a model with fewer layers of the same kinds: pools and steps are as large."""
@@ -168,6 +169,7 @@ def design_of(model: Model, spec: EngineSpec, *, limit: int, adapters: Sequence[
         kept,
         kept_reason,
         gathered,
+        spec.attention,
     )
 
 
@@ -242,7 +244,8 @@ def _guesses(spec: EngineSpec, model: Model, not_native: str | None) -> int:
 def _exact(model: Model, kv: KVFormat, dtype: Any, spec: EngineSpec, not_native: str | None) -> bool:
     """Whether programs skip what is padding: where nothing but the native kernels computes tokens."""
     alike = all(layer.native for layer in model.layers if isinstance(layer, RecurrentLayer))
-    return not_native is None and alike and misfit(kv, dtype, spec.page_size, kinds(model)) is None
+    ours = spec.attention in {"auto", "native"}
+    return not_native is None and ours and alike and misfit(kv, dtype, spec.page_size, kinds(model)) is None
 
 
 def _recurs(model: Model) -> bool:
@@ -271,14 +274,19 @@ def choose_quant(spec: EngineSpec, not_native: str | None) -> tuple[str, str]:
 
 
 def program_for(made: Design, devices: list[Any], rungs: Sequence[Rung] | None = None) -> Program:
-    """The programs of a design on these devices; attention is tried on them where there is a choice, or is one of `rungs`."""
+    """The programs of a design on these devices; attention is tried on them where there is a choice, or is one of `rungs`.
+
+    Raises models.errors.ModelError where the attention that was asked for by name does not serve them.
+    """
     mesh = make_mesh(devices)
     case = Case(mesh, made.dtype, made.kv, made.plan.pages, made.shapes.page_size, kinds(made.model))
     alike = made.deterministic and not made.buckets.exact
     sample = (
         native_sampler.sample if not native_sampler.refuses(mesh) else sampler.sample_alike if alike else sampler.sample
     )
-    program = Program(made.model, mesh, made.shapes, choose(case, rungs), sample, adapters=made.adapters)
+    program = Program(
+        made.model, mesh, made.shapes, choose(case, rungs, asked=made.attention), sample, adapters=made.adapters
+    )
     return with_kernels(program, made, case, tried=rungs is None)
 
 

@@ -77,6 +77,7 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     group: GroupMember | None = None  # None: one process serves the model
     quant: str = "auto"  # auto | none | stored | int8 | int4 | fp8
     kv_dtype: str = "auto"  # auto | float32 | bfloat16 | int8 | fp8
+    attention: str = "auto"  # auto | native | pallas | xla
     memory_mb: int = 0  # what the engine may use on each device; 0 = what is free
     kv_mb: int = 0  # KV pool over all devices
     max_context: int = 0  # tokens of one request, prompt and output

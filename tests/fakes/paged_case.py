@@ -62,7 +62,7 @@ class PagedCase:
 def paged_case(
     lengths: list[int],
     *,
-    chunk: int = 1,
+    chunk: int | list[int] = 1,
     heads: tuple[int, int, int] = (2, 3, 16),
     page_size: int = 16,
     most: int = 512,
@@ -74,6 +74,8 @@ def paged_case(
     sinks: bool = False,
 ) -> PagedCase:
     """Rows of these lengths whose last `chunk` tokens are new, K, G and H in `heads`, tables for `most` tokens."""
+    chunks = np.broadcast_to(np.array(chunk), len(lengths))
+    chunk = int(chunks.max())
     rng = np.random.default_rng(seed)
     kv_heads, group, size = heads
     layer = PagedLayer(kv_heads, group, size, v_width or size, window, soft_cap, sinks)
@@ -85,7 +87,7 @@ def paged_case(
     # The first token of row 0 is the same whatever the other rows are: texts are drawn row by row.
     text = rng.standard_normal((rows, 2, most, kv_heads, size)).astype(np.float32)
     q = rng.standard_normal((rows, chunk, kv_heads, group, size)).astype(np.float32)
-    start = np.maximum(np.array(lengths) - chunk, 0)
+    start = np.maximum(np.array(lengths) - chunks, 0)
     count = np.array(lengths) - start
     codes, scales = store(text, kv)
     cache = _dirty(rng, (rows * width + 1, page_size, kv_heads, size), kv)

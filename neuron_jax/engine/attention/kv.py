@@ -106,25 +106,6 @@ class KVFormat:
         return (jnp.round(steps) if self.name == "int8" else steps).astype(self.dtype), scale
 
 
-def widened(tokens: Tokens, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Keys and values as numbers of `dtype`, for readers that cannot apply scales themselves."""
-    if tokens.k_scale is None or tokens.v_scale is None:
-        return tokens.k.astype(dtype), tokens.v.astype(dtype)
-    k = tokens.k.astype(jnp.float32) * tokens.k_scale[..., None]
-    v = tokens.v.astype(jnp.float32) * tokens.v_scale[..., None]
-    return k.astype(dtype), v.astype(dtype)
-
-
-def extras(layer: PagedLayer) -> list[str]:
-    """What makes a layer more than plain softmax over keys and values of one width; a window does not."""
-    found = {
-        "soft caps": layer.soft_cap is not None,
-        "sinks": layer.sinks,
-        "values of another width than keys": layer.k_width != layer.v_width,
-    }
-    return [what for what, has in found.items() if has]
-
-
 def choose_kv(asked: str, platform: str) -> tuple[KVFormat, str]:
     """The format of `EngineSpec.kv_dtype`, and why. Raises ModelError when it is none of KV_DTYPES."""
     if asked not in KV_DTYPES:

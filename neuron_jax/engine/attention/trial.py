@@ -21,6 +21,9 @@ CHUNK = 40
 LENGTHS = (1, 17, 300, 27, 505, 0)
 """Of the rows of the step; the last is padding. The last `CHUNK` tokens of each are new, or just one."""
 
+STREAM = 2
+"""The row that has one new token beside chunks, too."""
+
 
 @frozen
 class Case:
@@ -93,7 +96,9 @@ def _inputs(case: Case, layer: PagedLayer, chunk: int) -> tuple[dict[str, jax.Ar
     rng = np.random.default_rng(0)
     rows, width, size = len(LENGTHS), TOKENS // case.page_size, layer.k_width
     ends = np.array(LENGTHS, np.int32)
-    start, count = np.maximum(ends - chunk, 0), np.minimum(ends, chunk)
+    count = np.minimum(ends, chunk)
+    count[STREAM] = 1
+    start = ends - count
     tokens = rows * chunk
     table = 1 + rng.permutation(rows * width).reshape(rows, width).astype(np.int32)
     most = rows * width * case.page_size

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import pytest
 
 from models.native.library import unavailable
@@ -42,3 +43,14 @@ def test_nothing_is_guessed_where_a_state_only_goes_forward(caplog: pytest.LogCa
 def test_what_the_spec_says_of_steps_and_chunks_is_done() -> None:
     assert (buckets().steps, buckets(decode_steps=1).steps, buckets(decode_steps=8).steps) == (DEFAULT_STEPS, 1, 8)
     assert buckets(chunk_tokens=40).tokens[-1] == 40
+
+
+def test_attention_is_computed_as_the_spec_says() -> None:
+    """By XLA a program computes its padding as well."""
+    config = CONFIG | {"head_dim": 16}
+    exact, plain = (
+        design(config, EngineSpec("tiny", "", max_slots=4, attention=asked), limit=2**30) for asked in ("auto", "xla")
+    )
+
+    assert build.program_for(plain, jax.devices("cpu")[:1]).attention.name == "xla"
+    assert (exact.buckets.exact, plain.buckets.exact) == (unavailable() is None, False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.spec import PagedLayer, ParamSpec
-from neuron_jax.engine.attention.kv import KV_DTYPES, KVFormat, choose_kv, widened
+from neuron_jax.engine.attention.kv import KV_DTYPES, KVFormat, Tokens, choose_kv
 from tests.fakes.paged_case import store
 
 FORMATS = [name for name in KV_DTYPES if name != "auto"]
@@ -42,13 +42,19 @@ def test_8_bits_take_a_quarter_of_float32_and_the_scales() -> None:
     assert [KVFormat(name).token_bytes(PagedLayer(8, 1, 128, 128)) for name in FORMATS] == [8192, 4096, 2112, 2112]
 
 
+def widened(tokens: Tokens) -> tuple[np.ndarray, ...]:
+    """Keys and values as numbers."""
+    scales = [np.float32(1) if scale is None else scale[..., None] for scale in (tokens.k_scale, tokens.v_scale)]
+    return tuple(np.asarray(part, np.float32) * scale for part, scale in zip((tokens.k, tokens.v), scales, strict=True))
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_tokens_are_found_where_they_were_written(name: str) -> None:
     """As numpy would have rounded them; a value of 1,000 beside one of 0.001 in the same step costs neither anything."""
     kv = KVFormat(name)
     cache = write(kv, NEW)
     tokens = kv.read(cache, jnp.array([[1, 2, 3]]))
-    k, v = widened(tokens, jnp.float32)
+    k, v = widened(tokens)
 
     for found, given in ((k, NEW[0]), (v, NEW[1])):
         codes, scales = store(given, name)
@@ -69,7 +75,7 @@ def test_the_trash_page_stays_zero(name: str) -> None:
 @pytest.mark.parametrize(("name", "step"), [("int8", 1 / 254), ("fp8", 1 / 28)])
 def test_rounding_is_within_half_a_step_of_the_tokens_largest_value(name: str, step: float) -> None:
     tokens = KVFormat(name).read(write(KVFormat(name), NEW), jnp.array([[1]]))
-    k, _ = widened(tokens, jnp.float32)
+    k, _ = widened(tokens)
     wanted = NEW[0, :2]
 
     assert (np.abs(np.asarray(k)[0, 2:] - wanted) <= np.abs(wanted).max(-1, keepdims=True) * step * 1.001).all()
@@ -78,7 +84,7 @@ def test_rounding_is_within_half_a_step_of_the_tokens_largest_value(name: str, s
 @pytest.mark.parametrize("name", ["int8", "fp8"])
 def test_a_head_of_zeros_is_stored_as_zeros(name: str) -> None:
     kv = KVFormat(name)
-    k, v = widened(kv.read(write(kv, np.zeros_like(NEW)), jnp.array([[1, 2, 3]])), jnp.float32)
+    k, v = widened(kv.read(write(kv, np.zeros_like(NEW)), jnp.array([[1, 2, 3]])))
 
     assert not np.asarray(k).any()
     assert not np.asarray(v).any()
