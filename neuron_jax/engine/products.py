@@ -4,10 +4,15 @@ Knows matrices by their shapes, no model and no requests. A kernel is used for a
 for; where it fails, by whatever exception, XLA computes the product.
 """
 
+import hashlib
+import json
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,6 +35,8 @@ MOST_BYTES = 256 << 20
 
 CALLS = 5
 """Of which the fastest counts: what is slower was disturbed."""
+
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @frozen
@@ -55,9 +62,11 @@ def shapes_in(trace: Callable[[], object]) -> set[Shape]:
     return seen
 
 
-def choose(device: Any, dtype: Any, shapes: Collection[Shape], *, tried: bool = True) -> Products | None:
+def choose(
+    device: Any, dtype: Any, shapes: Collection[Shape], *, tried: bool = True, kept: Path | None = None
+) -> Products | None:
     """The kernels for `shapes` on `device`, or None where XLA computes everything. Those that are not `tried` are used for
-    as many rows as they were made for.
+    as many rows as they were made for. What trials found is remembered in the folder `kept`.
     """
     if device.platform != "gpu" or float(device.compute_capability) < 8 or jnp.dtype(dtype).itemsize != 2:
         return None
@@ -68,9 +77,36 @@ def choose(device: Any, dtype: Any, shapes: Collection[Shape], *, tried: bool = 
         return None
     able = [shape for shape in sorted(shapes, key=str) if few_rows.refuses(shape) is None]
     seconds = partial(measured, few_rows.product, dtype)
-    most = {shape: _most(shape, seconds) if tried else few_rows.MOST_ROWS for shape in able}
+    rows = [few_rows.MOST_ROWS] * len(able)
+    if tried:
+        asked = _asked(device, dtype, able, Path(few_rows.__file__))
+        rows = remembered(asked, kept, lambda: [_most(shape, seconds) for shape in able])
+    most = dict(zip(able, rows, strict=True))
     log.info("products: %s", "; ".join(f"{_named(shape)} up to {rows} rows" for shape, rows in most.items()))
     return Products(few_rows.product, most)
+
+
+def remembered(asked: str, kept: Path | None, tried: Callable[[], list[int]]) -> list[int]:
+    """What a trial found when the same was asked before; else what it finds now."""
+    if kept is None:
+        return tried()
+    file = kept / f"products-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
+    if file.exists():
+        known: list[int] = json.loads(file.read_text())
+        return known
+    found = tried()
+    kept.mkdir(parents=True, exist_ok=True)
+    beside = file.with_suffix(f".{os.getpid()}")
+    beside.write_text(json.dumps(found))
+    beside.replace(file)
+    return found
+
+
+def _asked(device: Any, dtype: Any, shapes: Collection[Shape], kernels: Path) -> str:
+    """All that a trial's result may depend on."""
+    driver = DRIVER.read_text() if DRIVER.exists() else ""
+    ours = [jax.__version__, version("jaxlib"), hashlib.sha256(kernels.read_bytes()).hexdigest()]
+    return repr([*ours, driver, device.device_kind, jnp.dtype(dtype).name, ROWS, list(map(_named, shapes))])
 
 
 def _named(shape: Shape) -> str:

@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +32,7 @@ from tests.neuron.engine.conftest import PAGE, PAGES, SLOTS, engines_of
 few_rows = pytest.importorskip("models.few_rows", reason="this JAX has no Triton", exc_type=ImportError)
 store = pytest.importorskip("neuron_jax.engine.attention.store", reason="this JAX has no Triton", exc_type=ImportError)
 
-GPU = SimpleNamespace(platform="gpu", compute_capability="8.6")
+GPU = SimpleNamespace(platform="gpu", compute_capability="8.6", device_kind="a card")
 SHAPE = Shape("int4", 64, 256)
 
 
@@ -73,6 +74,22 @@ def test_a_kernel_serves_as_many_rows_as_it_is_right_and_no_slower_for(
     assert chosen is not None
     assert chosen.most == {SHAPE: most}  # the other is none that it was made for
     assert [chosen(SHAPE, rows) is not None for rows in (1, 64, 65)] == [most >= 1, most >= 64, False]
+
+
+def test_a_trial_is_remembered_until_something_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another shape beside it is something else that was asked."""
+    tries: list[int] = []
+
+    def measured(kernel: Any, dtype: Any, shape: Shape, rows: int) -> tuple[float, float]:
+        tries.append(rows)
+        return (1.0, 2.0) if rows < 64 else (2.0, 1.0)
+
+    monkeypatch.setattr(products, "measured", measured)
+    found = [products.choose(GPU, jnp.bfloat16, [SHAPE], kept=tmp_path) for _ in range(2)]
+    products.choose(GPU, jnp.bfloat16, [SHAPE, Shape("int8", 64, 256)], kept=tmp_path)
+
+    assert [one.most for one in found if one is not None] == [{SHAPE: 16}] * 2
+    assert tries == [1, 16, 64] * 3
 
 
 def test_what_is_not_tried_serves_what_it_was_made_for() -> None:
