@@ -64,13 +64,15 @@ def product(x: jax.Array, matrix: Matrix, around: Around, *, dtype: Any = None, 
             _Refs(matrix.kind, x_ref, others[: len(leaves)], named, others[-1]), around
         )
 
+    # Codes of 4 bits make the most of values in registers.
+    warps = 8 if rows == 1 or (matrix.kind == "int4" and rows > LEAST_ROWS) else 4
     call: Any = pl.pallas_call(
         kernel,
         grid=(outputs // OUT,),
         in_specs=[_whole(array.shape) for array in arrays],
         out_specs=_whole((rows, outputs)),
         out_shape=jax.ShapeDtypeStruct((rows, outputs), dtype or x.dtype),
-        compiler_params=triton.CompilerParams(num_warps=4 if 1 < rows <= LEAST_ROWS else 8, num_stages=3),
+        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=3),
         interpret=interpret,
         name=f"{matrix.kind}_{'row' if rows == 1 else 'rows'}",
     )

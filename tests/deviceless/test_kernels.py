@@ -1,0 +1,122 @@
+"""Our kernels around attention compiled for cards that are not here: they lower, copy nothing, and spill no registers."""
+
+import importlib.util
+import os
+import re
+import subprocess
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from models import few_rows
+from models.dense.record import Activation
+from models.matrices import Around, Kind, Matrix
+from models.native.ops import Norm
+from models.sharding import make_mesh
+from neuron_jax.deviceless.topology import ENVIRONMENT, devices
+from neuron_jax.engine.attention.store import store
+from neuron_jax.engine.attention.turned import Heads
+from neuron_jax.hardware.cards import card
+from neuron_jax.hardware.discover import has_cuda_plugin
+
+pytestmark = [
+    pytest.mark.skipif(not has_cuda_plugin(), reason="JAX's CUDA wheels are not installed"),
+    pytest.mark.skipif(
+        any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()),
+        reason="JAX was not told that there is no device",
+    ),
+]
+CARDS = {"a100-80": "sm_80", "3060": "sm_86", "4090": "sm_89", "h100": "sm_90a", "5090": "sm_120"}
+KINDS: list[Kind] = ["float", "table", "int8", "fp8", "int4"]
+Abstract = jax.ShapeDtypeStruct
+
+
+def matrix(kind: Kind, outputs: int, inputs: int) -> tuple[Abstract, ...]:
+    """Its leaves."""
+    match kind:
+        case "float":
+            return (Abstract((inputs, outputs), jnp.bfloat16),)
+        case "table":
+            return (Abstract((outputs, inputs), jnp.bfloat16),)
+        case "int4":
+            groups = Abstract((outputs, inputs // 32), jnp.float16)
+            return Abstract((outputs, inputs // 2), jnp.uint8), groups, groups
+    scale = Abstract((outputs,), jnp.float32)
+    return Abstract((outputs, inputs), jnp.int8 if kind == "int8" else jnp.float8_e4m3fn), scale
+
+
+def layer(kind: Kind, x: Any, wide: Any, norm: Any, *maps: Any) -> tuple[jax.Array, ...]:
+    """The three forms in which a layer of Llama 8B uses a product."""
+    qkv, gate_up, down = (Matrix(kind, leaves) for leaves in maps)
+    normed = Norm(norm, 1e-5)
+    return (
+        few_rows.product(x, qkv, Around(normed)),
+        few_rows.product(x, gate_up, Around(normed, activation=Activation("silu"))),
+        few_rows.product(wide, down, Around(residual=x)),
+    )
+
+
+def compiled(key: str, folder: Path, function: Any, *given: Any, donated: tuple[int, ...] = ()) -> Any:
+    """`function` for a card, its PTX in `folder`."""
+    mesh = make_mesh(devices(card(key), 1))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    abstract = jax.tree.map(lambda leaf: Abstract(leaf.shape, leaf.dtype, sharding=sharding), given)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        lowered = jax.jit(function, donate_argnums=donated).lower(*abstract)
+    return lowered.compile({"xla_dump_to": str(folder)})
+
+
+def spilled(folder: Path, sm: str) -> list[str]:
+    """What ptxas says of the kernels whose registers do not suffice; asserts that there are kernels."""
+    found = importlib.util.find_spec("nvidia.cuda_nvcc")
+    assert found is not None
+    assert found.submodule_search_locations
+    ptxas = Path(next(iter(found.submodule_search_locations))) / "bin" / "ptxas"
+    said = ""
+    for file in folder.glob("*.ptx"):
+        if ".entry" not in file.read_text():
+            continue
+        command = [str(ptxas), "-v", f"-arch={sm}", str(file), "-o", os.devnull]
+        said += subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = re.findall(r"Compiling entry function '(\w+)' for .*?(\d+) bytes spill stores", said, re.DOTALL)
+    assert spills, said[:500]
+    return [f"{name}: {count} bytes" for name, count in spills if count != "0"]
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.parametrize("key", CARDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_of_few_rows(kind: Kind, key: str, rows: int, tmp_path: Path) -> None:
+    """No weight is written out, in whatever format; and no kernel keeps in memory what it has in registers."""
+    x, wide = (Abstract((rows, width), jnp.bfloat16) for width in (4096, 14336))
+    norm = Abstract((4096,), jnp.float32)
+    maps = (matrix(kind, 6144, 4096), matrix(kind, 28672, 4096), matrix(kind, 4096, 14336))
+    made = compiled(key, tmp_path, partial(layer, kind), x, wide, norm, *maps)
+
+    assert made.memory_analysis().temp_size_in_bytes < 2**20
+    assert spilled(tmp_path, CARDS[key]) == []
+
+
+@pytest.mark.parametrize("key", CARDS)
+@pytest.mark.parametrize("heads", [(8, 4, 64), (8, 1, 80), (2, 16, 96), (8, 4, 128), (4, 8, 256)])
+def test_turning_and_storing(heads: tuple[int, int, int], key: str, tmp_path: Path) -> None:
+    """In place."""
+    kv_heads, group, width = heads
+
+    def turn(qkv: Any, turns: Any, pool: Any, places: Any, weight: Any) -> Any:
+        return store(qkv, turns, pool, Heads(0.1, (Norm(weight, 1e-5), Norm(weight, 1e-5))), **places)
+
+    pool = (Abstract((1025, 16, kv_heads, width), jnp.bfloat16),) * 2
+    turns, place = (Abstract((8, width // 2), jnp.float32),) * 2, Abstract((8,), jnp.int32)
+    places = {"page": place, "offset": place, "real": Abstract((8,), jnp.bool_)}
+    qkv, weight = Abstract((8, kv_heads, group + 2, width), jnp.bfloat16), Abstract((width,), jnp.float32)
+    made = compiled(key, tmp_path, turn, qkv, turns, pool, places, weight, donated=(2,))
+    memory = made.memory_analysis()
+
+    assert memory.alias_size_in_bytes >= 2 * 1025 * 16 * kv_heads * width * 2
+    assert memory.temp_size_in_bytes < 2**16
+    assert spilled(tmp_path, CARDS[key]) == []
