@@ -3,7 +3,6 @@
 The arrays are made by another process, with the settings and devices of an engine. The folder appears by one rename.
 """
 
-import json
 import shutil
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from neuron_jax.errors import NeuronError
 from neuron_jax.planning import Resolved
 from neuron_jax.weights.checkpoint import open_checkpoint
-from neuron_jax.weights.describe import GENERATION_CONFIG, GGUF_TOKENIZER, ModelDescription
+from neuron_jax.weights.rest import write_rest
 from neuron_jax.workers.child import run_child
 
 
@@ -31,34 +30,11 @@ def convert(found: Resolved, out: Path, inherited: Mapping[str, str]) -> Generat
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_rest(found.described, Path(found.engine.path), partial)
+        with open_checkpoint(Path(found.engine.path)) as checkpoint:
+            write_rest(found.described, checkpoint.config, partial)
         options = {"folder": str(partial.absolute())}
         for record in run_child("neuron_jax.workers.convert", found.engine, options, inherited):
             yield record if "made" not in record else {**record, "path": str(out)}
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_rest(described: ModelDescription, source: Path, folder: Path) -> None:
-    """All of a model's folder but its weights, from a folder or from a GGUF header."""
-    with open_checkpoint(source) as checkpoint:
-        _write_json(folder / "config.json", checkpoint.config)
-    ends = {"eos_token_id": list(described.eos_ids)} if described.eos_ids else {}
-    _write_json(folder / GENERATION_CONFIG, {**described.generation_config, **ends})
-    tokenizer = described.tokenizer
-    if tokenizer.config:
-        _write_json(folder / "tokenizer_config.json", tokenizer.config)
-    if described.chat_template is not None:
-        (folder / "chat_template.jinja").write_text(described.chat_template)
-    if tokenizer.json is not None:
-        (folder / "tokenizer.json").write_bytes(tokenizer.json)
-    elif tokenizer.file is not None:
-        name, content = tokenizer.file
-        (folder / name).write_bytes(content)
-    elif tokenizer.gguf is not None:
-        _write_json(folder / GGUF_TOKENIZER, tokenizer.gguf)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(dict(value), ensure_ascii=False, indent=2) + "\n")

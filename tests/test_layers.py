@@ -30,6 +30,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "neuron_jax.weights.place": ({"models"}, JAX),
     "neuron_jax.weights.orbax_params": ({"models"}, JAX),
+    "neuron_jax.weights.trained": ({"models"}, JAX),
     "neuron_jax.hardware": (set(), set()),
     "neuron_jax.workers": ({"neuron_jax.errors", "neuron_jax.common.addresses", "neuron_jax.common.log_output"}, set()),
     "neuron_jax.workers.renderers": ({"neuron_jax.text", "neuron_jax.constraints.errors"}, set()),

@@ -29,6 +29,7 @@ from tests.fakes.stack import free_ports
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
 FUNCTION = FOLDER / "01_a_model_is_a_function.ipynb"
+TUNE = FOLDER / "04_fine_tune_and_hot_swap.ipynb"
 CELL_SECS = 240
 CELL_LINES = 25
 HELPER_LINES = 15
@@ -79,11 +80,18 @@ class Session:
 @pytest.fixture(scope="module")
 def session(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     """The first notebook, run from top to bottom by this Python where no gateway answers."""
+    with running(FUNCTION, demo_gguf, tmp_path_factory.mktemp("ipython")) as session:
+        yield session
+
+
+@contextmanager
+def running(path: Path, demo_gguf: Path, profile: Path) -> Iterator[Session]:
+    """A notebook that was run from top to bottom by this Python; `profile` is an empty folder, for none of the user's."""
     assert demo_gguf.is_file()
-    notebook = read(FUNCTION)
+    notebook = read(path)
     environ = os.environ | {
         "CORTEX_URL": f"http://127.0.0.1:{free_ports(1)[0]}",
-        "IPYTHONDIR": str(tmp_path_factory.mktemp("ipython")),  # no profile of the user's
+        "IPYTHONDIR": str(profile),
         "JAX_PLATFORMS": "cpu",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONPATH": str(ROOT),
@@ -227,3 +235,20 @@ def test_a_gateway_that_says_something_else_is_noticed(session: Session) -> None
         pytest.raises(CellExecutionError, match=r"says 'Kyoto\.', the function 'The capital of Japan is Tokyo\.'"),
     ):
         session.ask_again(gateway.url)
+
+
+@pytest.mark.slow
+def test_a_fine_tune_is_served_beside_and_in_place(demo_gguf: Path, tmp_path: Path) -> None:
+    """The adapter knows what the model does not; after the swap the model does; the stream between ran to its end."""
+    with running(TUNE, demo_gguf, tmp_path) as session:
+        before, after = session.printed("ask").splitlines(), session.printed("after").splitlines()
+        found = re.search(r"(\d+) pieces of the answer came before, (\d+) after", session.printed("reload"))
+
+        assert ["Synapse" in line for line in before[:2]] == [False, True]
+        assert "Synapse" in after[0]
+        assert "Dendrite" in after[1]
+        assert found is not None
+        assert min(map(int, found.groups())) > 10
+        assert session.printed("reload").splitlines()[-1] == "it ended with length"
+        assert after[2:] == ["programs compiled for it: 0.0", "the server ended with 0"]
+        assert all(len(session.pictures(name)) == 1 for name in ("losses", "gaps"))

@@ -21,7 +21,7 @@ Report = Callable[[str, int, int, str], None]
 
 def save_params(params: Params, folder: Path) -> dict[str, Leaf]:
     """Write the arrays into a new folder in `folder`; what they are, by path."""
-    flat = _flat(params)
+    flat = flat_params(params)
     with ocp.StandardCheckpointer() as orbax:
         orbax.save((folder / PARAMS).absolute(), flat)
     return {path: Leaf(tuple(leaf.shape), str(leaf.dtype)) for path, leaf in flat.items()}
@@ -32,7 +32,7 @@ def restored(model: Model | Embedder, checkpoint: ConvertedCheckpoint, mesh: Mes
 
     Raises WeightsError where the arrays are for another engine, or cannot be read.
     """
-    specs = _flat(model.param_specs)
+    specs = flat_params(model.param_specs)
     check_leaves(model, checkpoint)
     total = sum(spec.nbytes for spec in specs.values())
     report("weights", 0, total, "bytes")
@@ -51,7 +51,7 @@ def restored(model: Model | Embedder, checkpoint: ConvertedCheckpoint, mesh: Mes
 
 def check_leaves(model: Model | Embedder, checkpoint: ConvertedCheckpoint) -> None:
     """Raises WeightsError where the arrays are for another engine."""
-    specs = _flat(model.param_specs)
+    specs = flat_params(model.param_specs)
     wanted = {path: Leaf(tuple(spec.shape), str(jnp.dtype(spec.dtype))) for path, spec in specs.items()}
     if wanted != checkpoint.leaves:
         others = sum(
@@ -61,11 +61,11 @@ def check_leaves(model: Model | Embedder, checkpoint: ConvertedCheckpoint) -> No
         raise bad_checkpoint(checkpoint.path, [why])
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat_params(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Leaves by their keys with dots between them."""
     if not isinstance(tree, Mapping):
         return {prefix.removesuffix("."): tree}
-    return {path: leaf for key, part in tree.items() for path, leaf in _flat(part, f"{prefix}{key}.").items()}
+    return {path: leaf for key, part in tree.items() for path, leaf in flat_params(part, f"{prefix}{key}.").items()}
 
 
 def _nested(flat: Mapping[str, Any]) -> Params:
