@@ -29,6 +29,7 @@ from tests.fakes.stack import free_ports
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
 FUNCTION = FOLDER / "01_a_model_is_a_function.ipynb"
+INSIDE = FOLDER / "02_inside_a_request.ipynb"
 TUNE = FOLDER / "04_fine_tune_and_hot_swap.ipynb"
 CELL_SECS = 240
 CELL_LINES = 25
@@ -252,3 +253,18 @@ def test_a_fine_tune_is_served_beside_and_in_place(demo_gguf: Path, tmp_path: Pa
         assert session.printed("reload").splitlines()[-1] == "it ended with length"
         assert after[2:] == ["programs compiled for it: 0.0", "the server ended with 0"]
         assert all(len(session.pictures(name)) == 1 for name in ("losses", "gaps"))
+
+
+@pytest.mark.slow
+def test_what_happens_inside_a_request(demo_gguf: Path, tmp_path: Path) -> None:
+    """The third request finds its beginning, and computes the rest of its prompt; draws are those of the seed."""
+    with running(INSIDE, demo_gguf, tmp_path) as session:
+        known = [int(words) for words in re.findall(r"(\d+) of them known already", session.printed("answers"))]
+        found = re.search(r"pages found again: (\d+)", session.printed("pages"))
+
+        assert known[:2] == [0, 0]
+        assert known[2] > 100
+        assert found is not None
+        assert int(found[1]) >= known[2] // 16
+        assert "draw the same again: True" in session.printed("shares")
+        assert all(len(session.pictures(name)) == 1 for name in ("steps", "pages", "shares"))
