@@ -31,6 +31,10 @@ Params = Any
 
 CacheT = TypeVar("CacheT")
 
+Transform = Callable[[int, "jax.Array"], "jax.Array"]
+"""What becomes of the hidden states [T, D] behind layer `int`, from 0 on: others of the same shape and dtype. It is traced into
+programs, so it is pure, and a token's result must not depend on other tokens or on where it stands among them."""
+
 CHUNK = 64
 """Tokens of one text that a recurrent layer takes at once, at most."""
 
@@ -217,6 +221,10 @@ class Model(Outline, Protocol):
         cache: Sequence[CacheT],
     ) -> "tuple[jax.Array, tuple[CacheT, ...]]":
         """tokens and positions [T] int32, one cache entry for each of `layers` -> final normed hidden [T, D], new cache."""
+        ...
+
+    def transformed(self, transform: Transform) -> "Model":
+        """The same with something done to the hidden states behind every layer."""
         ...
 
     def logits(self, params: Params, hidden: "jax.Array", live: "jax.Array | None" = None) -> "jax.Array":

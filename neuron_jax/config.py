@@ -136,6 +136,9 @@ class ModelSpec:
     memory_mb: int | None = field(default=None, validator=within(1, MIB))
     replicas: int = field(default=1, validator=within(1, 64))  # engines, each on devices of its own
     adapters: tuple[str, ...] = field(default=(), validator=ADAPTERS)  # NAME=FOLDER: served beside it, as id:NAME
+    transform: str | None = field(
+        default=None, validator=FILLED
+    )  # Python file, run by its engines; never from a request
     aliases: tuple[str, ...] = field(default=(), validator=EACH_FILLED)  # other names on this neuron's API
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 
 from models.adapters import Chosen
 from models.dense.layout import Layout
@@ -20,7 +20,7 @@ from models.linears import Linears, check, tile
 from models.mapping import Ignore, Rule
 from models.native.tiles import Tiles
 from models.nn import Live
-from models.spec import CacheT, LayerSpec, Mixer, Params, RecurrentLayer
+from models.spec import CacheT, LayerSpec, Mixer, Params, RecurrentLayer, Transform
 from models.storage import Storage
 
 TABLES = ("embed", "head", "per_layer.embed")
@@ -39,6 +39,7 @@ class DenseModel:
     layers: Sequence[LayerSpec]
     rules: Sequence[Rule | Ignore]
     tiles: Mapping[str, Tiles]
+    _transform: Transform | None
     _network: Functional[Decoder]
 
     @property
@@ -57,7 +58,14 @@ class DenseModel:
         network = self._network.bind(params.params if isinstance(params, Chosen) else params)
         if isinstance(params, Chosen):
             params.attach(network)
+        if self._transform is not None:
+            # Around the module's own rules for attributes: this is not one of its parameters.
+            object.__setattr__(network, "transform", self._transform)
         return network(tokens, positions, mixer, cache)
+
+    def transformed(self, transform: Transform) -> "DenseModel":
+        """See `models.spec.Model`."""
+        return evolve(self, transform=transform)
 
     def logits(self, params: Params, hidden: jax.Array, live: Live = None) -> jax.Array:
         """See `models.spec.Model`."""
@@ -106,6 +114,7 @@ def build_dense(
         layers=c.kept(layers),
         rules=made,
         tiles=tiles,
+        transform=None,
         network=functional(lambda: Decoder(c, layout, layers, make)),
     )
 

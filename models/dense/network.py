@@ -28,7 +28,7 @@ from models.linears import Linears
 from models.native.ops import Norm
 from models.nn import HeadsNorm, Live, RMSNorm, centre, parameter, rotary_table, rotate
 from models.rope import Rotary
-from models.spec import CacheT, LayerSpec, Mixer, PagedLayer
+from models.spec import CacheT, LayerSpec, Mixer, PagedLayer, Transform
 
 Turn = tuple[jax.Array, jax.Array] | None
 """cos and sin, each [T, H / 2]; None where a layer does not turn."""
@@ -129,6 +129,8 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """The whole network. Layers are a list, not a scan: XLA:CPU would copy every layer's weights in a scan."""
 
+    transform: Transform | None = None  # what becomes of the hidden states behind each layer
+
     def __init__(self, c: Dense, layout: Layout, layers: Sequence[LayerSpec | None], make: Linears) -> None:
         self.embed = make.table("embed", layout.vocab, c.hidden_size)
         kinds = zip(c.stack, layers, strict=True)
@@ -164,6 +166,8 @@ class Decoder(nnx.Module):
             x = x if self.centre is None else self.centre(x, mixer.live)
             if self.after:
                 x = self.after[number](x, None if given is None else given[:, number], mixer.live)
+            if self.transform is not None:
+                x = self.transform(number, x)
         return self.norm(x, mixer.live), tuple(map(bare, left.values()))
 
     def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:

@@ -52,6 +52,7 @@ def engine_spec(
         decode_steps=engine.decode_steps,
         speculate=engine.speculate,
         adapters=tuple(map(str, folders_of(spec.adapters).values())),
+        transform=spec.transform or "",
         compile_cache=str(config.cache.compile_dir),
         step_seconds=config.watchdog.step_secs,
         first_seconds=config.watchdog.first_step_secs,

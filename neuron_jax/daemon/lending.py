@@ -171,6 +171,8 @@ class RankLender:
             raise invalid_body("spec", f"spec is not one of an engine: {error}") from error
         if spec.group is None or not 0 < spec.group.rank < spec.group.world:
             raise invalid_body("spec", "spec must have a group, and a rank that is not the leader's.")
+        if spec.transform:
+            raise invalid_body("spec", "spec must have no transform: no other host's code runs here.")
         if spec.platform != self._devices.platform:
             raise Problem(
                 422, "bad_devices", f"devices of kind {spec.platform} are wanted; here are {self._devices.platform}."

@@ -31,7 +31,12 @@ LOADED = {"status": "loaded"}
 
 def read_spec(lifecycle: Lifecycle, body: bytes) -> ModelSpec:
     """The spec in a load request; unknown fields are ignored. Raises Problem and ConfigError."""
-    given = {key: value for key, value in decode_object(body).items() if key in SPEC_KEYS and value is not None}
+    body_fields = decode_object(body)
+    if body_fields.get("transform") is not None:
+        raise Problem(
+            400, "unsupported_parameter", "transform is code: only neuron.toml can name it.", param="transform"
+        )
+    given = {key: value for key, value in body_fields.items() if key in SPEC_KEYS and value is not None}
     return lifecycle.catalogue.spec(given, "the body")
 
 

@@ -207,7 +207,9 @@ def resident_info(lifecycle: Lifecycle, resident: ResidentModel) -> Json:
 
 def _served(resident: ResidentModel) -> Json:
     """Which weights serve, and the adapters beside them."""
-    adapters = {"adapters": list(folders_of(resident.spec.adapters))} if resident.spec.adapters else {}
+    adapters: Json = {"adapters": list(folders_of(resident.spec.adapters))} if resident.spec.adapters else {}
+    if resident.spec.transform is not None:
+        adapters["transform"] = resident.spec.transform
     return adapters if resident.served is None else {**adapters, "weights": attrs.asdict(resident.served)}
 
 

@@ -21,7 +21,7 @@ from models.native import library
 from models.native.scratch import recurrent_bytes, scratch_bytes
 from models.registry import build
 from models.sharding import make_mesh, replicated
-from models.spec import Model, RecurrentLayer
+from models.spec import Model, RecurrentLayer, Transform
 from models.storage import Storage
 from neuron_jax.engine import native_sampler, products, sampler
 from neuron_jax.engine.attention import storing
@@ -101,14 +101,18 @@ def design(
     limit: int,
     storage: Mapping[str, Storage] | None = None,
     adapters: Sequence[Pairs] = (),
+    transform: Transform | None = None,
 ) -> Design:
     """What an engine of `spec` for a checkpoint's `config` will look like, in `limit` bytes on each device.
 
-    `storage` says what the checkpoint's tensors are stored as. `adapters` are those of the spec. Raises
+    `storage` says what the checkpoint's tensors are stored as; `adapters` and `transform` are those of the spec. Raises
     models.errors.ModelError for a config that no family serves, and adapters that do not fit; DoesNotFitError with the
     memory table.
     """
-    return design_of(model_of(config, spec, storage), spec, limit=limit, adapters=adapters)
+    model = model_of(config, spec, storage)
+    if transform is not None:
+        model = model.transformed(transform)
+    return design_of(model, spec, limit=limit, adapters=adapters)
 
 
 def model_of(config: Any, spec: EngineSpec, storage: Mapping[str, Storage] | None = None) -> Model:

@@ -90,6 +90,7 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     threads: int = 0  # that compute on a CPU; 0 = as many as are worth it
     prefix_cache: bool = True  # off: how soon an answer begins tells nobody what others have asked
     adapters: tuple[str, ...] = ()  # folders of adapters, as PEFT saves them
+    transform: str = ""  # file with a function of that name, see `models.spec.Transform`
     compile_cache: str = ""  # folder of JAX's persistent cache; "" = off
     step_seconds: float = 30.0  # a step that takes longer, and many times as long as usual, hangs
     first_seconds: float = 300.0  # the same for a program's first run, which nothing is known of

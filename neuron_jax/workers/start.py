@@ -7,6 +7,7 @@ import ctypes
 import gc
 import logging
 import os
+import runpy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -83,10 +84,31 @@ def prepare(spec: EngineSpec, join: Join = lambda: None) -> Iterator[Prepared]:
             limit=limit,
             storage=checkpoint.storage,
             adapters=[read_adapter(Path(folder)) for folder in spec.adapters],
+            transform=read_transform(spec),
         )
         yield Prepared(checkpoint, found, made, {"jax": there - began, "plan": time.monotonic() - there})
     finally:
         checkpoint.close()
+
+
+def read_transform(spec: EngineSpec) -> Any:
+    """The function `transform` in the file that the spec names; None without one. The file's other lines run, too.
+
+    Raises LoadError bad_transform.
+    """
+    if not spec.transform:
+        return None
+    if spec.group is not None:
+        raise LoadError(
+            "bad_transform", "a transform is compiled into the programs of one process, not into those of ranks"
+        )
+    try:
+        transform = runpy.run_path(spec.transform).get("transform")
+    except Exception as error:
+        raise LoadError("bad_transform", f"{spec.transform}: {type(error).__name__}: {error}") from error
+    if not callable(transform):
+        raise LoadError("bad_transform", f"{spec.transform} has no function `transform`")
+    return transform
 
 
 def as_converted(spec: EngineSpec, checkpoint: Any) -> EngineSpec:

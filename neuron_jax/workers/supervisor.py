@@ -54,6 +54,7 @@ REMEDIES: Mapping[str, Remedy] = {
     "bad_checkpoint": Remedy.GIVE_UP,
     "does_not_fit": Remedy.GIVE_UP,
     "bad_devices": Remedy.GIVE_UP,
+    "bad_transform": Remedy.GIVE_UP,
     "cuda_feature_not_enabled": Remedy.GIVE_UP,
     "out_of_memory": Remedy.SHRINK,
     "device_lost": Remedy.ELSEWHERE,

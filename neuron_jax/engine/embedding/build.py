@@ -52,6 +52,8 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
     misfits = ["deterministic: sums of whole texts depend on the size of a call"] if spec.deterministic else []
     if spec.kv_dtype != "auto":
         misfits.append(f"kv_dtype {spec.kv_dtype!r}: a model of whole texts keeps nothing of them")
+    if spec.transform:
+        misfits.append("transform: it is for models that generate")
     if spec.adapters:
         misfits.append("adapters: they are served beside models that generate")
     if misfits:

@@ -381,3 +381,15 @@ def test_devices_that_are_not_there_are_refused(spec: ModelSpec) -> None:
         assign(spec, devices.hardware, (), {})
 
     assert raised.value.kind == "bad_devices"
+
+
+def test_no_request_names_code(tmp_path: Path) -> None:
+    """A transform is a file of Python, which only the operator's own file may name."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        answer = await load(neuron, transform=str(tmp_path / "steer.py"))
+
+        assert answer.status_code == 400
+        assert "only neuron.toml can name it" in answer.json()["error"]
+
+    with_neuron(tmp_path, use, load=False)

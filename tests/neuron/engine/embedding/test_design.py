@@ -18,6 +18,7 @@ LIMIT = 1 << 30
     [
         ({"deterministic": True}, "deterministic: sums of whole texts"),
         ({"kv_dtype": "int8"}, "kv_dtype 'int8': a model of whole texts keeps nothing"),
+        ({"transform": "steer.py"}, "transform: it is for models that generate"),
         ({"adapters": ("poet",)}, "adapters: they are served beside models that generate"),
         ({"quant": "int8"}, "quant"),
         ({"tensor_parallel": 2}, "one device"),
