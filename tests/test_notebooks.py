@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
 FUNCTION = FOLDER / "01_a_model_is_a_function.ipynb"
 INSIDE = FOLDER / "02_inside_a_request.ipynb"
+STEER = FOLDER / "03_steer_and_serve.ipynb"
 TUNE = FOLDER / "04_fine_tune_and_hot_swap.ipynb"
 CELL_SECS = 240
 CELL_LINES = 25
@@ -268,3 +269,15 @@ def test_what_happens_inside_a_request(demo_gguf: Path, tmp_path: Path) -> None:
         assert int(found[1]) >= known[2] // 16
         assert "draw the same again: True" in session.printed("shares")
         assert all(len(session.pictures(name)) == 1 for name in ("steps", "pages", "shares"))
+
+
+@pytest.mark.slow
+def test_what_steers_the_function_steers_the_server(demo_gguf: Path, tmp_path: Path) -> None:
+    """Pushed further, what follows is gladder; served, it is what the pushed function says, and not what the plain one does."""
+    with running(STEER, demo_gguf, tmp_path) as session:
+        plain, glad = re.findall(r"    (?:plain|glad):(.*)", session.printed("ask"))[:2]
+
+        assert session.printed("same").splitlines()[-1] == "the same: True"
+        assert plain.strip() != glad.strip()
+        assert session.printed("speed").splitlines()[-1] == "the server ended with 0"
+        assert len(session.pictures("map")) == 1
