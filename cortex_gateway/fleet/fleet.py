@@ -31,7 +31,6 @@ from cortex_gateway.placement.outlook import Outlook
 from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus
 
 log = logging.getLogger(__name__)
-MOST_IDLE_CONNECTIONS = 512
 Reporter = Callable[[LoadStatus], None]
 
 
@@ -132,7 +131,8 @@ class Pending:
 class Fleet:
     """One per gateway; lives in one event loop from `start` to `close`.
 
-    `transport` and `resolve` stand in for the network in tests; `clock` gives seconds and never goes back.
+    `transport` is the way to the nodes, this fleet's to close; `resolve` stands in for a name server in tests; `clock` gives
+    seconds and never goes back.
     """
 
     def __init__(
@@ -140,19 +140,18 @@ class Fleet:
         config: Config,
         metrics: Metrics,
         *,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: httpx.AsyncBaseTransport,
         clock: Callable[[], float] = time.monotonic,
         resolve: Resolve = services,
     ) -> None:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=MOST_IDLE_CONNECTIONS)
-        timeout = httpx.Timeout(None, connect=CONNECT_SECS)
+        self._transport = transport
         self._shown = shown(config.neurons)
-        self.client = httpx.AsyncClient(
+        self._credentials = showing(self._shown)
+        self._client = httpx.AsyncClient(
             transport=transport,
-            limits=limits,
-            timeout=timeout,
+            timeout=httpx.Timeout(None, connect=CONNECT_SECS),
             trust_env=False,
-            event_hooks={"request": showing(self._shown)},
+            event_hooks={"request": self._credentials},
         )
         self._config = config
         self._metrics = metrics
@@ -187,7 +186,7 @@ class Fleet:
     def _watch(self, node: str, endpoint: str) -> None:
         it = self._config.gateway
         self._watchers[node] = Watcher(
-            client=NeuronClient(self.client, node, endpoint),
+            client=NeuronClient(self._client, node, endpoint),
             tell=self.tell,
             every_secs=it.watch_secs,
             within_secs=it.look_timeout_secs,
@@ -214,7 +213,7 @@ class Fleet:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.client.aclose()
+        await self._client.aclose()
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -252,6 +251,15 @@ class Fleet:
         )
         self._leases.add(lease)
         return lease
+
+    async def send(self, request: httpx.Request) -> httpx.Response:
+        """Ask a node; the body of its answer is not read yet. Raises httpx.TransportError.
+
+        Not by the client: its cookies and redirects, which no node has, cost as much as all else that sending takes.
+        """
+        for show in self._credentials:
+            await show(request)
+        return await self._transport.handle_async_request(request)
 
     def forget(self, lease: Lease) -> None:
         """It was given back."""

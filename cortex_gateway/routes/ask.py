@@ -153,7 +153,7 @@ def _url(text: str) -> httpx.URL:
 
 async def _send(it: Exchange, request: httpx.Request) -> httpx.Response:
     try:
-        return await it.gateway.fleet.client.send(request, stream=True)
+        return await it.gateway.fleet.send(request)
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
         raise NotConnected(f"The neuron could not be reached: {_words(error)}") from error
     except httpx.TransportError as error:

@@ -70,17 +70,16 @@ class FleetDouble:
     in_flight: int = 0
     contexts: list[RequestContext] = field(factory=list)  # of every acquire
     calls: list[tuple[str, dict[str, Any]]] = field(factory=list)
-    client: httpx.AsyncClient = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.client = httpx.AsyncClient(transport=self.transport)
 
     async def start(self) -> None:
         self.calls.append(("start", {}))
 
     async def close(self) -> None:
         self.calls.append(("close", {}))
-        await self.client.aclose()
+        await self.transport.aclose()
+
+    async def send(self, request: httpx.Request) -> httpx.Response:
+        return await self.transport.handle_async_request(request)
 
     async def acquire(self, model: str, context: RequestContext) -> LeaseDouble:
         self.contexts.append(context)

@@ -126,7 +126,7 @@ def run(
         transport = MemoryTransport({"gw": app})
         async with httpx.AsyncClient(transport=transport, base_url="http://gw") as client:
             await scenario(Rig(next(iter(there.values()), neuron), double, metrics, client, app))
-        await double.client.aclose()
+        await double.close()
         await kept.close()
         assert double.in_flight == 0, "every lease is given back"
         assert asyncio.all_tasks() == {asyncio.current_task()}, "no task is left"
