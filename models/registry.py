@@ -41,6 +41,7 @@ FAMILIES = [
     "models.nemotron_h",
     "models.olmo2",
     "models.phi3",
+    "models.seed_oss",
     "models.smollm3",
     "models.bert",
     "models.modernbert",

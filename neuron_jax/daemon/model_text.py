@@ -12,7 +12,7 @@ from models.spec import Purpose
 from neuron_jax.daemon.advice import read_advice
 from neuron_jax.daemon.problems import Problem, invalid_body, unsupported
 from neuron_jax.text import formats
-from neuron_jax.text.calls import cohere
+from neuron_jax.text.calls import cohere, seed
 from neuron_jax.text.errors import TemplateError, TextError, TooManyTokensError
 from neuron_jax.text.fill import fill_tokens
 from neuron_jax.text.generic_tools import in_words
@@ -110,7 +110,8 @@ class ModelText:
     @property
     def thinking(self) -> tuple[int | None, int | None]:
         """The tokens that open and close its thoughts, where they are tokens."""
-        opens, closes = (cohere.THINKING, cohere.END_THINKING) if self.tool_format == "cohere" else (OPEN, CLOSE)
+        own = {"cohere": (cohere.THINKING, cohere.END_THINKING), "seed_oss": (seed.THINK, seed.END_THINK)}
+        opens, closes = own.get(self.tool_format or "", (OPEN, CLOSE))
         return self.tokenizer.id_of(opens), self.tokenizer.id_of(closes)
 
     def vocabulary(self) -> Vocabulary:

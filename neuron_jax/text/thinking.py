@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import frozen
 
-from neuron_jax.text.calls import cohere
+from neuron_jax.text.calls import cohere, seed
 from neuron_jax.text.reasoning import CLOSE, OPEN
 from neuron_jax.text.tokenizer import Tokenizer
 
@@ -21,7 +21,8 @@ _HARMONY = (
     "",
 )
 _COHERE = (cohere.THINKING, cohere.END_THINKING, cohere.END_THINKING, "<|START_RESPONSE|>")
-_WRITTEN = {"think": _TAGS, "think_opened": _TAGS, "harmony": _HARMONY, "cohere": _COHERE}
+_SEED = (seed.THINK, seed.END_THINK, f"\n{seed.END_THINK}", "\n")
+_WRITTEN = {"think": _TAGS, "think_opened": _TAGS, "harmony": _HARMONY, "cohere": _COHERE, "seed_oss": _SEED}
 """By format, what opens thoughts, what ends them, what is written in place of their end, and what comes behind it."""
 OFF = ("none", "minimal")
 """Efforts that ask for as good as no thinking."""

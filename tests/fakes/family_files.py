@@ -149,6 +149,7 @@ CONFIGS["exaone4"] = _BASE | {
     "sliding_window": 20,
 }
 CONFIGS["ernie4_5"] = _BASE | {"architectures": ["Ernie4_5ForCausalLM"], "rope_theta": 5000.0, "head_dim": 32}
+CONFIGS["seed_oss"] = _BASE | {"architectures": ["SeedOssForCausalLM"], "rope_theta": 5000.0, "head_dim": 32}
 CONFIGS |= expert_files.CONFIGS | hybrid_files.CONFIGS
 """By the name that GGUF files give them, of widths that Q8_0 can have."""
 
@@ -188,6 +189,7 @@ METADATA: dict[str, dict[str, str]] = {
     },
     "exaone4": _METADATA | {"attention.sliding_window": "sliding_window"},
     "ernie4_5": _METADATA | _WIDTHS,
+    "seed_oss": _METADATA | _WIDTHS,
     "olmo2": _METADATA | {"attention.sliding_window": "sliding_window"},
     "gemma4": _METADATA
     | {
@@ -304,6 +306,7 @@ TENSORS: dict[str, dict[str, str]] = {
     | _HEAD_NORMS
     | {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"},
     "ernie4_5": _TENSORS,
+    "seed_oss": _TENSORS | {"post_attention_layernorm": "post_attention_norm"},
     "olmo2": _TENSORS
     | _HEAD_NORMS
     | {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"},

@@ -672,6 +672,18 @@ ERNIE4_5: dict[str, dict[str, Any]] = {
     "ernie4_5 with biases": _QWEN
     | {"architectures": ["Ernie4_5ForCausalLM"], "head_dim": 12, "use_bias": True, "tie_word_embeddings": False},
 }
+SEED_OSS: dict[str, dict[str, Any]] = {
+    "seed_oss": _QWEN | {"architectures": ["SeedOssForCausalLM"], "head_dim": 10, "rope_theta": 5000.0},
+    "seed_oss, other biases": _QWEN
+    | {
+        "architectures": ["SeedOssForCausalLM"],
+        "head_dim": 12,
+        "attention_bias": False,
+        "attention_out_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+    },
+}
 MINIMAX_M2: dict[str, dict[str, Any]] = {
     "minimax_m2": _QWEN
     | {
@@ -687,6 +699,7 @@ MINIMAX_M2: dict[str, dict[str, Any]] = {
 FAMILIES = {
     "exaone4": EXAONE4,
     "ernie4_5": ERNIE4_5,
+    "seed_oss": SEED_OSS,
     "minimax_m2": MINIMAX_M2,
     "gemma4": GEMMA4,
     "cohere2": COHERE2,

@@ -264,6 +264,11 @@ CASES: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
         "sliding_window": 4,
     },
+    "seed-oss: a bias behind attention": {
+        "heads": (6, 2),
+        "architectures": ["SeedOssForCausalLM"],
+        "attention_out_bias": True,
+    },
     "ernie 4.5: neighbours turn, biases": {
         "heads": (6, 2),
         "architectures": ["Ernie4_5ForCausalLM"],

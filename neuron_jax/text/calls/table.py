@@ -8,7 +8,7 @@ from functools import partial
 
 from attrs import frozen
 
-from neuron_jax.text.calls import cohere, harmony, notations
+from neuron_jax.text.calls import cohere, harmony, notations, seed
 from neuron_jax.text.calls.envelopes import Body, between
 from neuron_jax.text.calls.json_calls import json_calls
 from neuron_jax.text.calls.reader import CallReader
@@ -125,7 +125,7 @@ FORMATS: Sequence[ToolFormat] = (
     ToolFormat(
         "cohere",
         r"<\|START_ACTION\|>",
-        (*cohere.MARKERS, *cohere.ANSWER),
+        cohere.MARKERS,
         cohere.read,
         Form(
             '{"tool_name": ',
@@ -137,6 +137,9 @@ FORMATS: Sequence[ToolFormat] = (
             trigger=cohere.ACTION,
         ),
         thinks=True,
+    ),
+    ToolFormat(
+        "seed_oss", "<seed:tool_call>", seed.MARKERS, seed.read, _each((seed.CALL, seed.END_CALL), "\n"), thinks=True
     ),
     _own("deepseek_dsml", f"{notations.DSML}|dsml_token", _DSML, partial(notations.invoke_calls, mark=notations.DSML)),
     _own("minimax", "<minimax:tool_call>", _MINIMAX, notations.invoke_calls),

@@ -26,6 +26,7 @@ from neuron_jax.text.template import ChatTemplate
         ("{{ '<start_function_call>call:' }}", "functiongemma"),
         ("{{ '<|tool_list_start|>' }}", "lfm2"),
         ("{{ '<|START_ACTION|>[' }}", "cohere"),
+        ("<seed:tool_call>\\n<function={{ name }}>", "seed_oss"),
         ("{{ '<minimax:tool_call>' ~ '\\n' }}", "minimax"),
         ("<TOOLCALL>[", "nemotron"),
         ("{{ '<|tool_call|>' }}", "granite"),

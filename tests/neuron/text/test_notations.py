@@ -119,6 +119,14 @@ CASES: Sequence[tuple[str, str, Sequence[tuple[str, Mapping[str, Any]]]]] = [
         TWO[:1],
     ),
     (
+        "seed_oss",
+        (
+            "<seed:tool_call>\n<function=weather>\n<parameter=city>\nKöln\n\n</parameter>\n<parameter=days>2</parameter>\n"
+            "</function>\n</seed:tool_call>\n<seed:tool_call>\n<function=time>\n</function>\n</seed:tool_call>"
+        ),
+        TWO,
+    ),
+    (
         "minimax",
         (
             '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Köln\n</parameter>\n'
@@ -234,6 +242,12 @@ def test_cohere_tells_thoughts_and_the_answer() -> None:
 
     check(lambda: tool_parser("cohere", "call_"), text, Reasoning("Hm. A look."), *calls)
     check(lambda: tool_parser("cohere", "call_"), answer, Reasoning("Ah."), Text("It is <b>late</b>."))
+
+
+def test_seed_tells_thoughts() -> None:
+    text = "<seed:think>Hm.</seed:think>It is late."
+
+    check(lambda: tool_parser("seed_oss", "call_"), text, Reasoning("Hm."), Text("It is late."))
 
 
 def test_glm_4_calls_are_those_of_functions_that_there_are() -> None:
