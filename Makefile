@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 JAX_TESTS := tests/models tests/neuron tests/system tests/test_notebooks.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-jax check format mutants lock clean
+.PHONY: help demo test test-all test-jax check format mutants lock packages packages-test clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 11
@@ -48,6 +48,13 @@ lock:  ## pin every dependency with its hashes, for all supported Pythons (needs
 	done
 	@uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command "make lock" \
 	  packaging/release.in -o packaging/release.lock
+
+packages: $(VENV)/.ready  ## wheel, sdist, CPU kernels, debs and RPMs into dist/: ARGS="wheels deb rpm" (docs/installing.md)
+	@packaging/build.sh $(ARGS)
+
+packages-test:  ## install what dist/ has into roots of their own, serve the demo there, upgrade, remove (root, on Debian)
+	@packaging/trial/try.sh deb
+	@packaging/trial/try.sh rpm
 
 clean:  ## remove the environments and what tools left
 	rm -rf $(VENV) .venv-* .mypy_cache .pytest_cache .ruff_cache dist build
