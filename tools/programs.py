@@ -2,7 +2,8 @@
 
     python tools/programs.py --model llama-8b --card h100 --tp 1 --quant none --keys 1 64 1024/64 64/64/4 slot --hlo /tmp/hlo
 
-A key is tokens[/rows[/steps]]. MODEL is one of tests/fakes/public_shapes.py or a config.json. `--kernels` lists every kernel.
+A key is tokens[/rows[/steps]][/plain|cut|full|any], plain where nothing is said. MODEL is one of
+tests/fakes/public_shapes.py or a config.json. `--kernels` lists every kernel.
 Needs a Python with jax[cuda12] and the tree on its path; neither a driver nor a device.
 """
 
@@ -17,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from neuron_jax.deviceless.census import Census, Kernel, launches
 from neuron_jax.deviceless.programs import abroad, compile_key, shallow
-from neuron_jax.engine.buckets import Key, SlotKey, StepKey
+from neuron_jax.engine.buckets import Draws, Key, SlotKey, StepKey
 from neuron_jax.engine.build import design
 from neuron_jax.hardware.cards import card
 from neuron_jax.workers.frames import EngineSpec
@@ -87,8 +88,11 @@ def arguments() -> argparse.Namespace:
 def key_of(text: str, rows: int) -> Key:
     if text == "slot":
         return SlotKey()
-    tokens, *rest = map(int, text.split("/"))
-    return StepKey(tokens, *(rest or [min(tokens, rows)]))
+    *sizes, last = text.split("/")
+    kind = Draws.PLAIN if last.isdigit() else Draws[last.upper()]
+    tokens, *rest = map(int, [*sizes, last] if last.isdigit() else sizes)
+    width, steps = (*rest, *(min(tokens, rows), 1)[len(rest) :])
+    return StepKey(tokens, width, steps, kind)
 
 
 def show(found: Census, *, every: bool) -> None:
