@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from attrs import frozen
+from jax import lax
 
 from models import matrices
 from models.dense.record import Activation
@@ -163,13 +164,15 @@ def some_matrix(shape: Shape, dtype: Any, seed: int) -> Matrix:
     scale = jax.random.uniform(keys[1], (shape.outputs,), jnp.float32) / 64
     if shape.kind == "int8":
         return Matrix("int8", (jax.random.randint(keys[0], of_codes, -127, 128, jnp.int8), scale))
-    return Matrix("fp8", (jax.random.normal(keys[0], of_codes, jnp.float32).astype(jnp.float8_e4m3fn), scale))
+    # Without the highest bit of their exponents all bits are numbers, and nothing wider is made on the way.
+    bits = jax.random.bits(keys[0], of_codes, jnp.uint8) & jnp.uint8(0xBF)
+    return Matrix("fp8", (lax.bitcast_convert_type(bits, jnp.float8_e4m3fn), scale))
 
 
 def _copies(shape: Shape) -> int:
     """So many that none is still in a cache when its turn comes again."""
     bits = {"float": 16, "table": 16, "int8": 8, "fp8": 8, "int4": 5}[shape.kind]
-    return max(2, MOST_BYTES * 8 // (shape.outputs * shape.inputs * bits))
+    return -(-MOST_BYTES * 8 // (shape.outputs * shape.inputs * bits))
 
 
 def _each(way: Kernel, kind: Kind, around: Around, x: jax.Array, many: list[tuple[jax.Array, ...]]) -> list[jax.Array]:
