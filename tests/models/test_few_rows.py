@@ -54,8 +54,10 @@ def wanted(x: jax.Array, values: np.ndarray, around: Around) -> np.ndarray:
     return y if around.residual is None else y + np.asarray(around.residual, np.float32)
 
 
-@pytest.mark.parametrize(("rows", "dtype"), [(1, jnp.float32), (5, jnp.float32), (17, jnp.bfloat16)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "rows", "dtype"),
+    [(kind, *size) for kind in KINDS for size in ((1, jnp.float32), (17, jnp.bfloat16))] + [("int4", 5, jnp.float32)],
+)
 def test_products_are_those_of_the_stored_values(kind: Kind, rows: int, dtype: Any) -> None:
     """Of a row alone, and of rows padded to 16 and to 32; with the norm before and what stands behind: a bias and a gate, or
     the sum with what was there."""

@@ -26,13 +26,15 @@ def case(layer: PagedLayer, kv: str = "float32", dtype: Any = jnp.float32) -> Ca
 
 
 @pytest.mark.parametrize(
-    ("heads", "normed", "turns"),
-    [((2, 4, 64), True, True), ((1, 5, 80), False, True), ((2, 1, 32), True, False), ((1, 8, 96), False, False)],
+    ("heads", "normed", "turns", "dtype"),
+    [
+        ((2, 4, 64), True, True, jnp.float32),
+        ((1, 5, 80), False, True, jnp.bfloat16),
+        ((2, 1, 32), True, False, jnp.bfloat16),
+        ((1, 8, 96), False, False, jnp.float32),
+    ],
 )
-@pytest.mark.parametrize(("dtype", "kv"), [(jnp.float32, "float32"), (jnp.bfloat16, "bfloat16")])
-def test_tokens_are_turned_and_stored(
-    heads: tuple[int, int, int], normed: bool, turns: bool, dtype: Any, kv: str
-) -> None:
+def test_tokens_are_turned_and_stored(heads: tuple[int, int, int], normed: bool, turns: bool, dtype: Any) -> None:
     """At the ends of pages; padding leaves zeros in the trash page, and nothing else of the pool changes."""
     kv_heads, group, width = heads
     rng = np.random.default_rng(4)
@@ -47,7 +49,8 @@ def test_tokens_are_turned_and_stored(
     }
     given = (qkv, rotary, pool, Heads(0.125, norms))  # type: ignore[arg-type]
     got, wanted = (
-        jax.tree.leaves(way(*given, **places)) for way in (partial(kernel.store, interpret=True), by_xla(KVFormat(kv)))
+        jax.tree.leaves(way(*given, **places))
+        for way in (partial(kernel.store, interpret=True), by_xla(KVFormat(jnp.dtype(dtype).name)))
     )
 
     for ours, theirs in zip(got, wanted, strict=True):
