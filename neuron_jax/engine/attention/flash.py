@@ -76,14 +76,15 @@ class Sizes:
 def sizes(layer: PagedLayer, singles: int, stored: int, capability: float) -> Sizes:
     """Of a step of so many single tokens, over numbers of `stored` bytes, on a card of `capability`.
 
-    So that ptxas spills nothing and shared memory suffices, which tests/gpu_check/test_attention.py holds for all cards.
+    So that ptxas spills nothing and shared memory suffices, which tests/deviceless/test_attention.py holds for all cards.
     Triton keeps (stages - 1) / 2 blocks on their way, since their places are read as well.
     """
     widest = max(layer.k_width, layer.v_width)
     roomy = capability in ROOMY
     rows = 64 if widest <= 256 else 32
     warps = 4 if widest <= (128 if capability == HOPPER else 64) else 8
-    pair, budget = (layer.k_width + layer.v_width) * stored, (72 if roomy else 36) * 1024
+    pair = (layer.k_width + layer.v_width) * stored
+    budget = (72 if roomy else 36 if stored < 4 else 24) * 1024
     keys = 64 if widest <= 256 else 32
     while keys > LEAST_ROWS and keys * pair > budget:
         keys //= 2
