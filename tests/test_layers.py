@@ -79,7 +79,10 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     **{f"cortex_gateway.auth.{name}": ({"cortex_gateway.errors"}, set()) for name in ("keys", "limits", "policy")},
     "cortex_gateway.auth.principal": (set(), set()),
     **{f"cortex_gateway.cli.launch.{name}": (set(), set()) for name in ("clients", "jsonc", "setup")},
-    "cortex_gateway.cli.moving": ({"cortex_gateway.config"}, set()),
+    "cortex_gateway.cli.moving": (
+        {"cortex_gateway.config", "neuron_jax.common.kinds", "neuron_jax.common.reader"},
+        set(),
+    ),
     "cortex_gateway": ({"cortex_gateway", "neuron_jax.common"}, WEB),
 }
 PURE = (

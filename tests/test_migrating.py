@@ -2,10 +2,12 @@
 
 import pathlib
 import re
+from collections.abc import Collection
 
 import pytest
 from attrs import fields
 
+from cortex_gateway.cli.moving import theirs
 from cortex_gateway.cli.moving.neuron_toml import GONE
 from cortex_gateway.config import CortexToml, ModelsToml
 from cortex_gateway.metrics import Metrics
@@ -14,23 +16,8 @@ from tests.test_configuration import settings
 
 TEXT = (pathlib.Path(__file__).parents[1] / "docs/migrating.md").read_text()
 ROW = re.compile(r"^\| (`.*?) \| (.*) \|$", re.MULTILINE)
-ROWS = [(re.findall(r"`([^`]+)`", theirs), re.findall(r"`([^`]+)`", ours)) for theirs, ours in ROW.findall(TEXT)]
-THEIRS = {name for theirs, _ in ROWS for name in theirs}
-KEYS = """
-    models_config gateway.listen gateway.metrics_listen eviction.strategy eviction.defrag_after_cycles neurons.name
-    neurons.endpoint entitlements.require_auth entitlements.keys.key entitlements.keys.account_id entitlements.keys.key_id
-    entitlements.keys.hard_cap entitlements.keys.window upstream.enabled upstream.url upstream.bearer upstream.timeout_secs
-    upstream.served_usage_report_interval_secs models.id models.harness models.quant models.vram_mb models.min_devices
-    models.min_device_vram_mb models.pinned_on models.residency_priority models.source models.capabilities
-    models.limit.context models.limit.input models.limit.output models.cost.input models.cost.output
-    models.cost.cache_read models.cost.cache_write aliases port harnesses.name harness.candle.hf_cache
-    harness.candle.default_source harness.candle.sources.*.endpoint harness.candle.sources.*.auth_env
-    harness.candle.sources.*.cache_dir harness.candle.prefix_cache.enabled harness.candle.admission.max_in_flight
-    harness.candle.admission.max_queue_depth harness.candle.admission.max_wait_secs
-    harness.candle.context_limit.min_free_floor_mb harness.candle.image.te_device harness.candle.image.te_resident
-    harness.candle.image.max_dim default_models.model_id default_models.harness default_models.quant
-    default_models.tensor_parallel default_models.devices
-"""
+ROWS = [(re.findall(r"`([^`]+)`", old), re.findall(r"`([^`]+)`", ours)) for old, ours in ROW.findall(TEXT)]
+THEIRS = {name for old, _ in ROWS for name in old}
 METRICS = """
     requests_total request_errors_total cold_starts_total prompt_tokens_total completion_tokens_total
     cached_prompt_tokens_total images_requests_total images_generated_total spend_tokens_total spend_prompt_tokens_total
@@ -50,12 +37,19 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
+def keys() -> set[str]:
+    """Of the predecessor's files, but for those of its nodes, which became its neurons."""
+    found = {key for cls in theirs.FILES.values() for key, _ in settings(cls) if not key.startswith("nodes.")}
+    sources = {f"harness.candle.sources.*.{item.name}" for item in fields(theirs.Source)}
+    return found - {"harness.candle.sources"} | sources
+
+
 @pytest.mark.parametrize(
     "names",
-    [words(KEYS), [f"harness.candle.{key}" for key in GONE], [f"cortex_{name}" for name in words(METRICS)], ROUTES],
+    [keys(), [f"harness.candle.{key}" for key in GONE], [f"cortex_{name}" for name in words(METRICS)], ROUTES],
     ids=["keys", "keys that are gone", "metrics", "routes"],
 )
-def test_all_of_the_predecessors_is_told_of(names: list[str]) -> None:
+def test_all_of_the_predecessors_is_told_of(names: Collection[str]) -> None:
     assert not set(names) - THEIRS
 
 
@@ -79,7 +73,7 @@ def test_metrics_that_stay_are_there() -> None:
     here = {
         f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in Metrics().registry.collect()
     }
-    same = {name for theirs, _ in ROWS for name in theirs if name.startswith("cortex_")}
+    same = {name for old, _ in ROWS for name in old if name.startswith("cortex_")}
     gone = {name for name in same if re.search("anon|spend|images", name)}
 
     assert {name for name in same - gone if not re.match("cortex_(model|device)_", name)} <= here

@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 
 from cortex_gateway.cli import tables
 from cortex_gateway.cli.api import CommandError
-from cortex_gateway.cli.moving import cortex_toml, models_toml, neuron_toml
+from cortex_gateway.cli.moving import cortex_toml, models_toml, neuron_toml, theirs
 from cortex_gateway.cli.moving.notes import Notes, Table
 from cortex_gateway.config import ConfigError, load_config
 
@@ -147,7 +147,7 @@ def _found(places: tuple[pathlib.Path, ...]) -> dict[str, pathlib.Path]:
 
 
 def _read(path: pathlib.Path) -> Table:
-    """Raises CommandError."""
+    """A file as the predecessor would take it. Raises CommandError, ConfigError."""
     try:
         table: Any = tomlkit.parse(path.read_text("utf-8"))
     except OSError as error:
@@ -157,6 +157,7 @@ def _read(path: pathlib.Path) -> Table:
     ours = {"cortex.toml": cortex_toml.OURS, "neuron.toml": neuron_toml.OURS}.get(path.name, set())
     if known := sorted(ours & set(table)):
         raise CommandError(f"{path}: is one of ours already: helexa has no {', '.join(known)}")
+    theirs.check(table.unwrap(), path.name, str(path))
     found: Table = table
     return found
 

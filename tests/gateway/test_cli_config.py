@@ -326,6 +326,7 @@ def test_nothing_is_written_over_unasked(etc: pathlib.Path, capsys: pytest.Captu
         ("cortex.toml", "[gateway", "not valid TOML"),
         ("cortex.toml", '[gateway]\nlisten = "nowhere"\nmetrics_listen = "0.0.0.0:1"\n', 'found "nowhere"'),
         ("models.toml", '[[models]]\nid = "a"\nmin_devices = "two"\n', 'found "two"; allowed: a whole number'),
+        ("neuron.toml", "harness = 7\n[[default_models]]\nquant = 8\n", "harness: found 7; allowed: a table"),
         ("other.toml", "", "there is no cortex.toml"),
     ],
 )
