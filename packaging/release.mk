@@ -13,7 +13,7 @@ images: $(VENV)/.ready  ## images of both programs: make images ACCELERATOR=cuda
 	@test -n "$(ENGINE)" || { echo "make images needs podman or docker" >&2; exit 1; }
 	rm -rf dist/image && mkdir -p dist/image
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist/image . >/dev/null
-	cp dist/cortex_jax_kernels-$(version)-*.whl dist/image/ 2>/dev/null || $(BIN)/python packaging/kernels.py dist/image
+	$(BIN)/python packaging/kernels.py dist/image
 	for program in cortex neuron; do \
 	  $(ENGINE) build $(if $(filter podman,$(ENGINE)),--format docker) $(if $(BASE),--build-arg BASE=$(BASE)) \
 	    --build-arg ACCELERATOR=$(ACCELERATOR) --file packaging/containers/Containerfile.$$program \
