@@ -93,12 +93,16 @@ def _mamba(keys: Keys, hidden: int) -> Mamba2:
     return checked_mamba(keys, found)
 
 
+UNLIMITED = ([0.0, float("inf")], [0.0, {"__float__": "Infinity"}])
+"""A time_step_limit that is none, as older and newer files of transformers have it."""
+
+
 def checked_mamba(keys: Keys, found: Mamba2) -> Mamba2:
     """`found`, with what does not fit refused."""
     if found.heads % found.groups:
         keys.refuse(f"{found.heads} heads of Mamba do not divide among {found.groups} groups")
     limit = keys.get("time_step_limit")
-    if limit not in (None, [0.0, float("inf")], (0.0, float("inf"))):
+    if limit is not None and (not isinstance(limit, list | tuple) or list(limit) not in UNLIMITED):
         keys.refuse(f"time_step_limit is {limit}, must be from 0 to infinity")
     return found
 

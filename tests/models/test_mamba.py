@@ -42,13 +42,14 @@ def test_a_wrong_config_is_told(config: dict[str, Any], words: str) -> None:
     ("one", "other"),
     [
         (GRANITE | {"time_step_limit": [0.0, float("inf")]}, GRANITE),
+        (GRANITE | {"time_step_limit": [0.0, {"__float__": "Infinity"}]}, GRANITE),
         (GRANITE | {"layer_types": ["linear_attention"] * 2 + ["full_attention", "linear_attention"]}, GRANITE),
         (
             NEMOTRON | {"layers_block_type": ["mamba", "mlp", "mamba", "attention", "mlp", "mamba"]},
             NEMOTRON,
         ),
     ],
-    ids=["limit", "granite", "nemotron"],
+    ids=["limit", "limit as an object", "granite", "nemotron"],
 )
 def test_older_and_newer_files_say_the_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert read(one) == read(other)
