@@ -28,6 +28,7 @@ from neuron_jax.engine.scheduler import Scheduler
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.place import load_params
 from neuron_jax.workers.frames import Sampling, Submit
+from tests.fakes.quick import served
 from tests.fakes.tiny_llama import write_checkpoint
 
 pytestmark = pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
@@ -54,7 +55,7 @@ def runners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Runn
             shapes = Shapes(page, (PAGES,), SLOTS, CONTEXT)
             program = Program(model, mesh, shapes, choose(case), native_sampler.sample)
             assert program.attention.name == "native"
-            compiler = Compiler(program.lower, workers=2)
+            compiler = Compiler(served(program.lower), workers=2)
             stack.callback(compiler.close)
             buckets = declare(max_slots=SLOTS, chunk_tokens=64, decode_steps=4, guesses=5, exact=EXACT[page])
             declared = buckets.keys()

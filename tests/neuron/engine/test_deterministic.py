@@ -14,6 +14,7 @@ from neuron_jax.engine import build, proof
 from neuron_jax.engine.attention.kv import choose_kv
 from neuron_jax.engine.build import assemble, design
 from neuron_jax.engine.cache import Cache
+from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.proof import NotDeterministicError, prove
@@ -21,6 +22,7 @@ from neuron_jax.engine.scheduler import Scheduler
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.place import load_params
 from neuron_jax.workers.frames import EngineSpec, Sampling, Submit
+from tests.fakes import quick
 from tests.fakes.expert_files import CONFIGS
 from tests.fakes.family_files import write_folder
 from tests.fakes.params import slow_but
@@ -40,6 +42,12 @@ MODES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("tiny"), hidden_size=64, intermediate_size=96)
+
+
+@pytest.fixture(autouse=True)
+def as_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bits are those of the code that is served."""
+    monkeypatch.setattr(build, "Compiler", lambda lower, workers: Compiler(quick.served(lower), workers))
 
 
 @pytest.fixture
