@@ -65,8 +65,9 @@ def installed(wheel: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> 
         make = ["uv", "venv", "--quiet", "--python", sys.executable, str(venv)]
         install = ["uv", "pip", "install", "--quiet", "--python", python]
     else:
-        make = [sys.executable, "-m", "venv", str(venv)]
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        make = [sys.executable, "-m", "venv", "--without-pip", str(venv)]
+        install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
+        install += ["--disable-pip-version-check"]
     for command in (make, [*install, "--constraint", str(pins), str(wheel)]):
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
