@@ -22,6 +22,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from tests.fakes import quick
 from tests.fakes.live_gateway import live_gateway
 from tests.fakes.neuron_double import Answer, NeuronDouble
 from tests.fakes.stack import free_ports
@@ -97,6 +98,7 @@ def running(path: Path, demo_gguf: Path, profile: Path) -> Iterator[Session]:
         "JAX_PLATFORMS": "cpu",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONPATH": str(ROOT),
+        **quick.ENVIRON,
     }
     with kernel(notebook, environ) as session:
         for index in range(len(notebook.cells)):
