@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import gc
 import logging
 import os
 import signal
@@ -167,6 +168,8 @@ async def serve(config: Config) -> None:
             log.info("cortex answers at %s, metrics at %s/metrics", gateway.url, gateway.metrics_url)
             for notice in gateway.notices:
                 log.warning("%s", notice)
+            gc.collect()
+            gc.freeze()  # what is there now stays: no search for garbage goes through it again
             manager.tell(READY)
             alive = asyncio.create_task(manager.signs_of_life(), name="signs of life")
             await stop.asked.wait()
