@@ -19,6 +19,7 @@ FAMILIES = [
     "models.deepseek_v2",
     "models.deepseek_v3",
     "models.ernie4_5",
+    "models.ernie4_5_moe",
     "models.exaone4",
     "models.qwen3_5",
     "models.qwen3_5_moe",

@@ -36,13 +36,23 @@ def expert_rules(c: Dense, layout: Layout, names: Names, experts: Experts, layer
         part = Part(f"{names['experts.router']}.bias", (experts.count,))
         made.append(Rule(path + "router", part.shape, np.dtype(np.float32), (part,), store_as("bias")))
     if experts.correction:
-        part = Part(names["experts.correction"], (experts.count,))
-        made.append(Rule(path[:-1], part.shape, np.dtype(np.float32), (part,), store_as("correction")))
+        made.append(_correction(names, experts.count, path[:-1]))
     if experts.latent:
         made += _latent(c, layout, names, experts, path)
     if experts.beside:
         made += _beside(c, names, experts, path)
     return made + (_shared(c, layout, names, experts, path + "shared.") if experts.shared else [])
+
+
+def _correction(names: Names, count: int, path: str) -> Rule:
+    """Stored as a row, or as it is."""
+    ways: list[Parts] = []
+    if "experts.correction_row" in names:
+        ways.append((Part(names["experts.correction_row"], (1, count), (), lambda tensor: tensor[0]),))
+    if "experts.correction" in names:
+        ways.append((Part(names["experts.correction"], (count,)),))
+    parts, *others = ways
+    return Rule(path, (count,), np.dtype(np.float32), parts, store_as("correction"), others=tuple(others))
 
 
 def _beside(c: Dense, names: Names, experts: Experts, path: str) -> list[Rule]:

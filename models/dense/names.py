@@ -4,7 +4,8 @@ The keys are what a tensor is here; `models.dense.rules` says which of them a de
 in this order, a table has "attention.qkv" in their place, and "mlp.gate_up" in that of gate and up.
 
 Experts are a tensor each, so that their stems have a second `{}`, for the expert's number. Without it, as `together` makes it,
-a stem is that of one tensor of them all, [E, out, in], which files of GGUF have. "oss.gate_up" and "oss.down" are whole names
+a stem is that of one tensor of them all, [E, out, in], which files of GGUF have. "experts.correction_row" is a correction
+that is stored as a row. "oss.gate_up" and "oss.down" are whole names
 of tensors of all experts as gpt-oss has them: see `models.dense.expert_rules`; so are "fused.gate_up" and "fused.down".
 """
 
@@ -190,7 +191,15 @@ _GGUF: Names = {
     "norm": "output_norm",
     "head": "output",
 }
-KNOWN = frozenset(_GGUF) | {"oss.gate_up", "oss.down", "fused.gate_up", "fused.down", "delta.qkvz", "shared.gate_up"}
+KNOWN = frozenset(_GGUF) | {
+    "oss.gate_up",
+    "oss.down",
+    "fused.gate_up",
+    "fused.down",
+    "delta.qkvz",
+    "shared.gate_up",
+    "experts.correction_row",
+}
 GGUF_KEYS: Mapping[str, str] = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",

@@ -88,7 +88,8 @@ def experts_wanted(experts: Experts, names: Names, halves: int = 2) -> set[str]:
         }
         & names.keys()
     )
-    found |= {"experts.correction"} if experts.correction else set()
+    rows = {"experts.correction_row"} & names.keys()
+    found |= {"experts.correction", *rows} if experts.correction else set()
     found |= {"experts.into", "experts.back"} if experts.latent else set()
     found |= set(BESIDE) if experts.beside else set()
     found |= gated_wanted("shared", names, halves) if experts.shared else set()

@@ -36,6 +36,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
     "llama": BASE | {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 2},
+    "ernie4_5-moe": BASE
+    | {
+        "architectures": ["Ernie4_5_MoeForCausalLM"],
+        "moe_num_experts": 5,
+        "moe_k": 2,
+        "moe_intermediate_size": 32,
+        "moe_num_shared_experts": 1,
+    },
     "granitemoe": BASE
     | {
         "architectures": ["GraniteMoeForCausalLM"],
@@ -79,6 +87,12 @@ METADATA: dict[str, dict[str, str]] = {
         "attention.sliding_window": "sliding_window",
     },
     "llama": _USED | {"expert_count": "num_local_experts"},
+    "ernie4_5-moe": {
+        "expert_count": "moe_num_experts",
+        "expert_used_count": "moe_k",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_count": "moe_num_shared_experts",
+    },
     "granitemoe": _USED
     | {
         "expert_count": "num_local_experts",
@@ -100,6 +114,7 @@ METADATA: dict[str, dict[str, str]] = {
     },
 }
 MORE: dict[str, dict[str, Any]] = {
+    "ernie4_5-moe": {"leading_dense_block_count": 1, "interleave_moe_layer_step": 1},
     "minimax-m2": {"rope.dimension_count": 16},
     "gpt-oss": {"rope.scaling.original_context_length": 32},
     "glm4moe": {
@@ -119,6 +134,13 @@ _TENSORS = {
 }
 _BEHIND = {"post_attention_layernorm": "post_attention_norm"}
 TENSORS: dict[str, dict[str, str]] = {
+    "ernie4_5-moe": _TENSORS
+    | {
+        "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+        "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+        "mlp.shared_experts.up_proj": "ffn_up_shexp",
+        "mlp.shared_experts.down_proj": "ffn_down_shexp",
+    },
     "granitemoe": {
         "block_sparse_moe.router.layer": "ffn_gate_inp",
         "block_sparse_moe.experts.gate_proj": "ffn_gate_exps",

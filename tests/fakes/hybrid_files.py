@@ -249,10 +249,12 @@ TENSORS["lfm2moe"] = {
 
 
 def apart(family: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Tensors that the file has as two: gate and up of the shared MLP, and what mixes by key head."""
+    """Tensors that the file has as two: gate and up of the shared MLP, and what mixes by key head; or otherwise: a row."""
     found: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
-        if ".shared_mlp.input_linear." in name:
+        if ".moe_statics." in name:
+            found[name.replace("moe_statics", "gate")] = tensor[0]
+        elif ".shared_mlp.input_linear." in name:
             halves = zip(("gate_proj", "up_proj"), np.split(tensor, 2), strict=True)
             found |= {name.replace("input_linear", own): half for own, half in halves}
         else:

@@ -672,6 +672,25 @@ ERNIE4_5: dict[str, dict[str, Any]] = {
     "ernie4_5 with biases": _QWEN
     | {"architectures": ["Ernie4_5ForCausalLM"], "head_dim": 12, "use_bias": True, "tie_word_embeddings": False},
 }
+_ERNIE_MOE = _QWEN | {
+    "architectures": ["Ernie4_5_MoeForCausalLM"],
+    "rope_theta": 5000.0,
+    "moe_num_experts": 7,
+    "moe_k": 3,
+    "moe_intermediate_size": 19,
+}
+ERNIE4_5_MOE: dict[str, dict[str, Any]] = {
+    "ernie4_5_moe": _ERNIE_MOE | {"num_hidden_layers": 3},
+    "ernie4_5_moe, some layers, nothing shared": _ERNIE_MOE
+    | {
+        "num_hidden_layers": 4,
+        "moe_layer_start_index": 0,
+        "moe_layer_end_index": 2,
+        "moe_layer_interval": 2,
+        "moe_num_shared_experts": 0,
+        "tie_word_embeddings": False,
+    },
+}
 SEED_OSS: dict[str, dict[str, Any]] = {
     "seed_oss": _QWEN | {"architectures": ["SeedOssForCausalLM"], "head_dim": 10, "rope_theta": 5000.0},
     "seed_oss, other biases": _QWEN
@@ -699,6 +718,7 @@ MINIMAX_M2: dict[str, dict[str, Any]] = {
 FAMILIES = {
     "exaone4": EXAONE4,
     "ernie4_5": ERNIE4_5,
+    "ernie4_5_moe": ERNIE4_5_MOE,
     "seed_oss": SEED_OSS,
     "minimax_m2": MINIMAX_M2,
     "gemma4": GEMMA4,

@@ -264,6 +264,13 @@ CASES: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
         "sliding_window": 4,
     },
+    "ernie 4.5 with experts": {
+        "heads": (6, 2),
+        "architectures": ["Ernie4_5_MoeForCausalLM"],
+        "moe_num_experts": 5,
+        "moe_k": 2,
+        "moe_intermediate_size": 11,
+    },
     "seed-oss: a bias behind attention": {
         "heads": (6, 2),
         "architectures": ["SeedOssForCausalLM"],
