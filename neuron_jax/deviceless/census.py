@@ -213,6 +213,9 @@ class _Walk:
                 return place, one.operands[0], one.index
             case "tuple":
                 return None if index is None else (place, one.operands[index], None)
+            case "custom-call":
+                written = one.into.get(index or 0)
+                return None if written is None else (place, one.operands[written], None)
             case "fusion":
                 into = _written_into(self.module.computations[one.called[0]], index or 0)
                 return None if into is None else (place, one.operands[into], None)
@@ -268,12 +271,12 @@ class _Walk:
             return min(whole, _read_within(self.module, fused, fused.parameters[number].name))
         if one.opcode in PARTIAL and number == 0:
             return min(whole, one.nbytes)
-        return 0 if one.opcode in IN_PLACE and number == 0 else whole
+        return 0 if number in one.into.values() or (one.opcode in IN_PLACE and number == 0) else whole
 
     def _written(self, one: Instruction) -> int:
         if one.opcode == "fusion":
             return _written_within(self.module.computations[one.called[0]])
-        return one.nbytes
+        return sum(shape.nbytes for number, shape in enumerate(one.shapes) if number not in one.into)
 
     def _products(self, computation: Computation, one: Instruction) -> tuple[int, str]:
         """Operations of all dots in a kernel, and the dtype of the last."""

@@ -22,6 +22,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _PATH = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_INTO = re.compile(r"\{([0-9, ]*)\}: \((\d+), \{[0-9, ]*\}(?:, [\w-]+)?\)")
 _ALIAS = re.compile(r"\{[0-9, ]*\}: \((\d+), \{[0-9, ]*\}")
 
 
@@ -50,7 +51,8 @@ class Shape:
 @frozen
 class Instruction:
     """One line. `shapes` has one entry but for tuples, `called` are the computations it runs, `trips` how often a loop does
-    where that is known while compiling, `path` the name that JAX gave it, `target` a library's or a kernel's call."""
+    where that is known while compiling, `path` the name that JAX gave it, `target` a library's or a kernel's call. `into`: of a
+    call's results that are written into operands, by their number, the operand's."""
 
     name: str
     opcode: str
@@ -62,6 +64,7 @@ class Instruction:
     target: str
     attributes: str
     root: bool
+    into: Mapping[int, int] = field(factory=dict)
 
     @property
     def index(self) -> int:
@@ -152,7 +155,14 @@ def _instruction(named: "re.Match[str]", rest: str) -> Instruction:
         target=target[1] if target else "",
         attributes=inner if opcode[1] == "parameter" else attributes,
         root=bool(named[1]),
+        into=_into(attributes),
     )
+
+
+def _into(attributes: str) -> dict[int, int]:
+    """Of `output_to_operand_aliasing`."""
+    _, _, told = attributes.partition("output_to_operand_aliasing=")
+    return {int(result or 0): int(operand) for result, operand in _INTO.findall(told)}
 
 
 def _cut_type(rest: str) -> tuple[str, str]:

@@ -71,7 +71,9 @@ ENTRY %main (p0: bf16[1000,64], p1: bf16[512,64], p2: bf16[64,64], p3: s32[1], p
   %rows = bf16[1,64]{1,0} fusion(%p0, %p3), kind=kLoop, calls=%looked_up
   %scalar = s32[] bitcast(%p3)
   %pool = bf16[512,64]{1,0} fusion(%p1, %rows, %scalar), kind=kLoop, calls=%stored
-  %x = bf16[4,64]{1,0} custom-call(%pool, %rows), custom_call_target="attention"
+  %turned = (bf16[512,64]{1,0}, bf16[1,64]{1,0}) custom-call(%rows, %pool), STORE
+  %kept = bf16[512,64]{1,0} get-tuple-element(%turned), index=0
+  %x = bf16[4,64]{1,0} custom-call(%kept, %rows), custom_call_target="attention"
   %y = f32[4,64]{1,0} fusion(%x, %p2), kind=kCustom, calls=%product
   %sent = (f32[4,64]{1,0}, f32[4,64]{1,0}) all-reduce-start(%y), to_apply=%add
   %got = f32[4,64]{1,0} all-reduce-done(%sent)
@@ -86,7 +88,7 @@ ENTRY %main (p0: bf16[1000,64], p1: bf16[512,64], p2: bf16[64,64], p3: s32[1], p
   %choice = f32[] conditional(%scalar, %one, %one), branch_computations={%many, %few}
   ROOT %out = (bf16[512,64]{1,0}, f32[]) tuple(%pool, %choice)
 }
-"""
+""".replace("STORE", 'custom_call_target="store", output_to_operand_aliasing={{0}: (1, {})}')
 
 
 def read() -> Census:
@@ -99,6 +101,7 @@ def test_kernels_in_order_and_how_often_each_runs() -> None:
     assert found == [
         ("fusion", 1),
         ("fusion", 1),
+        ("store", 1),
         ("attention", 1),
         ("gemm", 1),
         ("all-reduce", 1),
@@ -110,15 +113,16 @@ def test_kernels_in_order_and_how_often_each_runs() -> None:
         ("sort", 1),
         ("conditional", 1),  # and of the choice the branch without kernels
     ]
-    assert read().launches == 12
+    assert read().launches == 13
 
 
 def test_bytes_are_those_that_are_read_and_written() -> None:
-    rows, stored, attention, product, *_ = read().kernels
+    rows, stored, turned, attention, product, *_ = read().kernels
 
     assert rows.moved == 128 + 4 + 128  # of the table one row
     assert stored.moved == 128 + 4 + 128  # written in place: the pool itself is neither read nor written
     assert stored.pool
+    assert turned.moved == 128 + 128  # a kernel that writes into the pool
     assert attention.moved == 128 + 512  # and what the texts have in the pool, which is reckoned by their lengths
     assert attention.arguments == ("state.pool[0][0]",)
     assert (product.flops, product.dtype) == (2 * 4 * 64 * 64, "bf16")
@@ -128,7 +132,7 @@ def test_bytes_are_those_that_are_read_and_written() -> None:
 def test_layers_begin_with_what_is_read_of_them() -> None:
     parts = read().parts()
 
-    assert [kernel.what for kernel in parts.before] == ["fusion", "fusion", "attention"]
+    assert [kernel.what for kernel in parts.before] == ["fusion", "fusion", "store", "attention"]
     assert [[kernel.what for kernel in layer] for layer in parts.layers] == [["gemm", "all-reduce"], ["fusion", "copy"]]
     assert [kernel.what for kernel in parts.behind] == ["head", "sort", "while", "sort", "conditional"]
 
