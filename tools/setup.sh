@@ -1,6 +1,7 @@
 #!/bin/sh
 # Make the virtual environment $1 from the lock: with uv where it is installed, else with venv and pip. Every package is
-# checked against its hash. With an NVIDIA driver on the machine JAX comes with CUDA. The Makefile calls it only on change.
+# checked against its hash. With an NVIDIA driver on the machine JAX comes with CUDA, unless LOCK names another lock. The
+# Makefile calls it only on change.
 set -eu
 venv=$1
 
@@ -23,8 +24,8 @@ choose_python() {
     echo "$found" | awk -v usual="$usual" '{ path = substr($0, length($1) + 2); if ($1 == usual) exit } END { print path }'
 }
 
-lock=requirements.lock
-if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+lock=${LOCK:-requirements.lock}
+if [ -z "${LOCK:-}" ] && command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
     lock=requirements-cuda12.lock
 fi
 python=$(choose_python)

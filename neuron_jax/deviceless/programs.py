@@ -53,12 +53,12 @@ def lower(program: Program, key: Key) -> jax.stages.Lowered:
         return program.lower(key)
 
 
-def compile_key(program: Program, key: Key) -> Compiled:
-    """Raises whatever XLA refuses a program with."""
+def compile_key(program: Program, key: Key, options: Mapping[str, str] | None = None) -> Compiled:
+    """With XLA's `options`. Raises whatever XLA refuses a program with."""
     began = time.monotonic()
     lowered = lower(program, key)
     then = time.monotonic()
-    made = lowered.compile()
+    made = lowered.compile(dict(options) if options else None)
     memory = analyse(made)
     assert memory is not None, "XLA:GPU tells what a program takes"
     return Compiled(key, memory, then - began, time.monotonic() - then, made.as_text() or "")

@@ -1,0 +1,149 @@
+"""What is compiled for cards that are not here: shapes that people serve, on each generation, and how it is measured."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict, frozen
+
+from neuron_jax.deviceless.census import Census, launches
+from neuron_jax.deviceless.predict import whole
+from neuron_jax.deviceless.programs import Compiled, Depth, abroad, compile_key, shallow
+from neuron_jax.deviceless.reads import token_bytes
+from neuron_jax.engine.buckets import Key, SlotKey, StepKey
+from neuron_jax.engine.build import Design, design
+from neuron_jax.engine.memory import held
+from neuron_jax.engine.programs import Program
+from neuron_jax.hardware.cards import card
+from neuron_jax.workers.frames import EngineSpec
+from tests.deviceless.ptx import Resources, ours
+from tests.fakes.public_shapes import SHAPES
+
+MIB = 2**20
+ONE, MANY, PROMPT, SEVERAL, SLOT = "1", "64", "1024/128", "64/64/4", "slot"
+"""Programs: tokens[/rows[/steps]]."""
+
+
+@frozen
+class Case:
+    """A model on so many of a card, and the programs that are looked at."""
+
+    model: str
+    card: str
+    quant: str = "none"
+    devices: int = 1
+    keys: tuple[str, ...] = (ONE,)
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.card} x{self.devices} {self.quant}"
+
+
+CASES = (
+    Case("llama-8b", "h100", keys=(ONE, MANY, PROMPT, SEVERAL, SLOT)),
+    Case("llama-8b", "h100", "int8", keys=(ONE, MANY)),
+    Case("llama-8b", "h100", "int4", keys=(ONE, MANY)),
+    Case("llama-8b", "h100", "fp8", keys=(ONE, MANY)),
+    Case("llama-8b", "h100", devices=2, keys=(ONE, MANY)),
+    Case("llama-8b", "h100", devices=8, keys=(ONE, PROMPT)),
+    Case("llama-8b", "h100", "int4", devices=8),
+    Case("llama-8b", "a100", keys=(ONE, PROMPT)),
+    Case("llama-8b", "3060", "int4"),
+    Case("llama-8b", "4090", "int8", keys=(ONE, PROMPT)),
+    Case("llama-8b", "l40s", "fp8", keys=(MANY,)),
+    Case("llama-8b", "5090", keys=(ONE, PROMPT)),
+    Case("moe", "h100", keys=(ONE, MANY)),
+    Case("moe", "h100", "int8", devices=2),
+    Case("hybrid", "h100", keys=(ONE, PROMPT)),
+    Case("demo", "4090", keys=(ONE, PROMPT)),
+)
+
+
+@frozen
+class Figures:
+    """Of one program; of those of the whole model. All are better the smaller."""
+
+    layer: float  # kernels in a layer behind the first, on average
+    around: int  # kernels before and behind the layers, and what the first layer has more
+    conditionals: int
+    loops: int  # whose count only the device knows
+    sorts: int  # of the vocabulary
+    wide: int  # kernels that go over the vocabulary
+    widened: int  # narrow weights that are written out wider
+    temporary: float  # MiB
+    moved: float  # bytes besides keys and values read, over those of the weights that a stream needs
+
+    def named(self) -> Mapping[str, float]:
+        return asdict(self)
+
+
+WANTED = Figures(8, 12, 0, 0, 0, 3, 0, 16, 1.05)
+"""Of a step of one token; `temporary` where weights are narrow."""
+
+
+@frozen
+class Made:
+    """A design of the whole model, and the programs of its first layers."""
+
+    whole: Design
+    depth: Depth
+    program: Program
+
+
+@frozen
+class Measured:
+    """One program, and what it is held to."""
+
+    made: Made
+    compiled: Compiled
+    census: Census
+    state: int  # bytes that are donated
+    kernels: tuple[Resources, ...]  # of ours
+
+    def figures(self) -> Figures:
+        parts, like = self.census.parts(), self.made.depth.like
+        every = launches(whole(self.census, like)) if parts.layers else self.census.launches
+        layer = sum(launches(parts.layers[number]) for number in like[1:]) / len(like[1:]) if parts.layers else 0
+        kernels = whole(self.census, like) if parts.layers else self.census.kernels
+        return Figures(
+            layer=round(layer, 1),
+            around=round(every - layer * len(like)),
+            conditionals=self.census.conditionals,
+            loops=self.census.loops,
+            sorts=self.census.sorts,
+            wide=self.census.wide,
+            widened=len(set(self.census.widened)),
+            temporary=round(self.compiled.memory.temp / MIB, 1),
+            moved=round(sum(one.moved * one.times for one in kernels) / token_bytes(self.made.whole), 2),
+        )
+
+
+def key_of(text: str) -> Key:
+    if text == SLOT:
+        return SlotKey()
+    tokens, *rest = map(int, text.split("/"))
+    return StepKey(tokens, *(rest or [tokens]))
+
+
+@cache
+def make(case: Case) -> Made:
+    """As an engine would be on an empty card, with the settings that it has by itself."""
+    one, config = card(case.card), SHAPES[case.model]
+    devices = tuple(range(case.devices))
+    spec = EngineSpec(case.model, "", platform="cuda", quant=case.quant, devices=devices, tensor_parallel=case.devices)
+    made = design(config, spec, limit=int(0.97 * one.memory))
+    depth = shallow(config)
+    return Made(made, depth, abroad(made.of(design(depth.config, spec, limit=int(0.97 * one.memory)).model), one))
+
+
+def measure(case: Case, text: str, folder: Path) -> Measured:
+    """Takes some seconds. XLA's text of each kernel goes into `folder`."""
+    made = make(case)
+    compiled = compile_key(made.program, key_of(text), {"xla_dump_to": str(folder)})
+    vocabulary = made.whole.model.vocab_size
+    state = held(made.program.abstract_state())
+    return Measured(made, compiled, compiled.census(vocabulary), state, tuple(ours(folder)))
+
+
+Bounds = dict[str, dict[str, Any]]
+"""By case, program and figure."""
