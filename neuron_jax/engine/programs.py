@@ -22,7 +22,7 @@ from neuron_jax.constraints.matcher import mask_words
 from neuron_jax.engine import packing, sampler, straight_sampler
 from neuron_jax.engine.attention.choose import AttentionChoice
 from neuron_jax.engine.attention.kv import LayerCache
-from neuron_jax.engine.attention.ragged import ragged
+from neuron_jax.engine.attention.ragged import Table, ragged
 from neuron_jax.engine.attention.reference import BLOCK
 from neuron_jax.engine.attention.storing import Storing
 from neuron_jax.engine.buckets import Draws, Key, SlotKey, StepKey
@@ -244,11 +244,11 @@ def _compute(
     return state, Result(jnp.where(counts, drawn.token, -1), logprobs)
 
 
-def _tables(program: Program, lines: jax.Array) -> dict[int | None, jax.Array]:
-    """By window the pages of every slot, [S + 1, W], of the layers that see so far."""
+def _tables(program: Program, lines: jax.Array) -> dict[int | None, Table]:
+    """By window the pages of every slot of the layers that see so far."""
     width = program.shapes.table
     begins = range(packing.PARAMS, lines.shape[1], width)
-    return {window: lines[:, at : at + width] for window, at in zip(program.groups, begins, strict=True)}
+    return {window: Table(lines, at, width) for window, at in zip(program.groups, begins, strict=True)}
 
 
 def _right(guessed: jax.Array, token: jax.Array, drawn: jax.Array) -> jax.Array:

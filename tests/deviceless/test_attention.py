@@ -18,6 +18,7 @@ from neuron_jax.deviceless.topology import ENVIRONMENT, devices
 from neuron_jax.engine.attention import pallas
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.ragged import ragged
+from neuron_jax.engine.attention.ragged import table as pages_of
 from neuron_jax.engine.attention.trial import Case
 from neuron_jax.hardware.cards import Card, card
 from neuron_jax.hardware.discover import has_cuda_plugin
@@ -67,7 +68,7 @@ def compiled(
 
     def step(q: Any, cache: Any, table: Any, row: Any, sinks: Any) -> jax.Array:
         slot, start, count = row
-        attend = pallas.make(case, ragged({layer.window: table}, slot, start, count, tokens))
+        attend = pallas.make(case, ragged({layer.window: pages_of(table)}, slot, start, count, tokens))
         return attend(q, None, None, cache, sinks if layer.sinks else None)[0]
 
     cache = tuple(abstract(leaf.shape, leaf.dtype) for leaf in case.kv.pool(layer, pages=PAGES, page_size=page))

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from models.spec import PagedLayer
 from neuron_jax.engine.attention.kv import KVFormat
-from neuron_jax.engine.attention.ragged import Ragged, ragged
+from neuron_jax.engine.attention.ragged import Ragged, Table, ragged
 
 MOST = {"int8": 127.0, "fp8": 448.0}
 STORED = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "int8": np.int8, "fp8": ml_dtypes.float8_e4m3fn}
@@ -48,7 +48,11 @@ class PagedCase:
         """The same rows one after the other, each in the slot of its number, and `pad` tokens of padding."""
         table, start, count = (jnp.asarray(part, jnp.int32) for part in (self.table, self.start, self.count))
         slot = jnp.arange(len(self.start), dtype=jnp.int32)
-        return ragged({self.layer.window: table}, slot, start, count, int(self.count.sum()) + pad)
+        # Behind what else stands in a slot's line.
+        lines = jnp.pad(table, ((0, 0), (5, 0)), constant_values=-7)
+        return ragged(
+            {self.layer.window: Table(lines, 5, table.shape[1])}, slot, start, count, int(self.count.sum()) + pad
+        )
 
     def flat(self, part: np.ndarray, pad: int = 0) -> np.ndarray:
         """Of [R, C, ...] the real tokens, [T, ...], and padding."""

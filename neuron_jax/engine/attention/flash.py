@@ -105,6 +105,7 @@ class Kernel:
     page_size: int
     singles: int
     tiles: int
+    first: int  # where a slot's pages begin in its line
     scaled: bool  # keys and values are stored with scales
     converts: bool = True  # the card has instructions that convert what is stored
     interpret: bool = False
@@ -196,8 +197,9 @@ def attend(
 ) -> tuple[jax.Array, jax.Array]:
     """q [T, K, G, k_width], scaled, over a layer's pool that holds the same tokens -> [T, K, G, v_width], and `turns` again.
 
-    `table` int32 [S, W] are the pages of every slot. `turns` int32 [N, K * parts] counts the programs of each single token that
-    have come; it is zero before and after. `sinks` float32 [K, G]. Padding tokens get zeros.
+    `table` int32 [S, L] are the lines of every slot, with its pages from `Kernel.first` on. `turns` int32 [N, K * parts]
+    counts the programs of each single token that have come; it is zero before and after. `sinks` float32 [K, G]. Padding
+    tokens get zeros.
     """
     layer, splits = kernel.layer, kernel.sizes.splits
     kv_heads, group = q.shape[1], layer.group
@@ -331,7 +333,9 @@ def _walk(here: Here, asked: Queries, text: Keys, seen: Callable[[jax.Array], ja
         at = block * keys + jnp.arange(keys, dtype=jnp.int32)
         inside = (at >= text.low) & (at < text.high)
         # Past the last token a page number may be anything: it is not looked up.
-        page = triton.load(here.table.at[text.slot, jnp.where(inside, lax.div(at, size), 0)], mask=inside, other=0)
+        page = triton.load(
+            here.table.at[text.slot, here.kernel.first + jnp.where(inside, lax.div(at, size), 0)], mask=inside, other=0
+        )
         offset = lax.rem(at, size)
 
         def stored(ref: Any, first: int, lane: jax.Array, width: int) -> jax.Array:

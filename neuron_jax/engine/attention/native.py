@@ -58,7 +58,7 @@ class NativeAttend:
             qkv.reshape(qkv.shape[0], -1),
             rotary,
             (keys, values),
-            table=self.rows.tables[self.layer.window],
+            table=self.rows.tables[self.layer.window].whole(),
             slot=self.rows.slot,
             start=self.rows.start,
             count=self.rows.count,

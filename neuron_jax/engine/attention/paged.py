@@ -82,7 +82,7 @@ def _tiles(rows: Ragged, page_size: int, window: int | None) -> TokenTiles:
     tokens = jnp.arange(rows.row.shape[0], dtype=jnp.int32)
     if rows.single:
         count = rows.real.astype(jnp.int32)
-        table = _own(rows.tables[window][rows.slot[rows.row]], rows.position, count, page_size, window)
+        table = _own(rows.tables[window].of(rows.slot[rows.row]), rows.position, count, page_size, window)
         return TokenTiles(table, rows.position, count, tokens[:, None], tokens)
     # Each row may end with a tile that is not full.
     most = rows.row.shape[0] // TILE + rows.slot.shape[0]
@@ -99,7 +99,7 @@ def _tiles(rows: Ragged, page_size: int, window: int | None) -> TokenTiles:
     place = ((ends - each)[rows.row] + nth // TILE) * TILE + nth % TILE
     place = jnp.where(rows.real, place, 0)
     return TokenTiles(
-        _own(rows.tables[window][rows.slot[row]], start, count, page_size, window), start, count, token, place
+        _own(rows.tables[window].of(rows.slot[row]), start, count, page_size, window), start, count, token, place
     )
 
 

@@ -54,7 +54,7 @@ class PallasAttend:
             *sharded, sinks, table, work = given
             return flash.attend(self.kernel, *sharded, table=table, work=work, sinks=sinks)
 
-        given = (q, cache, self.turns, sinks, self.rows.tables[self.kernel.layer.window], self.work)
+        given = (q, cache, self.turns, sinks, self.rows.tables[self.kernel.layer.window].lines, self.work)
         if self.mesh.size == 1:
             return local(*given)
         first, second, third = (PartitionSpec(*(None,) * before, TENSOR) for before in range(3))
@@ -73,7 +73,15 @@ def make(case: Case, rows: Ragged, *, interpret: bool = False) -> PallasAttend:
     size = flash.sizes(layer, singles, case.kv.dtype.itemsize, case.capability)
     converts = case.kv.name != "fp8" or case.capability >= flash.FP8
     kernel = flash.Kernel(
-        layer, size, case.page_size, singles, 0, case.kv.quantized, converts=converts, interpret=interpret
+        layer,
+        size,
+        case.page_size,
+        singles,
+        0,
+        rows.tables[layer.window].first,
+        case.kv.quantized,
+        converts=converts,
+        interpret=interpret,
     )
     pieces = work(rows, kernel.tile)
     kernel = evolve(kernel, tiles=0 if pieces.tiles is None else pieces.tiles.shape[0])

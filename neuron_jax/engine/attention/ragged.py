@@ -14,13 +14,39 @@ from attrs import frozen
 
 
 @frozen
+class Table:
+    """The pages of every slot in order: `width` words of its line in `lines` int32 [S, L], from `first` on. Cutting them out
+    would copy the table of the longest context in every step of a GPU."""
+
+    lines: jax.Array
+    first: int
+    width: int
+
+    def of(self, slot: jax.Array) -> jax.Array:
+        """slot [N] -> [N, W]."""
+        return self.whole()[slot]
+
+    def page(self, slot: jax.Array, number: jax.Array) -> jax.Array:
+        """The page of this `number` [N] of each slot [N]."""
+        return self.lines[slot, self.first + number]
+
+    def whole(self) -> jax.Array:
+        """[S, W]."""
+        return self.lines[:, self.first : self.first + self.width]
+
+
+def table(pages: jax.Array) -> Table:
+    """Pages [S, W] by themselves."""
+    return Table(pages, 0, pages.shape[1])
+
+
+@frozen
 class Ragged:
-    """`tables` int32 [S, W] by window of a layer: the pages of every slot in order, of which a slot's own end where its
-    tokens do. By row, int32 [R]: `slot`, `start`, `count`, and `first`, its place among the tokens. By token, [T]: `row`,
-    `position`, `real`.
+    """`tables` by window of a layer: the pages of every slot, of which a slot's own end where its tokens do. By row, int32
+    [R]: `slot`, `start`, `count`, and `first`, its place among the tokens. By token, [T]: `row`, `position`, `real`.
     """
 
-    tables: Mapping[int | None, jax.Array]
+    tables: Mapping[int | None, Table]
     slot: jax.Array
     start: jax.Array
     count: jax.Array
@@ -36,7 +62,7 @@ class Ragged:
 
 
 def ragged(
-    tables: Mapping[int | None, jax.Array], slot: jax.Array, start: jax.Array, count: jax.Array, tokens: int
+    tables: Mapping[int | None, Table], slot: jax.Array, start: jax.Array, count: jax.Array, tokens: int
 ) -> Ragged:
     """The rows of a step of `tokens` tokens."""
     ends = jnp.cumsum(count, dtype=jnp.int32)
@@ -51,5 +77,5 @@ def ragged(
 
 def places(rows: Ragged, window: int | None, page_size: int) -> dict[str, jax.Array]:
     """Where the tokens are stored, as `KVFormat.write` takes it; padding goes to the trash page."""
-    page = rows.tables[window][rows.slot[rows.row], rows.position // page_size]
+    page = rows.tables[window].page(rows.slot[rows.row], rows.position // page_size)
     return {"page": jnp.where(rows.real, page, 0), "offset": rows.position % page_size, "real": rows.real}

@@ -12,7 +12,7 @@ from attrs import frozen
 from models.sharding import named_sharding
 from models.spec import Model, PagedLayer
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
-from neuron_jax.engine.attention.ragged import Ragged, ragged
+from neuron_jax.engine.attention.ragged import Ragged, ragged, table
 
 TOKENS = 512
 """Tokens that each row of a trial has pages for."""
@@ -87,7 +87,7 @@ def _step(case: Case, layer: PagedLayer, make: Make, given: dict[str, jax.Array]
     """One step over a pool that holds the tokens before."""
     cache = _filled(case, layer, (given["k_before"], given["v_before"]), given["table"])
     slot = jnp.arange(len(LENGTHS), dtype=jnp.int32)
-    rows = ragged({layer.window: given["table"]}, slot, given["start"], given["count"], given["q"].shape[0])
+    rows = ragged({layer.window: table(given["table"])}, slot, given["start"], given["count"], given["q"].shape[0])
     return make(rows)(given["q"], given["k"], given["v"], cache, given.get("sinks"))[0]
 
 

@@ -16,16 +16,16 @@ PROGRAM = textwrap.dedent("""
     from models.native.scratch import scratch_bytes
     from neuron_jax.engine.attention.native import NativeAttend
     from models.spec import PagedLayer
-    from neuron_jax.engine.attention.ragged import ragged
+    from neuron_jax.engine.attention.ragged import ragged, table
 
     assert library.unavailable() is None
     K, G, H, PAGE, LENGTH = 8, 8, 64, 16, 16384
     LAYER = PagedLayer(K, G, H, H)
     for rows, chunk in ((40, 1), (3, 128), (1, 1)):
         # All rows read the same pages: what they hold is not the point.
-        table = jnp.tile(jnp.arange(1, LENGTH // PAGE + 1, dtype=jnp.int32), (rows, 1))
+        pages = jnp.tile(jnp.arange(1, LENGTH // PAGE + 1, dtype=jnp.int32), (rows, 1))
         each = jnp.full(rows, chunk, jnp.int32)
-        step = ragged({None: table}, jnp.arange(rows, dtype=jnp.int32), LENGTH - each, each, rows * chunk)
+        step = ragged({None: table(pages)}, jnp.arange(rows, dtype=jnp.int32), LENGTH - each, each, rows * chunk)
         q, k = jnp.ones((rows * chunk, K, G, H)), jnp.ones((rows * chunk, K, H))
         pool = jnp.zeros((LENGTH // PAGE + 1, K, H, PAGE)), jnp.zeros((LENGTH // PAGE + 1, K, PAGE, H))
         NativeAttend(LAYER, step)(q, k, k, pool)[0].block_until_ready()

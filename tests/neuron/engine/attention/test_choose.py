@@ -18,7 +18,7 @@ from neuron_jax.engine.attention import pallas
 from neuron_jax.engine.attention.choose import RUNGS, Rung, choose
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.paged import PagedAttend
-from neuron_jax.engine.attention.ragged import ragged
+from neuron_jax.engine.attention.ragged import ragged, table
 from neuron_jax.engine.attention.reference import attend_blocks
 from neuron_jax.engine.attention.trial import Case
 from tests.fakes import quick
@@ -139,7 +139,7 @@ def test_each_kind_of_layer_gets_its_own_kernel() -> None:
     picky = rung("new", again, refuses=lambda case: "no windows" if case.layers[0].window else None)
     choice = choose(evolve(case(), layers=(windowed, LAYER)), with_last(picky))
     one = jnp.ones(1, jnp.int32)
-    rows = ragged(dict.fromkeys((8, None), jnp.ones((2, 8), jnp.int32)), one, 0 * one, one, 1)
+    rows = ragged(dict.fromkeys((8, None), table(jnp.ones((2, 8), jnp.int32))), one, 0 * one, one, 1)
     made = choice.of_rows(rows)
 
     assert (choice.name, choice.reason) == ("xla and new", "new: no windows")

@@ -8,6 +8,7 @@ from models.spec import PagedLayer
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.paged import PagedAttend
 from neuron_jax.engine.attention.ragged import ragged
+from neuron_jax.engine.attention.ragged import table as pages_of
 from neuron_jax.engine.attention.reference import BLOCK, attend_blocks
 from tests.fakes.params import slow_but
 
@@ -49,7 +50,7 @@ def step(lengths: list[int], chunk: int, window: int | None) -> tuple[np.ndarray
     slot = rng.permutation(rows)
     tables = np.where(np.arange(W)[None] < used[:, None], ids, rows * W + 1)[np.argsort(slot)]
     table, *rest = (jnp.asarray(x, jnp.int32) for x in (tables, slot, start, count))
-    given = ragged({window: table}, *rest, len(flat[0]))
+    given = ragged({window: pages_of(table)}, *rest, len(flat[0]))
     attend = PagedAttend(attend_blocks, KVFormat("float32"), PagedLayer(K, G, H, H, window), given, PAGE)
     got, cache = attend(*map(jnp.asarray, flat), (jnp.asarray(pool[0]), jnp.asarray(pool[1])))
     assert not np.asarray(cache[0][0]).any(), "the trash page stays zero"
