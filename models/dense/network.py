@@ -168,6 +168,7 @@ class Decoder(nnx.Module):
                 x = self.after[number](x, None if given is None else given[:, number], mixer.live)
             if self.transform is not None:
                 x = self.transform(number, x)
+                x = x if self.centre is None else self.centre(x, mixer.live)  # which all that follows relies on
         return self.norm(x, mixer.live), tuple(map(bare, left.values()))
 
     def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:

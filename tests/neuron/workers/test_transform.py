@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.registry import build
 from neuron_jax.errors import LoadError
 from neuron_jax.workers.frames import EngineSpec, GroupMember
 from neuron_jax.workers.start import read_transform
-from tests.fakes.plain_pass import full_logits
+from tests.fakes.family_files import CONFIGS
+from tests.fakes.plain_pass import full_logits, random_params
 from tests.fakes.tiny_llama import tiny
 
 STEER = """
@@ -35,6 +38,16 @@ def test_it_acts_behind_its_layer(tmp_path: Path) -> None:
     assert np.array_equal(full_logits(model, params, [1, 2, 3]), full_logits(watched, params, [1, 2, 3]))
     assert seen == [(0, (256, 32)), (1, (256, 32))]
     assert read_transform(EngineSpec("tiny", "")) is None
+
+
+def test_the_mean_stays_out_of_a_centred_stream() -> None:
+    """A layer norm takes no notice of what is added to all of a vector alike, behind a transform as before."""
+    model = build(CONFIGS["cohere2"], dtype=jnp.float32)
+    params, lifted = random_params(model, seed=1), model.transformed(lambda _, hidden: hidden + 3.0)
+
+    np.testing.assert_allclose(
+        full_logits(lifted, params, [1, 2, 3]), full_logits(model, params, [1, 2, 3]), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
