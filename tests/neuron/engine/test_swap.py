@@ -37,7 +37,7 @@ def test_streams_go_on_with_the_new_weights(
     for outputs in (*(engine.step() for _ in range(steps)), engine.land()):
         for output in outputs:
             said[output.request] += output.tokens
-    before = {number: len(tokens) for number, tokens in said.items()}
+    before = {number: len(words_said) for number, words_said in said.items()}
     engine.swap(others)
     engine.check_integrity()
     rest = {number: tokens(outputs) for number, outputs in drain(engine).items()}
