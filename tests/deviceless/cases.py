@@ -11,9 +11,9 @@ from neuron_jax.deviceless.census import Census, launches
 from neuron_jax.deviceless.predict import whole
 from neuron_jax.deviceless.programs import Compiled, Depth, abroad, compile_key, shallow
 from neuron_jax.deviceless.reads import token_bytes
-from neuron_jax.engine.buckets import Key, SlotKey, StepKey
+from neuron_jax.engine.buckets import Draws, Key, SlotKey, StepKey
 from neuron_jax.engine.build import Design, design
-from neuron_jax.engine.memory import held
+from neuron_jax.engine.memory import STEP, held
 from neuron_jax.engine.programs import Program
 from neuron_jax.hardware.cards import card
 from neuron_jax.workers.frames import EngineSpec
@@ -21,8 +21,8 @@ from tests.deviceless.ptx import Resources, ours
 from tests.fakes.public_shapes import SHAPES
 
 MIB = 2**20
-ONE, MANY, PROMPT, SEVERAL, SLOT = "1", "64", "1024/128", "64/64/4", "slot"
-"""Programs: tokens[/rows[/steps]]."""
+ONE, MANY, PROMPT, SEVERAL, CUT, FULL, SLOT = "1", "64", "1024/128", "64/64/4", "64/cut", "64/full", "slot"
+"""Programs: tokens[/rows[/steps]][/what rows draw by], which is mostly temperature alone."""
 
 
 @frozen
@@ -40,7 +40,7 @@ class Case:
 
 
 CASES = (
-    Case("llama-8b", "h100", keys=(ONE, MANY, PROMPT, SEVERAL, SLOT)),
+    Case("llama-8b", "h100", keys=(ONE, MANY, PROMPT, SEVERAL, CUT, FULL, SLOT)),
     Case("llama-8b", "h100", "int8", keys=(ONE, MANY)),
     Case("llama-8b", "h100", "int4", keys=(ONE, MANY)),
     Case("llama-8b", "h100", "fp8", keys=(ONE, MANY)),
@@ -70,14 +70,16 @@ class Figures:
     sorts: int  # of the vocabulary
     wide: int  # kernels that go over the vocabulary
     widened: int  # narrow weights that are written out wider
+    copied: int  # pools, states and weights that are copied whole
     temporary: float  # MiB
+    unplanned: float  # MiB that a step takes beyond what the memory plan has for it
     moved: float  # bytes besides keys and values read, over those of the weights that a stream needs
 
     def named(self) -> Mapping[str, float]:
         return asdict(self)
 
 
-WANTED = Figures(8, 12, 0, 0, 0, 3, 0, 16, 1.05)
+WANTED = Figures(8, 12, 0, 0, 0, 3, 0, 0, 16, 0, 1.05)
 """Of a step of one token; `temporary` where weights are narrow."""
 
 
@@ -102,6 +104,7 @@ class Measured:
 
     def figures(self) -> Figures:
         parts, like = self.census.parts(), self.made.depth.like
+        planned = next(row.bytes for row in self.made.whole.plan.rows if row.what == STEP)
         every = launches(whole(self.census, like)) if parts.layers else self.census.launches
         layer = sum(launches(parts.layers[number]) for number in like[1:]) / len(like[1:]) if parts.layers else 0
         kernels = whole(self.census, like) if parts.layers else self.census.kernels
@@ -113,7 +116,9 @@ class Measured:
             sorts=self.census.sorts,
             wide=self.census.wide,
             widened=len(set(self.census.widened)),
+            copied=len(self.census.copies),
             temporary=round(self.compiled.memory.temp / MIB, 1),
+            unplanned=round(max(0, self.compiled.memory.step - planned) / MIB, 1),
             moved=round(sum(one.moved * one.times for one in kernels) / token_bytes(self.made.whole), 2),
         )
 
@@ -121,8 +126,11 @@ class Measured:
 def key_of(text: str) -> Key:
     if text == SLOT:
         return SlotKey()
-    tokens, *rest = map(int, text.split("/"))
-    return StepKey(tokens, *(rest or [tokens]))
+    *sizes, last = text.split("/")
+    kind = Draws.PLAIN if last.isdigit() else Draws[last.upper()]
+    tokens, *rest = map(int, [*sizes, last] if last.isdigit() else sizes)
+    rows, steps = (*rest, *(tokens, 1)[len(rest) :])
+    return StepKey(tokens, rows, steps, kind)
 
 
 @cache

@@ -39,7 +39,7 @@ def test_a_config_is_enough_for_a_plan(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["streams"][-1] == {"context": 16384, "streams": 3}
     # A token costs all weights but the table of tokens, 15 GB of 1,008 a second.
     assert found["at_most_tokens_per_second"] == pytest.approx(67.2, abs=0.1)
-    assert found["programs"][:2] == ["step 1024 of 128 rows", "step 1"]
+    assert found["programs"][:2] == ["step 1024 of 128 rows full", "step 1 full"]
     assert "pip install 'cortex-jax[cuda12]'" in found["not_compiled"]
 
 

@@ -125,7 +125,7 @@ def test_an_engine_begins_with_nothing_behind_it() -> None:
 
 def test_what_an_error_wants_is_told_of_kinds_that_there_are() -> None:
     """Every kind of a fault has a remedy, and no remedy is for a kind that nobody names."""
-    named = {*faults.TEXTS, "bad_checkpoint", "does_not_fit", "bad_devices"}
+    named = {*faults.TEXTS, "bad_checkpoint", "bad_transform", "does_not_fit", "bad_devices"}
 
     assert set(REMEDIES) <= named
     assert {kind: REMEDIES.get(kind, Remedy.RESTART) for kind in ("device_error", "rank_exited", "internal")} == {
