@@ -44,5 +44,5 @@ else
     $pip install --no-deps --no-build-isolation --editable .
 fi
 # The CPU kernels are built by the machine's own compiler, for its own processor; without one everything still works.
-"$venv/bin/python" -m models.native.library || true
+[ "${CORTEX_NATIVE:-}" = 0 ] || "$venv/bin/python" -m models.native.library || true
 touch "$venv/.ready"
