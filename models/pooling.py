@@ -1,4 +1,5 @@
-"""How a text's hidden states become one vector, read from what sentence-transformers writes; must not know jax or files.
+"""How a text's hidden states become one vector, or one score, read from what sentence-transformers writes; must not know
+jax or files.
 
 A folder's modules.json, and the config.json of each module that has one, stand in a config under `MODULES`:
 `[{"type": "Transformer"}, {"type": "Pooling", "config": {...}}, {"type": "Normalize"}]`. Types are without their package,
@@ -32,6 +33,42 @@ class Pooling:
 
     kind: Kind = "mean"
     normalize: bool = False
+
+
+@frozen
+class LogitScore:
+    """A text's score: the logit of the token `true` behind its last one, less that of `false` where there is one."""
+
+    true: int
+    false: int | None = None
+
+
+def scores_by_logits(config: Mapping[str, Any]) -> bool:
+    """Whether a config was saved as that of a decoder whose next token is the score of a pair, as Qwen3-Reranker is."""
+    return any(_type_of(module) == "LogitScore" for module in _modules(config))
+
+
+def read_logit_score(config: Mapping[str, Any], vocab_size: int) -> LogitScore | None:
+    """What a config that `scores_by_logits` takes for "yes" and "no"; None of any other. Raises ModelError."""
+    if not scores_by_logits(config):
+        return None
+    modules = _modules(config)
+    types = [_type_of(module) for module in modules]
+    if types != ["Transformer", "LogitScore"]:
+        raise ModelError("modules.json", [f"the modules are {', '.join(types)}, must be Transformer and LogitScore"])
+    said = modules[1].get("config")
+    if not isinstance(said, Mapping):
+        raise ModelError("modules.json", ["a LogitScore has no config.json"])
+    false, known = said.get("false_token_id"), range(vocab_size)
+    named = {"true_token_id": said.get("true_token_id"), **({} if false is None else {"false_token_id": false})}
+    wrong = [
+        f"{key} is {token!r}, must be a token below {vocab_size}"
+        for key, token in named.items()
+        if type(token) is not int or token not in known
+    ]
+    if wrong:
+        raise ModelError("LogitScore", wrong)
+    return LogitScore(said["true_token_id"], false)
 
 
 def has_pooling(config: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """The Qwen3 family, dense: Qwen3, its Instruct-2507 and Thinking-2507, Qwen3Guard; must not know files, pages or jax.
 
-0.6B to 32B. A Qwen2 but for norms of each head's query and key in place of biases, and heads as wide as the config says,
-whatever the model's width is. https://arxiv.org/abs/2505.09388.
+0.6B to 32B, and Qwen3-Embedding and Qwen3-Reranker with the files of sentence-transformers. A Qwen2 but for norms of each
+head's query and key in place of biases, and heads as wide as the config says, whatever the model's width is. https://arxiv.org/abs/2505.09388.
 """
 
 from models.config import Keys

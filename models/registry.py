@@ -7,7 +7,7 @@ from typing import Any, cast
 from models.config import architectures
 from models.errors import ModelError
 from models.gguf import GgufTable
-from models.pooling import has_pooling, read_pooling
+from models.pooling import has_pooling, read_logit_score, read_pooling, scores_by_logits
 from models.spec import Config, Embedder, Family, Model, Outline, Purpose
 
 FAMILIES = [
@@ -76,14 +76,21 @@ def family_of(config: Config) -> Family:
 def read(config: Config) -> Outline:
     """What a model of this config would be. Raises ModelError with every misfit."""
     outline = family_of(config).read(config)
-    read_pooling(config)
+    if read_logit_score(config, outline.vocab_size) is None:
+        read_pooling(config)
     return outline
 
 
 def purpose(config: Config) -> Purpose:
-    """What a checkpoint is for: a decoder that was saved with a pooling embeds. Raises ModelError for unknown families."""
+    """What a checkpoint is for: a decoder that was saved with a pooling embeds, and one that was saved with the
+    tokens of its verdict scores. Raises ModelError for unknown families.
+    """
     usual = family_of(config).purpose(config)
-    return "embed" if usual == "generate" and has_pooling(config) else usual
+    if usual != "generate":
+        return usual
+    if scores_by_logits(config):
+        return "score"
+    return "embed" if has_pooling(config) else usual
 
 
 def build(config: Config, **choices: object) -> Model:
@@ -97,15 +104,20 @@ def build(config: Config, **choices: object) -> Model:
 def build_embedder(config: Config, **choices: object) -> Embedder:
     """The same of a config whose `purpose` is to embed or to score. Raises ModelError with every misfit."""
     family = family_of(config)
-    if family.purpose(config) == "generate":  # nobody asks for logits, and checkpoints of embedders have no head
+    decodes = family.purpose(config) == "generate"
+    if decodes and not scores_by_logits(config):  # nobody asks for logits, and checkpoints of embedders have no head
         config = {**config, "tie_word_embeddings": True}
     built = family.build(config, **choices)  # type: ignore[arg-type]  # the family says what is wrong
-    if family.purpose(config) != "generate":
+    if not decodes:
         return cast(Embedder, built)
-    from models.encoder.decoder import embedding_decoder  # brings JAX
+    from models.encoder.decoder import embedding_decoder, scoring_decoder  # brings JAX
 
+    model = cast(Model, built)
+    score = read_logit_score(config, model.vocab_size)
+    if score is not None:
+        return scoring_decoder(model, score)
     stored: Any = choices.get("storage")
-    return embedding_decoder(cast(Model, built), read_pooling(config), config["hidden_size"], stored)
+    return embedding_decoder(model, read_pooling(config), config["hidden_size"], stored)
 
 
 def gguf_tables() -> dict[str, GgufTable]:

@@ -1,21 +1,31 @@
-"""A decoder that embeds: its last hidden states, pooled; knows any `models.spec.Model`, must not know families.
+"""A decoder that embeds or scores: its last hidden states, pooled, or the next token's logits; knows any `models.spec.Model`,
+must not know families.
 
-Qwen3-Embedding is one: causal attention over the whole text, and the state of its last token. https://arxiv.org/abs/2506.05176
+Qwen3-Embedding and Qwen3-Reranker are such: causal attention over the whole text, and the state of its last token.
+https://arxiv.org/abs/2506.05176
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from attrs import evolve, frozen
+from jax import lax
 
 from models.encoder.texts import Texts, attend, normalized, pool
 from models.errors import ModelError
 from models.mapping import Ignore, Rule
-from models.pooling import Pooling
+from models.pooling import LogitScore, Pooling
 from models.spec import LayerSpec, Model, PagedLayer, Params
 
 _PREFIX = "model."
+ROWS = 16
+"""Texts whose logits are computed at once: of all of a call they would be larger than anything else in it."""
+
+Finish = Callable[[Params, jax.Array, Texts], jax.Array]
+"""Parameters, hidden [T, D] and the texts -> float32 [N, width]."""
 
 
 @frozen
@@ -51,7 +61,7 @@ class DecoderEmbedder:
     """`models.spec.Embedder` over a decoder."""
 
     model: Model
-    pooling: Pooling
+    finish: Finish
     heads: int
     width: int
     rules: Sequence[Rule | Ignore]
@@ -87,8 +97,7 @@ class DecoderEmbedder:
         hidden, _ = self.model.forward(
             params, tokens, positions, CausalTexts(texts.owner), [None] * len(self.model.layers)
         )
-        pooled = pool(hidden, texts, self.pooling)
-        return normalized(pooled) if self.pooling.normalize else pooled
+        return self.finish(params, hidden, texts)
 
 
 def embedding_decoder(model: Model, pooling: Pooling, width: int, stored: Mapping[str, Any] | None) -> DecoderEmbedder:
@@ -96,12 +105,40 @@ def embedding_decoder(model: Model, pooling: Pooling, width: int, stored: Mappin
 
     Raises ModelError for layers that whole texts are not read with.
     """
+
+    def finish(params: Params, hidden: jax.Array, texts: Texts) -> jax.Array:
+        del params
+        pooled = pool(hidden, texts, pooling)
+        return normalized(pooled) if pooling.normalize else pooled
+
+    bare = stored is not None and not any(name.startswith(_PREFIX) for name in stored)
+    rules = tuple(map(_bare, model.rules)) if bare else model.rules
+    return DecoderEmbedder(model, finish, _heads(model), width, rules)
+
+
+def scoring_decoder(model: Model, score: LogitScore) -> DecoderEmbedder:
+    """`model` as one that gives a text the score of its next token. Raises ModelError as `embedding_decoder` does."""
+
+    def some(params: Params, ends: jax.Array) -> jax.Array:
+        """ends [ROWS, D], the states of last tokens -> [ROWS]."""
+        logits = model.logits(params, ends)
+        return logits[:, score.true] - (0.0 if score.false is None else logits[:, score.false])
+
+    def finish(params: Params, hidden: jax.Array, texts: Texts) -> jax.Array:
+        count = texts.last.shape[0]
+        ends = jnp.pad(hidden[texts.last], ((0, -count % ROWS), (0, 0))).reshape(-1, ROWS, hidden.shape[-1])
+        found: jax.Array = lax.map(partial(some, params), ends)
+        return found.reshape(-1, 1)[:count]
+
+    return DecoderEmbedder(model, finish, _heads(model), 1, model.rules)
+
+
+def _heads(model: Model) -> int:
+    """How many look at once. Raises ModelError for layers that whole texts are not read with."""
     layers = [layer for layer in model.layers if isinstance(layer, PagedLayer)]
     if len(layers) < len(model.layers) or any(layer.soft_cap is not None or layer.sinks for layer in layers):
         raise ModelError(model.architecture, ["models with recurrent states, soft caps or sinks do not embed"])
-    heads = max(layer.kv_heads * layer.group for layer in layers)
-    bare = stored is not None and not any(name.startswith(_PREFIX) for name in stored)
-    return DecoderEmbedder(model, pooling, heads, width, tuple(map(_bare, model.rules)) if bare else model.rules)
+    return max(layer.kv_heads * layer.group for layer in layers)
 
 
 def _bare(rule: Rule | Ignore) -> Rule | Ignore:

@@ -30,6 +30,7 @@ from neuron_jax.daemon.resident import ResidentModel
 from neuron_jax.daemon.responses import non_streaming_answer
 from neuron_jax.daemon.service import NeuronServices, as_problem, outcome_of, read_request
 from neuron_jax.errors import EngineDied
+from neuron_jax.text.pair import PairPrompt
 
 MAX_REQUEST_TOKENS = 2**21
 """Of all texts of one request together."""
@@ -53,13 +54,22 @@ class TextJob:
 
 
 @frozen
+class Reader:
+    """What turns a request's texts into tokens, `limit` of each at most. `pair` is what a decoder that scores is asked."""
+
+    text: ModelText
+    limit: int
+    pair: PairPrompt | None = None
+
+
+@frozen
 class TextRoute:
     """What makes the three routes differ: reading, tokenizing, answering."""
 
     capability: str
     read: Callable[[dict[str, Any]], Any]
     model: Callable[[Any], str]
-    encode: Callable[[Any, ModelText, int], TextJob]
+    encode: Callable[[Any, Reader], TextJob]
     answer: Callable[[Any, TextJob, Values], Any]
 
 
@@ -92,7 +102,7 @@ async def _answered(neuron: NeuronServices, asked: ReceivedTexts) -> Any:
         with resident.admission.enter(1) as reservation:
             while not await reservation.wait(HEARTBEAT):
                 pass
-            job = await neuron.offload(asked.size, route.encode, asked.wanted, resident.text, resident.max_context)
+            job = await neuron.offload(asked.size, route.encode, asked.wanted, await _reader(neuron, resident))
             values = await _computed(resident, job)
         body = await neuron.offload(values.nbytes, route.answer, asked.wanted, job, values)
     except Exception as error:
@@ -104,6 +114,13 @@ async def _answered(neuron: NeuronServices, asked: ReceivedTexts) -> Any:
         return body
     finally:
         asked.watch.end(outcome, job)
+
+
+async def _reader(neuron: NeuronServices, resident: ResidentModel) -> Reader:
+    text, pair = resident.text, None
+    if text.description.asks_in_words:
+        pair = await text.render_pair(neuron.lifecycle.renderers.render)
+    return Reader(text, resident.max_context, pair)
 
 
 async def _computed(resident: ServingModel, job: TextJob) -> Values:
@@ -131,9 +148,10 @@ async def _run(resident: ServingModel, job: TextJob) -> Values:
     return values
 
 
-def embedding_job(wanted: EmbeddingsRequest, text: ModelText, limit: int) -> TextJob:
+def embedding_job(wanted: EmbeddingsRequest, reader: Reader) -> TextJob:
     """Raises Problem where an input is nothing, has a token that there is not, or more than `limit` tokens, and where the
     vectors may not be cut as asked."""
+    text, limit = reader.text, reader.limit
     check_dimensions(wanted, text)
     texts: list[list[int]] = []
     left = MAX_REQUEST_TOKENS
@@ -149,20 +167,28 @@ def embedding_job(wanted: EmbeddingsRequest, text: ModelText, limit: int) -> Tex
     return TextJob(texts, [0] * len(texts))
 
 
-def pairs_job(wanted: PairsRequest, text: ModelText, limit: int) -> TextJob:
+def pairs_job(wanted: PairsRequest, reader: Reader) -> TextJob:
     """Raises Problem where a pair has more than `limit` tokens."""
     texts: list[list[int]] = []
     seconds: list[int] = []
     left, (_, field_name) = MAX_REQUEST_TOKENS, wanted.fields
     for at, (first, second) in enumerate(wanted.pairs):
         name = f"{field_name}[{at}]" if len(wanted.pairs) > 1 else field_name
-        with fitting(name, limit):
-            ids, place = text.tokenizer.encode_pair(first, second, most=limit)
+        with fitting(name, reader.limit):
+            ids, place = _pair_ids(first, second, reader)
         texts.append(ids)
         seconds.append(place)
         left -= len(ids)
         _check_left(field_name, left)
     return TextJob(texts, seconds)
+
+
+def _pair_ids(first: str, second: str, reader: Reader) -> tuple[list[int], int]:
+    """Ids, and the place where the second text begins, 0 where nothing tells them apart. Raises TooManyTokensError."""
+    tokenizer = reader.text.tokenizer
+    if reader.pair is None:
+        return tokenizer.encode_pair(first, second, most=reader.limit)
+    return tokenizer.encode_rendered(reader.pair.fill(first, second), most=reader.limit), 0
 
 
 def _check_left(name: str, left: int) -> None:
@@ -200,8 +226,8 @@ def _scored(wanted: PairsRequest, job: TextJob, values: Values) -> Any:
     return embed_wire.scored(wanted, found, job.prompt_tokens, "score-" + secrets.token_hex(16), int(time.time()))
 
 
-def _pairs_of_ranking(wanted: RerankRequest, text: ModelText, limit: int) -> TextJob:
-    return pairs_job(wanted.asked, text, limit)
+def _pairs_of_ranking(wanted: RerankRequest, reader: Reader) -> TextJob:
+    return pairs_job(wanted.asked, reader)
 
 
 EMBEDDINGS = TextRoute("embeddings", read_embeddings, lambda wanted: wanted.model, embedding_job, _embedded)

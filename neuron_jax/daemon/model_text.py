@@ -17,6 +17,7 @@ from neuron_jax.text.errors import TemplateError, TextError, TooManyTokensError
 from neuron_jax.text.fill import fill_tokens
 from neuron_jax.text.generic_tools import in_words
 from neuron_jax.text.output import OutputText, Reading
+from neuron_jax.text.pair import PairPrompt, chat_of, pair_prompt, places_for
 from neuron_jax.text.prompt import Chat, ChatFormat, Rendered
 from neuron_jax.text.reasoning import CLOSE, OPEN
 from neuron_jax.text.spelling import USUAL_CHARS
@@ -41,6 +42,9 @@ class Encoded:
     reading: Reading
     ends: tuple[int, ...] = ()
 
+
+_ANY = 2**30
+"""Tokens: more than any prompt without its texts."""
 
 CAPABILITIES: Mapping[Purpose, tuple[str, ...]] = {
     "generate": ("text",),
@@ -139,6 +143,20 @@ class ModelText:
             return await render(self.chat_format, chat, most)
         except TemplateError as error:
             raise Problem(422, "template_render_failed", str(error), param="messages") from error
+
+    async def render_pair(self, render: Render) -> PairPrompt:
+        """What a decoder that scores is asked of a pair. Raises Problem where its template has no place for one."""
+        if self.template is None:
+            raise Problem(
+                422, "template_render_failed", "This model has no chat template to ask it with.", param="model"
+            )
+        source, instruction = self.template.source, self.description.instruction
+        places = places_for(source, instruction)
+        try:
+            found = await render(self.chat_format, chat_of(places, instruction), _ANY)
+            return pair_prompt(found.plain, places, self.chat_format.names)
+        except TemplateError as error:
+            raise Problem(422, "template_render_failed", str(error), param="model") from error
 
     def encode_chat(self, prompt: Rendered, *, tools: bool, most: int) -> Encoded:
         """A chat's prompt as ids. Raises TooManyTokensError where there are more than `most`."""

@@ -271,13 +271,23 @@ def _children(node: nodes.Node, name: str) -> Sequence[nodes.Node]:
 
 
 def _walks_content(tree: nodes.Template) -> bool:
-    """Whether some loop of the template goes over a message's content: then it wants parts, not a string."""
+    """Whether some loop of the template goes over a message's content, or the first part is read: then it wants parts, not a
+    string."""
     aliases = {
         node.target.name
         for node in tree.find_all(nodes.Assign)
         if isinstance(node.target, nodes.Name) and _is_content(node.node)
     }
-    return any(_walks(loop.iter, aliases) for loop in tree.find_all(nodes.For))
+    takes_first = any(_is_text_of_first(node) for node in tree.find_all((nodes.Getattr, nodes.Getitem)))
+    return takes_first or any(_walks(loop.iter, aliases) for loop in tree.find_all(nodes.For))
+
+
+def _is_text_of_first(node: nodes.Node) -> bool:
+    """Whether it is `content[0].text`, as templates of pairs have it."""
+    if _key_of(node) != "text" or not isinstance(node, nodes.Getattr | nodes.Getitem):
+        return False
+    part = node.node
+    return _key_of(part) == 0 and isinstance(part, nodes.Getitem) and _is_content(part.node)
 
 
 def _walks(walked: nodes.Node, aliases: set[str]) -> bool:
@@ -287,6 +297,11 @@ def _walks(walked: nodes.Node, aliases: set[str]) -> bool:
 
 
 def _is_content(node: nodes.Node) -> bool:
+    return _key_of(node) == "content"
+
+
+def _key_of(node: Any) -> object:
+    """What is looked up by name or constant; None where nothing is."""
     if isinstance(node, nodes.Getattr):
-        return node.attr == "content"
-    return isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and node.arg.value == "content"
+        return node.attr
+    return node.arg.value if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) else None

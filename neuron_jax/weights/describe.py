@@ -9,12 +9,13 @@ import msgspec
 from attrs import frozen
 
 from models.errors import ModelError
-from models.pooling import dimensions
+from models.pooling import dimensions, scores_by_logits
 from models.registry import purpose, read
 from models.spec import Outline, Purpose
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.errors import bad_checkpoint
 from neuron_jax.weights.gguf_checkpoint import GgufCheckpoint
+from neuron_jax.weights.modules import read_instruction
 from neuron_jax.weights.reading import read_text, read_whole
 from neuron_jax.weights.safetensors import read_json
 from neuron_jax.weights.spec import Checkpoint
@@ -46,7 +47,8 @@ class TokenizerSource:
 @frozen(eq=False)
 class ModelDescription:
     """A model without its tensors. `config` in config.json's terms; `outline` is what its family reads of it, and `purpose`
-    what it is for; `generation_config` is the authors' advice.
+    what it is for; `generation_config` is the authors' advice, `instruction` what a decoder that scores is told of its
+    task.
     """
 
     config: Mapping[str, Any]
@@ -59,6 +61,7 @@ class ModelDescription:
     parameters: int
     weight_bytes: int
     purpose: Purpose = "generate"
+    instruction: str | None = None
 
     @property
     def context_length(self) -> int:
@@ -69,6 +72,11 @@ class ModelDescription:
     def dimensions(self) -> Sequence[int]:
         """To how many values its vectors may be cut."""
         return dimensions(self.config)
+
+    @property
+    def asks_in_words(self) -> bool:
+        """Whether it is a decoder that scores, and so has to be asked by a prompt."""
+        return scores_by_logits(self.config)
 
 
 class _TokenizerFile(msgspec.Struct):
@@ -113,6 +121,7 @@ def _of_folder(folder: Path, checkpoint: Checkpoint) -> ModelDescription:
         chat_template=_chat_template(folder, config),
         advice=advice,
         ends=[advice.get("eos_token_id") or checkpoint.config.get("eos_token_id")],
+        instruction=read_instruction(folder),
     )
 
 
@@ -142,6 +151,7 @@ def _description(
     chat_template: Any,
     advice: Mapping[str, Any],
     ends: list[Any],
+    instruction: str | None = None,
 ) -> ModelDescription:
     config = checkpoint.config
     outline, wrong = _outline(config)
@@ -163,6 +173,7 @@ def _description(
         parameters=sum(prod(info.shape) for info in checkpoint.tensors.values()),
         weight_bytes=sum(info.nbytes for info in checkpoint.tensors.values()),
         purpose=purpose(config),
+        instruction=instruction,
     )
 
 

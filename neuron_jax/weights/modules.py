@@ -14,6 +14,7 @@ from neuron_jax.weights.reading import read_whole
 from neuron_jax.weights.safetensors import read_json
 
 FILE = "modules.json"
+SETTINGS = "config_sentence_transformers.json"
 
 
 class _Module(msgspec.Struct):
@@ -30,6 +31,15 @@ def read_modules(folder: Path) -> dict[str, Any]:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise bad_checkpoint(folder / FILE, [f"not a list of modules: {error}"]) from error
     return {MODULES: [_told(folder, module) for module in modules]}
+
+
+def read_instruction(folder: Path) -> str | None:
+    """What a model is told of its task where a client says nothing: the default of its named prompts, if it has one."""
+    file = folder / SETTINGS
+    said = read_json(file) if file.is_file() else {}
+    prompts, name = said.get("prompts"), said.get("default_prompt_name")
+    found = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
+    return found if isinstance(found, str) and found else None
 
 
 def _told(folder: Path, module: _Module) -> dict[str, Any]:

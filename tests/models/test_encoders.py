@@ -37,6 +37,7 @@ _MODERN = _BASE | {
     "sep_token_id": 2,
     "local_attention": 8,
 }
+VERDICT = {"type": "LogitScore", "config": {"true_token_id": 61, "false_token_id": 5}}
 CASES: dict[str, dict[str, Any]] = {
     "bert": _BASE | {"architectures": ["BertModel"], "model_type": "bert"},
     "bert that scores": _BASE | _ONE | {"architectures": ["BertForSequenceClassification"], "model_type": "bert"},
@@ -72,6 +73,20 @@ CASES: dict[str, dict[str, Any]] = {
         "mlp_bias": True,
         "classifier_bias": True,
         "classifier_pooling": "mean",
+    },
+    "qwen3 that scores": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": 36,
+        "intermediate_size": 43,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "head_dim": 8,
+        "vocab_size": 67,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+        MODULES: [{"type": "Transformer"}, VERDICT],
     },
 }
 """The keys of config.json by the names under which transformers' answers are kept."""
@@ -194,6 +209,18 @@ def test_a_decoder_embeds_by_its_last_token() -> None:
     np.testing.assert_allclose(found[number], expected / np.linalg.norm(expected), rtol=0, atol=1e-5)
 
 
+def test_a_verdict_of_one_token_is_its_logit_alone() -> None:
+    """As rerankers have it that were trained to say one word: the difference to two tokens is the other's logit."""
+    config = CASES["qwen3 that scores"]
+
+    def scored(**tokens: int) -> np.ndarray:
+        wanted = {**config, MODULES: [{"type": "Transformer"}, {"type": "LogitScore", "config": tokens}]}
+        return embedded(wanted, TEXTS[:2], CallSize(1, 40))
+
+    both = scored(true_token_id=61, false_token_id=5)
+    np.testing.assert_allclose(both, scored(true_token_id=61) - scored(true_token_id=5), rtol=0, atol=1e-5)
+
+
 def test_places_without_a_text_make_no_nan() -> None:
     """A call with one text and much room."""
     call = call_of([[3, 4]], CallSize(2, 32))
@@ -212,6 +239,8 @@ def test_places_without_a_text_make_no_nan() -> None:
         (CASES["bert that scores"] | {"id2label": {"0": "a", "1": "b"}}, "2 labels"),
         (pooled(CASES["bert"], "max_tokens"), "the pooling is max"),
         (CASES["bert"] | {MODULES: [{"type": "Transformer"}, {"type": "Dense"}]}, "the module Dense is not supported"),
+        (CASES["qwen3 that scores"] | {MODULES: [VERDICT]}, "must be Transformer and LogitScore"),
+        (CASES["qwen3 that scores"] | {"vocab_size": 61}, "true_token_id is 61, must be a token below 61"),
         (CASES["modernbert"] | {"layer_types": ["full_attention"]}, "layer_types"),
     ],
 )
