@@ -1,8 +1,9 @@
-"""The Gemma 3 family, its text: 270M and 1B, and the text part of 4B, 12B and 27B; must not know files, pages or jax.
+"""The Gemma 3 family, its text: 270M and 1B, that of 4B, 12B and 27B, and EmbeddingGemma; must not know files, pages or jax.
 
 Five layers that see a window, then one that sees everything and turns by another base. Unlike a Llama it has norms before
 and behind attention and MLP, which multiply by 1 + w, norms of each head's query and key, GELU in the MLP, and embeddings
-times the root of their width; the head is the embeddings. https://arxiv.org/abs/2503.19786.
+times the root of their width; the head is the embeddings. https://arxiv.org/abs/2503.19786. EmbeddingGemma's tokens see both
+ways. https://arxiv.org/abs/2509.20354.
 """
 
 from typing import Any
@@ -12,10 +13,11 @@ from models.dense.family import checked, dense_family
 from models.dense.names import GGUF_KEYS, QK_NORMS, SANDWICH_NORMS, USUAL, gguf_tensors
 from models.dense.record import ACTIVATIONS, FULL, SLIDING, Dense, Layer
 from models.gguf import GgufTable
+from models.pooling import has_pooling
 from models.rope import Rotary, read_rotary
 from models.spec import Config
 
-NAME = "Gemma3ForCausalLM"
+NAME, EMBEDS = "Gemma3ForCausalLM", "Gemma3TextModel"
 _BASES = {SLIDING: ("rope_local_base_freq", 10000.0), FULL: ("rope_theta", 1000000.0)}
 """Where older configs have the base, and what it is where they do not say."""
 _LAYERS_OF_27B = 62
@@ -32,7 +34,9 @@ def read(config: Config) -> Dense:
     count, window = keys.size("num_hidden_layers", 26, most=MOST_LAYERS), keys.size("sliding_window", 4096)
     bias = keys.flag("attention_bias")
     if keys.flag("use_bidirectional_attention"):
-        keys.refuse("use_bidirectional_attention is true, and only models that write from left to right are served")
+        window = window // 2 + 1  # of which half lies on either side, the token itself included
+        if not has_pooling(config):
+            keys.refuse("use_bidirectional_attention is true, which only models that embed have, saved with a pooling")
     if keys.get("attn_logit_softcapping") is not None:
         keys.refuse("attn_logit_softcapping must be null: Gemma 3 has norms in its place")
     rotary = {kind: _rotary(keys, kind, head_dim) for kind in _BASES}
@@ -105,4 +109,4 @@ GGUF = GgufTable(
     finish=_finish,
 )
 
-FAMILY = dense_family(architectures=(NAME,), model_types=("gemma3_text",), read=read, names=NAMES, gguf=GGUF)
+FAMILY = dense_family(architectures=(NAME, EMBEDS), model_types=("gemma3_text",), read=read, names=NAMES, gguf=GGUF)

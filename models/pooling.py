@@ -28,11 +28,30 @@ _FLAGS: Mapping[str, str] = {
 
 
 @frozen
+class DenseLayer:
+    """A map of vectors, and what becomes of its values. `name` is that of its folder, and the beginning of its tensors'."""
+
+    name: str
+    inputs: int
+    outputs: int
+    bias: bool = True
+    activation: Literal["identity", "tanh"] = "tanh"
+
+
+_ACTIVATIONS: Mapping[str, Literal["identity", "tanh"]] = {"Identity": "identity", "Tanh": "tanh"}
+_TRAINED = (128, 256, 512)
+"""To how many values the vectors of EmbeddingGemma may be cut, which its config does not say. https://arxiv.org/abs/2509.20354"""
+
+
+@frozen
 class Pooling:
-    """`kind`: the mean over a text's tokens, or its first ("cls") or last one alone. `normalize`: to length 1."""
+    """`kind`: the mean over a text's tokens, or its first ("cls") or last one alone. Then `dense`, one after the other.
+    `normalize`: to length 1.
+    """
 
     kind: Kind = "mean"
     normalize: bool = False
+    dense: tuple[DenseLayer, ...] = ()
 
 
 @frozen
@@ -82,15 +101,51 @@ def read_pooling(config: Mapping[str, Any]) -> Pooling:
     if not modules:
         return Pooling()
     types = [_type_of(module) for module in modules]
-    known = {"Transformer", "Pooling", "Normalize"}
+    known = {"Transformer", "Pooling", "Dense", "Normalize"}
     strange = [f"the module {name} is not supported" for name in types if name not in known]
     kinds = [_kind(module.get("config")) for module, name in zip(modules, types, strict=True) if name == "Pooling"]
-    if not strange and types not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        strange.append(f"the modules are {', '.join(types)}, must be Transformer, Pooling and at most Normalize")
-    misfits = [*strange, *(kind for kind in kinds if kind not in _KINDS)]
+    maps = [module for module, name in zip(modules, types, strict=True) if name == "Dense"]
+    between = ["Dense"] * len(maps)
+    usual = ["Transformer", "Pooling", *between]
+    if not strange and types not in (usual, [*usual, "Normalize"]):
+        strange.append(f"the modules are {', '.join(types)}, must be Transformer, Pooling, Dense and Normalize at most")
+    dense, wrong = _dense(maps, config.get("hidden_size"))
+    misfits = [*strange, *(kind for kind in kinds if kind not in _KINDS), *wrong]
     if misfits:
         raise ModelError("modules.json", misfits)
-    return Pooling(_KINDS[kinds[0]], "Normalize" in types)
+    return Pooling(_KINDS[kinds[0]], "Normalize" in types, dense)
+
+
+def sees_both_ways(config: Mapping[str, Any]) -> bool:
+    """Whether the tokens of a decoder's text all see each other, as those of EmbeddingGemma do."""
+    return config.get("use_bidirectional_attention") is True
+
+
+def dense_folders(config: Mapping[str, Any]) -> list[str]:
+    """The folders with tensors of their own beside a config's."""
+    return [
+        str(module.get("path")) for module in _modules(config) if _type_of(module) == "Dense" and module.get("path")
+    ]
+
+
+def _dense(modules: Sequence[Mapping[str, Any]], width: Any) -> tuple[tuple[DenseLayer, ...], list[str]]:
+    """The layers, and what is wrong with them. `width`: that of what goes into the first."""
+    found: list[DenseLayer] = []
+    wrong: list[str] = []
+    for at, module in enumerate(modules):
+        name, config = str(module.get("path") or f"Dense {at}"), module.get("config")
+        said = config if isinstance(config, Mapping) else {}
+        activation = _ACTIVATIONS.get(str(said.get("activation_function", "Tanh")).rpartition(".")[2])
+        inputs, outputs, bias = said.get("in_features"), said.get("out_features"), said.get("bias", True)
+        if type(inputs) is not int or inputs != width or type(outputs) is not int or outputs < 1:
+            wrong.append(f"{name} maps {inputs!r} to {outputs!r} values, and gets {width!r}")
+            return (), wrong
+        if activation is None or type(bias) is not bool or said.get("use_residual"):
+            wrong.append(f"{name}: only Identity and Tanh without a residual are supported")
+            return (), wrong
+        found.append(DenseLayer(name, inputs, outputs, bias, activation))
+        width = outputs
+    return tuple(found), wrong
 
 
 def dimensions(config: Mapping[str, Any]) -> Sequence[int]:
@@ -99,6 +154,10 @@ def dimensions(config: Mapping[str, Any]) -> Sequence[int]:
     width, listed = config.get("hidden_size"), config.get("matryoshka_dimensions")
     if type(width) is not int:
         return ()
+    if dense_folders(config):
+        width = read_pooling(config).dense[-1].outputs
+    if listed is None and sees_both_ways(config):
+        listed = list(_TRAINED)
     if isinstance(listed, list):
         return sorted({width, *(size for size in listed if type(size) is int and 0 < size < width)})
     return range(1, width + 1) if config.get("is_matryoshka") is True else (width,)

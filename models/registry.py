@@ -7,7 +7,7 @@ from typing import Any, cast
 from models.config import architectures
 from models.errors import ModelError
 from models.gguf import GgufTable
-from models.pooling import has_pooling, read_logit_score, read_pooling, scores_by_logits
+from models.pooling import has_pooling, read_logit_score, read_pooling, scores_by_logits, sees_both_ways
 from models.spec import Config, Embedder, Family, Model, Outline, Purpose
 
 FAMILIES = [
@@ -117,7 +117,8 @@ def build_embedder(config: Config, **choices: object) -> Embedder:
     if score is not None:
         return scoring_decoder(model, score)
     stored: Any = choices.get("storage")
-    return embedding_decoder(model, read_pooling(config), config["hidden_size"], stored)
+    width = config["hidden_size"]
+    return embedding_decoder(model, read_pooling(config), width, stored, causal=not sees_both_ways(config))
 
 
 def gguf_tables() -> dict[str, GgufTable]:

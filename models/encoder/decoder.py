@@ -2,7 +2,8 @@
 must not know families.
 
 Qwen3-Embedding and Qwen3-Reranker are such: causal attention over the whole text, and the state of its last token.
-https://arxiv.org/abs/2506.05176
+EmbeddingGemma's tokens all see each other, and their mean goes through two maps. https://arxiv.org/abs/2506.05176,
+https://arxiv.org/abs/2509.20354
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,16 +12,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from attrs import evolve, frozen
 from jax import lax
 
+from models.encoder.rules import map_rules
 from models.encoder.texts import Texts, attend, normalized, pool
 from models.errors import ModelError
 from models.mapping import Ignore, Rule
-from models.pooling import LogitScore, Pooling
-from models.spec import LayerSpec, Model, PagedLayer, Params
+from models.pooling import DenseLayer, LogitScore, Pooling
+from models.spec import LayerSpec, Model, PagedLayer, Params, ParamSpec
 
 _PREFIX = "model."
+_WIDE = np.dtype(np.float32)
 ROWS = 16
 """Texts whose logits are computed at once: of all of a call they would be larger than anything else in it."""
 
@@ -29,10 +33,11 @@ Finish = Callable[[Params, jax.Array, Texts], jax.Array]
 
 
 @frozen
-class CausalTexts:
+class WholeTexts:
     """The `models.spec.Mixer` of a decoder that reads whole texts and keeps nothing: caches go in and come out as None."""
 
     owner: jax.Array
+    causal: bool = True
     live: jax.Array | None = None
     rotates: bool = False
 
@@ -45,7 +50,7 @@ class CausalTexts:
         assert layer.soft_cap is None, "soft caps are of decoders that embed nothing"
         # The window counts the token itself.
         reach = None if layer.window is None else layer.window - 1
-        return attend(q, k, v, self.owner, reach=reach, causal=True), None
+        return attend(q, k, v, self.owner, reach=reach, causal=self.causal), None
 
     def attend_rotated(self, *_: Any, **__: Any) -> tuple[jax.Array, Any]:
         """Never called: `rotates` is False."""
@@ -65,6 +70,8 @@ class DecoderEmbedder:
     heads: int
     width: int
     rules: Sequence[Rule | Ignore]
+    causal: bool = True
+    dense: tuple[DenseLayer, ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -89,31 +96,55 @@ class DecoderEmbedder:
 
     @property
     def param_specs(self) -> Mapping[str, Any]:
-        return self.model.param_specs
+        """Those of the model, and those of its `dense` layers."""
+        if not self.dense:
+            return self.model.param_specs
+        return {**self.model.param_specs, "dense": {at: _specs(layer) for at, layer in enumerate(self.dense)}}
 
     def embed(self, params: Params, texts: Texts) -> jax.Array:
         """See `models.spec.Embedder`."""
         tokens, positions = texts.tokens.reshape(-1), texts.positions.reshape(-1)
+        own = {name: value for name, value in params.items() if name in self.model.param_specs}
         hidden, _ = self.model.forward(
-            params, tokens, positions, CausalTexts(texts.owner), [None] * len(self.model.layers)
+            own, tokens, positions, WholeTexts(texts.owner, self.causal), [None] * len(self.model.layers)
         )
         return self.finish(params, hidden, texts)
 
 
-def embedding_decoder(model: Model, pooling: Pooling, width: int, stored: Mapping[str, Any] | None) -> DecoderEmbedder:
-    """`model` as one that embeds in `width` values. `stored`: its checkpoint's tensors by name.
+def _specs(layer: DenseLayer) -> dict[str, ParamSpec]:
+    kernel = ParamSpec((layer.inputs, layer.outputs), jnp.float32, (None, None))
+    return {"kernel": kernel} | ({"bias": ParamSpec((layer.outputs,), jnp.float32, (None,))} if layer.bias else {})
+
+
+def _mapped(layer: DenseLayer, params: Params, vectors: jax.Array) -> jax.Array:
+    """vectors [N, inputs] -> [N, outputs]."""
+    made = jnp.matmul(vectors, params["kernel"], precision=lax.Precision.HIGHEST)
+    if layer.bias:
+        made += params["bias"][None]
+    return jnp.tanh(made) if layer.activation == "tanh" else made
+
+
+def embedding_decoder(
+    model: Model, pooling: Pooling, width: int, stored: Mapping[str, Any] | None, *, causal: bool = True
+) -> DecoderEmbedder:
+    """`model`, which is `width` wide, as one that embeds. `stored`: its checkpoint's tensors by name. Without `causal` all
+    tokens of a text see each other.
 
     Raises ModelError for layers that whole texts are not read with.
     """
 
     def finish(params: Params, hidden: jax.Array, texts: Texts) -> jax.Array:
-        del params
         pooled = pool(hidden, texts, pooling)
+        for at, layer in enumerate(pooling.dense):
+            pooled = _mapped(layer, params["dense"][at], pooled)
         return normalized(pooled) if pooling.normalize else pooled
 
     bare = stored is not None and not any(name.startswith(_PREFIX) for name in stored)
-    rules = tuple(map(_bare, model.rules)) if bare else model.rules
-    return DecoderEmbedder(model, finish, _heads(model), width, rules)
+    rules = tuple(map(_bare, model.rules)) if bare else tuple(model.rules)
+    for at, layer in enumerate(pooling.dense):
+        width, stem = layer.outputs, f"{layer.name}.linear"
+        rules += tuple(map_rules(f"dense.{at}", (stem,), layer.outputs, layer.inputs, _WIDE, bias=layer.bias))
+    return DecoderEmbedder(model, finish, _heads(model), width, rules, causal, pooling.dense)
 
 
 def scoring_decoder(model: Model, score: LogitScore) -> DecoderEmbedder:

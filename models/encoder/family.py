@@ -23,10 +23,13 @@ def scores(config: Config) -> bool:
 def pooling_of(keys: Keys) -> Pooling:
     """What stands beside the config; what is wrong with it is told with the rest."""
     try:
-        return read_pooling(keys.config)
+        found = read_pooling(keys.config)
     except ModelError as error:
         keys.refuse([f"{row}" for row in error.misfits])
         return FIRST
+    if found.dense:
+        keys.refuse("the module Dense is not supported behind an encoder")
+    return found
 
 
 def labels(keys: Keys) -> int:

@@ -49,7 +49,7 @@ def _norm(c: Encoder, names: Names, what: str, prefix: str = "") -> list[Rule]:
     ]
 
 
-def _map(path: str, stems: tuple[str, ...], outputs: int, inputs: int, dtype: Any, *, bias: bool) -> list[Rule]:
+def map_rules(path: str, stems: tuple[str, ...], outputs: int, inputs: int, dtype: Any, *, bias: bool) -> list[Rule]:
     """Of maps [outputs, inputs] below each other."""
     whole = len(stems) * outputs
     places = [(stem, (slice(at * outputs, (at + 1) * outputs),)) for at, stem in enumerate(stems)]
@@ -64,16 +64,16 @@ def _attention(c: Encoder, names: Names, dtype: Any) -> list[Rule]:
     fused = "qkv" in names
     stems = (names["qkv"],) if fused else (names["q"], names["k"], names["v"])
     return [
-        *_map("layers.{}.qkv", stems, 3 * d if fused else d, d, dtype, bias=bias),
-        *_map("layers.{}.out", (names["out"],), d, d, dtype, bias=bias),
+        *map_rules("layers.{}.qkv", stems, 3 * d if fused else d, d, dtype, bias=bias),
+        *map_rules("layers.{}.out", (names["out"],), d, d, dtype, bias=bias),
     ]
 
 
 def _mlp(c: Encoder, names: Names, dtype: Any) -> list[Rule]:
     d, f = c.hidden_size, c.intermediate_size
     return [
-        *_map("layers.{}.up", (names["up"],), 2 * f if c.gated else f, d, dtype, bias=c.mlp_bias),
-        *_map("layers.{}.down", (names["down"],), d, f, dtype, bias=c.mlp_bias),
+        *map_rules("layers.{}.up", (names["up"],), 2 * f if c.gated else f, d, dtype, bias=c.mlp_bias),
+        *map_rules("layers.{}.down", (names["down"],), d, f, dtype, bias=c.mlp_bias),
     ]
 
 
@@ -82,7 +82,7 @@ def _head(c: Encoder, names: Names) -> list[Rule]:
         return []
     d = c.hidden_size
     return [
-        *_map("head.dense", (names["head.dense"],), d, d, _WIDE, bias=c.classifier.bias),
+        *map_rules("head.dense", (names["head.dense"],), d, d, _WIDE, bias=c.classifier.bias),
         *(_norm(c, {"norm": names["head.norm"]}, "norm", "head.") if c.classifier.norm else []),
-        *_map("head.scores", (names["head.scores"],), c.classifier.labels, d, _WIDE, bias=True),
+        *map_rules("head.scores", (names["head.scores"],), c.classifier.labels, d, _WIDE, bias=True),
     ]

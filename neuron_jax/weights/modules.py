@@ -47,4 +47,4 @@ def _told(folder: Path, module: _Module) -> dict[str, Any]:
         raise bad_checkpoint(folder / FILE, [f"names {module.path!r}, which is no folder beside it"])
     told = {"type": module.type.rpartition(".")[2]}
     file = folder / module.path / "config.json"
-    return {**told, "config": read_json(file)} if module.path and file.is_file() else told
+    return {**told, "path": module.path, "config": read_json(file)} if module.path and file.is_file() else told

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import msgspec
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 
 from models.storage import Array
 from neuron_jax.weights.errors import WeightsError, bad_checkpoint
@@ -69,14 +69,23 @@ class SafetensorsFolder:
     """The tensors as they lie in the files, whatever they mean. Files stay open, tensors are read one at a time."""
 
     def __init__(
-        self, folder: Path, beside: Mapping[str, Any] = MappingProxyType({}), *, config: str = "config.json"
+        self,
+        folder: Path,
+        beside: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        within: Sequence[str] = (),
+        config: str = "config.json",
     ) -> None:
-        """`beside`: what belongs to the config and stands in other files. Raises WeightsError listing all that is wrong with
+        """`beside`: what belongs to the config and stands in other files. `within`: folders in it whose tensors are the
+        model's, too, under the folder's name. Raises WeightsError listing all that is wrong with
         the files, `config` included."""
         self._open = ExitStack()
         try:
             self.config = {**read_json(folder / config), **beside}
             self._stored = _scan(folder, self._open)
+            for name in within:
+                if (folder / name).is_dir():
+                    self._stored |= _named(name, _scan(folder / name, self._open))
         except BaseException:
             self._open.close()
             raise
@@ -132,6 +141,12 @@ def _scan(folder: Path, stack: ExitStack) -> dict[str, _Stored]:
     if misfits:
         raise bad_checkpoint(folder, misfits)
     return stored
+
+
+def _named(folder: str, stored: Mapping[str, _Stored]) -> dict[str, _Stored]:
+    return {
+        f"{folder}.{name}": evolve(one, info=evolve(one.info, name=f"{folder}.{name}")) for name, one in stored.items()
+    }
 
 
 def _files(folder: Path) -> tuple[dict[str, str], list[str]]:

@@ -1,5 +1,6 @@
 """Encoders against transformers: states of each token, vectors of texts packed among others, scores; for each family."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import pytest
 from models import mapping
 from models.encoder.texts import BLOCK, Texts, attend
 from models.errors import ModelError
-from models.pooling import MODULES
+from models.pooling import MODULES, dimensions
 from models.registry import build, build_embedder, purpose, read
 from models.spec import Config
 from neuron_jax.engine.embedding.line import Call, TextOfRequest
 from neuron_jax.engine.embedding.runner import packed
 from neuron_jax.engine.embedding.sizes import CallSize, fill
+from neuron_jax.weights.checkpoint import open_checkpoint
 from tests.fakes import quick
-from tests.fakes.weight_files import random_tensors
+from tests.fakes.weight_files import random_tensors, write_safetensors
 
 _BASE: dict[str, Any] = {
     "hidden_size": 36,
@@ -37,6 +39,18 @@ _MODERN = _BASE | {
     "sep_token_id": 2,
     "local_attention": 8,
 }
+
+
+def _dense(name: str, inputs: int, outputs: int, activation: str, *, bias: bool) -> dict[str, Any]:
+    said = {
+        "in_features": inputs,
+        "out_features": outputs,
+        "bias": bias,
+        "activation_function": f"torch.nn.{activation}",
+    }
+    return {"type": "Dense", "path": name, "config": said}
+
+
 VERDICT = {"type": "LogitScore", "config": {"true_token_id": 61, "false_token_id": 5}}
 CASES: dict[str, dict[str, Any]] = {
     "bert": _BASE | {"architectures": ["BertModel"], "model_type": "bert"},
@@ -88,6 +102,29 @@ CASES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         MODULES: [{"type": "Transformer"}, VERDICT],
     },
+    "gemma3 that sees both ways, with maps": {
+        "architectures": ["Gemma3TextModel"],
+        "model_type": "gemma3_text",
+        "hidden_size": 36,
+        "intermediate_size": 43,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 67,
+        "max_position_embeddings": 64,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "use_bidirectional_attention": True,
+        MODULES: [
+            {"type": "Transformer"},
+            {"type": "Pooling", "config": {"pooling_mode_mean_tokens": True}},
+            _dense("2_Dense", 36, 51, "Identity", bias=False),
+            _dense("3_Dense", 51, 40, "Tanh", bias=True),
+            {"type": "Normalize"},
+        ],
+    },
 }
 """The keys of config.json by the names under which transformers' answers are kept."""
 LENGTHS = (3, 1, 30, 11, 17)
@@ -124,8 +161,8 @@ def embedded(config: Config, texts: list[list[int]], size: CallSize, second: int
 def test_vectors_and_scores_are_those_of_transformers(name: str) -> None:
     """Texts of one token up to many, behind each other in rows: as transformers has each alone, within 1e-5."""
     config = CASES[name]
-    scores = purpose(config) == "score"
-    found = embedded(config if scores else pooled(config, "mean_tokens"), TEXTS, CallSize(2, 40), SECOND)
+    told = MODULES in config or purpose(config) == "score"
+    found = embedded(config if told else pooled(config, "mean_tokens"), TEXTS, CallSize(2, 40), SECOND)
     with np.load(DATA) as expected:
         np.testing.assert_allclose(found, expected[name], rtol=0, atol=1e-5)
 
@@ -221,6 +258,50 @@ def test_a_verdict_of_one_token_is_its_logit_alone() -> None:
     np.testing.assert_allclose(both, scored(true_token_id=61) - scored(true_token_id=5), rtol=0, atol=1e-5)
 
 
+def test_vectors_of_embedding_gemma_may_be_cut() -> None:
+    """To the sizes that it was trained for, which its config does not name; others only where it names them."""
+    config = CASES["gemma3 that sees both ways, with maps"]
+    *before, last = config[MODULES][:4]
+    wide = [*before, {**last, "config": last["config"] | {"out_features": 768}}]
+
+    assert list(dimensions({**config, MODULES: wide})) == [128, 256, 512, 768]
+    assert list(dimensions(config)) == [40]
+    assert list(dimensions({**config, "matryoshka_dimensions": [8]})) == [8, 40]
+    assert list(dimensions(pooled(CASES["bert"]))) == [36]
+
+
+def test_maps_are_read_from_the_folders_that_modules_json_names(tmp_path: Path) -> None:
+    """Each has a file of tensors of its own; the network's have no prefix, as sentence-transformers writes them."""
+    config = dict(CASES["gemma3 that sees both ways, with maps"])
+    modules = config.pop(MODULES)
+    tensors = random_tensors(build_embedder(CASES["gemma3 that sees both ways, with maps"], dtype=jnp.float32))
+    listed = [
+        {"path": module.get("path", "1_Pooling" * (module["type"] == "Pooling")), "type": "st." + module["type"]}
+        for module in modules
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for told, module in zip(listed, modules, strict=True):
+        if not told["path"]:
+            continue
+        (tmp_path / told["path"]).mkdir()
+        (tmp_path / told["path"] / "config.json").write_text(json.dumps(module["config"]))
+        own = {name: value for name, value in tensors.items() if name.startswith(told["path"])}
+        if own:
+            renamed = {name.removeprefix(told["path"] + "."): value for name, value in own.items()}
+            write_safetensors(tmp_path / told["path"] / "model.safetensors", renamed)
+    bare = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    write_safetensors(tmp_path / "model.safetensors", bare)
+
+    with open_checkpoint(tmp_path) as checkpoint:
+        model = build_embedder(checkpoint.config, dtype=jnp.float32, storage=checkpoint.storage)
+        mapping.check(model.rules, {name: info.shape for name, info in checkpoint.tensors.items()})
+        found = checkpoint.stored("3_Dense.linear.bias")
+    np.testing.assert_array_equal(np.asarray(found), tensors["3_Dense.linear.bias"])
+    assert model.width == 40
+    assert purpose(checkpoint.config) == "embed"
+
+
 def test_places_without_a_text_make_no_nan() -> None:
     """A call with one text and much room."""
     call = call_of([[3, 4]], CallSize(2, 32))
@@ -238,7 +319,14 @@ def test_places_without_a_text_make_no_nan() -> None:
         (CASES["bert"] | {"num_attention_heads": 5}, "36 does not divide among 5"),
         (CASES["bert that scores"] | {"id2label": {"0": "a", "1": "b"}}, "2 labels"),
         (pooled(CASES["bert"], "max_tokens"), "the pooling is max"),
-        (CASES["bert"] | {MODULES: [{"type": "Transformer"}, {"type": "Dense"}]}, "the module Dense is not supported"),
+        (
+            pooled(CASES["bert"]) | {MODULES: CASES["gemma3 that sees both ways, with maps"][MODULES]},
+            "the module Dense is not supported",
+        ),
+        (
+            CASES["gemma3 that sees both ways, with maps"] | {"hidden_size": 35},
+            "2_Dense maps 36 to 51 values, and gets 35",
+        ),
         (CASES["qwen3 that scores"] | {MODULES: [VERDICT]}, "must be Transformer and LogitScore"),
         (CASES["qwen3 that scores"] | {"vocab_size": 61}, "true_token_id is 61, must be a token below 61"),
         (CASES["modernbert"] | {"layer_types": ["full_attention"]}, "layer_types"),

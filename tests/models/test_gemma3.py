@@ -57,7 +57,10 @@ def test_a_gguf_file_without_a_window_has_full_layers_only() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"use_bidirectional_attention": True}, "use_bidirectional_attention is true"),
+        (
+            {"use_bidirectional_attention": True},
+            "use_bidirectional_attention is true, which only models that embed have",
+        ),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping must be null"),
         ({"num_key_value_heads": 3}, "8 attention heads do not divide among 3"),
         ({"rope_parameters": {"full_attention": 5}}, "rope_parameters is 5, must be an object"),

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from attrs import evolve
 
+from models.pooling import dense_folders
 from models.storage import BFLOAT16, FLOAT16, FLOAT32, Array, Blocks, Storage
 from neuron_jax.weights.errors import bad_checkpoint
 from neuron_jax.weights.quantized import awq, compressed, fp8, gptq, mxfp4
@@ -40,7 +41,7 @@ class FolderCheckpoint:
         """`beside`: see `SafetensorsFolder`. Raises WeightsError listing all that is wrong with the files, or naming a way of
         storing that is not read."""
         self.path = folder
-        self._files = SafetensorsFolder(folder, beside)
+        self._files = SafetensorsFolder(folder, beside, within=dense_folders(beside))
         try:
             found = _find(folder, self._files)
         except BaseException:
