@@ -6,9 +6,13 @@ token's number, and which tells no kinds of tokens apart. Tried against transfor
 models of both. https://arxiv.org/abs/1810.04805, https://arxiv.org/abs/1911.02116.
 """
 
+from typing import Any
+
 from models.config import MOST_LAYERS, Keys, architectures
 from models.encoder.family import FIRST, SCORES, encoder_family, labels, pooling_of, scores
 from models.encoder.record import Classifier, Encoder, Kind, Layer
+from models.gguf import GgufTable
+from models.pooling import MODULES
 from models.spec import Config
 
 BERT, ROBERTA = "Bert", "XLMRoberta"
@@ -92,10 +96,54 @@ def names(config: Config) -> dict[str, str]:
     return {what: prefix + stem for what, stem in _BASE.items()} | _HEADS[kind]
 
 
+_GGUF_POOLINGS = {1: "mean", 2: "cls", 3: "lasttoken", 4: "rank"}
+"""As llama.cpp numbers them; the last is that of rerankers, which are read from safetensors alone."""
+
+
+def _finish(config: dict[str, Any]) -> dict[str, Any]:
+    """The file has no modules: its pooling is a number, and llama.cpp gives vectors at length 1. The positions are those of
+    tokens, without what an XLM-RoBERTa has before them."""
+    kind = config.pop("pooling_type", 1)
+    pooling = {"type": "Pooling", "config": {"pooling_mode": _GGUF_POOLINGS.get(kind, f"number {kind}")}}
+    modules = [{"type": "Transformer"}, pooling, {"type": "Normalize"}]
+    return config | {"architectures": ["BertModel"], MODULES: modules}
+
+
+_GGUF_LAYER = "blk.{}."
+GGUF = GgufTable(
+    architecture="bert",
+    tensors={
+        "token_embd": _BASE["tokens"],
+        "position_embd": _BASE["positions"],
+        "token_types": _BASE["types"],
+        "token_embd_norm": _BASE["embedding_norm"],
+        _GGUF_LAYER + "attn_q": _BASE["q"],
+        _GGUF_LAYER + "attn_k": _BASE["k"],
+        _GGUF_LAYER + "attn_v": _BASE["v"],
+        _GGUF_LAYER + "attn_output": _BASE["out"],
+        _GGUF_LAYER + "attn_output_norm": _BASE["attention_norm"],
+        _GGUF_LAYER + "ffn_up": _BASE["up"],
+        _GGUF_LAYER + "ffn_down": _BASE["down"],
+        _GGUF_LAYER + "layer_output_norm": _BASE["mlp_norm"],
+    },
+    required={
+        "block_count": "num_hidden_layers",
+        "context_length": "max_position_embeddings",
+        "embedding_length": "hidden_size",
+        "feed_forward_length": "intermediate_size",
+        "attention.head_count": "num_attention_heads",
+        "attention.layer_norm_epsilon": "layer_norm_eps",
+    },
+    other={"pooling_type": "pooling_type"},
+    refused={"attention.causal": "only one in which all tokens see each other is read"},
+    finish=_finish,
+)
+
 FAMILY = encoder_family(
     architectures=ARCHITECTURES,
     model_types=("bert", *_ROBERTAS),
     read=read,
     names=names,
+    gguf=GGUF,
     ignored=(r"pooler\.dense\.(weight|bias)",),
 )

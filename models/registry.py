@@ -121,6 +121,15 @@ def build_embedder(config: Config, **choices: object) -> Embedder:
     return embedding_decoder(model, read_pooling(config), width, stored, causal=not sees_both_ways(config))
 
 
+def gguf_embeds(architecture: str | None) -> bool:
+    """Whether files of this `general.architecture` are of models of whole texts."""
+    return any(
+        table.architecture == architecture and family.purpose({}) != "generate"
+        for family in families()
+        for table in family.gguf
+    )
+
+
 def gguf_tables() -> dict[str, GgufTable]:
     """By `general.architecture`."""
     return {table.architecture: table for family in families() for table in family.gguf}

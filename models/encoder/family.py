@@ -6,6 +6,7 @@ from typing import Any
 from models.config import Keys, architectures
 from models.encoder.record import Encoder
 from models.errors import ModelError
+from models.gguf import GgufTable
 from models.pooling import Pooling, read_pooling
 from models.spec import Config, Embedder, Family
 
@@ -47,6 +48,7 @@ def encoder_family(
     model_types: tuple[str, ...],
     read: Callable[[Config], Encoder],
     names: Callable[[Config], dict[str, str]],
+    gguf: GgufTable | None = None,
     ignored: tuple[str, ...] = (),
 ) -> Family:
     """`names`: the table of names of a config's checkpoint; `ignored` as in `models.encoder.rules`."""
@@ -61,5 +63,6 @@ def encoder_family(
         model_types=model_types,
         read=read,
         build=build,
+        gguf=() if gguf is None else (gguf,),
         purpose=lambda config: "score" if scores(config) else "embed",
     )

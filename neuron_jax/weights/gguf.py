@@ -25,6 +25,7 @@ _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
 _STRING, _ARRAY = 8, 9
+_BEGINNING = 1 << 16
 _MAX_VALUES = 1 << 24
 """Of one array in the header. The largest vocabularies known have some 300,000 tokens, and some more merges."""
 _MAX_DEPTH = 8
@@ -122,6 +123,23 @@ class GgufTensor:
     @property
     def nbytes(self) -> int:
         return prod(self.shape) // self.format.weights * self.format.size
+
+
+def first_architecture(path: Path) -> str | None:
+    """`general.architecture` of a file that has it near its beginning, as all that are known have; no vocabulary is read."""
+    with path.open("rb") as file:
+        cursor = _Cursor(file.read(_BEGINNING))
+    try:
+        if cursor.take(len(_MAGIC)) != _MAGIC:
+            return None
+        _, _, count = cursor.scalar(4), cursor.scalar(10), cursor.scalar(10)
+        for _ in range(count):
+            key, value = cursor.string(), cursor.value(cursor.scalar(4))
+            if key == "general.architecture":
+                return value if isinstance(value, str) else None
+    except (_TruncatedError, _MalformedError):
+        pass  # what is wrong with it is told when it is opened
+    return None
 
 
 class GgufFile:

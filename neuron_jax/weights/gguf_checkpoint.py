@@ -191,6 +191,8 @@ def _config(path: Path, file: GgufFile, table: GgufTable) -> dict[str, Any]:
     if misfits:
         raise bad_checkpoint(path, misfits)
     said = {own: header[key] for key, own in {**numbers, **table.other}.items() if key in header}
+    if (kinds := file.metadata.get("tokenizer.ggml.token_type_count")) is not None:
+        said["type_vocab_size"] = kinds
     flags = {key: tensor in file.tensors for key, tensor in table.flags.items()}
     return table.finish(
         {

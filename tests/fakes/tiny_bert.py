@@ -1,14 +1,18 @@
 """A folder with a BERT of some thousand random weights and a WordPiece tokenizer, as sentence-transformers writes one."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from models.bert import GGUF
 from models.registry import build_embedder
-from tests.fakes.weight_files import random_tensors, write_safetensors
+from neuron_jax.weights.checkpoint import open_checkpoint
+from tests.fakes.weight_files import random_tensors, write_gguf, write_safetensors
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,?!'"
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *LETTERS, *(f"##{letter}" for letter in LETTERS), "the", "##ing", "cat"]
@@ -57,3 +61,40 @@ def write_tiny_bert(folder: Path, *, pooling: str = "mean_tokens", normalize: bo
     (folder / "tokenizer_config.json").write_text(json.dumps({"cls_token": "[CLS]", "sep_token": "[SEP]"}))
     write_safetensors(folder / "model.safetensors", random_tensors(build_embedder(config, dtype=jnp.float32)))
     return folder
+
+
+def write_tiny_gguf(file: Path, folder: Path, *, pooling: int) -> None:
+    """The model of such a folder as llama.cpp's converter writes it."""
+    own = {stem: theirs for theirs, stem in GGUF.tensors.items()}
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+    header = {
+        "general.architecture": "bert",
+        "bert.block_count": CONFIG["num_hidden_layers"],
+        "bert.context_length": CONFIG["max_position_embeddings"],
+        "bert.embedding_length": CONFIG["hidden_size"],
+        "bert.feed_forward_length": CONFIG["intermediate_size"],
+        "bert.attention.head_count": CONFIG["num_attention_heads"],
+        "bert.attention.layer_norm_epsilon": 1e-12,
+        "bert.attention.causal": False,
+        "bert.pooling_type": pooling,
+        "tokenizer.ggml.model": "bert",
+        "tokenizer.ggml.pre": "jina-v2-en",
+        "tokenizer.ggml.token_type_count": 2,
+        "tokenizer.ggml.tokens": [
+            token if token in special else token[2:] if token.startswith("##") else "\u2581" + token for token in VOCAB
+        ],
+        "tokenizer.ggml.token_type": [3 if token in special else 1 for token in VOCAB],
+        "tokenizer.ggml.unknown_token_id": 1,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.cls_token_id": 2,
+        "tokenizer.ggml.seperator_token_id": 3,
+    }
+    tensors = {}
+    with open_checkpoint(folder) as checkpoint:
+        for name in checkpoint.tensors:
+            values = np.asarray(checkpoint.read(name), np.float32)
+            stem, _, kind = re.sub(r"\.\d+\.", ".{}.", name, count=1).rpartition(".")
+            layer = re.search(r"\.(\d+)\.", name)
+            theirs = own[stem].format(layer[1] if layer else "")
+            tensors[f"{theirs}.{kind}"] = (0, values.shape, values.tobytes())
+    write_gguf(file, header, tensors)

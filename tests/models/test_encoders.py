@@ -15,11 +15,16 @@ from models.errors import ModelError
 from models.pooling import MODULES, dimensions
 from models.registry import build, build_embedder, purpose, read
 from models.spec import Config
+from neuron_jax.daemon.model_text import read_text
 from neuron_jax.engine.embedding.line import Call, TextOfRequest
 from neuron_jax.engine.embedding.runner import packed
 from neuron_jax.engine.embedding.sizes import CallSize, fill
 from neuron_jax.weights.checkpoint import open_checkpoint
+from neuron_jax.weights.errors import WeightsError
+from neuron_jax.workers.embed import reads_whole_texts
+from neuron_jax.workers.frames import EngineSpec
 from tests.fakes import quick
+from tests.fakes.tiny_bert import write_tiny_bert, write_tiny_gguf
 from tests.fakes.weight_files import random_tensors, write_safetensors
 
 _BASE: dict[str, Any] = {
@@ -300,6 +305,34 @@ def test_maps_are_read_from_the_folders_that_modules_json_names(tmp_path: Path) 
     np.testing.assert_array_equal(np.asarray(found), tensors["3_Dense.linear.bias"])
     assert model.width == 40
     assert purpose(checkpoint.config) == "embed"
+
+
+def test_a_bert_of_a_gguf_file_is_that_of_its_folder(tmp_path: Path) -> None:
+    """Names, sizes, pooling, at length 1, and the tokens of its WordPiece vocabulary, whose beginnings of words llama.cpp marks
+    where BERT marks the rest."""
+    folder, file = write_tiny_bert(tmp_path / "bert", pooling="cls_token"), tmp_path / "bert.gguf"
+    write_tiny_gguf(file, folder, pooling=2)
+    found, texts = [], ["the cat", "a, b? 12", "x"]
+    for path in (folder, file):
+        text = read_text(path)
+        ids = [text.tokenizer.encode(one, add_special=True) for one in texts]
+        with open_checkpoint(path) as checkpoint:
+            model = build_embedder(checkpoint.config, dtype=jnp.float32, storage=checkpoint.storage)
+            rules = mapping.check(model.rules, {name: info.shape for name, info in checkpoint.tensors.items()})
+            params = mapping.load(rules, {name: checkpoint.stored(name) for name in checkpoint.tensors})
+        found.append(np.asarray(quick.jit(model.embed)(params, packed(call_of(ids, CallSize(1, 40))))))
+        assert text.abilities.capabilities == ("embeddings",)
+        assert reads_whole_texts(EngineSpec("m", str(path)))
+
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-6)
+
+
+def test_a_gguf_file_of_a_reranker_is_refused_by_name(tmp_path: Path) -> None:
+    """Its head has no place among the names of BERT."""
+    write_tiny_gguf(tmp_path / "bert.gguf", write_tiny_bert(tmp_path / "bert"), pooling=4)
+
+    with pytest.raises(WeightsError, match="the pooling is rank"):
+        read_text(tmp_path / "bert.gguf")
 
 
 def test_places_without_a_text_make_no_nan() -> None:
