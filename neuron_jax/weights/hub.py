@@ -4,6 +4,7 @@
 <cache>/.partial/hub/...               what is on its way; a later fetch goes on from it
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from neuron_jax.weights.download import Report, check_hash
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.gguf_parts import whole_models
 from neuron_jax.weights.lock import alone
+from neuron_jax.weights.modules import FILE as MODULES_FILE
+from neuron_jax.weights.modules import SETTINGS
 from neuron_jax.weights.safetensors import INDEX, SINGLE, files_of_index
 
 _BESIDE = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
 _TOKENIZERS = ("tokenizer.json", "tekken.json", "tokenizer.model")
 """The first of them that there is; the others say the same."""
+_OF_MODULE = re.compile(r"\d+_\w+/(config\.json|model\.safetensors)")
 _MAIN = "main"
 
 
@@ -75,6 +79,7 @@ def fetch(source: Hub, cache: Path, report: Report, *, endpoint: str | None = No
         names = _fetch_files(source, partial, report, endpoint)
         folder.mkdir(parents=True, exist_ok=True)
         for name in sorted(names, key=lambda name: name == "config.json"):
+            (folder / name).parent.mkdir(exist_ok=True)
             (partial / name).replace(folder / name)
     found = locate(source, cache)
     assert found is not None, f"{source} is not where it was put"
@@ -112,7 +117,7 @@ def choose(source: Hub, names: Sequence[str]) -> list[str]:
     ggufs = [name for name in names if name.endswith(".gguf") and "/" not in name]
     weights = _weights(names)
     if source.file is None and weights and "config.json" in names:
-        return [*weights, *(name for name in _BESIDE if name in names), *_tokenizer(names)]
+        return [*weights, *(name for name in _BESIDE if name in names), *_modules(names), *_tokenizer(names)]
     if not ggufs:
         raise WeightsError("empty_repo", f"{source.repo} has neither config.json with safetensors nor .gguf files")
     matching = _matching(source, ggufs)
@@ -121,6 +126,13 @@ def choose(source: Hub, names: Sequence[str]) -> list[str]:
         message = f"{source.repo}: {asked}; name one as {source.repo}:FILE, FILE being one of {', '.join(ggufs)}"
         raise WeightsError("quant_not_found", message, {"available": ggufs})
     return list(matching[0])
+
+
+def _modules(names: Sequence[str]) -> list[str]:
+    """What sentence-transformers writes beside a model that embeds or scores; without it the same decoder would chat."""
+    if MODULES_FILE not in names:
+        return []
+    return [name for name in names if name in (MODULES_FILE, SETTINGS) or _OF_MODULE.fullmatch(name)]
 
 
 def _tokenizer(names: Sequence[str]) -> list[str]:

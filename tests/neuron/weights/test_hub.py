@@ -78,6 +78,25 @@ def test_only_the_weights_that_the_index_names_are_fetched(tmp_path: Path) -> No
     assert progress[-1] == ("download", 1502, 1502, "bytes")
 
 
+def test_what_sentence_transformers_wrote_comes_along(tmp_path: Path) -> None:
+    """modules.json and the folders that it may name, without which a model of embeddings would be one that chats; no other
+    folders, and of a model without modules.json none."""
+    wanted = {
+        "modules.json": b"[]",
+        "config_sentence_transformers.json": b"{}",
+        "1_Pooling/config.json": b"{}",
+        "2_Dense/config.json": b"{}",
+        "2_Dense/model.safetensors": b"\1" * 9,
+    }
+    others = {"onnx/config.json": b"{}", "2_Dense/pytorch_model.bin": b"\2"}
+    path, _ = fetched(tmp_path, SAFETENSORS | wanted | others, Hub("org/tiny"))
+    found = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+
+    assert found == {"config.json", "model.safetensors", "tokenizer.json", *wanted}
+    assert (path / "2_Dense" / "model.safetensors").read_bytes() == wanted["2_Dense/model.safetensors"]
+    assert not set(choose(Hub("org/tiny"), ["config.json", "model.safetensors", *list(wanted)[1:]])) & set(wanted)
+
+
 def test_without_an_index_the_usual_file_is_all(tmp_path: Path) -> None:
     path, _ = fetched(tmp_path, SAFETENSORS | {"consolidated.safetensors": b"\3"}, Hub("org/tiny"))
 
