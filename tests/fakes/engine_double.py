@@ -17,6 +17,7 @@ line to `specs`.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import re
@@ -216,9 +217,12 @@ class Double:
             os._exit(self.script.die_ready)
 
     def count_start(self, path: Path) -> None:
-        starts = path.with_name("starts")
-        count = int(starts.read_text()) + 1 if starts.exists() else 1
-        starts.write_text(str(count))
+        with path.with_name("starts").open("a+") as starts:  # replicas start at once
+            fcntl.flock(starts, fcntl.LOCK_EX)
+            starts.seek(0)
+            count = int(starts.read() or "0") + 1
+            starts.truncate(0)
+            starts.write(str(count))
         self.starts = count
         if self.script.die_loading is not None and count > self.script.die_loading_after:
             print("the double was told to die while loading", flush=True)
