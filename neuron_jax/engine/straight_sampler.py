@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from neuron_jax.engine.buckets import Draws
 from neuron_jax.engine.noise import gumbel
@@ -83,8 +84,9 @@ def likeliest(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 def _cut(scaled: jax.Array, row: RowParams) -> jax.Array:
     """The smallest value that top_k, then top_p, then min_p keep, [R]; the lowest there is in rows that are greedy."""
     hot, vocab = row.temperature > 0, scaled.shape[-1]
-    # Kept apart from its readers: each would make it of the logits again.
-    order = lax.optimization_barrier(ordered(scaled))
+    # Kept apart from its readers: each would make it of the logits again. Row by row, for logits that were gathered from
+    # several devices lie column by column, and then fifteen sums at once need more shared memory than a card has.
+    order = with_layout_constraint(lax.optimization_barrier(ordered(scaled)), Layout((0, 1)))
     top = order.max(axis=-1)
     k = jnp.where(row.top_k > 0, jnp.minimum(row.top_k, vocab), vocab)[:, None]
 

@@ -45,7 +45,7 @@ CASES = (
     Case("llama-8b", "h100", "int4", keys=(ONE, MANY)),
     Case("llama-8b", "h100", "fp8", keys=(ONE, MANY)),
     Case("llama-8b", "h100", devices=2, keys=(ONE, MANY)),
-    Case("llama-8b", "h100", devices=8, keys=(ONE, PROMPT)),
+    Case("llama-8b", "h100", devices=8, keys=(ONE, MANY, FULL, PROMPT)),
     Case("llama-8b", "h100", "int4", devices=8),
     Case("llama-8b", "a100", keys=(ONE, PROMPT)),
     Case("llama-8b", "3060", "int4"),
