@@ -129,9 +129,9 @@ def _echo(fields: Fields, params: SamplingParams) -> bool:
     echo = fields.flag("echo")
     if not echo or params.logprobs is None:
         return echo
-    for name in ("min_tokens", "presence_penalty", "frequency_penalty"):
+    for name in ("min_tokens", "presence_penalty", "frequency_penalty", "suffix"):
         if fields.get(name):
-            raise fields.wrong(name, "absent or 0 where echo and logprobs ask for those of the prompt")
+            raise fields.wrong(name, "absent, empty or 0 where echo and logprobs ask for those of the prompt")
     if params.form is not None:
         raise fields.wrong(params.form.field, "absent where echo and logprobs ask for those of the prompt")
     return echo

@@ -126,6 +126,7 @@ COMPLETIONS = [
     ({"echo": True, "logprobs": 1, "min_tokens": 1, "max_tokens": 5}, "invalid_request_body", "min_tokens"),
     ({"echo": True, "logprobs": 1, "presence_penalty": 1}, "invalid_request_body", "presence_penalty"),
     ({"echo": True, "logprobs": 1, "guided_regex": "a"}, "invalid_request_body", "guided_regex"),
+    ({"echo": True, "logprobs": 1, "suffix": "x"}, "invalid_request_body", "suffix"),
     ({"max_tokens": 0}, "invalid_request_body", "max_tokens"),
     ({"echo": "yes"}, "invalid_request_body", "echo"),
     ({"prompt_logprobs": 0}, "unsupported_parameter", "prompt_logprobs"),
