@@ -25,7 +25,8 @@ class Joined:
         """Send `data` after what is held, or hold it."""
         if self._head:
             head, self._head = self._head, b""
-            self._transport.writelines((head, data))
+            # From Python 3.12 on asyncio never gets rid of an empty piece: it would try again for ever, and not close.
+            self._transport.writelines((head, data) if data else (head,))
         elif data.startswith(STATUS):
             self._head = data
             self._loop.call_soon(self._flush)
