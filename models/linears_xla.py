@@ -3,6 +3,7 @@
 The table of an int4 model stays int8: every token goes through it twice.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from functools import partial
 from math import prod
@@ -71,13 +72,13 @@ class Map(nnx.Module):
         both = self(x, norm, live)
         return activate(activation, both[:, :, 0], both[:, :, -1])
 
+    @abstractmethod
     def _product(self, x: jax.Array) -> jax.Array:
         """x [T, *in] -> [T, *out] in the dtype of x, without the bias."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _matrix(self) -> Matrix | None:
         """As kernels take it; None where it lies on several devices, or is one of a stack."""
-        raise NotImplementedError
 
     def _at_once(
         self,
