@@ -18,3 +18,7 @@ def test_every_family_is_told_with_what_it_is_held_to() -> None:
 
     assert len(tried) == len(FAMILIES)
     assert all(tried.values()), [name for name, cases in tried.items() if not cases]
+
+
+def test_addresses_leave_nothing_behind() -> None:
+    assert "()" not in page()

@@ -62,6 +62,7 @@ Fetched from the package index under these names.
 
 
 _BOUNDS = re.compile(r"[;,] (must not know|no files)\b.*")
+_ADDRESS = re.compile(r",? ?(\()?https?://[^\s),]+(?(1)\))")
 _OF_FILES = re.compile(r"^\(|Read from top|A new family is|`models\.|\.py\b")
 
 
@@ -102,7 +103,7 @@ def _row(module: ModuleType, family: Family) -> tuple[str, ...]:
 
 def _prose(text: str) -> str:
     """What a docstring says of the model, in one line: without addresses, and without what it says of the file."""
-    sentences = re.split(r"(?<=[.:]) (?=[A-Z(])", re.sub(r",? ?https?://[^\s),]+", "", " ".join(text.split())))
+    sentences = re.split(r"(?<=[.:]) (?=[A-Z(])", _ADDRESS.sub("", " ".join(text.split())))
     return " ".join(sentence for sentence in sentences if not _OF_FILES.search(sentence) and sentence.strip(" .,"))
 
 
