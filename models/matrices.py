@@ -16,6 +16,7 @@ from jax import lax
 
 from models.dense.record import OAI_SLOPE, Activation
 from models.native.ops import Norm
+from models.nn import normed
 from models.products import fp8_matmul, int4_matmul, int8_matmul
 
 Kind = Literal["float", "table", "int8", "fp8", "int4"]
@@ -95,9 +96,7 @@ def product(x: jax.Array, matrix: Matrix, around: Around, *, dtype: Any = None) 
     """x [T, I] -> [T, O], or [T, O / 2] where gated, in `dtype` or that of x: as XLA computes it."""
     dtype = dtype or x.dtype
     if around.norm is not None:
-        wide = x.astype(jnp.float32)
-        scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + around.norm.epsilon)
-        x = (wide * scale * around.norm.weight[None]).astype(x.dtype)
+        x = normed(x, around.norm)
     y = _multiply(x, matrix).astype(dtype)
     if around.bias is not None:
         y = y + around.bias[None].astype(dtype)

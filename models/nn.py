@@ -49,16 +49,21 @@ class RMSNorm(nnx.Module):
             each = math.prod(x.shape[1:-1])  # rows of a token
             flat = ops.normalize(x.reshape(-1, x.shape[-1]), self.for_kernel, None if live is None else live * each)
             return flat.reshape(x.shape)
-        wide = x.astype(jnp.float32)
-        scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        weight = self.for_kernel.weight.reshape((1,) * (x.ndim - 1) + (-1,))
-        return (wide * scale * weight).astype(x.dtype)
+        return normed(x, self.for_kernel)
 
     @property
     def for_kernel(self) -> ops.Norm:
         """To be computed together with the product that follows it."""
         weight = jnp.ones(self.width, jnp.float32) if self.weight is None else self.weight[...]
         return ops.Norm(weight, self.epsilon)
+
+
+def normed(x: jax.Array, norm: ops.Norm) -> jax.Array:
+    """x [..., D] by the root mean square of its last axis, in float32, in its dtype, as XLA computes it."""
+    wide = x.astype(jnp.float32)
+    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + norm.epsilon)
+    weight = norm.weight.reshape((1,) * (x.ndim - 1) + (-1,))
+    return (wide * scale * weight).astype(x.dtype)
 
 
 def centre(x: jax.Array, live: Live = None, *, native: bool = False) -> jax.Array:

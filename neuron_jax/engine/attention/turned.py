@@ -1,12 +1,10 @@
 """Projected queries, keys and values as attention takes them: norms of heads, rotation, scale. Knows arrays, no rows."""
 
 import jax
-import jax.numpy as jnp
 from attrs import frozen
-from jax import lax
 
 from models.native.ops import Norm
-from models.nn import rotate
+from models.nn import normed, rotate
 
 Rotary = tuple[jax.Array, jax.Array] | None
 """cos and sin, each float32 [T, H / 2]; None where nothing turns."""
@@ -25,13 +23,7 @@ def turned(qkv: jax.Array, rotary: Rotary, heads: Heads) -> tuple[jax.Array, jax
     group = qkv.shape[2] - 2
     q, k, v = qkv[:, :, :group], qkv[:, :, group : group + 1], qkv[:, :, group + 1]
     if heads.norms is not None:
-        q, k = (_normed(part, norm) for part, norm in zip((q, k), heads.norms, strict=True))
+        q, k = (normed(part, norm) for part, norm in zip((q, k), heads.norms, strict=True))
     if rotary is not None:
         q, k = rotate(q, rotary), rotate(k, rotary)
     return q * heads.scale, k[:, :, 0], v
-
-
-def _normed(x: jax.Array, norm: Norm) -> jax.Array:
-    wide = x.astype(jnp.float32)
-    scale = lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + norm.epsilon)
-    return (wide * scale * norm.weight[None, None, None]).astype(x.dtype)
