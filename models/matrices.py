@@ -18,11 +18,12 @@ from models.dense.record import OAI_SLOPE, Activation
 from models.native.ops import Norm
 from models.nn import normed
 from models.products import fp8_matmul, int4_matmul, int8_matmul
+from models.rounding import INT4
 
 Kind = Literal["float", "table", "int8", "fp8", "int4"]
 
-GROUP = 32
-"""Weights of a group of `models.rounding.INT4`, of which byte i holds weights i and i + 16."""
+GROUP = INT4.group
+"""Weights of a group, of which byte i holds weights i and i + GROUP / 2."""
 
 
 @frozen
