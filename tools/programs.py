@@ -18,10 +18,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from neuron_jax.deviceless.census import Census, Kernel, launches
 from neuron_jax.deviceless.programs import abroad, compile_key, shallow
-from neuron_jax.engine.buckets import Draws, Key, SlotKey, StepKey
 from neuron_jax.engine.build import design
 from neuron_jax.hardware.cards import card
 from neuron_jax.workers.frames import EngineSpec
+from tests.deviceless.cases import key_of
 from tests.fakes.public_shapes import SHAPES
 
 MIB = 2**20
@@ -83,16 +83,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--hlo", help="a folder to write the programs' text to")
     return parser.parse_args()
-
-
-def key_of(text: str, rows: int) -> Key:
-    if text == "slot":
-        return SlotKey()
-    *sizes, last = text.split("/")
-    kind = Draws.PLAIN if last.isdigit() else Draws[last.upper()]
-    tokens, *rest = map(int, [*sizes, last] if last.isdigit() else sizes)
-    width, steps = (*rest, *(min(tokens, rows), 1)[len(rest) :])
-    return StepKey(tokens, width, steps, kind)
 
 
 def show(found: Census, *, every: bool) -> None:

@@ -123,13 +123,14 @@ class Measured:
         )
 
 
-def key_of(text: str) -> Key:
+def key_of(text: str, most: int) -> Key:
+    """Of the programs' names above; with as many rows as tokens where none are named, and at most `most`."""
     if text == SLOT:
         return SlotKey()
     *sizes, last = text.split("/")
     kind = Draws.PLAIN if last.isdigit() else Draws[last.upper()]
     tokens, *rest = map(int, [*sizes, last] if last.isdigit() else sizes)
-    rows, steps = (*rest, *(tokens, 1)[len(rest) :])
+    rows, steps = (*rest, *(min(tokens, most), 1)[len(rest) :])
     return StepKey(tokens, rows, steps, kind)
 
 
@@ -147,7 +148,7 @@ def make(case: Case) -> Made:
 def measure(case: Case, text: str, folder: Path) -> Measured:
     """Takes some seconds. XLA's text of each kernel goes into `folder`."""
     made = make(case)
-    compiled = compile_key(made.program, key_of(text), {"xla_dump_to": str(folder)})
+    compiled = compile_key(made.program, key_of(text, made.whole.buckets.rows), {"xla_dump_to": str(folder)})
     vocabulary = made.whole.model.vocab_size
     state = held(made.program.abstract_state())
     return Measured(made, compiled, compiled.census(vocabulary), state, tuple(ours(folder)))
