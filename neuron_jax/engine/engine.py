@@ -252,10 +252,9 @@ class Engine:
         return self.watch(str(step.key), self.scheduler.pace.usual(step.key, at=step.depth))
 
     def _note_step(self, step: Step, seconds: float, *, host: float, wait: float) -> None:
-        load = self.load
+        load, prompts = self.load, step.prompt_tokens
         if seconds > 0:
-            self.scheduler.pace.saw(step.key, seconds, at=step.depth)
-        prompts = step.prompt_tokens
+            self.scheduler.pace.saw(step.key, seconds, at=step.depth, prompts=prompts > 0)
         rates = {"prefill_rate": prompts, "decode_rate": step.tokens - prompts}
         self._note_load(
             steps=load.steps + 1,

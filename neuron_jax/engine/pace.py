@@ -58,22 +58,34 @@ class Pace:
 
     padded: bool = True
     _sizes: dict[int, Size] = field(factory=dict, init=False)  # by tokens
+    _gaps: deque[float] = field(factory=lambda: deque(maxlen=REMEMBERED), init=False)
 
     @property
     def measured(self) -> bool:
         return bool(self._sizes)
 
-    def saw(self, key: StepKey, seconds: float, *, at: float = 0) -> None:
-        """A step of `key` took `seconds` of the device's time; its tokens stood at position `at` on average."""
+    @property
+    def gap(self) -> float:
+        """What streams are used to: seconds between tokens, or between bursts of them, while there is no prompt; 0 at first."""
+        return _median(self._gaps) if self._gaps else 0.0
+
+    def saw(self, key: StepKey, seconds: float, *, at: float = 0, prompts: bool) -> None:
+        """A step of `key` took `seconds` of the device's time; its tokens stood at position `at` on average, those of
+        `prompts` among them or not."""
         self._sizes.setdefault(key.tokens, Size()).add(at, seconds / key.steps)
+        if not prompts:
+            self._gaps.append(seconds)
 
     def seconds(self, tokens: int, *, at: float = 0) -> float:
-        """Of a step of so many tokens at position `at`; in unknown units as long as no step at all was measured."""
-        known = self._sizes.get(tokens)
-        if known is not None:
-            return known.seconds(at, self._slope(tokens))
+        """Of a step of so many tokens at position `at`; in unknown units as long as no step at all was measured.
+
+        A larger step takes a token no longer than a smaller one. So what was measured at a bad moment is tried again once
+        smaller steps say that it cannot be so slow.
+        """
         points = [(size, seen.seconds(at, self._slope(size))) for size, seen in sorted(self._sizes.items())]
-        return _along(points, tokens)
+        seen = dict(points).get(tokens)
+        by_token = (seconds * tokens / size for size, seconds in points if size < tokens)
+        return min(_along(points, tokens) if seen is None else seen, *by_token, float("inf"))
 
     def bounds(self, tokens: int) -> bool:
         """Whether a step so small was measured that it tells what one of so many tokens costs at most by being one."""

@@ -15,19 +15,13 @@ from neuron_jax.engine.guesses import Guesser
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.packing import unpack_logprobs
 from neuron_jax.engine.requests import Request, draws_by, is_cut, wants_everything
+from neuron_jax.engine.room import Prompts, Streams, room
 from neuron_jax.workers.frames import Output
 
 Finish = Literal["stop", "complete", "length", "error"] | None
 
-GAP = 2.6
-"""What a step with prompts may take, in steps without: a stream's slowest gap is then under three times its median gap, with
-a little room for error."""
-
 BURST = 0.1
 """Seconds that a step of several tokens may take: whoever arrives meanwhile waits for it."""
-
-LEAST = 8
-"""Tokens of prompts that each step beside running streams brings on, however slow that is."""
 
 
 @define(eq=False)
@@ -36,15 +30,16 @@ class Scheduler:
 
     Policy: requests are admitted in order of arrival while their tokens' pages are free with one page to spare for each
     running request. A step is the next token of all that decode and, in order of arrival, as many tokens of prompts as
-    streams can bear: so that it takes at most `GAP` times what it would without them. Short prompts share a step so. While
-    nobody waits for a turn, streams make several tokens in one step. When the pool is full the youngest request gives its
-    pages back and is computed again later; its noise is keyed by position, so its text does not change.
+    streams can bear: see `room`. Short prompts share a step so. While nobody waits for a turn, streams make several tokens
+    in one step. When the pool is full the youngest request gives its pages back and is computed again later; its noise is
+    keyed by position, so its text does not change.
 
     Where pages have names, those of prompts and answers can be found as they fill, and a request begins with those that hold
     its text's beginning already. A page can be found once the step that fills it is planned: who reads it comes in the
     same step or later.
 
-    With `guessing`, a few requests that repeat themselves make several tokens a step: those guessed right, and one more.
+    With `guesses`, a few requests that repeat themselves make several tokens a step, while there is no prompt: those guessed
+    right, and one more.
 
     Of a request whose `matcher` binds it what it drew must be known before the next is planned: its steps are `open_ended`.
     What its grammar forces is guessed. In a step of several tokens it is hoped that it draws what it may; if not, that is
@@ -116,9 +111,14 @@ class Scheduler:
         """Whether prompts hold the pages that others wait for, and nobody will end before one of them gives way."""
         return len(self._admitted) > 1 and not any(request.ahead for request in self._admitted)
 
+    @property
+    def _feeds(self) -> bool:
+        """Whether there is any token of a prompt to compute."""
+        return any(request.to_feed for request in self._admitted)
+
     def _plan(self) -> Step | None:
         streams = [request for request in self._admitted if request.decoding]
-        alone = not self._waiting and not any(request.to_feed for request in self._admitted)
+        alone = not self._waiting and not self._feeds
         guessed = self._guessed(streams)
         most = self.menu.most_steps(len(streams), _draws(streams))
         free = all(not request.binds(most) or _may_hope(request) for request in streams)
@@ -202,25 +202,14 @@ class Scheduler:
                 break  # one row for each request: its state goes on where the row before ends
         return rows
 
-    def _room(self, first: Request, streams: Sequence[Row]) -> int:
-        """For how many tokens of prompts, that of `first` before others, there is room in a step with `streams`."""
-        sizes, pace, at = self.menu.tokens, self.pace, first.computed
-        running = sum(row.count for row in streams)
-        depth = sum(row.count * row.start for row in streams)
+    def _room(self, first: Request, rows: Sequence[Row]) -> int:
+        """For how many tokens of prompts, that of `first` before others, there is room in a step with `rows` of streams."""
         feeding = [request for request in self._admitted if request.to_feed]
-        # Streams compare a pause with the gaps that they will have when all those run that come behind this prompt.
+        running = sum(row.count for row in rows)
+        at = sum(row.count * row.start for row in rows) / max(running, 1)
         behind = min(len(feeding) + len(self._waiting), self.max_slots) - 1
-        coming = self.menu.fit(min(max(running + behind, 1), sizes[-1])).tokens
-        if running and pace.measured and not pace.bounds(coming):
-            return 0  # a step of streams alone tells what they are used to
-        plain = pace.seconds(coming, at=depth / running if running else at)
-        most = pace.most(GAP * plain, sizes, lambda size: (depth + (size - running) * at) / size)
-        if running:
-            size = max(most, next((size for size in sizes if size >= running + LEAST), sizes[-1]))
-        else:  # nobody is kept waiting
-            size = max(most, pace.cut(first.to_feed, sizes, at=at))
-        wanted = running + sum(request.to_feed for request in feeding)
-        return pace.cut(wanted, [allowed for allowed in sizes if allowed <= size], at=at) - running
+        prompts = Prompts(sum(request.to_feed for request in feeding), first.to_feed, first.computed)
+        return room(Streams(running, at, running + behind), prompts, self.menu, self.pace)
 
     def _fed(self, request: Request, count: int) -> Row:
         """The next `count` tokens of its prompt."""
@@ -245,9 +234,10 @@ class Scheduler:
         """Guesses for each of `requests`, if there is room for them and they promise more tokens a second than none."""
         if not self.guesses or not 0 < len(requests) <= GUESSING_ROWS:
             return {}
-        # What is forced is right: of that as much as there are rows for.
+        # What is forced is right: of that as much as there are rows for. Other guesses would take a prompt's room.
         most_forced = self.guesses * min(self.max_slots, GUESSING_ROWS) // len(requests)
-        guesses = {one: _guess(one, most_forced if one.bound else self.guesses) for one in requests}
+        most_free = 0 if self._feeds else self.guesses
+        guesses = {one: _guess(one, most_forced if one.bound else most_free) for one in requests}
         rows, most = len(requests), sum(map(len, guesses.values()))
         if not most or not self.cache.room((one, _last(one, 1 + len(guess))) for one, guess in guesses.items()):
             return {}

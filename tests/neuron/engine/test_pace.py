@@ -9,7 +9,7 @@ SIZES = (8, 16, 32, 64, 128)
 
 
 def saw(pace: Pace, tokens: int, seconds: float, *, steps: int = 1, at: float = 0) -> None:
-    pace.saw(StepKey(tokens, tokens, steps), seconds, at=at)
+    pace.saw(StepKey(tokens, tokens, steps), seconds, at=at, prompts=False)
 
 
 def measured(**sizes: float) -> Pace:
@@ -132,9 +132,27 @@ def test_unknown_sizes_lie_on_the_line_through_the_known() -> None:
 
 def test_of_several_known_sizes_the_two_nearest_count() -> None:
     """On both sides, or the last two."""
-    pace = measured(of16=1.0, of32=3.0, of64=4.0, of128=10.0)
+    pace = measured(of16=3.0, of32=5.0, of64=6.0, of128=10.0)
 
-    assert [pace.seconds(size) for size in (8, 24, 48, 96, 256)] == [1.0, 2.0, 3.5, 7.0, 22.0]
+    assert [pace.seconds(size) for size in (8, 24, 48, 96, 256)] == [3.0, 4.0, 5.5, 8.0, 18.0]
+
+
+def test_a_larger_step_takes_a_token_no_longer_than_a_smaller_one() -> None:
+    """Neither one that was measured at a bad moment nor one that never ran."""
+    pace = measured(of16=1.0, of32=3.0, of64=4.0)
+
+    assert [pace.seconds(size) for size in (24, 32, 48, 64, 128)] == [1.5, 2.0, 3.0, 4.0, 6.0]
+
+
+def test_streams_are_used_to_the_gaps_that_they_have_without_prompts() -> None:
+    """Of a burst of tokens that is all of it."""
+    pace = Pace()
+    assert pace.gap == 0.0
+    for took in (0.4, 0.1, 0.5):
+        saw(pace, 2, took, steps=4)
+    pace.saw(StepKey(64, 64), 9.0, prompts=True)
+
+    assert pace.gap == 0.4
 
 
 def test_the_largest_size_within_a_time_is_found_at_its_own_depth() -> None:
@@ -156,11 +174,9 @@ def test_a_prompt_is_cut_so_that_little_is_padding(tokens: int, size: int) -> No
     assert pace.cut(tokens, SIZES) == size
 
 
-def test_a_full_step_is_not_cut_and_of_two_ways_that_cost_the_same_one_step_is_taken() -> None:
-    """However dear the full one is."""
-    dear, even = measured(of8=1.0, of16=3.0), measured(of8=1.0, of16=2.0)
+def test_of_two_ways_that_cost_the_same_one_step_is_taken() -> None:
+    even = measured(of8=1.0, of16=2.0)
 
-    assert [dear.cut(tokens, (8, 16)) for tokens in (9, 15, 16)] == [8, 8, 16]
     assert [even.cut(tokens, (8, 16)) for tokens in (8, 9, 16)] == [8, 16, 16]
 
 

@@ -13,7 +13,8 @@ from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.requests import Request, from_submit
-from neuron_jax.engine.scheduler import GAP, Scheduler
+from neuron_jax.engine.room import GAP, Prompts, Streams, room
+from neuron_jax.engine.scheduler import Scheduler
 from tests.fakes.engines import submit
 
 Cost = Callable[[int], float]
@@ -23,7 +24,7 @@ def taught(cost: Cost, sizes: list[int]) -> Pace:
     """A pace that has seen steps of these sizes take what `cost` says."""
     pace = Pace()
     for size in sizes:
-        pace.saw(StepKey(size, size), cost(size))
+        pace.saw(StepKey(size, size), cost(size), prompts=True)
     return pace
 
 
@@ -365,15 +366,15 @@ def test_guesses_are_computed_ahead_and_what_was_wrong_again() -> None:
     assert (busy.guessed_tokens, busy.right_guesses) == (3, 2)
 
 
-def test_guesses_and_prompts_stand_side_by_side() -> None:
+def test_beside_a_prompt_nothing_is_guessed() -> None:
+    """A guess would take the room of one of the prompt's tokens, which is sure to be wanted."""
     busy = scheduler(guesses=3, cost=by_token(0.03))
     add(busy, 1, 10, max_tokens=20)
     run_with(busy, [[1]])
     add(busy, 2, 9)
-    step = following(busy)
 
-    assert shape(step) == [(1, 10, 4, 4), (2, 0, 9, 1)]
-    assert (step.rows[0].guesses, step.open_ended, step.prompt_tokens) == ([1, 1, 1], True, 9)
+    assert shape(run_with(busy, [[1], [7]])) == [(1, 10, 1, 1), (2, 0, 9, 1)]
+    assert following(busy).rows[0].guesses == [1, 1, 1]
 
 
 def test_no_more_is_guessed_than_the_limit_allows() -> None:
@@ -470,7 +471,7 @@ def simulated(cost: Cost, prompts: list[int], *, slots: int, chunk: int) -> tupl
         step = following(busy)
         seconds = cost(step.key.tokens) * step.key.steps
         now += seconds
-        pace.saw(step.key, seconds, at=step.depth)
+        pace.saw(step.key, seconds, at=step.depth, prompts=step.prompt_tokens > 0)
         for output in busy.absorb(step, drawn(step)):
             came[output.request].append(now)
     gaps = [after - before for times in came.values() for before, after in pairwise(times)]
@@ -512,7 +513,7 @@ def test_a_long_prompt_beside_streams_is_hardly_slower_than_alone_and_hardly_fel
         took: list[float] = []
         while not made.tokens[2850:]:
             took.append(seconds(step := following(busy)))
-            pace.saw(step.key, took[-1], at=step.depth)
+            pace.saw(step.key, took[-1], at=step.depth, prompts=step.prompt_tokens > 0)
             busy.absorb(step, drawn(step))
         return sum(took), took
 
@@ -522,12 +523,23 @@ def test_a_long_prompt_beside_streams_is_hardly_slower_than_alone_and_hardly_fel
     plain = []
     for _ in range(30):
         plain.append(seconds(step := following(busy)))
-        pace.saw(step.key, plain[-1], at=step.depth)
+        pace.saw(step.key, plain[-1], at=step.depth, prompts=step.prompt_tokens > 0)
         busy.absorb(step, drawn(step))
     beside, gaps = first_token(9)
 
     assert max(gaps) <= 3 * sorted(plain)[len(plain) // 2]
     assert beside <= 1.8 * alone, beside / alone
+
+
+@pytest.mark.parametrize(("gap", "tokens"), [(0.0, 16), (0.014, 16), (0.04, 24)])
+def test_a_prompt_gets_its_share_of_a_step_where_streams_are_used_to_longer_gaps(gap: float, tokens: int) -> None:
+    """At most five tokens to each of theirs, and no more than makes a pause of 2.6 of those gaps."""
+    pace, menu = taught({4: 0.01, 16: 0.025, 24: 0.0375, 32: 0.05}.__getitem__, [4, 16, 24, 32]), Menu()
+    menu.add(StepKey(size, size) for size in (4, 16, 24, 32))
+    if gap:
+        pace.saw(StepKey(4, 4), gap, prompts=False)
+
+    assert room(Streams(4, at=0, coming=4), Prompts(100, 100, at=0), menu, pace) == tokens - 4
 
 
 @pytest.mark.parametrize("lost", ["page", "slot", "page given back twice"])
