@@ -57,16 +57,18 @@ class Tiles:
 
     def pack(self, matrix: Array | Blocks) -> Array:
         """uint8 [nbytes]; `matrix` is [stack * rows, columns] in `storage`, or float of any shape of that size."""
-        parts = [dtype for _, dtype in self._parts]
         if not isinstance(matrix, Blocks) or not self.storage.coded:
             floats = matrix.dequantize() if isinstance(matrix, Blocks) else matrix
-            return _bytes([self._tile(floats.reshape(-1, self.columns))], parts)
-        assert matrix.storage == self.storage, f"{matrix.storage}, not {self.storage}"
-        codes = self._tile(matrix.codes)
-        if self.storage.bits == 4:
-            codes = codes.view(np.uint8)
-            codes = codes[..., :_HALF] | codes[..., _HALF:] << np.uint8(4)
-        return _bytes([codes, *(self._tile(array) for array in matrix.arrays[1:])], parts)
+            arrays: tuple[Array, ...] = (floats.reshape(-1, self.columns),)
+        else:
+            assert matrix.storage == self.storage, f"{matrix.storage}, not {self.storage}"
+            arrays = matrix.arrays
+        made, at = np.empty(self.nbytes, np.uint8), 0
+        for array, (shape, dtype) in zip(arrays, self._parts, strict=True):
+            end = at + prod(shape) * dtype.itemsize
+            self._tile(array, made[at:end].view(dtype).reshape(shape))
+            at = end
+        return made
 
     @property
     def _parts(self) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -84,18 +86,19 @@ class Tiles:
         """Of tiles, those of a gated pair and of a stack together."""
         return self.stack * (2 if self.gated else 1) * -(-self.outputs // TILE)
 
-    def _tile(self, matrix: Array) -> Array:
-        """[stack * rows, n] -> [tiles, n, 32]."""
+    def _tile(self, matrix: Array, tiled: Array) -> None:
+        """[stack * rows, n] into [tiles, n, 32], or [tiles, n, 16] of two codes each."""
         parts = 2 if self.gated else 1
-        each = -(-self.outputs // TILE)
-        padded = np.zeros((self.stack, parts, each * TILE, matrix.shape[1]), matrix.dtype)
-        padded[:, :, : self.outputs] = matrix.reshape(self.stack, parts, self.outputs, -1)
-        tiled = padded.reshape(self.stack, parts, each, TILE, -1).transpose(0, 2, 1, 4, 3)
-        return np.ascontiguousarray(tiled).reshape(self.count, -1, TILE)
-
-
-def _bytes(arrays: list[Array], dtypes: list[np.dtype[Any]]) -> Array:
-    flat = [
-        array.astype(dtype, copy=False).view(np.uint8).reshape(-1) for array, dtype in zip(arrays, dtypes, strict=True)
-    ]
-    return np.concatenate(flat) if len(flat) > 1 else flat[0]
+        each, columns = -(-self.outputs // TILE), matrix.shape[1]
+        rows = matrix if matrix.dtype == np.int8 else matrix.astype(tiled.dtype, copy=False)
+        rows = rows.reshape(self.stack, parts, self.outputs, columns)
+        if self.outputs % TILE:
+            padded = np.zeros((self.stack, parts, each * TILE, columns), rows.dtype)
+            padded[:, :, : self.outputs] = rows
+            rows = padded
+        rows = rows.reshape(self.stack, parts, each, TILE, columns).swapaxes(1, 2)
+        if tiled.shape[-1] == _HALF:  # first, so that half as much is turned
+            low, high = rows[..., :_HALF, :].view(np.uint8), rows[..., _HALF:, :].view(np.uint8)
+            rows = high << np.uint8(4)
+            rows |= low
+        tiled.reshape(*rows.shape[:3], columns, -1)[...] = rows.swapaxes(3, 4)
