@@ -1,6 +1,8 @@
 """Checkpoint tensors onto devices, one parameter at a time; knows jax, must not know sources or processes."""
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -10,10 +12,15 @@ from models import mapping
 from models.errors import ModelError
 from models.sharding import named_sharding
 from models.spec import Embedder, Model, Params
+from models.storage import Array
 from neuron_jax.weights.converted import ConvertedCheckpoint
 from neuron_jax.weights.errors import bad_checkpoint
 from neuron_jax.weights.spec import Checkpoint
 
+AT_ONCE = 4
+"""Parameters that are read and arranged at the same time: numpy does that on one core each."""
+
+Leaves = Mapping[str, Array]
 Report = Callable[[str, int, int, str], None]
 """Called with phase, done, total, unit."""
 
@@ -21,7 +28,7 @@ Report = Callable[[str, int, int, str], None]
 def load_params(model: Model | Embedder, checkpoint: Checkpoint, mesh: Mesh, report: Report) -> Params:
     """Every parameter of `model`, sharded over `mesh` by its logical axes; progress in bytes read, phase "weights".
 
-    Host memory beyond the weights is that of the largest parameter. Raises WeightsError with all misfits.
+    Host memory beyond the weights is twice that of the largest parameter. Raises WeightsError with all misfits.
     """
     if isinstance(checkpoint, ConvertedCheckpoint):
         from neuron_jax.weights.orbax_params import restored  # a second to import, which other loads do without
@@ -32,15 +39,31 @@ def load_params(model: Model | Embedder, checkpoint: Checkpoint, mesh: Mesh, rep
     total, done = sum(sizes), 0
     params: dict[str | int, Any] = {}
     report("weights", 0, total, "bytes")
-    for rule, size in zip(rules, sizes, strict=True):
+    for rule, size, leaves in zip(rules, sizes, _assembled(rules, sizes, checkpoint), strict=True):
         specs = _subtree(model.param_specs, rule.keys)
-        leaves = rule.assemble(checkpoint.stored, rule.storage(checkpoint.storage))
         placed = {name: put(leaf, named_sharding(mesh, specs[name].axes)) for name, leaf in leaves.items()}
         # Without waiting, host copies of many parameters would be alive at once.
         mapping.place(params, rule.keys, jax.block_until_ready(placed))
         done += size
         report("weights", done, total, "bytes")
     return params
+
+
+def _assembled(rules: Sequence[mapping.Rule], sizes: Sequence[int], checkpoint: Checkpoint) -> Iterator[Leaves]:
+    """The leaves of each rule, in order. Of those that nobody took yet there are AT_ONCE at most, and no more bytes than
+    the largest has."""
+    pool, waiting = ThreadPoolExecutor(AT_ONCE, "weights"), deque[tuple[Future[Leaves], int]]()
+    most = max(sizes, default=0)
+    try:
+        for rule, size in zip(rules, sizes, strict=True):
+            while len(waiting) == AT_ONCE or sum(held for _, held in waiting) > most - size:
+                yield waiting.popleft()[0].result()
+            storage = rule.storage(checkpoint.storage)
+            waiting.append((pool.submit(rule.assemble, checkpoint.stored, storage), size))
+        for leaves, _ in waiting:
+            yield leaves.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def checked(model: Model | Embedder, checkpoint: Checkpoint) -> Sequence[mapping.Rule]:

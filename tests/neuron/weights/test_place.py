@@ -1,5 +1,6 @@
 """Checkpoint to devices: shards where they belong, progress that adds up, misfits told at once."""
 
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from models.linears import XLA
 from models.registry import build
 from models.sharding import make_mesh
 from models.spec import Model
+from models.storage import Array, Blocks
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.errors import WeightsError
-from neuron_jax.weights.place import load_params
+from neuron_jax.weights.place import _assembled, load_params
+from neuron_jax.weights.quantized.checkpoint import FolderCheckpoint
 from tests.fakes.weight_files import random_tensors, write_safetensors
 
 CONFIG = {
@@ -83,6 +86,28 @@ def test_a_load_takes_no_more_than_the_weights_and_a_tensor(tmp_path: Path, quan
     final = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
     assert peak < final + 1.3 * largest
+
+
+def test_small_parameters_are_read_side_by_side_and_the_largest_by_itself(tmp_path: Path) -> None:
+    """Each of the four norms waits for the other three, and the embedding for them all."""
+    model = build(CONFIG, dtype=jnp.float32)
+    together, read = threading.Barrier(4), []
+    rules = [rule for rule in model.rules if isinstance(rule, mapping.Rule) and rule.path.endswith("norm")][:4]
+    rules += [rule for rule in model.rules if isinstance(rule, mapping.Rule) and rule.path == "embed"]
+
+    class Watched(FolderCheckpoint):
+        def stored(self, name: str) -> Blocks | Array:
+            if "norm" in name:
+                together.wait(10)
+            read.append(name)
+            return super().stored(name)
+
+    checkpoint = Watched(written(tmp_path, model), {})
+    found = list(_assembled(rules, [1, 1, 1, 1, 4], checkpoint))
+    checkpoint.close()
+
+    assert [leaf.shape for leaves in found for leaf in leaves.values()] == [(16,)] * 4 + [(31, 16)]
+    assert "embed" in read[-1]
 
 
 def test_all_misfits_are_one_error(tmp_path: Path) -> None:
