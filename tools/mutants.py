@@ -347,7 +347,11 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 def _functions(path: str) -> list[FunctionType]:
     """Those of a module that has been imported, wherever they are."""
     every = (one for one in gc.get_objects() if isinstance(one, FunctionType))
-    return [one for one in every if one.__code__.co_filename == str(ROOT / path)]
+    found = [one for one in every if one.__code__.co_filename == str(ROOT / path)]
+    assert found or not any(code.co_flags & inspect.CO_OPTIMIZED for code in _codes(_compiled(path))), (
+        f"not found: {path}"
+    )
+    return found
 
 
 def replaced(loop: Loop, path: str, pairs: Changed, numbers: Sequence[int]) -> set[str]:
@@ -383,6 +387,7 @@ class Trials:
         self._sharp: list[str] = []  # tests that saw a fault, the last one last
         self._names = {number: item.nodeid for number, item in enumerate(loop.items)}
         self._spoiled = cache(self._spoiled_by_importing)
+        gc.unfreeze()  # what tests have frozen is not among the collector's objects
         for path in paths:
             _functions(path)
         gc.freeze()  # a child need not copy what it does not change
