@@ -8,7 +8,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -304,13 +303,7 @@ def with_kernels(program: Program, made: Design, case: Case, *, tried: bool) -> 
     programs = made.buckets.keys()
     smallest = min(key for key in programs if isinstance(key, StepKey))
     shapes = program.matrices(smallest)
-    return evolve(program, products=products.choose(device, made.dtype, shapes, tried=tried, kept=_kept()))
-
-
-def _kept() -> Path | None:
-    """Where compiled programs are kept, and what was found by trying some."""
-    folder = jax.config.values["jax_compilation_cache_dir"]
-    return Path(folder) if folder else None
+    return evolve(program, products=products.choose(device, made.dtype, shapes, tried=tried))
 
 
 def load_runner(

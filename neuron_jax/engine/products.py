@@ -4,27 +4,24 @@ Knows matrices by their shapes, no model and no requests. A kernel is used for a
 for; where it fails, by whatever exception, XLA computes the product.
 """
 
-import hashlib
-import json
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from attrs import frozen
+from attrs import asdict, frozen
 from jax import lax
 
 from models import matrices
 from models.dense.record import Activation
 from models.matrices import Around, Kernel, Kind, Matrix, Shape
 from models.native.ops import Norm
+from neuron_jax.engine import trials
 from neuron_jax.engine.attention.trial import tolerance
+from neuron_jax.engine.trials import Trial, Verdict
 
 log = logging.getLogger("neuron.engine")
 
@@ -36,8 +33,6 @@ MOST_BYTES = 256 << 20
 
 CALLS = 5
 """Of which the fastest counts: what is slower was disturbed."""
-
-DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @frozen
@@ -63,11 +58,9 @@ def shapes_in(trace: Callable[[], object]) -> set[Shape]:
     return seen
 
 
-def choose(
-    device: Any, dtype: Any, shapes: Collection[Shape], *, tried: bool = True, kept: Path | None = None
-) -> Products | None:
-    """The kernels for `shapes` on `device`, or None where XLA computes everything. Those that are not `tried` are used for
-    as many rows as they were made for. What trials found is remembered in the folder `kept`.
+def choose(device: Any, dtype: Any, shapes: Collection[Shape], *, tried: bool = True) -> Products | None:
+    """The kernels for `shapes` on `device`, or None where XLA computes everything. Those that are not `tried`, in another
+    process, are used for as many rows as they were made for.
     """
     if device.platform != "gpu" or float(device.compute_capability) < 8 or jnp.dtype(dtype).itemsize != 2:
         return None
@@ -77,56 +70,41 @@ def choose(
         log.info("products: xla; this JAX has no Triton")
         return None
     able = [shape for shape in sorted(shapes, key=str) if few_rows.refuses(shape) is None]
-    seconds = partial(measured, few_rows.product, dtype)
-    rows = [few_rows.MOST_ROWS] * len(able)
+    found = [Verdict(rows=few_rows.MOST_ROWS)] * len(able)
     if tried:
-        asked = _asked(device, dtype, able, Path(few_rows.__file__))
-        rows = remembered(asked, kept, lambda: [_most(shape, seconds) for shape in able])
-    most = dict(zip(able, rows, strict=True))
-    log.info("products: %s", "; ".join(f"{_named(shape)} up to {rows} rows" for shape, rows in most.items()))
-    return Products(few_rows.product, most)
+        asked = [Trial("products", {"dtype": jnp.dtype(dtype).name, "shape": asdict(shape)}) for shape in able]
+        found = trials.tried(asked, device)
+    for shape, one in zip(able, found, strict=True):
+        log.info("products: %s up to %d rows%s", _named(shape), one.rows, f"; {one.why}" if one.why else "")
+    return Products(few_rows.product, {shape: one.rows for shape, one in zip(able, found, strict=True)})
 
 
-def remembered(asked: str, kept: Path | None, tried: Callable[[], list[int]]) -> list[int]:
-    """What a trial found when the same was asked before; else what it finds now."""
-    if kept is None:
-        return tried()
-    file = kept / f"products-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
-    if file.exists():
-        known: list[int] = json.loads(file.read_text())
-        return known
-    found = tried()
-    kept.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(found))
-    beside.replace(file)
-    return found
+def verdict(asked: Mapping[str, Any], device: Any) -> Verdict:
+    """On the kernel for a matrix that another process asked to have tried here, on its default device."""
+    from models import few_rows
 
-
-def _asked(device: Any, dtype: Any, shapes: Collection[Shape], kernels: Path) -> str:
-    """All that a trial's result may depend on."""
-    driver = DRIVER.read_text() if DRIVER.exists() else ""
-    ours = [jax.__version__, version("jaxlib"), hashlib.sha256(kernels.read_bytes()).hexdigest()]
-    return repr([*ours, driver, device.device_kind, jnp.dtype(dtype).name, ROWS, list(map(_named, shapes))])
+    del device
+    return compared(Shape(**asked["shape"]), partial(measured, few_rows.product, jnp.dtype(asked["dtype"])))
 
 
 def _named(shape: Shape) -> str:
     return f"{shape.kind} {shape.outputs}x{shape.inputs}{' gated' if shape.gated else ''}"
 
 
-def _most(shape: Shape, seconds: Callable[[Shape, int], tuple[float, float]]) -> int:
-    """Up to how many rows the kernel is no slower than XLA; 0 where it is not right."""
+def compared(shape: Shape, seconds: Callable[[Shape, int], tuple[float, float]]) -> Verdict:
+    """Up to how many rows the kernel is no slower than XLA; 0 where it is not right. `seconds`: its own, and XLA's."""
     most = 0
     for rows in ROWS:
         try:
             ours, theirs = seconds(shape, rows)
         except Exception as error:  # whatever a compiler says no with
-            log.warning("%s failed its trial with %d rows: %s", _named(shape), rows, str(error)[:200], exc_info=True)
-            return most
+            log.warning("%s failed its trial with %d rows", _named(shape), rows, exc_info=True)
+            why = " ".join(f"with {rows} rows {type(error).__name__}: {error}".split())[:200]
+            return Verdict(why, most, final=isinstance(error, WrongError))
         if ours > theirs:
-            return most
+            break
         most = rows
-    return most
+    return Verdict(rows=most)
 
 
 class WrongError(Exception):

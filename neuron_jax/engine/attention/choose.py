@@ -2,24 +2,25 @@
 
 Every kind of layer chooses for itself, but for the native kernel, which computes all or none: the first rung that says it can
 and whose trial gives what the reference gives. A rung that fails, by whatever exception, costs a line of the reason and
-nothing else. On a GPU another process tries it, since a kernel that goes astray there leaves nothing to go on with.
+nothing else. On a GPU another process tries it (`trials.py`).
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from attrs import evolve, frozen
 
 from models.errors import ModelError
 from models.spec import PagedLayer
 from neuron_jax.engine.attention import native
-from neuron_jax.engine.attention.apart import tried_apart
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.paged import PagedAttend
 from neuron_jax.engine.attention.ragged import Ragged
 from neuron_jax.engine.attention.reference import attend_blocks
-from neuron_jax.engine.attention.trial import Attend, Case, Make, disagreement, tolerance
+from neuron_jax.engine.attention.trial import Attend, Case, Make, case_of, disagreement, told, tolerance
+from neuron_jax.engine.trials import Trial, Verdict, tried
 
 log = logging.getLogger("neuron.engine")
 
@@ -105,9 +106,16 @@ def _first(case: Case, ladder: Sequence[Rung]) -> tuple[Rung, list[str]]:
 
 
 def _tried(rung: Rung, case: Case) -> str | None:
-    if case.device.platform == "gpu":
-        return tried_apart(rung.name, case)
-    return trial(rung, case)
+    if case.device.platform != "gpu":
+        return trial(rung, case)
+    (verdict,) = tried([Trial("attention", {"rung": rung.name, **told(case)}, {"pages": case.pages})], case.device)
+    return verdict.why
+
+
+def verdict(asked: Mapping[str, Any], device: Any) -> Verdict:
+    """On the rung that another process asked to have tried here. An exception may be one of this day's."""
+    why = trial(next(rung for rung in RUNGS if rung.name == asked["rung"]), case_of(asked, device))
+    return Verdict(why, final=why is None or why.startswith("differs"))
 
 
 def trial(rung: Rung, case: Case) -> str | None:

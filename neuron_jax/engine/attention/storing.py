@@ -12,9 +12,11 @@ from attrs import evolve
 
 from models.native.ops import Norm
 from models.spec import PagedLayer
+from neuron_jax.engine import trials
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
-from neuron_jax.engine.attention.trial import Case, tolerance
+from neuron_jax.engine.attention.trial import Case, case_of, told, tolerance
 from neuron_jax.engine.attention.turned import Heads, Rotary, turned
+from neuron_jax.engine.trials import Trial, Verdict
 
 log = logging.getLogger("neuron.engine")
 
@@ -43,24 +45,32 @@ Storing = Mapping[PagedLayer, Store]
 
 
 def choose(case: Case, *, tried: bool) -> Storing:
-    """None where XLA does it all: on several devices, and where there is no GPU from Ampere on."""
+    """None where XLA does it all: on several devices, and where there is no GPU from Ampere on. Kernels are tried in another
+    process, where they are to be `tried`."""
     if case.mesh.size > 1 or case.capability < 8:
         return {}
     try:  # later versions of JAX have no Triton
         from neuron_jax.engine.attention import store
     except ImportError:
         return {}
-    chosen: dict[PagedLayer, Store] = {}
-    for layer in case.layers:
-        values = layer.kv_heads * layer.k_width * (case.pages + 1) * case.page_size
-        why = store.refuses(layer, case.kv, values)
-        if why is None and tried:
-            why = problem(store.store, evolve(case, layers=(layer,)))
-        if why is None:
-            chosen[layer] = store.store
-        else:
-            log.info("keys and values of %s are stored by XLA: %s", layer, why)
-    return chosen
+    tokens = (case.pages + 1) * case.page_size
+    why = {layer: store.refuses(layer, case.kv, layer.kv_heads * layer.k_width * tokens) for layer in case.layers}
+    able = [layer for layer, refused in why.items() if refused is None]
+    if tried:
+        asked = [Trial("storing", told(evolve(case, layers=(layer,))), {"pages": case.pages}) for layer in able]
+        why |= {layer: one.why for layer, one in zip(able, trials.tried(asked, case.device), strict=True)}
+    for layer, refused in why.items():
+        if refused is not None:
+            log.info("keys and values of %s are stored by XLA: %s", layer, refused)
+    return {layer: store.store for layer, refused in why.items() if refused is None}
+
+
+def verdict(asked: Mapping[str, Any], device: Any) -> Verdict:
+    """On the kernel for a layer that another process asked to have tried here. An exception may be one of this day's."""
+    from neuron_jax.engine.attention import store
+
+    why = problem(store.store, case_of(asked, device))
+    return Verdict(why, final=why is None or why.startswith("differs"))
 
 
 def by_xla(kv: KVFormat) -> Store:

@@ -1,15 +1,15 @@
 """Whether a way to compute attention gives on this device what the reference gives; knows shapes and arrays, no requests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from attrs import frozen
+from attrs import asdict, evolve, frozen
 
-from models.sharding import named_sharding
+from models.sharding import make_mesh, named_sharding
 from models.spec import Model, PagedLayer
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
 from neuron_jax.engine.attention.ragged import Ragged, ragged, table
@@ -44,6 +44,24 @@ class Case:
     def capability(self) -> float:
         """Of an NVIDIA GPU; 0 for anything else."""
         return float(getattr(self.device, "compute_capability", 0)) if self.device.platform == "gpu" else 0.0
+
+
+def told(case: Case) -> dict[str, Any]:
+    """A case of one kind of layer in values of JSON, with the heads that one of its devices has, without its `pages`."""
+    (layer,) = case.layers
+    alone = evolve(layer, kv_heads=layer.kv_heads // case.mesh.size)
+    return {
+        "dtype": np.dtype(case.dtype).name,
+        "kv": case.kv.name,
+        "page_size": case.page_size,
+        "layer": asdict(alone),
+    }
+
+
+def case_of(told: Mapping[str, Any], device: Any) -> Case:
+    """What was `told`, `pages` along with it, on one device."""
+    kv, layer = KVFormat(told["kv"]), PagedLayer(**told["layer"])
+    return Case(make_mesh([device]), np.dtype(told["dtype"]), kv, told["pages"], told["page_size"], (layer,))
 
 
 class Attend(Protocol):

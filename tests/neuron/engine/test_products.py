@@ -1,19 +1,20 @@
 """Which kernel computes products, on devices that are made up: tried, timed against XLA, and done without where it fails."""
 
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+from attrs import asdict
 
 from models import matrices
 from models.matrices import Around, Matrix, Shape
 from models.sharding import make_mesh
-from neuron_jax.engine import products
+from neuron_jax.engine import products, trials
 from neuron_jax.engine.attention import choose as attentions
 from neuron_jax.engine.attention.choose import RUNGS
 from neuron_jax.engine.attention.kv import KVFormat
@@ -23,6 +24,7 @@ from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.products import Products, WrongError
 from neuron_jax.engine.programs import Program, Shapes
 from neuron_jax.engine.runner import Runner
+from neuron_jax.engine.trials import Trial, Verdict
 from tests.fakes.engines import drain, logprobs, submit, tokens
 from tests.fakes.plain_pass import full_logits
 from tests.fakes.quick import Quick
@@ -50,46 +52,43 @@ def test_xla_computes_everything(device: Any, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "most"),
+    ("seconds", "most", "final"),
     [
-        ({1: (1, 2), 16: (2, 2), 64: (3, 4)}, 64),
-        ({1: (1, 2), 16: (3, 2), 64: (3, 4)}, 1),
-        ({1: (3, 2), 16: (1, 2), 64: (3, 4)}, 0),
-        ({1: (1, 2), 16: WrongError("differs"), 64: (3, 4)}, 1),
-        ({1: RuntimeError("out of shared memory")}, 0),
+        ({1: (1, 2), 16: (2, 2), 64: (3, 4)}, 64, True),
+        ({1: (1, 2), 16: (3, 2), 64: (3, 4)}, 1, True),
+        ({1: (3, 2), 16: (1, 2), 64: (3, 4)}, 0, True),
+        ({1: (1, 2), 16: WrongError("differs"), 64: (3, 4)}, 1, True),
+        ({1: RuntimeError("out of shared memory")}, 0, False),
     ],
 )
 def test_a_kernel_serves_as_many_rows_as_it_is_right_and_no_slower_for(
-    seconds: dict[int, Any], most: int, monkeypatch: pytest.MonkeyPatch
+    seconds: dict[int, Any], most: int, *, final: bool
 ) -> None:
-    def measured(kernel: Any, dtype: Any, shape: Shape, rows: int) -> tuple[float, float]:
+    def measured(shape: Shape, rows: int) -> tuple[float, float]:
         if isinstance(seconds[rows], Exception):
             raise seconds[rows]
         ours, theirs = seconds[rows]
         return ours, theirs
 
-    monkeypatch.setattr(products, "measured", measured)
+    found = products.compared(SHAPE, measured)
+
+    assert (found.rows, found.final) == (most, final)
+
+
+def test_shapes_that_it_was_made_for_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Trial] = []
+
+    def tried(trials: Sequence[Trial], device: Any) -> list[Verdict]:
+        asked.extend(trials)
+        return [Verdict("differs", rows=16) for _ in trials]
+
+    monkeypatch.setattr(trials, "tried", tried)
     chosen = products.choose(GPU, jnp.bfloat16, [SHAPE, Shape("float", 33, 64)])
 
     assert chosen is not None
-    assert chosen.most == {SHAPE: most}  # the other is none that it was made for
-    assert [chosen(SHAPE, rows) is not None for rows in (1, 64, 65)] == [most >= 1, most >= 64, False]
-
-
-def test_a_trial_is_remembered_until_something_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another shape beside it is something else that was asked."""
-    tries: list[int] = []
-
-    def measured(kernel: Any, dtype: Any, shape: Shape, rows: int) -> tuple[float, float]:
-        tries.append(rows)
-        return (1.0, 2.0) if rows < 64 else (2.0, 1.0)
-
-    monkeypatch.setattr(products, "measured", measured)
-    found = [products.choose(GPU, jnp.bfloat16, [SHAPE], kept=tmp_path) for _ in range(2)]
-    products.choose(GPU, jnp.bfloat16, [SHAPE, Shape("int8", 64, 256)], kept=tmp_path)
-
-    assert [one.most for one in found if one is not None] == [{SHAPE: 16}] * 2
-    assert tries == [1, 16, 64] * 3
+    assert chosen.most == {SHAPE: 16}
+    assert [chosen(SHAPE, rows) is not None for rows in (1, 16, 17)] == [True, True, False]
+    assert asked == [Trial("products", {"dtype": "bfloat16", "shape": asdict(SHAPE)})]
 
 
 def test_what_is_not_tried_serves_what_it_was_made_for() -> None:

@@ -1,12 +1,14 @@
 """The kernel that turns and stores a step's tokens, in Pallas' interpreter, against what XLA makes of them."""
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attrs import evolve
 
 from models.native.ops import Norm
 from models.sharding import make_mesh
@@ -16,6 +18,7 @@ from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.storing import by_xla
 from neuron_jax.engine.attention.trial import Case
 from neuron_jax.engine.attention.turned import Heads
+from neuron_jax.engine.trials import Verdict
 
 kernel = pytest.importorskip("neuron_jax.engine.attention.store", reason="this JAX has no Triton", exc_type=ImportError)
 PAGE = 16
@@ -89,3 +92,17 @@ def test_a_trial_tells_right_from_wrong() -> None:
 
 def test_a_cpu_has_no_use_for_it() -> None:
     assert storing.choose(case(PagedLayer(2, 3, 32, 32)), tried=False) == {}
+
+
+def test_each_layer_that_it_was_made_for_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, in another process."""
+    card = SimpleNamespace(platform="gpu", compute_capability="8.6")
+    mesh: Any = SimpleNamespace(size=1, devices=np.array([card], object))
+    layers = (PagedLayer(2, 4, 64, 64), PagedLayer(2, 4, 64, 32), PagedLayer(2, 2, 64, 64))
+    given = evolve(case(layers[0], "bfloat16", jnp.bfloat16), mesh=mesh, layers=layers)
+    monkeypatch.setattr(
+        storing.trials, "tried", lambda asked, device: [Verdict(), Verdict("differs by 1")][: len(asked)]
+    )
+
+    assert list(storing.choose(given, tried=True)) == [layers[0]]
+    assert list(storing.choose(given, tried=False)) == [layers[0], layers[2]]
