@@ -18,7 +18,7 @@ from cortex_gateway.errors import (
     UpstreamUnreachable,
 )
 from cortex_gateway.fleet.client import DENIED, denied
-from cortex_gateway.fleet.fleet import Lease
+from cortex_gateway.fleet.leases import Lease
 from cortex_gateway.routes.exchange import Exchange
 from cortex_gateway.routes.failures import refusal
 from cortex_gateway.routes.gateway import Gateway

@@ -7,7 +7,7 @@ from attrs import define, field
 from cortex_gateway.dialects.dialect import Timing
 from cortex_gateway.dialects.events import Usage
 from cortex_gateway.dialects.failure import Failure
-from cortex_gateway.fleet.fleet import Lease
+from cortex_gateway.fleet.leases import Lease
 from cortex_gateway.metrics import RequestRecord
 
 UNKNOWN = "unknown"

@@ -122,8 +122,8 @@ def test_a_secret_that_changes_is_the_gateway_s_fault_and_not_the_client_s(tmp_p
     """502 and not 401, which a client takes for a word about its own key; the same for a load."""
 
     async def scenario(it: Stack) -> None:
-        it.fleet._credentials.clear()  # from now on nothing is shown
-        it.fleet._client.event_hooks = {"request": []}
+        it.fleet._nodes._credentials.clear()  # from now on nothing is shown
+        it.fleet._nodes._client.event_hooks = {"request": []}
         answer = await it.client.post(CHAT, json={"model": MODEL, "messages": HI})
         await until(lambda: not it.fleet.snapshot().nodes[0].healthy)
 

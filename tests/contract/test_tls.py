@@ -84,7 +84,7 @@ def test_a_request_goes_over_tls_all_the_way(tmp_path: pathlib.Path, certificate
                 loaded = await client.post(f"{it.url}/admin/load", json={"model": MODEL})
                 answer = await client.post(f"{it.url}{CHAT}", json={"model": MODEL, "messages": HI})
                 scraped = await client.get(f"{it.metrics_url}/metrics")
-                endpoint = it.fleet._client.get(f"{url}/models/{MODEL}/endpoint")
+                endpoint = it.fleet._nodes._client.get(f"{url}/models/{MODEL}/endpoint")
                 assert (await endpoint).json() == {"url": url}
             assert [one.status_code for one in (loaded, answer, scraped)] == [200] * 3
             assert it.metrics_url.startswith("https://")

@@ -7,7 +7,8 @@ from typing import Any, Protocol, Self
 import httpx
 
 from cortex_gateway.context import RequestContext
-from cortex_gateway.fleet.fleet import Fleet, Lease
+from cortex_gateway.fleet.fleet import Fleet
+from cortex_gateway.fleet.leases import Lease
 from cortex_gateway.metrics import Metrics, RequestRecord
 from cortex_gateway.placement.catalogue import ModelEntry
 from cortex_gateway.placement.load_options import UNSAID, LoadOptions

@@ -386,7 +386,7 @@ def test_a_bug_in_the_background_is_heard_of(caplog: pytest.LogCaptureFixture) -
     host = HostDouble(sizes={"m": 1000})
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
-        object.__setattr__(fleet._watchers["a"], "client", None)
+        object.__setattr__(fleet._nodes._watchers["a"], "client", None)
         with pytest.raises(errors.LoadFailed, match="gateway failed"):
             await fleet.acquire("m", asked("1"))
 
@@ -400,7 +400,7 @@ def test_a_load_given_up_before_it_began_is_over() -> None:
 
     async def use(fleet: Fleet, _: MemoryTransport) -> None:
         waiting = asyncio.create_task(fleet.acquire("m", asked("1")))
-        await until(lambda: fleet._work)  # decided, and its task has not run yet
+        await until(lambda: fleet._work.tasks)  # decided, and its task has not run yet
         for _ in range(3):
             fleet.tell(m.Missed(node="a", reason="gone"))
         with pytest.raises(errors.CortexError, match="gone"):
