@@ -10,33 +10,25 @@ import pathlib
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
 
 import attrs
 import cyclopts
-import httpx
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
-from rich.console import Console
 
 from cortex_gateway.cli import config as configuring
-from cortex_gateway.cli import keys, tables
-from cortex_gateway.cli.api import Api, CommandError, UsageError, read_key
+from cortex_gateway.cli import keys, operating, tables
+from cortex_gateway.cli.api import UsageError
 from cortex_gateway.cli.chat import Conversation
 from cortex_gateway.cli.doctor.checks import examine
+from cortex_gateway.cli.flags import ASK, Ask, Model
 from cortex_gateway.cli.launch import command as launching
 from cortex_gateway.cli.launch.clients import CLIENTS
-from cortex_gateway.cli.progress import LoadBars
 from cortex_gateway.config import find_config, load_config, unused_variables
-from cortex_gateway.placement.snapshot import LoadStatus
-from neuron_jax.common.addresses import HIGHEST_PORT, parse_host, parse_url
+from neuron_jax.common.addresses import HIGHEST_PORT, parse_host
 from neuron_jax.common.errors import UserError
 from neuron_jax.common.log_output import log_to_stderr
 from neuron_jax.common.release import release
-
-
-def _url(_: object, value: str) -> None:
-    parse_url(value)
 
 
 def _host(_: object, value: str) -> None:
@@ -48,19 +40,7 @@ def _client(_: object, value: str) -> None:
         raise ValueError(f"it must be one of {', '.join(CLIENTS)}")
 
 
-Endpoint = Annotated[
-    str,
-    Parameter(name=["--endpoint", "-e"], env_var="CORTEX_ENDPOINT", validator=_url, help="The gateway to ask."),
-]
-KeyFile = Annotated[
-    pathlib.Path | None,
-    Parameter(name="--key-file", help="A file with the key to ask with; else the key is $CORTEX_API_KEY."),
-]
 Port = Annotated[int, Parameter(validator=Number(gte=0, lte=HIGHEST_PORT))]
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the gateway's JSON instead of a table.")]
-Model = Annotated[str, Parameter(help="An id or an alias.")]
-DEFAULT_ENDPOINT = "http://localhost:31313"
-ANSWER_SECS = 5.0
 
 
 def version() -> str:
@@ -125,178 +105,8 @@ def up_command(
     return _run(up(asked, tables.console(), os.environ))
 
 
-@app.command
-def status(*, endpoint: Endpoint = DEFAULT_ENDPOINT, key_file: KeyFile = None, json: Json = False) -> int:
-    """Show every node with its devices and the models on it."""
-    return _show(_api(endpoint, key_file).get("/admin/fleet"), tables.show_fleet, json=json)
-
-
-@app.command
-def health(
-    *,
-    endpoint: Endpoint = DEFAULT_ENDPOINT,
-    ready: Annotated[bool, Parameter(negative="", help="Exit code 1, too, while no node answers.")] = False,
-) -> int:
-    """Ask whether the gateway answers, as health checks of containers do. The exit code is 1 if not within 5 seconds."""
-    state = Api(endpoint, patience=httpx.Timeout(ANSWER_SECS)).get("/health")["status"]
-    sys.stdout.write(f"{state}\n")
-    return 1 if ready and state == "degraded" else 0
-
-
-@app.command
-def models(*, endpoint: Endpoint = DEFAULT_ENDPOINT, key_file: KeyFile = None, json: Json = False) -> int:
-    """List every model that is loaded or could be loaded on any node."""
-    return _show(_api(endpoint, key_file).get("/v1/models"), tables.show_models, json=json)
-
-
-@app.command
-def load(
-    model: Model,
-    *,
-    node: Annotated[str | None, Parameter(help="Load it on this node; else where it fits best.")] = None,
-    quant: Annotated[str | None, Parameter(help="auto, none, or a scheme that the neuron knows.")] = None,
-    kv_dtype: Annotated[str | None, Parameter(help="How keys and values are kept: auto, int8, fp8, ...")] = None,
-    deterministic: Annotated[
-        bool | None,
-        Parameter(
-            negative="",
-            help="Give a request the same bits however it is served. Slower, but for the native CPU kernels.",
-        ),
-    ] = None,
-    tensor_parallel: Annotated[int | None, Parameter(help="Devices to spread it over.")] = None,
-    hosts: Annotated[str | None, Parameter(help="Nodes that may serve it together, the preferred first: a,b.")] = None,
-    adapters: Annotated[
-        str | None,
-        Parameter(help="Adapters beside it, by name and folder on the node: poet=/srv/poet,critic=/srv/critic."),
-    ] = None,
-    ranks: Annotated[
-        Literal["host", "device"] | None, Parameter(help="One process per host or per device of a group.")
-    ] = None,
-    reload: Annotated[
-        bool, Parameter(negative="", help="If it is loaded already, load it again once its requests have ended.")
-    ] = False,
-    endpoint: Endpoint = DEFAULT_ENDPOINT,
-    key_file: KeyFile = None,
-    json: Json = False,
-) -> int:
-    """Load a model and wait until it serves."""
-    asked = {
-        "model": model,
-        "node": node,
-        "quant": quant,
-        "kv_dtype": kv_dtype,
-        "deterministic": deterministic,
-        "tensor_parallel": tensor_parallel,
-        "hosts": _parts(hosts),
-        "adapters": _parts(adapters),
-        "ranks": ranks,
-        "reload": reload or None,
-    }
-    body = {name: value for name, value in asked.items() if value is not None}
-    gateway = _api(endpoint, key_file)
-    if json:
-        tables.print_json(gateway.post("/admin/load", body))
-        return 0
-    out = tables.console()
-    with LoadBars(out) as bars, gateway.events("/admin/load", body) as events:
-        ended = False
-        for event in events:
-            ended = event.get("status") == "loaded"
-            if not ended:
-                bars.report(LoadStatus(**{name: event[name] for name in ("phase", "done", "total", "unit")}))
-    if not ended:
-        raise CommandError(f"the gateway ended the load of {model} without saying how it went")
-    out.print(f"{model} is loaded", style="green")
-    return 0
-
-
-def _parts(text: str | None) -> list[str] | None:
-    """What stands between commas."""
-    return [part.strip() for part in text.split(",")] if text else None
-
-
-@app.command
-def plan(
-    model: Model,
-    *,
-    node: Annotated[str | None, Parameter(help="Ask for this node only.")] = None,
-    tensor_parallel: Annotated[int | None, Parameter(help="Devices to spread it over.")] = None,
-    hosts: Annotated[str | None, Parameter(help="Nodes that may serve it together, the preferred first: a,b.")] = None,
-    endpoint: Endpoint = DEFAULT_ENDPOINT,
-    key_file: KeyFile = None,
-    json: Json = False,
-) -> int:
-    """Show where a load would put a model in the fleet as it is, and who would leave for it. Nothing is begun."""
-    names = [name.strip() for name in hosts.split(",")] if hosts else None
-    asked = {"model": model, "node": node, "tensor_parallel": tensor_parallel, "hosts": names}
-    body = {name: value for name, value in asked.items() if value is not None}
-    return _show(_api(endpoint, key_file).post("/admin/plan", body), tables.show_plan, json=json)
-
-
-@app.command
-def unload(
-    model: Model,
-    *,
-    node: Annotated[str | None, Parameter(help="Unload it there only.")] = None,
-    endpoint: Endpoint = DEFAULT_ENDPOINT,
-    key_file: KeyFile = None,
-    json: Json = False,
-) -> int:
-    """Unload a model once its running requests have ended."""
-    answer = _api(endpoint, key_file).post("/admin/unload", {"model": model} | ({"node": node} if node else {}))
-    if json:
-        tables.print_json(answer)
-    else:
-        tables.console().print(f"{model} is unloaded", style="green")
-    return 0
-
-
-@app.command
-def reload(
-    model: Model,
-    source: Annotated[str | None, Parameter(help="Folder, file or repository; else where its own weights are.")] = None,
-    *,
-    node: Annotated[str | None, Parameter(help="Change it there only.")] = None,
-    in_place: Annotated[
-        bool, Parameter(negative="", help="Where there is no room for both: streams wait while the weights are read.")
-    ] = False,
-    endpoint: Endpoint = DEFAULT_ENDPOINT,
-    key_file: KeyFile = None,
-    json: Json = False,
-) -> int:
-    """Put other weights in the place of a model's own while it serves: a fine-tune of the same network."""
-    asked = {"model": model, "source": source, "node": node, "in_place": in_place or None}
-    body = {name: value for name, value in asked.items() if value is not None}
-    answer = _api(endpoint, key_file).post("/admin/reload", body)
-    if json:
-        tables.print_json(answer)
-        return 0
-    for name, weights in answer["nodes"].items():
-        tables.console().print(f"{model} serves {weights['source']} ({weights['digest']}) on {name}", style="green")
-    return 0
-
-
-@app.command
-def requests(*, endpoint: Endpoint = DEFAULT_ENDPOINT, key_file: KeyFile = None, json: Json = False) -> int:
-    """List the requests under way: who asks which model, where, and how far each is."""
-    return _show(_api(endpoint, key_file).get("/admin/requests"), tables.show_requests, json=json)
-
-
-@app.command
-def cancel(
-    request: Annotated[str, Parameter(help="The id that `cortex requests` shows.")],
-    *,
-    endpoint: Endpoint = DEFAULT_ENDPOINT,
-    key_file: KeyFile = None,
-    json: Json = False,
-) -> int:
-    """End a request; whoever sent it is told so."""
-    answer = _api(endpoint, key_file).post(f"/admin/requests/{quote(request)}/cancel", {})
-    if json:
-        tables.print_json(answer)
-    else:
-        tables.console().print(f"{request} is cancelled", style="green", markup=False)
-    return 0
+for command in operating.COMMANDS:
+    app.command(command)
 
 
 @app.command
@@ -309,8 +119,7 @@ def chat(
     system: Annotated[str | None, Parameter(help="A system message to begin with.")] = None,
     temperature: Annotated[float | None, Parameter(help="0 = always the likeliest token.")] = None,
     max_tokens: Annotated[int | None, Parameter(help="The longest answer, in tokens.")] = None,
-    endpoint: Endpoint = DEFAULT_ENDPOINT,
-    key_file: KeyFile = None,
+    ask: Ask = ASK,
     json: Annotated[
         bool,
         Parameter(negative="", help="Print one JSON object: text, reasoning, finish_reason, model, usage, seconds."),
@@ -319,7 +128,7 @@ def chat(
     """Talk to a model in the terminal."""
     options = {"temperature": temperature, "max_tokens": max_tokens}
     talk = Conversation(
-        api=_api(endpoint, key_file),
+        api=ask.api(),
         model=model,
         out=tables.console(),
         options={name: value for name, value in options.items() if value is not None},
@@ -346,15 +155,14 @@ def launch(
     undo: Annotated[
         bool, Parameter(negative="", help="Put back the files as they were before the first launch.")
     ] = False,
-    endpoint: Endpoint = DEFAULT_ENDPOINT,
-    key_file: KeyFile = None,
+    ask: Ask = ASK,
 ) -> int:
     """Set a coding agent or chat program up for this gateway, and start it."""
     places = launching.Places.of(os.environ)
     say = _teller()
     if undo:
         return launching.undo(client, places.state, say)
-    request = launching.asked(_api(endpoint, key_file), model, places)
+    request = launching.asked(ask.api(), model, places)
     if show:
         sys.stdout.write(launching.shown(client, request))
         return 0
@@ -365,12 +173,11 @@ def launch(
 def doctor(
     *,
     model: Annotated[str | None, Parameter(help="The model to try; else the first that is loaded.")] = None,
-    endpoint: Endpoint = DEFAULT_ENDPOINT,
-    key_file: KeyFile = None,
+    ask: Ask = ASK,
     json: Annotated[bool, Parameter(negative="", help="Print the findings as JSON.")] = False,
 ) -> int:
     """Try what agents rely on, in each dialect, and say what to do where it does not hold."""
-    api = _api(endpoint, key_file)
+    api = ask.api()
     patient = launching.served(launching.pick(api.get("/v1/models")["data"], model))
     findings = []
     for finding in examine(api, patient):
@@ -408,19 +215,6 @@ def _run(work: Coroutine[Any, Any, int | None]) -> int:
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own gap
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work) or 0
-
-
-def _show(answer: dict[str, Any], table: Callable[[Console, dict[str, Any]], None], *, json: bool) -> int:
-    """The gateway's own JSON, or what `table` makes of it."""
-    if json:
-        tables.print_json(answer)
-    else:
-        table(tables.console(), answer)
-    return 0
-
-
-def _api(endpoint: str, key_file: pathlib.Path | None) -> Api:
-    return Api(endpoint, key=read_key(key_file, os.environ))
 
 
 def _prompt(given: str | None) -> str:
