@@ -61,18 +61,19 @@ class AnswerStore:
 
     def keep(self, owner: str, kept: Kept, *, running: bool) -> None:
         """Add it or replace it; what is too old or too much is forgotten. `running`: it is to be replaced once more."""
-        size = len(kept.input) + len(kept.answer)
-        if size > self.bounds.max_bytes:
-            raise AnswersUnusable(f"it has {size} bytes, and all together may have {self.bounds.max_bytes}")
-        row = (kept.id, owner, kept.previous, kept.input, kept.answer, size, self.now(), running)
         with self._transaction(make=True) as db:
             assert db is not None
-            self._drop(db, "id = ?", kept.id)
-            self._drop(db, "used < ?", self.now() - self.bounds.keep_secs)
-            db.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-            self._size += size
-            while self._size > self.bounds.max_bytes and self._drop_one(db):
-                pass
+            self._put(db, owner, kept, running=running)
+
+    def change(self, owner: str, identity: str, make: Callable[[Kept], Kept]) -> Kept | None:
+        """One of this owner's, made anew in one go; None where there is none. Where `make` raises nothing has changed."""
+        with self._transaction() as db:
+            found = None if db is None else self._find(db, owner, identity)
+            if db is None or found is None:
+                return None
+            changed = make(found)
+            self._put(db, owner, changed, running=False)
+            return changed
 
     def get(self, owner: str, identity: str) -> Kept | None:
         """One of this owner's."""
@@ -103,6 +104,18 @@ class AnswerStore:
         if self._db:
             self._db.close()
         self._db = None
+
+    def _put(self, db: sqlite3.Connection, owner: str, kept: Kept, *, running: bool) -> None:
+        size = len(kept.input) + len(kept.answer)
+        if size > self.bounds.max_bytes:
+            raise AnswersUnusable(f"it has {size} bytes, and all together may have {self.bounds.max_bytes}")
+        row = (kept.id, owner, kept.previous, kept.input, kept.answer, size, self.now(), running)
+        self._drop(db, "id = ?", kept.id)
+        self._drop(db, "used < ?", self.now() - self.bounds.keep_secs)
+        db.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._size += size
+        while self._size > self.bounds.max_bytes and self._drop_one(db):
+            pass
 
     def _find(self, db: sqlite3.Connection, owner: str, identity: str) -> Kept | None:
         row = db.execute(
@@ -205,6 +218,14 @@ class Answers:
             await self._call(self.store.keep, owner, kept, running=running)
         except AnswersUnusable as error:
             log.error("answer %s is not kept: %s", kept.id, error)  # noqa: TRY400 -- a trace tells the operator nothing
+
+    async def put(self, owner: str, kept: Kept) -> None:
+        """As `keep`, for what is nothing where it is not kept: raises AnswersUnusable."""
+        await self._call(self.store.keep, owner, kept, running=False)
+
+    async def change(self, owner: str, identity: str, make: Callable[[Kept], Kept]) -> Kept | None:
+        """See `AnswerStore.change`; `make` runs in the store's thread. Raises AnswersUnusable."""
+        return await self._call(self.store.change, owner, identity, make)
 
     async def get(self, owner: str, identity: str) -> Kept | None:
         return await self._call(self.store.get, owner, identity)

@@ -15,12 +15,22 @@ from cortex_gateway.auth import policy
 from cortex_gateway.auth.guard import Guard
 from cortex_gateway.config import Config
 from cortex_gateway.dialects import table
-from cortex_gateway.dialects.dialect import Count, Dialect, Fixed, Generation, KeptAnswers, Models, Row, Tokenizing
+from cortex_gateway.dialects.dialect import (
+    Conversations,
+    Count,
+    Dialect,
+    Fixed,
+    Generation,
+    KeptAnswers,
+    Models,
+    Row,
+    Tokenizing,
+)
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.openapi.document import document
 from cortex_gateway.origins import policy_of
-from cortex_gateway.routes import admin, fixed, health, kept, models
+from cortex_gateway.routes import admin, conversations, fixed, health, kept, models
 from cortex_gateway.routes.count import count, tokenize
 from cortex_gateway.routes.cross_origin import CrossOrigin
 from cortex_gateway.routes.exchange import Route
@@ -43,12 +53,13 @@ def _routes(row: Row) -> list[Route]:
     match row:
         case Generation():
             return [Route("POST", row.path, partial(generate, route=row), need=policy.INFER, label=row.label)]
-        case Count():
-            return [Route("POST", row.path, partial(count, route=row), need=policy.INFER)]
-        case Tokenizing():
-            return [Route("POST", row.path, partial(tokenize, route=row), need=policy.INFER)]
+        case Count() | Tokenizing():
+            work = partial(count, route=row) if isinstance(row, Count) else partial(tokenize, route=row)
+            return [Route("POST", row.path, work, need=policy.INFER)]
         case KeptAnswers():
             return kept.routes(row)
+        case Conversations():
+            return conversations.routes(row)
         case Models():
             return [models.route(row)]
         case Fixed():

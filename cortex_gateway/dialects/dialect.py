@@ -130,6 +130,27 @@ class KeptAnswer(Answer, Protocol):
 
 
 @frozen
+class Kept:
+    """An answer from before: `input` is what it answered and `answer` its body, both the dialect's own JSON.
+
+    A conversation is kept as one, too: `input` has its items, and `answer` what is told of itself.
+    """
+
+    id: str
+    previous: str | None
+    input: bytes
+    answer: bytes
+
+
+@frozen
+class Joined:
+    """The conversation that an answer is added to at its end. `add`: (it, the answer's body) -> the longer one."""
+
+    id: str
+    add: Callable[[Kept, bytes], Kept]
+
+
+@frozen
 class Keep:
     """That an answer is to be kept, so that a later request can go on from it.
 
@@ -139,6 +160,8 @@ class Keep:
         input: what it answers, as the dialect's own JSON.
         answer: the answer itself.
         background: it is made whether or not the client waits, who may ask for it again later.
+        by_itself: under its own id; else it is only added to its conversation.
+        joined: its conversation, if it belongs to one.
     """
 
     id: str
@@ -146,16 +169,8 @@ class Keep:
     input: bytes
     answer: KeptAnswer
     background: bool = False
-
-
-@frozen
-class Kept:
-    """An answer from before: `input` is what it answered and `answer` its body, both the dialect's own JSON."""
-
-    id: str
-    previous: str | None
-    input: bytes
-    answer: bytes
+    by_itself: bool = True
+    joined: Joined | None = None
 
 
 @frozen
@@ -165,10 +180,12 @@ class Earlier:
     Attributes:
         chain: the answers before it, the oldest first; None where one of them is not there.
         others: further answers that it names, those that are there.
+        conversation: the one that it names, where that is there.
     """
 
     chain: tuple[Kept, ...] | None = ()
     others: tuple[Kept, ...] = ()
+    conversation: Kept | None = None
 
 
 @frozen
@@ -205,11 +222,14 @@ class GoesOn:
     Attributes:
         previous: the last of the answers that it goes on from, which name those before them.
         others: further ones of which it names parts.
+        decode: those that were found -> the request.
+        conversation: the one that it goes on.
     """
 
     previous: str | None
     others: frozenset[str]
     decode: Callable[[Earlier], Decoded]
+    conversation: str | None = None
 
 
 @frozen
@@ -271,6 +291,7 @@ class KeptAnswers:
     """Routes for answers that were kept: GET and DELETE `path`/ID, GET `path`/ID/input_items, POST `path`/ID/cancel.
 
     Attributes:
+        prefix: how the ids of answers begin.
         items: (the answer and those before it, the oldest first; the query) -> a page of what it answers. Raises RefusedError.
         deleted: id -> the body that says that it is gone.
         missing: id -> what is told where there is none.
@@ -278,10 +299,48 @@ class KeptAnswers:
     """
 
     path: str
+    prefix: str
     items: Callable[[Sequence[Kept], Mapping[str, str]], bytes]
     deleted: Callable[[str], bytes]
     missing: Callable[[str], Failure]
     running: Callable[[bytes], bool]
+
+
+@frozen
+class Change:
+    """How a conversation is changed, and what is told of it then. `make` raises RefusedError."""
+
+    make: Callable[[Kept], Kept]
+    told: Callable[[Kept], bytes]
+
+
+@frozen
+class Conversations:
+    """Routes for conversations: POST `path`; GET, POST and DELETE `path`/ID; GET and POST `path`/ID/items; GET and DELETE
+    `path`/ID/items/ITEM. What reads a body or a query raises RefusedError.
+
+    Attributes:
+        prefix: how their ids begin.
+        begin: (body, what makes it unique) -> a new one.
+        describe: body -> the change of what is told of it.
+        add: (body, what makes its items unique) -> the change by more items.
+        remove: an item's id -> the change that takes it away.
+        items: (the conversation, the query) -> a page of its items.
+        item: (the conversation, an item's id) -> that one.
+        deleted: id -> the body that says that it is gone.
+        missing: id -> what is told where there is none.
+    """
+
+    path: str
+    prefix: str
+    begin: Callable[[bytes, AnswerId], Kept]
+    describe: Callable[[bytes], Change]
+    add: Callable[[bytes, AnswerId], Change]
+    remove: Callable[[str], Change]
+    items: Callable[[Kept, Mapping[str, str]], bytes]
+    item: Callable[[Kept, str], bytes]
+    deleted: Callable[[str], bytes]
+    missing: Callable[[str], Failure]
 
 
 @frozen
@@ -309,7 +368,7 @@ class Fixed:
     answer: bytes | Failure
 
 
-Row = Generation | Count | Tokenizing | KeptAnswers | Models | Fixed
+Row = Generation | Count | Tokenizing | KeptAnswers | Conversations | Models | Fixed
 
 
 @frozen

@@ -164,23 +164,18 @@ MESSAGES = record(
 )
 COUNT_TOKENS = record(("model", "messages"), **COUNTED)
 
+ITEM = record(("role", "content"), role=one_of("user", "assistant", "system", "developer"), content=TEXT)
+METADATA: Schema = {"type": "object", "additionalProperties": TEXT}
 RESPONSES = record(
     ("model", "input"),
     model=MODEL,
-    input={
-        "anyOf": [
-            TEXT,
-            array(
-                record(("role", "content"), role=one_of("user", "assistant", "system", "developer"), content=TEXT),
-                least=1,
-            ),
-        ]
-    },
+    input={"anyOf": [TEXT, array(ITEM, least=1)]},
     instructions=TEXT,
     stream=FLAG,
     store=FLAG,
     background=FLAG,
     previous_response_id=TEXT,
+    conversation={"anyOf": [TEXT, record(("id",), id=TEXT)]},
     max_output_tokens=integer(1),
     temperature=number(0, 2),
     top_p={"type": "number", "exclusiveMinimum": 0, "maximum": 1},
@@ -188,8 +183,11 @@ RESPONSES = record(
     include=array(TEXT),
     tools=array(record(("type", "name"), type=one_of("function"), name=TEXT, description=TEXT, parameters=OBJECT)),
     reasoning=record(effort=one_of("none", "minimal", "low", "medium", "high", "xhigh")),
-    metadata={"type": "object", "additionalProperties": TEXT},
+    metadata=METADATA,
 )
+CONVERSATION = record(items=array(ITEM), metadata=METADATA)
+ITEMS = record(("items",), items=array(ITEM))
+NOTES = record(("metadata",), metadata=METADATA)
 
 OPTIONS = record(
     num_predict=integer(-2),
@@ -247,6 +245,9 @@ BODIES: dict[str, Schema] = {
     "/v1/responses": RESPONSES,
     "/v1/responses/compact": RESPONSES,
     "/v1/responses/input_tokens": RESPONSES,
+    "/v1/conversations": CONVERSATION,
+    "/v1/conversations/{id}": NOTES,
+    "/v1/conversations/{id}/items": ITEMS,
     "/api/chat": OLLAMA_CHAT,
     "/api/generate": OLLAMA_GENERATE,
     "/api/embed": OLLAMA_EMBED,

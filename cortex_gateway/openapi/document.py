@@ -13,6 +13,7 @@ _PARAMETER = re.compile(r"\{(\w+):\w+\}")
 _QUERIES = {
     "/v1/responses/{id}": ("stream", "starting_after"),
     "/v1/responses/{id}/input_items": ("limit", "order", "after"),
+    "/v1/conversations/{id}/items": ("limit", "order", "after"),
 }
 _SHOWN = {"/admin/requests/{named:path}": "/admin/requests/{id:str}/cancel"}
 """Paths whose last part is told from an id that may contain slashes."""

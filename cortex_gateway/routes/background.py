@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 from cortex_gateway.dialects.dialect import Keep, Kept
-from cortex_gateway.errors import CortexError, ShuttingDown
+from cortex_gateway.errors import AnswersUnusable, CortexError, ShuttingDown
 from cortex_gateway.routes.ask import Outgoing, answered, fed, reading
 from cortex_gateway.routes.exchange import Exchange
 from cortex_gateway.routes.failures import INTERNAL, failure_of
@@ -86,5 +86,13 @@ async def _work(it: Exchange, keep: Keep, outgoing: Outgoing, tell: Tell) -> Non
 
 
 async def keep_answer(it: Exchange, keep: Keep, body: bytes, *, running: bool = False) -> None:
-    """As it stands now."""
-    await it.gateway.answers.keep(owner(it), Kept(keep.id, keep.previous, keep.input, body), running=running)
+    """As it stands now; at its end its conversation has it, too. Where that fails the log says so."""
+    if keep.by_itself:
+        await it.gateway.answers.keep(owner(it), Kept(keep.id, keep.previous, keep.input, body), running=running)
+    joined = keep.joined
+    if joined is None or running:
+        return
+    try:
+        await it.gateway.answers.change(owner(it), joined.id, lambda found: joined.add(found, body))
+    except AnswersUnusable as error:
+        LOG.error("answer %s is not in conversation %s: %s", keep.id, joined.id, error)  # noqa: TRY400

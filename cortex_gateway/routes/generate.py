@@ -56,7 +56,8 @@ async def _recalled(it: Exchange, wanted: GoesOn) -> Earlier:
     """The answers that a request goes on from, of those that are its sender's."""
     answers = it.gateway.answers
     chain = () if wanted.previous is None else await answers.chain(owner(it), wanted.previous)
-    return Earlier(chain, await answers.several(owner(it), wanted.others))
+    named = () if wanted.conversation is None else await answers.chain(owner(it), wanted.conversation)
+    return Earlier(chain, await answers.several(owner(it), wanted.others), named[-1] if named else None)
 
 
 def _tell(it: Exchange, decoded: Decoded) -> None:

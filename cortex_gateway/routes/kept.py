@@ -38,7 +38,7 @@ def owner(it: Exchange) -> str:
 
 async def _found(it: Exchange, row: KeptAnswers) -> Kept:
     identity = it.path_params["id"]
-    found = await it.gateway.answers.get(owner(it), identity)
+    found = await it.gateway.answers.get(owner(it), identity) if identity.startswith(row.prefix) else None
     if found is None:
         raise RefusedError(row.missing(identity))
     return found

@@ -199,3 +199,24 @@ def test_many_at_once_are_kept_one_by_one() -> None:
         assert sorted(one.id for one in found) == sorted(names)
 
     asyncio.run(main())
+
+
+def test_what_is_changed_is_changed_at_once_or_not_at_all() -> None:
+    """Its owner alone can; its size counts as it is then, and it counts as used."""
+    store, clock = make()
+    store.keep("k", kept("a"), running=False)
+    clock.at = 90
+    longer = kept("a", size=900)
+
+    def fail(_: Kept) -> Kept:
+        raise ValueError("no")
+
+    assert store.change("other", "a", lambda _: longer) is None
+    with pytest.raises(ValueError, match="no"):
+        store.change("k", "a", fail)
+    assert store.get("k", "a") == kept("a")
+    assert store.change("k", "a", lambda _: longer) == longer
+    clock.at = 150
+    assert store.get("k", "a") == longer
+    store.keep("k", kept("b", size=200), running=False)
+    assert there(store, "a", "b") == ["b"]

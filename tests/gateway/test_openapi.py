@@ -19,7 +19,9 @@ READING = [
 
 def test_every_route_that_reads_a_body_says_which() -> None:
     """And no other path is told of; a load has every option that there is."""
-    posted = {"/api/show", "/admin/load", "/admin/plan", "/admin/reload", "/admin/unload", *READING}
+    admin = {f"/admin/{what}" for what in ("load", "plan", "reload", "unload")}
+    kept = {f"/v1/conversations{rest}" for rest in ("", "/{id}", "/{id}/items")}
+    posted = {"/api/show", *admin, *kept, *READING}
 
     assert set(BODIES) == posted
     assert set(LOAD["properties"]) == {"model", "node", "reload", *(field.name for field in UNSAID.__attrs_attrs__)}  # type: ignore[attr-defined]

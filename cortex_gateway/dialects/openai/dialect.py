@@ -28,7 +28,6 @@ NOT_HERE = {
     "batches": ONE_BY_ONE,
     "files": "send what they hold as text in a message",
     "moderations": "nobody here moderates",
-    "conversations": "name the answer before in `previous_response_id` of /v1/responses",
     "assistants": "use /v1/responses",
     "threads": "use /v1/responses",
 }

@@ -1,6 +1,6 @@
 """OpenAI's Responses over a neuron's chat: the dialect's record, and nothing of its fields."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from attrs import evolve
@@ -14,6 +14,7 @@ from cortex_gateway.dialects.dialect import (
     Earlier,
     Generation,
     GoesOn,
+    Joined,
     Keep,
     Kept,
     KeptAnswers,
@@ -24,14 +25,16 @@ from cortex_gateway.dialects.events import Error, Finish, Usage
 from cortex_gateway.dialects.failure import Failure, RefusedError
 from cortex_gateway.dialects.fields import refused
 from cortex_gateway.dialects.openai import errors
+from cortex_gateway.dialects.responses import conversations
 from cortex_gateway.dialects.responses import request as requests
+from cortex_gateway.dialects.responses.earlier import RESPONSE, answers_of
+from cortex_gateway.dialects.responses.page import page
 from cortex_gateway.dialects.responses.request import Asked, ResponsesRequest
 from cortex_gateway.dialects.responses.response import response_id, with_ids
 from cortex_gateway.dialects.responses.stream import NO_SUMMARY, ResponseEncoder
 from cortex_gateway.dialects.translation import Translation
 
 PATH = "/v1/responses"
-MOST_ITEMS, USUAL_ITEMS = 100, 20
 
 
 class ResponseAnswer(Translation):
@@ -64,11 +67,14 @@ class ResponseAnswer(Translation):
 
 
 def _decode(body: bytes) -> Decoded | GoesOn:
-    asked = requests.read(body)
-    if asked.previous is None and not asked.references:
-        return _decoded(asked, Earlier())
-    others = requests.answers_of(asked.references)
-    return GoesOn(asked.previous, others, lambda earlier: _decoded(asked, earlier))
+    return _with_earlier(requests.read(body), _decoded)
+
+
+def _with_earlier(asked: Asked, decode: Callable[[Asked, Earlier], Decoded]) -> Decoded | GoesOn:
+    if asked.alone:
+        return decode(asked, Earlier())
+    others = answers_of(asked.references)
+    return GoesOn(asked.previous, others, lambda earlier: decode(asked, earlier), asked.conversation)
 
 
 def _decoded(asked: Asked, earlier: Earlier) -> Decoded:
@@ -80,7 +86,7 @@ def _decoded(asked: Asked, earlier: Earlier) -> Decoded:
         answer=lambda identity: ResponseAnswer(ResponseEncoder(request, identity)),
         non_streaming=lambda raw, identity: _non_streaming(request, raw, identity),
         affinity=request.cache_key,
-        keep=(lambda identity: _keep(request, identity)) if asked.store else None,
+        keep=(lambda identity: _keep(request, identity)) if asked.store or asked.conversation else None,
         dropped=request.dropped,
     )
 
@@ -90,10 +96,7 @@ def _compact(body: bytes) -> Decoded | GoesOn:
     asked = requests.read(body)
     only = {"stream": False, "store": False, "background": False}
     asked = evolve(asked, top={**asked.top, **only}, items=[*asked.items, {"type": "compaction_trigger"}])
-    if asked.previous is None and not asked.references:
-        return _compacting(asked, Earlier())
-    others = requests.answers_of(asked.references)
-    return GoesOn(asked.previous, others, lambda earlier: _compacting(asked, earlier))
+    return _with_earlier(asked, _compacting)
 
 
 def _compacting(asked: Asked, earlier: Earlier) -> Decoded:
@@ -122,12 +125,16 @@ def _compacted(request: ResponsesRequest, raw: bytes, identity: AnswerId) -> Non
 
 
 def _keep(request: ResponsesRequest, identity: AnswerId) -> Keep:
+    items = with_ids(request.items, identity)
+    named = request.asked.conversation
     return Keep(
         id=response_id(identity),
         previous=request.asked.previous,
-        input=msgspec.json.encode(with_ids(request.items, identity)),
+        input=msgspec.json.encode(items),
         answer=ResponseAnswer(ResponseEncoder(request, identity)),
         background=request.asked.background,
+        by_itself=request.asked.store,
+        joined=Joined(named, lambda found, body: conversations.answered(found, items, body)) if named else None,
     )
 
 
@@ -145,8 +152,8 @@ def _non_streaming(request: ResponsesRequest, raw: bytes, identity: AnswerId) ->
 
 def _to_count(body: bytes) -> ToCount:
     asked = requests.read(body)
-    if asked.previous is not None or asked.references:
-        field = "previous_response_id" if asked.previous is not None else "input"
+    if not asked.alone:
+        field = "input" if asked.references else "conversation" if asked.conversation else "previous_response_id"
         raise refused(field, "what was said before is not counted here: send it", "unsupported_parameter")
     return ToCount(asked.model, requests.decode(asked, Earlier()).tokenize_body)
 
@@ -156,31 +163,13 @@ def _counted(count: int) -> bytes:
 
 
 def _items(chain: Sequence[Kept], query: Mapping[str, str]) -> bytes:
-    """All that the answer was made from, the newest item first unless the client asks for the other way round."""
+    """All that the answer was made from."""
     said = []
     for at, kept in enumerate(chain):
         said += msgspec.json.decode(kept.input)
         if at + 1 < len(chain):
             said += msgspec.json.decode(kept.answer)["output"]
-    if query.get("order", "desc") == "desc":
-        said.reverse()
-    if "after" in query:
-        found = next((at for at, item in enumerate(said) if item["id"] == query["after"]), None)
-        if found is None:
-            raise refused("after", f"there is no item {query['after'][:64]!r}")
-        said = said[found + 1 :]
-    page = said[: _limit(query.get("limit"))]
-    first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
-    more = len(said) > len(page)
-    return msgspec.json.encode({"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": more})
-
-
-def _limit(told: str | None) -> int:
-    if told is None:
-        return USUAL_ITEMS
-    if not (told.isascii() and told.isdigit() and 1 <= int(told[:9]) <= MOST_ITEMS):
-        raise refused("limit", f"must be a number from 1 to {MOST_ITEMS}")
-    return int(told)
+    return page(said, query)
 
 
 def _missing(identity: str) -> Failure:
@@ -207,6 +196,7 @@ RESPONSES = Dialect(
         Generation(PATH, "/v1/chat/completions", "responses", _decode),
         Generation(f"{PATH}/compact", "/v1/chat/completions", "responses", _compact),
         Count(f"{PATH}/input_tokens", _to_count, _counted),
-        KeptAnswers(PATH, items=_items, deleted=_deleted, missing=_missing, running=_running),
+        KeptAnswers(PATH, RESPONSE, items=_items, deleted=_deleted, missing=_missing, running=_running),
+        conversations.ROUTES,
     ),
 )

@@ -4,13 +4,14 @@ Fields that nobody here reads are tolerated at every level. What would change th
 does, is refused by name.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from attrs import frozen
 
-from cortex_gateway.dialects.dialect import Earlier, Kept
+from cortex_gateway.dialects.dialect import Earlier
+from cortex_gateway.dialects.failure import RefusedError
 from cortex_gateway.dialects.fields import (
     Json,
     array,
@@ -25,6 +26,14 @@ from cortex_gateway.dialects.fields import (
     refused,
     text,
 )
+from cortex_gateway.dialects.responses.earlier import (
+    CONVERSATION,
+    RESPONSE,
+    check_ended,
+    history,
+    no_conversation,
+    resolved,
+)
 from cortex_gateway.dialects.responses.items import Conversation, Message, Placed, kind_of, listed
 from cortex_gateway.dialects.responses.tools import Tools, choose
 
@@ -33,11 +42,10 @@ MOST_ALTERNATIVES, LOGPROBS = 20, "message.output_text.logprobs"
 OFF = ("none", "minimal")
 """Efforts that ask for as good as no thinking."""
 NOT_HERE = {
-    "conversation": "there are no conversations here: name the answer before this one in `previous_response_id`",
     "prompt": "there are no stored prompts here: send `input` and `instructions`",
     "moderation": "nobody here moderates",
 }
-RESPONSE, TOKENIZED = "resp_", ("messages", "tools", "chat_template_kwargs")
+TOKENIZED = ("messages", "tools", "chat_template_kwargs")
 # Responses' name -> (the neuron's name, how it is read)
 SAMPLING: dict[str, tuple[str, Callable[[object, str], Any]]] = {
     "temperature": ("temperature", number),
@@ -57,6 +65,7 @@ class Asked:
         items: its own items, references among them.
         previous: the answer that it goes on from.
         references: ids of items that are to be found in earlier answers.
+        conversation: the one that it goes on.
     """
 
     top: Json
@@ -64,6 +73,12 @@ class Asked:
     items: list[Json]
     previous: str | None
     references: tuple[str, ...]
+    conversation: str | None
+
+    @property
+    def alone(self) -> bool:
+        """It can be read without anything from before."""
+        return self.previous is None and self.conversation is None and not self.references
 
     @property
     def stream(self) -> bool:
@@ -115,7 +130,7 @@ class ResponsesRequest:
     def cache_key(self) -> str | None:
         """The conversation that the body names, if it does."""
         key = self.asked.top.get("prompt_cache_key")
-        return key[:LONGEST_KEY] if isinstance(key, str) and key else None
+        return key[:LONGEST_KEY] if isinstance(key, str) and key else self.asked.conversation
 
 
 def read(raw: bytes) -> Asked:
@@ -133,7 +148,9 @@ def read(raw: bytes) -> Asked:
     ]
     previous = top.get("previous_response_id")
     before = None if previous is None else name(previous, "previous_response_id")
-    asked = Asked(top, named, items, before, tuple(references))
+    if before is not None and not before.startswith(RESPONSE):
+        raise _not_found(before)
+    asked = Asked(top, named, items, before, tuple(references), _conversation(top))
     _check(asked)
     return asked
 
@@ -142,17 +159,18 @@ def decode(asked: Asked, earlier: Earlier) -> ResponsesRequest:
     """With the answers that it goes on from. Raises RefusedError."""
     top = asked.top
     if earlier.chain is None:
-        message = f"Previous response with id {asked.previous!r} not found."
-        raise refused("previous_response_id", message, "previous_response_not_found")
-    _check_ended(earlier.chain)
+        raise _not_found(asked.previous)
+    if asked.conversation is not None and earlier.conversation is None:
+        raise RefusedError(no_conversation(asked.conversation))
+    check_ended(earlier.chain)
     tools = Tools()
     if top.get("tools") is not None:
         tools.add(array(top["tools"], "tools"), "tools")
     conversation = Conversation(tools)
     if top.get("instructions") is not None:
         conversation.say("system", [text(top["instructions"], "instructions")])
-    conversation.add(_history(earlier))
-    items = _resolved(asked, earlier)
+    conversation.add(history(earlier))
+    items = resolved(asked.items, earlier) if asked.references else asked.items
     conversation.add(Placed(item, f"input.{at}") for at, item in enumerate(items))
     chat = {"messages": _messages(conversation)}
     choice, left = choose(top.get("tool_choice"), tools)
@@ -168,56 +186,29 @@ def decode(asked: Asked, earlier: Earlier) -> ResponsesRequest:
     return ResponsesRequest(asked, items, chat, tools, conversation.compacting, dropped)
 
 
-def answers_of(items: Sequence[str]) -> frozenset[str]:
-    """The answers of which these items are parts, by their ids as `response.item_id` makes them."""
-    return frozenset(found for item in items if (found := _answer_of(item)) is not None)
+def metadata(top: Json) -> dict[str, str]:
+    """What the client notes for itself."""
+    told = obj(top.get("metadata") or {}, "metadata")
+    return {field: text(value, f"metadata.{field[:64]}") for field, value in told.items()}
 
 
-def _answer_of(item: str) -> str | None:
-    _, _, numbered = item.partition("_")
-    return RESPONSE + numbered[:32] if len(numbered) > 32 else None
+def _not_found(previous: str | None) -> RefusedError:
+    message = f"Previous response with id {previous!r} not found."
+    return refused("previous_response_id", message, "previous_response_not_found")
 
 
-def _history(earlier: Earlier) -> list[Placed]:
-    """What was said before, oldest first; of a summary and what it sums up, only the summary."""
-    said: list[Placed] = []
-    for kept in earlier.chain or ():
-        output = msgspec.json.decode(kept.answer)["output"]
-        if any(item["type"] == "compaction" for item in output):
-            said = []
-        else:
-            items = msgspec.json.decode(kept.input)  # one that asked for a summary and got none asks no more
-            said += [Placed(item, "previous_response_id") for item in items if item.get("type") != "compaction_trigger"]
-        said += [Placed(item, "previous_response_id") for item in output]
-    return said
-
-
-def _check_ended(chain: Sequence[Kept]) -> None:
-    """Only the last one can be under way still: what goes on from one that is, is refused."""
-    if chain and msgspec.json.decode(chain[-1].answer).get("status") in ("queued", "in_progress"):
-        message = f"the answer {chain[-1].id!r} has not come to its end yet"
-        raise refused("previous_response_id", message, "previous_response_not_found")
-
-
-def _resolved(asked: Asked, earlier: Earlier) -> list[Json]:
-    """The request's items, those in place of which only an id was sent taken from earlier answers."""
-    if not asked.references:
-        return asked.items
-    known = {
-        item["id"]: item
-        for kept in (*(earlier.chain or ()), *earlier.others)
-        for item in (*msgspec.json.decode(kept.input), *msgspec.json.decode(kept.answer)["output"])
-        if isinstance(item.get("id"), str)
-    }
-    items = []
-    for at, item in enumerate(asked.items):
-        if kind_of(item, f"input.{at}") == "item_reference":
-            if item["id"] not in known:
-                message = f"Item with id {item['id'][:64]!r} not found: it was not kept, or not under this key"
-                raise refused(f"input.{at}.id", message, "item_not_found")
-            item = known[item["id"]]  # noqa: PLW2901 -- that is what the reference stands for
-        items.append(item)
-    return items
+def _conversation(top: Json) -> str | None:
+    """Its id, which may stand in an object."""
+    told = top.get("conversation")
+    if told is None:
+        return None
+    path = "conversation.id" if isinstance(told, dict) else "conversation"
+    identity = name(told.get("id") if isinstance(told, dict) else told, path)
+    if not identity.startswith(CONVERSATION):
+        raise refused(path, f"an id that begins with {CONVERSATION} is expected, found {identity[:64]!r}")
+    if top.get("previous_response_id") is not None:
+        raise refused("previous_response_id", "cannot be used together with `conversation`")
+    return identity
 
 
 def _messages(conversation: Conversation) -> list[Message]:
@@ -236,8 +227,7 @@ def _check(asked: Asked) -> None:
         text(value, f"include.{at}")
     if top.get("truncation") not in (None, "auto", "disabled"):
         raise refused("truncation", f"must be auto or disabled, found {kind(top['truncation'])}")
-    for field, value in obj(top.get("metadata") or {}, "metadata").items():
-        text(value, f"metadata.{field[:64]}")
+    metadata(top)
 
 
 def _sampling(top: Json, chat: dict[str, Any]) -> None:

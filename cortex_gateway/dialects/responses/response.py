@@ -8,7 +8,8 @@ from cortex_gateway.dialects.events import TokenLogprob, Usage
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.fields import Json
 from cortex_gateway.dialects.opaque import seal
-from cortex_gateway.dialects.responses.request import RESPONSE, ResponsesRequest
+from cortex_gateway.dialects.responses.earlier import RESPONSE
+from cortex_gateway.dialects.responses.request import ResponsesRequest
 from cortex_gateway.dialects.responses.tools import Tool
 
 Item = dict[str, Any]
@@ -55,9 +56,11 @@ def head(request: ResponsesRequest, identity: AnswerId) -> Item:
     """A Response without what comes with the answer: `status`, `output`, `usage`, `error` and `incomplete_details`."""
     top = request.asked.top
     reasoning = top.get("reasoning") or {}
+    within = {"conversation": {"id": request.asked.conversation}} if request.asked.conversation else {}
     return {
         "id": response_id(identity),
         "object": "response",
+        **within,
         "created_at": identity.created,
         "background": request.asked.background,
         "instructions": top.get("instructions"),

@@ -9,6 +9,7 @@ from cortex_gateway.dialects.dialect import AnswerId, Earlier, Kept
 from cortex_gateway.dialects.failure import Failure, RefusedError
 from cortex_gateway.dialects.opaque import seal, unseal
 from cortex_gateway.dialects.responses import request as requests
+from cortex_gateway.dialects.responses.earlier import answers_of
 from cortex_gateway.dialects.responses.items import SUMMARIZE, SUMMARY
 from cortex_gateway.dialects.responses.request import ResponsesRequest
 from cortex_gateway.dialects.responses.response import with_ids
@@ -299,7 +300,7 @@ def test_an_item_may_be_sent_by_its_id() -> None:
     earlier = Earlier(others=(kept([said], USER),))
     given = requests.read(msgspec.json.encode({"model": "m", "input": [{"id": said["id"]}]}))
 
-    assert requests.answers_of(given.references) == {f"resp_{'a' * 32}"}
+    assert answers_of(given.references) == {f"resp_{'a' * 32}"}
     for reference in ({"id": said["id"]}, {"type": "item_reference", "id": said["id"]}):
         assert chat(earlier, input=[USER, reference, USER])["messages"][1]["content"] == "yes"
     of_input = {"type": "item_reference", "id": f"msg_{'a' * 32}8000"}
@@ -322,7 +323,6 @@ def test_log_probabilities_are_asked_for_in_two_ways() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"moderation": {"model": "x"}}, "moderation"),
         ({"tool_choice": {"type": "web_search_preview"}, "tools": [FUNCTION]}, "tool_choice"),

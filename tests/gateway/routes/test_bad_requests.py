@@ -334,7 +334,6 @@ def test_every_error_has_a_place_in_the_table() -> None:
         ("POST", "/v1/batches", "one by one"),
         ("GET", "/v1/files", "as text"),
         ("POST", "/v1/moderations", "moderates"),
-        ("POST", "/v1/conversations", "previous_response_id"),
         ("POST", "/v1/messages/batches", "one by one"),
         ("GET", "/v1/messages/batches", "one by one"),
     ],
