@@ -78,6 +78,7 @@ SAMPLING: dict[str, Schema] = {
     "stop": STOP,
     "stop_token_ids": TOKENS,
     "ignore_eos": FLAG,
+    "prompt_logprobs": integer(0, 20),
     "response_format": FORMAT,
     "guided_regex": TEXT,
     "guided_choice": TEXTS,

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Event, GenerationJob, Grown
+from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Event, GenerationJob, Grown, Recited
 from neuron_jax.daemon.params_schema import SamplingParams
-from neuron_jax.daemon.wire_common import envelope, token_text, usage
+from neuron_jax.daemon.wire_common import PromptLogprobs, envelope, token_text, usage
 from neuron_jax.text.pieces import Piece, Reasoning, Text, ToolArguments, ToolEnd, ToolStart
 
 CHUNK = "chat.completion.chunk"
@@ -62,10 +62,13 @@ class ChatAnswer:
     def __init__(self, job: GenerationJob) -> None:
         self._job = job
         self._choices = [_Choice() for _ in job.submits]
+        self._prompt = PromptLogprobs(job)
 
     def feed(self, event: Event) -> None:
         """Adds one event."""
         match event:
+            case Recited(_, chosen):
+                self._prompt.add(chosen)
             case Grown(index, pieces, chosen):
                 self._choices[index].grow(pieces, chosen)
             case Ended(index, finish, stop):
@@ -84,6 +87,7 @@ class ChatAnswer:
                 for index, choice in enumerate(self._choices)
             ],
             "usage": usage(self._job),
+            **self._prompt.told(),
         }
 
 

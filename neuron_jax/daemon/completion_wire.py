@@ -4,9 +4,9 @@ import codecs
 from collections.abc import Container, Sequence
 from typing import Any
 
-from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Event, GenerationJob, Grown, Recited
+from neuron_jax.daemon.generation import Admitted, Chosen, Ended, Event, GenerationJob, Grown, Recited, fewer
 from neuron_jax.daemon.params_schema import SamplingParams
-from neuron_jax.daemon.wire_common import envelope, usage
+from neuron_jax.daemon.wire_common import PromptLogprobs, envelope, usage
 from neuron_jax.text.pieces import Piece, Text
 
 OBJECT = "text_completion"
@@ -67,12 +67,14 @@ class CompletionAnswer:
         self._job = job
         self._texts = list(job.echoes) or [""] * len(job.submits)
         self._logprobs = [_Logprobs(job, index) for index in range(len(job.submits))]
+        self._prompts = [PromptLogprobs(job) for _ in job.submits]
         self._ends: dict[int, Ended] = {}
 
     def feed(self, event: Event) -> None:
         """Adds one event."""
         match event:
             case Recited(index, chosen):
+                self._prompts[index].add(chosen)
                 self._logprobs[index].recite(chosen)
             case Grown(index, pieces, chosen):
                 self._texts[index] += text_of(pieces)
@@ -110,6 +112,7 @@ class CompletionAnswer:
             "logprobs": self._logprobs[index].take() if params.logprobs is not None else None,
             "finish_reason": self._ends[index].finish,
             "stop_reason": self._ends[index].stop,
+            **self._prompts[index].told(),
         }
 
 
@@ -131,9 +134,10 @@ class _Logprobs:
         return sum(own) / max(1, len(own))
 
     def recite(self, chosen: Sequence[Chosen]) -> None:
-        """Tokens of the prompt."""
-        self._recited += len(chosen)
-        self.add(chosen)
+        """Tokens of the prompt, where they are told beside the answer's."""
+        if self._job.recites:
+            self._recited += len(chosen)
+            self.add(fewer(tuple(chosen), self._job.alternatives))
 
     def add(self, chosen: Sequence[Chosen]) -> None:
         self._pending += chosen

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from msgspec.structs import replace
 
 from neuron_jax.daemon.admission import AdmissionQueue, Reservation
@@ -116,7 +116,9 @@ class GenerationJob:
     min_tokens: int
     prompt_tokens: int  # each different prompt once
     echoes: Sequence[str] = ()  # by choice, what is told before its answer; none = nothing
-    recites: bool = False  # the prompts' tokens are told with their log-probabilities
+    recites: bool = False  # `logprobs` has those of the prompts' tokens, too
+    alternatives: int | None = None  # to each token of an answer; None = no log-probabilities are told
+    prompt_alternatives: int | None = None  # the same of the prompts' tokens, told apart from the answer
     hidden: bool = False  # of an answer nothing is wanted: engines make one token at least
     told: int | None = None  # of so many choices after each prompt, the likeliest ones are told; None = all
     usage: Usage = field(factory=Usage)
@@ -149,6 +151,7 @@ class GrowingChoice:
         self._text = job.text.output(job.encoded[index], job.stops, job.min_tokens, f"call_{job.id}_{index}_")
         self._begins = len(job.submits[index].begins)
         self._hidden = job.hidden
+        self._alternatives = job.alternatives
         self._reasoning = 0
         self._seen = 0
 
@@ -169,7 +172,8 @@ class GrowingChoice:
         counted = delta.tokens_seen - self._seen if delta.ended else len(output.tokens)
         self._seen = delta.tokens_seen
         self._count(output, counted)
-        grown = Grown(self._index, delta.pieces, _chosen(output, min(counted, len(shown))))
+        chosen = fewer(_chosen(output, min(counted, len(shown))), self._alternatives)
+        grown = Grown(self._index, delta.pieces, chosen)
         if delta.ended:
             return [grown, self._end("stop", delta.stop)]
         if output.finish is None:
@@ -315,3 +319,12 @@ def _chosen(output: Output, count: int) -> tuple[Chosen, ...]:
     alternatives = output.alternatives or [[] for _ in output.tokens]
     rows = zip(output.tokens, output.logprobs, alternatives, strict=True)
     return tuple(Chosen(token, logprob, others) for token, logprob, others in rows)[:count]
+
+
+def fewer(chosen: tuple[Chosen, ...], most: int | None) -> tuple[Chosen, ...]:
+    """With so many alternatives at most, the likeliest; None: nothing of them is told."""
+    if most is None or not chosen:
+        return ()
+    if all(len(one.alternatives) <= most for one in chosen):
+        return chosen
+    return tuple(evolve(one, alternatives=one.alternatives[:most]) for one in chosen)

@@ -13,6 +13,7 @@ from neuron_jax.daemon.structured import Asked, read_constraint
 MAX_CHOICES = 16
 MAX_STOPS = 16
 MAX_BIAS = 300
+MAX_ALTERNATIVES = 20
 INT64 = 2**63
 MAX_TOKEN = 2**31 - 1
 MAX_TOKENS = 2**40
@@ -40,6 +41,7 @@ class SamplingParams:
     form: Asked | None = None  # what the answer must look like
     thinking_budget: int | None = None  # tokens of thoughts, after which they are closed
     hides_thoughts: bool = False  # they are counted and not told
+    prompt_logprobs: int | None = None  # alternatives per token of the prompt; None = none of them are told
 
 
 def _only(*harmless: Any) -> Callable[[Any], bool]:
@@ -58,7 +60,6 @@ UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
     "web_search_options": _never,
     "chat_template": _never,
     "documents": _only([]),
-    "prompt_logprobs": _never,
     "use_beam_search": _only(False),
     "truncate_prompt_tokens": _never,
     "include_stop_str_in_output": _only(False),
@@ -116,10 +117,24 @@ def read_params(fields: Fields, model: str, logprobs: int | None) -> SamplingPar
         n=fields.integer("n", 1, MAX_CHOICES) or 1,
         logprobs=logprobs,
         form=read_constraint(fields),
+        prompt_logprobs=fields.integer("prompt_logprobs", 0, MAX_ALTERNATIVES),
     )
+    if params.prompt_logprobs is not None:
+        if params.stream:
+            raise fields.wrong("prompt_logprobs", "absent in a stream")
+        refuse_beside_scores(fields, params.form, "prompt_logprobs asks")
     if params.max_tokens is not None and params.min_tokens > params.max_tokens:
         raise fields.wrong("min_tokens", f"at most max_tokens, which is {params.max_tokens}")
     return params
+
+
+def refuse_beside_scores(fields: Fields, form: Asked | None, who: str) -> None:
+    """What the answer alone is drawn by would hold for the prompt as well, where its log-probabilities are computed."""
+    for name in ("min_tokens", "presence_penalty", "frequency_penalty", "suffix"):
+        if fields.get(name):
+            raise fields.wrong(name, f"absent, empty or 0 where {who} for those of the prompt")
+    if form is not None:
+        raise fields.wrong(form.field, f"absent where {who} for those of the prompt")
 
 
 def read_sampling(fields: Fields) -> dict[str, float | int]:

@@ -94,7 +94,14 @@ def chat_job(request: ChatRequest, prompt: Rendered, text: ModelText, outside: O
     reading = attrs.evolve(
         encoded.reading, functions=functions, one_call=request.one_call, only_calls=bool(request.forced)
     )
-    return _job(request.params, text, [attrs.evolve(encoded, reading=reading)], outside)
+    job = _job(request.params, text, [attrs.evolve(encoded, reading=reading)], outside)
+    if request.params.prompt_logprobs is None:
+        return job
+    form = request.params.form  # calls that are bound; what the body names itself was refused with it
+    if form is not None:
+        raise invalid_body(form.field, f"{form.field}: calls are bound only where prompt_logprobs is absent.")
+    first, *others = job.submits  # all have the same prompt
+    return attrs.evolve(job, submits=[_recited(first), *others])
 
 
 def completion_job(request: CompletionRequest, text: ModelText, outside: Outside) -> GenerationJob:
@@ -115,9 +122,10 @@ def completion_job(request: CompletionRequest, text: ModelText, outside: Outside
         params = attrs.evolve(params, logprobs=0)  # by which the likeliest are found
     echoes = [_as_text(prompt, text) for prompt in request.prompts for _ in range(params.n)] if request.echo else ()
     job = _job(params, text, encoded, outside)
+    recited = request.scores or params.prompt_logprobs is not None
     return attrs.evolve(
         job,
-        submits=[_recited(one) for one in job.submits] if request.scores else job.submits,
+        submits=[_recited(one) for one in job.submits] if recited else job.submits,
         echoes=echoes,
         recites=request.scores,
         hidden=request.params.max_tokens == 0,
@@ -181,6 +189,8 @@ def _job(params: SamplingParams, text: ModelText, encoded: Sequence[Encoded], ou
         stop_token_ids=frozenset(params.stop_token_ids) - frozenset(text.description.eos_ids),
         min_tokens=params.min_tokens,
         prompt_tokens=sum(len(item.ids) for item in encoded),
+        alternatives=params.logprobs,
+        prompt_alternatives=params.prompt_logprobs,
     )
 
 
@@ -248,7 +258,7 @@ def sampling(params: SamplingParams, advice: Mapping[str, Any], seed: int) -> Sa
         **{**advice, **params.sampling},
         seed=seed if params.seed is None else params.seed,
         logit_bias=dict(params.logit_bias),
-        logprobs=params.logprobs,
+        logprobs=max((most for most in (params.logprobs, params.prompt_logprobs) if most is not None), default=None),
     )
 
 

@@ -12,6 +12,7 @@ from attrs import evolve, frozen
 from neuron_jax.daemon.chat_schema import chosen_tools, forced_functions, read_conversation, read_tools
 from neuron_jax.daemon.fields import Fields
 from neuron_jax.daemon.params_schema import (
+    MAX_ALTERNATIVES,
     MAX_CHOICES,
     MAX_TOKEN,
     UNSUPPORTED,
@@ -19,6 +20,7 @@ from neuron_jax.daemon.params_schema import (
     SamplingParams,
     read_model,
     read_params,
+    refuse_beside_scores,
     refuse_unfit,
 )
 from neuron_jax.daemon.problems import invalid_body
@@ -26,7 +28,6 @@ from neuron_jax.daemon.thinking import read_budget, read_hidden
 from neuron_jax.text.prompt import Chat
 
 MAX_PROMPTS = 128
-MAX_ALTERNATIVES = 20
 
 
 @frozen
@@ -63,7 +64,7 @@ class CompletionRequest:
 
     @property
     def scores(self) -> bool:
-        """Whether the prompts' tokens are told with their log-probabilities."""
+        """Whether `logprobs` has those of the prompts' tokens, too."""
         return self.echo and self.params.logprobs is not None
 
 
@@ -94,8 +95,11 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
     refuse_unfit(fields, UNSUPPORTED_IN_CHAT)
     chat = read_conversation(fields, chosen_tools)
     params = read_params(fields, model, _chat_logprobs(fields))
+    budget = read_budget(fields)
+    if budget is not None and params.prompt_logprobs is not None:
+        raise fields.wrong("prompt_logprobs", "absent where there is a budget of thoughts")
     return ChatRequest(
-        params=evolve(params, thinking_budget=read_budget(fields), hides_thoughts=read_hidden(fields)),
+        params=evolve(params, thinking_budget=budget, hides_thoughts=read_hidden(fields)),
         chat=chat,
         one_call=not fields.flag("parallel_tool_calls", absent=True) or isinstance(fields.get("tool_choice"), dict),
         forced=forced_functions(fields, chat.tools or ()),
@@ -125,15 +129,9 @@ def _suffix(fields: Fields, prompts: Sequence[str | list[int]]) -> str:
 
 
 def _echo(fields: Fields, params: SamplingParams) -> bool:
-    """What the answer alone is drawn by would hold for the prompt as well, where its log-probabilities are computed."""
     echo = fields.flag("echo")
-    if not echo or params.logprobs is None:
-        return echo
-    for name in ("min_tokens", "presence_penalty", "frequency_penalty", "suffix"):
-        if fields.get(name):
-            raise fields.wrong(name, "absent, empty or 0 where echo and logprobs ask for those of the prompt")
-    if params.form is not None:
-        raise fields.wrong(params.form.field, "absent where echo and logprobs ask for those of the prompt")
+    if echo and params.logprobs is not None:
+        refuse_beside_scores(fields, params.form, "echo and logprobs ask")
     return echo
 
 

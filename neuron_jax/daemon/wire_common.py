@@ -1,10 +1,11 @@
 """What chat and completions answers have in common: usage, SSE framing, token texts; pure."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from neuron_jax.daemon.generation import GenerationJob
+from neuron_jax.daemon.generation import Chosen, GenerationJob, fewer
 from neuron_jax.daemon.params_schema import SamplingParams
 from neuron_jax.daemon.problems import Problem
 
@@ -79,3 +80,29 @@ def envelope(job: GenerationJob, params: SamplingParams, kind: str, choices: lis
 def token_text(job: GenerationJob, token: int) -> str:
     """A token as a string; bytes that are no UTF-8 show as U+FFFD."""
     return job.text.tokenizer.piece(token).decode("utf-8", "replace")
+
+
+class PromptLogprobs:
+    """`prompt_logprobs` of one prompt, as vLLM has it (vllm/entrypoints/openai/protocol.py): for each token of the prompt but
+    the first one, of which nothing is known, an object by token ids. A rank is told of those that are among the likeliest."""
+
+    def __init__(self, job: GenerationJob) -> None:
+        self._job = job
+        self._wanted = job.prompt_alternatives is not None
+        self._rows: list[dict[str, Any] | None] = [None]
+
+    def add(self, chosen: Sequence[Chosen]) -> None:
+        """The prompt's next tokens."""
+        self._rows += map(self._row, fewer(tuple(chosen), self._job.prompt_alternatives))
+
+    def told(self) -> dict[str, Any]:
+        """The field, where it was asked for."""
+        return {"prompt_logprobs": self._rows} if self._wanted else {}
+
+    def _row(self, row: Chosen) -> dict[str, Any]:
+        ranks = {other.token: rank for rank, other in enumerate(row.alternatives, 1)}
+        known = {row.token: row.logprob} | {other.token: other.logprob for other in row.alternatives}
+        return {
+            str(token): {"logprob": value, "rank": ranks.get(token), "decoded_token": token_text(self._job, token)}
+            for token, value in known.items()
+        }

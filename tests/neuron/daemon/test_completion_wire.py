@@ -6,14 +6,16 @@ from typing import Literal
 import attrs
 import pytest
 
-from neuron_jax.daemon.chat_wire import ChatStream
+from neuron_jax.daemon.chat_wire import ChatAnswer, ChatStream
 from neuron_jax.daemon.completion_wire import CompletionAnswer, CompletionStream
 from neuron_jax.daemon.generation import Admitted, Chosen, Ended, GenerationJob, GrowingChoice, Grown
 from neuron_jax.daemon.model_text import read_text
-from neuron_jax.daemon.prepare import Outside, completion_job
-from neuron_jax.daemon.schema import CompletionRequest, read_completion
+from neuron_jax.daemon.prepare import Outside, chat_job, completion_job, with_bound_calls
+from neuron_jax.daemon.problems import Problem
+from neuron_jax.daemon.schema import CompletionRequest, read_chat, read_completion
 from neuron_jax.daemon.wire_common import HEARTBEAT_LINE, Beats, sse
 from neuron_jax.text.pieces import Text
+from neuron_jax.text.prompt import Rendered
 from neuron_jax.workers.frames import Alternative, Output
 from tests.fakes.tiny_model import USER, write_tiny_model
 from tests.fakes.vocabularies import sentence_piece
@@ -129,6 +131,63 @@ def test_a_prompt_s_log_probabilities_come_before_the_answer_s(tmp_path: Path, o
     assert "".join(part["text"] for part in parts) == "abcde"
     for name, values in told["logprobs"].items():
         assert [value for part in parts if part["logprobs"] for value in part["logprobs"][name]] == values
+
+
+@pytest.mark.parametrize("outputs", CUTS)
+@pytest.mark.parametrize("asked", [{}, {"logprobs": 0}, {"logprobs": 0, "echo": True}, {"n": 2}])
+def test_a_prompt_s_log_probabilities_are_told_apart(
+    tmp_path: Path, outputs: list[Output], asked: dict[str, object]
+) -> None:
+    """`prompt_logprobs`, in vLLM's shape and with as many alternatives as it asks for, whatever is told of the answer."""
+    job, request = recital(tmp_path, **{"echo": False, "logprobs": None, "prompt_logprobs": 1, **asked})
+    whole = CompletionAnswer(job)
+    for at in range(len(job.submits)):
+        choice = GrowingChoice(job, at)
+        for event in (event for output in outputs for event in choice.feed(output)):
+            whole.feed(event)
+
+    for told in whole.body(request.params)["choices"]:
+        assert told["prompt_logprobs"] == [
+            None,
+            {
+                "98": {"logprob": -0.5, "rank": None, "decoded_token": "b"},
+                "120": {"logprob": -0.25, "rank": 1, "decoded_token": "x"},
+            },
+            {
+                "99": {"logprob": told["prompt_logprobs"][2]["99"]["logprob"], "rank": None, "decoded_token": "c"},
+                "120": {"logprob": -0.25, "rank": 1, "decoded_token": "x"},
+            },
+        ]
+        assert told["text"] == ("abcde" if asked.get("echo") else "de")
+        assert (told["logprobs"] and "".join(told["logprobs"]["tokens"])) == (
+            told["text"] if "logprobs" in asked else None
+        )
+    assert all(submit.sampling.logprobs == 1 for submit in job.submits)
+
+
+def test_calls_are_not_bound_behind_a_prompt_that_is_told(tmp_path: Path) -> None:
+    """What binds them would bind the prompt; the field is named."""
+    text = read_text(write_tiny_model(tmp_path))
+    tool = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {"type": "object"}}}
+    body = {"model": "m", "messages": [{"role": "user", "content": "a"}], "prompt_logprobs": 0, "tools": [tool]}
+    request = with_bound_calls(read_chat(body), text)
+
+    with pytest.raises(Problem, match=r"tools: .*prompt_logprobs"):
+        chat_job(request, Rendered("abc"), text, Outside("x", 7, 1, 100))
+
+
+def test_a_chat_s_prompt_is_told_once(tmp_path: Path) -> None:
+    """At the answer's top, by the first of its choices; the others compute it as ever."""
+    text = read_text(write_tiny_model(tmp_path))
+    request = read_chat({"model": "m", "messages": [{"role": "user", "content": "a"}], "prompt_logprobs": 0, "n": 2})
+    job = chat_job(request, Rendered("abc"), text, Outside("x", 7, 1, 100))
+    answer = ChatAnswer(job)
+    for index, output in ((0, made("bcd", "stop")), (1, made("e", "stop"))):
+        for event in GrowingChoice(job, index).feed(output):
+            answer.feed(event)
+
+    assert [len(submit.begins) for submit in job.submits] == [2, 0]
+    assert [list(row or ()) for row in answer.body(request.params)["prompt_logprobs"]] == [[], ["98"], ["99"]]
 
 
 @pytest.mark.parametrize(("prompt", "outputs"), [("abc", [made("bcd", "length")]), ("a", [made("d", "stop")])])
