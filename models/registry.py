@@ -37,6 +37,8 @@ FAMILIES = [
     "models.granite",
     "models.granitemoe",
     "models.granitemoehybrid",
+    "models.hunyuan_v1_dense",
+    "models.hunyuan_v1_moe",
     "models.lfm2",
     "models.lfm2_moe",
     "models.nemotron_h",

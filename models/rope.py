@@ -13,7 +13,7 @@ from models.config import Keys, is_positive
 MOST_WIDTH = 4096
 """Of a head; no model's is a tenth of it."""
 Frequencies = npt.NDArray[np.float32]
-LONG, PROPORTIONAL = "longrope", "proportional"
+LONG, PROPORTIONAL, DYNAMIC = "longrope", "proportional", "dynamic"
 _LISTS = {"factors": "factors", LONG: "short_factor"}
 """Where a kind has a divisor for each frequency."""
 _NEEDS: dict[str, tuple[str, ...]] = {
@@ -23,6 +23,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "factors": ("factors",),
     "yarn": ("factor", "original_max_position_embeddings"),
     PROPORTIONAL: (),
+    DYNAMIC: ("alpha",),
     LONG: ("short_factor", "factor", "original_max_position_embeddings"),
 }
 _MAY: dict[str, tuple[str, ...]] = {
@@ -164,9 +165,13 @@ def scaling_type(scaling: Mapping[str, Any]) -> str:
 
 
 def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> Frequencies:
-    """[H/2] radians per position. `factors` divides each frequency by its own number, as GGUF files store it."""
-    base = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    """[H/2] radians per position. `factors` divides each frequency by its own number, as GGUF files store it. "dynamic" is
+    served with an `alpha`, as Hunyuan's checkpoints say it: then it depends on no length, and stretches theta once for all.
+    """
     kind = scaling_type(scaling)
+    if kind == DYNAMIC:
+        theta *= scaling["alpha"] ** (head_dim / (head_dim - 2))
+    base = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if kind == "linear":
         base = base / scaling["factor"]
     elif kind == "llama3":

@@ -57,7 +57,7 @@ class Attention(nnx.Module):
         self.out = make("attention.out", mixed, embed, bias=c.out_bias, fine=True)
         self.sinks = parameter((*groups, (width, None)), jnp.float32) if layer.sinks else None
         self.scale = size**-0.5 if c.scale is None else c.scale
-        self.layer = layer
+        self.layer, self.turned_norms = layer, c.turned_norms
 
     def __call__(
         self, x: jax.Array, turn: Turn, sharper: Sharper, mixer: Mixer[CacheT], cache: CacheT
@@ -82,6 +82,10 @@ class Attention(nnx.Module):
         q, k, v = jnp.split(qkv, [width, width + 1], axis=2)
         return jnp.concatenate([self.q_norm(q, live), self.k_norm(k, live), v], axis=2)
 
+    def _turned(self, qkv: jax.Array, turn: tuple[jax.Array, jax.Array]) -> jax.Array:
+        both, v = jnp.split(qkv, [self.layer.group + 1], axis=2)
+        return jnp.concatenate([rotate(both, turn), v], axis=2)
+
     def _sharpened(self, qkv: jax.Array, sharper: jax.Array) -> jax.Array:
         q, others = jnp.split(qkv, [self.layer.group], axis=2)
         return jnp.concatenate([q * sharper[:, None, None, None].astype(q.dtype), others], axis=2)
@@ -91,6 +95,8 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, CacheT]:
         """qkv [T, K, G + 2, H] -> [T, K, G, H]."""
         sinks, norms = None if self.sinks is None else self.sinks[...], self._norms
+        if self.turned_norms and turn is not None:  # kernels norm first: so they are given what has turned
+            qkv, turn = self._turned(qkv, turn), None
         if sharper is not None or isinstance(self.q_norm, HeadsNorm):
             qkv, norms = self._normed(qkv, mixer.live), None
         if sharper is not None:  # after the norms, which would undo it
@@ -98,8 +104,8 @@ class Attention(nnx.Module):
         if mixer.rotates:
             return mixer.attend_rotated(self.layer, qkv, turn, cache, scale=self.scale, norms=norms, sinks=sinks)
         qkv, width = qkv if norms is None else self._normed(qkv, mixer.live), self.layer.group
-        turned = qkv[:, :, : width + 1] if turn is None else rotate(qkv[:, :, : width + 1], turn)
-        q, k, v = turned[:, :, :width] * self.scale, turned[:, :, width], qkv[:, :, width + 1]
+        qkv = qkv if turn is None else self._turned(qkv, turn)
+        q, k, v = qkv[:, :, :width] * self.scale, qkv[:, :, width], qkv[:, :, width + 1]
         return mixer.attend(self.layer, q, k, v, cache, sinks=sinks)
 
 

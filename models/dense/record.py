@@ -246,9 +246,9 @@ class Dense:
 
     A norm stands before attention and MLP (`pre_norms`), behind them (`post_norms`), or both. Norms multiply by
     `norm_offset` + w; where they are `centred`, the mean is taken from the stream first. In `parallel` attention and MLP
-    both begin with the same stream. `qk_norm` norms each head's query and key before they turn, or those of all
-    `heads_together`. With an `output_gate` each query comes with a gate, and what it gathers is multiplied by
-    sigmoid(gate). Queries are multiplied by `scale`, None: H^-1/2, and far ones by what `sharpening` says; embeddings by
+    both begin with the same stream. `qk_norm` norms each head's query and key before they turn, with `turned_norms` after
+    it, or those of all `heads_together`. With an `output_gate` each query comes with a gate, and what it gathers is multiplied
+    by sigmoid(gate). Queries are multiplied by `scale`, None: H^-1/2, and far ones by what `sharpening` says; embeddings by
     `embedding_scale`, logits by `logit_scale`; these become cap * tanh(logits / cap) with a `logit_cap`. `tied`: the
     embeddings are the head as well.
     `per_layer`: every layer is given embeddings of its own, behind its MLP. `scalars`: behind each layer the stream is
@@ -278,6 +278,7 @@ class Dense:
     qk_norm: bool = False
     output_gate: bool = False
     heads_together: bool = False
+    turned_norms: bool = False
     scale: float | None = None
     sharpening: Sharpening | None = None
     embedding_scale: float = 1.0

@@ -54,6 +54,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.25,
         "logits_scaling": 2.0,
     },
+    "hunyuan-moe": BASE
+    | {
+        "architectures": ["HunYuanMoEV1ForCausalLM"],
+        "head_dim": 32,
+        "intermediate_size": 32,
+        "num_experts": 5,
+        "moe_topk": [2] * 3,
+        "moe_intermediate_size": [32] * 3,
+        "num_shared_expert": [2] * 3,
+    },
     "minimax-m2": BASE
     | _SMALL
     | {
@@ -100,6 +110,7 @@ METADATA: dict[str, dict[str, str]] = {
         "residual_scale": "residual_multiplier",
         "logit_scale": "logits_scaling",
     },
+    "hunyuan-moe": WIDTHS | {"expert_count": "num_experts"},
     "minimax-m2": WIDTHS
     | _USED
     | {"expert_count": "num_local_experts", "expert_feed_forward_length": "intermediate_size"},
@@ -115,6 +126,13 @@ METADATA: dict[str, dict[str, str]] = {
 }
 MORE: dict[str, dict[str, Any]] = {
     "ernie4_5-moe": {"leading_dense_block_count": 1, "interleave_moe_layer_step": 1},
+    "hunyuan-moe": {
+        "expert_used_count": 2,
+        "expert_shared_count": 2,
+        "expert_feed_forward_length": 32,
+        "expert_shared_feed_forward_length": 64,
+        "rope.scaling.type": "none",
+    },
     "minimax-m2": {"rope.dimension_count": 16},
     "gpt-oss": {"rope.scaling.original_context_length": 32},
     "glm4moe": {
@@ -132,6 +150,7 @@ _TENSORS = {
     "mlp.experts.up_proj": "ffn_up_exps",
     "mlp.experts.down_proj": "ffn_down_exps",
 }
+HUNYUAN_NORMS = {"self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
 _BEHIND = {"post_attention_layernorm": "post_attention_norm"}
 TENSORS: dict[str, dict[str, str]] = {
     "ernie4_5-moe": _TENSORS
@@ -154,6 +173,14 @@ TENSORS: dict[str, dict[str, str]] = {
         "block_sparse_moe.experts.w1": "ffn_gate_exps",
         "block_sparse_moe.experts.w3": "ffn_up_exps",
         "block_sparse_moe.experts.w2": "ffn_down_exps",
+    },
+    "hunyuan-moe": _TENSORS
+    | HUNYUAN_NORMS
+    | {
+        "mlp.gate.wg": "ffn_gate_inp",
+        "mlp.shared_mlp.gate_proj": "ffn_gate_shexp",
+        "mlp.shared_mlp.up_proj": "ffn_up_shexp",
+        "mlp.shared_mlp.down_proj": "ffn_down_shexp",
     },
     "minimax-m2": {
         "block_sparse_moe.gate": "ffn_gate_inp",

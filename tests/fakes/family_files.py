@@ -150,6 +150,11 @@ CONFIGS["exaone4"] = _BASE | {
 }
 CONFIGS["ernie4_5"] = _BASE | {"architectures": ["Ernie4_5ForCausalLM"], "rope_theta": 5000.0, "head_dim": 32}
 CONFIGS["seed_oss"] = _BASE | {"architectures": ["SeedOssForCausalLM"], "rope_theta": 5000.0, "head_dim": 32}
+CONFIGS["hunyuan-dense"] = _BASE | {
+    "architectures": ["HunYuanDenseV1ForCausalLM"],
+    "rope_theta": 5000.0,
+    "head_dim": 32,
+}
 CONFIGS |= expert_files.CONFIGS | hybrid_files.CONFIGS
 """By the name that GGUF files give them, of widths that Q8_0 can have."""
 
@@ -190,6 +195,7 @@ METADATA: dict[str, dict[str, str]] = {
     "exaone4": _METADATA | {"attention.sliding_window": "sliding_window"},
     "ernie4_5": _METADATA | _WIDTHS,
     "seed_oss": _METADATA | _WIDTHS,
+    "hunyuan-dense": _METADATA | _WIDTHS,
     "olmo2": _METADATA | {"attention.sliding_window": "sliding_window"},
     "gemma4": _METADATA
     | {
@@ -307,6 +313,7 @@ TENSORS: dict[str, dict[str, str]] = {
     | {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"},
     "ernie4_5": _TENSORS,
     "seed_oss": _TENSORS | {"post_attention_layernorm": "post_attention_norm"},
+    "hunyuan-dense": _TENSORS | expert_files.HUNYUAN_NORMS,
     "olmo2": _TENSORS
     | _HEAD_NORMS
     | {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"},
@@ -344,7 +351,7 @@ TENSORS: dict[str, dict[str, str]] = {
     }
     | expert_files.TENSORS["glm4moe"]
     | {"post_attention_layernorm": "ffn_norm"},
-    **{family: _TENSORS | _HEAD_NORMS | more for family, more in expert_files.TENSORS.items()},
+    **{family: more | _TENSORS | _HEAD_NORMS | more for family, more in expert_files.TENSORS.items()},
     **{family: more | _TENSORS | _HEAD_NORMS | more for family, more in hybrid_files.TENSORS.items()},
 }
 TENSORS["gemma2"] = TENSORS["gemma3"]

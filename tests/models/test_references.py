@@ -715,6 +715,32 @@ MINIMAX_M2: dict[str, dict[str, Any]] = {
         "intermediate_size": 19,
     },
 }
+HUNYUAN_V1_DENSE: dict[str, dict[str, Any]] = {
+    "hunyuan_v1_dense": _QWEN
+    | {
+        "architectures": ["HunYuanDenseV1ForCausalLM"],
+        "head_dim": 12,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 500.0, "alpha": 50.0, "factor": 1.0},
+    },
+    "hunyuan_v1_dense, biases": _QWEN
+    | {
+        "architectures": ["HunYuanDenseV1ForCausalLM"],
+        "head_dim": 16,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+    },
+}
+_HUNYUAN_MOE = _QWEN | {"architectures": ["HunYuanMoEV1ForCausalLM"], "head_dim": 12, "intermediate_size": 19}
+HUNYUAN_V1_MOE: dict[str, dict[str, Any]] = {
+    "hunyuan_v1_moe": _HUNYUAN_MOE
+    | {
+        "num_experts": 7,
+        "moe_topk": [3, 3],
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 500.0, "alpha": 50.0, "factor": 1.0},
+    },
+    "hunyuan_v1_moe, biases": _HUNYUAN_MOE
+    | {"num_experts": 4, "moe_topk": 1, "attention_bias": True, "tie_word_embeddings": True},
+}
 FAMILIES = {
     "exaone4": EXAONE4,
     "ernie4_5": ERNIE4_5,
@@ -738,6 +764,8 @@ FAMILIES = {
     "granite": GRANITE,
     "granite_hybrid": GRANITE_HYBRID,
     "granite_moe": GRANITE_MOE,
+    "hunyuan_v1_dense": HUNYUAN_V1_DENSE,
+    "hunyuan_v1_moe": HUNYUAN_V1_MOE,
     "lfm2": LFM2,
     "lfm2_moe": LFM2_MOE,
     "nemotron_h": NEMOTRON_H,

@@ -38,9 +38,10 @@ NEW_IN_THE_ENGINE = {
     "qwen3next",
     "nemotron_h_moe",
     "cohere2",
+    "hunyuan-dense",
 }
 """Norms of heads, windows, soft caps, heads that turn in part, experts, latents, layers that share keys and values, layers
-of one thing: what the others have, these have as well."""
+of one thing, norms behind turning: what the others have, these have as well."""
 
 
 def tensors_of(family: str) -> dict[str, np.ndarray]:
