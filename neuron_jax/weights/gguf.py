@@ -5,8 +5,10 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import mmap
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -234,10 +236,20 @@ def _header(path: Path, part: int, data: mmap.mmap) -> tuple[dict[str, Any], dic
     tensors = {name: GgufTensor(name, shape, kind, part, start + offset) for name, shape, kind, offset in listed}
     misfits = [row for tensor in tensors.values() for row in _tensor_misfits(tensor, len(data))]
     if len(tensors) < len(listed):
-        misfits.append(f"{len(listed) - len(tensors)} tensors named twice")
-    if misfits:
+        misfits.append(f"tensors are named twice: {', '.join(_twice(name for name, *_ in listed))}")
+    if misfits := misfits or _overlaps(tensors.values()):
         raise bad_checkpoint(path, misfits)
     return metadata, tensors
+
+
+def _twice(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def _overlaps(tensors: Iterable[GgufTensor]) -> list[str]:
+    """Tensors that begin within another: one of the two has bytes that are not its own."""
+    spans = sorted((one.offset, one.offset + one.nbytes, one.name) for one in tensors if one.nbytes)
+    return [f"{name} begins within {before}" for (_, end, before), (begin, _, name) in pairwise(spans) if begin < end]
 
 
 def _metadata(cursor: _Cursor) -> tuple[int, dict[str, Any]]:
@@ -253,6 +265,8 @@ def _metadata(cursor: _Cursor) -> tuple[int, dict[str, Any]]:
     metadata = {}
     for _ in range(pairs):
         key = cursor.string()
+        if key in metadata:
+            raise _MalformedError(f"{key} is there twice")
         metadata[key] = cursor.value(cursor.scalar(4))
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:

@@ -9,6 +9,7 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -167,7 +168,7 @@ def _scan_file(path: Path, stack: ExitStack) -> dict[str, _Stored]:
     size = os.fstat(file.fileno()).st_size
     start, header = _header(path, file, size)
     misfits = [row for name, entry in header.items() for row in _misfits(name, entry, size - start)]
-    if misfits:
+    if misfits := misfits or _overlaps(header):
         raise bad_checkpoint(path, misfits)
     return {
         name: _Stored(
@@ -190,13 +191,28 @@ def _header(path: Path, file: BinaryIO, size: int) -> tuple[int, dict[str, _Entr
     if start > size:
         raise bad_checkpoint(path, [f"cut short: the header ends at byte {start} of {size}"])
     try:
-        table = json.loads(read_bytes(file, _LENGTH.size, length))
+        table = json.loads(read_bytes(file, _LENGTH.size, length), object_pairs_hook=_once)
         weights = {
             name: entry for name, entry in table.items() if name != "__metadata__" and not _BUFFER.fullmatch(name)
         }
         return start, msgspec.convert(weights, dict[str, _Entry])
     except (ValueError, AttributeError, RecursionError) as error:
         raise bad_checkpoint(path, [f"not a safetensors header: {error}"]) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python's reader would take the last of two entries of one name without a word. Raises ValueError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice")
+    return found
+
+
+def _overlaps(header: Mapping[str, _Entry]) -> list[str]:
+    """Tensors that begin within another, which the format forbids: one of the two has bytes that are not its own."""
+    spans = sorted((*entry.data_offsets, name) for name, entry in header.items() if prod(entry.shape))
+    return [f"{name} begins within {before}" for (_, end, before), (begin, _, name) in pairwise(spans) if begin < end]
 
 
 def _misfits(name: str, entry: _Entry, available: int) -> list[str]:

@@ -245,6 +245,21 @@ def test_a_damaged_header_is_told(tmp_path: Path, patch: tuple[int, bytes], mess
     assert message in misfits(path)[0]
 
 
+def test_what_is_there_twice_is_told(tmp_path: Path) -> None:
+    """Keys, names of tensors, and bytes: whichever of the two were taken could be the wrong one."""
+    path = written(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"tokenizer.ggml.bos_", b"tokenizer.ggml.eos_"))
+    assert misfits(path) == ["not a usable GGUF file: tokenizer.ggml.eos_token_id is there twice"]
+
+    path.write_bytes(whole.replace(b"blk.0.attn_q.weight", b"blk.0.attn_k.weight"))
+    assert misfits(path) == ["tensors are named twice: blk.0.attn_k.weight"]
+
+    offset = whole.index(b"output_norm.weight") + len("output_norm.weight") + 4 + 8 + 4
+    path.write_bytes(whole[:offset] + struct.pack("<Q", 32) + whole[offset + 8 :])
+    assert misfits(path) == ["output_norm.weight begins within token_embd.weight"]
+
+
 WORDS = [*(key.removeprefix("llama.") for key in GGUF_LLAMA if key.startswith("llama.")), "rope.dimension_count"]
 
 

@@ -132,6 +132,17 @@ def test_a_damaged_table_is_told(tmp_path: Path, entry: dict[str, Any], message:
     assert message in misfits(path)[0]
 
 
+@pytest.mark.parametrize(("other", "begin", "message"), [("y", 8, "y begins within x"), ("x", 16, "x is there twice")])
+def test_tensors_that_share_a_place_or_a_name_are_told(tmp_path: Path, other: str, begin: int, message: str) -> None:
+    """One of the two would have the other's weights."""
+    path = folder(tmp_path)
+    first, second = ({"dtype": "F32", "shape": [4], "data_offsets": [at, at + 16]} for at in (0, begin))
+    head = f'{{"x": {json.dumps(first)}, "{other}": {json.dumps(second)}}}'.encode()
+    (path / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + b"\0" * 32)
+
+    assert message in misfits(path)[0]
+
+
 @pytest.mark.parametrize("config", [None, "{", "[]"])
 def test_a_config_that_is_none_is_told(tmp_path: Path, config: str | None) -> None:
     """No config.json, broken JSON, JSON that is no object."""
