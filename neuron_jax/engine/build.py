@@ -20,7 +20,7 @@ from models.native import library
 from models.native.scratch import recurrent_bytes, scratch_bytes
 from models.registry import build
 from models.sharding import make_mesh, replicated
-from models.spec import Model, RecurrentLayer, Transform
+from models.spec import Model, RecurrentLayer
 from models.storage import Storage
 from neuron_jax.engine import native_sampler, products, sampler
 from neuron_jax.engine.attention import storing
@@ -93,25 +93,13 @@ class Design:
         return evolve(self, model=model)
 
 
-def design(
-    config: Any,
-    spec: EngineSpec,
-    *,
-    limit: int,
-    storage: Mapping[str, Storage] | None = None,
-    adapters: Sequence[Pairs] = (),
-    transform: Transform | None = None,
-) -> Design:
+def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, Storage] | None = None) -> Design:
     """What an engine of `spec` for a checkpoint's `config` will look like, in `limit` bytes on each device.
 
-    `storage` says what the checkpoint's tensors are stored as; `adapters` and `transform` are those of the spec. Raises
-    models.errors.ModelError for a config that no family serves, and adapters that do not fit; DoesNotFitError with the
-    memory table.
+    `storage` says what the checkpoint's tensors are stored as. Raises models.errors.ModelError for a config that no family
+    serves; DoesNotFitError with the memory table.
     """
-    model = model_of(config, spec, storage)
-    if transform is not None:
-        model = model.transformed(transform)
-    return design_of(model, spec, limit=limit, adapters=adapters)
+    return design_of(model_of(config, spec, storage), spec, limit=limit)
 
 
 def model_of(config: Any, spec: EngineSpec, storage: Mapping[str, Storage] | None = None) -> Model:
@@ -125,7 +113,8 @@ def _dtype(spec: EngineSpec) -> Any:
 
 
 def design_of(model: Model, spec: EngineSpec, *, limit: int, adapters: Sequence[Pairs] = ()) -> Design:
-    """What an engine of `spec` for `model` will look like. Raises as `design` does."""
+    """What an engine of `spec` for `model` will look like; `adapters` are those of the spec. Raises as `design` does, and
+    ModelError for adapters that do not fit."""
     not_native = refuses_native(spec)
     quant, reason = choose_quant(spec, not_native)
     kv, kv_reason = choose_kv(spec.kv_dtype, spec.platform)

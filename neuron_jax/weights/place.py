@@ -49,6 +49,13 @@ def load_params(model: Model | Embedder, checkpoint: Checkpoint, mesh: Mesh, rep
     return params
 
 
+def check(model: Model | Embedder, checkpoint: Checkpoint) -> None:
+    """Whether a checkpoint's tensors are those of `model`, before anything is planned for it. Raises WeightsError as
+    `checked` does; the parameters of a converted one are looked at when they are read."""
+    if not isinstance(checkpoint, ConvertedCheckpoint):
+        checked(model, checkpoint)
+
+
 def _assembled(rules: Sequence[mapping.Rule], sizes: Sequence[int], checkpoint: Checkpoint) -> Iterator[Leaves]:
     """The leaves of each rule, in order. Of those that nobody took yet there are AT_ONCE at most, and no more bytes than
     the largest has."""

@@ -72,7 +72,6 @@ def start(spec: EngineSpec, tell: Tell) -> StartedEmbedder:
     import jax
 
     from models.sharding import make_mesh
-    from neuron_jax.engine.embedding.build import design
     from neuron_jax.engine.embedding.runner import EmbedRunner, compile_all
     from neuron_jax.weights.checkpoint import open_checkpoint
     from neuron_jax.weights.place import load_params
@@ -80,7 +79,7 @@ def start(spec: EngineSpec, tell: Tell) -> StartedEmbedder:
     found = devices(spec)
     mesh = make_mesh(found)
     with open_checkpoint(Path(spec.path)) as checkpoint:
-        made = design(checkpoint.config, spec, limit=memory_limit(spec), storage=checkpoint.storage)
+        made = designed(spec, checkpoint)
         params = load_params(made.model, checkpoint, mesh, lambda *step: tell(Progress(*step)))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
     programs = compile_all(
@@ -89,6 +88,16 @@ def start(spec: EngineSpec, tell: Tell) -> StartedEmbedder:
     give_back()
     seconds = time.monotonic() - began
     return StartedEmbedder(EmbedRunner(params, programs), made, _ready(spec, made, found, seconds))
+
+
+def designed(spec: EngineSpec, checkpoint: Any) -> Any:
+    """What `workers.start.designed` does, for a model of whole texts."""
+    from neuron_jax.engine.embedding.build import design_of, model_of
+    from neuron_jax.weights.place import check
+
+    model = model_of(checkpoint.config, spec, checkpoint.storage)
+    check(model, checkpoint)
+    return design_of(model, spec, limit=memory_limit(spec))
 
 
 def _ready(spec: EngineSpec, made: Any, found: list[Any], seconds: float) -> Ready:

@@ -69,26 +69,32 @@ def prepare(spec: EngineSpec, join: Join = lambda: None) -> Iterator[Prepared]:
     require(spec.platform)
     configure(spec)
     join()
-    from neuron_jax.engine.build import design
     from neuron_jax.weights.checkpoint import open_checkpoint
-    from neuron_jax.weights.peft import read_adapter
 
     found = devices(spec)
     there = time.monotonic()
     checkpoint = open_checkpoint(Path(spec.path))
     try:
-        limit = memory_limit(spec)
-        made = design(
-            checkpoint.config,
-            as_converted(spec, checkpoint),
-            limit=limit,
-            storage=checkpoint.storage,
-            adapters=[read_adapter(Path(folder)) for folder in spec.adapters],
-            transform=read_transform(spec),
-        )
+        made = designed(spec, checkpoint)
         yield Prepared(checkpoint, found, made, {"jax": there - began, "plan": time.monotonic() - there})
     finally:
         checkpoint.close()
+
+
+def designed(spec: EngineSpec, checkpoint: Any) -> Any:
+    """The design of an engine for a checkpoint. Its tensors are looked at first: where a config says more than its files
+    have, that is what is wrong, and not that so much does not fit."""
+    from neuron_jax.engine.build import design_of, model_of
+    from neuron_jax.weights.peft import read_adapter
+    from neuron_jax.weights.place import check
+
+    wanted = as_converted(spec, checkpoint)
+    model = model_of(checkpoint.config, wanted, checkpoint.storage)
+    check(model, checkpoint)
+    if (transform := read_transform(spec)) is not None:
+        model = model.transformed(transform)
+    adapters = [read_adapter(Path(folder)) for folder in spec.adapters]
+    return design_of(model, wanted, limit=memory_limit(spec), adapters=adapters)
 
 
 def read_transform(spec: EngineSpec) -> Any:

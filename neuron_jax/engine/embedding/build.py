@@ -48,7 +48,11 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
 
     Raises models.errors.ModelError for what the model does not do, DoesNotFitError with the memory table.
     """
-    dtype = jnp.float32 if spec.platform == "cpu" else jnp.bfloat16
+    return design_of(model_of(config, spec, storage), spec, limit=limit)
+
+
+def model_of(config: Any, spec: EngineSpec, storage: Mapping[str, Storage] | None = None) -> Embedder:
+    """The model that an engine of `spec` computes with. Raises models.errors.ModelError."""
     misfits = ["deterministic: sums of whole texts depend on the size of a call"] if spec.deterministic else []
     if spec.kv_dtype != "auto":
         misfits.append(f"kv_dtype {spec.kv_dtype!r}: a model of whole texts keeps nothing of them")
@@ -59,7 +63,18 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
     if misfits:
         raise ModelError("a model that embeds texts cannot be loaded so", misfits)
     quant = "none" if spec.quant == "auto" else spec.quant
-    model = build_embedder(config, tensor_parallel=spec.tensor_parallel, quant=quant, dtype=dtype, storage=storage)
+    return build_embedder(
+        config, tensor_parallel=spec.tensor_parallel, quant=quant, dtype=_dtype(spec), storage=storage
+    )
+
+
+def _dtype(spec: EngineSpec) -> Any:
+    """What is computed in."""
+    return jnp.float32 if spec.platform == "cpu" else jnp.bfloat16
+
+
+def design_of(model: Embedder, spec: EngineSpec, *, limit: int) -> EmbedDesign:
+    """What an engine of `spec` for `model` will look like. Raises DoesNotFitError."""
     longest = min(spec.max_context or MOST_CONTEXT, model.max_positions)
     sizes = declare(longest, spec.chunk_tokens or STEP_TOKENS[spec.platform])
     rows: tuple[MemoryRow, ...] = (
@@ -72,7 +87,7 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
     if total > limit:
         more = -(-(total - limit) // MIB)
         raise DoesNotFitError(rows, f"{more} MiB more would do, or a smaller max_context")
-    return EmbedDesign(model, dtype, longest, sizes, rows)
+    return EmbedDesign(model, _dtype(spec), longest, sizes, rows)
 
 
 def _step(model: Embedder, size: CallSize) -> int:
