@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from models import mapping
 from models.errors import ModelError
+from models.registry import read
 from models.sharding import named_sharding
 from models.spec import Embedder, Model, Params
 from models.storage import Array
@@ -54,6 +55,16 @@ def check(model: Model | Embedder, checkpoint: Checkpoint) -> None:
     `checked` does; the parameters of a converted one are looked at when they are read."""
     if not isinstance(checkpoint, ConvertedCheckpoint):
         checked(model, checkpoint)
+
+
+def check_layers(checkpoint: Checkpoint) -> None:
+    """Whether a checkpoint can have so many layers as its config says: thousands would take minutes to be laid out, only to
+    find that all of them are missing. Raises WeightsError."""
+    layers, tensors = len(read(checkpoint.config).layers), len(checkpoint.tensors)
+    if layers > tensors:
+        raise bad_checkpoint(
+            checkpoint.path, [f"its config has {layers} layers, and its files {tensors} tensors in all"]
+        )
 
 
 def _assembled(rules: Sequence[mapping.Rule], sizes: Sequence[int], checkpoint: Checkpoint) -> Iterator[Leaves]:

@@ -86,8 +86,9 @@ def designed(spec: EngineSpec, checkpoint: Any) -> Any:
     have, that is what is wrong, and not that so much does not fit."""
     from neuron_jax.engine.build import design_of, model_of
     from neuron_jax.weights.peft import read_adapter
-    from neuron_jax.weights.place import check
+    from neuron_jax.weights.place import check, check_layers
 
+    check_layers(checkpoint)
     wanted = as_converted(spec, checkpoint)
     model = model_of(checkpoint.config, wanted, checkpoint.storage)
     check(model, checkpoint)

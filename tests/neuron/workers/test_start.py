@@ -20,6 +20,18 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[..., Any]]] = {
 }
 
 
+def test_more_layers_than_tensors_are_told_before_they_are_laid_out(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, num_hidden_layers=1)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4096}))
+
+    with (
+        open_checkpoint(folder) as checkpoint,
+        pytest.raises(WeightsError, match="has 4096 layers, and its files 11 tensors"),
+    ):
+        start.designed(EngineSpec("m", str(folder), memory_mb=500), checkpoint)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_absurd_counts_are_told_of_the_tensors_and_not_of_the_memory(tmp_path: Path, kind: str) -> None:
     """A vocabulary of a billion tokens: the table is told, not that 400 GiB do not fit."""
