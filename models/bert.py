@@ -9,10 +9,9 @@ models of both. https://arxiv.org/abs/1810.04805, https://arxiv.org/abs/1911.021
 from typing import Any
 
 from models.config import MOST_LAYERS, Keys, architectures
-from models.encoder.family import FIRST, SCORES, encoder_family, labels, pooling_of, scores
+from models.encoder.family import FIRST, SCORES, encoder_family, labels, pooling_of, ranking, scores
 from models.encoder.record import Classifier, Encoder, Kind, Layer
 from models.gguf import GgufTable
-from models.pooling import MODULES
 from models.spec import Config
 
 BERT, ROBERTA = "Bert", "XLMRoberta"
@@ -33,9 +32,13 @@ def read(config: Config) -> Encoder:
     keys = Keys(config, name)
     hidden, heads = keys.size("hidden_size"), keys.size("num_attention_heads")
     positions = keys.size("max_position_embeddings")
-    first = 0 if kind == BERT else keys.size("pad_token_id", 1, least=0) + 1
+    first = 0 if kind == BERT else keys.size("pad_token_id", 1, least=-1) + 1
     keys.choice("position_embedding_type", {"absolute": None}, "absolute")
     classifier = Classifier(labels(keys)) if ranks else None
+    if config.get(_GGUF_HEAD) and not config[_GGUF_DENSE]:
+        keys.refuse(
+            "of its head only cls.output is there: of a BERT that ranks llama.cpp's converter leaves out the rest"
+        )
     layer = Layer()
     found = Encoder(
         architecture=name,
@@ -91,22 +94,22 @@ def names(config: Config) -> dict[str, str]:
     """What its checkpoint calls the tensors: of a model that scores, under the name of what is below its head."""
     if not scores(config):
         return _BASE
+    if config.get(_GGUF_HEAD):
+        return {**_BASE, "head.dense": "cls", "head.scores": "cls.output"}
     kind = _kind(config)
     prefix = "bert." if kind == BERT else "roberta."
     return {what: prefix + stem for what, stem in _BASE.items()} | _HEADS[kind]
 
 
-_GGUF_POOLINGS = {1: "mean", 2: "cls", 3: "lasttoken", 4: "rank"}
-"""As llama.cpp numbers them; the last is that of rerankers, which are read from safetensors alone."""
+_GGUF_HEAD, _GGUF_DENSE = "has cls.output", "has cls"
+"""Keys of a config that was made of a GGUF file: it ranks, and the head's tensors have the file's names."""
 
 
 def _finish(config: dict[str, Any]) -> dict[str, Any]:
-    """The file has no modules: its pooling is a number, and llama.cpp gives vectors at length 1. The positions are those of
-    tokens, without what an XLM-RoBERTa has before them."""
-    kind = config.pop("pooling_type", 1)
-    pooling = {"type": "Pooling", "config": {"pooling_mode": _GGUF_POOLINGS.get(kind, f"number {kind}")}}
-    modules = [{"type": "Transformer"}, pooling, {"type": "Normalize"}]
-    return config | {"architectures": ["BertModel"], MODULES: modules}
+    """The positions are those of tokens, without what an XLM-RoBERTa has before them."""
+    if not config[_GGUF_HEAD]:
+        return config | {"architectures": [BERT + "Model"]}
+    return ranking(config) | {"architectures": [ROBERTA + SCORES], "pad_token_id": -1}
 
 
 _GGUF_LAYER = "blk.{}."
@@ -134,7 +137,9 @@ GGUF = GgufTable(
         "attention.head_count": "num_attention_heads",
         "attention.layer_norm_epsilon": "layer_norm_eps",
     },
-    other={"pooling_type": "pooling_type"},
+    other={"classifier.output_labels": "output_labels"},
+    flags={_GGUF_HEAD: "cls.output.weight", _GGUF_DENSE: "cls.weight"},
+    pooling=1,
     refused={"attention.causal": "only one in which all tokens see each other is read"},
     finish=_finish,
 )

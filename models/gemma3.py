@@ -8,12 +8,14 @@ ways. https://arxiv.org/abs/2509.20354.
 
 from typing import Any
 
+from attrs import evolve
+
 from models.config import MOST_LAYERS, Keys
 from models.dense.family import checked, dense_family
 from models.dense.names import GGUF_KEYS, QK_NORMS, SANDWICH_NORMS, USUAL, gguf_tensors
 from models.dense.record import ACTIVATIONS, FULL, SLIDING, Dense, Layer
 from models.gguf import GgufTable
-from models.pooling import has_pooling
+from models.pooling import MODULES, has_pooling
 from models.rope import Rotary, read_rotary
 from models.spec import Config
 
@@ -109,4 +111,34 @@ GGUF = GgufTable(
     finish=_finish,
 )
 
-FAMILY = dense_family(architectures=(NAME, EMBEDS), model_types=("gemma3_text",), read=read, names=NAMES, gguf=GGUF)
+_MAPS = ("2_Dense", "3_Dense")
+"""EmbeddingGemma's maps behind the mean, by their folders, where a file has them: dense_2 and dense_3 there."""
+
+
+def _finish_embedding(config: dict[str, Any]) -> dict[str, Any]:
+    """The file's window is the whole one, of which half lies on either side."""
+    first, *others = config[MODULES]
+    maps = [_map(config, name) for name in _MAPS if f"{name} inputs" in config]
+    modules = [first, *others[:1], *maps, *others[1:]]
+    return _finish(config) | {"use_bidirectional_attention": True, "architectures": [EMBEDS], MODULES: modules}
+
+
+def _map(config: dict[str, Any], name: str) -> dict[str, Any]:
+    sizes = {"in_features": config[f"{name} inputs"], "out_features": config.get(f"{name} outputs")}
+    return {"type": "Dense", "path": name, "config": {**sizes, "bias": False, "activation_function": "Identity"}}
+
+
+GGUF_EMBEDDING = evolve(
+    GGUF,
+    architecture="gemma-embedding",
+    tensors=dict(GGUF.tensors) | {"dense_2": "2_Dense.linear", "dense_3": "3_Dense.linear"},
+    optional=dict(GGUF.optional)
+    | {f"dense_{name[0]}_feat_{end}": f"{name} {end}puts" for name in _MAPS for end in ("in", "out")},
+    pooling=1,
+    finish=_finish_embedding,
+)
+
+FAMILY = evolve(
+    dense_family(architectures=(NAME, EMBEDS), model_types=("gemma3_text",), read=read, names=NAMES),
+    gguf=(GGUF, GGUF_EMBEDDING),
+)

@@ -50,7 +50,8 @@ class GgufTable:
     `neighbours`: the tensors whose rows are in llama.cpp's order for rotary pairs, by their stems in `tensors`, and the key
     of config.json with the number of their heads. `plus_one`: stems of tensors that the file stores as 1 + w. `changed`: by
     their whole names, with `{}` for the number of a layer, what else the file has otherwise.
-    `refused`: metadata that have to be absent or zero, and what a file with them is. `finish` makes the config whole.
+    `refused`: metadata that have to be absent or zero, and what a file with them is. `pooling`: the `pooling_type` that is
+    meant where a file has none, if its model reads whole texts. `finish` makes the config whole.
     """
 
     architecture: str
@@ -63,4 +64,5 @@ class GgufTable:
     plus_one: tuple[str, ...] = ()
     changed: Mapping[str, Changed] = field(factory=dict)
     refused: Mapping[str, str] = field(factory=dict)
+    pooling: int | None = None
     finish: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged

@@ -38,6 +38,13 @@ class DenseLayer:
     activation: Literal["identity", "tanh"] = "tanh"
 
 
+_OF_GGUF = {0: None, 1: "mean", 2: "cls", 3: "lasttoken"}
+"""`pooling_type` as llama.cpp numbers it; 4 is that of rerankers. https://github.com/ggml-org/llama.cpp/blob/master/include/llama.h"""
+_RANK = 4
+_VERDICT = "rank"
+VERDICT = "cls.output"
+"""Of a GGUF file of a decoder that scores: the rows of the head for "yes" and for "no", which is all that it has of it."""
+
 _ACTIVATIONS: Mapping[str, Literal["identity", "tanh"]] = {"Identity": "identity", "Tanh": "tanh"}
 _TRAINED = (128, 256, 512)
 """To how many values the vectors of EmbeddingGemma may be cut, which its config does not say. https://arxiv.org/abs/2509.20354"""
@@ -62,14 +69,31 @@ class LogitScore:
     false: int | None = None
 
 
+def modules_of_gguf(kind: Any, dense: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """For a config, what a `pooling_type` of a GGUF file and maps behind it are in sentence-transformers' words. Vectors have
+    length 1, as llama.cpp gives them. Empty of a model that generates."""
+    if kind == _RANK:
+        return {MODULES: [{"type": "Transformer"}, {"type": _VERDICT}]}
+    pooling = _OF_GGUF.get(kind, f"number {kind}") if type(kind) is int else f"{kind!r}"
+    if pooling is None:
+        return {}
+    middle = [{"type": "Pooling", "config": {"pooling_mode": pooling}}, *dense]
+    return {MODULES: [{"type": "Transformer"}, *middle, {"type": "Normalize"}]}
+
+
+def scores_by_rows(config: Mapping[str, Any]) -> bool:
+    """Whether a config is of a decoder whose verdict is in `VERDICT`, as llama.cpp's converter makes of Qwen3-Reranker."""
+    return any(_type_of(module) == _VERDICT for module in _modules(config))
+
+
 def scores_by_logits(config: Mapping[str, Any]) -> bool:
     """Whether a config was saved as that of a decoder whose next token is the score of a pair, as Qwen3-Reranker is."""
-    return any(_type_of(module) == "LogitScore" for module in _modules(config))
+    return scores_by_rows(config) or any(_type_of(module) == "LogitScore" for module in _modules(config))
 
 
 def read_logit_score(config: Mapping[str, Any], vocab_size: int) -> LogitScore | None:
-    """What a config that `scores_by_logits` takes for "yes" and "no"; None of any other. Raises ModelError."""
-    if not scores_by_logits(config):
+    """What a config that `scores_by_logits` takes for "yes" and "no"; None where it names no tokens. Raises ModelError."""
+    if not scores_by_logits(config) or scores_by_rows(config):
         return None
     modules = _modules(config)
     types = [_type_of(module) for module in modules]

@@ -7,7 +7,14 @@ from typing import Any, cast
 from models.config import architectures
 from models.errors import ModelError
 from models.gguf import GgufTable
-from models.pooling import has_pooling, read_logit_score, read_pooling, scores_by_logits, sees_both_ways
+from models.pooling import (
+    has_pooling,
+    read_logit_score,
+    read_pooling,
+    scores_by_logits,
+    scores_by_rows,
+    sees_both_ways,
+)
 from models.spec import Config, Embedder, Family, Model, Outline, Purpose
 
 FAMILIES = [
@@ -48,6 +55,7 @@ FAMILIES = [
     "models.smollm3",
     "models.bert",
     "models.modernbert",
+    "models.nomic_bert",
 ]
 """Modules with a `FAMILY`."""
 
@@ -78,7 +86,7 @@ def family_of(config: Config) -> Family:
 def read(config: Config) -> Outline:
     """What a model of this config would be. Raises ModelError with every misfit."""
     outline = family_of(config).read(config)
-    if read_logit_score(config, outline.vocab_size) is None:
+    if read_logit_score(config, outline.vocab_size) is None and not scores_by_rows(config):
         read_pooling(config)
     return outline
 
@@ -107,14 +115,18 @@ def build_embedder(config: Config, **choices: object) -> Embedder:
     """The same of a config whose `purpose` is to embed or to score. Raises ModelError with every misfit."""
     family = family_of(config)
     decodes = family.purpose(config) == "generate"
-    if decodes and not scores_by_logits(config):  # nobody asks for logits, and checkpoints of embedders have no head
+    if decodes and (
+        scores_by_rows(config) or not scores_by_logits(config)
+    ):  # nobody asks for logits, and checkpoints of embedders have no head
         config = {**config, "tie_word_embeddings": True}
     built = family.build(config, **choices)  # type: ignore[arg-type]  # the family says what is wrong
     if not decodes:
         return cast(Embedder, built)
-    from models.encoder.decoder import embedding_decoder, scoring_decoder  # brings JAX
+    from models.encoder.decoder import embedding_decoder, scoring_decoder, verdict_decoder  # brings JAX
 
     model = cast(Model, built)
+    if scores_by_rows(config):
+        return verdict_decoder(model, config["hidden_size"])
     score = read_logit_score(config, model.vocab_size)
     if score is not None:
         return scoring_decoder(model, score)
@@ -123,13 +135,11 @@ def build_embedder(config: Config, **choices: object) -> Embedder:
     return embedding_decoder(model, read_pooling(config), width, stored, causal=not sees_both_ways(config))
 
 
-def gguf_embeds(architecture: str | None) -> bool:
-    """Whether files of this `general.architecture` are of models of whole texts."""
-    return any(
-        table.architecture == architecture and family.purpose({}) != "generate"
-        for family in families()
-        for table in family.gguf
-    )
+def gguf_embeds(architecture: str | None, pooling: object) -> bool:
+    """Whether a file of this `general.architecture` that has this `pooling_type`, or None, is of a model of whole texts."""
+    table = gguf_tables().get(architecture or "")
+    usual = None if table is None else table.pooling
+    return bool(usual if pooling is None else pooling)
 
 
 def gguf_tables() -> dict[str, GgufTable]:

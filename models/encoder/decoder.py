@@ -20,7 +20,7 @@ from models.encoder.rules import map_rules
 from models.encoder.texts import Texts, attend, normalized, pool
 from models.errors import ModelError
 from models.mapping import Ignore, Rule
-from models.pooling import DenseLayer, LogitScore, Pooling
+from models.pooling import VERDICT, DenseLayer, LogitScore, Pooling
 from models.spec import LayerSpec, Model, PagedLayer, Params, ParamSpec
 
 _PREFIX = "model."
@@ -162,6 +162,19 @@ def scoring_decoder(model: Model, score: LogitScore) -> DecoderEmbedder:
         return found.reshape(-1, 1)[:count]
 
     return DecoderEmbedder(model, finish, _heads(model), 1, model.rules)
+
+
+def verdict_decoder(model: Model, width: int) -> DecoderEmbedder:
+    """`model`, which is `width` wide, as one that gives a text how much likelier "yes" is than "no", by two rows of a head that
+    the checkpoint has alone. Raises ModelError as `embedding_decoder` does."""
+    rows = DenseLayer(VERDICT, width, 2, bias=False, activation="identity")
+
+    def finish(params: Params, hidden: jax.Array, texts: Texts) -> jax.Array:
+        logits = _mapped(rows, params["dense"][0], hidden[texts.last].astype(jnp.float32))
+        return logits[:, :1] - logits[:, 1:]
+
+    added = map_rules("dense.0", (rows.name,), rows.outputs, rows.inputs, _WIDE, bias=False)
+    return DecoderEmbedder(model, finish, _heads(model), 1, (*model.rules, *added), dense=(rows,))
 
 
 def _heads(model: Model) -> int:

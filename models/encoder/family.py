@@ -7,7 +7,7 @@ from models.config import Keys, architectures
 from models.encoder.record import Encoder
 from models.errors import ModelError
 from models.gguf import GgufTable
-from models.pooling import Pooling, read_pooling
+from models.pooling import MODULES, Pooling, read_pooling
 from models.spec import Config, Embedder, Family
 
 SCORES = "ForSequenceClassification"
@@ -40,6 +40,13 @@ def labels(keys: Keys) -> int:
     if found != 1:
         keys.refuse(f"it tells {found} labels apart; only models that give one score can rank")
     return found
+
+
+def ranking(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a GGUF file that has a head: no pooling of its own, and as many scores as it names, else one."""
+    labels = config.get("output_labels")
+    count = len(labels) if isinstance(labels, list) else 1
+    return {key: value for key, value in config.items() if key != MODULES} | {"num_labels": count}
 
 
 def encoder_family(

@@ -4,7 +4,8 @@ A table of names says for each of these what it is called in the family's checkp
 `.bias` come, with `{}` for the number of a layer:
 
     tokens, positions, types, embedding_norm                      norm                head.dense, head.norm, head.scores
-    attention_norm, mlp_norm, q, k, v or qkv, out, up, down       (of each layer)
+    attention_norm, mlp_norm, q, k, v or qkv, out, up, down       (of each layer; `up` has the gate's rows first, or there is
+                                                                   a `gate`)
 """
 
 from collections.abc import Mapping
@@ -71,8 +72,10 @@ def _attention(c: Encoder, names: Names, dtype: Any) -> list[Rule]:
 
 def _mlp(c: Encoder, names: Names, dtype: Any) -> list[Rule]:
     d, f = c.hidden_size, c.intermediate_size
+    apart = "gate" in names
+    stems = (names["gate"], names["up"]) if apart else (names["up"],)
     return [
-        *map_rules("layers.{}.up", (names["up"],), 2 * f if c.gated else f, d, dtype, bias=c.mlp_bias),
+        *map_rules("layers.{}.up", stems, 2 * f if c.gated and not apart else f, d, dtype, bias=c.mlp_bias),
         *map_rules("layers.{}.down", (names["down"],), d, f, dtype, bias=c.mlp_bias),
     ]
 

@@ -17,7 +17,7 @@ from neuron_jax.text.errors import TemplateError, TextError, TooManyTokensError
 from neuron_jax.text.fill import fill_tokens
 from neuron_jax.text.generic_tools import in_words
 from neuron_jax.text.output import OutputText, Reading
-from neuron_jax.text.pair import PairPrompt, chat_of, pair_prompt, places_for
+from neuron_jax.text.pair import WORDS, PairPrompt, chat_of, pair_prompt, places_for
 from neuron_jax.text.prompt import Chat, ChatFormat, Rendered
 from neuron_jax.text.reasoning import CLOSE, OPEN
 from neuron_jax.text.spelling import USUAL_CHARS
@@ -146,6 +146,8 @@ class ModelText:
 
     async def render_pair(self, render: Render) -> PairPrompt:
         """What a decoder that scores is asked of a pair. Raises Problem where its template has no place for one."""
+        if self.description.pair is not None:
+            return self._asked(self.description.pair, WORDS)
         if self.template is None:
             raise Problem(
                 422, "template_render_failed", "This model has no chat template to ask it with.", param="model"
@@ -154,7 +156,13 @@ class ModelText:
         places = places_for(source, instruction)
         try:
             found = await render(self.chat_format, chat_of(places, instruction), _ANY)
-            return pair_prompt(found.plain, places, self.chat_format.names)
+        except TemplateError as error:
+            raise Problem(422, "template_render_failed", str(error), param="model") from error
+        return self._asked(found.plain, places)
+
+    def _asked(self, text: str, places: tuple[str, str]) -> PairPrompt:
+        try:
+            return pair_prompt(text, places, tuple(sorted(self.tokenizer.special_tokens)))
         except TemplateError as error:
             raise Problem(422, "template_render_failed", str(error), param="model") from error
 

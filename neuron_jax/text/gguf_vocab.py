@@ -229,15 +229,21 @@ def ranked_merges(ranks: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _finish(vocab: GgufVocab, tokenizer: Tokenizer, *, add_bos: bool = False, add_eos: bool = False) -> Tokenizer:
     tokenizer.add_special_tokens([_added(token) for token in vocab.of_type(UNKNOWN, CONTROL)])
     tokenizer.add_tokens([_added(token) for token in vocab.of_type(USER_DEFINED)])
-    begin, end = vocab.named("bos") or vocab.named("cls"), vocab.named("eos")
+    begin, end, between = vocab.named("bos") or vocab.named("cls"), vocab.named("eos"), vocab.named("seperator")
     if vocab.kind == "bert":
-        end = vocab.named("seperator") or end  # the key's own spelling
+        end, between = between or end, None  # the key's own spelling
     first = begin if vocab.flag("add_bos_token", default=add_bos) else None
-    last = end if vocab.flag("add_eos_token", default=add_eos) else None
-    around = [(token, tokenizer.token_to_id(token)) for token in (first, last) if token is not None]
+    last = (end or between) if vocab.flag("add_eos_token", default=add_eos) else None
+    middle = between if vocab.flag("add_sep_token", default=vocab.kind == "t5") else None
+    around = {token: tokenizer.token_to_id(token) for token in (first, last, middle) if token is not None}
     if around:
-        single = [*([first] if first else []), "$A", *([last] if last else [])]
-        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=around)
+        single = [token for token in (first, "$A", last) if token is not None]
+        second = [f"{token}:1" if vocab.kind == "bert" else token for token in ("$B", last) if token is not None]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=single,
+            pair=[*single, *([middle] if middle else []), *second],
+            special_tokens=list(around.items()),
+        )
     return tokenizer
 
 

@@ -14,6 +14,8 @@ from neuron_jax.text.prompt import Chat, Rendered, names_pattern
 from neuron_jax.text.template import unused_character
 
 ROLES = ("query", "document")
+WORDS = ("{query}", "{document}")
+"""Where the texts come in the prompt of a GGUF file, which is no template of Jinja's."""
 
 
 @frozen
@@ -28,7 +30,7 @@ class PairPrompt:
         """The prompt of a pair."""
         mark = unused_character([self.text, query, document])
         said = dict(zip(self.places, (self._plain(text, mark) for text in (query, document)), strict=True))
-        text = re.sub("|".join(self.places), lambda found: said[found[0]], self.text)
+        text = re.sub("|".join(map(re.escape, self.places)), lambda found: said[found[0]], self.text)
         return Rendered(text, mark if mark in text else "")
 
     def _plain(self, text: str, mark: str) -> str:

@@ -21,6 +21,7 @@ from neuron_jax.weights.safetensors import read_json
 from neuron_jax.weights.spec import Checkpoint
 
 _TOKENIZER = "tokenizer.ggml."
+_PAIR = "tokenizer.chat_template.rerank"
 _MOST = 2**31
 GENERATION_CONFIG = "generation_config.json"
 GGUF_TOKENIZER = "tokenizer-gguf.json"
@@ -48,7 +49,7 @@ class TokenizerSource:
 class ModelDescription:
     """A model without its tensors. `config` in config.json's terms; `outline` is what its family reads of it, and `purpose`
     what it is for; `generation_config` is the authors' advice, `instruction` what a decoder that scores is told of its
-    task.
+    task, or `pair` the whole text that asks it, with `{query}` and `{document}` in it.
     """
 
     config: Mapping[str, Any]
@@ -62,6 +63,7 @@ class ModelDescription:
     weight_bytes: int
     purpose: Purpose = "generate"
     instruction: str | None = None
+    pair: str | None = None
 
     @property
     def context_length(self) -> int:
@@ -108,6 +110,7 @@ def _of_gguf(path: Path, checkpoint: GgufCheckpoint) -> ModelDescription:
         chat_template=header.get("tokenizer.chat_template"),
         advice=advice,
         ends=[advice.get("eos_token_id"), *ends],
+        pair=header.get(_PAIR),
     )
 
 
@@ -152,11 +155,14 @@ def _description(
     advice: Mapping[str, Any],
     ends: list[Any],
     instruction: str | None = None,
+    pair: Any = None,
 ) -> ModelDescription:
     config = checkpoint.config
     outline, wrong = _outline(config)
     if chat_template is not None and not isinstance(chat_template, str):
         wrong.append(f"the chat template is {chat_template!r}, must be text")
+    if pair is not None and not isinstance(pair, str):
+        wrong.append(f"{_PAIR} is {pair!r}, must be text")
     wrong += [
         f"eos_token_id is {value!r}, must be a token or a list of tokens" for value in ends if not _names_ids(value)
     ]
@@ -174,6 +180,7 @@ def _description(
         weight_bytes=sum(info.nbytes for info in checkpoint.tensors.values()),
         purpose=purpose(config),
         instruction=instruction,
+        pair=pair,
     )
 
 

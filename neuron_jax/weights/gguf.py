@@ -7,7 +7,7 @@ import mmap
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -27,7 +27,7 @@ _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _MAX_DIMENSIONS = 4
 _STRING, _ARRAY = 8, 9
-_BEGINNING = 1 << 16
+_BEGINNING = 1 << 18
 _MAX_VALUES = 1 << 24
 """Of one array in the header. The largest vocabularies known have some 300,000 tokens, and some more merges."""
 _MAX_DEPTH = 8
@@ -127,21 +127,20 @@ class GgufTensor:
         return prod(self.shape) // self.format.weights * self.format.size
 
 
-def first_architecture(path: Path) -> str | None:
-    """`general.architecture` of a file that has it near its beginning, as all that are known have; no vocabulary is read."""
+def first_values(path: Path) -> tuple[str | None, Any]:
+    """`general.architecture` and its `pooling_type`, None for what is not there. All files that are known have them before the
+    vocabulary, which is not read."""
+    found: dict[str, Any] = {}
     with path.open("rb") as file:
         cursor = _Cursor(file.read(_BEGINNING))
-    try:
-        if cursor.take(len(_MAGIC)) != _MAGIC:
-            return None
-        _, _, count = cursor.scalar(4), cursor.scalar(10), cursor.scalar(10)
-        for _ in range(count):
-            key, value = cursor.string(), cursor.value(cursor.scalar(4))
-            if key == "general.architecture":
-                return value if isinstance(value, str) else None
-    except (_TruncatedError, _MalformedError):
-        pass  # what is wrong with it is told when it is opened
-    return None
+    # What is wrong with it is told when it is opened.
+    with suppress(_TruncatedError, _MalformedError):
+        magic, _, _, count = cursor.take(len(_MAGIC)), cursor.scalar(4), cursor.scalar(10), cursor.scalar(10)
+        for _ in range(count if magic == _MAGIC else 0):
+            key = cursor.string()
+            found[key] = cursor.value(cursor.scalar(4))
+    architecture = found.get("general.architecture")
+    return (architecture if isinstance(architecture, str) else None), found.get(f"{architecture}.pooling_type")
 
 
 class GgufFile:

@@ -13,6 +13,7 @@ import numpy as np
 
 from models.config import is_positive
 from models.gguf import Changed, GgufTable, Order
+from models.pooling import modules_of_gguf
 from models.registry import gguf_tables
 from models.storage import FLOAT32, Array, Blocks, Storage
 from neuron_jax.weights.errors import bad_checkpoint
@@ -194,8 +195,10 @@ def _config(path: Path, file: GgufFile, table: GgufTable) -> dict[str, Any]:
     if (kinds := file.metadata.get("tokenizer.ggml.token_type_count")) is not None:
         said["type_vocab_size"] = kinds
     flags = {key: tensor in file.tensors for key, tensor in table.flags.items()}
+    pooled = modules_of_gguf(header.get("pooling_type", table.pooling or 0))
     return table.finish(
         {
+            **pooled,
             "vocab_size": file.tensors[_EMBEDDINGS].shape[0],
             "tie_word_embeddings": _HEAD not in file.tensors,
             "rope_scaling": _rope_scaling(file, header),

@@ -53,11 +53,11 @@ def reads_whole_texts(spec: EngineSpec) -> bool:
     """Whether the model of a spec is one for this module, rather than one that generates."""
     from models.registry import gguf_embeds, purpose
     from neuron_jax.weights.checkpoint import open_checkpoint
-    from neuron_jax.weights.gguf import first_architecture
+    from neuron_jax.weights.gguf import first_values
 
     path = Path(spec.path)
     if path.is_file():  # GGUF, whose whole header takes long to read
-        return gguf_embeds(first_architecture(path))
+        return gguf_embeds(*first_values(path))
     with open_checkpoint(path) as checkpoint:
         return purpose(checkpoint.config) != "generate"
 

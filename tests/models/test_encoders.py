@@ -24,6 +24,7 @@ from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.embed import reads_whole_texts
 from neuron_jax.workers.frames import EngineSpec
 from tests.fakes import quick
+from tests.fakes.encoder_files import write_encoder_gguf
 from tests.fakes.tiny_bert import write_tiny_bert, write_tiny_gguf
 from tests.fakes.weight_files import random_tensors, write_safetensors
 
@@ -92,6 +93,14 @@ CASES: dict[str, dict[str, Any]] = {
         "mlp_bias": True,
         "classifier_bias": True,
         "classifier_pooling": "mean",
+    },
+    "nomic": _BASE
+    | {
+        "architectures": ["NomicBertModel"],
+        "model_type": "nomic_bert",
+        "layer_norm_eps": 1e-5,
+        "rope_theta": 500.0,
+        "type_vocab_size": 2,
     },
     "qwen3 that scores": {
         "architectures": ["Qwen3ForCausalLM"],
@@ -327,12 +336,99 @@ def test_a_bert_of_a_gguf_file_is_that_of_its_folder(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-6)
 
 
-def test_a_gguf_file_of_a_reranker_is_refused_by_name(tmp_path: Path) -> None:
-    """Its head has no place among the names of BERT."""
-    write_tiny_gguf(tmp_path / "bert.gguf", write_tiny_bert(tmp_path / "bert"), pooling=4)
+def from_file(path: Path) -> np.ndarray:
+    """What `embedded` gives, of a GGUF file."""
+    assert reads_whole_texts(EngineSpec("m", str(path)))
+    with open_checkpoint(path) as checkpoint:
+        read(checkpoint.config)
+        model = build_embedder(checkpoint.config, dtype=jnp.float32, storage=checkpoint.storage)
+        rules = mapping.check(model.rules, {name: info.shape for name, info in checkpoint.tensors.items()})
+        params = mapping.load(rules, {name: checkpoint.stored(name) for name in checkpoint.tensors})
+        call = call_of(TEXTS, CallSize(2, 40), SECOND)
+        found = np.asarray(quick.jit(model.embed)(params, packed(call)))
+    return found[np.argsort([text.index for text in call.texts])]
 
-    with pytest.raises(WeightsError, match="the pooling is rank"):
+
+RANK = 4
+"""The `pooling_type` of rerankers."""
+FILES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "xlm-roberta that scores": (
+        "xlm-roberta that scores",
+        "bert",
+        {"layer_norm_eps": 1e-12},
+        {"attention__causal": False, "classifier__output_labels": ["LABEL_0"]},
+    ),
+    "modernbert, by the first token": (
+        "modernbert",
+        "modern-bert",
+        {"norm_eps": 1e-5, "global_attn_every_n_layers": 3, "local_rope_theta": 500.0},
+        {"pooling_type": 2, "attention__causal": False},
+    ),
+    "modernbert that scores, by silu": (
+        "modernbert with biases, that scores by the mean",
+        "modern-bert",
+        {"norm_eps": 1e-5, "hidden_activation": "silu"},
+        {"pooling_type": RANK, "classifier__pooling_type": 1},
+    ),
+    "nomic": ("nomic", "nomic-bert", {}, {"pooling_type": 1}),
+    "gemma3 that sees both ways, with maps": (
+        "gemma3 that sees both ways, with maps",
+        "gemma-embedding",
+        {
+            "rms_norm_eps": 1e-6,
+            "num_hidden_layers": 3,
+            "layer_types": None,
+            "sliding_window_pattern": 2,
+            MODULES: [
+                {"type": "Transformer"},
+                {"type": "Pooling", "config": {"pooling_mode_mean_tokens": True}},
+                _dense("2_Dense", 36, 51, "Identity", bias=False),
+                _dense("3_Dense", 51, 36, "Identity", bias=False),
+                {"type": "Normalize"},
+            ],
+        },
+        {"dense_2_feat_in": 36, "dense_2_feat_out": 51, "dense_3_feat_in": 51, "dense_3_feat_out": 36},
+    ),
+    "qwen3 by its last token": (
+        "qwen3 that scores",
+        "qwen3",
+        {"rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+        {"pooling_type": 3},
+    ),
+    "qwen3 that scores": ("qwen3 that scores", "qwen3", {"rms_norm_eps": 1e-6}, {"pooling_type": RANK}),
+}
+"""Of each case, by name: which, the architecture of the file, and what the config and the file's header have besides."""
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_gguf_file_embeds_and_scores_as_its_folder(tmp_path: Path, name: str) -> None:
+    """Under llama.cpp's names, with its pooling, at length 1. Of Qwen3-Reranker's head the file has two rows."""
+    case, architecture, changes, more = FILES[name]
+    config = {key: value for key, value in (CASES[case] | changes).items() if value is not None}
+    if "by its last" in name:
+        config = pooled({key: value for key, value in config.items() if key != MODULES}, "lasttoken", normalize=True)
+    elif purpose(config) == "embed" and MODULES not in config:
+        config = pooled(config, "cls_token" if more["pooling_type"] == 2 else "mean_tokens", normalize=True)
+    tensors = random_tensors(build_embedder(config, dtype=jnp.float32))
+    if more.get("pooling_type") == RANK and architecture == "qwen3":
+        tensors["cls.output.weight"] = tensors.pop("lm_head.weight")[[61, 5]]
+    file = write_encoder_gguf(tmp_path / "m.gguf", architecture, config, tensors, **more)
+
+    np.testing.assert_allclose(from_file(file), embedded(config, TEXTS, CallSize(2, 40), SECOND), rtol=0, atol=1e-5)
+
+
+def test_a_gguf_file_without_a_head_that_ranks_is_refused_by_name(tmp_path: Path) -> None:
+    """A BERT whose pooling is a reranker's, with no head, and with the half of it that the converter leaves."""
+    folder = write_tiny_bert(tmp_path / "bert")
+    write_tiny_gguf(tmp_path / "bert.gguf", folder, pooling=RANK)
+    config = CASES["bert"] | {"layer_norm_eps": 1e-12}
+    tensors = random_tensors(build_embedder(config, dtype=jnp.float32)) | {"cls.output.weight": np.ones((1, 36))}
+    half = write_encoder_gguf(tmp_path / "half.gguf", "bert", config, tensors)
+
+    with pytest.raises(WeightsError, match="the module rank is not supported"):
         read_text(tmp_path / "bert.gguf")
+    with open_checkpoint(half) as checkpoint, pytest.raises(ModelError, match=r"only cls\.output is there"):
+        read(checkpoint.config)
 
 
 def test_places_without_a_text_make_no_nan() -> None:
@@ -362,6 +458,7 @@ def test_places_without_a_text_make_no_nan() -> None:
         ),
         (CASES["qwen3 that scores"] | {MODULES: [VERDICT]}, "must be Transformer and LogitScore"),
         (CASES["qwen3 that scores"] | {"vocab_size": 61}, "true_token_id is 61, must be a token below 61"),
+        (CASES["nomic"] | {"qkv_proj_bias": True}, "qkv_proj_bias is True, which is not served"),
         (CASES["modernbert"] | {"layer_types": ["full_attention"]}, "layer_types"),
     ],
 )

@@ -236,6 +236,34 @@ def test_two_texts_are_joined_as_the_tokenizer_does() -> None:
     assert tokenizer.decode(whole.ids, skip_special=True) == "the cat cat ?"
 
 
+@pytest.mark.parametrize(
+    ("kind", "keys", "expected", "place"),
+    [
+        ("bert", {}, [1, 3, 2, 4, 2], 3),
+        ("t5", {"add_bos_token": True}, [1, 3, 2, 2, 4, 2], 0),
+        ("t5", {"add_bos_token": True, "add_sep_token": False}, [1, 3, 2, 4, 2], 0),
+    ],
+)
+def test_two_texts_are_joined_as_the_header_says(
+    kind: str, keys: dict[str, Any], expected: list[int], place: int
+) -> None:
+    """BERT's separator ends both; XLM-RoBERTa has one more between them, unless the header says otherwise."""
+    header = {
+        "model": kind,
+        "tokens": ["<unk>", "<s>", "</s>", "\u2581a", "\u2581b"],
+        "token_type": [2, 3, 3, 1, 1],
+        "scores": [0.0, 0.0, 0.0, -1.0, -2.0],
+        "unknown_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "seperator_token_id": 2,
+        **keys,
+    }
+    tokenizer = load_tokenizer(json=None, gguf=header, config={})
+
+    assert tokenizer.encode_pair("a", "b") == (expected, place)
+
+
 def test_a_text_that_is_too_long_may_be_cut() -> None:
     """To its first tokens, with what is put around it; one that fits is as ever."""
     tokenizer = load_tokenizer(json=tiny_bert.tokenizer().to_str().encode(), gguf=None, config={})
