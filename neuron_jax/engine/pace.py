@@ -120,9 +120,9 @@ class Pace:
         return seconds
 
     def _slope(self, tokens: int) -> float:
-        """Of a larger step at least that of a smaller one."""
-        slopes = (size.slope for seen, size in self._sizes.items() if seen <= tokens)
-        return max((slope for slope in slopes if slope is not None), default=0.0)
+        """Of a larger step at least that of a smaller one, and of a smaller one its share of a larger one's."""
+        known = ((seen, size.slope) for seen, size in self._sizes.items())
+        return max((slope * min(tokens / seen, 1.0) for seen, slope in known if slope is not None), default=0.0)
 
 
 def _median(values: Collection[float]) -> float:

@@ -88,6 +88,16 @@ def test_depth_costs_a_larger_step_at_least_as_much_as_a_smaller_one() -> None:
     assert pace.seconds(32, at=3000) == pytest.approx(4 + 1 / 3, abs=0.01)
 
 
+def test_depth_costs_a_smaller_step_its_share_of_what_it_costs_a_larger_one() -> None:
+    """The smaller one was seen at the beginning of texts only, and says no less of the larger one deep in them."""
+    pace = measured(of16=1.0)
+    for at in range(0, 2000, 16):
+        saw(pace, 64, 2.0 + at / 1000, at=at)
+
+    assert pace.seconds(16, at=4000) == pytest.approx(2.0, abs=0.01)
+    assert pace.seconds(64, at=4000) == pytest.approx(6.0, abs=0.01)
+
+
 def test_a_larger_step_that_seems_to_bear_depth_better_is_not_believed() -> None:
     """It was seen deep in texts as well, and took the same there."""
     pace = Pace()
