@@ -38,7 +38,7 @@ CONTEXTS = (1024, 8192, 32768, 131072)
 
 
 @frozen
-class Wanted:
+class Planned:
     """A model and how it is to be loaded, on any card: its config, and what an engine would be told."""
 
     config: Mapping[str, Any]
@@ -52,7 +52,7 @@ class Wanted:
         )
 
 
-def wanted(config: NeuronConfig, asked: Mapping[str, Any]) -> Wanted:
+def wanted(config: NeuronConfig, asked: Mapping[str, Any]) -> Planned:
     """What a load request `asked` (fields of ModelSpec) means. Raises NotLocalError, ConfigError, LoadError."""
     catalogue = Catalogue(config)
     spec = catalogue.spec(asked, "the command line")
@@ -65,10 +65,10 @@ def wanted(config: NeuronConfig, asked: Mapping[str, Any]) -> Wanted:
         found = read_config(Path(path))
     except WeightsError as error:
         raise LoadError(error.kind, error.message, error.extras) from error
-    return Wanted(found, engine_spec(config, spec, "cuda", (0,), path))
+    return Planned(found, engine_spec(config, spec, "cuda", (0,), path))
 
 
-def plan_abroad(asked: Wanted, card: Card, count: int, devices: int) -> dict[str, Any]:
+def plan_abroad(asked: Planned, card: Card, count: int, devices: int) -> dict[str, Any]:
     """What `neuron plan --device` prints as JSON before anything is compiled, for engines of `devices` of `count` cards.
 
     Raises LoadError for a model that no family serves.
@@ -102,7 +102,7 @@ def plan_abroad(asked: Wanted, card: Card, count: int, devices: int) -> dict[str
 
 
 def compile_abroad(
-    asked: Wanted, card: Card, devices: int, *, every: bool, inherited: Mapping[str, str]
+    asked: Planned, card: Card, devices: int, *, every: bool, inherited: Mapping[str, str]
 ) -> Iterator[Any]:
     """The records of `workers.compile_abroad`, as they come. Needs JAX's CUDA wheels."""
     from neuron_jax.deviceless.topology import ENVIRONMENT
@@ -114,7 +114,7 @@ def compile_abroad(
     )
 
 
-def fitting(asked: Wanted) -> list[dict[str, Any]]:
+def fitting(asked: Planned) -> list[dict[str, Any]]:
     """Of every card, the smallest first, the fewest that the model fits on, of at most eight; none of those that are too small.
 
     Where `tensor_parallel` is asked for, so many.
@@ -146,7 +146,7 @@ def _row(made: Design, card: Card, count: int) -> dict[str, Any]:
     }
 
 
-def _model(asked: Wanted, devices: int) -> Model:
+def _model(asked: Planned, devices: int) -> Model:
     """Raises LoadError for a model that no family serves."""
     try:
         return model_of(asked.config, structs.replace(asked.engine, tensor_parallel=devices))
@@ -154,7 +154,7 @@ def _model(asked: Wanted, devices: int) -> Model:
         raise LoadError("bad_checkpoint", f"{asked.engine.model_id}: {error}") from error
 
 
-def _planned(asked: Wanted, model: Model, card: Card, devices: int) -> Design | DoesNotFitError:
+def _planned(asked: Planned, model: Model, card: Card, devices: int) -> Design | DoesNotFitError:
     spec = asked.on(card, devices)
     try:
         return design_of(model, spec, limit=spec.memory_mb * MIB)

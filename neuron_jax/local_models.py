@@ -29,7 +29,7 @@ class _LeftError(Exception):
 
 
 @frozen
-class Listed:
+class OfferedModel:
     """One model that this host offers. `path` and `bytes` where its files are here; `broken`: why a configured path is none."""
 
     id: str
@@ -73,11 +73,11 @@ def pull(config: NeuronConfig, name: str, revision: str | None = None) -> Genera
         left.set()
 
 
-def listed(config: NeuronConfig) -> Sequence[Listed]:
+def listed(config: NeuronConfig) -> Sequence[OfferedModel]:
     """Everything this host offers: configured, built-in, and in the cache."""
     entries = Catalogue(config).entries()
     return [
-        Listed(one.id, one.aliases, one.path, 0 if one.path is None else removing.size_of(one.path), one.absent)
+        OfferedModel(one.id, one.aliases, one.path, 0 if one.path is None else removing.size_of(one.path), one.absent)
         for one in entries
     ]
 

@@ -16,7 +16,7 @@ import sys
 os.environ.update(JAX_PLATFORMS="cpu", JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1")
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from neuron_jax.deviceless.census import Census, Kernel, launches
+from neuron_jax.deviceless.census import Census, Launch, launches
 from neuron_jax.deviceless.programs import abroad, compile_key, shallow
 from neuron_jax.engine.build import design
 from neuron_jax.hardware.cards import card
@@ -106,7 +106,7 @@ def show(found: Census, *, every: bool) -> None:
                 print("   " + line(kernel))
 
 
-def line(kernel: Kernel) -> str:
+def line(kernel: Launch) -> str:
     work = f"{kernel.flops / 1e9:,.2f} Gop {kernel.dtype}" if kernel.flops else ""
     reads = ", ".join(path.removeprefix("params").replace("['", ".").replace("']", "") for path in kernel.arguments)
     return f"{kernel.moved / MIB:9.3f} MiB {work:18} x{kernel.times:<3} {kernel.what:24} {kernel.name:44} {reads}"

@@ -19,7 +19,7 @@ from cyclopts.validators import Number
 from cortex_gateway.cli import config as configuring
 from cortex_gateway.cli import keys, operating, tables
 from cortex_gateway.cli.api import UsageError
-from cortex_gateway.cli.chat import Conversation
+from cortex_gateway.cli.chat import Talk
 from cortex_gateway.cli.doctor.checks import examine
 from cortex_gateway.cli.flags import ASK, Ask, Model
 from cortex_gateway.cli.launch import command as launching
@@ -127,7 +127,7 @@ def chat(
 ) -> int:
     """Talk to a model in the terminal."""
     options = {"temperature": temperature, "max_tokens": max_tokens}
-    talk = Conversation(
+    talk = Talk(
         api=ask.api(),
         model=model,
         out=tables.console(),

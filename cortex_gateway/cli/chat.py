@@ -25,7 +25,7 @@ class ChatReply:
 
 
 @define(kw_only=True)
-class Conversation:
+class Talk:
     """One conversation; `history` is what is sent."""
 
     api: Api

@@ -20,7 +20,7 @@ from cortex_gateway.dialects.events import (
     Usage,
 )
 from cortex_gateway.dialects.failure import Failure, malformed
-from cortex_gateway.dialects.grammar import Grammar, GrammarError
+from cortex_gateway.dialects.grammar import Grammar, OrderError
 from cortex_gateway.dialects.openai import errors
 from cortex_gateway.dialects.sse import SseError, SseParser
 
@@ -136,7 +136,7 @@ class ChatDecoder:
                 if self.ended:
                     break
                 self._event(event.data, events)
-        except (SseError, GrammarError) as error:
+        except (SseError, OrderError) as error:
             self._fail(malformed(str(error)), events)
         except Failed as failed:
             self._fail(failed.failure, events)

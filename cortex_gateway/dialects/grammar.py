@@ -24,12 +24,12 @@ TABLE: dict[State, dict[type[Event], State]] = {
 }
 
 
-class GrammarError(Exception):
+class OrderError(Exception):
     """An event came where the table has no place for it."""
 
 
 class Grammar:
-    """Follows one stream. `feed` raises GrammarError at the first event out of order, and stays where it was."""
+    """Follows one stream. `feed` raises OrderError at the first event out of order, and stays where it was."""
 
     def __init__(self) -> None:
         self.state: State = "before"
@@ -39,7 +39,7 @@ class Grammar:
         """Take the next event. Tool calls are numbered 0, 1, 2 … and their pieces carry the open call's number."""
         following = TABLE[self.state].get(type(event))
         if following is None:
-            raise GrammarError(f"{type(event).__name__} cannot come when the stream is {self.state!r}")
+            raise OrderError(f"{type(event).__name__} cannot come when the stream is {self.state!r}")
         if isinstance(event, ToolStart | ToolArguments | ToolEnd):
             self._number(event)
         self.state = following
@@ -47,5 +47,5 @@ class Grammar:
     def _number(self, event: ToolStart | ToolArguments | ToolEnd) -> None:
         expected = self._calls - (not isinstance(event, ToolStart))
         if event.index != expected:
-            raise GrammarError(f"{type(event).__name__} has index {event.index}, not {expected}")
+            raise OrderError(f"{type(event).__name__} has index {event.index}, not {expected}")
         self._calls = expected + 1

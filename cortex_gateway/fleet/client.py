@@ -62,14 +62,14 @@ class GroupWire(Struct):
     ranks: list[RankWire] = []
 
 
-class Discovery(Struct):
+class DiscoveryWire(Struct):
     hostname: str | None = None
     devices: list[DeviceWire] = []
     harnesses: list[str] = []
     groups: list[GroupWire] | None = None
 
 
-class DeviceLoad(Struct):
+class DeviceLoadWire(Struct):
     index: int
     vram_used_mb: int | None = None
     vram_free_mb: int | None = None
@@ -93,7 +93,7 @@ class ModelLoadWire(Struct):
 
 class Health(Struct):
     uptime_secs: float = 0.0
-    devices: list[DeviceLoad] = []
+    devices: list[DeviceLoadWire] = []
     models: list[ModelLoadWire] = []
 
 
@@ -147,7 +147,7 @@ class NeuronClient:
 
     async def observe(self) -> Observation:
         """Look once. Raises UpstreamError when the node does not answer, or not as the wire says."""
-        discovery = await self._get("/discovery", Discovery)
+        discovery = await self._get("/discovery", DiscoveryWire)
         health = await self._get("/health", Health)
         models = await self._get("/models", list[ModelInfo])
         return observation(discovery, health, models)
@@ -255,7 +255,7 @@ class NeuronClient:
             raise errors.UpstreamMalformed(f"{self.name} answered {what} with {error}.") from error
 
 
-def observation(discovery: Discovery, health: Health, models: list[ModelInfo]) -> Observation:
+def observation(discovery: DiscoveryWire, health: Health, models: list[ModelInfo]) -> Observation:
     """What three answers of a neuron say together."""
     loads = {load.index: load for load in health.devices}
     traffic = {one.id: one for one in health.models}
@@ -308,9 +308,9 @@ def _spec_body(spec: LoadSpec) -> dict[str, Any]:
     }
 
 
-def _device(device: DeviceWire, load: DeviceLoad | None) -> Device:
+def _device(device: DeviceWire, load: DeviceLoadWire | None) -> Device:
     """A node that does not say what is free is taken at its word about what is used, and the other way round."""
-    load = load or DeviceLoad(index=device.index)
+    load = load or DeviceLoadWire(index=device.index)
     used, free, total = load.vram_used_mb, load.vram_free_mb, device.vram_total_mb
     free = free if free is not None else total - (used or 0)
     return Device(

@@ -20,7 +20,7 @@ from cortex_gateway.fleet.leases import Lease, Leases
 from cortex_gateway.fleet.nodes import Nodes
 from cortex_gateway.fleet.residency import Residency
 from cortex_gateway.fleet.swap import swap
-from cortex_gateway.fleet.work import Work
+from cortex_gateway.fleet.work import Jobs
 from cortex_gateway.metrics import Metrics
 from cortex_gateway.placement import catalogue
 from cortex_gateway.placement.catalogue import ModelEntry
@@ -50,7 +50,7 @@ class Fleet:
         self._clock = clock
         self._residency = Residency(config)
         self._nodes = Nodes(config, transport, resolve, self.tell)
-        self._work = Work(config.gateway, self._nodes, self.tell)
+        self._work = Jobs(config.gateway, self._nodes, self.tell)
         self._callers = Callers(self.tell)
         self._leases = Leases(self.tell, self._silent, config.gateway.look_timeout_secs)
         self._alarm: asyncio.TimerHandle | None = None

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @define(eq=False)
-class Work:
+class Jobs:
     """`tell` hands an event to the owner of residency."""
 
     _gateway: GatewayConfig

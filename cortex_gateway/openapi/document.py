@@ -23,7 +23,7 @@ ERROR = {
 }
 
 
-class Listed(Protocol):
+class RouteLike(Protocol):
     """A row of the table of routes."""
 
     @property
@@ -34,7 +34,7 @@ class Listed(Protocol):
     def need(self) -> object: ...
 
 
-def document(routes: Iterable[Listed], version: str) -> dict[str, Any]:
+def document(routes: Iterable[RouteLike], version: str) -> dict[str, Any]:
     """What GET /openapi.json says."""
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
@@ -53,7 +53,7 @@ def document(routes: Iterable[Listed], version: str) -> dict[str, Any]:
     }
 
 
-def _operation(route: Listed, path: str) -> dict[str, Any]:
+def _operation(route: RouteLike, path: str) -> dict[str, Any]:
     body = BODIES.get(path) if route.method == "POST" else None
     found: dict[str, Any] = {"responses": _responses(_stream_type(path, body or {}))}
     within = [_parameter(name, "path") for name in re.findall(r"\{(\w+)\}", path)]

@@ -27,7 +27,7 @@ from neuron_jax.tables_abroad import print_abroad, print_cards
 from neuron_jax.terminal import console, show_progress
 
 if TYPE_CHECKING:
-    from neuron_jax.abroad import Wanted
+    from neuron_jax.abroad import Planned
     from neuron_jax.hardware.cards import Card
 
 
@@ -222,7 +222,7 @@ def _abroad(
 
 
 def _add_abroad(
-    report: dict[str, Any], model: "Wanted", one: "Card", *, every: bool, environ: Mapping[str, str]
+    report: dict[str, Any], model: "Planned", one: "Card", *, every: bool, environ: Mapping[str, str]
 ) -> None:
     """What compiling for the card tells, into the plan's JSON."""
     from neuron_jax.abroad import compile_abroad

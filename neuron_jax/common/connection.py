@@ -12,7 +12,7 @@ from typing import Any, cast
 from attrs import frozen
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from neuron_jax.common.joined import Joined
+from neuron_jax.common.joined import JoinedTransport
 
 MOST_HEAD_BYTES = 64 << 10
 # Java's HttpClient and `curl --http2` offer HTTP/2 with their first request; a server may leave that unanswered
@@ -51,7 +51,7 @@ class BoundedConnection(HttpToolsProtocol):
         """The JSON of an answer. The path is not known."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        joined = Joined(cast("asyncio.Transport", transport), self.loop)
+        joined = JoinedTransport(cast("asyncio.Transport", transport), self.loop)
         super().connection_made(cast("asyncio.Transport", joined))
 
     def data_received(self, data: bytes) -> None:

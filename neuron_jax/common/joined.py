@@ -10,7 +10,7 @@ from typing import Any
 STATUS = b"HTTP/1.1 "
 
 
-class Joined:
+class JoinedTransport:
     """A transport over `transport`. What it does not do itself is done by that one."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:

@@ -28,7 +28,7 @@ FILE_ONLY = {"file_only": True}
 """The metadata of a field that no variable sets."""
 
 
-class Refused(ValueError):  # noqa: N818 -- what happened; nobody sees more of it than `allowed` says
+class Misfit(ValueError):  # noqa: N818 -- what happened; nobody sees more of it than `allowed` says
     """A value of another kind, or out of range."""
 
 
@@ -44,7 +44,7 @@ class Rule:
 
     def __call__(self, _: object, item: "attrs.Attribute[Any]", value: Any) -> None:
         if value is not None and self.check(value) is False:
-            raise Refused(f"{item.name} = {value!r}; allowed: {allowed(item.type, self)}")
+            raise Misfit(f"{item.name} = {value!r}; allowed: {allowed(item.type, self)}")
 
 
 def within(low: float, high: float = math.inf) -> Rule:
@@ -115,13 +115,13 @@ def read_secret(value: Any, _: object = None) -> str:
 
 def _as_it_is(value: Any, kind: type[Any]) -> Any:
     if type(value) is not kind:
-        raise Refused
+        raise Misfit
     return value
 
 
 def _number(value: Any, _: object) -> float:
     if type(value) not in (int, float):
-        raise Refused
+        raise Misfit
     if not math.isfinite(value):
         raise ValueError("allowed: a finite number")
     return float(value)
@@ -129,13 +129,13 @@ def _number(value: Any, _: object) -> float:
 
 def _path(value: Any, _: object) -> Path:
     if type(value) is not str or not value.strip():
-        raise Refused
+        raise Misfit
     return Path(value).expanduser()
 
 
 def _choice(value: Any, kind: Any) -> Any:
     if value not in get_args(kind):
-        raise Refused
+        raise Misfit
     return value
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 import attrs
 from cattrs import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
-from neuron_jax.common.kinds import SECRETS, Refused, allowed, bare, did_you_mean, entry_of, quoted
+from neuron_jax.common.kinds import SECRETS, Misfit, allowed, bare, did_you_mean, entry_of, quoted
 
 LONGEST_SHOWN = 400
 """Characters of a value in a message."""
@@ -64,7 +64,7 @@ def _told(error: Exception, item: "attrs.Attribute[Any]", value: Any, path: str)
     match error:
         case KeyError():
             return f"is missing; {words}"
-        case Refused():
+        case Misfit():
             return f"found {shown(value)}; {words}{did_you_mean(value, _choices(item.type))}"
     said = str(error.args[0]) if error.args else str(error)
     return f"found {shown(value)}; {BEHIND.sub('', said)}"

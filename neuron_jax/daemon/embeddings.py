@@ -54,7 +54,7 @@ class TextJob:
 
 
 @frozen
-class Reader:
+class TextReader:
     """What turns a request's texts into tokens, `limit` of each at most. `pair` is what a decoder that scores is asked."""
 
     text: ModelText
@@ -69,7 +69,7 @@ class TextRoute:
     capability: str
     read: Callable[[dict[str, Any]], Any]
     model: Callable[[Any], str]
-    encode: Callable[[Any, Reader], TextJob]
+    encode: Callable[[Any, TextReader], TextJob]
     answer: Callable[[Any, TextJob, Values], Any]
 
 
@@ -116,11 +116,11 @@ async def _answered(neuron: NeuronServices, asked: ReceivedTexts) -> Any:
         asked.watch.end(outcome, job)
 
 
-async def _reader(neuron: NeuronServices, resident: ResidentModel) -> Reader:
+async def _reader(neuron: NeuronServices, resident: ResidentModel) -> TextReader:
     text, pair = resident.text, None
     if text.description.asks_in_words:
         pair = await text.render_pair(neuron.lifecycle.renderers.render)
-    return Reader(text, resident.max_context, pair)
+    return TextReader(text, resident.max_context, pair)
 
 
 async def _computed(resident: ServingModel, job: TextJob) -> Values:
@@ -148,7 +148,7 @@ async def _run(resident: ServingModel, job: TextJob) -> Values:
     return values
 
 
-def embedding_job(wanted: EmbeddingsRequest, reader: Reader) -> TextJob:
+def embedding_job(wanted: EmbeddingsRequest, reader: TextReader) -> TextJob:
     """Raises Problem where an input is nothing, has a token that there is not, or more than `limit` tokens, and where the
     vectors may not be cut as asked."""
     text, limit = reader.text, reader.limit
@@ -167,7 +167,7 @@ def embedding_job(wanted: EmbeddingsRequest, reader: Reader) -> TextJob:
     return TextJob(texts, [0] * len(texts))
 
 
-def pairs_job(wanted: PairsRequest, reader: Reader) -> TextJob:
+def pairs_job(wanted: PairsRequest, reader: TextReader) -> TextJob:
     """Raises Problem where a pair has more than `limit` tokens."""
     texts: list[list[int]] = []
     seconds: list[int] = []
@@ -183,7 +183,7 @@ def pairs_job(wanted: PairsRequest, reader: Reader) -> TextJob:
     return TextJob(texts, seconds)
 
 
-def _pair_ids(first: str, second: str, reader: Reader) -> tuple[list[int], int]:
+def _pair_ids(first: str, second: str, reader: TextReader) -> tuple[list[int], int]:
     """Ids, and the place where the second text begins, 0 where nothing tells them apart. Raises TooManyTokensError."""
     tokenizer = reader.text.tokenizer
     if reader.pair is None:
@@ -226,7 +226,7 @@ def _scored(wanted: PairsRequest, job: TextJob, values: Values) -> Any:
     return embed_wire.scored(wanted, found, job.prompt_tokens, "score-" + secrets.token_hex(16), int(time.time()))
 
 
-def _pairs_of_ranking(wanted: RerankRequest, reader: Reader) -> TextJob:
+def _pairs_of_ranking(wanted: RerankRequest, reader: TextReader) -> TextJob:
     return pairs_job(wanted.asked, reader)
 
 

@@ -8,7 +8,7 @@ from attrs import frozen
 from neuron_jax.common.names import LONGEST_NAME
 from neuron_jax.daemon.fields import Fields, is_number
 from neuron_jax.daemon.problems import Problem, unsupported
-from neuron_jax.daemon.structured import Asked, read_constraint
+from neuron_jax.daemon.structured import Binding, read_constraint
 
 MAX_CHOICES = 16
 MAX_STOPS = 16
@@ -38,7 +38,7 @@ class SamplingParams:
     ignore_eos: bool
     n: int
     logprobs: int | None  # alternatives per token; None = no logprobs
-    form: Asked | None = None  # what the answer must look like
+    form: Binding | None = None  # what the answer must look like
     thinking_budget: int | None = None  # tokens of thoughts, after which they are closed
     hides_thoughts: bool = False  # they are counted and not told
     prompt_logprobs: int | None = None  # alternatives per token of the prompt; None = none of them are told
@@ -128,7 +128,7 @@ def read_params(fields: Fields, model: str, logprobs: int | None) -> SamplingPar
     return params
 
 
-def refuse_beside_scores(fields: Fields, form: Asked | None, who: str) -> None:
+def refuse_beside_scores(fields: Fields, form: Binding | None, who: str) -> None:
     """What the answer alone is drawn by would hold for the prompt as well, where its log-probabilities are computed."""
     for name in ("min_tokens", "presence_penalty", "frequency_penalty", "suffix"):
         if fields.get(name):

@@ -13,7 +13,7 @@ from neuron_jax.daemon.model_text import Encoded, ModelText, Render
 from neuron_jax.daemon.params_schema import SamplingParams
 from neuron_jax.daemon.problems import context_too_long, invalid_body, unsupported
 from neuron_jax.daemon.schema import ChatRequest, CompletionRequest
-from neuron_jax.daemon.structured import Asked
+from neuron_jax.daemon.structured import Binding
 from neuron_jax.text.bound_calls import calls_or_answer, forced_calls, free_calls
 from neuron_jax.text.errors import TooManyTokensError, UncutTextError
 from neuron_jax.text.prompt import Rendered
@@ -51,18 +51,18 @@ def with_bound_calls(request: ChatRequest, text: ModelText) -> ChatRequest:
     if not any(function.get("strict") is True for function in functions):
         return request
     source = free_calls(text.tool_format, functions, several=not request.one_call)
-    return _bound(request, Asked(Constraint("calls", source), "tools", among_text=True))
+    return _bound(request, Binding(Constraint("calls", source), "tools", among_text=True))
 
 
 def _with_calls_beside(
-    request: ChatRequest, format_: str, functions: Sequence[Mapping[str, Any]], form: Asked
+    request: ChatRequest, format_: str, functions: Sequence[Mapping[str, Any]], form: Binding
 ) -> ChatRequest:
     """An answer that is to be JSON may be calls instead: whoever sends tools wants them used first."""
     schema = {"json_object": '{"type": "object"}', "json_schema": form.constraint.source}.get(form.constraint.kind)
     if schema is None:
         return request
     source = calls_or_answer(format_, functions, schema, several=not request.one_call)
-    return _bound(request, Asked(Constraint("calls", source), form.field))
+    return _bound(request, Binding(Constraint("calls", source), form.field))
 
 
 def _with_forced_calls(request: ChatRequest, text: ModelText) -> ChatRequest:
@@ -73,10 +73,10 @@ def _with_forced_calls(request: ChatRequest, text: ModelText) -> ChatRequest:
     if text.tool_format is None:
         raise unsupported("tool_choice", "tool_choice: calls of this model cannot be forced; leave it to the model.")
     source = forced_calls(text.tool_format, request.forced, several=not request.one_call)
-    return _bound(request, Asked(Constraint("calls", source), "tools"))
+    return _bound(request, Binding(Constraint("calls", source), "tools"))
 
 
-def _bound(request: ChatRequest, form: Asked) -> ChatRequest:
+def _bound(request: ChatRequest, form: Binding) -> ChatRequest:
     return attrs.evolve(request, params=attrs.evolve(request.params, form=form))
 
 

@@ -26,7 +26,7 @@ FIELDS = (
 
 
 @frozen
-class Asked:
+class Binding:
     """A constraint, and the field that asks for it. `among_text`: any text may come, thoughts too, up to what it binds."""
 
     constraint: Constraint
@@ -40,7 +40,7 @@ class Asked:
         return invalid_body(self.field, f"{self.field}: {error}.")
 
 
-def read_constraint(fields: Fields) -> Asked | None:
+def read_constraint(fields: Fields) -> Binding | None:
     """What the answer must look like, if it is bound at all. Raises Problem."""
     asked = [
         one for name in FIELDS if fields.get(name) is not None and (one := _READERS[name](fields, name)) is not None
@@ -52,14 +52,14 @@ def read_constraint(fields: Fields) -> Asked | None:
     return asked[0] if asked else None
 
 
-def _response_format(fields: Fields, name: str) -> Asked | None:
+def _response_format(fields: Fields, name: str) -> Binding | None:
     given = fields.object(name)
     assert given is not None
     match given.get("type"):
         case "text":
             return None
         case "json_object":
-            return Asked(Constraint("json_object"), name)
+            return Binding(Constraint("json_object"), name)
         case "json_schema":
             described = given.object("json_schema")
             if described is None or described.get("schema") is None:
@@ -72,7 +72,7 @@ def _response_format(fields: Fields, name: str) -> Asked | None:
     raise given.wrong("type", '"text", "json_object" or "json_schema"')
 
 
-def _structured_outputs(fields: Fields, name: str) -> Asked | None:
+def _structured_outputs(fields: Fields, name: str) -> Binding | None:
     given = fields.object(name)
     assert given is not None
     said = [key for key, value in given.values.items() if value not in (None, False)]
@@ -85,20 +85,20 @@ def _structured_outputs(fields: Fields, name: str) -> Asked | None:
     return _STRUCTURED[known[0]](given, known[0])
 
 
-def _schema(fields: Fields, name: str) -> Asked:
+def _schema(fields: Fields, name: str) -> Binding:
     """A JSON schema as an object, or as text."""
     value = fields.get(name)
     if not isinstance(value, str | dict | bool):
         raise fields.wrong(name, "a JSON schema")
     source = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return Asked(Constraint("json_schema", source), fields.name(name))
+    return Binding(Constraint("json_schema", source), fields.name(name))
 
 
-def _regex(fields: Fields, name: str) -> Asked:
-    return Asked(Constraint("regex", _said(fields, name)), fields.name(name))
+def _regex(fields: Fields, name: str) -> Binding:
+    return Binding(Constraint("regex", _said(fields, name)), fields.name(name))
 
 
-def _choice(fields: Fields, name: str) -> Asked:
+def _choice(fields: Fields, name: str) -> Binding:
     choices = fields.get(name)
     if (
         not isinstance(choices, list)
@@ -106,18 +106,18 @@ def _choice(fields: Fields, name: str) -> Asked:
         or not all(isinstance(choice, str) and choice for choice in choices)
     ):
         raise fields.wrong(name, f"a list of 1 to {MAX_CHOICES} strings, none of them empty")
-    return Asked(Constraint("choice", msgspec.json.encode(choices).decode()), fields.name(name))
+    return Binding(Constraint("choice", msgspec.json.encode(choices).decode()), fields.name(name))
 
 
-def _grammar(fields: Fields, name: str) -> Asked:
+def _grammar(fields: Fields, name: str) -> Binding:
     """GBNF, as llama.cpp has it, or Lark: only the first writes `::=`."""
     source = _said(fields, name)
-    return Asked(Constraint("gbnf" if "::=" in source else "lark", source), fields.name(name))
+    return Binding(Constraint("gbnf" if "::=" in source else "lark", source), fields.name(name))
 
 
-def _object(fields: Fields, name: str) -> Asked:
+def _object(fields: Fields, name: str) -> Binding:
     fields.flag(name)
-    return Asked(Constraint("json_object"), fields.name(name))
+    return Binding(Constraint("json_object"), fields.name(name))
 
 
 def _said(fields: Fields, name: str) -> str:
@@ -127,7 +127,7 @@ def _said(fields: Fields, name: str) -> str:
     return text
 
 
-_READERS: Mapping[str, Callable[[Fields, str], Asked | None]] = {
+_READERS: Mapping[str, Callable[[Fields, str], Binding | None]] = {
     "response_format": _response_format,
     "guided_json": _schema,
     "guided_regex": _regex,
@@ -137,7 +137,7 @@ _READERS: Mapping[str, Callable[[Fields, str], Asked | None]] = {
     "grammar": _grammar,
     "json_schema": _schema,
 }
-_STRUCTURED: Mapping[str, Callable[[Fields, str], Asked]] = {
+_STRUCTURED: Mapping[str, Callable[[Fields, str], Binding]] = {
     "json": _schema,
     "regex": _regex,
     "choice": _choice,

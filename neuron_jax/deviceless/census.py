@@ -37,7 +37,7 @@ _NARROW = frozenset(("s4", "u4", "s8", "u8", "f8e4m3fn", "f8e5m2", "f4e2m1fn"))
 
 
 @frozen
-class Kernel:
+class Launch:
     """One launch. `moved`: bytes it reads and writes, but for what it reads of the pool, which goes with the texts' lengths;
     `weights`: those of them that are the model's; `flops` of products of `dtype`; `exchanged`: bytes sent to other cards. It
     runs `times` in a step. `arguments`: the paths of those that it reads. `wide`: it goes over the vocabulary."""
@@ -73,7 +73,7 @@ class Census:
     the vocabulary. `copies`: arguments that are copied whole; `widened`: narrow weights that are written out wider.
     """
 
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[Launch, ...]
     conditionals: int
     loops: int
     sorts: int
@@ -104,7 +104,7 @@ class Census:
         return _parts(self.kernels)
 
 
-def launches(kernels: Sequence[Kernel]) -> int:
+def launches(kernels: Sequence[Launch]) -> int:
     """How many kernels run."""
     return sum(kernel.times for kernel in kernels if kernel.what not in WAITS)
 
@@ -113,9 +113,9 @@ def launches(kernels: Sequence[Kernel]) -> int:
 class Parts:
     """Kernels before the first layer, of each layer, and behind the last."""
 
-    before: tuple[Kernel, ...]
-    layers: tuple[tuple[Kernel, ...], ...]
-    behind: tuple[Kernel, ...]
+    before: tuple[Launch, ...]
+    layers: tuple[tuple[Launch, ...], ...]
+    behind: tuple[Launch, ...]
 
 
 def census(module: Module, vocabulary: int) -> Census:
@@ -145,7 +145,7 @@ class _Walk:
     module: Module
     vocabulary: int
 
-    def kernels(self, place: _Place, times: int) -> Iterator[Kernel]:
+    def kernels(self, place: _Place, times: int) -> Iterator[Launch]:
         for one in place.computation.instructions:
             if one.opcode in SILENT or one.opcode.endswith(("-done", "-update")):
                 continue
@@ -240,7 +240,7 @@ class _Walk:
                 given = {at: (place, operand) for at, operand in enumerate(one.operands)}
             yield _Place(computation, given)
 
-    def _kernel(self, place: _Place, one: Instruction) -> Kernel:
+    def _kernel(self, place: _Place, one: Instruction) -> Launch:
         origins = [self.origin(place, operand) for operand in one.operands]
         reads = [
             0 if path.startswith(POOL) else self._read(place.computation, one, number)
@@ -250,7 +250,7 @@ class _Walk:
         what = _what(one, flops)
         moved = sum(reads) + self._written(one)
         shapes = [*one.shapes, *(shape for name in one.operands for shape in place.computation.by_name[name].shapes)]
-        return Kernel(
+        return Launch(
             name=one.name,
             what=what,
             moved=moved,
@@ -289,8 +289,8 @@ class _Walk:
         return sum(flops for flops, _ in found), next((dtype for _, dtype in found if dtype), "")
 
 
-def _wait(one: Instruction, times: int) -> Kernel:
-    return Kernel(one.name, one.opcode, 0, 0, 0, "", 0, times, (), wide=False)
+def _wait(one: Instruction, times: int) -> Launch:
+    return Launch(one.name, one.opcode, 0, 0, 0, "", 0, times, (), wide=False)
 
 
 def _what(one: Instruction, flops: int) -> str:
@@ -374,7 +374,7 @@ def _written_into(fused: Computation, index: int) -> int | None:
     return int(one.attributes) if one.opcode == "parameter" else None
 
 
-def _parts(kernels: Sequence[Kernel]) -> Parts:
+def _parts(kernels: Sequence[Launch]) -> Parts:
     """A layer begins with the first kernel that reads something of it, and ends where the next begins; the last ends with
     the first that reads a weight of no layer."""
     begins = [at for at, kernel in enumerate(kernels) if kernel.layers]

@@ -27,7 +27,7 @@ _ALIAS = re.compile(r"\{[0-9, ]*\}: \((\d+), \{[0-9, ]*\}")
 
 
 @frozen
-class Shape:
+class ArrayShape:
     """An array: dtype as HLO spells it, and its dimensions."""
 
     dtype: str
@@ -56,7 +56,7 @@ class Instruction:
 
     name: str
     opcode: str
-    shapes: tuple[Shape, ...]
+    shapes: tuple[ArrayShape, ...]
     operands: tuple[str, ...]
     called: tuple[str, ...]
     trips: int | None
@@ -147,7 +147,7 @@ def _instruction(named: "re.Match[str]", rest: str) -> Instruction:
     return Instruction(
         name=named[2],
         opcode=opcode[1],
-        shapes=tuple(Shape(dtype, _dims(dims)) for dtype, dims in _SHAPE.findall(re.sub(r"\{[^}]*\}", "", kind))),
+        shapes=tuple(ArrayShape(dtype, _dims(dims)) for dtype, dims in _SHAPE.findall(re.sub(r"\{[^}]*\}", "", kind))),
         operands=tuple(_OPERAND.findall(inner)),
         called=(*_CALLED.findall(attributes), *branches),
         trips=int(trips[1]) if trips else None,

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from attrs import frozen
 
-from neuron_jax.deviceless.census import COLLECTIVES, WAITS, Census, Kernel, level
+from neuron_jax.deviceless.census import COLLECTIVES, WAITS, Census, Launch, level
 from neuron_jax.hardware.cards import Card
 
 BANDWIDTH, PRODUCTS = 0.85, 0.7
@@ -55,25 +55,25 @@ class Prediction:
         return self.work + self.launching + self.waiting + self.exchanging
 
 
-def whole(found: Census, like: Sequence[int]) -> list[Kernel]:
+def whole(found: Census, like: Sequence[int]) -> list[Launch]:
     """The kernels of the whole model, of which `found` has the first layers; `like` as in `programs.Depth`."""
     parts = found.parts()
     layers = [kernel for number in like for kernel in parts.layers[number]]
     return [*parts.before, *layers, *parts.behind]
 
 
-def decode(kernels: Sequence[Kernel], card: Card, reads: Reads, streams: int, context: int) -> Prediction:
+def decode(kernels: Sequence[Launch], card: Card, reads: Reads, streams: int, context: int) -> Prediction:
     """A step in which each of `streams` texts of `context` tokens gets one more."""
     return _step(kernels, card, streams * reads.text_bytes(context) / (card.bandwidth * BANDWIDTH))
 
 
-def prefill(kernels: Sequence[Kernel], card: Card, reads: Reads, tokens: int) -> Prediction:
+def prefill(kernels: Sequence[Launch], card: Card, reads: Reads, tokens: int) -> Prediction:
     """A step that reads the first `tokens` of a text."""
     flops = reads.pair_flops() * tokens * (tokens + 1) / 2
     return _step(kernels, card, flops / (card.rates["bfloat16"] * PRODUCTS))
 
 
-def _step(kernels: Sequence[Kernel], card: Card, attention: float) -> Prediction:
+def _step(kernels: Sequence[Launch], card: Card, attention: float) -> Prediction:
     own = [kernel for kernel in kernels if kernel.what not in (*WAITS, *COLLECTIVES)]
     sent = [kernel for kernel in kernels if kernel.what in COLLECTIVES]
     return Prediction(
@@ -84,7 +84,7 @@ def _step(kernels: Sequence[Kernel], card: Card, attention: float) -> Prediction
     )
 
 
-def _work(kernel: Kernel, card: Card) -> float:
+def _work(kernel: Launch, card: Card) -> float:
     """Memory or products, whichever takes longer."""
     rate = card.rates.get(level(kernel.dtype), card.rates["bfloat16"])
     return max(kernel.moved / (card.bandwidth * BANDWIDTH), kernel.flops / (rate * PRODUCTS))

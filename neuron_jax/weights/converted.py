@@ -23,7 +23,7 @@ _VERSION = 1
 
 
 @frozen
-class Made:
+class LayoutKey:
     """What decides the layout: how weights are kept, the type of what is not quantized, for how many devices of which kind."""
 
     quant: str
@@ -53,7 +53,7 @@ class _Tensor(msgspec.Struct):
 
 class _Description(msgspec.Struct):
     version: int
-    made: Made
+    made: LayoutKey
     tensors: dict[str, _Tensor]
     leaves: dict[str, Leaf]
     files: dict[str, int]
@@ -64,7 +64,7 @@ def is_converted(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file()
 
 
-def describe_params(folder: Path, made: Made, checkpoint: Checkpoint, leaves: Mapping[str, Leaf]) -> None:
+def describe_params(folder: Path, made: LayoutKey, checkpoint: Checkpoint, leaves: Mapping[str, Leaf]) -> None:
     """Write `converted.json` beside the arrays that were made of `checkpoint`."""
     tensors = {
         name: _Tensor(info.shape, info.dtype, info.nbytes, checkpoint.storage[name])

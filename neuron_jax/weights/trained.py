@@ -20,7 +20,7 @@ from models.registry import build
 from models.spec import Params
 from models.storage import Array
 from neuron_jax.weights.checkpoint import open_checkpoint
-from neuron_jax.weights.converted import Made, describe_params
+from neuron_jax.weights.converted import LayoutKey, describe_params
 from neuron_jax.weights.describe import describe
 from neuron_jax.weights.orbax_params import flat_params, save_params
 from neuron_jax.weights.rest import write_rest
@@ -37,7 +37,7 @@ def save_trained(params: Params, source: Path, folder: Path) -> Path:
         write_rest(describe(source), checkpoint.config, folder)
         if native:
             params = _tiled(params, checkpoint.config)
-        made = Made("none", "float32", tensor_parallel=1, native=native)
+        made = LayoutKey("none", "float32", tensor_parallel=1, native=native)
         describe_params(folder, made, checkpoint, save_params(params, folder))
     return folder
 

@@ -19,7 +19,7 @@ def work(spec: EngineSpec, options: Mapping[str, Any], tell: Tell) -> None:
     with prepare(spec) as ready:
         from models.sharding import make_mesh
         from neuron_jax.engine.build import refuses_native
-        from neuron_jax.weights.converted import Made, describe_params
+        from neuron_jax.weights.converted import LayoutKey, describe_params
         from neuron_jax.weights.orbax_params import save_params
         from neuron_jax.weights.place import load_params
 
@@ -28,7 +28,7 @@ def work(spec: EngineSpec, options: Mapping[str, Any], tell: Tell) -> None:
 
         design, folder = ready.made, Path(options["folder"])
         dtype = design.dtype.dtype.name
-        made = Made(design.quant, dtype, spec.tensor_parallel, native=refuses_native(spec) is None)
+        made = LayoutKey(design.quant, dtype, spec.tensor_parallel, native=refuses_native(spec) is None)
         params = load_params(design.model, ready.checkpoint, make_mesh(ready.devices), report)
         report("write", 0, 1, "checkpoint")
         describe_params(folder, made, ready.checkpoint, save_params(params, folder))

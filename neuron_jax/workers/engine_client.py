@@ -15,7 +15,7 @@ from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers import frames
 from neuron_jax.workers.frames import EngineLoad, EngineSpec, Output, Progress, Ready, Sane, Submit, Vectors
 from neuron_jax.workers.process import CUDA_SHARE, DEFAULT_COMMAND, EngineProcess, engine_environment
-from neuron_jax.workers.watchdog import Verdict
+from neuron_jax.workers.watchdog import Hung
 
 Report = Callable[[Progress], None]
 HEARSAY_SECONDS = 1.0
@@ -337,7 +337,7 @@ class EngineClient:
         """Waits for the first death, ends the others, and tells everybody who still waits."""
         await asyncio.wait(self._deaths(), return_when=asyncio.FIRST_COMPLETED)
         error = await self._first_death()
-        self._leader.end(Verdict(error.kind, f"was ended with its group: {error}"))
+        self._leader.end(Hung(error.kind, f"was ended with its group: {error}"))
         await asyncio.gather(*(rank.close() for rank in self.ranks))
         self._die(error)
 

@@ -27,7 +27,7 @@ MOST_NAMED = 20
 
 
 @frozen(eq=False)
-class Found:
+class Fitting:
     """A checkpoint that fits. `params` once they are read; None where they are to be read in place."""
 
     checkpoint: Any
@@ -46,7 +46,7 @@ class NewWeights:
         self._tell = tell
         self._heart = heart
         self._lock = threading.Lock()
-        self._found: Found | None = None
+        self._found: Fitting | None = None
         self._wanted: ReadWeights | None = None  # the newest, which alone may become `_found`
 
     def read(self, wanted: ReadWeights) -> None:
@@ -93,7 +93,7 @@ class NewWeights:
         else:
             found.checkpoint.close()
 
-    def _fitting(self, wanted: ReadWeights) -> Found:
+    def _fitting(self, wanted: ReadWeights) -> Fitting:
         """Raises WeightsError, ModelError or LoadError."""
         from neuron_jax.weights.checkpoint import open_checkpoint
 
@@ -101,9 +101,9 @@ class NewWeights:
         try:
             model = self._model_of(checkpoint)
             if wanted.in_place:
-                return Found(checkpoint, model, None)
+                return Fitting(checkpoint, model, None)
             self._check_room()
-            return Found(checkpoint, model, self._load(model, checkpoint))
+            return Fitting(checkpoint, model, self._load(model, checkpoint))
         except BaseException:
             checkpoint.close()
             raise
@@ -132,7 +132,7 @@ class NewWeights:
             raise bad_checkpoint(checkpoint.path, [f"{why}: {_told(stored)}"])
         return model
 
-    def _in_place(self, found: Found) -> Any:
+    def _in_place(self, found: Fitting) -> Any:
         """The parameters, where the old ones are gone already. What goes wrong now ends the process, which begins anew."""
         try:
             with self._heart.work("reading weights"):

@@ -23,7 +23,7 @@ from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers import frames
 from neuron_jax.workers.faults import classify
 from neuron_jax.workers.frames import EngineSpec, Event, Joined, Listening, Pulse, Ready, Sane
-from neuron_jax.workers.watchdog import Verdict, judge
+from neuron_jax.workers.watchdog import Hung, judge
 
 DEFAULT_COMMAND = (sys.executable, "-m", "neuron_jax.workers.engine_process")
 WORKER_COMMAND = (sys.executable, "-m", "neuron_jax", "worker")
@@ -176,7 +176,7 @@ class EngineProcess:
             self._kill()
         await self._watch
 
-    def end(self, verdict: Verdict) -> None:
+    def end(self, verdict: Hung) -> None:
         """Ends the process at once because of `verdict`, which `died` will tell."""
         self._fault = (verdict.kind, verdict.words)
         self._kill()

@@ -13,7 +13,7 @@ to themselves for a while, and other engines start beside it."""
 
 
 @frozen
-class Verdict:
+class Hung:
     """Why a process must go: one of the kinds of `workers.faults`, and words for whoever waits for it."""
 
     kind: str
@@ -25,13 +25,11 @@ def allowed(spec: EngineSpec, usual: float) -> float:
     return max(spec.step_seconds, PATIENCE * usual) if usual else max(spec.step_seconds, spec.first_seconds)
 
 
-def judge(spec: EngineSpec, pulse: Pulse, silent: float, *, serving: bool) -> Verdict | None:
+def judge(spec: EngineSpec, pulse: Pulse, silent: float, *, serving: bool) -> Hung | None:
     """What to hold of a process whose last sign of life, `silent` seconds ago, was `pulse`; None while it may go on."""
     patience = spec.silent_seconds * (1 if serving else START_PATIENCE)
     if silent > patience:
-        return Verdict(
-            "rank_silent", f"said nothing for {silent:.0f} s: it was stopped, or hangs beyond its own notice"
-        )
+        return Hung("rank_silent", f"said nothing for {silent:.0f} s: it was stopped, or hangs beyond its own notice")
     if 0 < pulse.allowed < pulse.busy:
-        return Verdict("step_timeout", f"took over {pulse.allowed:.0f} s for {pulse.what}: it hangs")
+        return Hung("step_timeout", f"took over {pulse.allowed:.0f} s for {pulse.what}: it hangs")
     return None

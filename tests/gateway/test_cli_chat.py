@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cortex_gateway.cli.api import Api, CommandError
-from cortex_gateway.cli.chat import ChatReply, Conversation, summary
+from cortex_gateway.cli.chat import ChatReply, Talk, summary
 
 
 def event(**delta: str) -> str:
@@ -55,9 +55,7 @@ def talk(wire: Wire, *lines: str | BaseException) -> str:
         return line
 
     out = Console(file=io.StringIO(), width=200)
-    chat = Conversation(
-        api=Api("http://gateway", wire), model="m", out=out, history=[{"role": "system", "content": "S"}]
-    )
+    chat = Talk(api=Api("http://gateway", wire), model="m", out=out, history=[{"role": "system", "content": "S"}])
     chat.talk(read)
     assert isinstance(out.file, io.StringIO)
     return out.file.getvalue()
@@ -111,7 +109,7 @@ def test_a_terminal_shows_a_sign_of_life_until_the_first_word() -> None:
     wire = Wire([": hold on\n\n", event(content="Par"), event(content="is"), USAGE, DONE])
     out = Console(file=io.StringIO(), force_terminal=True, width=80)
 
-    Conversation(api=Api("http://gateway", wire), model="m", out=out).ask("one")
+    Talk(api=Api("http://gateway", wire), model="m", out=out).ask("one")
 
     assert isinstance(out.file, io.StringIO)
     before, after = out.file.getvalue().split("Par")
@@ -122,7 +120,7 @@ def test_a_terminal_shows_a_sign_of_life_until_the_first_word() -> None:
 def test_an_error_midway_is_an_error() -> None:
     """Not an answer that merely ends; and the question is not asked again with the next one."""
     wire = Wire([event(content="half"), 'data: {"error": {"message": "engine died"}}\n\n'])
-    chat = Conversation(api=Api("http://gateway", wire), model="m", out=Console(file=io.StringIO()))
+    chat = Talk(api=Api("http://gateway", wire), model="m", out=Console(file=io.StringIO()))
 
     with pytest.raises(CommandError, match="engine died"):
         chat.ask("one")
@@ -133,7 +131,7 @@ def test_an_error_midway_is_an_error() -> None:
 def test_a_broken_line_is_an_error() -> None:
     """In one line."""
     wire = Wire([event(content="half"), httpx.ReadError("connection reset")])
-    chat = Conversation(api=Api("http://gateway", wire), model="m", out=Console(file=io.StringIO()))
+    chat = Talk(api=Api("http://gateway", wire), model="m", out=Console(file=io.StringIO()))
 
     with pytest.raises(CommandError, match="broke off: connection reset"):
         chat.ask("one")

@@ -10,7 +10,7 @@ import numpy as np
 
 from models.config import Keys
 from models.storage import Array, Floats
-from neuron_jax.weights.quantized.codes import Codes, Matrix, unpack
+from neuron_jax.weights.quantized.codes import CodeMatrix, Codes, unpack
 from neuron_jax.weights.quantized.record import (
     FLOATS,
     WORDS,
@@ -59,7 +59,7 @@ def _join(files: Files, stem: str, bits: int, *, symmetric: bool) -> Joined:
             return np.full((rows, groups), 1 << bits - 1, np.float32)
         return _rows(files.read(qzeros), bits).T.astype(np.float32)
 
-    return Matrix(
+    return CodeMatrix(
         stem=stem,
         parts=parts_of(files, qweight, qzeros, scales),
         dtype=f"AWQ {bits} bits",

@@ -21,7 +21,7 @@ WIDTHS = (2, 4, 8)
 
 
 @frozen(eq=False, kw_only=True)
-class Matrix:
+class CodeMatrix:
     """[rows, columns] of codes, not read yet. `scales` is the dtype of theirs; symmetric ones have their zero in the middle.
 
     `index` is the group of every column where groups do not lie in order. `codes` gives uint8 [N, K], `zeros` float32 and

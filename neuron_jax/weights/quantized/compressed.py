@@ -19,8 +19,8 @@ from models.config import Keys
 from models.storage import Floats
 from neuron_jax.weights.quantized import fp8
 from neuron_jax.weights.quantized.codes import (
+    CodeMatrix,
     Codes,
-    Matrix,
     broadcast_scale,
     is_scale,
     read_index,
@@ -132,7 +132,7 @@ def _join(files: Files, stem: str, scheme: Scheme) -> Joined:
     elif zeros in files.tensors or not scheme.symmetric:
         _check_scales(files, zeros, rows, groups, ("I8",))
     names = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape")
-    return Matrix(
+    return CodeMatrix(
         stem=stem,
         parts=parts_of(files, *(f"{stem}.{name}" for name in names)),
         dtype=f"{scheme.bits} bits",

@@ -9,7 +9,7 @@ https://github.com/ModelCloud/GPTQModel, gptqmodel/nn_modules/qlinear; https://a
 import numpy as np
 
 from models.config import Keys
-from neuron_jax.weights.quantized.codes import Matrix, read_index, read_width, unpack
+from neuron_jax.weights.quantized.codes import CodeMatrix, read_index, read_width, unpack
 from neuron_jax.weights.quantized.record import (
     FLOATS,
     WORDS,
@@ -52,7 +52,7 @@ def _join(files: Files, stem: str, bits: int, added: int, *, symmetric: bool) ->
     expect(files, scales, (groups, rows), FLOATS)
     expect(files, qzeros, (groups, rows * bits // 32), WORDS)
     group = group_size(stem, columns, groups)
-    return Matrix(
+    return CodeMatrix(
         stem=stem,
         parts=parts_of(files, qweight, qzeros, scales, g_idx),
         dtype=f"GPTQ {bits} bits",

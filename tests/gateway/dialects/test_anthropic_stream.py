@@ -21,7 +21,7 @@ from cortex_gateway.dialects.events import (
     Usage,
 )
 from cortex_gateway.dialects.failure import Failure
-from cortex_gateway.dialects.grammar import GrammarError
+from cortex_gateway.dialects.grammar import OrderError
 from cortex_gateway.dialects.opaque import unseal
 from cortex_gateway.dialects.sse import SseParser
 
@@ -253,7 +253,7 @@ def test_nothing_follows_the_end() -> None:
     encoder.feed(START)
     encoder.feed(finish())
 
-    with pytest.raises(GrammarError):
+    with pytest.raises(OrderError):
         encoder.feed(Text("late"))
 
 

@@ -21,7 +21,7 @@ from cortex_gateway.dialects.events import (
     Usage,
 )
 from cortex_gateway.dialects.failure import malformed
-from cortex_gateway.dialects.grammar import Grammar, GrammarError, State
+from cortex_gateway.dialects.grammar import Grammar, OrderError, State
 
 START, FINISH, ERROR = Start(Usage(3)), Finish("stop", None, Usage(3, 1)), Error(malformed("broken"))
 CALL = (ToolStart(0, "call_0", "f"), ToolArguments(0, "{}"), ToolEnd(0))
@@ -56,7 +56,7 @@ def test_an_event_is_legal_exactly_where_it_may_come(state: State, letter: str) 
     if LEGAL.fullmatch(WAYS[state] + letter):
         grammar.feed(LETTERS[letter])
     else:
-        with pytest.raises(GrammarError, match=type(LETTERS[letter]).__name__):
+        with pytest.raises(OrderError, match=type(LETTERS[letter]).__name__):
             grammar.feed(LETTERS[letter])
 
         assert grammar.state == state
@@ -78,7 +78,7 @@ def test_any_row_of_events_is_legal_as_far_as_the_expression_says(letters: str) 
     grammar = Grammar()
     for at, event in enumerate(numbered(letters)):
         if not LEGAL.fullmatch(letters[: at + 1]):
-            with pytest.raises(GrammarError):
+            with pytest.raises(OrderError):
                 grammar.feed(event)
             return
         grammar.feed(event)
@@ -109,5 +109,5 @@ def test_calls_are_numbered_in_order(events: tuple[Event, ...]) -> None:
     for event in events[:-1]:
         grammar.feed(event)
 
-    with pytest.raises(GrammarError, match="index"):
+    with pytest.raises(OrderError, match="index"):
         grammar.feed(events[-1])

@@ -22,7 +22,7 @@ from cortex_gateway.dialects.events import (
     Usage,
 )
 from cortex_gateway.dialects.failure import Failure
-from cortex_gateway.dialects.grammar import GrammarError
+from cortex_gateway.dialects.grammar import OrderError
 from cortex_gateway.dialects.ollama import errors, models, response
 from cortex_gateway.dialects.ollama.response import Said, chat_said, generate_said
 from cortex_gateway.dialects.ollama.stream import LineEncoder
@@ -172,7 +172,7 @@ def test_a_failure_is_the_last_line() -> None:
 
 
 def test_events_out_of_order_are_our_fault() -> None:
-    with pytest.raises(GrammarError):
+    with pytest.raises(OrderError):
         streamed(Text("a"))
 
 

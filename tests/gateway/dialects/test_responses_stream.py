@@ -24,7 +24,7 @@ from cortex_gateway.dialects.events import (
     Usage,
 )
 from cortex_gateway.dialects.failure import Failure
-from cortex_gateway.dialects.grammar import GrammarError
+from cortex_gateway.dialects.grammar import OrderError
 from cortex_gateway.dialects.opaque import unseal
 from cortex_gateway.dialects.responses import request as requests
 from cortex_gateway.dialects.responses.request import LOGPROBS
@@ -313,5 +313,5 @@ def test_in_the_background_it_is_queued_first() -> None:
 def test_what_cannot_come_now_raises() -> None:
     """The grammar of neutral events holds here, too."""
     encoding = encoder()
-    with pytest.raises(GrammarError):
+    with pytest.raises(OrderError):
         encoding.feed(Text("a"))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import pytest
 from attrs import define, field
 
-from neuron_jax.common.joined import Joined
+from neuron_jax.common.joined import JoinedTransport
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
 
@@ -33,12 +33,12 @@ class Written:
         self.closed = True
 
 
-def written(*steps: Callable[[Joined], None]) -> list[bytes]:
+def written(*steps: Callable[[JoinedTransport], None]) -> list[bytes]:
     """What is out after `steps` within one turn of the loop, and then what is after the next one."""
 
     async def run() -> list[bytes]:
         below = Written()
-        joined = Joined(below, asyncio.get_running_loop())  # type: ignore[arg-type]
+        joined = JoinedTransport(below, asyncio.get_running_loop())  # type: ignore[arg-type]
         for step in steps:
             step(joined)
         at_once = list(below.writes)
@@ -49,7 +49,7 @@ def written(*steps: Callable[[Joined], None]) -> list[bytes]:
     return asyncio.run(run())
 
 
-def write(data: bytes) -> Callable[[Joined], None]:
+def write(data: bytes) -> Callable[[JoinedTransport], None]:
     return lambda joined: joined.write(data)
 
 
@@ -61,9 +61,9 @@ def write(data: bytes) -> Callable[[Joined], None]:
         ([write(HEAD), write(b"a"), write(b"b")], [HEAD + b"a", b"b", b"|"]),
         ([write(HEAD), write(HEAD)], [HEAD + HEAD, b"|"]),
         ([write(b"a")], [b"a", b"|"]),
-        ([write(HEAD), Joined.close], [HEAD, b"|"]),
-        ([write(HEAD), write(b""), Joined.close], [HEAD, b"|"]),
+        ([write(HEAD), JoinedTransport.close], [HEAD, b"|"]),
+        ([write(HEAD), write(b""), JoinedTransport.close], [HEAD, b"|"]),
     ],
 )
-def test_a_head_goes_out_with_what_follows_it(steps: list[Callable[[Joined], None]], out: list[bytes]) -> None:
+def test_a_head_goes_out_with_what_follows_it(steps: list[Callable[[JoinedTransport], None]], out: list[bytes]) -> None:
     assert written(*steps) == out

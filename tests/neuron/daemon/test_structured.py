@@ -8,7 +8,7 @@ import pytest
 
 from neuron_jax.constraints.errors import GrammarError
 from neuron_jax.daemon.fields import Fields
-from neuron_jax.daemon.structured import Asked, read_constraint
+from neuron_jax.daemon.structured import Binding, read_constraint
 from neuron_jax.workers.frames import Constraint
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}}
@@ -35,7 +35,7 @@ NAMED = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "sc
 )
 def test_every_spelling_is_read(body: Mapping[str, Any], constraint: Constraint, field: str) -> None:
     """The order of a schema's keys is kept: it is that of the answer."""
-    assert read_constraint(Fields(body)) == Asked(constraint, field)
+    assert read_constraint(Fields(body)) == Binding(constraint, field)
 
 
 @pytest.mark.parametrize("body", [{}, {"response_format": {"type": "text"}}, {"guided_json": None}])
@@ -44,7 +44,7 @@ def test_most_answers_are_free(body: Mapping[str, Any]) -> None:
 
 
 def test_a_keyword_that_is_not_carried_out_is_named() -> None:
-    asked = Asked(Constraint("json_schema", "{}"), "guided_json")
+    asked = Binding(Constraint("json_schema", "{}"), "guided_json")
     problem = asked.refused(GrammarError("the keyword not is not carried out", ("not",)))
 
     assert (problem.status, problem.code, problem.param) == (400, "unsupported_parameter", "guided_json.not")

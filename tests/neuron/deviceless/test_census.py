@@ -1,7 +1,7 @@
 """What is read of a program, held to programs small enough to count by eye."""
 
 from neuron_jax.deviceless.census import Census, census
-from neuron_jax.deviceless.hlo import Shape, parse
+from neuron_jax.deviceless.hlo import ArrayShape, parse
 
 V = 1000
 STEP = """\
@@ -151,5 +151,5 @@ def test_types_as_hlo_writes_them() -> None:
     module = parse(STEP)
 
     assert module.aliased == {1}
-    assert module.entry.by_name["sent"].shapes == (Shape("f32", (4, 64)), Shape("f32", (4, 64)))
-    assert [Shape(kind, (3,)).nbytes for kind in ("s4", "pred", "bf16", "f8e4m3fn", "s32")] == [2, 3, 6, 3, 12]
+    assert module.entry.by_name["sent"].shapes == (ArrayShape("f32", (4, 64)), ArrayShape("f32", (4, 64)))
+    assert [ArrayShape(kind, (3,)).nbytes for kind in ("s4", "pred", "bf16", "f8e4m3fn", "s32")] == [2, 3, 6, 3, 12]

