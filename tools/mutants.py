@@ -69,7 +69,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "neuron_jax/text/": (NEURON + "text",),
     **{
         f"neuron_jax/engine/{name}.py": ENGINE
-        for name in ("pages", "prefix", "page_groups", "scheduler", "buckets", "pace", "lookup", "guesses")
+        for name in ("pages", "prefix", "page_groups", "scheduler", "room", "buckets", "pace", "lookup", "guesses")
     },
     "neuron_jax/daemon/admission.py": (
         NEURON + "daemon/test_admission.py",

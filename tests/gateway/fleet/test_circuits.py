@@ -103,6 +103,33 @@ def test_a_trial_whose_client_leaves_is_no_verdict() -> None:
     assert it.outcome(it.want("m")) == "a"
 
 
+def test_only_the_end_of_a_trial_lets_the_next_one_try() -> None:
+    """Not that of a request which was there before the rest, and whose client has left."""
+    it = pair()
+    for node in "ab":
+        it.residency.hosts[node].take("m", it.now)
+    fail(it)
+    it.now += REST_SECS
+    assert it.outcome(it.want("m")) == "a"  # the trial
+    it.back("a", "m")
+
+    assert it.outcome(it.want("m")) == "b"
+
+
+def test_a_trial_may_end_when_its_engine_has_been_started_again() -> None:
+    it = pair()
+    fail(it)
+    it.now += REST_SECS
+    it.want("m")
+    it.see("a", replicas=(Replica(model="m", status="recovering", devices=(0,)),))
+    it.see("a", replicas=(loaded("m"),))
+    assert it.residency.hosts["a"].circuits == {}
+
+    it.tell(m.Returned(node="a", model="m", trial=True))
+
+    assert it.residency.hosts["a"].circuits == {}
+
+
 def test_where_all_replicas_rest_the_best_of_them_is_asked() -> None:
     """A client who can break a model must not be able to close it to all others."""
     it = pair()
@@ -145,6 +172,18 @@ def test_a_model_that_is_absent_is_waited_for_until_the_node_was_looked_at() -> 
     it.see(replicas=(Replica(model="m", status="unloaded"),))
 
     assert it.done_to() == ["load m"]
+
+
+def test_what_a_node_that_is_being_worked_on_lacks_is_seen_by_the_next_look() -> None:
+    """Its load or unload says what is there when it has ended."""
+    it = bench()
+    it.see(replicas=(loaded("m"),))
+    it.unload("m")
+
+    effects = it.tell(m.Absent(node="a", model="m"))
+
+    assert effects == [m.Look(node="a")]
+    assert it.residency.hosts["a"].replicas["m"].status == "loaded"
 
 
 @contextlib.asynccontextmanager
