@@ -247,7 +247,7 @@ def _recurs(model: Model) -> bool:
 
 
 def keeps_promise(spec: EngineSpec, slots: int, *, exact: bool) -> tuple[bool, str]:
-    """Whether a request gets the same bits however it is served, and why (docs/architecture.md)."""
+    """Whether a request gets the same bits however it is served, and why (docs/engine.md)."""
     if exact:
         return True, "the native kernels do so in any case"
     if not spec.deterministic:
