@@ -4,7 +4,7 @@ import contextlib
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -15,6 +15,7 @@ from neuron_jax.common.tls import client_context, words
 
 PATIENCE = httpx.Timeout(None, connect=5.0)
 """A load may take as long as it takes; only the connection has a limit."""
+PROGRESS = ": progress "
 KEY_VARIABLE = "CORTEX_API_KEY"
 
 
@@ -46,11 +47,16 @@ class Api:
             return _checked(http.post(path, json=body)).json()
 
     @contextlib.contextmanager
-    def events(self, path: str, body: dict[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
-        """The JSON events of the stream that answers `body`, up to `[DONE]` or its end. Raises CommandError, also midway."""
+    def events(
+        self, path: str, body: dict[str, Any], waits: Callable[[dict[str, Any]], None] = lambda _: None
+    ) -> Iterator[Iterator[dict[str, Any]]]:
+        """The JSON events of the stream that answers `body`, up to `[DONE]` or its end. Raises CommandError, also midway.
+
+        `waits` is called with what the stream's comments say that it waits for.
+        """
         headers = {"accept": "text/event-stream"}
         with self._client() as http, http.stream("POST", path, json=body, headers=headers) as response:
-            yield _events(_checked(response))
+            yield _events(_checked(response), waits)
 
     @contextlib.contextmanager
     def _client(self) -> Iterator[httpx.Client]:
@@ -111,8 +117,11 @@ def _checked(response: httpx.Response) -> httpx.Response:
     raise CommandError(message(body) + way_in)
 
 
-def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+def _events(response: httpx.Response, waits: Callable[[dict[str, Any]], None]) -> Iterator[dict[str, Any]]:
     for line in response.iter_lines():
+        if line.startswith(PROGRESS):
+            waits(json.loads(line.removeprefix(PROGRESS)))
+            continue
         data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
         if data == "[DONE]":
             return

@@ -7,8 +7,11 @@ from typing import Any
 
 from attrs import define, field, frozen
 from rich.console import Console
+from rich.status import Status
 
 from cortex_gateway.cli.api import Api
+from cortex_gateway.cli.progress import in_words
+from cortex_gateway.placement.snapshot import LoadStatus
 from cortex_gateway.speed import tokens_per_second
 
 HELP = "Type a message. /clear forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C stops an answer."
@@ -86,11 +89,11 @@ class Talk:
         times: list[float] = []
         tokens, stopped = 0, False
         try:
-            with self._waiting() as ended, self.api.events("/v1/chat/completions", body) as events:
+            with self._waiting() as sign, self.api.events("/v1/chat/completions", body, sign.waits) as events:
                 for event in events:
                     tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
                     if _says(event):
-                        ended()
+                        sign.ended()
                         self._show(event, pieces)
                         times.append(time.perf_counter())
         except KeyboardInterrupt:
@@ -100,12 +103,12 @@ class Talk:
         return ChatReply(text="".join(pieces), tokens=tokens, tokens_per_second=speed, stopped=stopped)
 
     @contextlib.contextmanager
-    def _waiting(self) -> Iterator[Callable[[], None]]:
-        """A sign of life on a terminal until the function is called: the model may have to be loaded first."""
-        with contextlib.ExitStack() as sign:
-            if self.out.is_terminal:
-                sign.enter_context(self.out.status(f"[dim]waiting for {self.model}[/]"))
-            yield sign.close
+    def _waiting(self) -> Iterator["_Sign"]:
+        """A sign of life on a terminal until the answer begins: the model may have to be loaded first."""
+        words = f"waiting for {self.model}"
+        with contextlib.ExitStack() as shown:
+            status = shown.enter_context(self.out.status(f"[dim]{words}[/]")) if self.out.is_terminal else None
+            yield _Sign(words, status, shown.close)
 
     def _show(self, event: dict[str, Any], pieces: list[str]) -> None:
         """Print what a chunk adds."""
@@ -120,6 +123,20 @@ class Talk:
     def _write(self, text: str, style: str | None = None) -> None:
         self.out.print(text, end="", style=style, markup=False, highlight=False, soft_wrap=True)
         self.out.file.flush()
+
+
+@frozen
+class _Sign:
+    """What a terminal shows meanwhile, if there is one; `ended` takes it away."""
+
+    words: str
+    status: Status | None
+    ended: Callable[[], None]
+
+    def waits(self, told: dict[str, Any]) -> None:
+        """Show what is waited for, and how far that is."""
+        if self.status:
+            self.status.update(f"[dim]{self.words}: {in_words(LoadStatus(**told))}[/]")
 
 
 def _says(event: dict[str, Any]) -> bool:

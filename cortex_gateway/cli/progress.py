@@ -21,6 +21,7 @@ PHASES = {
     "weights": "Loading weights",
     "compile": "Compiling",
     "cache": "Reserving the cache",
+    "prompt": "Reading the prompt",
 }
 MEGABYTE = 1_000_000
 AMOUNT_WIDTH = len("12345.6/12345.6 MB")  # the times stand below each other whatever is counted
@@ -86,6 +87,12 @@ class LoadBars:
         title = PHASES.get(self._last.phase, self._last.phase.capitalize())
         whole = amount(LoadStatus(phase="", done=self._last.total, total=self._last.total, unit=self._last.unit))
         self.console.print(f"  {title} {whole}".rstrip(), highlight=False)
+
+
+def in_words(status: LoadStatus) -> str:
+    """In one line: `loading weights 12.3/92.9 MB`."""
+    title = PHASES.get(status.phase, status.phase)
+    return f"{title[:1].lower()}{title[1:]} {amount(status)}".rstrip()
 
 
 def amount(status: LoadStatus) -> str:

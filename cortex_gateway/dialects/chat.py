@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
+from cortex_gateway.dialects.dialect import Progress
 from cortex_gateway.dialects.events import (
     Error,
     Event,
@@ -122,6 +123,14 @@ class ChatDecoder:
     def usage(self) -> Usage | None:
         """The counts as last told; None where nothing was told yet."""
         return self._usage if self._usage.prompt else None
+
+    @property
+    def waits(self) -> Progress | None:
+        """What the neuron said last that its client waits for."""
+        try:
+            return msgspec.json.decode(self._sse.progress, type=Progress) if self._sse.progress else None
+        except ValueError:
+            return None
 
     @property
     def ended(self) -> bool:

@@ -15,6 +15,16 @@ from cortex_gateway.dialects.models_list import Entry
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 
+@frozen
+class Progress:
+    """What a request waits for, and how far that is: `total` 0 where nobody knows, or nothing is counted."""
+
+    phase: str
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+
+
 class Answer(Protocol):
     """One stream on its way to a client: a neuron's bytes go in, the client's come out. Each request has its own.
 
@@ -42,8 +52,11 @@ class Answer(Protocol):
         """The last bytes, when the neuron's have ended: those of an error where they ended too early."""
         ...
 
-    def keep_alive(self) -> bytes:
-        """What a client is sent that has heard nothing for a while; it may be the first thing that he is sent."""
+    def keep_alive(self, waits: Progress | None) -> bytes:
+        """What a client is sent that has heard nothing for a while; it may be the first thing that he is sent.
+
+        `waits`: for what, where the gateway knows and the neuron does not say.
+        """
         ...
 
     def fail(self, failure: Failure) -> bytes:
@@ -61,7 +74,7 @@ class Encoder(Protocol):
         """The bytes of any event but an Error, in the order that `grammar` allows."""
         ...
 
-    def keep_alive(self) -> bytes: ...
+    def keep_alive(self, waits: Progress | None) -> bytes: ...
 
     def fail(self, failure: Failure) -> bytes: ...
 

@@ -6,6 +6,8 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-str
 from msgspec import Struct
 
 COMMENT = b":\n\n"
+PROGRESS = b" progress "
+"""How a comment begins that says what a client waits for: then comes a JSON object."""
 MAX_EVENT_BYTES = 64 << 20
 _BOM = b"\xef\xbb\xbf"
 
@@ -34,6 +36,7 @@ class SseParser:
         self._begun = False
         self._data: list[bytes] = []
         self._name: str | None = None
+        self.progress = b""  # what was last told of it, as JSON
 
     def feed(self, chunk: bytes) -> list[SseEvent]:
         """The events that `chunk` completes. Raises SseError when one outgrows the cap."""
@@ -85,6 +88,8 @@ class SseParser:
         if field == b"data":
             self._data.append(value.removeprefix(b" "))
             self._data_size += len(value) + 1
+        elif not field and value.startswith(PROGRESS):
+            self.progress = value.removeprefix(PROGRESS)
         elif field == b"event":
             self._name = value.removeprefix(b" ").decode(errors="replace") or None
 
@@ -95,3 +100,8 @@ def encode(data: bytes, event: str | None = None) -> bytes:
     assert b"\r" not in data
     name = f"event: {event}\n".encode() if event else b""
     return b"%bdata: %b\n\n" % (name, data)
+
+
+def comment(said: bytes = b"") -> bytes:
+    """A comment, which every parser skips: with `said`, JSON, what its reader waits for."""
+    return b":%b%b\n\n" % (PROGRESS, said) if said else COMMENT

@@ -1,7 +1,7 @@
 """A neuron's chat stream as that of a dialect which encodes neutral events; knows what metrics count, and no wire format."""
 
 from cortex_gateway.dialects.chat import ChatDecoder
-from cortex_gateway.dialects.dialect import Encoder
+from cortex_gateway.dialects.dialect import Encoder, Progress
 from cortex_gateway.dialects.events import Error, Event, Reasoning, Text, ToolArguments, ToolStart, Usage
 from cortex_gateway.dialects.failure import Failure
 
@@ -28,9 +28,9 @@ class Translation:
         """See `dialect.Answer`."""
         return b"".join(map(self._encode, self._decoder.close()))
 
-    def keep_alive(self) -> bytes:
+    def keep_alive(self, waits: Progress | None) -> bytes:
         """See `dialect.Answer`."""
-        return self._encoder.keep_alive()
+        return self._encoder.keep_alive(None if self.passed else self._decoder.waits or waits)
 
     def fail(self, failure: Failure) -> bytes:
         """See `dialect.Answer`."""

@@ -86,6 +86,10 @@ class Fleet:
         """
         return await self._lease(m.Wanted(ticket=self._callers.ticket(), model=model, context=context))
 
+    def waits(self, model: str) -> LoadStatus | None:
+        """What a request for `model` (id or alias) waits for that has no replica yet; None where nothing is known."""
+        return self._residency.waits(self._residency.resolve(model) or model)
+
     async def another(self, model: str, context: RequestContext, *, besides: Collection[str]) -> Lease | None:
         """A replica that serves `model` now on none of the nodes `besides`, which have failed this request; None = no other.
 

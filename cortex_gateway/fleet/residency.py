@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import assert_never
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from cortex_gateway import errors
 from cortex_gateway.config import Config
@@ -78,6 +78,14 @@ class Residency:
     def status(self, model: str) -> LoadStatus | None:
         """How far the load is that a request for `model` waits for; None where nobody waits and nothing is loading."""
         return self.waiting.status(model)
+
+    def waits(self, model: str) -> LoadStatus | None:
+        """What a request for `model` waits for now: of a line, how many others are in it."""
+        found = self.waiting.status(model)
+        if found is None or found.phase != "queued":
+            return found
+        others = sum(ticket.model == model for ticket in self.waiting.tickets.values()) - 1
+        return evolve(found, total=max(0, others), unit="requests")
 
     def outlook(self, name: str, node: str | None, options: LoadOptions, now: float) -> Outlook:
         """Where a load that an operator would ask for could go, and what it would cost; nothing is begun."""

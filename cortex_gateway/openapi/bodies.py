@@ -79,6 +79,7 @@ SAMPLING: dict[str, Schema] = {
     "stop_token_ids": TOKENS,
     "ignore_eos": FLAG,
     "prompt_logprobs": integer(0, 20),
+    "return_progress": FLAG,
     "response_format": FORMAT,
     "guided_regex": TEXT,
     "guided_choice": TEXTS,

@@ -4,10 +4,21 @@ import contextlib
 import logging
 import time
 import uuid
+from functools import partial
 
 import httpx
 
-from cortex_gateway.dialects.dialect import Answer, AnswerId, Decoded, Earlier, Generation, GoesOn, Keep, Ready
+from cortex_gateway.dialects.dialect import (
+    Answer,
+    AnswerId,
+    Decoded,
+    Earlier,
+    Generation,
+    GoesOn,
+    Keep,
+    Progress,
+    Ready,
+)
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.routes.ask import Outgoing, answered, fed, read, reading
 from cortex_gateway.routes.background import in_background, keep_answer
@@ -83,10 +94,18 @@ async def _non_streaming(
 
 
 async def _stream(it: Exchange, answer: Answer, keep: Keep | None, outgoing: Outgoing) -> None:
-    async with contextlib.AsyncExitStack() as stack, it.streaming(answer.keep_alive, answer.fail):
+    keep_alive = partial(_keep_alive, it, answer, outgoing.model)
+    async with contextlib.AsyncExitStack() as stack, it.streaming(keep_alive, answer.fail):
         response = await stack.enter_async_context(answered(it, outgoing))
         await it.client.begin_stream()
         await _relay(it, answer, keep, response)
+
+
+def _keep_alive(it: Exchange, answer: Answer, model: str) -> bytes:
+    """Until a replica has it the fleet knows what it waits for, from then on the neuron tells."""
+    status = None if it.record.node else it.gateway.fleet.waits(model)
+    waits = Progress(status.phase, status.done, status.total, status.unit) if status else None
+    return answer.keep_alive(waits)
 
 
 async def _relay(it: Exchange, answer: Answer, keep: Keep | None, response: httpx.Response) -> None:

@@ -59,6 +59,10 @@ class AdmissionQueue:
         while self._line:
             self._line.popleft().refuse(problem)
 
+    def ahead(self, reservation: "Reservation") -> int:
+        """How many are before it in line."""
+        return self._line.index(reservation) if reservation in self._line else 0
+
     def leave(self, reservation: "Reservation") -> None:
         """Gives its slots, or its place in line, to the next; called by `Reservation`."""
         if reservation.held:
@@ -97,6 +101,11 @@ class Reservation:
     def held(self) -> bool:
         """True once it is this request's turn."""
         return self._turn.done() and not self._turn.cancelled() and self._turn.exception() is None
+
+    @property
+    def ahead(self) -> int:
+        """How many are before it in line."""
+        return self._admission.ahead(self)
 
     async def wait(self, seconds: float) -> bool:
         """True when it is this request's turn within `seconds`. Raises Problem when it has waited too long."""

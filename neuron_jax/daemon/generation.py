@@ -22,7 +22,7 @@ from neuron_jax.errors import EngineDied
 from neuron_jax.text.output import OutputDelta
 from neuron_jax.text.pieces import Piece
 from neuron_jax.workers.engine_client import EngineClient
-from neuron_jax.workers.frames import Alternative, Output, Submit
+from neuron_jax.workers.frames import Alternative, Output, Progress, Submit
 
 HEARTBEAT = 1.0
 """Seconds of silence after which a Quiet event says that the request still lives."""
@@ -35,7 +35,10 @@ class Admitted:
 
 @frozen
 class Quiet:
-    """Nothing happened for a while."""
+    """Nothing happened for a while. `waits`: for what, where that is known; of a prompt's tokens `found` were in the cache."""
+
+    waits: Progress | None = None
+    found: int = 0
 
 
 @frozen
@@ -211,7 +214,7 @@ async def generate(
     engine has as many slots as the old one, so nobody has to be sent away for it.
     """
     while not await reservation.wait(HEARTBEAT):
-        yield Quiet()
+        yield Quiet(Progress("queued", 0, reservation.ahead, "requests"))
     seen = _Seen(non_streaming)
     try:
         async with aclosing(_run(host, job)) as events:
@@ -268,11 +271,17 @@ async def _run(host: ServingModel, job: GenerationJob) -> AsyncGenerator[Event, 
     with engine.submit(*job.submits, vocabulary=job.text.vocabulary if bound else None) as outputs:
         yield Admitted()
         choices = [GrowingChoice(job, index) for index in range(len(job.submits))]
+        begun = any(
+            submit.prompt != job.submits[0].prompt for submit in job.submits
+        )  # how far each is would be told of none
         while outputs.open:
             output = await outputs.next(HEARTBEAT)
             if output is None:
-                yield Quiet()
+                read, found = outputs.read
+                prompt = Progress("prompt", read, len(job.submits[0].prompt), "tokens")
+                yield Quiet() if begun else Quiet(prompt, found)
                 continue
+            begun = True
             for event in _absorb(output, choices[outputs.index(output)]):
                 if isinstance(event, Ended):
                     outputs.cancel(output.request)
@@ -287,7 +296,7 @@ async def until_ready(host: ServingModel) -> AsyncGenerator[Quiet, None]:
     while not await host.ready(max(0.0, min(HEARTBEAT, deadline - loop.time()))):
         if loop.time() >= deadline:
             raise unavailable(f"Waited {limit:g} seconds for the engine to be started again.")
-        yield Quiet()
+        yield Quiet(Progress("starting the engine", 0, 0, ""))
 
 
 def _absorb(output: Output, choice: GrowingChoice) -> Sequence[Recited | Grown | Ended]:

@@ -41,6 +41,7 @@ class SamplingParams:
     form: Binding | None = None  # what the answer must look like
     thinking_budget: int | None = None  # tokens of thoughts, after which they are closed
     hides_thoughts: bool = False  # they are counted and not told
+    tells_progress: bool = False  # a stream tells how far its prompt is, in chunks
     prompt_logprobs: int | None = None  # alternatives per token of the prompt; None = none of them are told
 
 
@@ -117,6 +118,7 @@ def read_params(fields: Fields, model: str, logprobs: int | None) -> SamplingPar
         n=fields.integer("n", 1, MAX_CHOICES) or 1,
         logprobs=logprobs,
         form=read_constraint(fields),
+        tells_progress=fields.flag("return_progress"),
         prompt_logprobs=fields.integer("prompt_logprobs", 0, MAX_ALTERNATIVES),
     )
     if params.prompt_logprobs is not None:

@@ -38,7 +38,7 @@ from neuron_jax.daemon.schema import (
     read_detokenize,
     read_tokenize,
 )
-from neuron_jax.daemon.wire_common import DONE_LINE, Beats, sse, sse_problem, usage_line
+from neuron_jax.daemon.wire_common import DONE_LINE, Beats, prompt_progress, sse, sse_problem, usage_line
 from neuron_jax.errors import EngineDied
 
 LONG_BODY = 16 * 1024
@@ -234,6 +234,7 @@ async def stream_chunks(neuron: NeuronServices, asked: ReceivedRequest) -> Async
 async def _chunks(asked: ReceivedRequest, job: GenerationJob, reservation: Reservation) -> AsyncGenerator[bytes, None]:
     encoder, beats = asked.route.stream(job, asked.params), Beats()
     begun, told, outcome, last = False, False, "cancelled", time.monotonic()
+    began = last
     try:
         async with aclosing(generate(asked.resident, job, reservation)) as events:
             async for event in events:
@@ -244,7 +245,7 @@ async def _chunks(asked: ReceivedRequest, job: GenerationJob, reservation: Reser
                 if data:
                     beats.broken()
                 elif isinstance(event, Quiet) or time.monotonic() - last >= HEARTBEAT:
-                    data = beats.next(encoder.idle())
+                    data = _beat(asked.params, event, beats, encoder.idle(), time.monotonic() - began)
                 if data or isinstance(event, Admitted):
                     begun, last = True, time.monotonic()
                     yield data
@@ -258,6 +259,14 @@ async def _chunks(asked: ReceivedRequest, job: GenerationJob, reservation: Reser
         yield sse_problem(problem)
     finally:
         asked.watch.end(outcome, job)
+
+
+def _beat(params: SamplingParams, event: Event, beats: Beats, idle: dict[str, Any], seconds: float) -> bytes:
+    """A sign of life, `seconds` after the stream's beginning."""
+    if not isinstance(event, Quiet):
+        return beats.next(idle)
+    prompt = prompt_progress(event, seconds) if params.tells_progress else {}
+    return sse(idle | prompt) if prompt else beats.next(idle, event.waits)
 
 
 async def collected(neuron: NeuronServices, asked: ReceivedRequest) -> dict[str, Any]:

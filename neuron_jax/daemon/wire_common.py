@@ -5,9 +5,10 @@ from typing import Any
 
 import msgspec
 
-from neuron_jax.daemon.generation import Chosen, GenerationJob, fewer
+from neuron_jax.daemon.generation import Chosen, GenerationJob, Quiet, fewer
 from neuron_jax.daemon.params_schema import SamplingParams
 from neuron_jax.daemon.problems import Problem
+from neuron_jax.workers.frames import Progress
 
 HEARTBEAT_LINE = b": keep-alive\n\n"
 BEATS = 10
@@ -36,10 +37,28 @@ class Beats:
         """Something else was sent."""
         self._row = 0
 
-    def next(self, idle: dict[str, Any]) -> bytes:
-        """`idle` is the chunk."""
+    def next(self, idle: dict[str, Any], waits: Progress | None = None) -> bytes:
+        """`idle` is the chunk; `waits`: for what."""
         self._row += 1
-        return HEARTBEAT_LINE if self._row % BEATS else sse(idle)
+        return progress_line(waits) if self._row % BEATS else sse(idle)
+
+
+def progress_line(waits: Progress | None) -> bytes:
+    """The comment that says what a client waits for, in the shape of a load's progress."""
+    return HEARTBEAT_LINE if waits is None else b": progress " + _json.encode(told(waits)) + b"\n\n"
+
+
+def told(waits: Progress) -> dict[str, Any]:
+    return {"phase": waits.phase, "done": waits.done, "total": waits.total, "unit": waits.unit}
+
+
+def prompt_progress(quiet: Quiet, seconds: float) -> dict[str, Any]:
+    """What a chunk says of a prompt under way to who asked for `return_progress`, as llama.cpp has it (its server's README)."""
+    waits = quiet.waits
+    if waits is None or waits.phase != "prompt":
+        return {}
+    counts = {"total": waits.total, "cache": quiet.found, "processed": waits.done, "time_ms": round(1e3 * seconds)}
+    return {"prompt_progress": counts}
 
 
 def usage(job: GenerationJob) -> dict[str, Any]:

@@ -75,6 +75,11 @@ class Scheduler:
     def idle(self) -> bool:
         return not self._waiting and not self._admitted
 
+    @property
+    def prompts(self) -> list[tuple[int, int, int]]:
+        """Of each prompt under way: its request, tokens that are computed or planned, those of them that were found."""
+        return [(one.id, one.computed, one.cached) for one in self._admitted if one.to_feed]
+
     def add(self, request: Request) -> None:
         assert self.cache.holds(request.limit), "a request longer than the whole pool"
         if self.guesses and not wants_everything(request.sampling):

@@ -54,13 +54,18 @@ StartRank = Callable[[EngineSpec], Awaitable[Rank]]
 
 
 class Outputs:
-    """The answers to some submissions, in order of arrival: iterate it inside `with`; leaving cancels what is open."""
+    """The answers to some submissions, in order of arrival: iterate it inside `with`; leaving cancels what is open.
+
+    Attributes:
+        read: tokens of the prompt that are computed, and those of them that the prefix cache had, as far as it was told.
+    """
 
     def __init__(self, client: "EngineClient", requests: Sequence[int]) -> None:
         self._client = client
         self._index = {request: index for index, request in enumerate(requests)}
         self._open = set(requests)
         self._queue: asyncio.Queue[Output | EngineDied] = asyncio.Queue()
+        self.read = (0, 0)
 
     def __enter__(self) -> Self:
         return self
@@ -361,6 +366,10 @@ class EngineClient:
                 self.load = load
                 for output in outputs:
                     self._deliver(output)
+            case frames.PromptsRead(prompts):
+                for request, computed, cached in prompts:
+                    if stream := self._streams.get(request):
+                        stream.read = (computed, cached)
             case Vectors():
                 self.load = event.load
                 self._hand_over(event)

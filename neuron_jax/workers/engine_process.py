@@ -39,6 +39,7 @@ from neuron_jax.workers.frames import (
     Listening,
     LoadEngine,
     LoadReport,
+    PromptsRead,
     ReadWeights,
     Ready,
     Sane,
@@ -63,6 +64,8 @@ SWITCH_SECONDS = 0.0005
 """How long a thread may keep the interpreter to itself. By default it is 5 ms, which a step would wait for whenever it comes
 back from the device while another thread traces a program."""
 LOOK_SECONDS = 0.5
+PROMPTS_SECONDS = 0.5
+"""The least time between two words of how far prompts are."""
 """How often an idle engine looks for programs that were compiled in the background."""
 POLL_SECONDS = 0.02
 """How often a leader looks whether the other ranks have compiled what is essential, too."""
@@ -238,7 +241,7 @@ def _lead(started: StartedEngine, spec: EngineSpec, heart: Heart, ranks: Rendezv
 
 def _serve(engine: Any, daemon: DaemonLink, weights: NewWeights) -> None:
     """The loop: take what came in, make a step, send what came out. Sleeps only when there is nothing to do."""
-    settled = False
+    settled, prompts = False, _Prompts(daemon)
     while True:
         if engine.idle:
             engine.check_idle()
@@ -257,6 +260,23 @@ def _serve(engine: Any, daemon: DaemonLink, weights: NewWeights) -> None:
         outputs = engine.step()
         if outputs:
             daemon.tell(StepOutputs(outputs, engine.load))
+        prompts.tell(engine)
+
+
+class _Prompts:
+    """Tells the daemon now and then how far prompts are: some take minutes, and somebody waits."""
+
+    def __init__(self, daemon: DaemonLink) -> None:
+        self._daemon = daemon
+        self._next = 0.0
+
+    def tell(self, engine: Any) -> None:
+        """After a step."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + PROMPTS_SECONDS
+        if prompts := engine.scheduler.prompts:
+            self._daemon.tell(PromptsRead(prompts))
 
 
 def _wait(engine: Any, inbox: "queue.SimpleQueue[Command]") -> Command | None:

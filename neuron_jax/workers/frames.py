@@ -319,6 +319,13 @@ class StepOutputs(Struct, tag="step", frozen=True):
     load: EngineLoad
 
 
+class PromptsRead(Struct, tag="prompts", frozen=True):
+    """How far prompts are: of each request (its number, tokens that are computed or about to be, those of them that the
+    prefix cache had)."""
+
+    prompts: list[tuple[int, int, int]]
+
+
 class LoadReport(Struct, tag="report", frozen=True):
     """The load after something that gave no tokens (a cancel, going idle)."""
 
@@ -355,6 +362,7 @@ Event = (
     | Ready
     | EngineFailed
     | StepOutputs
+    | PromptsRead
     | Vectors
     | LoadReport
     | WeightsRead

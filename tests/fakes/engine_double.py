@@ -174,6 +174,8 @@ class Double:
                 self.running[command.request] = run = reply_of(command)
                 if run.verb == "die once":
                     run.verb = "die" if self.starts == 1 else ""
+                if run.verb == "stall":
+                    self.send(frames.PromptsRead([(command.request, len(command.prompt) - 3, 2)]))
             case frames.Embed(request):
                 self.texts[request] = (command, 0)
             case frames.Cancel(request):

@@ -60,6 +60,7 @@ class FleetDouble:
     aliases: Mapping[str, str] = field(factory=lambda: {"alias": "org/demo"})
     models: Sequence[str] = ("demo", "org/demo")
     gate: asyncio.Event | None = None
+    waiting_for: LoadStatus | None = None
     error: Exception | None = None
     cold: bool = False
     suspected: list[str] = field(factory=list)
@@ -90,6 +91,9 @@ class FleetDouble:
         self.acquired += 1
         self.in_flight += 1
         return LeaseDouble(model, resolved, node, f"http://{node}", self.cold, self)
+
+    def waits(self, model: str) -> LoadStatus | None:
+        return self.waiting_for
 
     async def another(self, model: str, context: RequestContext, *, besides: Collection[str]) -> LeaseDouble | None:
         left = [node for node in self.nodes if node not in besides]

@@ -54,7 +54,9 @@ class Rig:
 
     async def stream(self, path: str, /, **fields: Any) -> AsyncIterator[bytes]:
         """The chunks of a streamed answer as they come; ending early is the client going away."""
-        request = self.client.build_request("POST", path, json={**BODIES[path], "stream": True, **fields})
+        request = self.client.build_request(
+            "POST", path, json={**BODIES.get(path, BODIES[CHAT]), "stream": True, **fields}
+        )
         response = await self.client.send(request, stream=True)
         try:
             async for chunk in response.aiter_raw():

@@ -117,6 +117,17 @@ def test_a_terminal_shows_a_sign_of_life_until_the_first_word() -> None:
     assert (after.strip(), before.endswith("\x1b[2K")) == ("is", True)
 
 
+def test_what_is_waited_for_is_shown() -> None:
+    """On a terminal, as far as it is told."""
+    told = ': progress {"phase":"prompt","done":7,"total":9,"unit":"tokens"}\n\n'
+    out = Console(file=io.StringIO(), force_terminal=True, width=100)
+    wire = Wire([told, event(content="Paris"), USAGE, DONE])
+    Conversation(api=Api("http://gateway", wire), model="m", out=out).ask("one")
+
+    assert isinstance(out.file, io.StringIO)
+    assert "waiting for m: reading the prompt 7/9 tokens" in out.file.getvalue()
+
+
 def test_an_error_midway_is_an_error() -> None:
     """Not an answer that merely ends; and the question is not asked again with the next one."""
     wire = Wire([event(content="half"), 'data: {"error": {"message": "engine died"}}\n\n'])

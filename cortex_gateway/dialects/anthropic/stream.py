@@ -7,6 +7,7 @@ import msgspec
 from cortex_gateway.dialects import sse
 from cortex_gateway.dialects.anthropic import errors
 from cortex_gateway.dialects.anthropic.response import signature, stop_reason, usage
+from cortex_gateway.dialects.dialect import Progress
 from cortex_gateway.dialects.events import (
     Error,
     Event,
@@ -20,6 +21,7 @@ from cortex_gateway.dialects.events import (
 )
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.grammar import Grammar
+from cortex_gateway.dialects.progress import progress_comment
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 BlockKind = Literal["text", "thinking", "tool_use"]
@@ -61,9 +63,9 @@ class MessageEncoder:
                 raise AssertionError("an error is what `fail` is for")
         return encoded
 
-    def keep_alive(self) -> bytes:
-        """A ping, which may come anywhere."""
-        return PING
+    def keep_alive(self, waits: Progress | None) -> bytes:
+        """A ping, which may come anywhere, behind a comment where it is known what is waited for."""
+        return progress_comment(waits) + PING if waits else PING
 
     def fail(self, failure: Failure) -> bytes:
         """The error that ends the stream, wherever it stands."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from cortex_gateway.dialects.dialect import AnswerId
+from cortex_gateway.dialects.dialect import AnswerId, Progress
 from cortex_gateway.dialects.events import Event, Finish, Reasoning, Start, Text
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.grammar import Grammar
@@ -42,9 +42,13 @@ class LineEncoder:
                 return before + self._line(self._said(), ending(event, self._identity.timing(), self._first))
         return before
 
-    def keep_alive(self) -> bytes:
-        """A piece with nothing in it. Every client reads each line as an object, so an empty line would be an error."""
-        return self._piece()
+    def keep_alive(self, waits: Progress | None) -> bytes:
+        """A piece with nothing in it. Every client reads each line as an object, so an empty line would be an error.
+
+        What is waited for is told under the names that Ollama has in the streams of /api/pull.
+        """
+        told = {"status": waits.phase, "completed": waits.done, "total": waits.total} if waits else {}
+        return self._line(self._said(), {**told, "done": False})
 
     def fail(self, failure: Failure) -> bytes:
         """The error that ends the stream, wherever it stands."""

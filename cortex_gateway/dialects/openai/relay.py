@@ -11,10 +11,11 @@ from msgspec import Struct
 
 from cortex_gateway.dialects import sse
 from cortex_gateway.dialects.chat import CUT_SHORT, ChatUsage
-from cortex_gateway.dialects.dialect import NonStreamingAnswer
+from cortex_gateway.dialects.dialect import NonStreamingAnswer, Progress
 from cortex_gateway.dialects.events import Usage
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.openai import errors
+from cortex_gateway.dialects.progress import progress_comment
 
 # A token of text, reasoning or a tool call. Inside JSON strings quotes are escaped, so no text can look like this.
 _TOKEN = re.compile(rb'"(?:content|reasoning_content|reasoning|text)": ?"(?=[^"])|"tool_calls": ?\[(?=[^\]])')
@@ -70,10 +71,10 @@ class StreamRelay:
         """What `feed` kept back, which is nothing unless the last blank line is missing; of a stream cut short an error."""
         return self._renamed(self._held) if self.done or self.failure else self.fail(CUT_SHORT)
 
-    def keep_alive(self) -> bytes:
+    def keep_alive(self, waits: Progress | None) -> bytes:
         """A comment, which every parser skips, and now and then a chunk."""
         self._beats += 1
-        return sse.COMMENT if self._beats % BEATS else self._idle
+        return progress_comment(waits) if self._beats % BEATS else self._idle
 
     def fail(self, failure: Failure) -> bytes:
         """The error event that ends it in the neuron's place."""

@@ -7,7 +7,7 @@ import msgspec
 from attrs import define, field
 
 from cortex_gateway.dialects import sse
-from cortex_gateway.dialects.dialect import AnswerId
+from cortex_gateway.dialects.dialect import AnswerId, Progress
 from cortex_gateway.dialects.events import (
     Error,
     Event,
@@ -23,6 +23,7 @@ from cortex_gateway.dialects.events import (
 )
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.grammar import Grammar
+from cortex_gateway.dialects.progress import progress_comment
 from cortex_gateway.dialects.responses import response as shapes
 from cortex_gateway.dialects.responses.request import ResponsesRequest
 from cortex_gateway.dialects.responses.tools import Tool, bare_text
@@ -89,12 +90,12 @@ class ResponseEncoder:
                 raise AssertionError("an error is what `fail` is for")
         return begun + (self._sum_up(event) if self._request.compacting else self._piece(event))
 
-    def keep_alive(self) -> bytes:
+    def keep_alive(self, waits: Progress | None) -> bytes:
         """`response.in_progress` once more, without the words of the request: only events of its own kind keep a client."""
+        comment = progress_comment(waits) if waits else b""
         begun = self._begin()
-        return begun or self._event(
-            "response.in_progress", response={**self._response(), "instructions": None, "tools": []}
-        )
+        idle = {**self._response(), "instructions": None, "tools": []}
+        return comment + (begun or self._event("response.in_progress", response=idle))
 
     def fail(self, failure: Failure) -> bytes:
         """`response.failed`, which ends the stream, wherever it stands."""

@@ -5,7 +5,16 @@ from typing import Any
 import msgspec
 
 from cortex_gateway.dialects.chat import decode_non_streaming
-from cortex_gateway.dialects.dialect import AnswerId, Count, Decoded, Dialect, Generation, NonStreamingAnswer, ToCount
+from cortex_gateway.dialects.dialect import (
+    AnswerId,
+    Count,
+    Decoded,
+    Dialect,
+    Generation,
+    NonStreamingAnswer,
+    Progress,
+    ToCount,
+)
 from cortex_gateway.dialects.events import Error, Event, Finish, Text, Usage
 from cortex_gateway.dialects.failure import Failure, RefusedError
 from cortex_gateway.dialects.translation import Translation
@@ -26,8 +35,8 @@ class Numbered:
                 return self._line(over=event.reason, tokens=event.usage.completion)
         return b""
 
-    def keep_alive(self) -> bytes:
-        return self._line(still="thinking")
+    def keep_alive(self, waits: Progress | None) -> bytes:
+        return self._line(still=waits.phase if waits else "thinking")
 
     def fail(self, failure: Failure) -> bytes:
         return self._line(oops=failure.message)

@@ -7,7 +7,7 @@ import pytest
 from cortex_gateway.dialects.anthropic.dialect import ANTHROPIC
 from cortex_gateway.dialects.anthropic.stream import PING, MessageEncoder
 from cortex_gateway.dialects.chat import CUT_SHORT
-from cortex_gateway.dialects.dialect import AnswerId, Count, Generation
+from cortex_gateway.dialects.dialect import AnswerId, Count, Generation, Progress
 from cortex_gateway.dialects.events import Usage
 from cortex_gateway.dialects.failure import Failure
 from cortex_gateway.dialects.ollama.dialect import OLLAMA
@@ -74,10 +74,23 @@ def test_a_translated_stream_tells_its_counts_and_its_failure() -> None:
 def test_a_translated_stream_can_be_ended_by_something_else() -> None:
     """The gateway's own end is its failure, and a beat is a ping."""
     answer, failure = translation(), Failure(503, "api_error", "shutting_down", "bye")
-    assert answer.keep_alive() == PING
+    assert answer.keep_alive(None) == PING
 
     assert b"bye" in answer.fail(failure)
     assert answer.failure == failure
+
+
+def test_a_beat_says_what_the_neuron_does() -> None:
+    """It knows better than the gateway; once there is something of an answer nothing is waited for, and nonsense is nothing."""
+    answer = translation()
+    answer.feed(b': progress {"phase":"prompt","done":7,"total":9,"unit":"tokens"}\n\n')
+
+    told = b': progress {"phase":"prompt","done":7,"total":9,"unit":"tokens"}\n\n'
+    assert answer.keep_alive(Progress("queued")) == told + PING
+    answer.feed(b": progress {]\n\n")
+    assert answer.keep_alive(None) == PING
+    answer.feed(told + role(9) + delta(content="a"))
+    assert answer.keep_alive(None) == PING
 
 
 def test_an_error_of_the_neuron_is_the_failure_of_the_stream() -> None:

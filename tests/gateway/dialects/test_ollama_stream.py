@@ -159,7 +159,7 @@ def test_arguments_that_are_no_object_are_told_as_written() -> None:
 @FORMS
 def test_a_keep_alive_is_a_piece_with_nothing_in_it(said: Said) -> None:
     """Not an empty line, which no client can read."""
-    raw = LineEncoder(said, model="m", identity=identity()).keep_alive()
+    raw = LineEncoder(said, model="m", identity=identity()).keep_alive(None)
 
     line = json.loads(raw)
     assert (raw.count(b"\n"), raw[-1:]) == (1, b"\n")

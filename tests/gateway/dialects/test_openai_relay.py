@@ -69,7 +69,7 @@ def test_of_ten_signs_of_life_one_is_a_chunk() -> None:
     """For those who count what they can parse (dialects.md 4.3.8)."""
     relay = StreamRelay("demo", b"idle")
 
-    assert [relay.keep_alive() for _ in range(20)] == [*[COMMENT_ONLY] * 9, b"idle"] * 2
+    assert [relay.keep_alive(None) for _ in range(20)] == [*[COMMENT_ONLY] * 9, b"idle"] * 2
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
@@ -79,7 +79,7 @@ def test_it_is_one_of_the_route_s_own(path: str) -> None:
     decoded = route.decode(b'{"model":"demo"}')
     assert isinstance(decoded, Decoded)
     answer = decoded.answer(AnswerId("req_1", "7" * 32, 5))
-    chunk = [json.loads(event.data) for _ in range(10) for event in SseParser().feed(answer.keep_alive())]
+    chunk = [json.loads(event.data) for _ in range(10) for event in SseParser().feed(answer.keep_alive(None))]
 
     assert [(one["model"], one["created"], len(one["choices"])) for one in chunk] == [("demo", 5, 1)]
     assert chunk[0]["choices"][0] == {

@@ -63,7 +63,7 @@ def streamed(*events: Told, **fields: Any) -> list[Any]:
     for event in events:
         match event:
             case None:
-                encoded += encoding.keep_alive()
+                encoded += encoding.keep_alive(None)
             case Error(failure):
                 encoded += encoding.fail(failure)
             case _:

@@ -2,14 +2,15 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
 import pytest
 
 from cortex_gateway.errors import CortexError, LoadFailed, ModelRecovering, NoHealthyNode, Overloaded
-from tests.fakes.gateway_rig import BODIES, CHAT, COMPLETIONS, MESSAGES, Rig, Sent, payloads, run, settled
+from cortex_gateway.placement.snapshot import LoadStatus
+from tests.fakes.gateway_rig import BODIES, CHAT, COMPLETIONS, MESSAGES, RESPONSES, Rig, Sent, payloads, run, settled
 from tests.fakes.neuron_double import Answer, NeuronDouble
 
 BEATS = {CHAT: b":\n\n", COMPLETIONS: b":\n\n", MESSAGES: b'event: ping\ndata: {"type":"ping"}\n\n'}
@@ -43,6 +44,37 @@ def test_a_cold_load_is_not_silent(path: str) -> None:
         assert rig.metrics.records[0].cold
 
     gated(scenario, cold=True)
+
+
+PROGRESS = b': progress {"phase":"weights","done":41,"total":93,"unit":"bytes"}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "first"),
+    [
+        (CHAT, PROGRESS),
+        (COMPLETIONS, PROGRESS),
+        (MESSAGES, PROGRESS + BEATS[MESSAGES]),
+        (RESPONSES, PROGRESS + b"event: response.created"),
+        ("/api/chat", b'"status":"weights","completed":41,"total":93'),
+    ],
+)
+def test_a_beat_says_how_far_a_load_is(path: str, first: bytes) -> None:
+    """In a comment before the dialect's own; where it has none, under the names that it has for such things."""
+
+    async def scenario(rig: Rig, gate: asyncio.Event) -> None:
+        seen = [chunk async for chunk in _opened(rig.stream(path), gate)]
+        assert first in seen[0]
+        assert b"Hello" in b"".join(seen)
+
+    gated(scenario, waiting_for=LoadStatus(phase="weights", done=41, total=93, unit="bytes"))
+
+
+async def _opened(stream: AsyncIterator[bytes], gate: asyncio.Event) -> AsyncIterator[bytes]:
+    """Its chunks; with the first one the fleet has a replica."""
+    async for chunk in stream:
+        gate.set()
+        yield chunk
 
 
 @pytest.mark.parametrize("path", PATHS)

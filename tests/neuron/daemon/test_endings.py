@@ -91,13 +91,32 @@ def test_a_hundred_random_cancels_leave_nothing(tmp_path: Path) -> None:
 
 
 def test_a_quiet_engine_is_bridged_by_comments(tmp_path: Path) -> None:
-    """While no token comes, `: keep-alive` does, after the role chunk."""
+    """While no token comes they do, after the role chunk, and say how far the prompt is."""
 
     async def use(neuron: LiveNeuron) -> None:
         async with open_stream(neuron, "[[stall 0]]") as lines:
             seen = [line async for line in _first(lines, 3)]
         assert '"role":"assistant"' in seen[0]
-        assert seen[1:] == [": keep-alive", ": keep-alive"]
+        waits = [json.loads(line.removeprefix(": progress ")) for line in seen[1:]]
+        assert (
+            waits
+            == [{"phase": "prompt", "done": waits[0]["total"] - 3, "total": waits[0]["total"], "unit": "tokens"}] * 2
+        )
+
+    with_neuron(tmp_path, use)
+
+
+def test_who_asks_for_it_is_told_in_chunks_how_far_the_prompt_is(tmp_path: Path) -> None:
+    """As llama.cpp does."""
+
+    async def use(neuron: LiveNeuron) -> None:
+        async with open_stream(neuron, "[[stall 0]]", return_progress=True) as lines:
+            seen = [line async for line in _first(lines, 2)]
+        chunk = json.loads(seen[1].removeprefix("data: "))
+        told = chunk["prompt_progress"]
+
+        assert (chunk["choices"][0]["delta"], told["cache"], told["total"] - told["processed"]) == ({}, 2, 3)
+        assert told["time_ms"] >= 900
 
     with_neuron(tmp_path, use)
 
@@ -202,7 +221,7 @@ def test_a_stream_that_waits_in_line_is_kept_alive(tmp_path: Path) -> None:
         async with open_stream(neuron, "[[stall 1]]"):
             waiting = open_stream(neuron, "second")
             lines = await waiting.__aenter__()
-            assert await anext(lines) == ": keep-alive"
+            assert await anext(lines) == ': progress {"phase":"queued","done":0,"total":0,"unit":"requests"}'
         rest = [line async for line in lines if line]
         await waiting.__aexit__(None, None, None)
         assert '"role":"assistant"' in rest[0]

@@ -69,7 +69,7 @@ def test_a_stream_of_which_nothing_was_sent_is_begun_anew(tmp_path: Path) -> Non
         assert sum('"role":"assistant"' in event for event in events) == 1
         assert json.loads(events[-2])["usage"]["completion_tokens"] == 6
         assert events[-1] == "[DONE]"
-        assert ": keep-alive" in answer.text
+        assert ': progress {"phase":"starting the engine"' in answer.text
         assert await metric(neuron, "neuron_requests_run_again_total") == 1
 
     with_neuron(tmp_path, use, restarts=QUICK, load_seconds=1.5)

@@ -571,3 +571,17 @@ def test_a_scheduler_that_serves_somebody_is_not_idle() -> None:
 
     with pytest.raises(AssertionError, match="somebody is being served"):
         busy.check_idle()
+
+
+def test_how_far_a_prompt_is_is_known_until_it_is_whole() -> None:
+    """By what is computed or planned; nothing is told of who decodes or waits."""
+    it = scheduler(slots=1)
+    add(it, 7, 150)
+    add(it, 8, 10)
+
+    assert it.prompts == []
+    following(it)
+    assert it.prompts == [(7, 64, 0)]
+    following(it)
+    following(it)
+    assert it.prompts == []
