@@ -130,7 +130,8 @@ def zed(asked: Asked) -> Setup:
     """Zed, by a provider in settings.json; it takes the key from the variable named after the provider.
 
     Source: `OpenAiCompatibleAvailableModel` in zed-industries/zed, crates/settings_content/src/language_model.rs (2026-11);
-    zed.dev/docs/ai/llm-providers. `max_tokens` is the window.
+    zed.dev/docs/ai/llm-providers. `max_tokens` is the window, `prompt_cache_key` names the thread, by which it goes back to
+    its replica, and with `interleaved_reasoning` thoughts come back as `reasoning_content`.
     """
     models = [_zed_model(model) for model in asked.models]
     provider = {"api_url": asked.v1, "available_models": models}
@@ -156,7 +157,8 @@ def _zed_model(model: ServedModel) -> dict[str, Any]:
             "tools": model.tools,
             "images": model.images,
             "parallel_tool_calls": model.tools,
-            "prompt_cache_key": False,
+            "prompt_cache_key": True,
+            "interleaved_reasoning": model.reasoning,
         },
     }
 
