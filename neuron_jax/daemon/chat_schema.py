@@ -85,7 +85,9 @@ def _check_parts(message: Fields) -> None:
     message.list("content", "a string or a list of parts")
     for part in message.objects("content", MAX_PARTS):
         if part.get("type") != "text":
-            raise unsupported(part.name("type"), f"{part.name('type')}: only text parts are supported.")
+            kind = part.text("type") or ""
+            words = f"content of type {kind[:64]!r} is not supported: the models here read text only."
+            raise unsupported(part.name("type"), f"{part.name('type')}: {words}")
         if part.text("text") is None:
             raise part.wrong("text", "a string")
 

@@ -154,6 +154,13 @@ def test_a_wrong_chat_field_is_named(change: Mapping[str, Any], code: str, param
     assert (raised.value.status, raised.value.code, raised.value.param) == (400, code, param)
 
 
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "video_url"])
+def test_what_is_no_text_is_refused_by_name(kind: str) -> None:
+    """The client's user sees what his model cannot read."""
+    with pytest.raises(Problem, match=f"content of type '{kind}' is not supported"):
+        read_chat({"model": "m", "messages": [{"role": "user", "content": [{"type": kind}]}]})
+
+
 @pytest.mark.parametrize(("change", "code", "param"), COMPLETIONS)
 def test_a_wrong_completion_field_is_named(change: Mapping[str, Any], code: str, param: str) -> None:
     """400 with the path of the field."""
