@@ -24,9 +24,13 @@ DONE = Answer(deltas=({"content": "The file "}, {"content": "is written."}))
 
 @define
 class ScriptedModel(NeuronDouble):
-    """Its first answer has a thought, a word and a call; the one after the call's result ends the turn."""
+    """Its first answer has a thought, a word and a call; the one after the call's result ends the turn.
+
+    `text` is what it says to who offers no tools and reads edits in what is said.
+    """
 
     command: str = "true"
+    text: str = "There is no tool for it."
 
     def next_answer(self) -> Answer:
         body = self.asked[-1].body
@@ -35,7 +39,7 @@ class ScriptedModel(NeuronDouble):
         offered = [tool["function"]["name"] for tool in body.get("tools", ())]
         name = next((name for name in offered if name in SHELLS), None)
         if name is None:
-            return Answer(deltas=({"content": "There is no tool for it."},))
+            return Answer(deltas=({"content": self.text},))
         arguments = json.dumps(SHELLS[name](self.command))
         head = {"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": ""}}
         call = {"index": 0, "function": {"arguments": arguments}}

@@ -1,6 +1,7 @@
 """Real agents, where they are on the PATH, set up by `cortex launch` against a live gateway: their tools change a file.
 
-npm has them: @openai/codex, @anthropic-ai/claude-code, opencode-ai, cline, @continuedev/cli. Each gets an empty home.
+npm has them: @openai/codex, @anthropic-ai/claude-code, opencode-ai, cline, @continuedev/cli; PyPI has aider-chat, which reads
+edits in what is said. Each gets an empty home.
 """
 
 import os
@@ -23,7 +24,9 @@ AGENTS: dict[str, Sequence[str]] = {
     "opencode": ("run", "make a file"),
     "cline": ("--json", "make a file"),
     "continue": ("-p", "make a file", "--auto"),
+    "aider": ("--message", "make a file", "--yes-always", "--no-git", "--no-check-update", "made.txt"),
 }
+SAID = "made.txt\n```\nby the model\n```\nThe file is written.\n"
 
 
 @pytest.mark.slow
@@ -36,7 +39,7 @@ def test_an_agent_writes_a_file(agent: str, tmp_path: pathlib.Path) -> None:
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
-    model = ScriptedModel(command="echo by the model > made.txt")
+    model = ScriptedModel(command="echo by the model > made.txt", text=SAID)
     models = (ModelConfig(id="demo", limit=Limit(context=131_072)),)
     with live_gateway({"double": model}, models=models) as gateway:
         environment = {
