@@ -11,15 +11,19 @@ from cortex_gateway.cli.launch.setup import Asked, Member, OwnFile, ServedModel,
 
 NAME = "cortex"
 KEY_VARIABLE = "CORTEX_API_KEY"
+CLAUDE_LEAST_WINDOW = 100_000
 
 
 def claude(asked: Asked) -> Setup:
     """Claude Code, by environment alone: every slot of a model is this one, so that none is evicted for a title.
 
-    Source: code.claude.com/docs/en/env-vars and the names in version 2.1.197. CLAUDE_CODE_MAX_CONTEXT_TOKENS is what it
-    compacts by; without it an unknown model has 200,000 or a million tokens. It ignores it for ids that begin `claude-`.
+    Source: code.claude.com/docs/en/env-vars and the names in version 2.1.197; tried with 2.1.332.
+    CLAUDE_CODE_MAX_CONTEXT_TOKENS is what it compacts by; without it an unknown model has 200,000 or a million tokens. It
+    ignores it for ids that begin `claude-`. A CLAUDE_CODE_AUTO_COMPACT_WINDOW of less than 100,000 it takes for 100,000.
     """
     model = asked.model.id
+    window = asked.model.context
+    compacts = {"CLAUDE_CODE_AUTO_COMPACT_WINDOW": str(window)} if window >= CLAUDE_LEAST_WINDOW else {}
     slots = ("ANTHROPIC_MODEL", *(f"ANTHROPIC_DEFAULT_{kind}_MODEL" for kind in ("OPUS", "SONNET", "HAIKU", "FABLE")))
     environment = {
         "ANTHROPIC_BASE_URL": asked.url,
@@ -27,7 +31,7 @@ def claude(asked: Asked) -> Setup:
         "ANTHROPIC_API_KEY": "",
         **dict.fromkeys((*slots, "CLAUDE_CODE_SUBAGENT_MODEL"), model),
         "CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(asked.model.context),
-        "CLAUDE_CODE_AUTO_COMPACT_WINDOW": str(asked.model.context),
+        **compacts,
         "CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(min(asked.model.answer, 32_000)),
         "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
         "CLAUDE_CODE_TOTAL_TOKENS_REMINDER": "off",

@@ -51,11 +51,12 @@ def test_the_default_of_the_user_stays(client: str) -> None:
 
 
 def test_claude_has_the_window_and_one_model() -> None:
-    """All slots are the model's own id; an answer leaves room for the prompt."""
+    """All slots are the model's own id; an answer leaves room for the prompt. It complains of a small window to compact by."""
     told = CLIENTS["claude"](attrs.evolve(ASKED, model=SMALL)).environment
 
     assert {value for name, value in told.items() if "MODEL" in name} == {"demo"}
     assert (told["CLAUDE_CODE_MAX_CONTEXT_TOKENS"], told["CLAUDE_CODE_MAX_OUTPUT_TOKENS"]) == ("8192", "2048")
+    assert "CLAUDE_CODE_AUTO_COMPACT_WINDOW" not in told
     assert "claude-" in CLIENTS["claude"](attrs.evolve(ASKED, model=attrs.evolve(SMALL, id="claude-x"))).notes[0]
 
 
