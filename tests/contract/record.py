@@ -1,6 +1,6 @@
 """Records what a real agent sends for one turn with one command: the agent as `cortex launch` sets it up, a scripted model.
 
-    python -m tests.contract.record claude|codex|opencode
+    python -m tests.contract.record claude|codex|opencode|cline|continue
 
 The program must be on the PATH (npm has them all). Writes `tests/contract/clients/<agent>-<version>/`: `first.json`, and
 `second.json` with what the second request adds. Long texts are others' work, and stand there as a digest and a length only;
@@ -38,14 +38,18 @@ COMMANDS = {
     "claude": ("-p", "make a file made.txt", "--allowedTools", "Bash"),
     "codex": ("exec", "--skip-git-repo-check", "--sandbox", "danger-full-access", "make a file made.txt"),
     "opencode": ("run", "make a file made.txt"),
+    "cline": ("--json", "make a file made.txt"),
+    "continue": ("-p", "make a file made.txt", "--auto"),
 }
+PROGRAMS = {"continue": "cn"}
+"""Where one is called otherwise."""
 _IDS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32,64}")
 
 
 def main() -> None:
     """Record, and write."""
     agent = sys.argv[1]
-    shown = subprocess.run([agent, "--version"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run([PROGRAMS.get(agent, agent), "--version"], capture_output=True, text=True, check=True).stdout
     version = next(iter(re.findall(r"\d+\.\d+\.\d+", shown)))
     bodies = [body for body in _record(agent) if body.get("tools")]
     first, second = bodies[0], bodies[1]

@@ -25,7 +25,13 @@ def demo(demo_gguf: Path) -> ModelText:
 
 
 def test_there_is_a_session_of_every_agent() -> None:
-    assert {one.name.rpartition("-")[0] for one in SESSIONS} == {"claude", "codex", "opencode"}
+    assert {one.name.rpartition("-")[0] for one in SESSIONS} == {
+        "claude",
+        "codex",
+        "opencode",
+        "cline",
+        "continue",
+    }
 
 
 @every_session
