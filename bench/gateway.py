@@ -2,11 +2,11 @@
 
 Method. Three processes on this machine: the do-nothing neuron (tests/fakes/neuron_double.py), a gateway in front of it
 (`cortex serve` with one neuron), and this client on plain sockets with kept connections. Requests go to the neuron and
-to the gateway in turn, so that both see the same machine; what the gateway adds is the difference of the medians, and of
-the 99th percentiles. The gateway's processor time per request says the same on a machine that is busy with other things.
-Streams go through the gateway alone, one after another; chunks per second are counted by the client's clock and by the
-gateway's own processor time (`/proc/PID/stat`): the second is what one core would relay if nothing else ran. The first
-tenth of everything warms up and is not counted. With --key the gateway asks for a key that has every kind of limit.
+to the gateway in each dialect in turn, so that all see the same machine; what the gateway adds is the difference of the
+medians, and of the 99th percentiles. The gateway's processor time per request says the same on a machine that is busy with
+other things. Streams go through the gateway alone, one after another; chunks per second are counted by the client's clock
+and by the gateway's own processor time (`/proc/PID/stat`): the second is what one core would relay if nothing else ran. The
+first tenth of everything warms up and is not counted. With --key the gateway asks for a key that has every kind of limit.
 No test runs this.
 
     python bench/gateway.py [--requests 2000] [--streams 20] [--chunks 2000] [--key] [--json]
@@ -27,10 +27,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-DIALECTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "chat": ("/v1/chat/completions", {}),
-    "messages": ("/v1/messages", {"max_tokens": 1}),
+HELLO = [{"role": "user", "content": "Hello"}]
+DIALECTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", "max_tokens", {"messages": HELLO}),
+    "messages": ("/v1/messages", "max_tokens", {"messages": HELLO}),
+    "responses": ("/v1/responses", "max_output_tokens", {"input": HELLO, "store": False}),
 }
+"""Of each its path, what it calls the most tokens, and the rest of a body."""
 
 
 def main() -> None:
@@ -51,46 +54,49 @@ def main() -> None:
 
 def _measure(told: argparse.Namespace, neuron_port: int, port: int, pid: int, key: str | None) -> dict[str, float]:
     cpu = _cpu_seconds(pid)
-    added = _latencies(neuron_port, port, told.requests, key)
+    taken = _latencies(neuron_port, port, told.requests, key)
     cpu = _cpu_seconds(pid) - cpu
+    direct = taken.pop("direct")
     relayed = {name: _relay(port, name, told, pid, key) for name in DIALECTS}
     return {
-        "direct_p50_ms": added[0],
-        "gateway_p50_ms": added[1],
-        "added_p50_ms": added[1] - added[0],
-        "added_p99_ms": added[3] - added[2],
-        "gateway_cpu_ms_per_request": cpu * 1000 / told.requests,
+        "direct_p50_ms": statistics.median(direct),
+        **{f"{name}_added_p50_ms": statistics.median(one) - statistics.median(direct) for name, one in taken.items()},
+        **{f"{name}_added_p99_ms": _tail(one) - _tail(direct) for name, one in taken.items()},
+        "gateway_cpu_ms_per_request": cpu * 1000 / (told.requests * len(taken)),
         **{f"{name}_chunks_per_s": wall for name, (wall, _) in relayed.items()},
         **{f"{name}_chunks_per_cpu_s": cpu for name, (_, cpu) in relayed.items()},
     }
 
 
-def _latencies(neuron_port: int, port: int, requests: int, key: str | None) -> tuple[float, float, float, float]:
-    """Medians of direct and relayed requests, then their 99th percentiles; milliseconds."""
-    path, _ = DIALECTS["chat"]
-    request = _request(
-        path, {"model": "demo", "max_tokens": 1, "messages": [{"role": "user", "content": "Hello"}]}, key
-    )
-    taken: dict[int, list[float]] = {neuron_port: [], port: []}
+def _latencies(neuron_port: int, port: int, requests: int, key: str | None) -> dict[str, list[float]]:
+    """Milliseconds of each request: "direct" to the neuron, and through the gateway by dialect."""
+    asked = {name: _request(*_body(name, 1), key) for name in DIALECTS}
+    taken: dict[str, list[float]] = {"direct": [], **{name: [] for name in DIALECTS}}
     with _connection(neuron_port) as direct, _connection(port) as relayed:
         for _ in range(requests):
-            for where, line in ((neuron_port, direct), (port, relayed)):
+            for name, times in taken.items():
+                line = direct if name == "direct" else relayed
                 begun = time.perf_counter()
-                line.sendall(request)
+                line.sendall(asked["chat" if name == "direct" else name])
                 _whole_answer(line)
-                taken[where].append((time.perf_counter() - begun) * 1000)
-    counted = [times[requests // 10 :] for times in taken.values()]
-    medians = [statistics.median(times) for times in counted]
-    tails = [statistics.quantiles(times, n=100)[98] for times in counted]
-    return medians[0], medians[1], tails[0], tails[1]
+                times.append((time.perf_counter() - begun) * 1000)
+    return {name: times[requests // 10 :] for name, times in taken.items()}
+
+
+def _tail(times: list[float]) -> float:
+    return statistics.quantiles(times, n=100)[98]
+
+
+def _body(dialect: str, tokens: int) -> tuple[str, dict[str, Any]]:
+    path, most, rest = DIALECTS[dialect]
+    return path, {"model": "demo", most: tokens, **rest}
 
 
 def _relay(port: int, dialect: str, told: argparse.Namespace, pid: int, key: str | None) -> tuple[float, float]:
     """Chunks per second: by the clock, by the gateway's processor time."""
     streams, chunks = told.streams, told.chunks
-    path, extra = DIALECTS[dialect]
-    body = {"model": "demo", "messages": [{"role": "user", "content": "Hello"}], "stream": True, **extra}
-    request = _request(path, {**body, "max_tokens": chunks}, key)
+    path, body = _body(dialect, chunks)
+    request = _request(path, {**body, "stream": True}, key)
     with _connection(port) as line:
         for _ in range(max(1, streams // 10)):
             _one_stream(line, request, chunks)
