@@ -93,6 +93,14 @@ CASES: dict[str, dict[str, Any]] = {
             "llama_4_scaling_beta": 0.5,
         },
     },
+    "hunyuan": {"heads": (6, 3), "architectures": ["HunYuanDenseV1ForCausalLM"], "head_dim": 6},
+    "hunyuan with experts": {
+        "heads": (6, 2),
+        "architectures": ["HunYuanMoEV1ForCausalLM"],
+        "num_experts": 5,
+        "moe_topk": 2,
+        "intermediate_size": 11,
+    },
     "deepseek v3: latents, of which each device has a copy": {
         "heads": (5, 5),
         "architectures": ["DeepseekV3ForCausalLM"],
