@@ -40,7 +40,7 @@ class Causal:
         scores = jnp.einsum("tkgh,skh->kgts", q, k, preferred_element_type=jnp.float32)
         if layer.soft_cap is not None:
             scores = layer.soft_cap * jnp.tanh(scores / layer.soft_cap)
-        scores = jnp.where(_visible(q.shape[0], layer.window)[None, None], scores, -jnp.inf)
+        scores = jnp.where(_visible(q.shape[0], layer)[None, None], scores, -jnp.inf)
         if sinks is not None:
             column = jnp.broadcast_to(sinks[:, :, None, None], (*scores.shape[:3], 1))
             scores = jnp.concatenate([scores, column], axis=-1)
@@ -70,6 +70,7 @@ class Causal:
         raise AssertionError("plain causal attention rotates nothing")
 
 
-def _visible(tokens: int, window: int | None) -> jax.Array:
-    back = jnp.arange(tokens)[:, None] - jnp.arange(tokens)[None, :]
-    return (back >= 0) if window is None else (back >= 0) & (back < window)
+def _visible(tokens: int, layer: PagedLayer) -> jax.Array:
+    at, position = jnp.arange(tokens)[None, :], jnp.arange(tokens)[:, None]
+    seen: jax.Array = (at <= position) & (at >= layer.first_seen(position))
+    return seen

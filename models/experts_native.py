@@ -36,7 +36,11 @@ class ExpertsNative(nnx.Module):
         routed = routed if scales is None else routed.scaled(scales)
         stack, gate = self.gate_up, Gate(self.activation.kind, self.activation.limit)
         given = None if norm is None else norm.for_kernel
-        gated = kernels.gathered(x, stack.tiles, stack.matrix[...], routed, gate=gate, norm=given, bias=stack.flat_bias)
+        early = self.experts.share_inputs
+        gated = kernels.gathered(
+            x, stack.tiles, stack.matrix[...], routed, gate=gate, norm=given, bias=stack.flat_bias, shared=early
+        )
+        routed = routed.whole if early else routed
         stack, tokens = self.down, x.shape[0]
         around = {"residual": residual, "bias": stack.flat_bias, "live": live}
         return kernels.summed(gated, stack.tiles, stack.matrix[...], routed, tokens, **around)

@@ -47,7 +47,8 @@ class ExpertsXla(nnx.Module):
         sum of what they make of norm(x), by their shares, times `scales` [E].
         """
         chosen, shares = route(self.experts, logits, correction, scales)
-        outputs = self._outputs(x if norm is None else norm(x), chosen)
+        outputs = self._outputs(x if norm is None else norm(x), chosen, shares if self.experts.share_inputs else None)
+        shares = jnp.ones_like(shares) if self.experts.share_inputs else shares
         total = (outputs * shares[None, :, :, None]).sum(axis=2).sum(axis=0)  # over devices last: one exchange
         if self.down.bias is not None:
             bias = jnp.take(self.down.bias[...].astype(jnp.float32), chosen, axis=0)
@@ -55,10 +56,13 @@ class ExpertsXla(nnx.Module):
         total = total.astype(x.dtype)
         return total if residual is None else residual + total
 
-    def _outputs(self, x: jax.Array, chosen: jax.Array) -> jax.Array:
-        """x [T, D], chosen [T, active] -> float32 [devices, T, active, D], what each device makes of each of them."""
+    def _outputs(self, x: jax.Array, chosen: jax.Array, shares: jax.Array | None) -> jax.Array:
+        """x [T, D], chosen [T, active] -> float32 [devices, T, active, D], what each device makes of each of them, times
+        shares [T, active] as they go in."""
         if self.experts.count == 1:
-            return self._through(jnp.zeros((), jnp.int32), x)[:, :, None]
+            return self._through(jnp.zeros((), jnp.int32), x if shares is None else x * shares.astype(x.dtype))[
+                :, :, None
+            ]
         tokens, active = chosen.shape
         pairs, size = tokens * active, block_rows(tokens * active, self.experts.count)
         order = jnp.argsort(chosen.reshape(-1), stable=True).astype(jnp.int32)
@@ -66,12 +70,16 @@ class ExpertsXla(nnx.Module):
         begin, blocks = jnp.cumsum(counts) - counts, -(-counts // size)
         until = jnp.cumsum(blocks)
         rows = jnp.pad(order // active, (0, size))  # a block may reach over the last pair
+        by = None if shares is None else jnp.pad(shares.reshape(-1)[order], (0, size))
 
         def block(number: jax.Array, done: jax.Array) -> jax.Array:
             """What reaches over an expert's pairs is overwritten by the next expert's block."""
             expert = jnp.searchsorted(until, number, side="right")
             at = begin[expert] + (number - until[expert] + blocks[expert]) * size
-            made = self._through(expert, x[lax.dynamic_slice(rows, (at,), (size,))])
+            given = x[lax.dynamic_slice(rows, (at,), (size,))]
+            if by is not None:
+                given = given * lax.dynamic_slice(by, (at,), (size,))[:, None].astype(given.dtype)
+            made = self._through(expert, given)
             return lax.dynamic_update_slice(done, made, (0, at, 0))
 
         devices = self.down.parts

@@ -36,7 +36,9 @@ def read(config: Config) -> Dense:
         {"rope_parameters": SCALING, **{key: value for key, value in config.items() if value is not None}}, NAME
     )
     heads, head_dim = keys.size("num_attention_heads", 32), keys.size("head_dim", 128)
-    layer = Layer(read_rotary(keys, head_dim, whole=True), keys.optional_size("sliding_window"))
+    layer = Layer(
+        read_rotary(keys, head_dim, whole=True), keys.optional_size("sliding_window"), sharpening=_sharpening(keys)
+    )
     found = Dense(
         architecture=NAME,
         vocab_size=keys.size("vocab_size", 131072),
@@ -50,7 +52,6 @@ def read(config: Config) -> Dense:
         stack=(layer,) * keys.size("num_hidden_layers", 34, most=MOST_LAYERS),
         activation=keys.choice("hidden_act", {"silu": SILU}, "silu"),
         tied=keys.flag("tie_word_embeddings"),
-        sharpening=_sharpening(keys),
     )
     return checked(keys, found)
 

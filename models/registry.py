@@ -19,6 +19,7 @@ from models.spec import Config, Embedder, Family, Model, Outline, Purpose
 
 FAMILIES = [
     "models.llama",
+    "models.llama4",
     "models.ministral3",
     "models.qwen2",
     "models.qwen3",

@@ -148,8 +148,8 @@ def misfits(scaling: Mapping[str, Any], head_dim: int) -> list[str]:
     wrong = [key for key in (*_NEEDS[kind], *said) if key != list_key and not is_positive(scaling[key])]
     if wrong:
         return [f"rope scaling {key} is {scaling[key]!r}, must be a positive number" for key in wrong]
-    if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
-        return ["rope scaling high_freq_factor must be above low_freq_factor"]
+    if kind == "llama3" and scaling["high_freq_factor"] < scaling["low_freq_factor"]:
+        return ["rope scaling high_freq_factor must be at least low_freq_factor"]
     return []
 
 
@@ -187,10 +187,11 @@ def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> Freq
 
 
 def _llama3(base: npt.NDArray[np.float64], scaling: Mapping[str, Any]) -> npt.NDArray[np.float64]:
-    """Long waves are stretched by `factor`, short ones kept, those between mixed. Llama 3.1, apply_scaling."""
+    """Long waves are stretched by `factor`, short ones kept, those between mixed. Llama 3.1, apply_scaling. In Llama 4 none are
+    between."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * base / (2 * math.pi)
-    kept: npt.NDArray[np.float64] = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0) if high > low else (turns >= low).astype(np.float64)
     stretched: npt.NDArray[np.float64] = base * (kept + (1 - kept) / scaling["factor"])
     return stretched
 

@@ -138,7 +138,8 @@ class ParamSpec:
 
 @frozen
 class PagedLayer:
-    """Attention over the keys and values of all tokens before, or of the last `window` ones, the query's own included.
+    """Attention over the keys and values of all tokens before, or of the last `window` ones, the query's own included; where
+    windows are `aligned`, of those from the last multiple of `window` on, which are at most as many.
 
     Every token leaves k [kv_heads, k_width] and v [kv_heads, v_width], `kv_heads` as laid out (K), each read by `group`
     query heads (G). Scores s become soft_cap * tanh(s / soft_cap) where there is a `soft_cap`. With `sinks` each query head
@@ -152,6 +153,13 @@ class PagedLayer:
     window: int | None = None
     soft_cap: float | None = None
     sinks: bool = False
+    aligned: bool = False
+
+    def first_seen(self, position: Any) -> Any:
+        """Where the keys begin that a query at `position` sees, or before the first one; of a number or of an array of them."""
+        if self.window is None:
+            return 0
+        return position // self.window * self.window if self.aligned else position - self.window + 1
 
 
 @frozen

@@ -1,10 +1,11 @@
 """The checkpoint rules of a layer's experts; knows shapes, must not know files or families.
 
-The same matrices stand in checkpoints in up to four ways:
+The same matrices stand in checkpoints in up to five ways:
 
     a tensor for each expert and matrix        experts.7.gate_proj.weight [F, D]
     one for all experts, as GGUF has them      experts.gate_proj.weight [E, F, D]
     gate above up in one for all               experts.gate_up_proj [E, 2 F, D], experts.down_proj [E, D, F]
+    the same with the columns last             experts.gate_up_proj [E, D, 2 F], experts.down_proj [E, F, D]
     as gpt-oss has them, rows of gate and up in turn: gate_up_proj [E, D, 2 F], down_proj [E, F, D]; where they are stored in
     blocks, with the columns last: gate_up_proj.weight [E, 2 F, D], down_proj.weight [E, D, F]
 """
@@ -113,6 +114,8 @@ def _maps(c: Dense, layout: Layout, names: Names, experts: Experts, path: str) -
         ways = [*_as_oss(layout, names, e, d, f), *ways]
     if "fused.gate_up" in names:
         ways.append(_fused(layout, names, e, d, f))
+    if "turned.gate_up" in names:
+        ways = [_turned(layout, names, e, d, f), *ways]
     made = _matrices(layout, sizes, path + "experts.", ways, c.activation.halves)
     return made + (_biases(layout, names, sizes, path + "experts.") if experts.bias else [])
 
@@ -186,21 +189,27 @@ def _fused(layout: Layout, names: Names, e: int, d: int, f: int) -> tuple[Parts,
     return (gate_up,), (_columns(layout, names["fused.down"], (e, d, f), ()),)
 
 
+def _turned(layout: Layout, names: Names, e: int, d: int, f: int) -> tuple[Parts, Parts]:
+    """`_fused`, with the columns of gate before those of up."""
+    (both,), (down,) = _fused(layout, {"fused.gate_up": names["turned.gate_up"], "fused.down": ""}, e, d, f)
+    gate_up = evolve(both, shape=(e, d, 2 * f), arrange=_columns_last(both.arrange), moves_columns=True)
+    name = names["turned.down"]
+    return (gate_up,), (
+        evolve(down, name=name, shape=(e, f, d), arrange=_columns_last(down.arrange), moves_columns=True),
+    )
+
+
+def _columns_last(arrange: Arrange) -> Arrange:
+    return lambda tensor: arrange(np.swapaxes(tensor, 1, 2))
+
+
 def _as_oss(layout: Layout, names: Names, e: int, d: int, f: int) -> list[tuple[Parts, Parts]]:
-    both = _both(layout, e, f)
-    columns = _columns(layout, "", (e, d, f), ())
-
-    def turned(tensor: Array) -> Array:
-        return both(np.swapaxes(tensor, 1, 2))
-
-    def turned_down(tensor: Array) -> Array:
-        return columns.arrange(np.swapaxes(tensor, 1, 2))
-
-    gate_up, down = names["oss.gate_up"], names["oss.down"]
+    both, columns = _both(layout, e, f), _columns(layout, "", (e, d, f), ())
+    gate_up, down, last = names["oss.gate_up"], names["oss.down"], _columns_last
     return [
         (
-            (Part(gate_up, (e, d, 2 * f), (), turned, moves_columns=True),),
-            (Part(down, (e, f, d), (), turned_down, moves_columns=True),),
+            (Part(gate_up, (e, d, 2 * f), (), last(both), moves_columns=True),),
+            (Part(down, (e, f, d), (), last(columns.arrange), moves_columns=True),),
         ),
         (
             (Part(f"{gate_up}.weight", (e, 2 * f, d), (), both),),

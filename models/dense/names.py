@@ -6,7 +6,8 @@ in this order, a table has "attention.qkv" in their place, and "mlp.gate_up" in 
 Experts are a tensor each, so that their stems have a second `{}`, for the expert's number. Without it, as `together` makes it,
 a stem is that of one tensor of them all, [E, out, in], which files of GGUF have. "experts.correction_row" is a correction
 that is stored as a row. "oss.gate_up" and "oss.down" are whole names
-of tensors of all experts as gpt-oss has them: see `models.dense.expert_rules`; so are "fused.gate_up" and "fused.down".
+of tensors of all experts as gpt-oss has them: see `models.dense.expert_rules`; so are "fused.gate_up" and "fused.down", and
+"turned.gate_up" and "turned.down".
 """
 
 from collections.abc import Mapping
@@ -196,6 +197,8 @@ KNOWN = frozenset(_GGUF) | {
     "oss.down",
     "fused.gate_up",
     "fused.down",
+    "turned.gate_up",
+    "turned.down",
     "delta.qkvz",
     "shared.gate_up",
     "experts.correction_row",

@@ -43,7 +43,7 @@ Sharper = jax.Array | None
 class Attention(nnx.Module):
     """Grouped-query attention; q, k and v are one matmul, laid out by group as [K, G query heads + k + v, H]."""
 
-    def __init__(self, c: Dense, layout: Layout, layer: PagedLayer, make: Linears) -> None:
+    def __init__(self, c: Dense, layout: Layout, kind: Layer, layer: PagedLayer, make: Linears) -> None:
         groups = ((layer.kv_heads, "kv_heads"),)
         width, size = layer.group, c.head_dim
         embed = ((c.hidden_size, "embed"),)
@@ -51,7 +51,7 @@ class Attention(nnx.Module):
         mixed = (*groups, (width, None), (size, None))
         self.norm = _norm(c, layout, c.hidden_size) if c.pre_norms else None
         self.post_norm = _norm(c, layout, c.hidden_size) if c.post_norms else None
-        self.q_norm, self.k_norm = _head_norms(c, layout, layer)
+        self.q_norm, self.k_norm = _head_norms(c, layout, kind, layer)
         self.qkv = make("attention.qkv", embed, every, bias=c.qkv_bias, fine=True)
         self.gate = make("attention.gate", embed, mixed, bias=c.qkv_bias, fine=True) if c.output_gate else None
         self.out = make("attention.out", mixed, embed, bias=c.out_bias, fine=True)
@@ -149,7 +149,7 @@ class Decoder(nnx.Module):
         self.centre = partial(centre, native=layout.native) if c.centred else None
         self.rotaries = tuple(layer.rotary for layer in c.stack)
         self.sources = tuple(n if layer.source is None else layer.source for n, layer in enumerate(c.stack))
-        self.embedding_scale, self.sharpening = c.embedding_scale, c.sharpening
+        self.sharpenings, self.embedding_scale = tuple(layer.sharpening for layer in c.stack), c.embedding_scale
         self.logit_scale, self.logit_cap = c.logit_scale, c.logit_cap
 
     def __call__(
@@ -157,16 +157,17 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, tuple[CacheT, ...]]:
         """tokens, positions [T] -> final normed hidden [T, D], one cache entry per layer."""
         turns = {rotary: _turn(rotary, positions) for rotary in dict.fromkeys(self.rotaries)}
-        sharper = None if self.sharpening is None else _sharper(self.sharpening, positions)
+        sharper = {said: _sharper(said, positions) for said in dict.fromkeys(self.sharpenings)}
         x = self.embed.rows(tokens, mixer.live)
         if self.embedding_scale != 1:
             x = x * jnp.asarray(self.embedding_scale, x.dtype)
         given = None if self.per_layer is None else self.per_layer(tokens, x, mixer.live)
         x = x if self.centre is None else self.centre(x, mixer.live)
         entries, left = iter(cache), dict[int, Any]()
-        for number, (layer, rotary, source) in enumerate(zip(self.layers, self.rotaries, self.sources, strict=True)):
+        kinds = zip(self.layers, self.rotaries, self.sharpenings, self.sources, strict=True)
+        for number, (layer, rotary, far, source) in enumerate(kinds):
             entry: Any = (left[source] if source in left else next(entries)) if layer.mixes else None
-            x, entry = layer(x, turns[rotary], sharper, mixer, entry)
+            x, entry = layer(x, turns[rotary], sharper[far], mixer, entry)
             if layer.mixes:
                 left[source] = entry
             x = x if self.centre is None else self.centre(x, mixer.live)
@@ -209,15 +210,20 @@ def _attention(
 ) -> Attention | LatentAttention | OwnHeads:
     if kind.latent is not None:
         return LatentAttention(c, layout, kind.latent, layer, make)
-    return Attention(c, layout, layer, make) if kind.heads is None else OwnHeads(c, layout, kind.heads, layer, make)
+    return (
+        Attention(c, layout, kind, layer, make) if kind.heads is None else OwnHeads(c, layout, kind.heads, layer, make)
+    )
 
 
 def _norm(c: Dense, layout: Layout, width: int) -> RMSNorm:
     return RMSNorm(width, c.epsilon, native=layout.native)
 
 
-def _head_norms(c: Dense, layout: Layout, layer: PagedLayer) -> tuple[OfHeads, OfHeads]:
+def _head_norms(c: Dense, layout: Layout, kind: Layer, layer: PagedLayer) -> tuple[OfHeads, OfHeads]:
     size, native = c.head_dim, layout.native
+    if kind.bare_norms:
+        q, k = (RMSNorm(size, c.epsilon, native=native, weighted=False) for _ in range(2))
+        return q, k
     if not c.qk_norm:
         return None, None
     if not c.heads_together:
@@ -236,7 +242,9 @@ def _turn(rotary: Rotary | None, positions: jax.Array) -> Turn:
     return rotary_table(positions, np.array(rotary.frequencies, np.float32), magnitudes)
 
 
-def _sharper(sharpening: Sharpening, positions: jax.Array) -> jax.Array:
+def _sharper(sharpening: Sharpening | None, positions: jax.Array) -> Sharper:
     """positions [T] -> float32 [T]."""
-    times = jnp.floor_divide(positions, sharpening.original).astype(jnp.float32)
+    if sharpening is None:
+        return None
+    times = jnp.floor_divide(positions + sharpening.ahead, sharpening.original).astype(jnp.float32)
     return 1 + sharpening.beta * jnp.log1p(times)

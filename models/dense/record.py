@@ -110,6 +110,7 @@ class Experts:
     highest scores have the largest sum. What is added to each token besides comes from an MLP of width `shared`, 0: none,
     multiplied by the sigmoid of a logit of its own with a `shared_gate`. `bias`: the experts' maps have biases, and
     `router_bias`: so has the router. With a `latent` one map makes all experts' inputs, so wide, and one takes their sum back.
+    With `share_inputs` a share multiplies what goes into an expert, in place of what it makes.
     `beside`: the shared MLP and the experts have norms of their own, and shares are multiplied by a number of each expert's.
     """
 
@@ -129,6 +130,7 @@ class Experts:
     router_bias: bool = False
     latent: int = 0
     beside: bool = False
+    share_inputs: bool = False
 
     @property
     def gate(self) -> "Experts":
@@ -198,12 +200,23 @@ class PerLayer:
 
 
 @frozen
+class Sharpening:
+    """Queries are multiplied by 1 + beta log(1 + floor((position + ahead) / original))."""
+
+    beta: float
+    original: int
+    ahead: int = 0
+
+
+@frozen
 class Layer:
     """What one layer does differently from another. `rotary` None: it does not turn by position.
 
-    `window`, `soft_cap`, `sinks`: see `models.spec.PagedLayer`. With `latent` it is attention over latents, which are one kv
-    head, and `rotary` is that of the part that turns; with `heads` it has heads of its own; with a `recurrence` that mixes
-    tokens in attention's place. `experts` None: its MLP is one, of `width`, None: of `Dense.intermediate_size`.
+    `window`, `soft_cap`, `sinks`, `aligned`: see `models.spec.PagedLayer`. `sharpening`: of its far queries. With
+    `bare_norms` its queries and keys are normed, and multiplied by no weights. With `latent` it is attention over latents,
+    which are one kv head, and `rotary` is that of the part that turns; with `heads` it has heads of its own; with a
+    `recurrence` that mixes tokens in attention's place. `experts` None: its MLP is one, of `width`, None: of
+    `Dense.intermediate_size`.
     """
 
     rotary: Rotary | None
@@ -217,6 +230,9 @@ class Layer:
     recurrence: Recurrent | None = None
     mixer: bool = True
     mlp: bool = True
+    aligned: bool = False
+    sharpening: Sharpening | None = None
+    bare_norms: bool = False
 
     @property
     def source(self) -> int | None:
@@ -232,14 +248,6 @@ class Layer:
         return "attention" if self.recurrence is None else kinds[type(self.recurrence)]
 
 
-@frozen
-class Sharpening:
-    """Queries beyond `original` positions are multiplied by 1 + beta log(1 + floor(position / original))."""
-
-    beta: float
-    original: int
-
-
 @frozen(kw_only=True)
 class Dense:
     """A dense decoder: attention and MLP in turn, each on the residual stream and added to it; `models.spec.Outline`.
@@ -248,9 +256,8 @@ class Dense:
     `norm_offset` + w; where they are `centred`, the mean is taken from the stream first. In `parallel` attention and MLP
     both begin with the same stream. `qk_norm` norms each head's query and key before they turn, with `turned_norms` after
     it, or those of all `heads_together`. With an `output_gate` each query comes with a gate, and what it gathers is multiplied
-    by sigmoid(gate). Queries are multiplied by `scale`, None: H^-1/2, and far ones by what `sharpening` says; embeddings by
-    `embedding_scale`, logits by `logit_scale`; these become cap * tanh(logits / cap) with a `logit_cap`. `tied`: the
-    embeddings are the head as well.
+    by sigmoid(gate). Queries are multiplied by `scale`, None: H^-1/2, embeddings by `embedding_scale`, logits by
+    `logit_scale`; these become cap * tanh(logits / cap) with a `logit_cap`. `tied`: the embeddings are the head as well.
     `per_layer`: every layer is given embeddings of its own, behind its MLP. `scalars`: behind each layer the stream is
     multiplied by a number of the checkpoint's.
     """
@@ -280,7 +287,6 @@ class Dense:
     heads_together: bool = False
     turned_norms: bool = False
     scale: float | None = None
-    sharpening: Sharpening | None = None
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_cap: float | None = None
@@ -327,7 +333,8 @@ class Dense:
             if devices > 1:
                 heads = HeadLayout.plan(self.query_heads, own.kv_heads, devices)
                 slots, group = heads.slots, heads.width
-        return PagedLayer(slots, group, k_width, v_width, layer.window, layer.soft_cap, layer.sinks)
+        seen = (layer.window, layer.soft_cap, layer.sinks, layer.aligned)
+        return PagedLayer(slots, group, k_width, v_width, *seen)
 
 
 def recurrent_layer(kind: Recurrent, width: int, devices: int) -> RecurrentLayer:

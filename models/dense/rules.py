@@ -85,6 +85,8 @@ def experts_wanted(experts: Experts, names: Names, halves: int = 2) -> set[str]:
             "oss.down",
             "fused.gate_up",
             "fused.down",
+            "turned.gate_up",
+            "turned.down",
         }
         & names.keys()
     )

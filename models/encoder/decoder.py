@@ -48,6 +48,7 @@ class WholeTexts:
         assert cache is None, "whole texts read no cache"
         assert sinks is None, "sinks are of decoders that embed nothing"
         assert layer.soft_cap is None, "soft caps are of decoders that embed nothing"
+        assert not layer.aligned, "aligned windows are of decoders that embed nothing"
         # The window counts the token itself.
         reach = None if layer.window is None else layer.window - 1
         return attend(q, k, v, self.owner, reach=reach, causal=self.causal), None

@@ -25,6 +25,11 @@ class Routed:
     share: jax.Array
     begin: jax.Array
 
+    @property
+    def whole(self) -> "Routed":
+        """With shares of one."""
+        return evolve(self, share=jnp.ones_like(self.share))
+
     def scaled(self, scales: jax.Array) -> "Routed":
         """With each share times its expert's of `scales` [E]."""
         expert = jnp.searchsorted(self.begin[1:], jnp.arange(self.share.shape[0], dtype=jnp.int32), side="right")
@@ -62,11 +67,12 @@ def gathered(
     gate: Gate,
     norm: Norm | None = None,
     bias: jax.Array | None = None,
+    shared: bool = False,
 ) -> jax.Array:
     """x [T, K], matrix as `tiles` packs a stack of them, bias [E, 2, N] of gated ones, else [E, N] -> of each row what its
-    expert's gate makes of the product with norm(x of its token), [T * active, N].
+    expert's gate makes of the product with norm(x of its token), [T * active, N]; with `shared` of that times its share.
     """
-    given = [None if norm is None else norm.weight, bias]
+    given = [None if norm is None else norm.weight, bias, routed.share if shared else None]
     rows = routed.token.shape[0]
     call = jax.ffi.ffi_call("cortex_gathered", jax.ShapeDtypeStruct((rows, tiles.outputs), jnp.float32))
     return first_of(
@@ -79,6 +85,7 @@ def gathered(
             **attributes(tiles),
             norm=norm is not None,
             bias=bias is not None,
+            shares=shared,
             gate=gate.number(tiles),
             limit=gate.most,
             epsilon=np.float32(0 if norm is None else norm.epsilon),

@@ -120,6 +120,7 @@ class Scores:
     soft_cap: float | None = None
     norms: tuple[Norm, Norm] | None = None
     sinks: jax.Array | None = None
+    aligned: bool = False
 
 
 def attention(
@@ -161,6 +162,7 @@ def attention(
         *([] if scores.sinks is None else [scores.sinks]),
         group=np.int64(group),
         window=np.int64(scores.window or 0),
+        aligned=scores.aligned,
         scale=np.float32(scores.scale),
         soft_cap=np.float32(scores.soft_cap or 0),
         norms=bool(norms),

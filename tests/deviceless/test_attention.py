@@ -116,6 +116,7 @@ KINDS: dict[str, tuple[PagedLayer, dict[str, Any]]] = {
     "a group of 16": (PagedLayer(2, 16, 128, 128), {"tokens": 256}),
     "256, a soft cap": (PagedLayer(4, 2, 256, 256, 4096, 50.0), {"tokens": 1024}),
     "256 over int8": (PagedLayer(4, 8, 256, 256), {"tokens": 64, "kv": "int8"}),
+    "aligned windows, a group of 5": (PagedLayer(8, 5, 128, 128, 8192, aligned=True), {"tokens": 256}),
     "a latent": (PagedLayer(1, 128, 576, 512), {"tokens": 256}),
     "a latent over float8": (PagedLayer(1, 16, 576, 512), {"tokens": 256, "kv": "fp8"}),
 }

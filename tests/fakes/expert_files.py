@@ -36,6 +36,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
     "llama": BASE | {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 2},
+    "llama4": BASE
+    | {
+        "architectures": ["Llama4ForCausalLM"],
+        "head_dim": 32,
+        "intermediate_size": 32,
+        "intermediate_size_mlp": 96,
+        "num_hidden_layers": 4,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 2,
+    },
     "ernie4_5-moe": BASE
     | {
         "architectures": ["Ernie4_5_MoeForCausalLM"],
@@ -97,6 +108,14 @@ METADATA: dict[str, dict[str, str]] = {
         "attention.sliding_window": "sliding_window",
     },
     "llama": _USED | {"expert_count": "num_local_experts"},
+    "llama4": WIDTHS
+    | _USED
+    | {
+        "feed_forward_length": "intermediate_size_mlp",
+        "expert_count": "num_local_experts",
+        "expert_feed_forward_length": "intermediate_size",
+        "interleave_moe_layer_step": "interleave_moe_layer_step",
+    },
     "ernie4_5-moe": {
         "expert_count": "moe_num_experts",
         "expert_used_count": "moe_k",
@@ -153,6 +172,18 @@ _TENSORS = {
 HUNYUAN_NORMS = {"self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
 _BEHIND = {"post_attention_layernorm": "post_attention_norm"}
 TENSORS: dict[str, dict[str, str]] = {
+    "llama4": {
+        "feed_forward.router": "ffn_gate_inp",
+        "feed_forward.shared_expert.gate_proj": "ffn_gate_shexp",
+        "feed_forward.shared_expert.up_proj": "ffn_up_shexp",
+        "feed_forward.shared_expert.down_proj": "ffn_down_shexp",
+        "feed_forward.experts.gate_proj": "ffn_gate_exps",
+        "feed_forward.experts.up_proj": "ffn_up_exps",
+        "feed_forward.experts.down_proj": "ffn_down_exps",
+        "feed_forward.gate_proj": "ffn_gate",
+        "feed_forward.up_proj": "ffn_up",
+        "feed_forward.down_proj": "ffn_down",
+    },
     "ernie4_5-moe": _TENSORS
     | {
         "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
@@ -200,8 +231,9 @@ TENSORS: dict[str, dict[str, str]] = {
 }
 
 
-def together(tensors: dict[str, np.ndarray], *, fused: bool = False) -> dict[str, np.ndarray]:
-    """One tensor of all experts, [E, out, in], in place of one of each, or of gpt-oss's. `fused`: gate above up in one."""
+def together(tensors: dict[str, np.ndarray], *, fused: bool = False, halves: bool = False) -> dict[str, np.ndarray]:
+    """One tensor of all experts, [E, out, in], in place of one of each, or of gpt-oss's, or with `halves` of Llama 4's.
+    `fused`: gate above up in one."""
     found: dict[str, Any] = {}
     for name, tensor in tensors.items():
         alone = re.fullmatch(r"(.*\.experts)\.(\d+)(\..*)", name)
@@ -211,7 +243,8 @@ def together(tensors: dict[str, np.ndarray], *, fused: bool = False) -> dict[str
         elif name.endswith((".gate_up_proj", ".gate_up_proj_bias")):
             stem, kind = name.split(".gate_up_proj")[0], "bias" if name.endswith("bias") else "weight"
             turned = tensor if kind == "bias" else tensor.swapaxes(1, 2)
-            found |= {f"{stem}.{half}_proj.{kind}": turned[:, n::2] for n, half in enumerate(("gate", "up"))}
+            both = np.split(turned, 2, axis=1) if halves else [turned[:, n::2] for n in range(2)]
+            found |= {f"{stem}.{half}_proj.{kind}": part for half, part in zip(("gate", "up"), both, strict=True)}
         elif name.endswith((".experts.down_proj", ".down_proj_bias")):
             bias = name.endswith("bias")
             own = name.replace("_bias", ".bias") if bias else f"{name}.weight"

@@ -392,7 +392,8 @@ def write_family_gguf(path: Path, family: str, tensors: dict[str, np.ndarray]) -
             f"{family}.rope.scaling.factor": scaling["factor"],
         }
     entries, stored = {}, {}
-    for name, tensor in hybrid_files.apart(family, expert_files.together(tensors, fused=family == "gemma4")).items():
+    ways = {"fused": family == "gemma4", "halves": family == "llama4"}
+    for name, tensor in hybrid_files.apart(family, expert_files.together(tensors, **ways)).items():
         short = name
         for own, part in TENSORS[family].items():
             short = short.replace(own, part)

@@ -76,13 +76,14 @@ def paged_case(
     v_width: int = 0,
     soft_cap: float | None = None,
     sinks: bool = False,
+    aligned: bool = False,
 ) -> PagedCase:
     """Rows of these lengths whose last `chunk` tokens are new, K, G and H in `heads`, tables for `most` tokens."""
     chunks = np.broadcast_to(np.array(chunk), len(lengths))
     chunk = int(chunks.max())
     rng = np.random.default_rng(seed)
     kv_heads, group, size = heads
-    layer = PagedLayer(kv_heads, group, size, v_width or size, window, soft_cap, sinks)
+    layer = PagedLayer(kv_heads, group, size, v_width or size, window, soft_cap, sinks, aligned)
     if layer.v_width != size:
         assert kv not in MOST, "scales are worked out for one width"
     rows, width = len(lengths), most // page_size
@@ -135,7 +136,8 @@ def dense(
     sinks: np.ndarray | None,
 ) -> np.ndarray:
     """One query [K, G, H] at `position` over keys and values [S, K, H], in float64."""
-    first = 0 if layer.window is None else max(0, position - layer.window + 1)
+    back = 0 if layer.window is None else position % layer.window if layer.aligned else layer.window - 1
+    first = 0 if layer.window is None else max(0, position - back)
     k, v = k[first : position + 1].astype(np.float64), v[first : position + 1].astype(np.float64)
     score = np.einsum("kgh,skh->kgs", q.astype(np.float64), k)
     if layer.soft_cap is not None:

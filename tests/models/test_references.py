@@ -741,6 +741,43 @@ HUNYUAN_V1_MOE: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe, biases": _HUNYUAN_MOE
     | {"num_experts": 4, "moe_topk": 1, "attention_bias": True, "tie_word_embeddings": True},
 }
+_LLAMA4 = _QWEN | {
+    "architectures": ["Llama4ForCausalLM"],
+    "head_dim": 12,
+    "num_hidden_layers": 4,
+    "intermediate_size": 19,
+    "intermediate_size_mlp": 43,
+    "num_local_experts": 5,
+    "attn_scale": 0.3,
+}
+LLAMA4: dict[str, dict[str, Any]] = {
+    "llama4": _LLAMA4
+    | {
+        "attention_chunk_size": 16,
+        "floor_scale": 8,
+        "interleave_moe_layer_step": 2,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 5000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 1.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "llama4, two experts of a token, other layers, biases": _LLAMA4
+    | {
+        "num_experts_per_tok": 2,
+        "no_rope_layers": [0, 1, 1, 0],
+        "layer_types": ["full_attention", "full_attention", "chunked_attention", "chunked_attention"],
+        "attention_chunk_size": 23,
+        "floor_scale": 10,
+        "moe_layers": [0, 2, 3],
+        "use_qk_norm": False,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+    },
+}
 FAMILIES = {
     "exaone4": EXAONE4,
     "ernie4_5": ERNIE4_5,
@@ -753,6 +790,7 @@ FAMILIES = {
     "deepseek_v3": DEEPSEEK_V3,
     "glm4_moe_lite": GLM4_MOE_LITE,
     "llama": LLAMA,
+    "llama4": LLAMA4,
     "yarn": YARN,
     "ministral3": MINISTRAL3,
     "qwen2": QWEN2,

@@ -50,6 +50,7 @@ struct Attention {
   int64_t tokens, rows, table_width, kv_heads, group, k_width, v_width, page_size;
   int64_t half;    // k_width / 2 pairs that turn, or 0
   int64_t window;  // 0 for none
+  bool aligned;    // to see those from the last multiple of `window` on
   float scale, soft_cap, epsilon;  // a cap of 0 for none
 
   int64_t page(int64_t slot, int64_t position) const { return table[slot * table_width + position / page_size]; }
@@ -63,7 +64,10 @@ struct Attention {
   const float* projected(int64_t token, int64_t head) const {
     return qkv + (token * kv_heads + head) * ((group + 1) * k_width + v_width);
   }
-  int64_t first_seen(int64_t position) const { return window > 0 && position >= window ? position - window + 1 : 0; }
+  int64_t first_seen(int64_t position) const {
+    if (window == 0 || position < window) return 0;
+    return aligned ? position / window * window : position - window + 1;
+  }
 };
 
 // Tokens of one row that stand one after the other.

@@ -17,7 +17,7 @@ namespace cortex {
 // Which rows go through which experts: those of expert e are [begin[e], begin[e + 1]), each of a token and with its share.
 struct Routed {
   const int32_t* token;  // [rows]
-  const float* share;    // [rows]
+  const float* share;    // [rows], or null
   const int32_t* begin;  // [experts + 1]
   int64_t experts;
 };
@@ -135,6 +135,7 @@ inline std::vector<Part> parts_of(const Product& all, const Routed& routed, bool
     if (p.bias != nullptr) p.bias += e * sums;
     if (gathers) {
       p.from = routed.token + first;
+      p.share = routed.share == nullptr ? nullptr : routed.share + first;
       p.y += first * p.outputs;
     } else {
       p.x += first * p.columns;
@@ -200,7 +201,7 @@ void multiply_heads(const Product& all, const W& w) {
   });
 }
 
-// y[row] = f(norm(x[token of row]) W of its expert + bias), gated or not.
+// y[row] = f(share * norm(x[token of row]) W of its expert + bias), gated or not; the share is 1 where there is none.
 template <class W>
 void multiply_gathered(const Product& all, const W& w, const Routed& routed) {
   Shelf::Lent lent(packed_shelf);

@@ -30,7 +30,7 @@ struct Product {
   float limit;  // a gate is at most that, and what it gates within it; infinity for none
   const int32_t* from;     // [rows], the row of x that each is; or null: they are in order
   const int32_t* to;       // [rows], the row of y that each is added to, times its share; or null: each is its own
-  const float* share;      // [rows] where there is a `to`
+  const float* share;      // [rows] where there is a `to`; without, what each row of x is multiplied by, or null
   // Matrices side by side, each for its own part of a row: x is [rows, heads, columns] and y [rows, heads, outputs]. With
   // more than one there is nothing but the product.
   int64_t heads = 1;
@@ -88,11 +88,12 @@ inline void pack(const Product& p, int64_t first, int64_t count, int rows, float
       continue;
     }
     const float* x = p.x + (p.from != nullptr ? p.from[first + r] : first + r) * p.heads * p.columns;
+    const float share = p.to == nullptr && p.share != nullptr ? p.share[first + r] : 1.0f;
     if (p.norm == nullptr) {
-      for (int64_t k = 0; k < p.columns; ++k) to[k * rows + r] = x[k];
+      for (int64_t k = 0; k < p.columns; ++k) to[k * rows + r] = x[k] * share;
       continue;
     }
-    const float scale = inverse_rms(x, p.columns, p.epsilon);
+    const float scale = inverse_rms(x, p.columns, p.epsilon) * share;
     for (int64_t k = 0; k < p.columns; ++k) to[k * rows + r] = x[k] * scale * p.norm[k];
   }
 }

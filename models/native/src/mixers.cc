@@ -8,7 +8,7 @@ namespace {
 
 ffi::Error attention(Floats qkv, Floats cos, Floats sin, Ints table, Ints slot, Ints start, Ints count, Floats keys,
                      Floats values, ffi::RemainingArgs extra, ffi::Result<Floats> mixed, ffi::Result<Floats> new_keys,
-                     ffi::Result<Floats> new_values, int64_t group, int64_t window, float scale, float soft_cap, bool norms,
+                     ffi::Result<Floats> new_values, int64_t group, int64_t window, bool aligned, float scale, float soft_cap, bool norms,
                      float epsilon, bool sinks) {
   const auto shape = qkv.dimensions(), key_pool = keys.dimensions(), value_pool = values.dimensions();
   if (shape.size() != 2 || key_pool.size() != 4 || value_pool.size() != 4)
@@ -36,6 +36,7 @@ ffi::Error attention(Floats qkv, Floats cos, Floats sin, Ints table, Ints slot, 
   a.page_size = key_pool[3];
   a.half = cos.dimensions().back();
   a.window = window;
+  a.aligned = aligned;
   a.scale = scale;
   a.soft_cap = soft_cap;
   a.epsilon = epsilon;
@@ -116,6 +117,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_attention, cortex::guarded<cortex::attentio
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Attr<int64_t>("group")
                                   .Attr<int64_t>("window")
+                                  .Attr<bool>("aligned")
                                   .Attr<float>("scale")
                                   .Attr<float>("soft_cap")
                                   .Attr<bool>("norms")

@@ -49,11 +49,11 @@ bool fits(const Routed& r, int64_t rows, int64_t tokens) {
 }
 
 ffi::Error gathered(Floats x, Bytes matrix, Ints token, Ints begin, ffi::RemainingArgs extra, ffi::Result<Floats> y, int64_t codes,
-                    int64_t group, bool half, bool offset, bool norm, bool bias, int64_t gate, float limit, float epsilon) {
+                    int64_t group, bool half, bool offset, bool norm, bool bias, bool shares, int64_t gate, float limit, float epsilon) {
   const auto in = x.dimensions(), out = y->dimensions();
   if (in.size() != 2 || out.size() != 2) return ffi::Error::InvalidArgument("x and y have two dimensions");
   if (gate <= UNGATED || gate > RELU2) return ffi::Error::InvalidArgument("unknown gate");
-  const Routed r{token.typed_data(), nullptr, begin.typed_data(), static_cast<int64_t>(begin.element_count()) - 1};
+  Routed r{token.typed_data(), nullptr, begin.typed_data(), static_cast<int64_t>(begin.element_count()) - 1};
   if (static_cast<int64_t>(token.element_count()) != out[0] || r.experts < 1 || !fits(r, out[0], in[0]))
     return ffi::Error::InvalidArgument("rows of no expert");
   Product p{};
@@ -67,7 +67,8 @@ ffi::Error gathered(Floats x, Bytes matrix, Ints token, Ints begin, ffi::Remaini
   Optional given(extra);
   p.norm = given.next(norm, p.columns);
   p.bias = given.next(bias, r.experts * (p.gated() ? 2 : 1) * p.outputs);
-  if (!given.fits()) return ffi::Error::InvalidArgument("norm and bias are of other sizes");
+  r.share = given.next(shares, out[0]);
+  if (!given.fits()) return ffi::Error::InvalidArgument("norm, bias and shares are of other sizes");
   return with_weights(matrix, codes, group, half, offset, r.experts * tiles_of(p), p.columns, [&](const auto& w) {
     multiply_gathered(p, w, r);
     return ffi::Error::Success();
@@ -132,6 +133,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cortex_gathered, cortex::guarded<cortex::gathered>
                                   .Attr<bool>("offset")
                                   .Attr<bool>("norm")
                                   .Attr<bool>("bias")
+                                  .Attr<bool>("shares")
                                   .Attr<int64_t>("gate")
                                   .Attr<float>("limit")
                                   .Attr<float>("epsilon"));

@@ -272,19 +272,19 @@ def _blank(here: Here, unit: Any) -> None:
 
 def _tile(here: Here, unit: Any) -> None:
     slot, start, count, first = (here.tiles[unit, word] for word in (SLOT, START, COUNT, TOKEN))
-    window = here.kernel.layer.window
+    layer = here.kernel.layer
 
     @pl.when(count > 0)
     def _() -> None:
         row = jnp.arange(here.kernel.sizes.rows, dtype=jnp.int32)
         nth, heads = row // here.kernel.heads, here.part * here.kernel.heads + row % here.kernel.heads
-        asked = Queries(first + nth, heads, (nth < count) & (heads < here.kernel.layer.group))
+        asked = Queries(first + nth, heads, (nth < count) & (heads < layer.group))
         position = (start + nth)[:, None]
-        low = 0 if window is None else jnp.maximum(start - window + 1, 0)
+        low = 0 if layer.window is None else jnp.maximum(layer.first_seen(start), 0)
 
         def seen(at: jax.Array) -> jax.Array:
             visible: jax.Array = at[None] <= position
-            return visible if window is None else visible & (at[None] > position - window)
+            return visible if layer.window is None else visible & (at[None] >= layer.first_seen(position))
 
         size, high = here.kernel.sizes.keys, start + count
         keys = Keys(slot, low, high, low // size, pl.cdiv(high, size))
@@ -294,8 +294,8 @@ def _tile(here: Here, unit: Any) -> None:
 def _single(here: Here, unit: Any) -> None:
     number, split = unit % here.kernel.singles, unit // here.kernel.singles
     slot, position, count, token = (here.singles[number, word] for word in (SLOT, START, COUNT, TOKEN))
-    keys, splits, window = here.kernel.sizes.keys, here.kernel.sizes.splits, here.kernel.layer.window
-    low = 0 if window is None else jnp.maximum(position - window + 1, 0)
+    keys, splits, layer = here.kernel.sizes.keys, here.kernel.sizes.splits, here.kernel.layer
+    low = 0 if layer.window is None else jnp.maximum(layer.first_seen(position), 0)
     first, last = low // keys, jnp.where(count > 0, position // keys + 1, low // keys)
     each = jnp.maximum((last - first + splits - 1) // splits, SHORTEST // keys)
     ranges = (last - first + each - 1) // each

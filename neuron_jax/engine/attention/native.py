@@ -63,7 +63,7 @@ class NativeAttend:
             start=self.rows.start,
             count=self.rows.count,
             group=self.layer.group,
-            scores=ops.Scores(scale, self.layer.window, self.layer.soft_cap, norms, sinks),
+            scores=ops.Scores(scale, self.layer.window, self.layer.soft_cap, norms, sinks, self.layer.aligned),
         )
 
     def __call__(

@@ -57,7 +57,7 @@ def attend_blocks(
         at = (block * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32))[None, None, None, :]
         visible = at <= position
         if window is not None:
-            visible &= at > position - window
+            visible &= at >= layer.first_seen(position)
         score = jnp.where(visible, score, jnp.float32(NEVER))
         new_top = jnp.maximum(top, score.max(axis=-1))
         shrink = jnp.exp(top - new_top)
@@ -73,7 +73,7 @@ def attend_blocks(
         jnp.zeros(shape, jnp.float32),
         jnp.zeros((*shape, layer.v_width), jnp.float32),
     )
-    first = 0 if window is None else jnp.maximum(jnp.min(start) - window + 1, 0) // BLOCK
+    first = 0 if window is None else jnp.maximum(layer.first_seen(jnp.min(start)), 0) // BLOCK
     last = (jnp.max(start + count) + BLOCK - 1) // BLOCK
     top, total, acc = lax.fori_loop(first, last, body, carry)
     if sinks is not None:

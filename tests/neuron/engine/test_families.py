@@ -109,6 +109,22 @@ def test_a_gguf_file_by_the_native_kernels(tmp_path: Path, family: str) -> None:
         assert_plain(lead(made, runner), build(CONFIGS[family], dtype=jnp.float32), stored)
 
 
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize(
+    "devices",
+    [pytest.param(1, marks=NO_KERNELS), pytest.param(2, marks=pytest.mark.slow)],
+    ids=["native", "two devices"],
+)
+def test_chunks_that_do_not_see_each_other(tmp_path: Path, devices: int) -> None:
+    """Llama 4's, and shorter than the prompts, which those of GGUF files are not."""
+    config = CONFIGS["llama4"] | {"attention_chunk_size": 24, "floor_scale": 16, "num_experts_per_tok": 2}
+    model = build(config, dtype=jnp.float32)
+    tensors = random_tensors(model, seed=5)
+    folder = write_folder(tmp_path / "m", config, tensors)
+    with running(folder, devices=devices, quant="none") as (made, runner):
+        assert_plain(lead(made, runner), model, tensors)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize(("devices", "quant"), [(2, "none"), (2, "int8"), pytest.param(1, "int8", marks=NO_KERNELS)])

@@ -69,11 +69,12 @@ def test_it_is_dense_attention(chunk: Any, window: int | None) -> None:
 @pytest.mark.parametrize(
     "extra",
     slow_but(
-        [{"soft_cap": 1.5, "sinks": True, "v_width": 12, "window": 20}],
+        [{"soft_cap": 1.5, "sinks": True, "v_width": 12, "window": 20}, {"window": 60, "aligned": True}],
         [
             {"soft_cap": 1.5},
             {"sinks": True},
             {"v_width": 8},
+            {"window": 60, "aligned": True},
             {"soft_cap": 1.5, "sinks": True, "v_width": 12, "window": 20},
         ],
     ),

@@ -48,6 +48,14 @@ def test_chunks_are_dense_attention(window: int | None, chunk: int) -> None:
     np.testing.assert_allclose(run(case)[case.real], case.stored[case.real], atol=2e-5)
 
 
+@pytest.mark.parametrize("chunk", [1, 24])
+def test_aligned_windows_begin_at_multiples(chunk: int) -> None:
+    """Of which one lies within the queries of a row, too."""
+    case = paged_case(LENGTHS, chunk=chunk, window=60, aligned=True)
+
+    np.testing.assert_allclose(run(case)[case.real], case.stored[case.real], atol=2e-5)
+
+
 @pytest.mark.parametrize("kv", slow_but(["int8"], ["bfloat16", "int8", "fp8"]))
 @pytest.mark.parametrize("chunk", [1, 24])
 def test_narrow_caches_lose_what_storing_lost_and_no_more(chunk: int, kv: str) -> None:

@@ -45,6 +45,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "a soft cap": {"soft_cap": 1.5},
     "sinks": {"sinks": True},
     "narrower values": {"v_width": 16},
+    "aligned windows": {"window": 70, "aligned": True},
     "all of it behind a window": {"soft_cap": 1.5, "sinks": True, "v_width": 16, "window": 100},
 }
 
