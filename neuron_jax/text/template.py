@@ -240,22 +240,41 @@ def _parsed_arguments(text: Any) -> Any:
 
 
 def _reads(tree: nodes.Node, name: str) -> bool:
-    """Whether the template asks for the variable `name` before it sets one of that name itself.
+    """Whether the template may ask for the variable `name` before it has set one of that name itself.
 
     Jinja's own `meta.find_undeclared_variables` would compute the template's constants.
     """
-    first = next((node for node in _in_order(tree, name) if isinstance(node, nodes.Name) and node.name == name), None)
-    return first is not None and first.ctx == "load"
+    return _first(tree, name) == "load"
 
 
-def _in_order(node: nodes.Node, name: str) -> Iterator[nodes.Node]:
-    """All nodes in the order in which they run, but for the parts in which `name` is an argument or a loop's own."""
-    yield node
-    for child in _children(node, name):
-        yield from _in_order(child, name)
+def _first(node: nodes.Node, name: str) -> str | None:
+    """What surely happens to `name` first where `node` runs: "store"; or "load" where it may; None: nothing does for sure."""
+    if isinstance(node, nodes.Name) and node.name == name:
+        return node.ctx
+    if isinstance(node, nodes.If):
+        return _first_of_branches(node, name)
+    found = _first_in(_children(node, name), name)
+    runs = not isinstance(
+        node, nodes.For | nodes.With | nodes.Macro | nodes.CallBlock
+    )  # what these set stays within them
+    return found if runs or found == "load" else None
+
+
+def _first_in(run: Sequence[nodes.Node], name: str) -> str | None:
+    return next((found for node in run if (found := _first(node, name)) is not None), None)
+
+
+def _first_of_branches(node: nodes.If, name: str) -> str | None:
+    """A variable is set for sure only where every branch sets it."""
+    tests = [node.test, *(other.test for other in node.elif_)]
+    ways = [_first_in(way, name) for way in (node.body, *(other.body for other in node.elif_), node.else_)]
+    if "load" in ways or _first_in(tests, name) == "load":
+        return "load"
+    return "store" if all(ways) else None
 
 
 def _children(node: nodes.Node, name: str) -> Sequence[nodes.Node]:
+    """In the order in which they run, but for the parts in which `name` is an argument or a loop's own."""
     match node:
         case nodes.Assign():
             return [node.node, node.target]

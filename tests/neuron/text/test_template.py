@@ -345,11 +345,17 @@ def test_what_a_template_supports_is_told_without_running_any_of_it() -> None:
         ("{% set tools = [] %}{{ tools }}", False),
         ("{% with tools = tools %}{% endwith %}", True),
         ("{% with tools = 1 %}{{ tools }}{% endwith %}", False),
+        ("{% with tools = 1 %}{% endwith %}{{ tools }}", True),
         ("{% call(tools) m() %}{{ tools }}{% endcall %}", False),
+        ("{% if my_tools %}{% set tools = my_tools %}{% endif %}{{ tools }}", True),
+        ("{% if my_tools %}{% set tools = my_tools %}{% elif tools %}{% endif %}", True),
+        ("{% if my_tools %}{% set tools = my_tools %}{% else %}{% set tools = [] %}{% endif %}{{ tools }}", False),
+        ("{% for m in messages %}{% set tools = m.tools %}{% endfor %}{{ tools }}", True),
     ],
 )
 def test_a_name_of_the_template_s_own_is_no_variable(source: str, tools: bool) -> None:
-    """Arguments of macros, loops and assignments hide what the caller gives."""
+    """Arguments of macros, loops and assignments hide what the caller gives, but for assignments that may not be made: Llama
+    3's and Granite 4's templates begin with one."""
     assert ChatTemplate(source, bos_token=None, eos_token=None).supports_tools is tools
 
 
