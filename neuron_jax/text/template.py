@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import jinja2
@@ -19,11 +20,14 @@ from jinja2 import nodes
 
 from neuron_jax.text import sandbox
 from neuron_jax.text.errors import TemplateError
-from neuron_jax.text.turns import with_reminders, without_system
+from neuron_jax.text.turns import one_call_each, with_reminders, without_system
 
 Message = Mapping[str, Any]
 MALFORMED = "malformed_arguments"
 """The key under which a template that walks arguments finds those that are no object."""
+Ordered = Callable[[Sequence[Message]], list[Message]]
+_ORDERS: tuple[Ordered, ...] = (list, with_reminders, without_system)
+_CALLS: tuple[Ordered, ...] = (list, one_call_each)
 MAX_SOURCE = 1024 * 1024
 """Characters of a template. The longest known have some 30,000."""
 
@@ -110,10 +114,10 @@ class ChatTemplate:
         raise refused
 
     def _ways(self, messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-        """As they were sent; else with system turns in words where a template has no place for them."""
+        """As they were sent; else with one call a turn, and system turns in words, where a template has no place for them."""
         tried: list[Sequence[Message]] = []
-        for turns in (lambda: messages, lambda: with_reminders(messages), lambda: without_system(messages)):
-            ordered = turns()
+        for order, calls in product(_ORDERS, _CALLS):
+            ordered = calls(order(messages))
             if ordered not in tried:
                 tried.append(ordered)
                 yield from self._spellings([dict(turn) for turn in ordered])

@@ -6,7 +6,7 @@ import pytest
 
 from neuron_jax.text.errors import TemplateError
 from neuron_jax.text.template import ChatTemplate
-from neuron_jax.text.turns import with_reminders, without_system
+from neuron_jax.text.turns import one_call_each, with_reminders, without_system
 
 FIRST = "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('first only') }}{% endif %}"
 NONE = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -62,6 +62,33 @@ def test_parts_stay_parts() -> None:
         turn("user", [part, {"type": "text", "text": "a"}, {"type": "text", "text": NOTE.replace("note", "hi\nhi")}])
     ]
     assert with_reminders([turn("user", None), turn("user", "")]) == [turn("user", "")]
+
+
+def called(*ids: str, content: str | None = None) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, "tool_calls": [{"id": id_} for id_ in ids]}
+
+
+def result(id_: str) -> dict[str, Any]:
+    return {"role": "tool", "content": f"of {id_}", "tool_call_id": id_}
+
+
+def test_calls_side_by_side_are_told_one_after_the_other_where_a_template_takes_one() -> None:
+    """Each with its result; those of one call stay as they are, and so does a result of no call."""
+    asked = [
+        turn("user", "hi"),
+        called("a", "b", content="so"),
+        result("b"),
+        result("a"),
+        result("x"),
+        called("c"),
+        result("c"),
+    ]
+    told = [called("a", content="so"), result("a"), called("b", content=""), result("b"), result("x"), *asked[5:]]
+    one = "{% for m in messages %}{% if m.tool_calls and m.tool_calls | length > 1 %}{{ raise_exception('one') }}{% endif %}"
+
+    assert one_call_each(asked) == [asked[0], *told]
+    assert rendered(one, asked) == "[user]hi[assistant]so[tool]of a[assistant][tool]of b[tool]of x[assistant][tool]of c"
+    assert rendered("{% for m in messages %}", asked).startswith("[user]hi[assistant]so[tool]of b[tool]of a")
 
 
 def test_what_no_order_helps_is_refused_in_the_template_s_first_words() -> None:
