@@ -21,8 +21,16 @@ _HARMONY = (
     "",
 )
 _COHERE = (cohere.THINKING, cohere.END_THINKING, cohere.END_THINKING, "<|START_RESPONSE|>")
+_HUNYUAN = (OPEN, CLOSE, f"\n{CLOSE}", "\n<answer>\n")
 _SEED = (seed.THINK, seed.END_THINK, f"\n{seed.END_THINK}", "\n")
-_WRITTEN = {"think": _TAGS, "think_opened": _TAGS, "harmony": _HARMONY, "cohere": _COHERE, "seed_oss": _SEED}
+_WRITTEN = {
+    "think": _TAGS,
+    "think_opened": _TAGS,
+    "harmony": _HARMONY,
+    "cohere": _COHERE,
+    "seed_oss": _SEED,
+    "hunyuan": _HUNYUAN,
+}
 """By format, what opens thoughts, what ends them, what is written in place of their end, and what comes behind it."""
 OFF = ("none", "minimal")
 """Efforts that ask for as good as no thinking."""

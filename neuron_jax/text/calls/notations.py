@@ -156,8 +156,8 @@ def gemma_calls(reader: CallReader) -> Waits[bool]:
     return bool(name) and (yield from named(reader, name))
 
 
-def python_calls(reader: CallReader) -> Waits[bool]:
-    """Llama 4's and LFM2's `[name(key=value), ...]`; or JSON."""
+def python_calls(reader: CallReader, *, lines: bool = False) -> Waits[bool]:
+    """Llama 4's and LFM2's `[name(key=value), ...]`; or JSON. With `lines` OLMo 3's, one a line without brackets."""
     source, called = reader.source, False
     yield from reader.spaces()
     listed = yield from source.taken("[")
@@ -172,7 +172,7 @@ def python_calls(reader: CallReader) -> Waits[bool]:
         yield from _keywords(_Arguments.begin(reader, name))
         called = True
         yield from reader.spaces()
-        if not listed or not (yield from source.taken(",")):
+        if not (lines or listed) or (listed and not (yield from source.taken(","))):
             break
     if called and listed:
         yield from source.taken("]")

@@ -8,7 +8,7 @@ from functools import partial
 
 from attrs import frozen
 
-from neuron_jax.text.calls import cohere, harmony, notations, seed
+from neuron_jax.text.calls import cohere, harmony, hunyuan, notations, seed
 from neuron_jax.text.calls.envelopes import Body, between
 from neuron_jax.text.calls.json_calls import json_calls
 from neuron_jax.text.calls.reader import CallReader
@@ -26,6 +26,7 @@ _LFM: Pair = ("<|tool_call_start|>", "<|tool_call_end|>")
 _MINIMAX: Pair = ("<minimax:tool_call>", "</minimax:tool_call>")
 _MISTRAL: Pair = ("[TOOL_CALLS]", "")
 _NEMOTRON: Pair = ("<TOOLCALL>", "</TOOLCALL>")
+_OLMO: Pair = ("<function_calls>", "</function_calls>")
 _PHI: Pair = ("<|tool_call|>", "<|/tool_call|>")
 _PYTHON: Pair = ("<|python_start|>", "<|python_end|>")
 _PYTHON_TAG = "<|python_tag|>"
@@ -141,6 +142,14 @@ FORMATS: Sequence[ToolFormat] = (
     ToolFormat(
         "seed_oss", "<seed:tool_call>", seed.MARKERS, seed.read, _each((seed.CALL, seed.END_CALL), "\n"), thinks=True
     ),
+    ToolFormat(
+        "hunyuan",
+        r"<tool_calls>\[",
+        hunyuan.MARKERS,
+        hunyuan.read,
+        _list((hunyuan.CALLS, hunyuan.END_CALLS)),
+        thinks=True,
+    ),
     _own("deepseek_dsml", f"{notations.DSML}|dsml_token", _DSML, partial(notations.invoke_calls, mark=notations.DSML)),
     _own("minimax", "<minimax:tool_call>", _MINIMAX, notations.invoke_calls),
     _marked(
@@ -161,7 +170,9 @@ FORMATS: Sequence[ToolFormat] = (
     ),
     _own("gemma4", r"<\|tool_call>", _GEMMA, notations.gemma_calls),
     _own("functiongemma", "<start_function_call>", _FUNCTION_GEMMA, notations.gemma_calls),
-    _own("lfm2", r"<\|tool_(call_start|list_start)\|>", _LFM, notations.python_calls),
+    # The templates of LFM2.5 show none of its markers.
+    _own("lfm2", r"<\|tool_(call_start|list_start)\|>|List of tools: \[", _LFM, notations.python_calls),
+    _own("olmo3", "<function_calls>", _OLMO, partial(notations.python_calls, lines=True)),
     _marked("nemotron", "<TOOLCALL>", _NEMOTRON, json_calls, _list(_NEMOTRON)),
     _hermes("glm", "<arg_key>", notations.glm_calls),
     ToolFormat(

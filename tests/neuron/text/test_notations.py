@@ -118,6 +118,13 @@ CASES: Sequence[tuple[str, str, Sequence[tuple[str, Mapping[str, Any]]]]] = [
         "<start_function_call>call:weather{city:<escape>Köln\n<escape>,days:2}<end_function_call>",
         TWO[:1],
     ),
+    ("olmo3", "<function_calls>\nweather(city='Köln\\n', days=2)\ntime()\n</function_calls>", TWO),
+    (
+        "olmo3",
+        "<function_calls>f(a=null, b=true, c=[1, {'d': 'e'}])</function_calls>",
+        [("f", {"a": None, "b": True, "c": [1, {"d": "e"}]})],
+    ),
+    ("hunyuan", f"<tool_calls>[{OBJECT}, {TIME}]</tool_calls>", TWO),
     (
         "seed_oss",
         (
@@ -244,10 +251,17 @@ def test_cohere_tells_thoughts_and_the_answer() -> None:
     check(lambda: tool_parser("cohere", "call_"), answer, Reasoning("Ah."), Text("It is <b>late</b>."))
 
 
-def test_seed_tells_thoughts() -> None:
-    text = "<seed:think>Hm.</seed:think>It is late."
-
-    check(lambda: tool_parser("seed_oss", "call_"), text, Reasoning("Hm."), Text("It is late."))
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("seed_oss", "<seed:think>Hm.</seed:think>It is late."),
+        ("seed_oss", "<seed:think>\nHm.\n</seed:think>\nIt is late."),
+        ("hunyuan", "<think>\nHm.\n</think>\n<answer>\nIt is late.\n</answer>"),
+        ("hunyuan", "<think>Hm.</think>It is late."),
+    ],
+)
+def test_thoughts_and_answer_without_what_stands_around_them(name: str, text: str) -> None:
+    check(lambda: tool_parser(name, "call_"), text, Reasoning("Hm."), Text("It is late."))
 
 
 def test_glm_4_calls_are_those_of_functions_that_there_are() -> None:
