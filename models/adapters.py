@@ -5,6 +5,7 @@ own part of what A gives is kept, and the rest is zeros: two small products for 
 depends on who is there.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -21,8 +22,12 @@ from models.mapping import Part, Rule
 from models.spec import Model
 from models.storage import Array
 
-ADAPTED = re.compile(r"layers\.\d+\.(attention\.(qkv|out|gate)|mlp\.(gate_up|down))")
-"""Paths of maps that can have adapters."""
+ADAPTED = re.compile(
+    r"layers\.\d+\."
+    r"(attention\.(qkv|q|q_a|kv_a|gate|out)|delta\.(qkv|z|gates|out)|mamba\.(cbx|z|steps|out)|convolution\.(inputs|out)"
+    r"|mlp\.(shared\.)?(gate_up|down))"
+)
+"""Paths of maps that can have adapters: not those that choose experts, theirs, or what is applied to each head's latent."""
 
 Pairs = Mapping[str, tuple[Array, Array]]
 """By name of the checkpoint's tensor that they stand beside: A [r, in], and B [out, r] times what it is scaled with."""
@@ -37,6 +42,14 @@ class Adapters:
     arrays: Mapping[str, Mapping[str, Array]]
     owners: Mapping[str, Array]
     count: int
+
+    @property
+    def digest(self) -> str:
+        """The same for the same adapters, in a few characters."""
+        found = hashlib.sha256()
+        for path, pair in sorted(self.arrays.items()):
+            found.update(path.encode() + self.owners[path].tobytes() + pair["down"].tobytes() + pair["up"].tobytes())
+        return found.hexdigest()[:16]
 
     @property
     def nbytes(self) -> int:
@@ -83,20 +96,21 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def gather(model: Model, adapters: Sequence[Pairs], dtype: Any) -> Adapters:
-    """All `adapters` of a model on one device, numbered from 1 in this order. Raises ModelError with every misfit."""
-    rules = [rule for rule in model.rules if isinstance(rule, Rule)]
-    beside = {part.name: (rule, part) for rule in rules for part in rule.parts if _has_rows(rule, part)}
+    """All `adapters` of a model, numbered from 1 in this order; every device has them whole. Raises ModelError with every
+    misfit."""
+    uses = _uses(model)
     made: dict[str, list[tuple[int, Array, Array]]] = {}
     misfits: list[str] = []
     for number, pairs in enumerate(adapters, start=1):
         for name, (down, up) in pairs.items():
-            rule, part = beside.get(name, (None, None))
-            if rule is None or part is None:
+            where = uses.get(name, [])
+            if not where or not all(_can_have(rule, part) for rule, part in where):
                 misfits.append(f"{name} is no map that can have an adapter")
-            elif (wrong := _wrong(part, down, up)) is not None:
+            elif (wrong := _wrong(where[0][1], down, up)) is not None:
                 misfits.append(f"{name} {wrong}")
             else:
-                made.setdefault(rule.path, []).append((number, down.T, _placed(rule, part, up)))
+                for rule, part in where:
+                    made.setdefault(rule.path, []).append((number, *_placed(rule, part, down, up)))
     if misfits:
         raise ModelError("adapters", sorted(set(misfits)))
     return Adapters(
@@ -106,10 +120,20 @@ def gather(model: Model, adapters: Sequence[Pairs], dtype: Any) -> Adapters:
     )
 
 
-def _has_rows(rule: Rule, part: Part) -> bool:
-    """Whether it is the matrix of a map that can have adapters, and its columns stand as in the checkpoint."""
+def _uses(model: Model) -> dict[str, list[tuple[Rule, Part]]]:
+    """What is made of each tensor of a checkpoint, in whichever way it is laid out: queries and their gate of one, say."""
+    found: dict[str, list[tuple[Rule, Part]]] = {}
+    for rule in model.rules:
+        for parts in (rule.parts, *rule.others) if isinstance(rule, Rule) else ():
+            for part in parts:
+                found.setdefault(part.name, []).append((rule, part))
+    return found
+
+
+def _can_have(rule: Rule, part: Part) -> bool:
+    """Whether it is the matrix of a map that can have adapters, whose rows or columns stand where those of theirs can."""
     matrix = len(rule.shape) > rule.inputs and part.name.endswith(".weight")
-    return ADAPTED.fullmatch(rule.path) is not None and matrix and not part.moves_columns
+    return ADAPTED.fullmatch(rule.path) is not None and matrix and (rule.inputs > 1 or not part.moves_columns)
 
 
 def _wrong(part: Part, down: Array, up: Array) -> str | None:
@@ -118,13 +142,17 @@ def _wrong(part: Part, down: Array, up: Array) -> str | None:
     return None if fits else f"is [{outputs}, {inputs}], and its adapter is of {list(down.shape)} and {list(up.shape)}"
 
 
-def _placed(rule: Rule, part: Part, up: Array) -> Array:
-    """The rows of B where those of the checkpoint's tensor are: [r, out]."""
+def _placed(rule: Rule, part: Part, down: Array, up: Array) -> tuple[Array, Array]:
+    """A with its columns, [in, r], and B with its rows, [r, out], where those of the checkpoint's tensor are."""
+    rank = down.shape[0]
+    if rule.inputs > 1:
+        moved = part.arrange(down) if part.moves_columns else down
+        return np.ascontiguousarray(moved.reshape(rank, -1).T), up.T
     outputs = rule.shape[: len(rule.shape) - rule.inputs]
-    whole = np.zeros((*outputs, up.shape[1]), np.float32)
+    whole = np.zeros((*outputs, rank), np.float32)
     place = whole[part.index]
     whole[part.index] = part.arrange(up.astype(np.float32)).reshape(place.shape)
-    return np.ascontiguousarray(whole.reshape(-1, up.shape[1]).T)
+    return down.T, np.ascontiguousarray(whole.reshape(-1, rank).T)
 
 
 def _side_by_side(parts: Sequence[tuple[int, Array, Array]], dtype: Any) -> dict[str, Array]:

@@ -39,7 +39,8 @@ class Part:
     """Checkpoint tensor `name`, of `shape` there, arranged and put at `index` of the canonical array.
 
     `arrange` moves whole rows, whatever their width, unless it `moves_columns`; then blocks cannot stay blocks, for a
-    column would leave the group whose scale it has.
+    column would leave the group whose scale it has. Of a map with several in-dimensions it then moves columns alone,
+    however many rows there are.
     """
 
     name: str

@@ -113,12 +113,12 @@ def _out(c: Dense, layout: Layout, own: Names, path: str, kind: Latent) -> list[
     heads, d, stem = layout.heads, c.hidden_size, own["attention.out"]
 
     def gather(tensor: Array) -> Array:
-        spread = heads.spread_queries(np.swapaxes(tensor, 0, 1).reshape(c.query_heads, kind.value, d))
+        spread = heads.spread_queries(np.swapaxes(tensor, 0, 1).reshape(c.query_heads, kind.value, -1))
         return np.moveaxis(spread, -1, 0)
 
     name, shape = f"{stem}.weight", (d, c.query_heads * kind.value)
     # On one device the heads stand as in the checkpoint, so a block keeps its columns.
-    part = Part(name, shape) if layout.tensor_parallel == 1 else Part(name, shape, (), gather)
+    part = Part(name, shape) if layout.tensor_parallel == 1 else Part(name, shape, (), gather, moves_columns=True)
     wide = Rule(
         path + "out", (d, heads.slots, heads.width, kind.value), layout.wide, (part,), layout.store(3), inputs=3
     )

@@ -44,7 +44,9 @@ class _Mamba:
         exact, store = layout.exact
         kept = {"cbx": (layout.wide, layout.store(1)), "z": (layout.wide, layout.store(1)), "steps": (exact, store)}
         name, mixed = f"{self.names['mamba.out']}.weight", (d, self.values)
-        out = Part(name, mixed) if layout.tensor_parallel == 1 else Part(name, mixed, (), self._columns)
+        out = Part(name, mixed)
+        if layout.tensor_parallel > 1:
+            out = Part(name, mixed, (), self._columns, moves_columns=True)
         made = [
             Rule(f"{_PATH}.{what}", (*shape, d), kept[what][0], (self._input("weight", arrange, d),), kept[what][1])
             for what, (shape, arrange) in self.made.items()

@@ -25,12 +25,13 @@ def gated_rules(
     d, f = sizes
     devices, width, split = layout.tensor_parallel, layout.split(f), spread(layout, f)
     one = Part(f"{names[f'{kind}.down']}.weight", (d, f))
-    down = one if devices == 1 else evolve(one, arrange=lambda tensor: np.moveaxis(split(tensor.T), -1, 0))
+    if devices > 1:
+        one = evolve(one, arrange=lambda tensor: np.moveaxis(split(tensor.T), -1, 0), moves_columns=True)
     parts, *others = _gate_up(f, layout, names, kind, "weight", d)
     shape = (devices, halves, width, d)
     return [
         Rule(path + "gate_up", shape, layout.wide, parts, layout.store(1), others=tuple(others)),
-        Rule(path + "down", (d, devices, width), layout.wide, (down,), layout.store(2), inputs=2),
+        Rule(path + "down", (d, devices, width), layout.wide, (one,), layout.store(2), inputs=2),
     ]
 
 

@@ -70,12 +70,12 @@ def _out(c: Dense, layout: Layout, stem: str, path: str, kind_of: tuple[Heads, H
     (kind, heads), d = kind_of, c.hidden_size
 
     def gather(tensor: Array) -> Array:
-        spread = heads.spread_queries(np.swapaxes(tensor, 0, 1).reshape(c.query_heads, kind.head_dim, d))
+        spread = heads.spread_queries(np.swapaxes(tensor, 0, 1).reshape(c.query_heads, kind.head_dim, -1))
         return np.moveaxis(spread, -1, 0)
 
     name, shape = f"{stem}.weight", (d, c.query_heads * kind.head_dim)
     # On one device the heads stand as in the checkpoint, so a block keeps its columns.
-    part = Part(name, shape) if layout.tensor_parallel == 1 else Part(name, shape, (), gather)
+    part = Part(name, shape) if layout.tensor_parallel == 1 else Part(name, shape, (), gather, moves_columns=True)
     wide = Rule(path, (d, heads.slots, heads.width, kind.head_dim), layout.wide, (part,), layout.store(3), inputs=3)
     return [wide] + [Rule(path, (d,), layout.dtype, (Part(f"{stem}.bias", (d,)),), store_as("bias"))] * c.out_bias
 

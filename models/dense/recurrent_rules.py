@@ -60,7 +60,7 @@ class _Delta:
         (exact, store), mixed = layout.exact, (d, kind.value_heads * values)
         out = Part(f"{names['delta.out']}.weight", mixed)
         if layout.tensor_parallel > 1:
-            out = Part(out.name, mixed, (), self._columns)
+            out = Part(out.name, mixed, (), self._columns, moves_columns=True)
         return [
             self._matrix("qkv", (slots, self.channels, d), every, self._rows, self._of_fused),
             self._matrix("z", (slots, width, values, d), kind.value_heads * values, self._values, self._z_of_fused),
@@ -163,9 +163,13 @@ def _convolution(c: Dense, layout: Layout, names: Names, kind: ShortConvolution)
         f"{names['convolution.taps']}.weight", (d, 1, kind.taps), (), lambda t: np.moveaxis(split(t[:, 0]), -1, 0)
     )
     shift = Part(f"{names['convolution.taps']}.bias", (d,), (), split)
+
+    def gather(tensor: Array) -> Array:
+        return np.moveaxis(split(tensor.T), -1, 0)
+
     columns = Part(f"{last}.weight", (d, d))
     if devices > 1:
-        columns = Part(columns.name, (d, d), (), lambda tensor: np.moveaxis(split(tensor.T), -1, 0))
+        columns = Part(columns.name, (d, d), (), gather, moves_columns=True)
     kernel = [
         Rule(
             path + ".inputs",

@@ -264,13 +264,13 @@ def _attention(c: Dense, layout: Layout, names: Names) -> list[Rule]:
         )
 
     def gather_out(tensor: Array) -> Array:
-        spread = heads.spread_queries(np.swapaxes(tensor, 0, 1).reshape(c.query_heads, size, d))
+        spread = heads.spread_queries(np.swapaxes(tensor, 0, 1).reshape(c.query_heads, size, -1))
         return np.moveaxis(spread, -1, 0)
 
     path, stem = "layers.{}.attention.", names["attention.out"]
     name, shape = f"{stem}.weight", (d, c.query_heads * size)
     # On one device the heads stand as in the checkpoint, so a block keeps its columns.
-    out = Part(name, shape) if layout.tensor_parallel == 1 else Part(name, shape, (), gather_out)
+    out = Part(name, shape) if layout.tensor_parallel == 1 else Part(name, shape, (), gather_out, moves_columns=True)
     kernel = [
         Rule(path + "qkv", (slots, width + 2, size, d), layout.wide, parts("weight", d), layout.store(1)),
         Rule(path + "out", (d, slots, width, size), layout.wide, (out,), layout.store(3), inputs=3),

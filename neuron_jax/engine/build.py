@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from attrs import evolve, frozen
 
 from models.adapters import Adapters, Pairs, gather
-from models.errors import ModelError
 from models.native import library
 from models.native.scratch import recurrent_bytes, scratch_bytes
 from models.registry import build
@@ -119,7 +118,7 @@ def design_of(model: Model, spec: EngineSpec, *, limit: int, adapters: Sequence[
     quant, reason = choose_quant(spec, not_native)
     kv, kv_reason = choose_kv(spec.kv_dtype, spec.platform)
     dtype = _dtype(spec)
-    gathered = _gathered(model, spec, adapters, dtype)
+    gathered = gather(model, adapters, dtype) if adapters else None
     slots = spec.max_slots or DEFAULT_SLOTS[spec.platform]
     exact = _exact(model, kv, dtype, spec, not_native)
     kept, kept_reason = keeps_promise(spec, slots, exact=exact)
@@ -164,15 +163,6 @@ def design_of(model: Model, spec: EngineSpec, *, limit: int, adapters: Sequence[
         gathered,
         spec.attention,
     )
-
-
-def _gathered(model: Model, spec: EngineSpec, adapters: Sequence[Pairs], dtype: Any) -> Adapters | None:
-    """Raises ModelError."""
-    if not adapters:
-        return None
-    if spec.tensor_parallel > 1:
-        raise ModelError("adapters", ["they are served on one device; use replicas for more"])
-    return gather(model, adapters, dtype)
 
 
 def bound(config: Any, spec: EngineSpec, quant: str, storage: Mapping[str, Storage] | None) -> Model:
@@ -371,5 +361,6 @@ def digest(made: Design, program: Program, tensors: Mapping[str, Any]) -> str:
         program.attention.name,
         list(map(str, made.buckets.keys())),
         sorted((name, str(info)) for name, info in tensors.items()),
+        None if made.adapters is None else made.adapters.digest,
     ]
     return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]

@@ -34,10 +34,11 @@ def params_of(model: Model, tensors: Mapping[str, Array]) -> Any:
 
 
 def adapter_of(tensors: Mapping[str, Array], seed: int, rank: int, *ends: str) -> dict[str, tuple[Array, Array]]:
-    """One beside every matrix whose name ends so."""
+    """One beside every matrix whose name ends so, those of experts aside."""
     rng = np.random.default_rng(seed)
     draw = lambda *shape: (rng.standard_normal(shape) * 0.3).astype(np.float32)
-    wanted = {name: one.shape for name, one in tensors.items() if name.endswith(tuple(f"{end}.weight" for end in ends))}
+    every = tuple(f"{end}.weight" for end in ends)
+    wanted = {name: one.shape for name, one in tensors.items() if name.endswith(every) and ".experts." not in name}
     return {name: (draw(rank, inputs), draw(outputs, rank)) for name, (outputs, inputs) in wanted.items()}
 
 

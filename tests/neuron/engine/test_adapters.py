@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from models.adapters import gather
 from models.registry import build
-from models.sharding import make_mesh, replicated
+from models.sharding import make_mesh, replicated, shard_tree
 from models.spec import Model
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
@@ -34,23 +34,26 @@ from tests.fakes.tiny_llama import CONFIG
 
 PAGE, PAGES, SLOTS = 16, 48, 4
 MODEL: Model = build(CONFIG, dtype=jnp.float32)
+SEVERAL = pytest.param(2, marks=pytest.mark.slow)
 TENSORS = tensors_of(MODEL)
 ADAPTERS = [adapter_of(TENSORS, 2, 4, *EVERY), adapter_of(TENSORS, 3, 6, "q_proj", "v_proj", "gate_proj", "down_proj")]
 
 
-@pytest.fixture(scope="module")
-def runner() -> Iterator[Runner]:
-    mesh = make_mesh(jax.devices("cpu")[:1])
-    adapters = gather(MODEL, ADAPTERS, np.float32)
-    attention = choose(Case(mesh, jnp.float32, KVFormat("float32"), PAGES, PAGE, kinds(MODEL)))
-    program = Program(MODEL, mesh, Shapes(PAGE, (PAGES,), SLOTS, 512), attention, adapters=adapters)
+@pytest.fixture(scope="module", params=[1, SEVERAL])
+def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
+    devices: int = request.param
+    mesh, model = make_mesh(jax.devices("cpu")[:devices]), build(CONFIG, dtype=jnp.float32, tensor_parallel=devices)
+    adapters = gather(model, ADAPTERS, np.float32)
+    attention = choose(Case(mesh, jnp.float32, KVFormat("float32"), PAGES, PAGE, kinds(model)))
+    program = Program(model, mesh, Shapes(PAGE, (PAGES,), SLOTS, 512), attention, adapters=adapters)
     compiler = Compiler(lambda key: Quick(program.lower(key)), workers=2)
     declared = declare(max_slots=SLOTS, chunk_tokens=16, decode_steps=2).keys()
     keys = [key for key in declared if getattr(key, "rows", SLOTS) == SLOTS and getattr(key, "tokens", 16) in (4, 16)]
     compiler.start(keys)
     compiler.wait(keys, lambda done, total: None)
     arrays = jax.device_put(adapters.arrays, replicated(mesh))
-    yield Runner(program, compiler, params_of(MODEL, TENSORS), adapters=arrays)
+    params = shard_tree(params_of(model, TENSORS), model.param_specs, mesh)
+    yield Runner(program, compiler, params, adapters=arrays)
     compiler.close()
 
 
