@@ -269,7 +269,7 @@ def observation(discovery: DiscoveryWire, health: Health, models: list[ModelInfo
         harnesses=tuple(discovery.harnesses),
         devices=tuple(_device(device, loads.get(device.index)) for device in discovery.devices),
         replicas=tuple(
-            one for model in models for one in _with_adapters(_replica(model, traffic.get(model.id), led.get(model.id)))
+            one for model in models for one in _replica(model, traffic.get(model.id), led.get(model.id)).with_adapters()
         ),
         groups=groups,
         uptime_secs=health.uptime_secs,
@@ -378,22 +378,6 @@ def _replica(info: ModelInfo, load: ModelLoadWire | None, group: Group | None) -
         if load
         else ModelLoad(),
     )
-
-
-def _with_adapters(replica: Replica) -> Iterator[Replica]:
-    """A replica, and each of its adapters as a model of its own, which is where the replica is and takes no memory."""
-    yield replica
-    for name in replica.adapters:
-        model = f"{replica.model}:{name}"
-        yield evolve(
-            replica,
-            model=model,
-            beside=replica.model,
-            adapters=(),
-            vram_used_mb=None,
-            vram_estimate_mb=None,
-            group=None,
-        )
 
 
 def _limit(limit: LimitWire | None) -> Limit | None:

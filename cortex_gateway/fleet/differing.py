@@ -7,6 +7,7 @@ from attrs import frozen
 
 from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.fleet.ticket import Ticket
+from cortex_gateway.placement.load_options import names_of
 from cortex_gateway.placement.snapshot import Replica
 
 
@@ -76,7 +77,7 @@ def _hosts(asked: tuple[str, ...], it: Loaded) -> tuple[str, ...] | None:
 
 def _adapters(asked: tuple[str, ...], it: Loaded) -> tuple[str, ...] | None:
     """Of what others loaded only the names are known."""
-    wanted = asked if it.spec else tuple(text.partition("=")[0] for text in asked)
+    wanted = asked if it.spec else names_of(asked)
     has = it.spec.adapters if it.spec else it.replica.adapters
     return None if wanted == has else it.replica.adapters or ("none",)
 

@@ -88,7 +88,7 @@ class LoadHistory:
 
     def cooling(self, ticket: Ticket, now: float, seconds: float = COOLING_SECS) -> dict[str, LoadFailure]:
         """Nodes where the model has failed: since the operator asked, or too short a while ago for a request."""
-        failures = self.failures.get(ticket.model)
+        failures = self.failures.get(ticket.loads)
         if not failures:
             return {}
         if ticket.kind == "restore":  # what it left for has failed just then
@@ -98,8 +98,10 @@ class LoadHistory:
 
     def offering(self, ticket: Ticket, hosts: Iterable[Host]) -> frozenset[str] | None:
         """The nodes that have the model to load, up or down. None = any may be asked, by an operator who names one too."""
-        if self.catalogue.anywhere(ticket.model) or ticket.node or ticket.options.hosts:
+        if self.catalogue.anywhere(ticket.loads) or ticket.node or ticket.options.hosts:
             return None
+        if ticket.model in self.catalogue.bases:
+            return frozenset(host.name for host in hosts if host.knows(ticket.loads)) or None
         return frozenset(host.name for host in hosts if host.knows(ticket.model)) or None
 
     def policy(self, ticket: Ticket, now: float, offering: frozenset[str] | None = None) -> Policy:
@@ -151,7 +153,7 @@ class LoadHistory:
 
     def asked(self, ticket: Ticket, hosts: Iterable[Host]) -> ModelConfig:
         """The model with what the operator who asks for it wants otherwise. A node that is named is one of its hosts."""
-        config = self.model(ticket.model, hosts, ticket.options)
+        config = self.model(ticket.loads, hosts, ticket.options)
         if not (ticket.node and ticket.options.hosts):
             return config
         return evolve(config, hosts=tuple(dict.fromkeys((ticket.node, *ticket.options.hosts))))

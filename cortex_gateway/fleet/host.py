@@ -8,6 +8,7 @@ from attrs import define, evolve, field
 from cortex_gateway.fleet.messages import LoadSpec, Observation
 from cortex_gateway.fleet.operation import Operation
 from cortex_gateway.placement.circuit import Circuit
+from cortex_gateway.placement.load_options import names_of
 from cortex_gateway.placement.route import Candidate
 from cortex_gateway.placement.snapshot import Group, Membership, Node, Replica
 
@@ -120,18 +121,28 @@ class Host:
         """The node has just said that the model serves; sizes follow with the next look."""
         before = self.replicas.get(spec.model_id) or Replica(model=spec.model_id, status="loaded", harness=spec.harness)
         devices = spec.devices or before.devices or (() if spec.hosts else tuple(range(spec.tensor_parallel)))
-        self.replicas[spec.model_id] = evolve(
-            before, status="loaded", servable=True, devices=devices, progress=None, last_error=None
+        serves = evolve(
+            before,
+            status="loaded",
+            servable=True,
+            devices=devices,
+            progress=None,
+            last_error=None,
+            adapters=names_of(spec.adapters) or before.adapters,
         )
-        self.last_used[spec.model_id] = now
-        self.circuits.pop(spec.model_id, None)
+        for one in serves.with_adapters():
+            self.replicas[one.model] = one
+            self.last_used[one.model] = now
+            self.circuits.pop(one.model, None)
         self.changed()
 
     def unloaded(self, model: str, now: float) -> None:
         gone = self.replicas.get(model) or Replica(model=model, status="unloaded")
-        self.replicas[model] = evolve(gone, status="unloaded", devices=(), vram_used_mb=None, others=0)
-        self.last_used.pop(model, None)
-        self.circuits.pop(model, None)
+        beside = [one for one in self.replicas.values() if one.beside == model]
+        for one in (gone, *beside):
+            self.replicas[one.model] = evolve(one, status="unloaded", devices=(), vram_used_mb=None, others=0)
+            self.last_used.pop(one.model, None)
+            self.circuits.pop(one.model, None)
         self.freed(now)
 
     def freed(self, now: float) -> None:

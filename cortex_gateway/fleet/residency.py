@@ -154,7 +154,14 @@ class Residency:
         if model is None:
             self.state.effects.append(m.Refuse(ticket=event.ticket, error=self.unknown(event.model)))
             return
-        ticket = Ticket(number=event.ticket, kind="serve", model=model, since=self.state.now, context=event.context)
+        ticket = Ticket(
+            number=event.ticket,
+            kind="serve",
+            model=model,
+            loads=self._base(model),
+            since=self.state.now,
+            context=event.context,
+        )
         self.waiting.add(ticket, event.besides)
 
     def _on_load_asked(self, event: m.LoadAsked) -> None:
@@ -284,12 +291,12 @@ class Residency:
             return
         operation.progress = event.status
         for ticket in self.waiting.tickets.values():
-            if operation.loads_on(event.node, ticket.model):
+            if operation.loads_on(event.node, ticket.loads):
                 self.waiting.report(ticket)
 
     def _on_found(self, event: m.Found) -> None:
         for ticket in self.waiting.tickets.values():
-            if ticket.model == event.model:
+            if ticket.loads == event.model:
                 ticket.cold = False
 
     def _on_finished(self, event: m.Finished) -> None:
@@ -320,12 +327,19 @@ class Residency:
     def _abandon(self) -> bool:
         """Have nothing more begun that nobody waits for."""
         return self.operations.abandon(
-            {(ticket.kind == "unload", ticket.model) for ticket in self.waiting.tickets.values()}
+            {(ticket.kind == "unload", ticket.loads) for ticket in self.waiting.tickets.values()}
         )
 
     def _defrag(self, host: Host) -> None:
         if not self.waiting.tickets:
             self.operations.defrag(host)
+
+    def _base(self, model: str) -> str:
+        """What is loaded for those who ask for a model: of an adapter the model that it is beside."""
+        if model in self.catalogue.models:
+            return model
+        told = (one.beside for host in self.hosts.values() if (one := host.replicas.get(model)) and one.beside)
+        return self.catalogue.bases.get(model) or next(told, model)
 
     def _listed(self, model: str) -> bool:
         return any(host.knows(model) for host in self.hosts.values())

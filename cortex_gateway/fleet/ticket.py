@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from attrs import define
+from attrs import Factory, define, field
 
 from cortex_gateway.context import RequestContext
 from cortex_gateway.placement.load_options import UNSAID, LoadOptions
@@ -19,6 +19,9 @@ class Ticket:
     number: int
     kind: Literal["serve", "load", "unload", "restore"]
     model: str
+    loads: str = field(
+        default=Factory(lambda self: self.model, takes_self=True)
+    )  # of an adapter the model that it is beside
     since: float
     node: str | None = None
     options: LoadOptions = UNSAID

@@ -42,17 +42,17 @@ class Waiting:
     def snapshot(self, now: float) -> FleetSnapshot:
         waiting: dict[str, int] = {}
         for ticket in self._serving():
-            waiting[ticket.model] = waiting.get(ticket.model, 0) + 1
+            waiting[ticket.loads] = waiting.get(ticket.loads, 0) + 1
         nodes = tuple(map(self._state.node, self._state.hosts.values()))
         return FleetSnapshot(nodes=nodes, at=now, waiting=waiting)
 
     def status(self, model: str) -> LoadStatus | None:
         """How far the load is that a request for `model` waits for; None where nobody waits and nothing is loading."""
+        waits = next((ticket for ticket in self.tickets.values() if ticket.model == model), None)
         for host in self._state.hosts.values():
-            replica = host.replica(model)
+            replica = host.replica(waits.loads if waits else model)
             if replica and replica.status == "loading":
                 return replica.progress or LoadStatus(phase="loading")
-        waits = any(ticket.model == model for ticket in self.tickets.values())
         return LoadStatus(phase="queued") if waits else None
 
     def lines(self) -> Iterable[Sequence[Ticket]]:
@@ -135,6 +135,8 @@ class Waiting:
 
     def obey(self, ticket: Ticket, decision: Decision) -> None:
         match decision:
+            case Serve() if ticket.loads != ticket.model:  # one that has the adapter was asked before
+                self.refuse(ticket, _without(ticket, decision.node))
             case Serve():
                 self._granted(ticket, decision.node)
             case Recovering() if ticket.kind == "serve":
@@ -216,9 +218,19 @@ class Waiting:
         An operator waits as long as it takes.
         """
         gateway = self._state.config.gateway
-        models = {ticket.model for ticket in self._serving()}
-        loading = {model for model in models for host in self._state.hosts.values() if host.loads_now(model)}
+        models = {ticket.model: ticket.loads for ticket in self._serving()}
+        hosts = self._state.hosts.values()
+        loading = {model for model, loads in models.items() for host in hosts if host.loads_now(loads)}
         return {model: gateway.wait_secs + gateway.load_timeout_secs * (model in loading) for model in models}
+
+
+def _without(ticket: Ticket, node: str) -> errors.CortexError:
+    adapter = ticket.model.removeprefix(f"{ticket.loads}:")
+    message = (
+        f"{ticket.loads} is loaded on {node} without the adapter {adapter}. To have it, load it anew as it is configured: "
+        f"cortex load {ticket.loads} --reload."
+    )
+    return errors.AlreadyLoaded(message, node=node)
 
 
 def _whom(ticket: Ticket) -> str:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from attrs import field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from cortex_gateway.placement import fit
-from cortex_gateway.placement.snapshot import Cost, FleetSnapshot, Limit, ModelConfig, Node, Replica
+from cortex_gateway.placement.load_options import names_of
+from cortex_gateway.placement.snapshot import Cost, FleetSnapshot, Limit, ModelConfig, Node, Replica, adapted
 from neuron_jax.common.names import nearest as most_alike
 
 LATEST = ":latest"
@@ -18,11 +19,15 @@ class Catalogue:
 
     models: Mapping[str, ModelConfig] = field(factory=dict)
     aliases: Mapping[str, str] = field(factory=dict)
+    bases: Mapping[str, str] = field(init=False, default=Factory(lambda self: _bases(self.models), takes_self=True))
+    """The models that the operator's adapters are beside, by the ids of these."""
 
     def config(self, model: str, replicas: Iterable[Replica] = ()) -> ModelConfig:
         """What is known of `model` before loading it; a node's own harness where the operator said nothing."""
         if model in self.models:
             return self.models[model]
+        if model in self.bases:
+            return evolve(self.models[self.bases[model]], id=model, adapters=())
         harness = next((replica.harness for replica in replicas), "jax")
         return ModelConfig(id=model, harness=harness)
 
@@ -30,6 +35,10 @@ class Catalogue:
         """Any node can be asked to load it: the operator says where its files are, or names it as a hub does."""
         config = self.models.get(model)
         return config is not None and (config.source is not None or "/" in model)
+
+
+def _bases(models: Mapping[str, ModelConfig]) -> Mapping[str, str]:
+    return {adapted(id_, name): id_ for id_, config in models.items() for name in names_of(config.adapters)}
 
 
 @frozen(kw_only=True)
@@ -64,7 +73,7 @@ def resolve(catalogue: Catalogue, name: str, listed: Callable[[str], bool]) -> s
     """
     for spelt in dict.fromkeys((name, name.removesuffix(LATEST))):
         target = catalogue.aliases.get(spelt, spelt)
-        if target in catalogue.models or listed(target):
+        if target in catalogue.models or target in catalogue.bases or listed(target):
             return target
     return None
 
@@ -84,7 +93,7 @@ def present(catalogue: Catalogue, snapshot: FleetSnapshot) -> str | None:
 def names(catalogue: Catalogue, snapshot: FleetSnapshot) -> tuple[str, ...]:
     """Every id and alias, sorted, each once."""
     listed = {replica.model for node in snapshot.nodes for replica in node.replicas if replica.known}
-    ids = listed | set(catalogue.models)
+    ids = listed | set(catalogue.models) | set(catalogue.bases)
     aliases = {alias for alias, target in catalogue.aliases.items() if target in ids}
     return tuple(sorted(ids | aliases))
 
@@ -110,8 +119,9 @@ def _entry(catalogue: Catalogue, snapshot: FleetSnapshot, name: str) -> ModelEnt
     found = [(node, replica) for node in snapshot.nodes if (replica := node.replica(model))]
     replicas = [replica for _, replica in found]
     config = catalogue.config(model, replicas)
-    offering = [node for node, replica in found if replica.known]
-    able = snapshot.nodes if catalogue.anywhere(model) or not offering else offering
+    loads = catalogue.bases.get(model, model)
+    offering = [node for node in snapshot.nodes if (replica := node.replica(loads)) and replica.known]
+    able = snapshot.nodes if catalogue.anywhere(loads) or not offering else offering
     return ModelEntry(
         id=name,
         alias_of=model if model != name else None,

@@ -28,5 +28,10 @@ class LoadOptions:
         return {name: value for name, value in every.items() if value not in (None, ())}
 
 
+def names_of(adapters: tuple[str, ...]) -> tuple[str, ...]:
+    """Without their folders."""
+    return tuple(text.partition("=")[0] for text in adapters)
+
+
 UNSAID = LoadOptions()
 """Nobody has said anything."""

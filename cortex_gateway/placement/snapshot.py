@@ -1,15 +1,22 @@
 """The records that every decision is made from: nodes, replicas, models. Knows no clock, no HTTP, no file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs.validators import ge, min_len, optional
 
 from cortex_gateway.placement.circuit import Circuit
 from cortex_gateway.placement.load_options import LoadOptions
 
 Status = Literal["loaded", "loading", "recovering", "draining", "failed", "unloaded"]
+
+
+def adapted(model: str, adapter: str) -> str:
+    """What clients ask for who mean an adapter of a model."""
+    return f"{model}:{adapter}"
+
+
 DEFAULT_PRIORITY = 100
 PINNED_PRIORITY = 1000
 
@@ -180,6 +187,14 @@ class Replica:
     last_used: float = 0.0  # seconds on the gateway's own clock; larger is later
     circuit: Circuit | None = None  # None = it has not failed since it last served
     draining: bool = False  # takes no new request: it is about to leave
+
+    def with_adapters(self) -> "Iterator[Replica]":
+        """Itself, and each of its adapters as a model of its own, which is where it is and takes no memory."""
+        yield self
+        for name in self.adapters:
+            model = adapted(self.model, name)
+            alone: dict[str, Any] = {"adapters": (), "group": None, "vram_used_mb": None, "vram_estimate_mb": None}
+            yield evolve(self, model=model, beside=self.model, **alone)
 
     @property
     def pending(self) -> int:

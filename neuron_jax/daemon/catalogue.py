@@ -93,6 +93,11 @@ class Catalogue:
         spec = self._configured.get(self.canonical(name))
         return spec.quant if spec else "auto"
 
+    def adapters(self, name: str) -> tuple[str, ...]:
+        """Those that a model is loaded with unless a load says otherwise, NAME=FOLDER."""
+        spec = self._configured.get(self.canonical(name))
+        return spec.adapters if spec else ()
+
     def kv_dtype(self, name: str) -> str:
         """How a model's keys and values will be kept unless a load says otherwise."""
         spec = self._configured.get(self.canonical(name))

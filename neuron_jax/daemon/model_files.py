@@ -66,6 +66,10 @@ class ModelFiles:
         limits = (description.context_length, self._catalogue.max_context(name), self._config.engine.max_context)
         return min(limit for limit in limits if limit)
 
+    def adapters(self, name: str) -> Sequence[str]:
+        """Those that a model would be loaded with, NAME=FOLDER."""
+        return self._catalogue.adapters(name)
+
     def least_bytes(self, name: str, description: ModelDescription) -> int:
         """What a model takes at least here, over all its devices, before it is loaded."""
         return least_bytes(

@@ -239,6 +239,8 @@ def unloaded_info(files: ModelFiles, offered: Offered) -> Json:
     entry, facts = offered.entry, offered.facts
     unread = Abilities(capabilities=CAPABILITIES[entry.purpose])
     info = _info(entry.id, entry.aliases, "unloaded", facts.abilities if isinstance(facts, ModelFacts) else unread)
+    if (adapters := files.adapters(entry.id)) and not isinstance(facts, Broken):
+        info["adapters"] = list(folders_of(adapters))
     if isinstance(facts, Broken):
         info["servable"] = {"ok": False, "reason": "bad_checkpoint", "detail": facts.reason}
     elif facts is not None:

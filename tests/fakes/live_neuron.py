@@ -95,11 +95,13 @@ async def live_neuron(
     server: ServerConfig = SERVER,
     secret: str = "",
     trust_network: bool = False,
+    adapters: tuple[str, ...] = (),
     **script: Any,
 ) -> AsyncIterator[LiveNeuron]:
     folder = write_tiny_model(tmp_path / "tiny", **script)
     access = AccessConfig(secret=secret, trust_network=trust_network)
     config = config_for(folder, tmp_path / "cache", admission=queue or AdmissionConfig(), server=server, access=access)
+    config = attrs.evolve(config, models=(attrs.evolve(config.models[0], adapters=adapters),))
     async with (
         serving(config, restarts, devices=devices) as (url, app_neuron),
         httpx.AsyncClient(base_url=url, timeout=20) as http,
