@@ -12,8 +12,9 @@ from models.errors import ModelError
 T = TypeVar("T")
 
 MOST = 2**31 - 1
-MOST_LAYERS = 4096
-"""No model is near it, and what is said of each layer has to stay small."""
+MOST_LAYERS = MOST_EXPERTS = 4096
+MOST_HEADS = 65536
+"""No model is near these, and what is made for each of them has to stay small."""
 
 
 def architectures(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -111,7 +111,10 @@ def _finite(keys: Keys, rotated: int, theta: float, scaling: Mapping[str, Any]) 
     """The frequencies of what turns and its magnitude; none where they are no numbers, which `keys` then tells."""
     try:
         with np.errstate(all="raise", under="ignore"):
-            return tuple(frequencies(rotated, theta, scaling).tolist()), magnitude(scaling)
+            size = magnitude(scaling)
+            if not size <= np.finfo(np.float32).max:
+                raise OverflowError
+            return tuple(frequencies(rotated, theta, scaling).tolist()), size
     except (ArithmeticError, ValueError):  # a logarithm of nothing, a division by that of one
         keys.refuse(f"rope_theta {theta} with rope scaling {dict(scaling)} gives frequencies that are no numbers")
         return (), 1.0

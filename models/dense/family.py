@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from models.config import Keys
+from models.config import MOST_HEADS, Keys
 from models.dense.names import Names
-from models.dense.record import Dense
+from models.dense.record import Dense, GatedDelta, Mamba2, Recurrent
 from models.gguf import GgufTable
 from models.spec import Config, Family, Model
 
@@ -14,10 +14,22 @@ def checked(keys: Keys, found: Dense) -> Dense:
     """`found`, read of `keys`. Raises ModelError with every misfit, those between its sizes included."""
     if found.query_heads % found.kv_heads:
         keys.refuse(f"{found.query_heads} attention heads do not divide among {found.kv_heads} key-value heads")
+    heads = max(found.query_heads, *(_heads(layer.recurrence) for layer in found.stack))
+    if heads > MOST_HEADS:
+        keys.refuse(f"{heads} heads are more than the {MOST_HEADS} that a layer may have")
     for experts in found.mixtures:
         keys.refuse(experts.misfits)
     keys.check()
     return found
+
+
+def _heads(kind: Recurrent | None) -> int:
+    match kind:
+        case GatedDelta():
+            return kind.value_heads
+        case Mamba2():
+            return kind.heads
+    return 0
 
 
 def dense_family(

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from attrs import evolve, frozen
 
+from models.config import MOST_EXPERTS
 from models.heads import HeadLayout
 from models.rope import Rotary
 from models.spec import LayerSpec, PagedLayer, ParamSpec, RecurrentLayer
@@ -140,6 +141,8 @@ class Experts:
     @property
     def misfits(self) -> list[str]:
         """Why these numbers are no mixture; empty when they are."""
+        if self.count > MOST_EXPERTS:
+            return [f"{self.count} experts are more than the {MOST_EXPERTS} that a layer may have"]
         if self.active > self.count:
             return [f"{self.active} of {self.count} experts cannot be active"]
         if self.groups == 1:

@@ -121,6 +121,7 @@ def test_blocks_of_gpt_oss_stay_blocks() -> None:
     [
         ({"num_experts_per_tok": 9}, "9 of 7 experts cannot be active"),
         ({"mlp_only_layers": [-1]}, "mlp_only_layers is .*, must be a list of numbers from 0 on"),
+        ({"num_experts": 2**30}, "1073741824 experts are more than the 4096"),
         ({"num_experts": 0}, "num_experts is 0, must be a positive integer"),
     ],
 )

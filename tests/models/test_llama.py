@@ -238,6 +238,10 @@ def test_attention_weights_can_be_kept(whole: tuple[dict[str, np.ndarray], np.nd
         ({"attention_bias": 1}, "attention_bias is 1, must be true or false"),
         ({"num_hidden_layers": 2**30}, "num_hidden_layers is 1073741824, must be a positive integer up to"),
         ({"head_dim": 2**30}, "head_dim is 1073741824"),
+        (
+            {"num_attention_heads": 2**30, "num_key_value_heads": 1, "head_dim": 8},
+            "1073741824 heads are more than the 65536",
+        ),
     ],
 )
 def test_a_config_that_is_not_ours_is_refused(change: dict[str, Any], message: str) -> None:

@@ -24,6 +24,10 @@ NEMOTRON = NEMOTRON_H["nemotron_h"]
         (GRANITE | {"time_step_limit": [0.001, 0.1]}, "time_step_limit is .*, must be from 0 to infinity"),
         (GRANITE | {"time_step_limit": 5}, "time_step_limit is 5, must be from 0 to infinity"),
         (GRANITE | {"num_experts_per_tok": 7}, "7 of 6 experts cannot be active"),
+        (
+            GRANITE | {"mamba_n_heads": 2**24, "mamba_d_head": 1, "hidden_size": 2**23, "num_attention_heads": 2**21},
+            "16777216 heads are more than the 65536",
+        ),
         (NEMOTRON | {"hybrid_override_pattern": "M-X"}, "must name every layer"),
         (NEMOTRON | {"hybrid_override_pattern": ""}, "must name every layer"),
         (NEMOTRON | {"hybrid_override_pattern": None, "layers_block_type": [[]]}, "must name every layer"),

@@ -94,6 +94,14 @@ def test_what_yarn_needs_is_told() -> None:
             }
         },
         {"rope_theta": 1e-300},
+        {
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "attention_factor": 1e39,
+            }
+        },
     ],
 )
 def test_what_gives_no_numbers_is_refused(more: dict[str, Any]) -> None:
