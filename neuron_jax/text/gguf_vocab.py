@@ -1,7 +1,7 @@
 """A tokenizer out of a GGUF header; knows the `tokenizer.ggml.*` keys, must not know the file they came from."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from attrs import frozen
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -13,6 +13,7 @@ from neuron_jax.text.vocab_bytes import SPACE
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
 """Token types of the format; 1 is normal, 5 unused."""
 
+T = TypeVar("T")
 Space = Literal["always", "first"]
 KINDS = ("gpt2", "gemma4", "llama", "t5", "bert")
 """`tokenizer.ggml.model`."""
@@ -34,8 +35,8 @@ class GgufVocab:
     def read(cls, header: Mapping[str, Any]) -> "GgufVocab":
         """From keys with or without their `tokenizer.ggml.` prefix. Raises TokenizerError."""
         keys = {key.removeprefix("tokenizer.ggml."): value for key, value in header.items()}
-        tokens = tuple(keys.get("tokens", ()))
-        types = tuple(int(kind) for kind in keys.get("token_type", ())) or (1,) * len(tokens)
+        tokens = _listed(keys, "tokens", str)
+        types = _listed(keys, "token_type", int) or (1,) * len(tokens)
         if not tokens or len(types) != len(tokens):
             raise TokenizerError(f"the GGUF header has {len(tokens)} tokens and {len(types)} token types")
         return cls(
@@ -43,8 +44,8 @@ class GgufVocab:
             pre=str(keys.get("pre", "default")),
             tokens=tokens,
             types=types,
-            merges=tuple(keys.get("merges", ())),
-            scores=tuple(float(score) for score in keys.get("scores", ())),
+            merges=_listed(keys, "merges", str),
+            scores=_listed(keys, "scores", float),
             header=keys,
         )
 
@@ -53,15 +54,23 @@ class GgufVocab:
         id_ = self.header.get(f"{name}_token_id")
         if id_ is None:
             return None
-        if not 0 <= int(id_) < len(self.tokens):
-            raise TokenizerError(f"{name}_token_id is {id_}; the GGUF header has {len(self.tokens)} tokens")
-        return self.tokens[int(id_)]
+        if not isinstance(id_, int) or not 0 <= id_ < len(self.tokens):
+            raise TokenizerError(f"{name}_token_id is {id_!r}; the GGUF header has {len(self.tokens)} tokens")
+        return self.tokens[id_]
 
     def flag(self, name: str, *, default: bool) -> bool:
         return bool(self.header.get(name, default))
 
     def of_type(self, *types: int) -> list[str]:
         return [token for token, type_ in zip(self.tokens, self.types, strict=True) if type_ in types]
+
+
+def _listed(keys: Mapping[str, Any], name: str, kind: type[T]) -> tuple[T, ...]:
+    """The values of an array. Raises TokenizerError where they are others."""
+    found = keys.get(name, ())
+    if not isinstance(found, list | tuple) or not all(isinstance(value, kind) for value in found):
+        raise TokenizerError(f"tokenizer.ggml.{name} is no list of {kind.__name__}")
+    return tuple(found)
 
 
 def from_gguf(vocab: GgufVocab, *, space: Space = "always") -> Tokenizer:

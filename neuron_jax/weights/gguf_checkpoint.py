@@ -12,9 +12,10 @@ from typing import Any, Self
 import numpy as np
 
 from models.config import is_positive
+from models.errors import ModelError
 from models.gguf import Changed, GgufTable, Order
 from models.pooling import modules_of_gguf
-from models.registry import gguf_tables
+from models.registry import gguf_tables, read
 from models.storage import FLOAT32, Array, Blocks, Storage
 from neuron_jax.weights.errors import bad_checkpoint
 from neuron_jax.weights.gguf import GgufFile, GgufTensor
@@ -48,6 +49,8 @@ class GgufCheckpoint:
             self.metadata: Mapping[str, Any] = self._file.metadata
             self._table = _table(path, self.metadata)
             self.config = _config(path, self._file, self._table)
+            if self._table.changed:
+                _check(path, self.config)  # before anything is put in an order that its sizes give
         except BaseException:
             self._file.close()
             raise
@@ -195,20 +198,30 @@ def _config(path: Path, file: GgufFile, table: GgufTable) -> dict[str, Any]:
     if (kinds := file.metadata.get("tokenizer.ggml.token_type_count")) is not None:
         said["type_vocab_size"] = kinds
     flags = {key: tensor in file.tensors for key, tensor in table.flags.items()}
-    pooled = modules_of_gguf(header.get("pooling_type", table.pooling or 0))
-    return table.finish(
-        {
-            **pooled,
-            "vocab_size": file.tensors[_EMBEDDINGS].shape[0],
-            "tie_word_embeddings": _HEAD not in file.tensors,
-            "rope_scaling": _rope_scaling(file, header),
-            "partial_rotary_factor": _rotary_share(said, header.get("rope.dimension_count")),
-            "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
-            **said,
-            **flags,
-        }
-    )
+    whole = {
+        **modules_of_gguf(header.get("pooling_type", table.pooling or 0)),
+        "vocab_size": file.tensors[_EMBEDDINGS].shape[0],
+        "tie_word_embeddings": _HEAD not in file.tensors,
+        "rope_scaling": _rope_scaling(file, header),
+        "partial_rotary_factor": _rotary_share(said, header.get("rope.dimension_count")),
+        "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
+        **said,
+        **flags,
+    }
+    try:
+        return table.finish(whole)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        wanted = ", ".join(prefix + key for key in table.other)
+        raise bad_checkpoint(path, [f"of {wanted} one is missing, or is none: {error!r}"]) from error
+
+
+def _check(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises WeightsError with all that the family finds wrong."""
+    try:
+        read(config)
+    except ModelError as error:
+        raise bad_checkpoint(path, error.misfits) from error
 
 
 def _rope_scaling(file: GgufFile, header: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """The GGUF reader: header values, Hugging Face names and row order, and every way a file can be broken."""
 
+import re
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.gguf import GgufFile
 from neuron_jax.weights.gguf_checkpoint import GgufCheckpoint, halves_from_pairs, own_name
 from neuron_jax.weights.gguf_formats import FORMATS
+from tests.fakes.family_files import CONFIGS, METADATA, MORE
 from tests.fakes.weight_files import GGUF_LLAMA, gguf_tensors, write_gguf
 
 
@@ -276,6 +278,42 @@ def test_any_value_in_the_header_is_taken_or_told(
     path = written(tmp_path_factory.mktemp("any"), **{key.replace(".", "__"): value})
     with suppress(WeightsError):
         open_checkpoint(path).close()
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value", "message"),
+    [
+        (
+            "gemma4",
+            "attention.sliding_window_pattern",
+            5,
+            "attention.sliding_window_pattern, .* one is missing, or is none: .*int",
+        ),
+        (
+            "gemma4",
+            "feed_forward_length",
+            None,
+            "gemma4.feed_forward_length, .* one is missing, or is none: .*'widths'",
+        ),
+        ("qwen35", "ssm.time_step_rank", 2**32 - 1, "4294967295, must be a positive integer"),
+    ],
+)
+def test_what_a_family_calculates_with_is_told(tmp_path: Path, family: str, key: str, value: Any, message: str) -> None:
+    """Before anything is put in an order of so many rows."""
+    config = CONFIGS[family] | {"linear_num_value_heads": value, "linear_num_key_heads": 1}
+    header = (
+        {name: config[own] for name, own in METADATA[family].items() if own in config}
+        | MORE.get(family, {})
+        | {key: value}
+    )
+    said = {f"{family}.{name}": one for name, one in header.items() if one is not None}
+    write_gguf(
+        tmp_path / "m.gguf",
+        {"general.architecture": family} | said,
+        {"token_embd.weight": (0, (300, 64), bytes(76800))},
+    )
+
+    assert re.search(message, misfits(tmp_path / "m.gguf")[0])
 
 
 def test_arrays_within_arrays_end_somewhere(tmp_path: Path) -> None:
