@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 JAX_TESTS := tests/models tests/neuron tests/system tests/test_notebooks.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-jax gpu-check check format mutants lock packages packages-test clean
+.PHONY: help demo test test-all test-jax gpu gpu-check check format mutants lock packages packages-test clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 11
@@ -26,6 +26,9 @@ test-all: $(VENV)/.ready  ## the whole test suite
 
 test-jax: $(VENV)/.ready  ## of the tests, those of all that touches JAX: make test-jax PYTHON=python3.13 VENV=.venv-3.13
 	@$(PYTEST) -m "not slow" $(JAX_TESTS) $(ARGS)
+
+gpu:  ## with an NVIDIA card: try the kernels on it, measure it, write build/gpu.json (ARGS="--shape tiny": the script alone)
+	@sh tools/gpu.sh $(ARGS)
 
 gpu-check:  ## compile for NVIDIA GPUs, without one, and hold the programs to what they were (6 GB of wheels, .venv-cuda)
 	@sh tools/gpu_check.sh $(ARGS)

@@ -60,7 +60,7 @@ def work(spec: EngineSpec, given: Mapping[str, Any], tell: Tell) -> None:
     engine = started.lead()
     _compile_all(engine, len(started.made.buckets.keys()), tell)
     compiled = time.monotonic() - began
-    seen = _measure(engine, listed, options.rounds, tell)
+    seen = run_cases(engine, listed, options.rounds, tell)
     memory = {"resident": read_resident().now, "peak": peak, **_planned(started)}
     model = _model(spec, started)
     # Its pages may fill a GPU: without the engine there is room for measuring what the machine can do.
@@ -84,7 +84,7 @@ def work(spec: EngineSpec, given: Mapping[str, Any], tell: Tell) -> None:
                 "memory": memory,
                 "ceilings": attrs.asdict(limits.ceilings),
                 "rounds": options.rounds,
-                "cases": [_row(case, seen[case], limits) for case in listed],
+                "cases": [told(case, seen[case], limits) for case in listed],
             }
         }
     )
@@ -100,7 +100,7 @@ def _compile_all(engine: Any, total: int, tell: Tell) -> None:
     tell({"phase": "compile", "done": total, "total": total, "unit": "programs"})
 
 
-def _measure(engine: Any, listed: Sequence[Case], rounds: int, tell: Tell) -> dict[Case, CaseFigures]:
+def run_cases(engine: Any, listed: Sequence[Case], rounds: int, tell: Tell) -> dict[Case, CaseFigures]:
     """All cases in rounds, so that a drift of the machine hits all alike. Round 0 warms up and is not counted."""
     drive = Drive(engine, time.perf_counter, engine.runner.program.model.vocab_size)
     seen = {case: CaseFigures() for case in listed}
@@ -126,7 +126,7 @@ def _attempt(drive: Drive, case: Case, attempt: int) -> Any:
     return drive.beside(case, attempt)
 
 
-def _row(case: Case, seen: CaseFigures, limits: MachineLimits) -> Record:
+def told(case: Case, seen: CaseFigures, limits: MachineLimits) -> Record:
     ceilings, costs = limits.ceilings, limits.costs
     match case:
         case Decode():

@@ -41,7 +41,7 @@ def write_checkpoint(folder: pathlib.Path, *, seed: int = 11, dtype: str = "F32"
     (folder / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(seed)
     kind = {"F32": "<f4", "F16": "<f2"}[dtype]
-    tensors = {name: (rng.standard_normal(shape) * 0.3).astype(kind) for name, shape in _hf_shapes(config).items()}
+    tensors = {name: (rng.standard_normal(shape) * 0.3).astype(kind) for name, shape in hf_shapes(config).items()}
     header: dict[str, Any] = {}
     offset = 0
     for name, array in tensors.items():
@@ -53,7 +53,8 @@ def write_checkpoint(folder: pathlib.Path, *, seed: int = 11, dtype: str = "F32"
     return folder
 
 
-def _hf_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def hf_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of its checkpoint, as Hugging Face names them."""
     width, mlp = config["hidden_size"], config["intermediate_size"]
     head = width // config["num_attention_heads"]
     kv = config["num_key_value_heads"] * head
@@ -71,4 +72,4 @@ def _hf_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes = {"model.embed_tokens.weight": (config["vocab_size"], width), "model.norm.weight": (width,)}
     for i in range(config["num_hidden_layers"]):
         shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
-    return shapes
+    return shapes if config["tie_word_embeddings"] else shapes | {"lm_head.weight": (config["vocab_size"], width)}

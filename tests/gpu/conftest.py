@@ -1,4 +1,4 @@
-"""A GPU, or a skip. All of it, figures included: `pytest -m gpu -s tests/gpu` with the cuda12 extra installed."""
+"""A GPU, or a skip. `make gpu` runs these, and measures the card."""
 
 from collections.abc import Iterator
 from typing import Any

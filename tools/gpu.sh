@@ -1,0 +1,44 @@
+#!/bin/sh
+# All that a card is asked, in one command on a bare machine: `make gpu`, ARGS for `python -m bench.gpu`. It takes the first of
+# these Pythons: .venv-cuda, where it is ready; python3, where its JAX sees the card, with what wheels/ has beside it; a new
+# .venv-cuda from requirements-cuda12.lock. `sh tools/gpu.sh wheels` fetches into wheels/ what such a python3 has been seen to lack.
+set -eu
+carried="llguidance msgspec"
+
+if [ "${1:-}" = wheels ]; then
+    for name in $carried; do
+        pin=$(sed -n "s/^\($name==[^ ]*\).*/\1/p" requirements-cuda12.lock)
+        python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version "${2:-3.12}" --implementation cp \
+            --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d wheels "$pin"
+    done
+    exit
+fi
+
+case " $* " in
+*" --shape tiny "*)
+    python=.venv/bin/python
+    [ -x "$python" ] || { echo "gpu: make .venv first (make check)" && exit 1; }
+    ;;
+*)
+    if ! nvidia-smi -L 2>/dev/null | grep -q GPU; then
+        echo "gpu: SKIPPED, no NVIDIA card is here and nothing was measured (make gpu ARGS='--shape tiny' tries the script on a CPU)."
+        exit 0
+    fi
+    sees='import jax; jax.devices("cuda")'
+    if [ -e .venv-cuda/.ready ]; then
+        python=.venv-cuda/bin/python
+    elif python3 -c "$sees" >/dev/null 2>&1; then
+        python=python3
+        if ls wheels/*.whl >/dev/null 2>&1; then
+            python3 -m pip install --quiet --no-index --no-deps --upgrade --target build/site wheels/*.whl
+            PYTHONPATH=$PWD/build/site${PYTHONPATH:+:$PYTHONPATH}
+        fi
+    else
+        LOCK=requirements-cuda12.lock CORTEX_NATIVE=0 sh tools/setup.sh .venv-cuda
+        touch .venv-cuda/.ready
+        python=.venv-cuda/bin/python
+    fi
+    ;;
+esac
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+exec "$python" -m bench.gpu "$@"
