@@ -119,6 +119,16 @@ class Recurrence(Protocol):
         ...
 
 
+class RecurrenceOnGpu(Recurrence, Protocol):
+    """One for which there is a kernel for GPUs, where `models.recurrent_rows` does not refuse the layer."""
+
+    def on_gpu(self, tokens: Any, cache: Any, rows: "StateRows", *, interpret: bool = False) -> tuple[Any, Any]:
+        """As `native`, by Pallas' interpreter where asked. No two rows of a step may have one slot, nor may one save what
+        another loads.
+        """
+        ...
+
+
 @frozen
 class ParamSpec:
     """One parameter before it exists: `shape`, `dtype`, and a logical axis name (or None) per dimension."""

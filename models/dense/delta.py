@@ -93,6 +93,15 @@ class DeltaRule:
         """See `models.spec.Recurrence`."""
         return recurrent.gated_delta(tokens, cache, rows, (self.taps, self.rate, self.shift), self.norm)
 
+    def on_gpu(self, tokens: Any, cache: Any, rows: StateRows, *, interpret: bool = False) -> tuple[Any, Any]:
+        """See `models.spec.Recurrence`."""
+        from models import recurrent_rows  # later versions of JAX have no Triton
+
+        qkv, gates, z = tokens
+        rule = recurrent_rows.Rule("delta", self.taps, None, (self.rate, self.shift))
+        read, cache = recurrent_rows.recur(rule, qkv, gates, cache, rows, interpret=interpret)
+        return self._given(read, z), cache
+
     def _read(self, mixed: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """mixed [C, K, 2 H + G W] -> q and k [C, K, H], v [C, K, G, W]."""
         _, group, keys, values = shape

@@ -117,6 +117,15 @@ class MambaRule:
         """See `models.spec.Recurrence`."""
         return recurrent.mamba(tokens, cache, rows, (self.taps, self.bias, *self.heads), self.norm)
 
+    def on_gpu(self, tokens: Any, cache: Any, rows: StateRows, *, interpret: bool = False) -> tuple[Any, Any]:
+        """See `models.spec.Recurrence`."""
+        from models import recurrent_rows  # later versions of JAX have no Triton
+
+        cbx, raw, z = tokens
+        rule = recurrent_rows.Rule("mamba", self.taps, self.bias, self.heads)
+        read, cache = recurrent_rows.recur(rule, cbx, raw, cache, rows, interpret=interpret)
+        return self._gated(read, z), cache
+
     def _read(self, mixed: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """mixed [C, K, 2 H + G W] -> c and b [C, K, H], x [C, K, G, W]."""
         _, group, keys, values = shape
@@ -131,7 +140,10 @@ class MambaRule:
 
     def _given(self, read: jax.Array, x: jax.Array, z: jax.Array) -> jax.Array:
         """[..., K, G, W] with what skips the state, gated and normed, in the dtype of z."""
-        gated = (read + as_one_of(read, self.heads[2][..., None]) * x) * jax.nn.silu(z.astype(jnp.float32))
+        return self._gated(read + as_one_of(read, self.heads[2][..., None]) * x, z)
+
+    def _gated(self, read: jax.Array, z: jax.Array) -> jax.Array:
+        gated = read * jax.nn.silu(z.astype(jnp.float32))
         mean = self.together.mean(jnp.sum(gated * gated, axis=(-1, -2)))
         scale = lax.rsqrt(mean + self.norm.epsilon)[..., None, None]
         return (gated * scale * as_one_of(gated, self.norm.weight)).astype(z.dtype)

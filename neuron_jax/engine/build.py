@@ -21,7 +21,7 @@ from models.registry import build
 from models.sharding import make_mesh, replicated
 from models.spec import Model, RecurrentLayer
 from models.storage import Storage
-from neuron_jax.engine import native_sampler, products, sampler
+from neuron_jax.engine import native_sampler, products, recurring, sampler
 from neuron_jax.engine.attention import storing
 from neuron_jax.engine.attention.choose import Rung, choose
 from neuron_jax.engine.attention.kv import KVFormat, choose_kv
@@ -278,9 +278,14 @@ def with_kernels(program: Program, made: Design, case: Case, *, tried: bool) -> 
     device = case.device
     if program.mesh.size > 1 or device.platform != "gpu":
         return program
-    program = evolve(program, storing=storing.choose(case, tried=tried))
     programs = made.buckets.keys()
     smallest = min(key for key in programs if isinstance(key, StepKey))
+    chosen = recurring.choose(device, program.rules(smallest), tried=tried) if _recurs(made.model) else {}
+    program = evolve(
+        program,
+        storing=storing.choose(case, tried=tried),
+        recurring=chosen,
+    )
     shapes = program.matrices(smallest)
     return evolve(program, products=products.choose(device, made.dtype, shapes, tried=tried))
 

@@ -61,6 +61,7 @@ class Cache:
     hit_tokens: int = field(default=0, init=False)  # of these, found
     _windowed: Sequence[int] = field(init=False)  # numbers of the groups with a window
     _saved: list[tuple[int, bytes]] = field(factory=list, init=False)  # by the step that is being planned
+    _loaded: list[int] = field(factory=list, init=False)  # likewise
 
     def __attrs_post_init__(self) -> None:
         assert len(self.groups) == len(self.windows), "groups and windows"
@@ -157,15 +158,20 @@ class Cache:
             return NOWHERE, NOWHERE
         load, request.snapshot = request.snapshot, NOWHERE
         if load != NOWHERE:
-            # Whoever is given this place next writes there in this step or later, behind this row's reading.
-            self.snapshots.give_back([load])
+            # Whoever is given this place next writes there in a later step: the rows of one are computed side by side.
+            self._loaded.append(load)
         boundary = (start + count - 1) // self.page_size
         if self.naming is None or boundary == 0 or boundary * self.page_size < start:
             return load, NOWHERE
         return load, self._save_prompt(request, boundary) if fed else self._save_answer(request, boundary)
 
     def settle(self) -> None:
-        """Let the snapshots be found that the step just planned takes: only later steps can begin from them."""
+        """Let the snapshots be found that the step just planned takes: only later steps can begin from them. And let those
+        go that it begins from."""
+        if self._loaded:
+            assert self.snapshots is not None
+            self.snapshots.give_back(self._loaded)
+            self._loaded.clear()
         for place, name in self._saved:
             assert self.snapshots is not None
             self.snapshots.publish(place, name)
@@ -205,7 +211,7 @@ class Cache:
         for group, pool in enumerate(self.groups):
             pool.check_integrity(_there(request.pages[group]) for request in requests)
         if self.snapshots is not None:
-            assert not self._saved, "a step was planned and not settled"
+            assert not self._saved + self._loaded, "a step was planned and not settled"
             self.snapshots.check_integrity(_there([request.snapshot, request.rolling[0]]) for request in requests)
 
     def _granted(self, group: int, tokens: int, found: int) -> int:

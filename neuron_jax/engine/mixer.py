@@ -16,12 +16,14 @@ from neuron_jax.engine.attention.ragged import Ragged, places
 from neuron_jax.engine.attention.storing import Storing, by_xla
 from neuron_jax.engine.attention.trial import Attend
 from neuron_jax.engine.attention.turned import Heads
+from neuron_jax.engine.recurring import Recurring
 
 
 @frozen
 class StepMixer:
     """`models.spec.Mixer` for the rows of a step. With `native` all attention is the native kernel's; the tokens of the layers
-    in `storing` are turned and stored by one kernel, whichever mixes them.
+    in `storing` are turned and stored by one kernel, whichever mixes them, and one goes through the states of those in
+    `recurring`.
     """
 
     rows: Ragged
@@ -30,6 +32,7 @@ class StepMixer:
     snapshots: recurrent.Snapshots
     kv: KVFormat
     storing: Storing = Factory(dict)
+    recurring: Recurring = Factory(dict)
     live: jax.Array | None = Factory(lambda self: _live(self.rows) if self.native else None, takes_self=True)
 
     @property
@@ -75,7 +78,9 @@ class StepMixer:
         """See `models.spec.Mixer`."""
         assert len(cache) == 2 * len(layer.state), f"{layer} and its states"
         if self.native and layer.native:
-            return rule.native(inputs, cache, recurrent.native_rows(self.rows, self.snapshots))
+            return rule.native(inputs, cache, recurrent.state_rows(self.rows, self.snapshots))
+        if layer in self.recurring:
+            return self.recurring[layer](rule, inputs, cache, recurrent.state_rows(self.rows, self.snapshots))
         return recurrent.recur(rule, inputs, cache, self.rows, self.snapshots)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from attrs import Factory, frozen
+from attrs import Factory, evolve, frozen
 from jax import lax
 
 from models import matrices
@@ -30,6 +30,7 @@ from neuron_jax.engine.mixer import StepMixer
 from neuron_jax.engine.page_groups import PageGroups, page_groups
 from neuron_jax.engine.products import shapes_in
 from neuron_jax.engine.recurrent import Snapshots, state_specs
+from neuron_jax.engine.recurring import Recurring, Rules, rules_in
 
 Pool = tuple[LayerCache, ...]
 
@@ -84,6 +85,7 @@ class Program:
     products: matrices.Choose | None = None  # None: XLA computes them all
     adapters: Adapters | None = None
     storing: Storing = Factory(dict)
+    recurring: Recurring = Factory(dict)
 
     @property
     def groups(self) -> PageGroups:
@@ -134,6 +136,14 @@ class Program:
     def matrices(self, key: StepKey) -> set[Shape]:
         """Those that `key` multiplies few rows with."""
         return shapes_in(lambda: jax.eval_shape(partial(_step, self, key), *self._abstract_step(key)))
+
+    def rules(self, key: StepKey) -> Rules:
+        """Those by which `key` goes through the states of recurrent layers."""
+
+        def trace(noting: Recurring) -> None:
+            jax.eval_shape(partial(_step, evolve(self, recurring=noting), key), *self._abstract_step(key))
+
+        return rules_in(self.model, trace)
 
     def _abstract_step(self, key: StepKey) -> tuple[Any, ...]:
         told = self._whole((packing.step_words(key),), jnp.int32)
@@ -221,7 +231,15 @@ def _compute(
     given = jnp.where(tokens >= 0, tokens, state.last_token[rows.slot[where.row]])
     attention = program.attention
     snapshots = Snapshots(rows.load, rows.save, shapes.page_size)
-    mixer = StepMixer(where, attention.of_rows(where), attention.rotates, snapshots, attention.kv, program.storing)
+    mixer = StepMixer(
+        where,
+        attention.of_rows(where),
+        attention.rotates,
+        snapshots,
+        attention.kv,
+        program.storing,
+        program.recurring,
+    )
     through = program.through(*params, rows.adapter[where.row])
     hidden, pool = model.forward(through, given, where.position, mixer, state.pool)
     end = jnp.maximum(where.first + rows.count - 1, 0)

@@ -45,8 +45,8 @@ def state_specs(layer: RecurrentLayer, *, slots: int, snapshots: int) -> tuple[P
     )
 
 
-def native_rows(rows: Ragged, snapshots: Snapshots) -> StateRows:
-    """The same for a native kernel."""
+def state_rows(rows: Ragged, snapshots: Snapshots) -> StateRows:
+    """The same for a kernel."""
     return StateRows(rows.slot, rows.start, rows.count, snapshots.load, snapshots.save, snapshots.page_size)
 
 

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from models import few_rows
+from models import few_rows, recurrent_rows
 from models.dense.record import Activation
 from models.matrices import Around, Kind, Matrix
 from models.native.ops import Norm
+from models.native.recurrent import StateRows
 from models.sharding import make_mesh
 from neuron_jax.deviceless.topology import ENVIRONMENT, devices
 from neuron_jax.engine.attention.store import store
@@ -119,4 +120,43 @@ def test_turning_and_storing(heads: tuple[int, int, int], key: str, tmp_path: Pa
 
     assert memory.alias_size_in_bytes >= 2 * 1025 * 16 * kv_heads * width * 2
     assert memory.temp_size_in_bytes < 2**16
+    assert spilled(tmp_path, CARDS[key]) == []
+
+
+RECURRENT = {
+    "Qwen 3.5": ("delta", (16, 2, 128, 128)),
+    "wide states": ("delta", (2, 3, 256, 256)),
+    "Granite 4": ("mamba", (1, 48, 128, 64)),
+    "Nemotron-H": ("mamba", (8, 8, 256, 80)),
+}
+
+
+@pytest.mark.parametrize("key", CARDS)
+@pytest.mark.parametrize("name", RECURRENT)
+def test_states_of_rows(name: str, key: str, tmp_path: Path) -> None:
+    """In place, from registers."""
+    kind, heads = RECURRENT[name]
+    key_heads, group, keys, width = heads
+    channels, rows, tokens = 2 * keys + group * width, 4, 64
+    delta = kind == "delta"
+
+    def go(cache: Any, inputs: Any, parameters: Any, told: Any) -> Any:
+        taps, bias, each = parameters
+        rule = recurrent_rows.Rule("delta" if delta else "mamba", taps, None if delta else bias, each)
+        return recurrent_rows.recur(rule, *inputs, cache, StateRows(*told, 16))
+
+    floats = partial(Abstract, dtype=jnp.float32)
+    cache = tuple(
+        floats((count, *shape)) for count in (65, 33) for shape in ((3, key_heads, channels), (key_heads, *heads[1:]))
+    )
+    gates = floats((tokens, key_heads, *([2] if delta else []), group))
+    inputs = (Abstract((tokens, key_heads, channels), jnp.bfloat16), gates)
+    each = (floats((key_heads, group)),) * (2 if delta else 3)
+    parameters = (floats((4, key_heads, channels)), floats((key_heads, channels)), each)
+    told = (Abstract((rows,), jnp.int32),) * 5
+    made = compiled(key, tmp_path, go, cache, inputs, parameters, told, donated=(0,))
+    memory = made.memory_analysis()
+
+    assert memory.alias_size_in_bytes >= sum(leaf.size * 4 for leaf in cache)
+    assert memory.temp_size_in_bytes < 2**20
     assert spilled(tmp_path, CARDS[key]) == []

@@ -14,7 +14,7 @@ from models.dense.record import GatedDelta, Mamba2, ShortConvolution, recurrent_
 from models.native import library
 from models.native.ops import Norm
 from neuron_jax.engine.attention.ragged import ragged
-from neuron_jax.engine.recurrent import Snapshots, native_rows, recur, state_specs
+from neuron_jax.engine.recurrent import Snapshots, recur, state_rows, state_specs
 from tests.fakes import quick
 
 pytestmark = pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
@@ -58,7 +58,7 @@ def step(rule: Any, tokens: Any, cache: Any, told: Any, *, native: bool) -> Any:
         rows = ragged({}, slot, start, count, jax.tree.leaves(tokens)[0].shape[0])
         where = Snapshots(load, save, PAGE)
         return (
-            rule.native(tokens, cache, native_rows(rows, where)) if native else recur(rule, tokens, cache, rows, where)
+            rule.native(tokens, cache, state_rows(rows, where)) if native else recur(rule, tokens, cache, rows, where)
         )
 
     return jax.tree.map(np.asarray, run(tokens, cache, jnp.asarray(told, jnp.int32)))

@@ -1,0 +1,149 @@
+"""Which recurrent layers one kernel goes through on a device: tried against what XLA makes of them. Knows no requests."""
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+import attrs
+import jax
+import jax.numpy as jnp
+import numpy as np
+from attrs import frozen
+
+from models.native.recurrent import StateRows
+from models.spec import Model, Recurrence, RecurrenceOnGpu, RecurrentLayer
+from neuron_jax.engine import recurrent
+from neuron_jax.engine.attention.ragged import ragged
+from neuron_jax.engine.attention.trial import tolerance
+
+log = logging.getLogger("neuron.engine")
+
+START = (0, 9, 4, 6, 0)
+COUNT = (7, 1, 21, 1, 0)
+LOAD = (0, 0, 2, 0, 0)
+SAVE = (1, 0, 3, 0, 0)
+"""Of the rows of a trial: one begins its text, two go on, one begins with a snapshot, and one is padding."""
+
+SPARE, PAGE = 2, 4
+
+
+class Recur(Protocol):
+    """Goes through a layer's states by `rule`: see `models.spec.RecurrenceOnGpu.on_gpu`."""
+
+    def __call__(self, rule: Any, inputs: Any, cache: Any, rows: StateRows) -> tuple[Any, Any]: ...
+
+
+Recurring = Mapping[RecurrentLayer, Recur]
+"""The layers that a kernel goes through."""
+
+
+@frozen
+class Seen:
+    """A layer's rule and what a token brings it, with shapes in the place of arrays."""
+
+    rule: Any
+    token: Any
+
+
+Rules = Mapping[RecurrentLayer, Seen]
+
+
+def by_kernel(rule: Any, inputs: Any, cache: Any, rows: StateRows, *, interpret: bool = False) -> tuple[Any, Any]:
+    """The kernel."""
+    found: tuple[Any, Any] = rule.on_gpu(inputs, cache, rows, interpret=interpret)
+    return found
+
+
+def rules_in(model: Model, trace: Callable[[Recurring], object]) -> Rules:
+    """Of each kind of recurrent layer that has a kernel the rule by which `trace` goes through it."""
+    seen: dict[RecurrentLayer, Seen] = {}
+
+    def note(layer: RecurrentLayer, rule: Recurrence, inputs: Any, cache: Any, rows: StateRows) -> tuple[Any, Any]:
+        del rows
+        token = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
+        if hasattr(rule, "on_gpu"):
+            seen[layer] = Seen(_with(_shape, rule), token)
+        one = tuple(state[0] for state in cache[: len(cache) // 2])
+        first = jax.tree.map(lambda leaf: leaf[0], inputs)
+        given = jax.eval_shape(rule.step, one, first)[1]
+        count = jax.tree.leaves(inputs)[0].shape[0]
+        return jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), given), cache
+
+    kinds = dict.fromkeys(layer for layer in model.layers if isinstance(layer, RecurrentLayer))
+    trace({layer: partial(note, layer) for layer in kinds})
+    return seen
+
+
+def choose(device: Any, rules: Rules, *, tried: bool) -> Recurring:
+    """None where XLA does it all, as where there is no GPU from Ampere on."""
+    if device.platform != "gpu" or float(device.compute_capability) < 8:
+        return {}
+    try:  # later versions of JAX have no Triton
+        from models import recurrent_rows
+    except ImportError:
+        return {}
+    chosen: dict[RecurrentLayer, Recur] = {}
+    for layer, seen in rules.items():
+        why = recurrent_rows.refuses(layer.state) or (problem(by_kernel, layer, seen) if tried else None)
+        if why is None:
+            chosen[layer] = by_kernel
+        else:
+            log.info("states of %s are XLA's: %s", layer, why)
+    return chosen
+
+
+def problem(kernel: Recur, layer: RecurrentLayer, seen: Seen) -> str | None:
+    """Why `kernel` will not do for one kind of layer; None when it does."""
+    try:
+        rule, inputs, cache = _some(layer, seen)
+        got, wanted = (jax.jit(partial(_step, way, rule))(inputs, cache) for way in (kernel, None))
+        for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+            wide = np.asarray(theirs, np.float32)
+            off = float(np.abs(np.asarray(ours, np.float32) - wide).max() / np.abs(wide).max())
+            if not off <= tolerance(theirs.dtype):
+                return f"differs by {off:.1g} of the largest value"
+    except Exception as error:  # whatever a compiler says no with
+        log.warning("the kernel that goes through states failed its trial", exc_info=True)
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return None
+
+
+def _step(kernel: Recur | None, rule: RecurrenceOnGpu, inputs: Any, cache: Any) -> tuple[Any, Any]:
+    """The rows of the trial; by XLA where there is no kernel. What stands in trash is left out."""
+    slot, start, count, load, save = (
+        jnp.asarray(told, jnp.int32) for told in (range(len(START)), START, COUNT, LOAD, SAVE)
+    )
+    rows = ragged({}, slot, start, count, sum(COUNT) + SPARE)
+    snapshots = recurrent.Snapshots(load, save, PAGE)
+    if kernel is None:
+        given, cache = recurrent.recur(rule, inputs, cache, rows, snapshots)
+    else:
+        given, cache = kernel(rule, inputs, cache, recurrent.state_rows(rows, snapshots))
+    half = len(cache) // 2
+    return given[: sum(COUNT)], (*(state[:-1] for state in cache[:half]), *(kept[1:] for kept in cache[half:]))
+
+
+def _some(layer: RecurrentLayer, seen: Seen) -> tuple[Any, Any, Any]:
+    """A rule, what tokens bring, and states, of random values; those of the rule below 0, as rates must be."""
+    rng = np.random.default_rng(0)
+    specs = recurrent.state_specs(layer, slots=len(START), snapshots=3)
+    rule = _with(lambda leaf: jnp.asarray(-rng.random(leaf.shape), leaf.dtype), seen.rule)
+    total = sum(COUNT) + SPARE
+    inputs = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal((total, *leaf.shape)), leaf.dtype), seen.token)
+    return rule, inputs, tuple(jnp.asarray(rng.standard_normal(spec.shape), spec.dtype) for spec in specs)
+
+
+def _shape(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _with(make: Callable[[Any], Any], part: Any) -> Any:
+    """A record with `make` (array) in the place of each of its arrays."""
+    if attrs.has(type(part)):
+        return attrs.evolve(
+            part, **{field.name: _with(make, getattr(part, field.name)) for field in attrs.fields(type(part))}
+        )
+    if isinstance(part, tuple) and not hasattr(part, "shape"):
+        return tuple(_with(make, one) for one in part)
+    return make(part) if hasattr(part, "shape") else part
