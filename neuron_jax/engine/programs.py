@@ -86,6 +86,7 @@ class Program:
     adapters: Adapters | None = None
     storing: Storing = Factory(dict)
     recurring: Recurring = Factory(dict)
+    drawing: straight_sampler.Drawing | None = None  # None: XLA draws
 
     @property
     def groups(self) -> PageGroups:
@@ -156,7 +157,7 @@ class Program:
 
     def sampler(self, draws: Draws) -> Callable[..., sampler.SamplerOutput]:
         """What draws in programs of this kind."""
-        return self.sample if draws == Draws.ANY else partial(straight_sampler.sample, draws)
+        return self.sample if draws == Draws.ANY else partial(straight_sampler.sample, draws, drawing=self.drawing)
 
     def _abstract_pool(self) -> Any:
         shapes, kv = self.shapes, self.attention.kv

@@ -2,13 +2,15 @@
 
 On a GPU a branch on what the rows need would make the device ask the host in the middle of a step. The host knows what they
 need, so it chooses the program. Same pipeline and noise as `sampler`, so the same tokens but for rounding: all candidates are
-found by the wide road, a search for the cut over the vocabulary, in an eighth of the passes that halving takes.
+found by the wide road, a search for the cut over the vocabulary, in an eighth of the passes that halving takes. Where there
+are kernels for it (`row_sampler`), they draw by cuts, and tell log-probabilities.
 """
 
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from attrs import frozen
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
@@ -35,25 +37,50 @@ GROUP = 64
 _SIGN = -(2**31)
 
 
+@frozen
+class Drawing:
+    """What draws by cuts, from float32 [R, V] and rows' parameters -> int32 [R]; and what tells log-probabilities, as
+    `with_logprobs`."""
+
+    draw: Callable[[jax.Array, RowParams], jax.Array]
+    with_logprobs: Callable[[jax.Array, jax.Array], SamplerOutput]
+
+
 def sample(
-    draws: Draws, logits: jax.Array, row: RowParams, past: Past, masks: jax.Array | None = None
+    draws: Draws,
+    logits: jax.Array,
+    row: RowParams,
+    past: Past,
+    masks: jax.Array | None = None,
+    *,
+    drawing: Drawing | None = None,
 ) -> SamplerOutput:
     """float32 [R, V] -> the next token of every row, none of which needs more than `draws`.
 
-    Log-probabilities come where `draws` is FULL; `masks` as in `sampler.sample`.
+    Log-probabilities come where `draws` is FULL; `masks` as in `sampler.sample`. Where nothing is cut, XLA draws.
     """
+    by = Drawing(drawn_by_cuts, with_logprobs) if drawing is None else drawing
     adjusted = logits
     if draws >= Draws.FULL:
         adjusted = adjust(logits if masks is None else only(logits, row, masks), row, past)
+    token = _drawn(adjusted, row, cut=False) if draws == Draws.PLAIN else by.draw(adjusted, row)
+    return by.with_logprobs(logits, token) if draws >= Draws.FULL else bare(token)
+
+
+def drawn_by_cuts(logits: jax.Array, row: RowParams) -> jax.Array:
+    """float32 [R, V] -> int32 [R] by temperature, top_k, top_p and min_p; rows at temperature 0 are greedy."""
+    return _drawn(logits, row, cut=True)
+
+
+def _drawn(adjusted: jax.Array, row: RowParams, *, cut: bool) -> jax.Array:
     hot = (row.temperature > 0)[:, None]
     scaled = adjusted / jnp.where(hot, row.temperature[:, None], jnp.float32(1))
     ids = jnp.broadcast_to(jnp.arange(scaled.shape[1], dtype=jnp.uint32)[None], scaled.shape)
     noise = gumbel((row.seed_low, row.seed_high), row.position, ids)
     score = scaled + jnp.where(hot, noise, jnp.float32(0))
-    if draws > Draws.PLAIN:
+    if cut:
         score = jnp.where(scaled >= _cut(scaled, row)[:, None], score, jnp.float32(-jnp.inf))
-    token = jnp.argmax(score, axis=-1).astype(jnp.int32)
-    return with_logprobs(logits, token) if draws >= Draws.FULL else bare(token)
+    return jnp.argmax(score, axis=-1).astype(jnp.int32)
 
 
 def with_logprobs(logits: jax.Array, token: jax.Array) -> SamplerOutput:

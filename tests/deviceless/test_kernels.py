@@ -19,8 +19,10 @@ from models.native.ops import Norm
 from models.native.recurrent import StateRows
 from models.sharding import make_mesh
 from neuron_jax.deviceless.topology import ENVIRONMENT, devices
+from neuron_jax.engine import row_sampler
 from neuron_jax.engine.attention.store import store
 from neuron_jax.engine.attention.turned import Heads
+from neuron_jax.engine.drawing import some_rows
 from neuron_jax.hardware.cards import card
 from neuron_jax.hardware.discover import has_cuda_plugin
 
@@ -159,4 +161,22 @@ def test_states_of_rows(name: str, key: str, tmp_path: Path) -> None:
 
     assert memory.alias_size_in_bytes >= sum(leaf.size * 4 for leaf in cache)
     assert memory.temp_size_in_bytes < 2**20
+    assert spilled(tmp_path, CARDS[key]) == []
+
+
+@pytest.mark.parametrize("key", CARDS)
+@pytest.mark.parametrize("vocab", [49152, 262144])
+def test_drawing(vocab: int, key: str, tmp_path: Path) -> None:
+    """One kernel each, and the copies of what is close to the likeliest tokens."""
+    row = jax.tree.map(lambda leaf: Abstract(leaf.shape, leaf.dtype), some_rows(8, seed=0)[1])
+    (rows,) = row.top_k.shape
+    logits = Abstract((rows, vocab), jnp.float32)
+
+    def both(logits: Any, row: Any) -> Any:
+        return row_sampler.with_logprobs(logits, row_sampler.draw(logits, row))
+
+    made = compiled(key, tmp_path, both, logits, row)
+
+    assert made.memory_analysis().temp_size_in_bytes < 8 * rows * (row_sampler.MOST + row_sampler.TILE) + 2**20
+    assert str(made.as_text()).count("__gpu$xla.gpu.triton") == 2
     assert spilled(tmp_path, CARDS[key]) == []
