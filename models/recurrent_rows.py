@@ -43,10 +43,13 @@ class Rule:
     heads: Sequence[jax.Array]
 
 
-def refuses(state: Sequence[Any]) -> str | None:
-    """Why there is no kernel for a layer with these arrays for a text; None where there is one."""
-    if len(state) != 2:
-        return "has no state but its last inputs"
+def refuses(state: Sequence[Any], largest: int) -> str | None:
+    """Why there is no kernel for a layer with these arrays for a text, of which the largest of all texts has so many numbers;
+    None where there is one."""
+    if largest >= 2**31:
+        return "a layer's states are too large for 32-bit offsets"
+    if len(state) == 1:  # a convolution's last inputs
+        return None
     keys = state[1].shape[2]
     return f"takes up to {MOST_KEYS} keys, not {keys}" if keys > MOST_KEYS else None
 
@@ -70,10 +73,8 @@ def recur(
     # Apart from where they are written: several programs of a row begin with the same ones.
     load, start = rows.load[:, None, None, None], rows.start[:, None, None, None]
     before = jnp.where(load > 0, kept[rows.load], jnp.where(start == 0, jnp.float32(0), inputs[rows.slot]))
-    first = jnp.cumsum(rows.count, dtype=jnp.int32) - rows.count
-    told = jnp.stack([rows.slot, rows.start, rows.count, rows.load, rows.save, first], axis=1)
     extra = [*rule.heads, *(() if rule.bias is None else (rule.bias,))]
-    given = (told, before, mixed, gates, rule.taps, *extra)
+    given = (told(rows), before, mixed, gates, rule.taps, *extra)
 
     def kernel(*refs: Any) -> None:
         number = tuple(pl.program_id(axis) for axis in range(3))
@@ -85,8 +86,8 @@ def recur(
     call: Any = pl.pallas_call(
         kernel,
         grid=(rows.slot.shape[0], key_heads * group, pl.cdiv(width, _columns(keys))),
-        in_specs=[_whole(array.shape) for array in (*given, *cache)],
-        out_specs=[_whole(shape.shape) for shape in shapes],
+        in_specs=[whole(array.shape) for array in (*given, *cache)],
+        out_specs=[whole(shape.shape) for shape in shapes],
         out_shape=shapes,
         input_output_aliases={len(given) + i: 1 + i for i in range(len(cache))},
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
@@ -94,19 +95,31 @@ def recur(
         name=f"recurrent_{rule.kind}",
     )
     read, *cache_ = call(*given, *cache)
-    real = jnp.arange(tokens, dtype=jnp.int32) < jnp.sum(rows.count)
-    return jnp.where(real[:, None, None, None], read, jnp.float32(0)), tuple(cache_)
+    return only_real(read, rows), tuple(cache_)
 
 
 SLOT, START, COUNT, LOAD, SAVE, FIRST = range(6)
 """What a program is told of its row."""
 
 
+def told(rows: StateRows) -> jax.Array:
+    """int32 [R, 6]."""
+    first = jnp.cumsum(rows.count, dtype=jnp.int32) - rows.count
+    return jnp.stack([rows.slot, rows.start, rows.count, rows.load, rows.save, first], axis=1)
+
+
+def only_real(given: jax.Array, rows: StateRows) -> jax.Array:
+    """[T, ...] with zeros for the tokens behind those of all rows."""
+    real = jnp.arange(given.shape[0], dtype=jnp.int32) < jnp.sum(rows.count)
+    return jnp.where(real.reshape(-1, *(1,) * (given.ndim - 1)), given, jnp.float32(0))
+
+
 def _columns(keys: int) -> int:
     return min(KEPT // int(pl.next_power_of_2(keys)), MOST_COLUMNS)
 
 
-def _whole(shape: tuple[int, ...]) -> pl.BlockSpec:
+def whole(shape: tuple[int, ...]) -> pl.BlockSpec:
+    """All of an array, of which a program takes what it needs."""
     return pl.BlockSpec(shape, lambda *_: (0,) * len(shape))
 
 
@@ -155,10 +168,10 @@ def _row(rule: Rule, number: Sequence[Any], given: Sequence[Any], made: Sequence
     told_ref, before, mixed, gates, taps, *extra = given
     read, inputs, states, kept_inputs, kept = made
     row, *_ = number
-    told = [told_ref[row, word] for word in range(6)]
+    words = [told_ref[row, word] for word in range(6)]
     here = _here(number[1], number[2], states.shape)
     key_head, nth = here.head
-    start, count, load, save, first = told[START], told[COUNT], told[LOAD], told[SAVE], told[FIRST]
+    start, count, load, save, first = words[START], words[COUNT], words[LOAD], words[SAVE], words[FIRST]
     boundary = (start + count - 1) // page * page
     window = [[part.load(before, row, n, key_head) for part in here.parts] for n in range(taps.shape[0] - 1)]
     weights = [[part.load(taps, n, key_head) for part in here.parts] for n in range(taps.shape[0])]
@@ -168,7 +181,7 @@ def _row(rule: Rule, number: Sequence[Any], given: Sequence[Any], made: Sequence
     def where(ref: Any, place: Any) -> Any:
         return ref.at[(place, key_head, nth, *here.state)]
 
-    of_slot = triton.load(where(states, told[SLOT]), mask=here.inside & (load == 0) & (start > 0), other=0)
+    of_slot = triton.load(where(states, words[SLOT]), mask=here.inside & (load == 0) & (start > 0), other=0)
     state = of_slot + triton.load(where(kept, load), mask=here.inside & (load > 0), other=0)
 
     def leave(place: Any, window: Any, state: jax.Array, inputs: Any, states: Any) -> None:
@@ -199,7 +212,7 @@ def _row(rule: Rule, number: Sequence[Any], given: Sequence[Any], made: Sequence
 
     pl.when((save > 0) & (boundary == start))(lambda: leave(save, window, state, kept_inputs, kept))
     state, window, _ = lax.fori_loop(0, count, following, (state, window, brought(first)))
-    leave(told[SLOT], window, state, inputs, states)
+    leave(words[SLOT], window, state, inputs, states)
 
 
 def _taken(

@@ -118,13 +118,9 @@ class Recurrence(Protocol):
         """
         ...
 
-
-class RecurrenceOnGpu(Recurrence, Protocol):
-    """One for which there is a kernel for GPUs, where `models.recurrent_rows` does not refuse the layer."""
-
     def on_gpu(self, tokens: Any, cache: Any, rows: "StateRows", *, interpret: bool = False) -> tuple[Any, Any]:
-        """As `native`, by Pallas' interpreter where asked. No two rows of a step may have one slot, nor may one save what
-        another loads.
+        """The same by a kernel for GPUs, where `models.recurrent_rows` does not refuse the layer; by Pallas' interpreter where
+        asked. No two rows of a step may have one slot, nor may one save what another loads.
         """
         ...
 

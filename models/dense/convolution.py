@@ -69,6 +69,13 @@ class ConvolutionRule:
         """See `models.spec.Recurrence`."""
         return recurrent.short_convolution(tokens, cache, rows, self.taps, self.shift)
 
+    def on_gpu(self, tokens: Any, cache: Any, rows: StateRows, *, interpret: bool = False) -> tuple[Any, Any]:
+        """See `models.spec.Recurrence`."""
+        from models import convolution_rows  # later versions of JAX have no Triton
+
+        given, cache = convolution_rows.convolve(tokens, cache, rows, self.taps, self.shift, interpret=interpret)
+        return given.astype(tokens.dtype), cache
+
     def _given(self, mixed: jax.Array, c: jax.Array, like: jax.Array) -> jax.Array:
         mixed = mixed if self.shift is None else mixed + as_one_of(mixed, self.shift)
         return (mixed * c).astype(like.dtype)

@@ -12,7 +12,7 @@ import numpy as np
 from attrs import frozen
 
 from models.native.recurrent import StateRows
-from models.spec import Model, Recurrence, RecurrenceOnGpu, RecurrentLayer
+from models.spec import Model, Recurrence, RecurrentLayer
 from neuron_jax.engine import recurrent
 from neuron_jax.engine.attention.ragged import ragged
 from neuron_jax.engine.attention.trial import tolerance
@@ -29,9 +29,9 @@ SPARE, PAGE = 2, 4
 
 
 class Recur(Protocol):
-    """Goes through a layer's states by `rule`: see `models.spec.RecurrenceOnGpu.on_gpu`."""
+    """Goes through a layer's states by `rule`: see `models.spec.Recurrence.on_gpu`."""
 
-    def __call__(self, rule: Any, inputs: Any, cache: Any, rows: StateRows) -> tuple[Any, Any]: ...
+    def __call__(self, rule: Recurrence, inputs: Any, cache: Any, rows: StateRows) -> tuple[Any, Any]: ...
 
 
 Recurring = Mapping[RecurrentLayer, Recur]
@@ -40,30 +40,32 @@ Recurring = Mapping[RecurrentLayer, Recur]
 
 @frozen
 class Seen:
-    """A layer's rule and what a token brings it, with shapes in the place of arrays."""
+    """A layer's rule and what a token brings it, with shapes in the place of arrays; and how many numbers the largest array of
+    its states has, of all slots or snapshots."""
 
     rule: Any
     token: Any
+    largest: int
 
 
 Rules = Mapping[RecurrentLayer, Seen]
 
 
-def by_kernel(rule: Any, inputs: Any, cache: Any, rows: StateRows, *, interpret: bool = False) -> tuple[Any, Any]:
+def by_kernel(
+    rule: Recurrence, inputs: Any, cache: Any, rows: StateRows, *, interpret: bool = False
+) -> tuple[Any, Any]:
     """The kernel."""
-    found: tuple[Any, Any] = rule.on_gpu(inputs, cache, rows, interpret=interpret)
-    return found
+    return rule.on_gpu(inputs, cache, rows, interpret=interpret)
 
 
 def rules_in(model: Model, trace: Callable[[Recurring], object]) -> Rules:
-    """Of each kind of recurrent layer that has a kernel the rule by which `trace` goes through it."""
+    """Of each kind of recurrent layer the rule by which `trace` goes through it."""
     seen: dict[RecurrentLayer, Seen] = {}
 
     def note(layer: RecurrentLayer, rule: Recurrence, inputs: Any, cache: Any, rows: StateRows) -> tuple[Any, Any]:
         del rows
         token = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
-        if hasattr(rule, "on_gpu"):
-            seen[layer] = Seen(_with(_shape, rule), token)
+        seen[layer] = Seen(_with(_shape, rule), token, max(leaf.size for leaf in cache))
         one = tuple(state[0] for state in cache[: len(cache) // 2])
         first = jax.tree.map(lambda leaf: leaf[0], inputs)
         given = jax.eval_shape(rule.step, one, first)[1]
@@ -85,7 +87,8 @@ def choose(device: Any, rules: Rules, *, tried: bool) -> Recurring:
         return {}
     chosen: dict[RecurrentLayer, Recur] = {}
     for layer, seen in rules.items():
-        why = recurrent_rows.refuses(layer.state) or (problem(by_kernel, layer, seen) if tried else None)
+        why = recurrent_rows.refuses(layer.state, seen.largest)
+        why = why or (problem(by_kernel, layer, seen) if tried else None)
         if why is None:
             chosen[layer] = by_kernel
         else:
@@ -109,7 +112,7 @@ def problem(kernel: Recur, layer: RecurrentLayer, seen: Seen) -> str | None:
     return None
 
 
-def _step(kernel: Recur | None, rule: RecurrenceOnGpu, inputs: Any, cache: Any) -> tuple[Any, Any]:
+def _step(kernel: Recur | None, rule: Recurrence, inputs: Any, cache: Any) -> tuple[Any, Any]:
     """The rows of the trial; by XLA where there is no kernel. What stands in trash is left out."""
     slot, start, count, load, save = (
         jnp.asarray(told, jnp.int32) for told in (range(len(START)), START, COUNT, LOAD, SAVE)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from models import few_rows, recurrent_rows
+from models import convolution_rows, few_rows, recurrent_rows
 from models.dense.record import Activation
 from models.matrices import Around, Kind, Matrix
 from models.native.ops import Norm
@@ -161,6 +161,22 @@ def test_states_of_rows(name: str, key: str, tmp_path: Path) -> None:
 
     assert memory.alias_size_in_bytes >= sum(leaf.size * 4 for leaf in cache)
     assert memory.temp_size_in_bytes < 2**20
+    assert spilled(tmp_path, CARDS[key]) == []
+
+
+@pytest.mark.parametrize("key", CARDS)
+def test_short_convolutions_of_rows(key: str, tmp_path: Path) -> None:
+    """LFM2's, in place."""
+    floats = partial(Abstract, dtype=jnp.float32)
+    cache, taps = tuple(floats((count, 2, 1, 2048)) for count in (65, 33)), floats((3, 1, 2048))
+
+    def go(cache: Any, bcx: Any, taps: Any, told: Any) -> Any:
+        return convolution_rows.convolve(bcx, cache, StateRows(*told, 16), taps, None)
+
+    told = (Abstract((4,), jnp.int32),) * 5
+    made = compiled(key, tmp_path, go, cache, Abstract((64, 1, 3, 2048), jnp.bfloat16), taps, told, donated=(0,))
+
+    assert made.memory_analysis().alias_size_in_bytes >= sum(leaf.size * 4 for leaf in cache)
     assert spilled(tmp_path, CARDS[key]) == []
 
 

@@ -33,3 +33,7 @@ class Stepwise:
     def native(self, *_: Any) -> tuple[Any, Any]:
         """Never called: no layer of the tests says that it has a kernel."""
         raise AssertionError("a plain loop has no kernel")
+
+    def on_gpu(self, *_: Any, interpret: bool = False) -> tuple[Any, Any]:
+        """Likewise."""
+        raise AssertionError("a plain loop has no kernel")

@@ -23,7 +23,17 @@ from neuron_jax.engine.programs import Program, Shapes
 from neuron_jax.engine.recurrent import Snapshots, recur, state_rows
 from tests.fakes import quick
 from tests.fakes.hybrid_files import CONFIGS
-from tests.neuron.engine.test_native_recurrent import DELTA, MAMBA, PAGE, SLOTS, SNAPSHOTS, brought, rule_of, states
+from tests.neuron.engine.test_native_recurrent import (
+    CONVOLUTION,
+    DELTA,
+    MAMBA,
+    PAGE,
+    SLOTS,
+    SNAPSHOTS,
+    brought,
+    rule_of,
+    states,
+)
 
 pytest.importorskip("models.recurrent_rows", reason="this JAX has no Triton", exc_type=ImportError)
 
@@ -55,7 +65,7 @@ def prepared(kind: Any) -> tuple[Any, Any]:
     return ours, theirs
 
 
-@pytest.fixture(scope="module", params=[DELTA, MAMBA], ids=["delta", "mamba"])
+@pytest.fixture(scope="module", params=[DELTA, MAMBA, CONVOLUTION], ids=["delta", "mamba", "convolution"])
 def ways(request: pytest.FixtureRequest) -> Any:
     return request.param, *prepared(request.param)
 
@@ -109,13 +119,13 @@ def program_of(name: str) -> Program:
     return Program(model, mesh, Shapes(PAGE, (8,), 2, 64, 2), attention)
 
 
-@pytest.mark.parametrize(("name", "served"), [("qwen35", 1), ("granitehybrid", 1), ("lfm2", 0)])
-def test_layers_with_a_state_get_the_kernel(name: str, served: int) -> None:
-    """Of each kind one, and none that has but a convolution; and none on a CPU."""
+@pytest.mark.parametrize("name", ["qwen35", "granitehybrid", "lfm2"])
+def test_recurrent_layers_get_the_kernel(name: str) -> None:
+    """Of each kind one, and none on a CPU."""
     found = program_of(name).rules(StepKey(1, 1))
     chosen = recurring.choose(GPU, found, tried=False)
 
-    assert len(chosen) == served
+    assert len(chosen) == 1
     assert recurring.choose(SimpleNamespace(platform="cpu"), found, tried=False) == {}
 
 
