@@ -1,15 +1,17 @@
 """Whether kernels draw on a device where rows are cut: tried against what XLA draws. Knows vocabularies, no requests."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from neuron_jax.engine import straight_sampler
+from neuron_jax.engine import straight_sampler, trials
 from neuron_jax.engine.sampler import DRAW, RowParams
 from neuron_jax.engine.straight_sampler import Drawing
+from neuron_jax.engine.trials import Trial, Verdict
 
 log = logging.getLogger("neuron.engine")
 
@@ -24,19 +26,28 @@ CLOSE = 1e-3
 
 
 def choose(device: Any, vocab: int, *, tried: bool) -> Drawing | None:
-    """None where XLA draws, as where there is no GPU from Ampere on."""
+    """None where XLA draws, as where there is no GPU from Ampere on. Kernels are tried in another process, where they are to be
+    `tried`."""
     if device.platform != "gpu" or float(device.compute_capability) < 8:
         return None
     try:  # later versions of JAX have no Triton
         from neuron_jax.engine import row_sampler
     except ImportError:
         return None
-    kernels = Drawing(row_sampler.draw, row_sampler.with_logprobs)
-    why = problem(kernels, vocab) if tried else None
-    if why is not None:
-        log.info("XLA draws: %s", why)
+    found = trials.tried([Trial("drawing", {"vocab": vocab})], device) if tried else [Verdict()]
+    if found[0].why is not None:
+        log.info("XLA draws: %s", found[0].why)
         return None
-    return kernels
+    return Drawing(row_sampler.draw, row_sampler.with_logprobs)
+
+
+def verdict(asked: Mapping[str, Any], device: Any) -> Verdict:
+    """On the kernels for a vocabulary that another process asked to have tried here, on its default device."""
+    from neuron_jax.engine import row_sampler
+
+    del device
+    why = problem(Drawing(row_sampler.draw, row_sampler.with_logprobs), asked["vocab"])
+    return Verdict(why, final=why is None or why.startswith("differs"))
 
 
 def problem(kernels: Drawing, vocab: int) -> str | None:
@@ -46,13 +57,13 @@ def problem(kernels: Drawing, vocab: int) -> str | None:
         got, wanted = (np.asarray(jax.jit(way)(logits, row)) for way in (kernels.draw, straight_sampler.drawn_by_cuts))
         alike = float((got == wanted).mean())
         if not alike >= ALIKE:
-            return f"of the tokens drawn {alike:.0%} are XLA's"
+            return f"differs: of the tokens drawn {alike:.0%} are XLA's"
         ways = (kernels.with_logprobs, straight_sampler.with_logprobs)
         ours, theirs = (jax.jit(way)(logits, jnp.asarray(wanted)) for way in ways)
         for one, other in ((ours.logprob, theirs.logprob), (ours.top_logprobs, theirs.top_logprobs)):
             off = float(np.abs(np.asarray(one) - np.asarray(other)).max())
             if not off <= CLOSE:
-                return f"a log-probability differs by {off:.1g}"
+                return f"differs in a log-probability by {off:.1g}"
     except Exception as error:  # whatever a compiler says no with
         log.warning("the kernels that draw failed their trial", exc_info=True)
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -11,11 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from attrs import frozen
 
+from models.dense.convolution import ConvolutionRule
+from models.dense.delta import DeltaRule
+from models.dense.mamba import MambaRule, Together
+from models.native.ops import Norm
 from models.native.recurrent import StateRows
-from models.spec import Model, Recurrence, RecurrentLayer
-from neuron_jax.engine import recurrent
+from models.spec import Model, ParamSpec, Recurrence, RecurrentLayer
+from neuron_jax.engine import recurrent, trials
 from neuron_jax.engine.attention.ragged import ragged
 from neuron_jax.engine.attention.trial import tolerance
+from neuron_jax.engine.trials import Trial, Verdict
 
 log = logging.getLogger("neuron.engine")
 
@@ -26,6 +31,9 @@ SAVE = (1, 0, 3, 0, 0)
 """Of the rows of a trial: one begins its text, two go on, one begins with a snapshot, and one is padding."""
 
 SPARE, PAGE = 2, 4
+
+RECORDS = {record.__name__: record for record in (ConvolutionRule, DeltaRule, MambaRule, Norm, Together)}
+"""Of which rules consist."""
 
 
 class Recur(Protocol):
@@ -78,22 +86,62 @@ def rules_in(model: Model, trace: Callable[[Recurring], object]) -> Rules:
 
 
 def choose(device: Any, rules: Rules, *, tried: bool) -> Recurring:
-    """None where XLA does it all, as where there is no GPU from Ampere on."""
+    """None where XLA does it all, as where there is no GPU from Ampere on. Kernels are tried in another process, where they are
+    to be `tried`."""
     if device.platform != "gpu" or float(device.compute_capability) < 8:
         return {}
     try:  # later versions of JAX have no Triton
         from models import recurrent_rows
     except ImportError:
         return {}
-    chosen: dict[RecurrentLayer, Recur] = {}
-    for layer, seen in rules.items():
-        why = recurrent_rows.refuses(layer.state, seen.largest)
-        why = why or (problem(by_kernel, layer, seen) if tried else None)
-        if why is None:
-            chosen[layer] = by_kernel
-        else:
-            log.info("states of %s are XLA's: %s", layer, why)
-    return chosen
+    why = {layer: recurrent_rows.refuses(layer.state, seen.largest) for layer, seen in rules.items()}
+    able = [layer for layer, refused in why.items() if refused is None]
+    if tried:
+        asked = [Trial("recurring", _told(layer, rules[layer])) for layer in able]
+        why |= {layer: one.why for layer, one in zip(able, trials.tried(asked, device), strict=True)}
+    for layer, refused in why.items():
+        if refused is not None:
+            log.info("states of %s are XLA's: %s", layer, refused)
+    return {layer: by_kernel for layer, refused in why.items() if refused is None}
+
+
+def verdict(asked: Mapping[str, Any], device: Any) -> Verdict:
+    """On the kernel for a layer that another process asked to have tried here, on its default device."""
+    del device
+    why = problem(by_kernel, *_asked(asked))
+    return Verdict(why, final=why is None or why.startswith("differs"))
+
+
+def _told(layer: RecurrentLayer, seen: Seen) -> dict[str, Any]:
+    """What a trial must know, as values of JSON."""
+    state = [list(leaf.shape) for leaf in layer.state]
+    return {"state": state, "rule": _as_json(seen.rule), "token": _as_json(seen.token)}
+
+
+def _asked(told: Mapping[str, Any]) -> tuple[RecurrentLayer, Seen]:
+    """The inverse of `_told`, but for what a trial does not look at."""
+    state = tuple(ParamSpec(tuple(shape), np.dtype(np.float32), (None,) * len(shape)) for shape in told["state"])
+    return RecurrentLayer(state), Seen(_of_json(told["rule"]), _of_json(told["token"]), 0)
+
+
+def _as_json(part: Any) -> Any:
+    if attrs.has(type(part)):
+        named = {field.name: _as_json(getattr(part, field.name)) for field in attrs.fields(type(part))}
+        return {"record": type(part).__name__, **named}
+    if isinstance(part, tuple):
+        return [_as_json(one) for one in part]
+    return {"shape": list(part.shape), "dtype": np.dtype(part.dtype).name} if hasattr(part, "shape") else part
+
+
+def _of_json(told: Any) -> Any:
+    match told:
+        case {"record": name, **fields}:
+            return RECORDS[name](**{str(field): _of_json(value) for field, value in fields.items()})
+        case {"shape": shape, "dtype": dtype}:
+            return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+        case list():
+            return tuple(map(_of_json, told))
+    return told
 
 
 def problem(kernel: Recur, layer: RecurrentLayer, seen: Seen) -> str | None:

@@ -10,13 +10,15 @@ from typing import Any
 import jax
 from attrs import asdict
 
-from neuron_jax.engine import products
+from neuron_jax.engine import drawing, products, recurring
 from neuron_jax.engine.attention import choose, storing
 from neuron_jax.engine.trials import READY, Verdict
 
 TRIALS: dict[str, Callable[[Mapping[str, Any], Any], Verdict]] = {
     "attention": choose.verdict,
+    "drawing": drawing.verdict,
     "products": products.verdict,
+    "recurring": recurring.verdict,
     "storing": storing.verdict,
 }
 """What is asked and the device it is tried on -> what came of it."""

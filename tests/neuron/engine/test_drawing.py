@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from attrs import evolve
 
-from neuron_jax.engine import drawing, sampler, straight_sampler
+from neuron_jax.engine import drawing, sampler, straight_sampler, trials
 from neuron_jax.engine.buckets import Draws
 from neuron_jax.engine.drawing import some_rows
 from neuron_jax.engine.sampler import MAX_ALTERNATIVES
 from neuron_jax.engine.straight_sampler import Drawing
+from neuron_jax.engine.trials import Trial, Verdict
 from tests.fakes import quick
 
 row_sampler = pytest.importorskip(
@@ -116,5 +117,8 @@ def test_kernels_are_tried_before_they_draw(monkeypatch: pytest.MonkeyPatch) -> 
     assert drawing.choose(gpu, 1000, tried=False) is not None
     assert drawing.problem(right, 1000) is None
     assert "of the tokens drawn" in str(said)
-    monkeypatch.setattr(drawing, "problem", lambda *_: "differs")
-    assert drawing.choose(gpu, 1000, tried=True) is None
+    asked: list[Trial] = []
+    for why in (None, "differs"):
+        monkeypatch.setattr(trials, "tried", lambda those, _, why=why: [*map(asked.append, those), Verdict(why)][-1:])
+        assert (drawing.choose(gpu, 1000, tried=True) is None) == (why is not None)
+    assert asked == [Trial("drawing", {"vocab": 1000})] * 2

@@ -1,5 +1,6 @@
 """The GPU's kernel of recurrent layers in Pallas' interpreter: XLA's answers for rows of any kind; and which layers get it."""
 
+import json
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -121,11 +122,16 @@ def program_of(name: str) -> Program:
 
 @pytest.mark.parametrize("name", ["qwen35", "granitehybrid", "lfm2"])
 def test_recurrent_layers_get_the_kernel(name: str) -> None:
-    """Of each kind one, and none on a CPU."""
+    """None on a CPU; and the process that is to try it is told all of it."""
     found = program_of(name).rules(StepKey(1, 1))
     chosen = recurring.choose(GPU, found, tried=False)
 
-    assert len(chosen) == 1
+    ((layer, seen),) = found.items()
+    ((asked_layer, asked),) = [recurring._asked(json.loads(json.dumps(recurring._told(layer, seen))))]
+
+    assert [*chosen] == [layer]
+    assert (asked.rule, asked.token) == (seen.rule, seen.token)
+    assert [leaf.shape for leaf in asked_layer.state] == [leaf.shape for leaf in layer.state]
     assert recurring.choose(SimpleNamespace(platform="cpu"), found, tried=False) == {}
 
 
