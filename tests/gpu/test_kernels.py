@@ -1,5 +1,7 @@
-"""The GPU's kernels against dense float64 attention and XLA's products, and which of them an 8B model gets."""
+"""The GPU's kernels against dense float64 attention and what XLA computes, and which of them an 8B model gets."""
 
+import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,10 +11,15 @@ import pytest
 from attrs import evolve
 
 from models import few_rows
+from models.dense.convolution import ConvolutionRule
+from models.dense.delta import DeltaRule
+from models.dense.mamba import MambaRule, Together
+from models.dense.record import GatedDelta, Mamba2, ShortConvolution, recurrent_layer
 from models.matrices import Shape
+from models.native.ops import Norm
 from models.sharding import make_mesh
 from models.spec import PagedLayer
-from neuron_jax.engine import products
+from neuron_jax.engine import drawing, products, recurring, row_sampler, straight_sampler
 from neuron_jax.engine.attention import pallas
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
@@ -72,6 +79,61 @@ def test_products_of_few_rows_are_those_of_xla(gpu: Any, kind: Any, rows: int) -
         ours, theirs = products.measured(few_rows.product, jnp.bfloat16, shape, rows)
 
         print(f"{shape}, {rows} rows: {1e6 * ours:.0f} us, XLA {1e6 * theirs:.0f} us")
+
+
+FLOATS = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+STORED = partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
+
+
+def some_recurrence(name: str) -> tuple[Any, recurring.Seen]:
+    """Of Qwen 3.5 9B, Granite 4 and LFM2."""
+    if name == "delta":
+        layer = recurrent_layer(GatedDelta(16, 32, 128, 128, 4), 4096, 1)
+        taps, state = (leaf.shape for leaf in layer.state)
+        heads = FLOATS(state[:2])
+        rule: Any = DeltaRule(FLOATS((4, *taps[1:])), heads, heads, Norm(FLOATS(state[3:]), 1e-6))
+        token: Any = (STORED(taps[1:]), FLOATS((state[0], 2, state[1])), STORED((*state[:2], state[3])))
+    elif name == "mamba":
+        kind = Mamba2(48, 1, 64, 128, 4, 1e-5)
+        layer = recurrent_layer(kind, 1536, 1)
+        taps, state = (leaf.shape for leaf in layer.state)
+        given = (*state[:2], state[3])
+        norm, together = Norm(FLOATS(given), 1e-5), Together.plan(kind, 1)
+        rule = MambaRule(FLOATS((4, *taps[1:])), FLOATS(taps[1:]), (FLOATS(state[:2]),) * 3, norm, together)
+        token = (STORED(taps[1:]), FLOATS(state[:2]), STORED(given))
+    else:
+        layer = recurrent_layer(ShortConvolution(3), 2048, 1)
+        ((_, *channels),) = (leaf.shape for leaf in layer.state)
+        rule = ConvolutionRule(FLOATS((3, *channels)), None)
+        token = STORED((channels[0], 3, channels[1]))
+    return layer, recurring.Seen(rule, token, 0)
+
+
+@pytest.mark.parametrize("name", ["delta", "mamba", "convolution"])
+def test_states_go_on_as_those_of_xla(name: str) -> None:
+    assert recurring.problem(recurring.by_kernel, *some_recurrence(name)) is None
+
+
+@pytest.mark.parametrize("vocab", [49152, 128256, 248320])
+def test_tokens_are_drawn_as_by_xla(vocab: int) -> None:
+    kernels = drawing.Drawing(row_sampler.draw, row_sampler.with_logprobs)
+    logits, row = drawing.some_rows(vocab, seed=1)
+    for rows in (1, drawing.ROWS):
+        given = jax.tree.map(lambda leaf, rows=rows: leaf[:rows], (logits, row))
+        ours, theirs = (fastest(way, *given) for way in (kernels.draw, straight_sampler.drawn_by_cuts))
+        print(f"{rows} rows of {vocab} tokens: {1e6 * ours:.0f} us, XLA {1e6 * theirs:.0f} us")
+
+    assert drawing.problem(kernels, vocab) is None
+
+
+def fastest(way: Any, *given: Any) -> float:
+    """Seconds of a call, the least of ten."""
+    step, seconds = jax.jit(way), []
+    for _ in range(10):
+        began = time.perf_counter()
+        jax.block_until_ready(step(*given))
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
 
 
 def test_a_row_does_not_depend_on_its_neighbours_and_comes_out_alike_each_time(gpu: Any) -> None:
