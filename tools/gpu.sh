@@ -3,13 +3,16 @@
 # these Pythons: .venv-cuda, where it is ready; python3, where its JAX sees the card, with what wheels/ has beside it; a new
 # .venv-cuda from requirements-cuda12.lock. `sh tools/gpu.sh wheels` fetches into wheels/ what such a python3 has been seen to lack.
 set -eu
-carried="llguidance msgspec"
+carried="cattrs llguidance msgspec"
 
 if [ "${1:-}" = wheels ]; then
+    set -- --no-deps --only-binary=:all: --python-version "${2:-3.12}" --implementation cp --dest wheels
+    for glibc in 17 24 27 28 31 34 35; do # pip takes wheels for these exactly
+        set -- "$@" --platform "manylinux_2_${glibc}_x86_64"
+    done
+    set -- "$@" --platform manylinux2014_x86_64
     for name in $carried; do
-        pin=$(sed -n "s/^\($name==[^ ]*\).*/\1/p" requirements-cuda12.lock)
-        python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version "${2:-3.12}" --implementation cp \
-            --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d wheels "$pin"
+        python3 -m pip download --quiet "$@" "$(sed -n "s/^\($name==[^ ]*\).*/\1/p" requirements-cuda12.lock)"
     done
     exit
 fi
