@@ -14,6 +14,7 @@ from jax import lax
 
 from models.dense.record import Activation, Experts
 from models.linears_xla import Linear, NarrowLinear
+from models.mixtures import Mixture, choosing, kernels_for
 from models.nn import Live, RMSNorm
 from models.routing import route
 
@@ -46,6 +47,11 @@ class ExpertsXla(nnx.Module):
         """x [T, D], float32 logits [T, E] of the router, residual [T, D] -> the residual and, of each token's experts, the
         sum of what they make of norm(x), by their shares, times `scales` [E].
         """
+        mixture = self._mixture(norm) if choosing() else None
+        kernels = None if mixture is None else kernels_for(mixture, self.experts.active, x.shape[0])
+        if kernels is not None and mixture is not None:
+            chosen, shares = kernels.route(self.experts, logits, correction, scales)
+            return kernels.through(x, chosen, shares, mixture, residual)
         chosen, shares = route(self.experts, logits, correction, scales)
         outputs = self._outputs(x if norm is None else norm(x), chosen, shares if self.experts.share_inputs else None)
         shares = jnp.ones_like(shares) if self.experts.share_inputs else shares
@@ -55,6 +61,17 @@ class ExpertsXla(nnx.Module):
             total = total + (bias * shares[:, :, None]).sum(axis=1)
         total = total.astype(x.dtype)
         return total if residual is None else residual + total
+
+    def _mixture(self, norm: RMSNorm | None) -> Mixture | None:
+        """As kernels take it; None where they cannot."""
+        gate_up, down = self.gate_up.stack(), self.down.stack()
+        if gate_up is None or down is None or self.experts.share_inputs:
+            return None
+        biases = [
+            None if maps.bias is None else maps.bias[...].reshape(self.experts.count, -1)
+            for maps in (self.gate_up, self.down)
+        ]
+        return Mixture(gate_up, down, self.activation, None if norm is None else norm.for_kernel, *biases)
 
     def _outputs(self, x: jax.Array, chosen: jax.Array, shares: jax.Array | None) -> jax.Array:
         """x [T, D], chosen [T, active] -> float32 [devices, T, active, D], what each device makes of each of them, times

@@ -87,6 +87,7 @@ class Map(nnx.Module):
         *,
         activation: Activation | None = None,
         residual: jax.Array | None = None,
+        dtype: Any = None,
     ) -> jax.Array | None:
         """The product and what stands around it by the kernel that was chosen; None where XLA computes it."""
         matrix = self._matrix() if choosing() and self.low_rank is None else None
@@ -95,7 +96,7 @@ class Map(nnx.Module):
             return None
         bias = None if self.bias is None else self.bias[...].reshape(-1)
         around = Around(None if norm is None else norm.for_kernel, bias, activation, residual)
-        return kernel(x.reshape(x.shape[0], -1), matrix, around)
+        return kernel(x.reshape(x.shape[0], -1), matrix, around, dtype=dtype)
 
 
 class Linear(Map):
@@ -125,6 +126,7 @@ class Linear(Map):
         self.outputs = sizes(outputs)
         self.fine = fine
         self.whole = devices == 1 and not stack
+        self.devices = devices
         self.parts = parts(inputs, devices)
         kernel = parameter(stack + outputs + inputs, jnp.int8) if int8 else parameter(stack + inputs + outputs, dtype)
         self.kernel = kernel
@@ -150,6 +152,15 @@ class Linear(Map):
             return Matrix("float", (self.kernel[...].reshape(-1, outputs),))
         return Matrix("int8", (self.kernel[...].reshape(outputs, -1), self.scale[...].reshape(-1)))
 
+    def stack(self) -> Matrix | None:
+        """All maps of a stack as kernels take them; None where they lie on several devices."""
+        kernel, outputs = self.kernel[...], prod(self.outputs)
+        if self.devices > 1:
+            return None
+        if self.scale is None:
+            return Matrix("float", (kernel.reshape(kernel.shape[0], -1, outputs),))
+        return Matrix("int8", (kernel.reshape(kernel.shape[0], outputs, -1), self.scale[...].reshape(-1, outputs)))
+
     def apart(self, x: jax.Array) -> jax.Array:
         """x [T, *in] -> float32 [parts, T, *out flat]: what each device has to add to the product, without the bias."""
         flat = x.reshape(x.shape[0], -1)
@@ -166,10 +177,15 @@ class ExactLinear(Linear):
 
     def __init__(self, inputs: Dims, outputs: Dims, *, bias: bool) -> None:
         super().__init__(inputs, outputs, quant="none", dtype=jnp.float32, bias=bias)
-        self.whole = False  # kernels take it in the model's own dtype
+
+    def _matrix(self) -> Matrix:
+        return Matrix("exact", (self.kernel[...].reshape(-1, prod(self.outputs)),))
 
     def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:
         """x [T, *in] -> float32 [T, *out]; the product with norm(x)."""
+        made = self._at_once(x, norm, dtype=jnp.float32)
+        if made is not None:
+            return made.reshape(x.shape[0], *self.outputs)
         return super().__call__((x if norm is None else norm(x)).astype(jnp.float32), None, live)
 
 
@@ -189,6 +205,7 @@ class NarrowLinear(Map):
     ) -> None:
         self.quant = quant
         self.whole = devices == 1 and not stack
+        self.devices = devices
         self.parts = parts(inputs, devices)
         self.inputs, self.outputs = (tuple(size for size, _ in dims) for dims in (inputs, outputs))
         leaves = {name: parameter(stack + dims, kind) for name, (dims, kind) in _leaves(quant, inputs, outputs).items()}
@@ -207,6 +224,16 @@ class NarrowLinear(Map):
         if self.quant == "fp8" or self.offset is None:
             return Matrix("fp8", (leaves[0], leaves[1][:, 0]))
         return Matrix("int4", (*leaves, self.offset[...].reshape(outputs, -1)))
+
+    def stack(self) -> Matrix | None:
+        """As `Linear.stack`."""
+        outputs, within = prod(self.outputs), _split(self.inputs)[1]
+        if self.devices > 1 or (self.quant == "int4" and within % INT4.group):
+            return None
+        leaves = [leaf[...].reshape(leaf.shape[0], outputs, -1) for leaf in (self.kernel, self.scale)]
+        if self.quant == "fp8" or self.offset is None:
+            return Matrix("fp8", (leaves[0], leaves[1][:, :, 0]))
+        return Matrix("int4", (*leaves, self.offset[...].reshape(*leaves[1].shape)))
 
     def apart(self, x: jax.Array) -> jax.Array:
         """As `Linear.apart`."""

@@ -20,7 +20,7 @@ from models.nn import normed
 from models.products import fp8_matmul, int4_matmul, int8_matmul
 from models.rounding import INT4
 
-Kind = Literal["float", "table", "int8", "fp8", "int4"]
+Kind = Literal["float", "table", "exact", "int8", "fp8", "int4"]
 
 GROUP = INT4.group
 """Weights of a group, of which byte i holds weights i and i + GROUP / 2."""
@@ -38,15 +38,16 @@ class Shape:
 
 @frozen
 class Matrix:
-    """[O, I] as stored: float [I, O]; a table of floats [O, I]; int8 or fp8 [O, I] and scale float32 [O]; int4 bytes
-    [O, I / 2], scale and offset float16 [O, I / 32]."""
+    """[O, I] as stored: float [I, O]; a table of floats [O, I]; exact, float32 [I, O] and multiplied in float32; int8 or fp8
+    [O, I] and scale float32 [O]; int4 bytes [O, I / 2], scale and offset float16 [O, I / 32]. Of a stack of many such each
+    leaf begins with their number."""
 
     kind: Kind
     leaves: tuple[jax.Array, ...]
 
     def shape(self, *, gated: bool = False) -> Shape:
-        first, second = self.leaves[0].shape
-        outputs, inputs = (second, first) if self.kind == "float" else (first, second)
+        first, second = self.leaves[0].shape[-2:]
+        outputs, inputs = (second, first) if self.kind in ("float", "exact") else (first, second)
         return Shape(self.kind, outputs, inputs * (2 if self.kind == "int4" else 1), gated)
 
 
@@ -127,6 +128,8 @@ def _multiply(x: jax.Array, matrix: Matrix) -> jax.Array:
     match matrix.kind:
         case "float":
             return jnp.matmul(x, *matrix.leaves, preferred_element_type=jnp.float32)
+        case "exact":
+            return jnp.matmul(x.astype(jnp.float32), *matrix.leaves)
         case "table":
             return lax.dot_general(x, matrix.leaves[0], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
         case "int8":

@@ -27,12 +27,21 @@ IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
 WAITS = ("conditional", "while")
 """What the host must ask the device for: which branch, and whether once more."""
 
+OURS = "__gpu$xla.gpu.triton"
+"""What the custom calls of our kernels aim at."""
+
 LARGE = 1 << 20
 """Bytes from which on a copy of an argument is told."""
 
 POOL, WEIGHTS = "state.pool", "params"
 _LAYER = re.compile(r"\['layers'\]\[(\d+)\]")
 _CONTRACTED = re.compile(r'lhs_contracting_(?:dims=\{|dimensions":\[)([^}\]]*)')
+_ROWS = re.compile(r"/\w+_rows?/pallas_call")
+"""A product: of its operands the first are the rows, and the matrix is the largest."""
+
+_EXPERTS = re.compile(r"/\w+_experts_(\d+)_of_(\d+)_(\d+)/pallas_call")
+"""A product with some matrices of a stack: with how many at most, of how many, and with how many rows at once."""
+
 _NARROW = frozenset(("s4", "u4", "s8", "u8", "f8e4m3fn", "f8e5m2", "f4e2m1fn"))
 
 
@@ -271,7 +280,12 @@ class _Walk:
             return min(whole, _read_within(self.module, fused, fused.parameters[number].name))
         if one.opcode in PARTIAL and number == 0:
             return min(whole, one.nbytes)
-        return 0 if number in one.into.values() or (one.opcode in IN_PLACE and number == 0) else whole
+        if number in one.into.values() or (one.opcode in IN_PLACE and number == 0):
+            return 0
+        some = _EXPERTS.search(one.path)
+        if some is not None and computation.by_name[one.operands[number]].shapes[0].dims[0] == int(some[2]):
+            return whole * min(int(some[1]), int(some[2])) // int(some[2])
+        return whole
 
     def _written(self, one: Instruction) -> int:
         if one.opcode == "fusion":
@@ -280,6 +294,8 @@ class _Walk:
 
     def _products(self, computation: Computation, one: Instruction) -> tuple[int, str]:
         """Operations of all dots in a kernel, and the dtype of the last."""
+        if one.target == OURS:
+            return _ours(one, computation)
         if one.opcode in ("dot", "custom-call"):
             return _dot(one, computation)
         if one.opcode != "fusion":
@@ -296,7 +312,7 @@ def _wait(one: Instruction, times: int) -> Launch:
 def _what(one: Instruction, flops: int) -> str:
     plain = one.opcode.removesuffix("-start")
     if one.opcode == "custom-call":
-        return "gemm" if flops else one.target
+        return "gemm" if flops and one.target != OURS else one.target
     return "gemm" if flops else plain
 
 
@@ -317,6 +333,24 @@ def _dot(one: Instruction, computation: Computation) -> tuple[int, str]:
     for number in re.findall(r"\d+", contracted[1]):
         depth *= left.dims[int(number)]
     return 2 * one.shapes[0].elements * depth, left.dtype
+
+
+def _ours(one: Instruction, computation: Computation) -> tuple[int, str]:
+    """Operations of a kernel of ours that multiplies rows with a matrix, and what it multiplies in; 0 of any other.
+
+    What is only there to fill tensor cores is not counted. Of experts there is a row of results for each row of a product, but
+    where they are summed up at once.
+    """
+    some = _EXPERTS.search(one.path)
+    if some is None and not _ROWS.search(one.path):
+        return 0, ""
+    given = [computation.by_name[name].shapes[0] for name in one.operands]
+    matrix = max(given, key=lambda shape: shape.nbytes)
+    weights = matrix.elements * (2 if matrix.dtype == "u8" and any(shape.dtype == "f16" for shape in given) else 1)
+    rows = given[0].dims[0]
+    if some is not None:
+        rows, weights = int(some[1]) if some[3] == "1" else one.shapes[0].dims[0], weights // int(some[2])
+    return 2 * weights * rows, "f32" if matrix.dtype == "f32" else "bf16"
 
 
 def _users(computation: Computation, name: str) -> Iterator[tuple[Instruction, int]]:

@@ -43,9 +43,9 @@ def reads(made: Design) -> DesignReads:
     return DesignReads(made)
 
 
-def token_bytes(made: Design) -> float:
-    """Bytes of weights on one card that a token of one stream costs: each once, but for a table that is only looked up in and
-    for experts that are not chosen.
+def token_bytes(made: Design, tokens: int = 1) -> float:
+    """Bytes of weights on one card that so many tokens cost together: each once, but for a table that is only looked up in and
+    for experts that cannot be chosen by so few.
     """
     model = made.model
     count, active = model.experts
@@ -54,7 +54,7 @@ def token_bytes(made: Design) -> float:
         if name == "embed" and "head" in model.param_specs:
             continue
         for leaf in _leaves(tree):
-            share = active / count if "experts" in leaf.axes else 1
+            share = min(1, tokens * active / count) if "experts" in leaf.axes else 1
             total += leaf.nbytes * share / (made.tensor_parallel if any(map(sharded, leaf.axes)) else 1)
     return total
 

@@ -21,7 +21,7 @@ from models.registry import build
 from models.sharding import make_mesh, replicated
 from models.spec import Model, RecurrentLayer
 from models.storage import Storage
-from neuron_jax.engine import drawing, native_sampler, products, recurring, sampler
+from neuron_jax.engine import drawing, expert_products, native_sampler, products, recurring, sampler
 from neuron_jax.engine.attention import storing
 from neuron_jax.engine.attention.choose import Rung, choose
 from neuron_jax.engine.attention.kv import KVFormat, choose_kv
@@ -287,8 +287,12 @@ def with_kernels(program: Program, made: Design, case: Case, *, tried: bool) -> 
         recurring=chosen,
         drawing=drawing.choose(device, made.model.vocab_size, tried=tried),
     )
-    shapes = program.matrices(smallest)
-    return evolve(program, products=products.choose(device, made.dtype, shapes, tried=tried))
+    shapes, mixed = program.matrices(smallest)
+    return evolve(
+        program,
+        products=products.choose(device, made.dtype, shapes, tried=tried),
+        experts=expert_products.choose(device, made.dtype, mixed, tried=tried),
+    )
 
 
 def load_runner(

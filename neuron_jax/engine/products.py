@@ -6,18 +6,19 @@ for; where it fails, by whatever exception, XLA computes the product.
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from attrs import asdict, frozen
 from jax import lax
 
-from models import matrices
+from models import matrices, mixtures
 from models.dense.record import Activation
 from models.matrices import Around, Kernel, Kind, Matrix, Shape
+from models.mixtures import MixtureShape
 from models.native.ops import Norm
 from neuron_jax.engine import trials
 from neuron_jax.engine.attention.trial import tolerance
@@ -31,8 +32,14 @@ ROWS = (1, 16, 64)
 MOST_BYTES = 256 << 20
 """Of the matrices that a trial reads one after the other: more than any GPU's cache holds."""
 
+BITS: Mapping[Kind, int] = {"float": 16, "table": 16, "exact": 32, "int8": 8, "fp8": 8, "int4": 5}
+"""Of a weight, with its part of a scale."""
+
 CALLS = 5
 """Of which the fastest counts: what is slower was disturbed."""
+
+
+S = TypeVar("S")
 
 
 @frozen
@@ -46,23 +53,28 @@ class Products:
         return self.kernel if rows <= self.most.get(shape, 0) else None
 
 
-def shapes_in(trace: Callable[[], object]) -> set[Shape]:
-    """The matrices of which `trace` asks for products."""
+def shapes_in(trace: Callable[[], object]) -> tuple[set[Shape], set[MixtureShape]]:
+    """The matrices of which `trace` asks for products, and the mixtures of experts."""
     seen: set[Shape] = set()
-
-    def note(shape: Shape, rows: int) -> None:  # noqa: ARG001
-        seen.add(shape)
-
-    with matrices.computing(note):
+    mixed: set[MixtureShape] = set()
+    with (
+        matrices.computing(lambda shape, _: seen.add(shape)),
+        mixtures.computing(lambda shape, _: mixed.add(shape)),
+    ):
         trace()
-    return seen
+    return seen, mixed
+
+
+def serves(device: Any, dtype: Any) -> bool:
+    """Whether there are kernels at all: for GPUs from Ampere on, and numbers of 16 bits."""
+    return device.platform == "gpu" and float(device.compute_capability) >= 8 and jnp.dtype(dtype).itemsize == 2
 
 
 def choose(device: Any, dtype: Any, shapes: Collection[Shape], *, tried: bool = True) -> Products | None:
     """The kernels for `shapes` on `device`, or None where XLA computes everything. Those that are not `tried`, in another
     process, are used for as many rows as they were made for.
     """
-    if device.platform != "gpu" or float(device.compute_capability) < 8 or jnp.dtype(dtype).itemsize != 2:
+    if not serves(device, dtype):
         return None
     try:  # later versions of JAX have no Triton
         from models import few_rows
@@ -70,7 +82,7 @@ def choose(device: Any, dtype: Any, shapes: Collection[Shape], *, tried: bool = 
         log.info("products: xla; this JAX has no Triton")
         return None
     able = [shape for shape in sorted(shapes, key=str) if few_rows.refuses(shape) is None]
-    found = [Verdict(rows=few_rows.MOST_ROWS)] * len(able)
+    found = [Verdict(rows=few_rows.most_rows(shape)) for shape in able]
     if tried:
         asked = [Trial("products", {"dtype": jnp.dtype(dtype).name, "shape": asdict(shape)}) for shape in able]
         found = trials.tried(asked, device)
@@ -84,21 +96,23 @@ def verdict(asked: Mapping[str, Any], device: Any) -> Verdict:
     from models import few_rows
 
     del device
-    return compared(Shape(**asked["shape"]), partial(measured, few_rows.product, jnp.dtype(asked["dtype"])))
+    shape, seconds = Shape(**asked["shape"]), partial(measured, few_rows.product, jnp.dtype(asked["dtype"]))
+    return compared(shape, seconds, [rows for rows in ROWS if rows <= few_rows.most_rows(shape)])
 
 
 def _named(shape: Shape) -> str:
     return f"{shape.kind} {shape.outputs}x{shape.inputs}{' gated' if shape.gated else ''}"
 
 
-def compared(shape: Shape, seconds: Callable[[Shape, int], tuple[float, float]]) -> Verdict:
-    """Up to how many rows the kernel is no slower than XLA; 0 where it is not right. `seconds`: its own, and XLA's."""
+def compared(shape: S, seconds: Callable[[S, int], tuple[float, float]], every: Sequence[int] = ROWS) -> Verdict:
+    """Up to how many rows, of `every` that is tried, a kernel is no slower than XLA; 0 where it is not right. `seconds`: its
+    own, and XLA's."""
     most = 0
-    for rows in ROWS:
+    for rows in every:
         try:
             ours, theirs = seconds(shape, rows)
         except Exception as error:  # whatever a compiler says no with
-            log.warning("%s failed its trial with %d rows", _named(shape), rows, exc_info=True)
+            log.warning("%s failed its trial with %d rows", shape, rows, exc_info=True)
             why = " ".join(f"with {rows} rows {type(error).__name__}: {error}".split())[:200]
             return Verdict(why, most, final=isinstance(error, WrongError))
         if ours > theirs:
@@ -123,41 +137,50 @@ def measured(kernel: Kernel, dtype: Any, shape: Shape, rows: int) -> tuple[float
     # int8 rounds activations where XLA multiplies; and a NaN is not right either.
     if not off <= tolerance(dtype) * (2 if shape.kind == "int8" else 1):
         raise WrongError(f"differs by {off:.1g} of the largest value")
-    return _fastest(ours, x, many), _fastest(theirs, x, many)
+    return fastest(ours, x, many), fastest(theirs, x, many)
 
 
 def some_matrix(shape: Shape, dtype: Any, seed: int) -> Matrix:
     """Of random values."""
-    keys = jax.random.split(jax.random.key(seed), 3)
     of_codes = (shape.outputs, shape.inputs)
-    if shape.kind == "float":
-        return Matrix("float", (jax.random.normal(keys[0], (shape.inputs, shape.outputs), dtype) / 64,))
-    if shape.kind == "table":
-        return Matrix("table", (jax.random.normal(keys[0], of_codes, dtype) / 64,))
-    if shape.kind == "int4":
-        groups = (shape.outputs, shape.inputs // matrices.GROUP)
-        codes = jax.random.bits(keys[0], (shape.outputs, shape.inputs // 2), jnp.uint8)
-        scale, offset = (jax.random.normal(key, groups, jnp.float16) / 64 for key in keys[1:])
-        return Matrix("int4", (codes, scale, offset))
-    scale = jax.random.uniform(keys[1], (shape.outputs,), jnp.float32) / 64
-    if shape.kind == "int8":
-        return Matrix("int8", (jax.random.randint(keys[0], of_codes, -127, 128, jnp.int8), scale))
-    # Without the highest bit of their exponents all bits are numbers, and nothing wider is made on the way.
-    bits = jax.random.bits(keys[0], of_codes, jnp.uint8) & jnp.uint8(0xBF)
-    return Matrix("fp8", (lax.bitcast_convert_type(bits, jnp.float8_e4m3fn), scale))
+    leaves: list[tuple[tuple[int, ...], Any]]
+    match shape.kind:
+        case "float" | "exact":
+            leaves = [((shape.inputs, shape.outputs), dtype if shape.kind == "float" else jnp.float32)]
+        case "table":
+            leaves = [(of_codes, dtype)]
+        case "int4":
+            groups = ((shape.outputs, shape.inputs // matrices.GROUP), jnp.float16)
+            leaves = [((shape.outputs, shape.inputs // 2), jnp.uint8), groups, groups]
+        case _:
+            leaves = [(of_codes, jnp.int8 if shape.kind == "int8" else jnp.float8_e4m3fn), (of_codes[:1], jnp.float32)]
+    return Matrix(shape.kind, tuple(some_values(*leaf, seed=8 * seed + at) for at, leaf in enumerate(leaves)))
+
+
+def some_values(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> jax.Array:
+    """Random ones: codes, or small floats. Nothing wider is made on the way."""
+    key = jax.random.key(seed)
+    if dtype == jnp.int8:
+        return jax.random.randint(key, shape, -127, 128, jnp.int8)
+    if dtype == jnp.uint8:
+        return jax.random.bits(key, shape, jnp.uint8)
+    if dtype == jnp.float8_e4m3fn:
+        # Without the highest bit of their exponents all bits are numbers, with the lowest none that CPUs take for zero.
+        bits = jax.random.bits(key, shape, jnp.uint8) & jnp.uint8(0xBF) | jnp.uint8(0x08)
+        return lax.bitcast_convert_type(bits, jnp.float8_e4m3fn)
+    return jax.random.normal(key, shape, dtype) / 64
 
 
 def _copies(shape: Shape) -> int:
     """So many that none is still in a cache when its turn comes again."""
-    bits = {"float": 16, "table": 16, "int8": 8, "fp8": 8, "int4": 5}[shape.kind]
-    return -(-MOST_BYTES * 8 // (shape.outputs * shape.inputs * bits))
+    return -(-MOST_BYTES * 8 // (shape.outputs * shape.inputs * BITS[shape.kind]))
 
 
 def _each(way: Kernel, kind: Kind, around: Around, x: jax.Array, many: list[tuple[jax.Array, ...]]) -> list[jax.Array]:
     return [way(x, Matrix(kind, leaves), around) for leaves in many]
 
 
-def _fastest(way: Callable[..., Any], *given: Any) -> float:
+def fastest(way: Callable[..., Any], *given: Any) -> float:
     """Seconds of a call. The first one compiles."""
     jax.block_until_ready(way(*given))
     seconds = []

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from attrs import Factory, evolve, frozen
 from jax import lax
 
-from models import matrices
+from models import matrices, mixtures
 from models.adapters import Adapters, Chosen
 from models.matrices import Shape
+from models.mixtures import MixtureShape
 from models.sharding import named_sharding, replicated
 from models.spec import Model, PagedLayer, ParamSpec
 from neuron_jax.constraints.matcher import mask_words
@@ -83,6 +84,7 @@ class Program:
     attention: AttentionChoice
     sample: Callable[..., sampler.SamplerOutput] = sampler.sample
     products: matrices.Choose | None = None  # None: XLA computes them all
+    experts: mixtures.Choose | None = None  # the same of mixtures
     adapters: Adapters | None = None
     storing: Storing = Factory(dict)
     recurring: Recurring = Factory(dict)
@@ -134,8 +136,8 @@ class Program:
         step = jax.jit(partial(_traced, self, key), donate_argnums=1, out_shardings=out)
         return step.lower(*self._abstract_step(key))
 
-    def matrices(self, key: StepKey) -> set[Shape]:
-        """Those that `key` multiplies few rows with."""
+    def matrices(self, key: StepKey) -> tuple[set[Shape], set[MixtureShape]]:
+        """Those that `key` multiplies few rows with, and its mixtures of experts."""
         return shapes_in(lambda: jax.eval_shape(partial(_step, self, key), *self._abstract_step(key)))
 
     def rules(self, key: StepKey) -> Rules:
@@ -181,7 +183,7 @@ class Program:
 def _traced(
     program: Program, key: StepKey, params: tuple[Any, Any], state: DeviceState, packed: jax.Array, *masks: jax.Array
 ) -> tuple[DeviceState, Result]:
-    with matrices.computing(program.products):
+    with matrices.computing(program.products), mixtures.computing(program.experts):
         return _step(program, key, params, state, packed, *masks)
 
 

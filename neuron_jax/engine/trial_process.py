@@ -10,13 +10,14 @@ from typing import Any
 import jax
 from attrs import asdict
 
-from neuron_jax.engine import drawing, products, recurring
+from neuron_jax.engine import drawing, expert_products, products, recurring
 from neuron_jax.engine.attention import choose, storing
 from neuron_jax.engine.trials import READY, Verdict
 
 TRIALS: dict[str, Callable[[Mapping[str, Any], Any], Verdict]] = {
     "attention": choose.verdict,
     "drawing": drawing.verdict,
+    "experts": expert_products.verdict,
     "products": products.verdict,
     "recurring": recurring.verdict,
     "storing": storing.verdict,

@@ -52,8 +52,10 @@ CASES = (
     Case("llama-8b", "4090", "int8", keys=(ONE, PROMPT)),
     Case("llama-8b", "l40s", "fp8", keys=(MANY,)),
     Case("llama-8b", "5090", keys=(ONE, PROMPT)),
-    Case("moe", "h100", keys=(ONE, MANY)),
+    Case("moe", "h100", keys=(ONE, MANY, PROMPT)),
     Case("moe", "h100", "int8", devices=2),
+    Case("moe", "h100", "fp8", keys=(MANY,)),
+    Case("moe", "4090", "int4"),
     Case("hybrid", "h100", keys=(ONE, PROMPT)),
     Case("demo", "4090", keys=(ONE, PROMPT)),
 )
@@ -73,7 +75,7 @@ class Figures:
     copied: int  # pools, states and weights that are copied whole
     temporary: float  # MiB
     unplanned: float  # MiB that a step takes beyond what the memory plan has for it
-    moved: float  # bytes besides keys and values read, over those of the weights that a stream needs
+    moved: float  # bytes besides keys and values read, over those of the weights that its tokens need
 
     def named(self) -> Mapping[str, float]:
         return asdict(self)
@@ -108,6 +110,7 @@ class Measured:
         every = launches(whole(self.census, like)) if parts.layers else self.census.launches
         layer = sum(launches(parts.layers[number]) for number in like[1:]) / len(like[1:]) if parts.layers else 0
         kernels = whole(self.census, like) if parts.layers else self.census.kernels
+        tokens = getattr(self.compiled.key, "tokens", 1)
         return Figures(
             layer=round(layer, 1),
             around=round(every - layer * len(like)),
@@ -119,7 +122,7 @@ class Measured:
             copied=len(self.census.copies),
             temporary=round(self.compiled.memory.temp / MIB, 1),
             unplanned=round(max(0, self.compiled.memory.step - planned) / MIB, 1),
-            moved=round(sum(one.moved * one.times for one in kernels) / token_bytes(self.made.whole), 2),
+            moved=round(sum(one.moved * one.times for one in kernels) / token_bytes(self.made.whole, tokens), 2),
         )
 
 

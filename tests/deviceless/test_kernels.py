@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from models import convolution_rows, few_rows, recurrent_rows
-from models.dense.record import Activation
+from models import convolution_rows, experts_triton, few_rows, recurrent_rows, routing_triton
+from models.dense.record import Activation, Experts
 from models.matrices import Around, Kind, Matrix
+from models.mixtures import Mixture
 from models.native.ops import Norm
 from models.native.recurrent import StateRows
 from models.sharding import make_mesh
@@ -195,4 +196,32 @@ def test_drawing(vocab: int, key: str, tmp_path: Path) -> None:
 
     assert made.memory_analysis().temp_size_in_bytes < 8 * rows * (row_sampler.MOST + row_sampler.TILE) + 2**20
     assert str(made.as_text()).count("__gpu$xla.gpu.triton") == 2
+    assert spilled(tmp_path, CARDS[key]) == []
+
+
+def stack(kind: Kind, count: int, outputs: int, inputs: int) -> Matrix:
+    """Abstract ones."""
+    return Matrix(kind, tuple(Abstract((count, *leaf.shape), leaf.dtype) for leaf in matrix(kind, outputs, inputs)))
+
+
+@pytest.mark.parametrize("rows", [1, 16, 64, 1024])
+@pytest.mark.parametrize("key", CARDS)
+@pytest.mark.parametrize("kind", ["float", "int8", "fp8", "int4"])
+def test_experts(kind: Kind, key: str, rows: int, tmp_path: Path) -> None:
+    """Of 128, eight a token, as Qwen3 30B-A3B has them: as of products."""
+    gate_up, down = stack(kind, 128, 1536, 2048), stack(kind, 128, 2048, 768)
+    x, logits = Abstract((rows, 2048), jnp.bfloat16), Abstract((rows, 128), jnp.float32)
+    norm, biases = (
+        Abstract((2048,), jnp.float32),
+        (Abstract((128, 1536), jnp.bfloat16), Abstract((128, 2048), jnp.bfloat16)),
+    )
+
+    def layer(x: Any, logits: Any, norm: Any, biases: Any, *leaves: Any) -> jax.Array:
+        chosen, shares = routing_triton.route(Experts(count=128, active=8, width=768), logits)
+        maps = (Matrix(kind, one) for one in leaves)
+        return experts_triton.through(x, chosen, shares, Mixture(*maps, Activation(), Norm(norm, 1e-5), *biases), x)
+
+    made = compiled(key, tmp_path, layer, x, logits, norm, biases, gate_up.leaves, down.leaves)
+
+    assert made.memory_analysis().temp_size_in_bytes < 2**21 + rows * 8 * 2048 * 8
     assert spilled(tmp_path, CARDS[key]) == []

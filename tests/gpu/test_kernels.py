@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from attrs import evolve
 
-from models import few_rows
+from models import experts_triton, few_rows, routing_triton
 from models.dense.convolution import ConvolutionRule
 from models.dense.delta import DeltaRule
 from models.dense.mamba import MambaRule, Together
 from models.dense.record import GatedDelta, Mamba2, ShortConvolution, recurrent_layer
 from models.matrices import Shape
+from models.mixtures import Kernels, MixtureShape
 from models.native.ops import Norm
 from models.sharding import make_mesh
 from models.spec import PagedLayer
-from neuron_jax.engine import drawing, products, recurring, row_sampler, straight_sampler
+from neuron_jax.engine import drawing, expert_products, products, recurring, row_sampler, straight_sampler
 from neuron_jax.engine.attention import pallas
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
@@ -134,6 +135,18 @@ def fastest(way: Any, *given: Any) -> float:
         jax.block_until_ready(step(*given))
         seconds.append(time.perf_counter() - began)
     return min(seconds)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 64, 1024])
+@pytest.mark.parametrize("kind", ["float", "int8", "fp8", "int4"])
+def test_experts_are_those_of_xla(gpu: Any, kind: Any, tokens: int) -> None:
+    """Of Qwen3 30B-A3B and of gpt-oss 20B. Raises where they differ."""
+    kernels = Kernels(routing_triton.route, experts_triton.through)
+    for wide, inner, count, active in ((2048, 768, 128, 8), (2880, 2880, 32, 4)):
+        maps = Shape(kind, 2 * inner, wide, gated=True), Shape(kind, wide, inner)
+        ours, theirs = expert_products.measured(kernels, jnp.bfloat16, MixtureShape(*maps, count, active), tokens)
+
+        print(f"{count} of {wide}x{inner} {kind}, {tokens}: {1e6 * ours:.0f} us, XLA {1e6 * theirs:.0f} us")
 
 
 def test_a_row_does_not_depend_on_its_neighbours_and_comes_out_alike_each_time(gpu: Any) -> None:

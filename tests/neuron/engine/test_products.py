@@ -118,7 +118,7 @@ def test_a_trial_finds_what_is_wrong(kind: Any, monkeypatch: pytest.MonkeyPatch)
 def test_a_program_tells_its_matrices_and_computes_them_with_what_was_chosen(runner: Runner) -> None:
     """q, k and v; out; gate and up; down; and the head: of each asked once a layer, and none of two devices or a stack."""
     program, key = runner.program, StepKey(4, 4)
-    found = program.matrices(key)
+    found, _ = program.matrices(key)
     rows = []
 
     def note(shape: Shape, count: int) -> None:

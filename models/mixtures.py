@@ -1,0 +1,97 @@
+"""The matrices of a layer's experts, and which kernels compute them where some are chosen; knows arrays, no layers.
+
+`models.experts_xla` has their twin, and asks here.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+import jax
+from attrs import frozen
+
+from models.dense.record import Activation, Experts
+from models.matrices import Matrix, Shape
+from models.native.ops import Norm
+
+
+@frozen
+class MixtureShape:
+    """What decides which kernels are the best: the shapes of one expert's matrices, and of how many experts how many are
+    active."""
+
+    gate_up: Shape
+    down: Shape
+    count: int
+    active: int
+
+
+@frozen
+class Mixture:
+    """Stacks of one matrix for each expert, [E, H * F, D] of gate and up or of up alone (H halves), and [E, D, F]; biases
+    [E, H * F] and [E, D]. `norm` is that of x."""
+
+    gate_up: Matrix
+    down: Matrix
+    activation: Activation
+    norm: Norm | None = None
+    up_bias: jax.Array | None = None
+    down_bias: jax.Array | None = None
+
+    def shape(self, active: int) -> MixtureShape:
+        gated = self.activation.halves == 2
+        count = self.gate_up.leaves[0].shape[0]
+        return MixtureShape(self.gate_up.shape(gated=gated), self.down.shape(), count, active)
+
+
+class Route(Protocol):
+    """See `models.routing.route`."""
+
+    def __call__(
+        self, experts: Experts, logits: jax.Array, correction: jax.Array | None = None, scales: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]: ...
+
+
+class Through(Protocol):
+    """x [T, D] through the experts chosen int32 [T, active] by their shares float32 [T, active] -> [T, D] in the dtype of x:
+    the weighted sum, and the residual [T, D] if there is one."""
+
+    def __call__(
+        self, x: jax.Array, chosen: jax.Array, shares: jax.Array, mixture: Mixture, residual: jax.Array | None = None
+    ) -> jax.Array: ...
+
+
+@frozen
+class Kernels:
+    """Both parts of a mixture."""
+
+    route: Route
+    through: Through
+
+
+Choose = Callable[[MixtureShape, int], Kernels | None]
+"""The kernels for so many tokens and a mixture; None for what XLA makes of it."""
+
+_CHOOSE: ContextVar[Choose | None] = ContextVar("kernels of mixtures", default=None)
+
+
+@contextmanager
+def computing(choose: Choose | None) -> Iterator[None]:
+    """What is traced in here computes its mixtures with kernels that `choose` names; None: with XLA."""
+    token = _CHOOSE.set(choose)
+    try:
+        yield
+    finally:
+        _CHOOSE.reset(token)
+
+
+def choosing() -> bool:
+    """Whether kernels may compute mixtures of what is being traced."""
+    return _CHOOSE.get() is not None
+
+
+def kernels_for(mixture: Mixture, active: int, tokens: int) -> Kernels | None:
+    """None where XLA computes it."""
+    choose = _CHOOSE.get()
+    return None if choose is None else choose(mixture.shape(active), tokens)
