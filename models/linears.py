@@ -61,7 +61,11 @@ class Linears:
     def exact(self, name: str, inputs: Dims, outputs: Dims, *, bias: bool) -> ExactLinear | TiledLinear:
         """A map that is small and decides much: never narrowed, and computed in float32."""
         tiles = self.tiles.get(self.prefix + name)
-        return TiledLinear(outputs, tiles, bias=bias) if tiles is not None else ExactLinear(inputs, outputs, bias=bias)
+        return (
+            TiledLinear(outputs, tiles, bias=bias)
+            if tiles is not None
+            else ExactLinear(inputs, outputs, bias=bias, devices=self.devices)
+        )
 
     def experts(
         self, name: str, experts: Experts, activation: Activation, width: int, size: int
@@ -98,8 +102,8 @@ class Linears:
         if tiles is not None:
             return TiledTable(tiles)
         if self.quant == "fp8":
-            return Fp8Table(vocab, width, dtype=self.dtype)
-        return VocabTable(vocab, width, quant=table_quant(self.quant), dtype=self.dtype)
+            return Fp8Table(vocab, width, dtype=self.dtype, devices=self.devices)
+        return VocabTable(vocab, width, quant=table_quant(self.quant), dtype=self.dtype, devices=self.devices)
 
 
 def table_quant(quant: str) -> str:

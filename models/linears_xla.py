@@ -17,7 +17,7 @@ from flax import nnx
 from models import target
 from models.adapters import LowRank
 from models.dense.record import Activation
-from models.matrices import Around, Matrix, activate, choosing, kernel_for, product
+from models.matrices import Around, Matrix, Spread, activate, choosing, kernel_for, product
 from models.nn import Dims, Live, RMSNorm, parameter, sizes
 from models.products import by_parts, fp8_matmul, in_parts, int4_matmul, int8_matmul, multiplies_fp8
 from models.rounding import INT4, fp8_by_channel, int4_by_group, pack_int4
@@ -68,7 +68,7 @@ class Map(nnx.Module):
         # Kernels that finish a product know two halves.
         made = self._at_once(x, norm, activation=activation) if activation.halves == 2 else None
         if made is not None:
-            return made[:, None]
+            return made.reshape(x.shape[0], self.outputs[0], -1)
         both = self(x, norm, live)
         return activate(activation, both[:, :, 0], both[:, :, -1])
 
@@ -78,7 +78,7 @@ class Map(nnx.Module):
 
     @abstractmethod
     def _matrix(self) -> Matrix | None:
-        """As kernels take it; None where it lies on several devices, or is one of a stack."""
+        """As kernels take it; None where it is one of a stack."""
 
     def _at_once(
         self,
@@ -125,8 +125,7 @@ class Linear(Map):
         int8 = quant == "int8"
         self.outputs = sizes(outputs)
         self.fine = fine
-        self.whole = devices == 1 and not stack
-        self.devices = devices
+        self.stacked, self.devices, self.spread = bool(stack), devices, _spread(inputs, outputs, devices)
         self.parts = parts(inputs, devices)
         kernel = parameter(stack + outputs + inputs, jnp.int8) if int8 else parameter(stack + inputs + outputs, dtype)
         self.kernel = kernel
@@ -145,21 +144,20 @@ class Linear(Map):
         return y.reshape(x.shape[0], *self.outputs)
 
     def _matrix(self) -> Matrix | None:
-        if not self.whole:
+        if self.stacked:
             return None
-        outputs = prod(self.outputs)
+        outputs, around = prod(self.outputs), (self.spread, self.devices)
         if self.scale is None:
-            return Matrix("float", (self.kernel[...].reshape(-1, outputs),))
-        return Matrix("int8", (self.kernel[...].reshape(outputs, -1), self.scale[...].reshape(-1)))
+            return Matrix("float", (self.kernel[...].reshape(-1, outputs),), *around)
+        return Matrix("int8", (self.kernel[...].reshape(outputs, -1), self.scale[...].reshape(-1)), *around)
 
     def stack(self) -> Matrix | None:
-        """All maps of a stack as kernels take them; None where they lie on several devices."""
-        kernel, outputs = self.kernel[...], prod(self.outputs)
-        if self.devices > 1:
-            return None
+        """All maps of a stack as kernels take them; None where they cannot."""
+        kernel, outputs, around = self.kernel[...], prod(self.outputs), (self.spread, self.devices)
         if self.scale is None:
-            return Matrix("float", (kernel.reshape(kernel.shape[0], -1, outputs),))
-        return Matrix("int8", (kernel.reshape(kernel.shape[0], outputs, -1), self.scale[...].reshape(-1, outputs)))
+            return Matrix("float", (kernel.reshape(kernel.shape[0], -1, outputs),), *around)
+        leaves = (kernel.reshape(kernel.shape[0], outputs, -1), self.scale[...].reshape(-1, outputs))
+        return Matrix("int8", leaves, *around)
 
     def apart(self, x: jax.Array) -> jax.Array:
         """x [T, *in] -> float32 [parts, T, *out flat]: what each device has to add to the product, without the bias."""
@@ -175,11 +173,12 @@ class Linear(Map):
 class ExactLinear(Linear):
     """The same in float32, whatever x and the model are in."""
 
-    def __init__(self, inputs: Dims, outputs: Dims, *, bias: bool) -> None:
-        super().__init__(inputs, outputs, quant="none", dtype=jnp.float32, bias=bias)
+    def __init__(self, inputs: Dims, outputs: Dims, *, bias: bool, devices: int = 1) -> None:
+        super().__init__(inputs, outputs, quant="none", dtype=jnp.float32, bias=bias, devices=devices)
 
     def _matrix(self) -> Matrix:
-        return Matrix("exact", (self.kernel[...].reshape(-1, prod(self.outputs)),))
+        leaves = (self.kernel[...].reshape(-1, prod(self.outputs)),)
+        return Matrix("exact", leaves, self.spread, self.devices)
 
     def __call__(self, x: jax.Array, norm: RMSNorm | None = None, live: Live = None) -> jax.Array:
         """x [T, *in] -> float32 [T, *out]; the product with norm(x)."""
@@ -204,8 +203,7 @@ class NarrowLinear(Map):
         stack: Dims = (),
     ) -> None:
         self.quant = quant
-        self.whole = devices == 1 and not stack
-        self.devices = devices
+        self.stacked, self.devices, self.spread = bool(stack), devices, _spread(inputs, outputs, devices)
         self.parts = parts(inputs, devices)
         self.inputs, self.outputs = (tuple(size for size, _ in dims) for dims in (inputs, outputs))
         leaves = {name: parameter(stack + dims, kind) for name, (dims, kind) in _leaves(quant, inputs, outputs).items()}
@@ -218,22 +216,24 @@ class NarrowLinear(Map):
 
     def _matrix(self) -> Matrix | None:
         outputs, within = prod(self.outputs), _split(self.inputs)[1]
-        if not self.whole or (self.quant == "int4" and within % INT4.group):
+        if self.stacked or (self.quant == "int4" and within % INT4.group):
             return None
         leaves = (self.kernel[...].reshape(outputs, -1), self.scale[...].reshape(outputs, -1))
+        around = (self.spread, self.devices)
         if self.quant == "fp8" or self.offset is None:
-            return Matrix("fp8", (leaves[0], leaves[1][:, 0]))
-        return Matrix("int4", (*leaves, self.offset[...].reshape(outputs, -1)))
+            return Matrix("fp8", (leaves[0], leaves[1][:, 0]), *around)
+        return Matrix("int4", (*leaves, self.offset[...].reshape(outputs, -1)), *around)
 
     def stack(self) -> Matrix | None:
         """As `Linear.stack`."""
         outputs, within = prod(self.outputs), _split(self.inputs)[1]
-        if self.devices > 1 or (self.quant == "int4" and within % INT4.group):
+        if self.quant == "int4" and within % INT4.group:
             return None
+        around = (self.spread, self.devices)
         leaves = [leaf[...].reshape(leaf.shape[0], outputs, -1) for leaf in (self.kernel, self.scale)]
         if self.quant == "fp8" or self.offset is None:
-            return Matrix("fp8", (leaves[0], leaves[1][:, :, 0]))
-        return Matrix("int4", (*leaves, self.offset[...].reshape(*leaves[1].shape)))
+            return Matrix("fp8", (leaves[0], leaves[1][:, :, 0]), *around)
+        return Matrix("int4", (*leaves, self.offset[...].reshape(*leaves[1].shape)), *around)
 
     def apart(self, x: jax.Array) -> jax.Array:
         """As `Linear.apart`."""
@@ -261,9 +261,9 @@ class NarrowLinear(Map):
 class VocabTable(nnx.Module):
     """One row of D per token, [V, D] in every dtype: rows are looked up, and the product with all of them is logits."""
 
-    def __init__(self, vocab: int, width: int, *, quant: str, dtype: Any) -> None:
+    def __init__(self, vocab: int, width: int, *, quant: str, dtype: Any, devices: int = 1) -> None:
         int8 = quant == "int8"
-        self.dtype = dtype
+        self.dtype, self.devices = dtype, devices
         self.kernel = parameter(((vocab, "vocab"), (width, "embed")), jnp.int8 if int8 else dtype)
         self.scale = parameter(((vocab, "vocab"),), jnp.float32) if int8 else None
 
@@ -278,15 +278,15 @@ class VocabTable(nnx.Module):
     def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
         """hidden [R, D] -> float32 [R, V]."""
         if self.scale is None:
-            return _logits(hidden, Matrix("table", (self.kernel[...],)))
-        return _logits(hidden, Matrix("int8", (self.kernel[...], self.scale[...])))
+            return _logits(hidden, Matrix("table", (self.kernel[...],), *_by_vocab(self.devices)))
+        return _logits(hidden, Matrix("int8", (self.kernel[...], self.scale[...]), *_by_vocab(self.devices)))
 
 
 class Fp8Table(nnx.Module):
     """One row of D per token, [V, D], as `VocabTable`."""
 
-    def __init__(self, vocab: int, width: int, *, dtype: Any) -> None:
-        self.dtype = dtype
+    def __init__(self, vocab: int, width: int, *, dtype: Any, devices: int = 1) -> None:
+        self.dtype, self.devices = dtype, devices
         leaves = _leaves("fp8", ((width, "embed"),), ((vocab, "vocab"),))
         self.kernel, self.scale = parameter(*leaves["kernel"]), parameter(*leaves["scale"])
 
@@ -297,7 +297,7 @@ class Fp8Table(nnx.Module):
 
     def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:  # noqa: ARG002
         """hidden [R, D] -> float32 [R, V]."""
-        matrix = Matrix("fp8", (self.kernel[...], self.scale[...]))
+        matrix = Matrix("fp8", (self.kernel[...], self.scale[...]), *_by_vocab(self.devices))
         kernel = kernel_for(matrix, hidden.shape[0])
         if kernel is not None:
             return kernel(hidden, matrix, Around(), dtype=jnp.float32)
@@ -307,6 +307,11 @@ class Fp8Table(nnx.Module):
 def _logits(hidden: jax.Array, matrix: Matrix) -> jax.Array:
     """float32 [R, V], by the kernel that was chosen or by XLA."""
     return (kernel_for(matrix, hidden.shape[0]) or product)(hidden, matrix, Around(), dtype=jnp.float32)
+
+
+def _by_vocab(devices: int) -> tuple[Spread | None, int]:
+    """How a table is spread."""
+    return ("outputs" if devices > 1 else None), devices
 
 
 def _looked_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -323,6 +328,13 @@ def _looked_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
 def parts(inputs: Dims, devices: int) -> int:
     """In how many parts, one per device, the in-dimensions of a map are: `devices`, or 1 where each has them whole."""
     return devices if sharded(inputs[0][1]) else 1
+
+
+def _spread(inputs: Dims, outputs: Dims, devices: int) -> Spread | None:
+    """Which side of a map is divided among devices."""
+    if devices == 1 or not (sharded(inputs[0][1]) or sharded(outputs[0][1])):
+        return None
+    return "inputs" if sharded(inputs[0][1]) else "outputs"
 
 
 def store_narrow(whole: Array, inputs: int, quant: str) -> dict[str, Array]:

@@ -22,6 +22,9 @@ from models.rounding import INT4
 
 Kind = Literal["float", "table", "exact", "int8", "fp8", "int4"]
 
+Spread = Literal["outputs", "inputs"]
+"""Which of a matrix's sides is divided among devices."""
+
 GROUP = INT4.group
 """Weights of a group, of which byte i holds weights i and i + GROUP / 2."""
 
@@ -40,15 +43,21 @@ class Shape:
 class Matrix:
     """[O, I] as stored: float [I, O]; a table of floats [O, I]; exact, float32 [I, O] and multiplied in float32; int8 or fp8
     [O, I] and scale float32 [O]; int4 bytes [O, I / 2], scale and offset float16 [O, I / 32]. Of a stack of many such each
-    leaf begins with their number."""
+    leaf begins with their number. On several `devices` it may be `spread`, or each has all of it."""
 
     kind: Kind
     leaves: tuple[jax.Array, ...]
+    spread: Spread | None = None
+    devices: int = 1
 
     def shape(self, *, gated: bool = False) -> Shape:
+        """Of what one device has."""
         first, second = self.leaves[0].shape[-2:]
         outputs, inputs = (second, first) if self.kind in ("float", "exact") else (first, second)
-        return Shape(self.kind, outputs, inputs * (2 if self.kind == "int4" else 1), gated)
+        inputs *= 2 if self.kind == "int4" else 1
+        outputs //= self.devices if self.spread == "outputs" else 1
+        inputs //= self.devices if self.spread == "inputs" else 1
+        return Shape(self.kind, outputs, inputs, gated)
 
 
 @frozen

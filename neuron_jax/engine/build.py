@@ -18,7 +18,7 @@ from models.adapters import Adapters, Pairs, gather
 from models.native import library
 from models.native.scratch import recurrent_bytes, scratch_bytes
 from models.registry import build
-from models.sharding import make_mesh, replicated
+from models.sharding import EXPERT, make_mesh, replicated
 from models.spec import Model, RecurrentLayer
 from models.storage import Storage
 from neuron_jax.engine import drawing, expert_products, native_sampler, products, recurring, sampler
@@ -274,25 +274,26 @@ def program_for(made: Design, devices: list[Any], rungs: Sequence[Rung] | None =
 
 
 def with_kernels(program: Program, made: Design, case: Case, *, tried: bool) -> Program:
-    """With the kernels around attention that this device is better off with; of several devices XLA computes all that."""
-    device = case.device
-    if program.mesh.size > 1 or device.platform != "gpu":
+    """With the kernels that this device is better off with. XLA computes it all where whole experts lie on parts of the
+    devices, and over several processes: each would time for itself, and all must run the same programs.
+    """
+    device, mesh = case.device, program.mesh
+    several = len({one.process_index for one in mesh.devices.flat}) > 1
+    if device.platform != "gpu" or several or mesh.shape[EXPERT] > 1:
         return program
     programs = made.buckets.keys()
     smallest = min(key for key in programs if isinstance(key, StepKey))
-    chosen = recurring.choose(device, program.rules(smallest), tried=tried) if _recurs(made.model) else {}
-    program = evolve(
-        program,
-        storing=storing.choose(case, tried=tried),
-        recurring=chosen,
-        drawing=drawing.choose(device, made.model.vocab_size, tried=tried),
-    )
+    program = evolve(program, storing=storing.choose(case, tried=tried))
+    if mesh.size == 1:  # XLA divides states and logits over several
+        program = evolve(
+            program,
+            recurring=recurring.choose(device, program.rules(smallest), tried=tried) if _recurs(made.model) else {},
+            drawing=drawing.choose(device, made.model.vocab_size, tried=tried),
+        )
     shapes, mixed = program.matrices(smallest)
-    return evolve(
-        program,
-        products=products.choose(device, made.dtype, shapes, tried=tried),
-        experts=expert_products.choose(device, made.dtype, mixed, tried=tried),
-    )
+    found = products.choose(device, made.dtype, shapes, tried=tried)
+    experts = expert_products.choose(device, made.dtype, mixed, tried=tried)
+    return evolve(program, products=found and found.on(mesh), experts=experts and experts.on(mesh))
 
 
 def load_runner(

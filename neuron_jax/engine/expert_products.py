@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 from flax import nnx
+from jax.sharding import Mesh
 
 from models.dense.record import RELU2, SILU, Experts
 from models.experts_xla import ExpertsXla
@@ -19,6 +20,7 @@ from models.linears import Linears
 from models.matrices import Kind, Shape
 from models.mixtures import Kernels, MixtureShape, computing
 from models.nn import RMSNorm
+from models.spread import experts_over
 from neuron_jax.engine import products, trials
 from neuron_jax.engine.attention.trial import tolerance
 from neuron_jax.engine.products import BITS, WrongError, some_values
@@ -50,6 +52,10 @@ class Mixtures:
     def __call__(self, shape: MixtureShape, tokens: int) -> Kernels | None:
         most = self.most.get(shape, 0)
         return self.kernels if tokens <= most or most == TOKENS[-1] else None
+
+    def on(self, mesh: Mesh) -> "Mixtures":
+        """For experts that lie on all its devices."""
+        return self if mesh.size == 1 else evolve(self, kernels=experts_over(mesh, self.kernels))
 
 
 def choose(device: Any, dtype: Any, shapes: Collection[MixtureShape], *, tried: bool = True) -> Mixtures | None:

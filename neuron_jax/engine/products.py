@@ -12,14 +12,16 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 from jax import lax
+from jax.sharding import Mesh
 
 from models import matrices, mixtures
 from models.dense.record import Activation
 from models.matrices import Around, Kernel, Kind, Matrix, Shape
 from models.mixtures import MixtureShape
 from models.native.ops import Norm
+from models.spread import over
 from neuron_jax.engine import trials
 from neuron_jax.engine.attention.trial import tolerance
 from neuron_jax.engine.trials import Trial, Verdict
@@ -51,6 +53,10 @@ class Products:
 
     def __call__(self, shape: Shape, rows: int) -> Kernel | None:
         return self.kernel if rows <= self.most.get(shape, 0) else None
+
+    def on(self, mesh: Mesh) -> "Products":
+        """For matrices that lie on all its devices."""
+        return self if mesh.size == 1 else evolve(self, kernel=over(mesh, self.kernel))
 
 
 def shapes_in(trace: Callable[[], object]) -> tuple[set[Shape], set[MixtureShape]]:

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from attrs import evolve
+from jax.sharding import PartitionSpec
 
 from models.native.ops import Norm
+from models.sharding import TENSOR
 from models.spec import PagedLayer
 from neuron_jax.engine import trials
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
@@ -45,24 +47,51 @@ Storing = Mapping[PagedLayer, Store]
 
 
 def choose(case: Case, *, tried: bool) -> Storing:
-    """None where XLA does it all: on several devices, and where there is no GPU from Ampere on. Kernels are tried in another
-    process, where they are to be `tried`."""
-    if case.mesh.size > 1 or case.capability < 8:
+    """None where XLA does it all: where there is no GPU from Ampere on. Kernels are tried in another process, where they are to
+    be `tried`, with what one device has of a layer."""
+    if case.capability < 8:
         return {}
     try:  # later versions of JAX have no Triton
         from neuron_jax.engine.attention import store
     except ImportError:
         return {}
-    tokens = (case.pages + 1) * case.page_size
-    why = {layer: store.refuses(layer, case.kv, layer.kv_heads * layer.k_width * tokens) for layer in case.layers}
+    tokens, devices = (case.pages + 1) * case.page_size, case.mesh.size
+    own = {layer: evolve(layer, kv_heads=layer.kv_heads // devices) for layer in case.layers}
+    why = {layer: store.refuses(one, case.kv, one.kv_heads * one.k_width * tokens) for layer, one in own.items()}
     able = [layer for layer, refused in why.items() if refused is None]
     if tried:
-        asked = [Trial("storing", told(evolve(case, layers=(layer,))), {"pages": case.pages}) for layer in able]
+        asked = [Trial("storing", told(evolve(case, layers=(own[layer],))), {"pages": case.pages}) for layer in able]
         why |= {layer: one.why for layer, one in zip(able, trials.tried(asked, case.device), strict=True)}
     for layer, refused in why.items():
         if refused is not None:
             log.info("keys and values of %s are stored by XLA: %s", layer, refused)
-    return {layer: store.store for layer, refused in why.items() if refused is None}
+    kernel = store.store if devices == 1 else over(case.mesh, store.store)
+    return {layer: kernel for layer, refused in why.items() if refused is None}
+
+
+def over(mesh: jax.sharding.Mesh, store: Store) -> Store:
+    """`store` on every device of `mesh` for its own heads: XLA cannot split what it does not know."""
+    of_heads, of_pages, whole = PartitionSpec(None, TENSOR), PartitionSpec(None, None, TENSOR), PartitionSpec()
+
+    def stored(
+        qkv: jax.Array, rotary: Rotary, cache: LayerCache, heads: Heads, **places: jax.Array
+    ) -> tuple[jax.Array, LayerCache]:
+        weights = None if heads.norms is None else tuple(norm.weight for norm in heads.norms)
+
+        def local(qkv: jax.Array, rotary: Any, cache: Any, weights: Any, places: Any) -> Any:
+            norms = None
+            if heads.norms is not None:
+                q, k = (evolve(norm, weight=weight) for norm, weight in zip(heads.norms, weights, strict=True))
+                norms = (q, k)
+            return store(qkv, rotary, cache, Heads(heads.scale, norms), **places)
+
+        specs = (of_heads, whole, (of_pages,) * len(cache), whole, whole)
+        out = (of_heads, (of_pages,) * len(cache))
+        on_each = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+        found: tuple[jax.Array, LayerCache] = on_each(qkv, rotary, cache, weights, places)
+        return found
+
+    return stored
 
 
 def verdict(asked: Mapping[str, Any], device: Any) -> Verdict:

@@ -106,3 +106,20 @@ def test_each_layer_that_it_was_made_for_is_tried(monkeypatch: pytest.MonkeyPatc
 
     assert list(storing.choose(given, tried=True)) == [layers[0]]
     assert list(storing.choose(given, tried=False)) == [layers[0], layers[2]]
+
+
+def test_two_devices_store_their_own_heads() -> None:
+    """With norms, and as one device stores all of them."""
+    rng = np.random.default_rng(6)
+    mesh, width = make_mesh(jax.devices("cpu")[:2]), 32
+    qkv = jnp.asarray(rng.standard_normal((3, 4, 4, width)), jnp.float32)
+    norms = tuple(Norm(jnp.asarray(rng.random(width), jnp.float32), eps) for eps in (1e-5, 1e-2))
+    rotary = tuple(jnp.asarray(rng.standard_normal((3, width // 2)), jnp.float32) for _ in "cs")
+    pool = tuple(jnp.asarray(rng.standard_normal((4, PAGE, 4, width)), jnp.float32) for _ in "kv")
+    places = {name: jnp.asarray([1, 3, 0], jnp.int32) for name in ("page", "offset")} | {"real": jnp.ones(3, jnp.bool_)}
+    given = (qkv, rotary, pool, Heads(0.125, norms))  # type: ignore[arg-type]
+    one = partial(kernel.store, interpret=True)
+    got, wanted = (jax.tree.leaves(way(*given, **places)) for way in (storing.over(mesh, one), one))
+
+    for ours, theirs in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
