@@ -28,9 +28,11 @@ from models.mixtures import Mixture, MixtureShape
 from models.nn import normed
 from models.widened import (
     LEAST_ROWS,
+    Inside,
     Stored,
     along_row,
     along_rows,
+    load,
     part_of_row,
     read_row,
     readable,
@@ -141,15 +143,15 @@ def _rise_alone(x: jax.Array, chosen: jax.Array, mixture: Mixture, interpret: bo
     norm = None if mixture.norm is None else mixture.norm.weight
     given = {"x": x, "chosen": chosen, "norm": norm, "bias": mixture.up_bias}
 
-    def values(refs: _Refs, at: jax.Array) -> tuple[jax.Array, jax.Array]:
-        row = triton.load(refs.given["x"].at[0, at]).astype(jnp.float32)
-        return (row * triton.load(refs.given["norm"].at[at]) if norm is not None else row), row * row
+    def values(refs: _Refs, at: jax.Array, inside: Inside) -> tuple[jax.Array, jax.Array]:
+        row = load(refs.given["x"].at[0, at], inside).astype(jnp.float32)
+        return (row * load(refs.given["norm"].at[at], inside) if norm is not None else row), row * row
 
     def program(refs: _Refs) -> None:
         pair = pl.program_id(1)
         number = _scalar(refs.given["chosen"], pair)
         places, stored = refs.places(pl.program_id(0), OUT, _apart(mixture)), refs.of(number)
-        squares, sums = along_row(lambda at: values(refs, at), stored, places, inputs)
+        squares, sums = along_row(partial(values, refs), stored, places, inputs)
         y = _activated(refs, mixture, number, zip(sums, places, strict=True), squares / inputs)
         triton.store(refs.made.at[pair, places[0]], y.astype(refs.made.dtype))
 
@@ -175,7 +177,7 @@ def _fall_alone(
     given = {"inner": inner, "chosen": chosen, "shares": shares, "bias": mixture.down_bias, "residual": residual}
     at_once = next(count for count in PAIRS_AT_ONCE if active % count == 0)
     kind = mixture.down.kind
-    width = width_of_row(kind, inputs, 1)
+    width, limit = width_of_row(kind, inputs, 1)
 
     def several(refs: _Refs, out: jax.Array, group: Any) -> jax.Array:
         """What `at_once` experts from a number on add to the sum, [out]."""
@@ -187,12 +189,12 @@ def _fall_alone(
 
         def body(block: Any, total: jax.Array) -> jax.Array:
             for read, stored, factor in zip(rows, maps, factors, strict=True):
-                x, _ = read_row(kind, read, block * width, width)
-                total = total + part_of_row(stored, out, block * width, x) * factor
+                x, _ = read_row(kind, read, block * width, width, limit)
+                total = total + part_of_row(stored, out, block * width, x, limit) * factor
             return total
 
         lanes = width // GROUP if kind == "int4" else width
-        total: jax.Array = lax.fori_loop(0, inputs // width, body, zeros(out.size, lanes)).sum(axis=1)
+        total: jax.Array = lax.fori_loop(0, -(-inputs // width), body, zeros(out.size, lanes)).sum(axis=1)
         if "bias" in refs.given:
             for share, stored in zip(shares, maps, strict=True):
                 bias = triton.load(refs.given["bias"].at[(*stored.number, out)])
@@ -230,8 +232,8 @@ def _scalar(ref: Any, pair: Any) -> jax.Array:
     return found
 
 
-def _row(refs: _Refs, pair: Any, at: jax.Array) -> tuple[jax.Array, jax.Array]:
-    row = triton.load(refs.given["inner"].at[pair, at]).astype(jnp.float32)
+def _row(refs: _Refs, pair: Any, at: jax.Array, inside: Inside) -> tuple[jax.Array, jax.Array]:
+    row = load(refs.given["inner"].at[pair, at], inside).astype(jnp.float32)
     return row, jnp.zeros_like(row)
 
 
@@ -246,7 +248,7 @@ def _rise(x: jax.Array, groups: Groups, pairs: int, mixture: Mixture, interpret:
         members = groups.find(refs.given, pl.program_id(1))
         token = members.token
 
-        def values(at: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def values(at: jax.Array, _: Inside) -> tuple[jax.Array, jax.Array]:
             x = triton.load(refs.given["x"].at[token[:, None], at[None]])
             return normed_values(x, refs.given.get("norm"), at)
 
@@ -271,7 +273,7 @@ def _fall(inner: jax.Array, shares: jax.Array, groups: Groups, mixture: Mixture,
         members = groups.find(refs.given, pl.program_id(1))
         pair = jnp.minimum(members.pair, pairs - 1)
 
-        def values(at: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def values(at: jax.Array, _: Inside) -> tuple[jax.Array, jax.Array]:
             x = triton.load(refs.given["inner"].at[pair[:, None], at[None]])
             return normed_values(x, None, at)
 

@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from models.matrices import Around, Matrix, Shape, activate
-from models.widened import LEAST_ROWS, Stored, along_row, along_rows, readable
+from models.widened import LEAST_ROWS, Inside, Stored, along_row, along_rows, load, readable
 
 OUT, EXACT_OUT = 32, 8
 """Outputs of a program: 64 bytes of a row of a bfloat16 matrix, which is what a GPU's memory gives at once. Exact matrices have
@@ -109,10 +109,9 @@ def whole(shape: tuple[int, ...]) -> pl.BlockSpec:
 def _alone(refs: _Refs, around: Around) -> None:
     places = refs.places(around)
 
-    def values(at: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """x at these inputs as it meets the matrix, and its squares."""
-        x = triton.load(refs.x.at[0, at]).astype(jnp.float32)
-        return (x * triton.load(refs.extra["norm"].at[at]) if "norm" in refs.extra else x), x * x
+    def values(at: jax.Array, inside: Inside) -> tuple[jax.Array, jax.Array]:
+        x = load(refs.x.at[0, at], inside).astype(jnp.float32)
+        return (x * load(refs.extra["norm"].at[at], inside) if "norm" in refs.extra else x), x * x
 
     squares, sums = along_row(values, refs.matrix, places, refs.x.shape[1])
     y = _finished(refs, around, places, sums, squares)
@@ -126,7 +125,7 @@ def _together(refs: _Refs, around: Around) -> None:
     row = jnp.arange(padded(rows), dtype=jnp.int32)
     there = row < rows
 
-    def values(at: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def values(at: jax.Array, _: Inside) -> tuple[jax.Array, jax.Array]:
         x = triton.load(refs.x.at[row[:, None], at[None]], mask=there[:, None], other=0)
         return normed_values(x, refs.extra.get("norm"), at)
 

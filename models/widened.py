@@ -24,9 +24,12 @@ TILE = 128
 LEAST_ROWS = 16
 """Tensor cores multiply at least so many rows."""
 
-Read = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+Inside = jax.Array | None
+"""Which of some inputs [N] there are; None: all."""
+
+Read = Callable[[jax.Array, Inside], tuple[jax.Array, jax.Array]]
 """x at some inputs [N] as it meets the matrix, and the sum of its squares: of one row float32 [N] and as many squares, of
-several [T, N] and [T]."""
+several [T, N] and [T]. What is not there is zero."""
 
 
 @frozen
@@ -37,11 +40,12 @@ class Stored:
     leaves: Sequence[Any]
     number: tuple[jax.Array, ...] = ()
 
-    def weights(self, out: jax.Array, at: jax.Array) -> jax.Array:
+    def weights(self, out: jax.Array, at: jax.Array, inside: Inside = None) -> jax.Array:
         """[out, at] without the outputs' scales; float32, or as floats are stored. Not of int4."""
         across = self.kind in ("float", "exact")
         where = (at[:, None], out[None]) if across else (out[:, None], at[None])
-        stored: jax.Array = triton.load(self.leaves[0].at[(*self.number, *where)])
+        known = None if inside is None else inside[:, None] if across else inside[None]
+        stored = load(self.leaves[0].at[(*self.number, *where)], known)
         match self.kind:
             case "float" | "exact":
                 return stored.transpose()
@@ -57,13 +61,16 @@ class Stored:
             return None
         return triton.load(self.leaves[1].at[(*self.number, out)]).astype(jnp.float32)
 
-    def codes(self, out: jax.Array, begin: Any, width: int) -> tuple[jax.Array, ...]:
+    def codes(self, out: jax.Array, begin: Any, width: int, limit: int | None = None) -> tuple[jax.Array, ...]:
         """Low and high codes float32 [out, width / 2]; scale and offset float32 [out, groups]."""
         byte = begin // 2 + jnp.arange(width // 2, dtype=jnp.int32)
         group = begin // GROUP + jnp.arange(width // GROUP, dtype=jnp.int32)
-        codes = triton.load(self.leaves[0].at[(*self.number, out[:, None], byte[None])]).astype(jnp.int32)
+        bytes_, groups = (
+            None if limit is None else (at < limit // each)[None] for at, each in ((byte, 2), (group, GROUP))
+        )
+        codes = load(self.leaves[0].at[(*self.number, out[:, None], byte[None])], bytes_).astype(jnp.int32)
         scale, offset = (
-            triton.load(leaf.at[(*self.number, out[:, None], group[None])]).astype(jnp.float32)
+            load(leaf.at[(*self.number, out[:, None], group[None])], groups).astype(jnp.float32)
             for leaf in self.leaves[1:]
         )
         return (codes & 15).astype(jnp.float32), (codes >> 4).astype(jnp.float32), scale, offset
@@ -74,25 +81,43 @@ def readable(kind: Kind, leaves: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]
     return (lax.bitcast_convert_type(leaves[0], jnp.uint8), *leaves[1:]) if kind == "fp8" else leaves
 
 
-def width_of_row(kind: Kind, inputs: int, places: int) -> int:
-    """Inputs that a row takes at once, where each meets `places` matrices."""
-    return gcd(AT_ONCE[kind] // places, inputs)
+def load(ref: Any, inside: Inside) -> jax.Array:
+    """Zeros where nothing is."""
+    found: jax.Array = triton.load(ref) if inside is None else triton.load(ref, mask=inside, other=0)
+    return found
 
 
-def part_of_row(stored: Stored, out: jax.Array, begin: Any, x: tuple[jax.Array, ...]) -> jax.Array:
+def width_of_row(kind: Kind, inputs: int, places: int) -> tuple[int, int | None]:
+    """Inputs that a row takes at once, where each meets `places` matrices, and where they end if not with the last of these:
+    rather than to wait for few at a time.
+    """
+    most = min(AT_ONCE[kind] // places, 1 << (inputs - 1).bit_length())
+    even = gcd(most, inputs)
+    return (even, None) if 2 * even >= most else (most, inputs)
+
+
+def part_of_row(
+    stored: Stored, out: jax.Array, begin: Any, x: tuple[jax.Array, ...], limit: int | None = None
+) -> jax.Array:
     """What inputs from `begin` on add to outputs of one row, [out, lanes]; `x` as `read_row` gives it."""
     if stored.kind == "int4":
-        return _grouped(stored, out, begin, x)
+        return _grouped(stored, out, begin, x, limit)
     at = begin + jnp.arange(x[0].size, dtype=jnp.int32)
-    return stored.weights(out, at) * x[0][None]
+    return stored.weights(out, at, None if limit is None else at < limit) * x[0][None]
 
 
-def read_row(kind: Kind, read: Read, begin: Any, width: int) -> tuple[tuple[jax.Array, ...], jax.Array]:
+def read_row(
+    kind: Kind, read: Read, begin: Any, width: int, limit: int | None = None
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """x at inputs from `begin` on as `part_of_row` takes it, and the squares."""
+
+    def values(at: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return read(at, None if limit is None else at < limit)
+
     if kind == "int4":
-        (low, low2), (high, high2) = map(read, halves(begin, width))
+        (low, low2), (high, high2) = map(values, halves(begin, width))
         return (low, high), low2 + high2
-    x, squares = read(begin + jnp.arange(width, dtype=jnp.int32))
+    x, squares = values(begin + jnp.arange(width, dtype=jnp.int32))
     return (x,), squares
 
 
@@ -100,18 +125,18 @@ def along_row(read: Read, matrix: Stored, places: Sequence[jax.Array], inputs: i
     """One row: its sum of squares, and at each of `places` the sums [out]. Every thread multiplies what it reads, and they
     add up once in the end.
     """
-    width = width_of_row(matrix.kind, inputs, len(places))
+    width, limit = width_of_row(matrix.kind, inputs, len(places))
 
     def body(block: Any, carry: Any) -> Any:
         squares, sums = carry
-        x, more = read_row(matrix.kind, read, block * width, width)
-        parts = [part_of_row(matrix, out, block * width, x) for out in places]
+        x, more = read_row(matrix.kind, read, block * width, width, limit)
+        parts = [part_of_row(matrix, out, block * width, x, limit) for out in places]
         return squares + more, tuple(a + b for a, b in zip(sums, parts, strict=True))
 
     coded = matrix.kind == "int4"
     lanes = width // GROUP if coded else width
     carry = (zeros(width // 2 if coded else width), tuple(zeros(out.size, lanes) for out in places))
-    squares, sums = lax.fori_loop(0, inputs // width, body, carry)
+    squares, sums = lax.fori_loop(0, -(-inputs // width), body, carry)
     return squares.sum(), [part.sum(axis=1) for part in sums]
 
 
@@ -128,12 +153,12 @@ def along_rows(
     def body(block: Any, carry: Any) -> Any:
         squares, sums = carry
         if coded:
-            (low, low2), (high, high2) = map(read, halves(block * tile, tile))
+            (low, low2), (high, high2) = (read(at, None) for at in halves(block * tile, tile))
             more, weights = low2 + high2, [_spread(matrix, out, block * tile, tile, low.dtype) for out in places]
             parts = [triton.dot(weak, low.T) + triton.dot(strong, high.T) for weak, strong in weights]
         else:
             at = block * tile + jnp.arange(tile, dtype=jnp.int32)
-            x, more = read(at)
+            x, more = read(at, None)
             parts = [triton.dot(matrix.weights(out, at).astype(x.dtype), x.T) for out in places]
         return squares + more, tuple(a + b for a, b in zip(sums, parts, strict=True))
 
@@ -162,10 +187,10 @@ def _of_fp8(stored: jax.Array) -> jax.Array:
     return values
 
 
-def _grouped(stored: Stored, out: jax.Array, begin: Any, x: tuple[jax.Array, ...]) -> jax.Array:
+def _grouped(stored: Stored, out: jax.Array, begin: Any, x: tuple[jax.Array, ...], limit: int | None) -> jax.Array:
     """What each group adds to the product of one row, [out, groups]; `x` as low and high codes meet it."""
     half, groups = GROUP // 2, x[0].size // (GROUP // 2)
-    low, high, scale, offset = stored.codes(out, begin, groups * GROUP)
+    low, high, scale, offset = stored.codes(out, begin, groups * GROUP, limit)
     by_code = (low * x[0][None] + high * x[1][None]).reshape(out.size, groups, half).sum(axis=2)
     return scale * by_code + offset * (x[0] + x[1]).reshape(groups, half).sum(axis=1)[None]
 

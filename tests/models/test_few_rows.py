@@ -27,9 +27,11 @@ KINDS: list[Kind] = ["float", "table", "int8", "fp8", "int4"]
 rng = np.random.default_rng(3)
 
 
-def matrix_of(kind: Kind, dtype: Any) -> tuple[Matrix, np.ndarray]:
+def matrix_of(kind: Kind, dtype: Any, inputs: int = IN) -> tuple[Matrix, np.ndarray]:
     """And its values, float32 [O, I]."""
-    whole = rng.standard_normal((OUT, IN)).astype(np.float32)
+    whole = rng.standard_normal((OUT, inputs)).astype(np.float32)
+    if kind == "exact":
+        return Matrix(kind, (jnp.asarray(whole.T),)), whole
     if kind in {"float", "table"}:
         stored = jnp.asarray(whole, dtype)
         return Matrix(kind, (stored.T if kind == "float" else stored,)), np.asarray(stored, np.float32)
@@ -70,6 +72,18 @@ def test_products_are_those_of_the_stored_values(kind: Kind, rows: int, dtype: A
         true = wanted(x, values, around)
 
         assert np.abs(got - true).max() <= np.abs(true).max() * (1e-5 if dtype == jnp.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("kind", ["float", "exact", "int8", "int4"])
+def test_a_row_reads_what_no_power_of_two_divides(kind: Kind) -> None:
+    """In steps as large as any, of which the last is not full."""
+    matrix, values = matrix_of(kind, jnp.float32, 320)
+    x = jnp.asarray(rng.standard_normal((1, 320)), jnp.float32)
+    around = Around(Norm(jnp.asarray(rng.random(320), jnp.float32), 1e-5))
+    got = np.asarray(few_rows.product(x, matrix, around, interpret=True))
+    true = wanted(x, values, around)
+
+    assert np.abs(got - true).max() <= np.abs(true).max() * 1e-5
 
 
 @pytest.mark.parametrize("kind", ["float", "int4"])
