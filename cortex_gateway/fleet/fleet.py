@@ -26,7 +26,7 @@ from cortex_gateway.placement import catalogue
 from cortex_gateway.placement.catalogue import ModelEntry
 from cortex_gateway.placement.load_options import UNSAID, LoadOptions
 from cortex_gateway.placement.outlook import Outlook
-from cortex_gateway.placement.snapshot import FleetSnapshot
+from cortex_gateway.placement.snapshot import FleetSnapshot, LoadStatus
 
 
 class Fleet:

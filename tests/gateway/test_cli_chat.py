@@ -122,7 +122,7 @@ def test_what_is_waited_for_is_shown() -> None:
     told = ': progress {"phase":"prompt","done":7,"total":9,"unit":"tokens"}\n\n'
     out = Console(file=io.StringIO(), force_terminal=True, width=100)
     wire = Wire([told, event(content="Paris"), USAGE, DONE])
-    Conversation(api=Api("http://gateway", wire), model="m", out=out).ask("one")
+    Talk(api=Api("http://gateway", wire), model="m", out=out).ask("one")
 
     assert isinstance(out.file, io.StringIO)
     assert "waiting for m: reading the prompt 7/9 tokens" in out.file.getvalue()
