@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 from models.dense.record import Activation, Experts
 from models.errors import ModelError
 from models.experts_native import ExpertsNative
-from models.experts_xla import ExpertsXla
+from models.experts_xla import ExpertsSpread, ExpertsXla
 from models.linears_heads import HeadMaps, TiledHeadMaps
 from models.linears_native import TiledLinear, TiledTable
 from models.linears_xla import NARROW, ExactLinear, Fp8Table, Linear, NarrowLinear, VocabTable, store_narrow
@@ -38,11 +38,14 @@ def check(quant: str, *, native: bool) -> None:
 
 @frozen
 class Linears:
-    """Makes a model's linear maps for `devices`. `tiles` by parameter path for the native kernels; empty for XLA."""
+    """Makes a model's linear maps for `devices`, which are split over `expert_parallel` parts of the experts. `tiles` by
+    parameter path for the native kernels; empty for XLA.
+    """
 
     quant: str
     dtype: Any
     devices: int = 1
+    expert_parallel: int = 1
     tiles: Mapping[str, Tiles] = field(factory=dict)
     prefix: str = ""
 
@@ -69,22 +72,49 @@ class Linears:
 
     def experts(
         self, name: str, experts: Experts, activation: Activation, width: int, size: int
-    ) -> ExpertsXla | ExpertsNative:
+    ) -> ExpertsXla | ExpertsSpread | ExpertsNative:
         """A layer's experts, whose parameters are `name`.gate_up and .down: embeddings of `width`, `size` of each expert's
         own width on a device.
         """
         up, down = (self.tiles.get(f"{self.prefix}{name}.{which}") for which in ("gate_up", "down"))
         if up is not None and down is not None:
             return ExpertsNative(experts, activation, up, down)
-        make = partial(self._xla, bias=experts.bias, stack=((experts.count, "experts"),))
-        embed, devices = ((width, "embed"),), (self.devices, "mlp")
+        if experts.count == 1:  # what every token goes through is split like an MLP
+            return self._stacked(experts, activation, width, devices=(self.devices, "mlp"), size=size)
+        if self.expert_parallel == 1:
+            return self._stacked(experts, activation, width, devices=(self.devices, "expert_mlp"), size=size)
+        parts = self.expert_parallel
+        whole = self._stacked(experts, activation, width, devices=(self.devices // parts, "expert_mlp"), size=size)
+        few = partial(self._stacked, evolve(experts, count=experts.count // parts), activation, width)
+        return ExpertsSpread(whole, partial(few, devices=(1, "expert_mlp"), size=size, among=parts))
+
+    def _stacked(
+        self,
+        experts: Experts,
+        activation: Activation,
+        width: int,
+        *,
+        devices: tuple[int, str],
+        size: int,
+        among: int = 1,
+    ) -> ExpertsXla:
+        """Over so many `devices`, which have a part of each."""
+        stack, embed = (experts.count, None if devices[1] == "mlp" else "experts"), ((width, "embed"),)
+        make = partial(self._xla, bias=experts.bias, stack=(stack,), devices=devices[0])
         gate_up = make(embed, (devices, (activation.halves, None), (size, None)))
-        return ExpertsXla(experts, activation, gate_up, make((devices, (size, None)), embed, fine=True))
+        return ExpertsXla(experts, activation, gate_up, make((devices, (size, None)), embed, fine=True), among)
 
     def _xla(
-        self, inputs: Dims, outputs: Dims, *, bias: bool, fine: bool = False, stack: Dims = ()
+        self,
+        inputs: Dims,
+        outputs: Dims,
+        *,
+        bias: bool,
+        fine: bool = False,
+        stack: Dims = (),
+        devices: int | None = None,
     ) -> Linear | NarrowLinear:
-        around: dict[str, Any] = {"dtype": self.dtype, "bias": bias, "devices": self.devices, "stack": stack}
+        around: dict[str, Any] = {"dtype": self.dtype, "bias": bias, "devices": devices or self.devices, "stack": stack}
         if self.quant in NARROW:
             return NarrowLinear(inputs, outputs, quant=self.quant, **around)
         return Linear(inputs, outputs, quant=self.quant, fine=fine, **around)

@@ -1,6 +1,9 @@
 """Logical axis names -> mesh axes, in one table; knows devices, must not know what a parameter is for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from math import prod
 from typing import Any
 
 import jax
@@ -8,38 +11,72 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 EXPERT, TENSOR = "ep", "tp"
-"""The mesh axes: of experts, which every mesh has with size 1, and of tensors. A device has a part of each expert rather
-than some of them whole: so all have the same to do, whichever experts a step's tokens go through.
+"""The mesh axes. Whole experts are split over `ep`, the width of each over `tp`; all else over both, which are all devices.
+
+Where `ep` is 1 a device has a part of each expert: so all have the same to do, whichever experts a step's tokens go through.
 
 There is none for data: replicas of a model are engines of their own, each with its own mesh, and share nothing.
 """
 
-RULES: dict[str, str | None] = {
-    "embed": None,
-    "kv_heads": TENSOR,
-    "mlp": TENSOR,
-    "vocab": TENSOR,
-    "experts": EXPERT,
+BOTH = (EXPERT, TENSOR)
+
+RULES: dict[str, tuple[str, ...]] = {
+    "embed": (),
+    "kv_heads": BOTH,
+    "mlp": BOTH,
+    "vocab": BOTH,
+    "experts": (EXPERT,),
+    "expert_mlp": (TENSOR,),
 }
-"""Logical axis -> mesh axis; None keeps the dimension whole on every device."""
+"""Logical axis -> mesh axes; none keeps the dimension whole on every device."""
+
+_MESH: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
 
 
-def make_mesh(devices: Sequence[Any]) -> Mesh:
-    """A mesh over `devices`, which are jax devices, in their order: all of them along `tp`."""
-    return Mesh(np.array(list(devices), dtype=object)[None], (EXPERT, TENSOR))
+def make_mesh(devices: Sequence[Any], expert_parallel: int = 1) -> Mesh:
+    """A mesh over `devices`, which are jax devices, in their order: `expert_parallel` of them along `ep`."""
+    return Mesh(np.array(list(devices), dtype=object).reshape(expert_parallel, -1), BOTH)
+
+
+@contextmanager
+def computing_on(mesh: Mesh) -> Iterator[None]:
+    """What is traced in here is for `mesh`: experts that are split over `ep` have to know it."""
+    token = _MESH.set(mesh)
+    try:
+        yield
+    finally:
+        _MESH.reset(token)
+
+
+def current_mesh() -> Mesh:
+    """That of `computing_on`."""
+    mesh = _MESH.get()
+    assert mesh is not None, "experts over ep are traced within computing_on(mesh)"
+    return mesh
 
 
 def sharded(axis: str | None) -> bool:
-    """Whether a dimension of this logical name is spread over the devices of `tp`."""
-    return axis is not None and RULES[axis] == TENSOR
+    """Whether a dimension of this logical name is spread over devices."""
+    return axis is not None and bool(RULES[axis])
+
+
+def shards(axes: Sequence[str | None], devices: int, expert_parallel: int = 1) -> int:
+    """In how many parts an array of these dimensions lies on so many devices."""
+    sizes = {EXPERT: expert_parallel, TENSOR: devices // expert_parallel}
+    return prod(sizes[one] for axis in axes if axis is not None for one in RULES[axis])
 
 
 def named_sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
     """The sharding of an array whose dimensions have these logical names; None is a dimension without a name."""
-    spec = [None if axis is None else RULES[axis] for axis in axes]
-    used = [axis for axis in spec if axis is not None]
+    return NamedSharding(mesh, partition(axes))
+
+
+def partition(axes: Sequence[str | None]) -> PartitionSpec:
+    """The same without a mesh."""
+    spec = [() if axis is None else RULES[axis] for axis in axes]
+    used = [one for every in spec for one in every]
     assert len(used) == len(set(used)), f"{tuple(axes)} puts two dimensions on one mesh axis"
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return PartitionSpec(*(one or None for one in spec))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -287,7 +287,8 @@ def generates(_: Config) -> Purpose:
 class Build(Protocol):
     """How a family makes its model.
 
-    `config` is the checkpoint's own config.json (GGUF headers are translated to it by `neuron_jax.weights`). `quant` is
+    `config` is the checkpoint's own config.json (GGUF headers are translated to it by `neuron_jax.weights`). It is for
+    `tensor_parallel` devices; in each of `expert_parallel` equal parts of them are as large a part of the experts. `quant` is
     "none" (weights in `dtype`), "int8" (int8 weights per output channel, dynamic int8 activations), "int4" (rounded in
     groups of 32) or "fp8" (per output channel; activations, too, where the device multiplies float8). With `native`, for
     one CPU in float32, the kernels of `models.native` compute it: "stored" (as the checkpoint has them, exact), "int8"
@@ -301,6 +302,7 @@ class Build(Protocol):
         config: Config,
         *,
         tensor_parallel: int = 1,
+        expert_parallel: int = 1,
         quant: str = "none",
         dtype: Any = None,
         native: bool = False,

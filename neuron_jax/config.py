@@ -128,6 +128,7 @@ class ModelSpec:
     kv_dtype: Literal["auto", "float32", "bfloat16", "int8", "fp8"] = "auto"  # how keys and values are kept
     deterministic: bool = False  # the same bits, however a request is served
     tensor_parallel: int = field(default=1, validator=within(1, 64))  # devices that it is spread over
+    expert_parallel: int = field(default=1, validator=within(1, 64))  # parts of these with whole experts of their own
     ranks: Literal["host", "device"] = "host"  # one process for each
     hosts: tuple[str, ...] = field(default=(), validator=EACH_FILLED)  # peers that may lend devices
     devices: tuple[int, ...] | None = field(default=None, validator=DEVICES)  # None = the emptiest

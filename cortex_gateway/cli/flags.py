@@ -66,6 +66,7 @@ class How:
             help="Give a request the same bits however it is served. Slower, but for the native CPU kernels.",
         ),
     ] = None
+    expert_parallel: Annotated[int | None, Parameter(help="Parts of its devices that have whole experts.")] = None
     adapters: Annotated[
         str | None,
         Parameter(help="Adapters beside it, by name and folder on the node: poet=/srv/poet,critic=/srv/critic."),

@@ -69,6 +69,12 @@ def _tensor_parallel(asked: int, it: Loaded) -> int | None:
     return None if has in (0, asked) or (it.spec and it.spec.tensor_parallel == asked) else has
 
 
+def _expert_parallel(asked: int, it: Loaded) -> int | None:
+    """Of what others loaded it is not known."""
+    has = (it.spec.expert_parallel or 1) if it.spec else asked
+    return None if has == asked else has
+
+
 def _hosts(asked: tuple[str, ...], it: Loaded) -> tuple[str, ...] | None:
     """Whoever leads is one of them, else another replica would be asked for."""
     strangers = [name for name in it.lenders if name not in asked]
@@ -98,6 +104,7 @@ CHECKS: dict[str, Callable[[Any, Loaded], Any]] = {
     "kv_dtype": _kv_dtype,
     "deterministic": _deterministic,
     "tensor_parallel": _tensor_parallel,
+    "expert_parallel": _expert_parallel,
     "hosts": _hosts,
     "adapters": _adapters,
     "ranks": _ranks,

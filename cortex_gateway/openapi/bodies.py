@@ -225,6 +225,7 @@ LOAD_OPTIONS = {
     "kv_dtype": TEXT,
     "deterministic": FLAG,
     "tensor_parallel": integer(1),
+    "expert_parallel": integer(1),
     "hosts": array(TEXT),
     "ranks": one_of("host", "device"),
     "adapters": array(TEXT),

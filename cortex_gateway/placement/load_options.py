@@ -17,6 +17,7 @@ class LoadOptions:
     kv_dtype: str | None = field(default=None, validator=optional(min_len(1)))
     deterministic: bool | None = None
     tensor_parallel: int | None = field(default=None, validator=optional(ge(1)))
+    expert_parallel: int | None = field(default=None, validator=optional(ge(1)))
     hosts: tuple[str, ...] = ()  # only these nodes; one leads, and the others lend devices where it has too few
     adapters: tuple[str, ...] = ()  # NAME=FOLDER on the node: served beside it as id:NAME
     ranks: Literal["host", "device"] | None = None  # processes of a group: one per host or per device

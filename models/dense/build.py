@@ -15,6 +15,7 @@ from models.dense.names import Names
 from models.dense.network import Decoder
 from models.dense.record import Dense
 from models.dense.rules import EXACT, rules
+from models.errors import ModelError
 from models.functional import Functional, functional
 from models.linears import Linears, check, tile
 from models.mapping import Ignore, Rule
@@ -84,6 +85,7 @@ def build_dense(
     *,
     ignored: tuple[str, ...] = (),
     tensor_parallel: int = 1,
+    expert_parallel: int = 1,
     quant: str = "none",
     dtype: Any = None,
     native: bool = False,
@@ -92,9 +94,10 @@ def build_dense(
     """The model of `c`, whose tensors have these names (see `models.dense.names`); the rest as in `models.spec.Build`."""
     assert tensor_parallel >= 1, f"tensor_parallel {tensor_parallel}"
     check(quant, native=native)
+    _check_parts(c, tensor_parallel, expert_parallel)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    layout = Layout.plan(c, tensor_parallel, quant, np.dtype(dtype), native)
+    layout = Layout.plan(c, (tensor_parallel, expert_parallel), quant, np.dtype(dtype), native)
     made = rules(c, layout, names, ignored)
     tiles: dict[str, Tiles] = {}
     if native:
@@ -103,7 +106,7 @@ def build_dense(
         made, tiles = tile(
             made, storage, quant, gated=("gate_up",) * (c.activation.halves - 1), tables=TABLES, exact=EXACT
         )
-    make = Linears(quant, layout.dtype, tensor_parallel, tiles)
+    make = Linears(quant, layout.dtype, tensor_parallel, expert_parallel, tiles)
     layers = c.layers_in(layout.heads.slots, layout.heads.width, tensor_parallel)
     return DenseModel(
         architecture=c.architecture,
@@ -117,6 +120,18 @@ def build_dense(
         transform=None,
         network=functional(lambda: Decoder(c, layout, layers, make)),
     )
+
+
+def _check_parts(c: Dense, devices: int, parts: int) -> None:
+    """Raises ModelError where whole experts cannot be split so."""
+    misfits = []
+    if devices % parts:
+        misfits.append(f"it does not divide the devices, tensor_parallel = {devices}")
+    if parts > 1:
+        misfits += [] if c.mixtures else ["the model has no experts"]
+        misfits += [f"{one.count} experts do not divide into {parts} parts" for one in c.mixtures if one.count % parts]
+    if misfits:
+        raise ModelError(f"expert_parallel = {parts}", misfits)
 
 
 def _widths(c: Dense) -> list[int]:

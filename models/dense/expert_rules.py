@@ -32,7 +32,7 @@ def expert_rules(c: Dense, layout: Layout, names: Names, experts: Experts, layer
     names = {what: stem.replace("{}", str(layer), 1) for what, stem in names.items()}
     path = f"layers.{layer}.mlp."
     router = _router(c, layout, names["experts.router"], experts.count, path + "router")
-    made = [router, *_maps(c, layout, names, experts, path)]
+    made = [router, *_maps(c, layout.of_experts, names, experts, path)]
     if experts.router_bias:
         part = Part(f"{names['experts.router']}.bias", (experts.count,))
         made.append(Rule(path + "router", part.shape, np.dtype(np.float32), (part,), store_as("bias")))

@@ -23,7 +23,9 @@ class Mixture(nnx.Module):
         self.router = make.exact("mlp.router", embed, ((experts.count, None),), bias=experts.router_bias)
         self.correction = parameter(((experts.count, None),), jnp.float32) if experts.correction else None
         within = experts.latent or width
-        self.experts = make.experts("mlp.experts", experts, c.activation, within, layout.split(experts.width))
+        self.experts = make.experts(
+            "mlp.experts", experts, c.activation, within, layout.of_experts.split(experts.width)
+        )
         narrow = ((experts.latent, "embed"),)
         self.into = make("mlp.into", embed, narrow, bias=False) if experts.latent else None
         self.back = make("mlp.back", narrow, embed, bias=False, fine=True) if experts.latent else None

@@ -3,7 +3,7 @@
 from typing import Any, Self
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 
 from models.dense.record import Dense
 from models.heads import HeadLayout
@@ -13,7 +13,9 @@ from models.mapping import Store
 
 @frozen
 class Layout:
-    """`vocab` is the whole, padded where it does not divide."""
+    """`vocab` is the whole, padded where it does not divide. Of the devices of `tensor_parallel` each has the experts of one
+    of `expert_parallel` parts.
+    """
 
     heads: HeadLayout
     tensor_parallel: int
@@ -21,12 +23,19 @@ class Layout:
     quant: str
     dtype: Any
     native: bool
+    expert_parallel: int = 1
 
     @classmethod
-    def plan(cls, c: Dense, tensor_parallel: int, quant: str, dtype: Any, native: bool) -> Self:
-        heads = HeadLayout.plan(c.query_heads, c.kv_heads, tensor_parallel)
-        vocab = -(-c.vocab_size // tensor_parallel) * tensor_parallel
-        return cls(heads, tensor_parallel, vocab, quant, dtype, native)
+    def plan(cls, c: Dense, devices: tuple[int, int], quant: str, dtype: Any, native: bool) -> Self:
+        """`devices`: of `tensor_parallel`, and parts of the experts."""
+        heads = HeadLayout.plan(c.query_heads, c.kv_heads, devices[0])
+        vocab = -(-c.vocab_size // devices[0]) * devices[0]
+        return cls(heads, devices[0], vocab, quant, dtype, native, devices[1])
+
+    @property
+    def of_experts(self) -> Self:
+        """The layout of each expert: its width is split over the devices that have the same experts."""
+        return evolve(self, tensor_parallel=self.tensor_parallel // self.expert_parallel)
 
     def padded(self, vocab: int) -> int:
         """Rows of a table of so many tokens."""

@@ -51,6 +51,7 @@ def build_encoder(
     *,
     ignored: tuple[str, ...] = (),
     tensor_parallel: int = 1,
+    expert_parallel: int = 1,
     quant: str = "none",
     dtype: Any = None,
     native: bool = False,
@@ -62,7 +63,9 @@ def build_encoder(
     """
     del storage
     misfits = [f"quant {quant!r} is not supported, only none"] if quant != "none" else []
-    misfits += ["it is served on one device, not split over several"] if tensor_parallel != 1 else []
+    misfits += (
+        ["it is served on one device, not split over several"] if max(tensor_parallel, expert_parallel) != 1 else []
+    )
     if misfits:
         raise ModelError(c.architecture, misfits)
     assert not native, "the native kernels are for decoders"

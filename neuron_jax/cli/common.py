@@ -48,6 +48,10 @@ class LoadFlags:
         ),
     ] = None
     tensor_parallel: Annotated[Degree | None, Parameter(help="Over how many devices the model is spread.")] = None
+    expert_parallel: Annotated[
+        Degree | None,
+        Parameter(help="In how many parts of these devices experts are whole; 1: each device has a part of each."),
+    ] = None
     max_context: Annotated[
         Count | None,
         Parameter(

@@ -46,6 +46,7 @@ def convert(
     source: str | None = None,
     quant: str | None = None,
     tensor_parallel: Degree | None = None,
+    expert_parallel: Degree | None = None,
     config: ConfigFile = None,
     as_json: Json = False,
     environ: Environ,
@@ -64,6 +65,8 @@ def convert(
         How weights are kept.
     tensor_parallel:
         Over how many devices the model will be spread.
+    expert_parallel:
+        In how many parts of these devices experts will be whole.
     config:
         A TOML file with limits and models.
     as_json:
@@ -72,7 +75,8 @@ def convert(
     from neuron_jax.converting import convert as converted
     from neuron_jax.planning import resolve
 
-    asked = LoadFlags(source=source, quant=quant, tensor_parallel=tensor_parallel).request(model)
+    flags = LoadFlags(source=source, quant=quant, tensor_parallel=tensor_parallel, expert_parallel=expert_parallel)
+    asked = flags.request(model)
     loaded = configured(config, environ)
     found = resolve(loaded, *look(loaded, environ), asked)
     with closing(converted(found, out, environ)) as records:

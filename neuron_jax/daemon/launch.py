@@ -37,6 +37,7 @@ def engine_spec(
         platform=platform,
         devices=devices,
         tensor_parallel=max(spec.tensor_parallel, len(devices)),
+        expert_parallel=spec.expert_parallel,
         quant=spec.quant,
         kv_dtype=spec.kv_dtype,
         attention=engine.attention,

@@ -8,7 +8,7 @@ import jax
 from attrs import frozen
 
 from models.registry import build
-from models.sharding import sharded
+from models.sharding import shards
 from models.spec import PagedLayer, ParamSpec, RecurrentLayer
 from neuron_jax.engine.build import Design
 
@@ -28,7 +28,7 @@ class DesignReads:
                 seen = context if layer.window is None else min(context, layer.window)
                 total += seen * self.made.kv.token_bytes(layer) // devices
             elif isinstance(layer, RecurrentLayer):
-                total += sum(leaf.nbytes // (devices if any(map(sharded, leaf.axes)) else 1) for leaf in layer.state)
+                total += sum(leaf.nbytes // shards(leaf.axes, devices) for leaf in layer.state)
         return total
 
     def pair_flops(self) -> int:
@@ -55,7 +55,7 @@ def token_bytes(made: Design, tokens: int = 1) -> float:
             continue
         for leaf in _leaves(tree):
             share = min(1, tokens * active / count) if "experts" in leaf.axes else 1
-            total += leaf.nbytes * share / (made.tensor_parallel if any(map(sharded, leaf.axes)) else 1)
+            total += leaf.nbytes * share / shards(leaf.axes, made.tensor_parallel, made.expert_parallel)
     return total
 
 

@@ -77,6 +77,7 @@ class Design:
     kv_reason: str
     dtype: Any
     tensor_parallel: int
+    expert_parallel: int
     plan: MemoryPlan
     shapes: Shapes
     buckets: Buckets
@@ -130,6 +131,7 @@ def design_of(model: Model, spec: EngineSpec, *, limit: int, adapters: Sequence[
     request = request_for(
         model,
         tensor_parallel=spec.tensor_parallel,
+        expert_parallel=spec.expert_parallel,
         limit=limit,
         kv=kv,
         runtime=_runtime(model, spec.platform, buckets),
@@ -154,6 +156,7 @@ def design_of(model: Model, spec: EngineSpec, *, limit: int, adapters: Sequence[
         kv_reason,
         dtype,
         spec.tensor_parallel,
+        spec.expert_parallel,
         plan,
         shapes,
         buckets,
@@ -170,6 +173,7 @@ def bound(config: Any, spec: EngineSpec, quant: str, storage: Mapping[str, Stora
     return build(
         config,
         tensor_parallel=spec.tensor_parallel,
+        expert_parallel=spec.expert_parallel,
         quant=quant,
         dtype=_dtype(spec),
         native=refuses_native(spec) is None,
@@ -261,7 +265,7 @@ def program_for(made: Design, devices: list[Any], rungs: Sequence[Rung] | None =
 
     Raises models.errors.ModelError where the attention that was asked for by name does not serve them.
     """
-    mesh = make_mesh(devices)
+    mesh = make_mesh(devices, made.expert_parallel)
     case = Case(mesh, made.dtype, made.kv, made.plan.pages, made.shapes.page_size, kinds(made.model))
     alike = made.deterministic and not made.buckets.exact
     sample = (
@@ -365,6 +369,7 @@ def digest(made: Design, program: Program, tensors: Mapping[str, Any]) -> str:
     shown = [
         jax.__version__,
         made.quant,
+        made.expert_parallel,
         made.kv.name,
         made.plan.pages,
         made.plan.max_context,

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from attrs import evolve, frozen
 
-from models.sharding import sharded
+from models.sharding import shards
 from models.spec import Model, PagedLayer, ParamSpec, RecurrentLayer
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.page_groups import page_groups
@@ -118,7 +118,16 @@ def plan_memory(request: PlanRequest) -> MemoryPlan:
 
 
 def request_for(
-    model: Model, *, tensor_parallel: int, limit: int, kv: KVFormat, runtime: int, rows: int, chunk: int, **asked: Any
+    model: Model,
+    *,
+    tensor_parallel: int,
+    expert_parallel: int = 1,
+    limit: int,
+    kv: KVFormat,
+    runtime: int,
+    rows: int,
+    chunk: int,
+    **asked: Any,
 ) -> PlanRequest:
     """The plan request of a model whose pages are in `kv`, for steps of `rows` requests or a `chunk` of tokens.
 
@@ -130,9 +139,10 @@ def request_for(
         if isinstance(layer, PagedLayer):
             pages[layer.window] += kv.token_bytes(layer) * size // tensor_parallel
     recurrent = [leaf for layer in model.layers if isinstance(layer, RecurrentLayer) for leaf in layer.state]
+    spread = tensor_parallel, expert_parallel
     specs = list(_leaves(model.param_specs))
-    weights = sum(leaf.nbytes // _shards(leaf, tensor_parallel) for leaf in specs)
-    int8 = sum(leaf.nbytes // leaf.dtype.itemsize // _shards(leaf, tensor_parallel) for leaf in specs)
+    weights = sum(leaf.nbytes // shards(leaf.axes, *spread) for leaf in specs)
+    int8 = sum(leaf.nbytes // leaf.dtype.itemsize // shards(leaf.axes, *spread) for leaf in specs)
     return PlanRequest(
         limit=limit,
         weights=weights,
@@ -142,7 +152,7 @@ def request_for(
         page=pages.pop(None, 0),
         windows=tuple((window, count) for window, count in pages.items() if window is not None),
         step_tokens=chunk,
-        state=sum(leaf.nbytes // _shards(leaf, tensor_parallel) for leaf in recurrent),
+        state=sum(leaf.nbytes // shards(leaf.axes, *spread) for leaf in recurrent),
         max_positions=model.max_positions,
         **asked,
     )
@@ -305,10 +315,6 @@ def _step_peak(model: Model, *, rows: int, chunk: int) -> int:
     """
     _, active = model.experts
     return 4 * (4 * chunk * active * model.widest + 6 * rows * model.vocab_size)
-
-
-def _shards(leaf: ParamSpec, tensor_parallel: int) -> int:
-    return tensor_parallel if any(map(sharded, leaf.axes)) else 1
 
 
 def _leaves(tree: Any) -> Iterator[ParamSpec]:

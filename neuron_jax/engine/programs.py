@@ -17,7 +17,7 @@ from models import matrices, mixtures
 from models.adapters import Adapters, Chosen
 from models.matrices import Shape
 from models.mixtures import MixtureShape
-from models.sharding import named_sharding, replicated
+from models.sharding import computing_on, named_sharding, replicated
 from models.spec import Model, PagedLayer, ParamSpec
 from neuron_jax.constraints.matcher import mask_words
 from neuron_jax.engine import packing, sampler, straight_sampler
@@ -183,7 +183,7 @@ class Program:
 def _traced(
     program: Program, key: StepKey, params: tuple[Any, Any], state: DeviceState, packed: jax.Array, *masks: jax.Array
 ) -> tuple[DeviceState, Result]:
-    with matrices.computing(program.products), mixtures.computing(program.experts):
+    with matrices.computing(program.products), mixtures.computing(program.experts), computing_on(program.mesh):
         return _step(program, key, params, state, packed, *masks)
 
 

@@ -30,10 +30,12 @@ class LayoutKey:
     dtype: str
     tensor_parallel: int
     native: bool  # in the tiles of the native CPU kernels
+    expert_parallel: int = 1
 
     def __str__(self) -> str:
         kernels = "the native kernels" if self.native else "XLA"
-        return f"quant = {self.quant!r}, {self.dtype}, tensor_parallel = {self.tensor_parallel}, {kernels}"
+        experts = f"expert_parallel = {self.expert_parallel}, " if self.expert_parallel > 1 else ""
+        return f"quant = {self.quant!r}, {self.dtype}, tensor_parallel = {self.tensor_parallel}, {experts}{kernels}"
 
 
 @frozen

@@ -28,8 +28,8 @@ def work(spec: EngineSpec, options: Mapping[str, Any], tell: Tell) -> None:
 
         design, folder = ready.made, Path(options["folder"])
         dtype = design.dtype.dtype.name
-        made = LayoutKey(design.quant, dtype, spec.tensor_parallel, native=refuses_native(spec) is None)
-        params = load_params(design.model, ready.checkpoint, make_mesh(ready.devices), report)
+        made = LayoutKey(design.quant, dtype, spec.tensor_parallel, refuses_native(spec) is None, spec.expert_parallel)
+        params = load_params(design.model, ready.checkpoint, make_mesh(ready.devices, spec.expert_parallel), report)
         report("write", 0, 1, "checkpoint")
         describe_params(folder, made, ready.checkpoint, save_params(params, folder))
         report("write", 1, 1, "checkpoint")

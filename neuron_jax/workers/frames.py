@@ -74,6 +74,9 @@ class EngineSpec(Struct, frozen=True, omit_defaults=True):
     platform: Literal["cpu", "cuda"] = "cpu"
     devices: tuple[int, ...] = (0,)  # of this process; with a group the first rank's come first in the mesh
     tensor_parallel: int = 1  # devices of all processes
+    expert_parallel: int = (
+        1  # parts that the experts are split into, each whole on tensor_parallel / expert_parallel of these
+    )
     group: GroupMember | None = None  # None: one process serves the model
     quant: str = "auto"  # auto | none | stored | int8 | int4 | fp8
     kv_dtype: str = "auto"  # auto | float32 | bfloat16 | int8 | fp8

@@ -12,7 +12,7 @@ def test_axes_go_where_the_table_says() -> None:
     mesh = make_mesh(devices)
 
     assert mesh.devices.ravel().tolist() == devices
-    assert tuple(named_sharding(mesh, ("embed", "kv_heads", None)).spec) == (None, "tp", None)
+    assert tuple(named_sharding(mesh, ("embed", "kv_heads", None)).spec) == (None, ("ep", "tp"), None)
     assert replicated(mesh).is_fully_replicated
 
 
@@ -23,8 +23,10 @@ def test_two_dimensions_on_one_mesh_axis_are_our_bug() -> None:
 
 
 def test_experts_have_an_axis_of_their_own() -> None:
-    """A family to come may split its experts and what is within each; until one does, that axis has one place."""
-    mesh = make_mesh(jax.devices("cpu")[:4])
+    """They are split over one axis, what is within each over the other, all else over both."""
+    mesh, plain = make_mesh(jax.devices("cpu")[:4], 2), make_mesh(jax.devices("cpu")[:4])
 
-    assert dict(mesh.shape) == {"ep": 1, "tp": 4}
-    assert named_sharding(mesh, ("experts", "mlp", "embed")).shard_shape((6, 8, 3)) == (6, 2, 3)
+    assert [dict(one.shape) for one in (plain, mesh)] == [{"ep": 1, "tp": 4}, {"ep": 2, "tp": 2}]
+    assert named_sharding(mesh, ("experts", "expert_mlp", "embed")).shard_shape((6, 8, 3)) == (3, 4, 3)
+    assert named_sharding(mesh, ("mlp", None)).shard_shape((8, 3)) == (2, 3)
+    assert named_sharding(plain, ("experts", "expert_mlp", "embed")).shard_shape((6, 8, 3)) == (6, 2, 3)

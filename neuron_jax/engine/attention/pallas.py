@@ -8,7 +8,7 @@ from attrs import define, evolve
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from models.sharding import TENSOR
+from models.sharding import BOTH
 from neuron_jax.engine.attention import flash
 from neuron_jax.engine.attention.kv import KVFormat, LayerCache
 from neuron_jax.engine.attention.ragged import Ragged, places
@@ -57,7 +57,7 @@ class PallasAttend:
         given = (q, cache, self.turns, sinks, self.rows.tables[self.kernel.layer.window].lines, self.work)
         if self.mesh.size == 1:
             return local(*given)
-        first, second, third = (PartitionSpec(*(None,) * before, TENSOR) for before in range(3))
+        first, second, third = (PartitionSpec(*(None,) * before, BOTH) for before in range(3))
         specs = (second, third, second, None if sinks is None else first, PartitionSpec(), PartitionSpec())
         split = jax.shard_map(local, mesh=self.mesh, in_specs=specs, out_specs=(second, second), check_vma=False)
         found: tuple[jax.Array, jax.Array] = split(*given)

@@ -296,6 +296,8 @@ GROUP = Group(
         ),
         ({"tensor_parallel": 2}, {}, None, {}),
         ({"tensor_parallel": 1}, {}, None, {"tensor_parallel": (2, 1)}),
+        ({"expert_parallel": 2}, {}, SPEC, {"expert_parallel": (1, 2)}),
+        ({"expert_parallel": 2}, {}, LoadSpec(model_id="m", expert_parallel=2), {}),
         ({"ranks": "device"}, {}, SPEC, {"ranks": ("host", "device")}),
         ({"ranks": "device"}, {"group": GROUP}, None, {}),
         ({"ranks": "host"}, {"group": GROUP}, None, {"ranks": ("device", "host")}),

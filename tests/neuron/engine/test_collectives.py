@@ -18,6 +18,7 @@ from neuron_jax.engine.buckets import Key, SlotKey, StepKey
 from neuron_jax.engine.page_groups import page_groups
 from neuron_jax.engine.programs import Program, Shapes
 from tests.fakes import quick, trial_files
+from tests.fakes.expert_files import CONFIGS
 from tests.fakes.params import slow_but
 
 LAYERS, WIDTH, EVEN, ODD = 2, 40, 304, 301
@@ -45,11 +46,19 @@ COLLECTIVE = re.compile(
 
 
 def collectives(
-    devices: int, key: Key, vocab: int = EVEN, *, quant: str = "none", kv: str = "float32", config: Any = CONFIG
+    devices: int,
+    key: Key,
+    vocab: int = EVEN,
+    *,
+    quant: str = "none",
+    kv: str = "float32",
+    config: Any = CONFIG,
+    parts: int = 1,
 ) -> Counter[str]:
     """How often each collective stands in the program, named with the shape of each array that it moves."""
-    model = build(config | {"vocab_size": vocab}, tensor_parallel=devices, quant=quant, dtype=jnp.float32)
-    mesh = make_mesh(jax.devices("cpu")[:devices])
+    spread = {"tensor_parallel": devices, "expert_parallel": parts}
+    model = build(config | {"vocab_size": vocab}, quant=quant, dtype=jnp.float32, **spread)
+    mesh = make_mesh(jax.devices("cpu")[:devices], parts)
     attention = choose(Case(mesh, jnp.float32, KVFormat(kv), 16, 16, kinds(model)))
     hlo = (
         Program(model, mesh, Shapes(16, (16,) * len(page_groups(model.layers)), 4, 128), attention)
@@ -121,3 +130,10 @@ def test_no_option_of_a_family_adds_any(monkeypatch: pytest.MonkeyPatch) -> None
     config = trial_files.CONFIG | {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "layer_types": KINDS}
 
     assert collectives(2, PROMPT, config=config) == expected(2, PROMPT)
+
+
+def test_whole_experts_on_some_devices_add_nothing() -> None:
+    """The sum over all devices that a layer ends with is theirs, too: tokens and weights stay where they are."""
+    changes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_experts": 8}
+
+    assert collectives(4, PROMPT, config=CONFIGS["qwen3moe"] | changes, parts=2) == expected(4, PROMPT)

@@ -17,6 +17,7 @@ from neuron_jax.engine.build import lead
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
 from neuron_jax.weights.checkpoint import open_checkpoint
+from tests.fakes import expert_files
 from tests.fakes.engines import ask, drain, submit, tokens, words
 from tests.fakes.family_files import CONFIGS, write_family_gguf, write_folder, write_gemma3_with_sight
 from tests.fakes.plain_pass import full_logits
@@ -136,4 +137,17 @@ def test_a_folder(tmp_path: Path, family: str, devices: int, quant: str) -> None
     with running(folder, devices=devices, quant=quant) as (made, runner):
         parts = devices if quant == "int8" else 1
         model = build(CONFIGS[family], dtype=jnp.float32, quant=quant, tensor_parallel=parts, native=devices == 1)
+        assert_plain(lead(made, runner), model, tensors)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quickly")
+def test_experts_that_are_whole_on_some_devices(tmp_path: Path) -> None:
+    """Two parts of two devices each, so that each expert is split as well: the text is that of one device."""
+    config = expert_files.CONFIGS["glm4moe"]
+    model = build(config, dtype=jnp.float32)
+    tensors = random_tensors(model, seed=5)
+    folder = write_folder(tmp_path / "m", config, tensors)
+    with running(folder, devices=4, parts=2) as (made, runner):
+        assert dict(runner.program.mesh.shape) == {"ep": 2, "tp": 2}
         assert_plain(lead(made, runner), model, tensors)

@@ -36,12 +36,13 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def running(path: Path, *, devices: int = 1, quant: str = "auto") -> Iterator[tuple[Design, Runner]]:
+def running(path: Path, *, devices: int = 1, parts: int = 1, quant: str = "auto") -> Iterator[tuple[Design, Runner]]:
     """As an engine process builds it."""
     spec = EngineSpec(
         "trial",
         str(path),
         tensor_parallel=devices,
+        expert_parallel=parts,
         quant=quant,
         max_context=256,
         max_slots=4,

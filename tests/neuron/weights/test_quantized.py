@@ -14,12 +14,12 @@ import pytest
 from models.attend import causal
 from models.native import library
 from models.registry import build
-from models.sharding import make_mesh
+from models.sharding import computing_on, make_mesh
 from models.storage import BFLOAT16, FLOAT32, Storage
 from neuron_jax.weights.checkpoint import open_checkpoint
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.place import load_params
-from tests.fakes import expert_files
+from tests.fakes import expert_files, quick
 from tests.fakes.weight_files import random_tensors, write_safetensors
 
 STORED = Path(__file__).parents[2] / "data" / "stored"
@@ -293,7 +293,25 @@ FOUR_BITS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4,
 @pytest.mark.parametrize("native", [False, pytest.param(True, marks=NO_KERNELS)], ids=["xla", "native"])
 def test_gpt_oss_computes_with_its_experts_as_released(tmp_path: Path, *, native: bool) -> None:
     """Blocks of 4 bits and exponents, in the names and the layout of its files, are the float model."""
-    config = expert_files.CONFIGS["gpt-oss"]
+    released, floats = gpt_oss(tmp_path)
+
+    np.testing.assert_allclose(logits(released, native=native), logits(floats, native=False), rtol=1e-4, atol=1e-4)
+
+
+def test_gpt_oss_as_released_spreads_its_experts_over_devices(tmp_path: Path) -> None:
+    """Two whole ones on each of two devices, one on each of four."""
+    released, _ = gpt_oss(tmp_path, num_local_experts=4)
+    expected = logits(released, native=False)
+
+    for parts in (2, 4):
+        found = logits(released, native=False, parts=parts)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+        assert np.array_equal(found.argmax(-1), expected.argmax(-1))
+
+
+def gpt_oss(path: Path, **changes: Any) -> tuple[Path, Path]:
+    """A checkpoint whose experts are stored in MXFP4, and the same values in floats."""
+    config = expert_files.CONFIGS["gpt-oss"] | changes
     plain = random_tensors(build(config, dtype=jnp.float32))
     files, rng = dict(plain), np.random.default_rng(0)
     for name in [name for name in plain if name.endswith(("down_proj", "gate_up_proj"))]:
@@ -305,20 +323,27 @@ def test_gpt_oss_computes_with_its_experts_as_released(tmp_path: Path, *, native
         plain[name] = values.reshape(experts, rows, columns).swapaxes(1, 2).astype(np.float32)
         del files[name]
         files |= {f"{name}_blocks": packed, f"{name}_scales": exponents}
-    (tmp_path / "q").mkdir()
-    (tmp_path / "f").mkdir()
-    released = folder(tmp_path / "q", {"quant_method": "mxfp4"}, files, **config)
-    floats = folder(tmp_path / "f", None, plain, **config)
-
-    np.testing.assert_allclose(logits(released, native=native), logits(floats, native=False), rtol=1e-4, atol=1e-4)
+    (path / "q").mkdir()
+    (path / "f").mkdir()
+    released = folder(path / "q", {"quant_method": "mxfp4"}, files, **config)
+    return released, folder(path / "f", None, plain, **config)
 
 
-def logits(path: Path, *, native: bool) -> np.ndarray:
-    mesh = make_mesh(jax.devices("cpu")[:1])
+def logits(path: Path, *, native: bool, parts: int = 1) -> np.ndarray:
+    """With the experts, and all else, on so many devices."""
+    mesh = make_mesh(jax.devices("cpu")[:parts], parts)
+    spread = {"tensor_parallel": parts, "expert_parallel": parts, "native": native, "dtype": jnp.float32}
     with open_checkpoint(path) as checkpoint:
         quant = "stored" if native else "none"
-        model = build(checkpoint.config, quant=quant, dtype=jnp.float32, native=native, storage=checkpoint.storage)
+        model = build(checkpoint.config, quant=quant, storage=checkpoint.storage, **spread)
         params = load_params(model, checkpoint, mesh, lambda *_: None)
     tokens = jnp.arange(1, 6, dtype=jnp.int32)
-    hidden, _ = model.forward(params, tokens, jnp.arange(5, dtype=jnp.int32), causal(), [None] * len(model.layers))
-    return np.asarray(model.logits(params, hidden))
+
+    @quick.jit
+    def run(params: Any) -> jax.Array:
+        with computing_on(mesh):
+            positions = jnp.arange(5, dtype=jnp.int32)
+            hidden, _ = model.forward(params, tokens, positions, causal(), [None] * len(model.layers))
+            return model.logits(params, hidden)
+
+    return np.asarray(run(params))
