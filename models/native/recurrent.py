@@ -12,13 +12,17 @@ from attrs import frozen
 
 from models.native.ops import Norm
 
+FOLLOWS = -1
+"""In place of a snapshot to begin with."""
+
 
 @frozen
 class StateRows:
     """The rows of a step and where their states stand, int32 [R]: row r is the next count[r] tokens of the text in slot[r]
     from position start[r] on, one row after the other. It begins with snapshot load[r] where that is above 0, with zeros
     where start[r] is 0, else with what its slot has. Where save[r] is above 0, the state behind the last multiple of
-    `page_size` before its last token goes there, if that is not before its first.
+    `page_size` before its last token goes there, if that is not before its first. With load[r] = FOLLOWS it goes on with what
+    the row before it, of the same text, leaves, and that goes to save[r].
     """
 
     slot: jax.Array

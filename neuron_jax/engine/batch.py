@@ -18,7 +18,8 @@ class Row:
     newest, which the device knows. With `guesses` for those that come next, each token is drawn after; what counts ends
     with the first that was guessed wrong, so it is at most `draws`. Without, in a step of several, each token is what was
     drawn before it. `stay` tells whether the request is still the one planned for. `states` are the snapshots of recurrent
-    state that the row begins from and that it leaves, 0 for none: see `Cache.states`.
+    state that the row begins from and that it leaves, 0 for none: see `Cache.states`. Of one with guesses `marks` are those
+    of the state behind each of its tokens but the last.
     """
 
     request: Request
@@ -29,6 +30,7 @@ class Row:
     guesses: Sequence[int] = ()
     fed: bool = False
     states: tuple[int, int] = (0, 0)
+    marks: Sequence[int] = ()
 
     def draws_by(self, *, masked: bool) -> Draws:
         """What a program must be able to do to draw for it; `masked`: where bound requests get masks."""

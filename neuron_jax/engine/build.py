@@ -27,7 +27,7 @@ from neuron_jax.engine.attention.choose import Rung, choose
 from neuron_jax.engine.attention.kv import KVFormat, choose_kv
 from neuron_jax.engine.attention.native import misfit
 from neuron_jax.engine.attention.trial import Case, kinds
-from neuron_jax.engine.buckets import Buckets, Menu, StepKey, declare, one_size
+from neuron_jax.engine.buckets import GUESSING_ROWS, Buckets, Menu, StepKey, declare, one_size
 from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
@@ -123,9 +123,7 @@ def design_of(model: Model, spec: EngineSpec, *, limit: int, adapters: Sequence[
     slots = spec.max_slots or DEFAULT_SLOTS[spec.platform]
     exact = _exact(model, kv, dtype, spec, not_native)
     kept, kept_reason = keeps_promise(spec, slots, exact=exact)
-    buckets = (
-        one_size(slots) if kept and not exact else _sizes(spec, slots, _guesses(spec, model, not_native), exact=exact)
-    )
+    buckets = one_size(slots) if kept and not exact else _sizes(spec, slots, _guesses(spec, not_native), exact=exact)
     # A GPU is there for its engine: without a word on it, the pages get what is left. A CPU's memory is everybody's.
     pool = spec.kv_mb * MIB // spec.tensor_parallel or (limit if spec.platform == "cuda" else 0)
     request = request_for(
@@ -143,11 +141,12 @@ def design_of(model: Model, spec: EngineSpec, *, limit: int, adapters: Sequence[
         kv_bytes=pool,
         prefix_cache=spec.prefix_cache,
         scratch=_scratch(model, buckets) if exact else 0,
+        marks=GUESSING_ROWS * buckets.guesses,
     )
     if gathered is not None:
         request = evolve(request, weights=request.weights + gathered.nbytes)
     plan = plan_memory(request)
-    shapes = Shapes(spec.page_size, plan.groups, slots, plan.max_context, plan.snapshots)
+    shapes = Shapes(spec.page_size, plan.groups, slots, plan.max_context, plan.snapshots, buckets.guesses > 0)
     return Design(
         model,
         quant,
@@ -216,13 +215,7 @@ def _scratch(model: Model, buckets: Buckets) -> int:
     return max(paged, default=0) + max((recurrent_bytes(layer, step[0], threads) for layer in recurrent), default=0)
 
 
-def _guesses(spec: EngineSpec, model: Model, not_native: str | None) -> int:
-    if _recurs(model):
-        if spec.speculate > 0:
-            log.warning(
-                "speculate = %d is not used: the state of %s only goes forward", spec.speculate, model.architecture
-            )
-        return 0
+def _guesses(spec: EngineSpec, not_native: str | None) -> int:
     if spec.speculate >= 0:
         return spec.speculate
     return DEFAULT_GUESSES if not_native is None else 0
@@ -236,7 +229,7 @@ def _exact(model: Model, kv: KVFormat, dtype: Any, spec: EngineSpec, not_native:
 
 
 def _recurs(model: Model) -> bool:
-    """Whether a text has a state that only goes forward: a wrong guess could not be taken back."""
+    """Whether a text has a state that only goes forward."""
     return any(isinstance(layer, RecurrentLayer) for layer in model.layers)
 
 
@@ -289,9 +282,10 @@ def with_kernels(program: Program, made: Design, case: Case, *, tried: bool) -> 
     smallest = min(key for key in programs if isinstance(key, StepKey))
     program = evolve(program, storing=storing.choose(case, tried=tried))
     if mesh.size == 1:  # XLA divides states and logits over several
+        recurs = _recurs(made.model) and not made.buckets.guesses  # a kernel's rows follow no others
         program = evolve(
             program,
-            recurring=recurring.choose(device, program.rules(smallest), tried=tried) if _recurs(made.model) else {},
+            recurring=recurring.choose(device, program.rules(smallest), tried=tried) if recurs else {},
             drawing=drawing.choose(device, made.model.vocab_size, tried=tried),
         )
     shapes, mixed = program.matrices(smallest)
@@ -349,7 +343,8 @@ def lead(made: Design, runner: Runner) -> Engine:
         max_slots=made.shapes.max_slots,
         menu=menu,
         pace=Pace(padded=not made.buckets.exact),
-        guesses=made.buckets.guesses,
+        guesses=made.buckets.guesses if snapshots or not _recurs(made.model) else 0,
+        forward_only=_recurs(made.model),
     )
     return Engine(scheduler, runner, made.plan.max_context, time.perf_counter)
 

@@ -8,6 +8,7 @@ computed before, the state at some page boundaries is copied to a *snapshot*: wh
 it parted from another one, and where an answer's last page ends. Of a long prompt also a little before its end, for the next
 turn may part from it within what the chat template puts behind the last message, and every sixteenth of it, for a branch or
 an edit may part from it anywhere. Snapshots have a pool of places, in which they are named, found and forgotten like pages.
+A step with guesses takes some of them for the states behind its tokens: the text goes on from that behind the last right one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -61,7 +62,7 @@ class Cache:
     hit_tokens: int = field(default=0, init=False)  # of these, found
     _windowed: Sequence[int] = field(init=False)  # numbers of the groups with a window
     _saved: list[tuple[int, bytes]] = field(factory=list, init=False)  # by the step that is being planned
-    _loaded: list[int] = field(factory=list, init=False)  # likewise
+    _read: list[int] = field(factory=list, init=False)  # by that step, too: it writes nothing there
 
     def __attrs_post_init__(self) -> None:
         assert len(self.groups) == len(self.windows), "groups and windows"
@@ -106,9 +107,11 @@ class Cache:
             if found.count > request.found:
                 self._share(request, found)
 
-    def room(self, wanted: Iterable[tuple[Request, int]]) -> bool:
-        """Whether each of these requests could grow to so many tokens."""
+    def room(self, wanted: Iterable[tuple[Request, int]], guesses: int = 0) -> bool:
+        """Whether each of these requests could grow to so many tokens, and `guesses` be taken back."""
         texts = list(wanted)
+        if guesses and self.snapshots is not None and self.snapshots.free < guesses:
+            return False
         for group, pool in enumerate(self.groups):
             if sum(max(self._missing(group, *text), 0) for text in texts) > pool.free:
                 return False
@@ -159,19 +162,45 @@ class Cache:
         load, request.snapshot = request.snapshot, NOWHERE
         if load != NOWHERE:
             # Whoever is given this place next writes there in a later step: the rows of one are computed side by side.
-            self._loaded.append(load)
+            self._read.append(load)
         boundary = (start + count - 1) // self.page_size
         if self.naming is None or boundary == 0 or boundary * self.page_size < start:
             return load, NOWHERE
         return load, self._save_prompt(request, boundary) if fed else self._save_answer(request, boundary)
 
+    def mark(self, request: Request, guesses: int) -> Sequence[int]:
+        """Snapshots for the states behind the tokens of a row with so many guesses, but for its last token; none where the
+        model has none. The caller has asked for `room`.
+        """
+        if self.snapshots is None:
+            return ()
+        assert not request.marks, "guesses upon guesses"
+        request.marks = self.snapshots.take(guesses)
+        return tuple(request.marks)
+
+    def rewind(self, request: Request, start: int, right: int) -> None:
+        """Of a row with guesses from `start` on the first `right` tokens count: let its next row begin behind those."""
+        if self.snapshots is None:
+            return
+        marks, request.marks = request.marks, []
+        page = (start + min(right, len(marks))) // self.page_size
+        behind = page * self.page_size - start
+        if self.naming is not None and behind > 0:  # a page was filled on the way
+            self.snapshots.share(marks[behind - 1 : behind])
+            self.snapshots.give_back(_there([request.rolling[0]]))
+            request.rolling = (marks[behind - 1], page)
+        if right <= len(marks):
+            request.snapshot = marks[right - 1]
+            self.snapshots.share([request.snapshot])
+        self.snapshots.give_back(marks)
+
     def settle(self) -> None:
-        """Let the snapshots be found that the step just planned takes: only later steps can begin from them. And let those
-        go that it begins from."""
-        if self._loaded:
-            assert self.snapshots is not None
-            self.snapshots.give_back(self._loaded)
-            self._loaded.clear()
+        """Let the snapshots be found that the step just planned takes: only later steps can begin from them. What it reads may
+        be overwritten by those.
+        """
+        if self.snapshots is not None:
+            self.snapshots.give_back(self._read)
+            self._read.clear()
         for place, name in self._saved:
             assert self.snapshots is not None
             self.snapshots.publish(place, name)
@@ -190,8 +219,8 @@ class Cache:
         if place != NOWHERE and boundary * self.page_size <= len(request.tokens) and self.naming is not None:
             self.naming.extend(request.names, request.tokens, boundary, request.adapter)
             self.snapshots.publish(place, request.names[boundary - 1])
-        self.snapshots.give_back(_there([request.snapshot, place]))
-        request.snapshot, request.rolling = NOWHERE, (NOWHERE, 0)
+        self.snapshots.give_back(_there([request.snapshot, place, *request.marks]))
+        request.snapshot, request.rolling, request.marks = NOWHERE, (NOWHERE, 0), []
 
     def forget(self) -> None:
         """Nothing that was kept of texts so far is found again. No request may hold anything."""
@@ -211,8 +240,9 @@ class Cache:
         for group, pool in enumerate(self.groups):
             pool.check_integrity(_there(request.pages[group]) for request in requests)
         if self.snapshots is not None:
-            assert not self._saved + self._loaded, "a step was planned and not settled"
-            self.snapshots.check_integrity(_there([request.snapshot, request.rolling[0]]) for request in requests)
+            assert not self._saved + self._read, "a step was planned and not settled"
+            owned = ([request.snapshot, request.rolling[0], *request.marks] for request in requests)
+            self.snapshots.check_integrity(map(_there, owned))
 
     def _granted(self, group: int, tokens: int, found: int) -> int:
         """Pages that a request gets when it is admitted, for a text of `tokens` of which `found` pages are there."""

@@ -72,6 +72,7 @@ class PlanRequest:
     step_tokens: int = 0  # of the largest step
     state: int = 0  # recurrent state of one text, over all layers
     prefix_cache: bool = True
+    marks: int = 0  # states that steps with guesses keep, so that these can be taken back
     scratch: int = 0  # what native kernels keep to work in
 
 
@@ -131,7 +132,7 @@ def request_for(
 ) -> PlanRequest:
     """The plan request of a model whose pages are in `kv`, for steps of `rows` requests or a `chunk` of tokens.
 
-    `asked`: page_size, max_slots, context, kv_bytes, prefix_cache, scratch as in PlanRequest.
+    `asked`: page_size, max_slots, context, kv_bytes, prefix_cache, marks, scratch as in PlanRequest.
     """
     size = asked["page_size"]
     pages = dict.fromkeys(page_groups(model.layers), 0)
@@ -253,9 +254,10 @@ def _left(request: PlanRequest) -> int:
 
 
 def _snapshots(request: PlanRequest) -> int:
-    if not request.state or not request.prefix_cache:
+    if not request.state:
         return 0
-    return min(max(SNAPSHOTS * request.max_slots, LEAST_SNAPSHOTS), _left(request) // SNAPSHOT_SHARE // request.state)
+    found = max(SNAPSHOTS * request.max_slots, LEAST_SNAPSHOTS) if request.prefix_cache else 0
+    return min(found + request.marks, _left(request) // SNAPSHOT_SHARE // request.state)
 
 
 def _least_pages(request: PlanRequest) -> int:

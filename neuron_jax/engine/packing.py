@@ -5,8 +5,8 @@ must know of a request beyond a step stands in the line of its slot: sampling pa
 numbers of its pages. It is told of a line only what is news; a step is
 
     news [NEWS * rows, 2]   a place in the lines, all of them in one row, and what stands there from now on
-    rows [rows, 8]          slot, position of the first token, tokens, DRAWS, snapshots of state to begin from and to leave,
-                            MASKED, adapter
+    rows [rows, 8]          slot, position of the first token, tokens, DRAWS, snapshots of state to begin from (or FOLLOWS,
+                            see `recurrent`) and to leave, MASKED, adapter
     tokens [tokens]         the rows' tokens one after the other; -1 for the newest of the row's slot
 """
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from attrs import define, field
 from jax import lax
 
+from models.native.recurrent import FOLLOWS
 from neuron_jax.constraints.matcher import Mask
 from neuron_jax.engine.batch import Row
 from neuron_jax.engine.buckets import StepKey
@@ -258,8 +259,9 @@ def _lines_of(row: Row) -> list[tuple[int, ...]]:
     slot, ends = _slot(row.request), (*row.states, bool(_masks_of(row)), row.request.adapter)
     if not row.guesses:
         return [(slot, row.start, row.count, DRAWS if row.draws else SILENT, *ends)]
-    assert not any(row.states), "a state that goes forward only, and guesses"
-    return [(slot, row.start + i, 1, GUESSED if i else DRAWS, *ends) for i in range(row.count)]
+    begins: list[tuple[int, ...]] = [(slot, row.start, 1, DRAWS, *ends)]
+    follows = ((FOLLOWS, mark) for mark in row.marks) if row.marks else ((0, 0) for _ in row.guesses)
+    return begins + [(slot, row.start + i, 1, GUESSED, *states, *ends[2:]) for i, states in enumerate(follows, start=1)]
 
 
 def _masks_of(row: Row) -> Sequence[Mask]:

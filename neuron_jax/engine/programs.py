@@ -67,6 +67,7 @@ class Shapes:
     max_slots: int
     max_context: int
     snapshots: int = 0  # of recurrent state, without the trash one
+    guesses: bool = False  # whether tokens of texts with such states are guessed
 
     @property
     def table(self) -> int:
@@ -233,7 +234,7 @@ def _compute(
     where = ragged(_tables(program, state.lines), rows.slot, rows.start, rows.count, tokens.shape[0])
     given = jnp.where(tokens >= 0, tokens, state.last_token[rows.slot[where.row]])
     attention = program.attention
-    snapshots = Snapshots(rows.load, rows.save, shapes.page_size)
+    snapshots = Snapshots(rows.load, rows.save, shapes.page_size, shapes.guesses)
     mixer = StepMixer(
         where,
         attention.of_rows(where),

@@ -8,6 +8,9 @@ Where there is a row for each token, all rows take their next token together. El
 them longer ones one after the other, chunk after chunk; a chunk ends where a multiple of CHUNK of the text does, or the page
 whose state is to be kept. A row that begins with a snapshot is taken in turn with the longer ones: a later row of the same
 step may be kept in that very place.
+
+What was guessed may be wrong, and a state cannot be taken back. So the rows of guesses FOLLOW each other: each begins with what
+the one before it leaves, and that is also kept in a snapshot, from which the text goes on where the guess was wrong.
 """
 
 from collections.abc import Callable
@@ -19,7 +22,7 @@ import jax.numpy as jnp
 from attrs import evolve, frozen
 from jax import lax
 
-from models.native.recurrent import StateRows
+from models.native.recurrent import FOLLOWS, StateRows
 from models.spec import CHUNK, ParamSpec, Recurrence, RecurrentLayer
 from neuron_jax.engine.attention.ragged import Ragged
 
@@ -29,11 +32,14 @@ States = tuple[jax.Array, ...]
 
 @frozen
 class Snapshots:
-    """By row, int32 [R]: the snapshot to `load` before its first token and the one to `save`, 0 for none."""
+    """By row, int32 [R]: the snapshot to `load` before its first token, or FOLLOWS, and the one to `save`, 0 for none.
+    `guesses`: whether rows may follow others.
+    """
 
     load: jax.Array
     save: jax.Array
     page_size: int
+    guesses: bool = False
 
 
 def state_specs(layer: RecurrentLayer, *, slots: int, snapshots: int) -> tuple[ParamSpec, ...]:
@@ -53,8 +59,16 @@ def state_rows(rows: Ragged, snapshots: Snapshots) -> StateRows:
 def recur(rule: Recurrence, inputs: Any, cache: States, rows: Ragged, snapshots: Snapshots) -> tuple[Any, States]:
     """See `models.spec.Mixer.recur`."""
     if rows.single:
-        return _together(rule, inputs, cache, rows, snapshots)
+        states = tuple(state[0] for state in cache[: len(cache) // 2])
+        return _together(rule, inputs, (_nothing(rule, inputs, states), cache), rows, snapshots)
     given, cache = _in_chunks(rule, inputs, cache, rows, snapshots)
+    if snapshots.guesses:
+        given, cache = lax.cond(
+            jnp.any(snapshots.load == FOLLOWS),
+            lambda carry: _guessed(rule, inputs, carry, rows, snapshots),
+            lambda carry: carry,
+            (given, cache),
+        )
     done: tuple[Any, States] = lax.cond(
         jnp.any(_single(rows, snapshots)),
         lambda carry: _singles(rule, inputs, carry, rows, snapshots),
@@ -65,7 +79,36 @@ def recur(rule: Recurrence, inputs: Any, cache: States, rows: Ragged, snapshots:
 
 
 def _single(rows: Ragged, snapshots: Snapshots) -> jax.Array:
-    return (rows.count == 1) & (snapshots.load == 0)
+    return (rows.count == 1) & (snapshots.load == 0) & ~_leads(snapshots)
+
+
+def _leads(snapshots: Snapshots) -> jax.Array:
+    """[R], the rows that others follow."""
+    return jnp.append(snapshots.load[1:] == FOLLOWS, False) & (snapshots.load != FOLLOWS)
+
+
+def _joined(rows: Ragged, snapshots: Snapshots, trash: int) -> tuple[Ragged, Snapshots]:
+    """Rows with those that follow them in one, in whose places there are rows without tokens."""
+    follows, place = snapshots.load == FOLLOWS, jnp.arange(rows.count.shape[0], dtype=jnp.int32)
+    first = lax.cummax(jnp.where(follows, 0, place))
+    count = jnp.zeros_like(rows.count).at[first].add(rows.count)
+    joined = evolve(rows, count=count, slot=jnp.where(follows, trash, rows.slot))
+    return joined, evolve(
+        snapshots, load=jnp.where(follows, 0, snapshots.load), save=jnp.where(follows, 0, snapshots.save)
+    )
+
+
+def _guessed(
+    rule: Recurrence, inputs: Any, carry: tuple[Any, States], rows: Ragged, snapshots: Snapshots
+) -> tuple[Any, States]:
+    """The rows of guesses and those that they follow, all texts at once."""
+    which = _leads(snapshots) | (snapshots.load == FOLLOWS)
+    some = evolve(
+        rows,
+        count=jnp.where(which, rows.count, 0),
+        slot=jnp.where(which, rows.slot, carry[1][0].shape[0] - 1),
+    )
+    return _together(rule, inputs, carry, some, snapshots)
 
 
 def _boundary(rows: Ragged, snapshots: Snapshots) -> jax.Array:
@@ -81,13 +124,18 @@ def _nothing(rule: Recurrence, inputs: Any, state: States) -> Any:
     return jax.tree.map(lambda leaf: jnp.zeros((total, *leaf.shape), leaf.dtype), outputs)
 
 
-def _together(rule: Recurrence, inputs: Any, cache: States, rows: Ragged, snapshots: Snapshots) -> tuple[Any, States]:
+def _together(
+    rule: Recurrence, inputs: Any, carry: tuple[Any, States], rows: Ragged, snapshots: Snapshots
+) -> tuple[Any, States]:
     """The first tokens of all rows at once, then the second ones, up to the longest row."""
+    given, cache = carry
     half, total = len(cache) // 2, rows.row.shape[0]
     by_slot, by_snapshot = cache[:half], cache[half:]
+    boundary, kept_behind = _boundary(rows, snapshots), _kept_behind(snapshots)
+    if snapshots.guesses:
+        rows, snapshots = _joined(rows, snapshots, by_slot[0].shape[0] - 1)
     begin = _begin(tuple(state[rows.slot] for state in by_slot), by_snapshot, rows, snapshots.load)
-    boundary = _boundary(rows, snapshots)
-    saved = _save(by_snapshot, begin, snapshots.save, boundary == rows.start)
+    saved = _save(by_snapshot, begin, snapshots.save, (boundary == rows.start) & (rows.count > 0))
     each = jax.vmap(rule.step)
 
     def following(k: jax.Array, carry: Any) -> Any:
@@ -97,10 +145,11 @@ def _together(rule: Recurrence, inputs: Any, cache: States, rows: Ragged, snapsh
         new, out = each(now, jax.tree.map(lambda leaf: leaf[jnp.where(live, at, 0)], inputs))
         now = _where(live, new, now)
         kept = _save(kept, now, snapshots.save, live & (rows.start + k + 1 == boundary))
+        if snapshots.guesses:
+            kept = _save(kept, now, kept_behind(k), live & (k + 1 < rows.count))
         place = jnp.where(live, at, total)
         return now, kept, jax.tree.map(lambda leaf, one: leaf.at[place].set(one, mode="drop"), given, out)
 
-    given = _nothing(rule, inputs, tuple(state[0] for state in begin))
     end, saved, given = lax.fori_loop(0, jnp.max(rows.count), following, (begin, saved, given))
     return given, (*(state.at[rows.slot].set(one) for state, one in zip(by_slot, end, strict=True)), *saved)
 
@@ -157,9 +206,16 @@ def _in_chunks(rule: Recurrence, inputs: Any, cache: States, rows: Ragged, snaps
         by_snapshot = (old.at[place].set(one) for old, one in zip(cache[half:], kept, strict=True))
         return left.at[row].set(False), given, (*by_slot, *by_snapshot)
 
-    waiting = (rows.count > 0) & ~_single(rows, snapshots)
+    waiting = (rows.count > 0) & ~_single(rows, snapshots) & ~_leads(snapshots) & (snapshots.load != FOLLOWS)
     _, given, cache = lax.while_loop(lambda carry: carry[0].any(), one_row, (waiting, given, cache))
     return jax.tree.map(lambda leaf: leaf[:total], given), cache
+
+
+def _kept_behind(snapshots: Snapshots) -> Callable[[jax.Array], jax.Array]:
+    """Of token k of each row of several, where the state behind it is kept: as the row says that follows it in turn."""
+    places = jnp.where(snapshots.load == FOLLOWS, snapshots.save, 0)
+    rows = jnp.arange(places.shape[0], dtype=jnp.int32)
+    return lambda k: places[jnp.minimum(rows + k + 1, places.shape[0] - 1)]
 
 
 def _behind(leaf: jax.Array) -> list[tuple[int, int]]:

@@ -25,8 +25,9 @@ class Request:
     Of its pages, the first `found` were others' before, and the first `published` can be found by others; `names` are what
     its full pages are called. `cached` counts the prompt's tokens that were found at its first stay. What it holds is
     the `Cache`'s business: `pages` by group of layers, 0 where a window has `left` them behind (by group, how many); the
-    `snapshot` that its first row begins from, the one that it leaves (`rolling`: place, and pages of text behind which
-    the state is), where its text `parted` from others, and where its state was kept last (`marked`), both in pages.
+    `snapshot` that its next row begins from, the one that it leaves (`rolling`: place, and pages of text behind which
+    the state is), where its text `parted` from others, and where its state was kept last (`marked`), both in pages; and of
+    a step with guesses under way the snapshots behind its tokens (`marks`).
     """
 
     id: int
@@ -49,6 +50,7 @@ class Request:
     rolling: tuple[int, int] = (0, 0)
     parted: int = 0
     marked: int = 0
+    marks: list[int] = field(factory=list)
     slot: int | None = None
     stay: int = 0
     names: list[bytes] = field(factory=list)

@@ -53,6 +53,7 @@ class Scheduler:
     menu: Menu
     pace: Pace
     guesses: int = 0  # tokens ahead
+    forward_only: bool = False  # texts have states that only guesses are taken back of
     preemptions: int = field(default=0, init=False)
     guessed_tokens: int = field(default=0, init=False)
     right_guesses: int = field(default=0, init=False)
@@ -126,7 +127,7 @@ class Scheduler:
         alone = not self._waiting and not self._feeds
         guessed = self._guessed(streams)
         most = self.menu.most_steps(len(streams), _draws(streams))
-        free = all(not request.binds(most) or _may_hope(request) for request in streams)
+        free = all(not request.binds(most) or (_may_hope(request) and not self.forward_only) for request in streams)
         steps = self._steps(streams) if alone and not guessed and free else 1
         if steps == 1:
             for request in streams:
@@ -229,8 +230,9 @@ class Scheduler:
     def _next(self, request: Request, steps: int, guesses: Sequence[int]) -> Row:
         """Its next `steps` tokens, or as many as it may still have; or the next one and those guessed."""
         count = 1 + len(guesses) if guesses else min(steps, request.limit - request.length)
-        states = self.cache.states(request, request.computed, count, fed=False)
-        row = Row(request, request.stay, request.computed, count, count, guesses, states=states)
+        marks = self.cache.mark(request, len(guesses)) if guesses else ()
+        states = self.cache.states(request, request.computed, 1 if guesses else count, fed=False)
+        row = Row(request, request.stay, request.computed, count, count, guesses, states=states, marks=marks)
         request.computed += count
         request.ahead += count
         return row
@@ -244,7 +246,9 @@ class Scheduler:
         most_free = 0 if self._feeds else self.guesses
         guesses = {one: _guess(one, most_forced if one.bound else most_free) for one in requests}
         rows, most = len(requests), sum(map(len, guesses.values()))
-        if not most or not self.cache.room((one, _last(one, 1 + len(guess))) for one, guess in guesses.items()):
+        if not most or not self.cache.room(
+            ((one, _last(one, 1 + len(guess))) for one, guess in guesses.items()), most + rows
+        ):
             return {}
         right = sum(_expected(request, len(guess)) for request, guess in guesses.items())
         at = sum(request.computed for request in requests) / rows
@@ -260,6 +264,7 @@ class Scheduler:
         assert row.request.guesser is not None
         drawn = [token for token in tokens if token >= 0]
         row.request.computed -= row.draws - len(drawn)
+        self.cache.rewind(row.request, row.start, len(drawn))
         if not row.request.bound:
             row.request.guesser.learn(len(row.guesses), len(drawn) - 1)
         self.guessed_tokens += len(row.guesses)

@@ -17,8 +17,10 @@ ffi::Error text_rows(const Ints& slot, const Ints& start, const Ints& count, con
   if (page_size < 1) return ffi::Error::InvalidArgument("pages of no tokens");
   for (int64_t row = 0; row < r.rows; ++row) {
     if (r.slot[row] < 0 || r.slot[row] >= slots) return ffi::Error::InvalidArgument("no such slot");
-    if (r.load[row] < 0 || r.load[row] >= snapshots || r.save[row] < 0 || r.save[row] >= snapshots)
+    if (r.load[row] < -1 || r.load[row] >= snapshots || r.save[row] < 0 || r.save[row] >= snapshots)
       return ffi::Error::InvalidArgument("no such snapshot");
+    if (r.load[row] < 0 && (row == 0 || r.count[row - 1] < 1 || r.slot[row - 1] != r.slot[row]))
+      return ffi::Error::InvalidArgument("follows no row of its text");
   }
   return ffi::Error::Success();
 }

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "scratch.h"
@@ -28,6 +29,7 @@ struct TextRow {
   int64_t slot, token, count, load, save;
   int64_t edge;  // how many of its tokens are before the state that is kept; below 0 where none is
   bool fresh;    // begins with zeros
+  std::vector<std::pair<int64_t, int64_t>> marks;  // behind so many of its tokens the state is kept in that snapshot, too
 };
 
 inline std::vector<TextRow> rows_of(const StateRows& r) {
@@ -36,8 +38,14 @@ inline std::vector<TextRow> rows_of(const StateRows& r) {
   for (int64_t row = 0; row < r.rows; ++row) {
     const int64_t count = std::clamp<int64_t>(r.count[row], 0, r.tokens - token), start = r.start[row];
     if (count == 0) continue;
-    const int64_t edge = (start + count - 1) / r.page_size * r.page_size - start;
-    found.push_back({r.slot[row], token, count, r.load[row], r.save[row], r.save[row] > 0 ? edge : -1, start == 0});
+    if (r.load[row] < 0) {
+      TextRow& before = found.back();
+      if (r.save[row] > 0) before.marks.emplace_back(before.count, r.save[row]);
+      before.count += count;
+    } else {
+      const int64_t edge = (start + count - 1) / r.page_size * r.page_size - start;
+      found.push_back({r.slot[row], token, count, r.load[row], r.save[row], r.save[row] > 0 ? edge : -1, start == 0, {}});
+    }
     token += count;
   }
   return found;
@@ -50,6 +58,7 @@ struct States {
 
   float* at(const TextRow& row) const { return slots + row.slot * size; }
   float* kept(const TextRow& row) const { return snapshots + row.save * size; }
+  float* marked(int64_t snapshot) const { return snapshots + snapshot * size; }
   // What the row begins with; null for zeros.
   const float* begin(const TextRow& row) const {
     return row.load > 0 ? snapshots + row.load * size : row.fresh ? nullptr : at(row);
@@ -119,6 +128,7 @@ struct Convolution {
       const bool loads = row.load > 0;
       if (loads) leave(row, row.count, input, states.at(row));
       if (row.edge >= 0) leave(row, row.edge, input, states.kept(row));
+      for (const auto& [done, place] : row.marks) leave(row, done, input, states.marked(place));
       if (!loads) leave(row, row.count, input, states.at(row));
     }
   }
@@ -190,12 +200,18 @@ inline void over_row(const TextRow& row, const States& states, int64_t head, int
   float* read = local + keys * COLUMNS;
   const int64_t size = keys * values;
   float* state = states.at(row) + head * size;
+  const auto copy = [&](float* into) { std::memcpy(into + head * size, state, sizeof(float) * static_cast<size_t>(size)); };
   const auto keep = [&](int64_t done) {
-    if (done == row.edge) std::memcpy(states.kept(row) + head * size, state, sizeof(float) * static_cast<size_t>(size));
+    if (done == row.edge) copy(states.kept(row));
+    for (const auto& [behind, place] : row.marks)
+      if (done == behind) copy(states.marked(place));
   };
   keep(0);
   for (int64_t done = 0; done < row.count;) {
-    const int64_t until = row.edge > done ? row.edge : row.count, count = std::min(STATE_TILE, until - done);
+    int64_t until = row.edge > done ? row.edge : row.count;
+    for (const auto& [behind, place] : row.marks)
+      if (behind > done) until = std::min(until, behind);
+    const int64_t count = std::min(STATE_TILE, until - done);
     const auto block = [&](auto vectors, int64_t column) {
       constexpr int64_t WIDTH = decltype(vectors)::value * LANES;
       float* s = state + column;

@@ -31,13 +31,15 @@ def test_what_the_spec_says_of_guessing_is_done(guesses: int) -> None:
     assert made.rows == 4 + 4 * guesses
 
 
-def test_nothing_is_guessed_where_a_state_only_goes_forward(caplog: pytest.LogCaptureFixture) -> None:
-    """Who asks for guesses is told that there are none."""
+def test_states_that_guesses_are_taken_back_to_are_planned() -> None:
+    """For a few texts, one behind each token of a step but the last; without a prefix cache nothing else needs any."""
     model, _ = tiny("gated delta rule", "full")
-    found = [build._guesses(EngineSpec("tiny", "", speculate=guesses), model, None) for guesses in (-1, 0, 4)]
+    plans = [
+        build.design_of(model, EngineSpec("tiny", "", speculate=guesses, prefix_cache=False), limit=2**30).plan
+        for guesses in (0, 3)
+    ]
 
-    assert found == [0, 0, 0]
-    assert caplog.messages == ["speculate = 4 is not used: the state of MadeUp only goes forward"]
+    assert [plan.snapshots for plan in plans] == [0, 12]
 
 
 def test_what_the_spec_says_of_steps_and_chunks_is_done() -> None:

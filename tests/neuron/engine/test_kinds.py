@@ -19,6 +19,7 @@ from neuron_jax.engine.buckets import Menu, declare
 from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.compiler import Compiler
 from neuron_jax.engine.engine import Engine
+from neuron_jax.engine.guesses import Guesser
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.page_groups import page_groups
 from neuron_jax.engine.pages import Pages
@@ -31,7 +32,7 @@ from tests.fakes.plain_pass import full_logits
 from tests.fakes.quick import Quick
 from tests.fakes.tiny_kinds import Kinds, tiny
 
-SLOTS, CHUNK, PAGE, PAGES, WINDOWED, SNAPSHOTS, CONTEXT = 4, 32, 16, 64, 24, 12, 256
+SLOTS, CHUNK, PAGE, PAGES, WINDOWED, SNAPSHOTS, CONTEXT, GUESSES = 4, 32, 16, 64, 24, 20, 256, 3
 MODELS: dict[str, tuple[str, ...]] = {
     "windows": ("window", "full", "window, sinks, soft cap, narrow values"),
     "windows only": ("window",),
@@ -61,9 +62,9 @@ def running(name: str, devices: int = 1) -> Iterator[Runner]:
     model, params = tiny(*MODELS[name])
     mesh = make_mesh(jax.devices("cpu")[:devices])
     attention = choose(Case(mesh, jnp.float32, KVFormat("float32"), PAGES, PAGE, kinds(model)))
-    program = Program(model, mesh, Shapes(PAGE, pools(model), SLOTS, CONTEXT, snapshots(model)), attention)
+    program = Program(model, mesh, Shapes(PAGE, pools(model), SLOTS, CONTEXT, snapshots(model), True), attention)
     compiler = Compiler(lambda key: Quick(program.lower(key)), workers=2)
-    keys = declare(max_slots=SLOTS, chunk_tokens=CHUNK, decode_steps=2).keys()
+    keys = declare(max_slots=SLOTS, chunk_tokens=CHUNK, decode_steps=2, guesses=GUESSES).keys()
     compiler.start(keys)
     compiler.wait(keys, lambda done, total: None)
     placed = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), params, program.abstract_params())
@@ -87,7 +88,13 @@ def new_engine(runner: Runner) -> NewEngine:
 
 def engines_of(runner: Runner) -> NewEngine:
     def make(
-        *, pages: int = PAGES, windowed: int = WINDOWED, chunk: int = CHUNK, overlap: bool = True, prefix: bool = True
+        *,
+        pages: int = PAGES,
+        windowed: int = WINDOWED,
+        chunk: int = CHUNK,
+        overlap: bool = True,
+        prefix: bool = True,
+        guesses: int = 0,
     ) -> Engine:
         model = runner.program.model
         menu = Menu()
@@ -98,9 +105,9 @@ def engines_of(runner: Runner) -> NewEngine:
             Naming(PAGE, b"tests") if prefix else None,
             windows=page_groups(model.layers),
             step_tokens=CHUNK,
-            snapshots=Pages(count) if prefix and (count := snapshots(model)) else None,
+            snapshots=Pages(count) if (prefix or guesses) and (count := snapshots(model)) else None,
         )
-        scheduler = Scheduler(cache, max_slots=SLOTS, menu=menu, pace=Pace())
+        scheduler = Scheduler(cache, max_slots=SLOTS, menu=menu, pace=Pace(), guesses=guesses)
         ticks = counter()
         return Engine(scheduler, runner, CONTEXT, clock=lambda: next(ticks) / 1000, overlap=overlap)
 
@@ -232,3 +239,32 @@ def test_equal_prompts_at_once(new_engine: NewEngine) -> None:
     for number in range(4):
         alone = ask(new_engine(prefix=False), prompt, temperature=1.0, seed=number)[0]
         assert tokens(outputs[number]) == alone
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_guesses_of_any_quality_change_nothing(
+    new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch, prefix: bool
+) -> None:
+    """Right ones, and wrong ones at any place: of texts in a batch beside prompts, in more turns than one, and preempted."""
+    prompts = [words(20 + 5 * number, seed=number) for number in range(6)]
+    options = SAMPLED | {"max_tokens": 60}
+    expected = wanted(new_engine, prompts, **options)
+    whole = [prompt + text for prompt, text in zip(prompts, expected, strict=True)]
+    rng = np.random.default_rng(0)
+
+    def guess(self: Guesser, tokens: list[int], *, ahead: int, most: int) -> list[int]:
+        known = next((text for text in whole if text[: len(tokens)] == list(tokens)), list(tokens))
+        right = known[len(tokens) + ahead :][: max(most, 0)]
+        return [token if rng.random() < 0.7 else (token + 1) % 300 for token in right]
+
+    monkeypatch.setattr(Guesser, "guess", guess)
+    monkeypatch.setattr(Guesser, "expected", lambda self, count: 10.0 * count)
+    engine = new_engine(pages=16, windowed=8, prefix=prefix, guesses=GUESSES)
+    for number, prompt in enumerate(prompts):
+        engine.submit(submit(number, prompt, **options))
+    outputs = drain(engine)
+    turns = [ask(engine, text[:-3], **SAMPLED)[0][:3] for text in whole]
+
+    assert [tokens(outputs[number]) for number in range(len(prompts))] == expected
+    assert turns == [text[-3:] for text in whole]
+    assert 0 < engine.scheduler.right_guesses < engine.scheduler.guessed_tokens

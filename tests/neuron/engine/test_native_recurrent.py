@@ -56,7 +56,7 @@ def step(rule: Any, tokens: Any, cache: Any, told: Any, *, native: bool) -> Any:
     def run(tokens: Any, cache: Any, told: jax.Array) -> Any:
         slot, start, count, load, save = told
         rows = ragged({}, slot, start, count, jax.tree.leaves(tokens)[0].shape[0])
-        where = Snapshots(load, save, PAGE)
+        where = Snapshots(load, save, PAGE, guesses=True)
         return (
             rule.native(tokens, cache, state_rows(rows, where)) if native else recur(rule, tokens, cache, rows, where)
         )
@@ -69,6 +69,14 @@ CASES = {
     "single tokens": ([2, 1, 0, 3], [5, 16, 0, 0], [1, 1, 1, 0], [0, 1, 0, 0], [0, 2, 0, 0]),
     "kept where an earlier row began": ([0, 1], [16, 0], [1, 40], [2, 0], [0, 2]),
     "kept where it began itself": ([1], [16], [18], [2], [2]),
+    "guesses": ([1, 1, 1, 2, 2], [16, 17, 18, 5, 6], [1, 1, 1, 1, 1], [0, -1, -1, 3, -1], [1, 2, 4, 0, 3]),
+    "guesses beside a prompt": (
+        [1, 1, 0, 2, 2],
+        [5, 6, 0, 9, 10],
+        [1, 1, 40, 1, 1],
+        [0, -1, 0, 2, -1],
+        [0, 1, 4, 0, 3],
+    ),
 }
 
 

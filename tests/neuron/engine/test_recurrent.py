@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.native.recurrent import FOLLOWS
 from models.spec import ParamSpec, RecurrentLayer
 from neuron_jax.engine.attention.ragged import ragged
 from neuron_jax.engine.recurrent import Snapshots, recur, state_specs
@@ -25,10 +26,11 @@ def update(state: Any, token: Any) -> Any:
 
 
 def step(told: Any, inputs: Any, cache: Any) -> Any:
-    """`told`: start, count, load and save of each row, [4, R]."""
+    """`told`: start, count, load and save of each row, [4, R]. Rows that follow others are of the same slot."""
     start, count, load, save = told
-    rows = ragged({}, jnp.arange(told.shape[1], dtype=jnp.int32), start, count, inputs.shape[0])
-    where = Snapshots(load, save, PAGE)
+    slot = jax.lax.cummax(jnp.where(load == FOLLOWS, 0, jnp.arange(told.shape[1], dtype=jnp.int32)))
+    rows = ragged({}, slot, start, count, inputs.shape[0])
+    where = Snapshots(load, save, PAGE, guesses=True)
     return recur(Stepwise(update), inputs, cache, rows, where)
 
 
@@ -42,6 +44,8 @@ CASES: dict[str, tuple[list[int], list[int], list[int], list[int]]] = {
     "longer than a chunk, which begins within one": ([60, 0], [150, 1], [2, 0], [3, 0]),
     "chunks of two, and one alone": ([0, 70, 5], [130, 60, 1], [0, 0, 1], [2, 4, 5]),
     "as many rows as tokens": ([3, 0, 4, 8], [1, 0, 1, 2], [0, 0, 0, 1], [0, 0, 2, 4]),
+    "guesses that follow each other": ([8, 9, 10, 3], [1, 1, 1, 1], [0, -1, -1, 2], [1, 3, 4, 0]),
+    "guesses behind a snapshot, beside a prompt": ([5, 6, 0, 2], [1, 1, 70, 1], [4, -1, 0, 0], [0, 2, 1, 0]),
 }
 
 
@@ -56,19 +60,24 @@ def test_it_is_a_plain_loop(case: str) -> None:
     told, cache = jnp.asarray(CASES[case], jnp.int32), (jnp.asarray(states), jnp.asarray(kept))
     given, (new_states, new_kept) = quick.jit(step)(told, jnp.asarray(inputs), cache)
 
-    place = 0
+    place, leader, state = 0, 0, np.zeros(2, np.float32)
     for row, (first, tokens) in enumerate(zip(start, count, strict=True)):
         if tokens == 0:
             continue
         boundary = (first + tokens - 1) // PAGE * PAGE
-        state = kept[load[row]] if load[row] else np.zeros(2, np.float32) if first == 0 else states[row]
-        expected = state if save[row] and boundary == first else None
+        if load[row] == FOLLOWS:  # begins with what the row before has left, which is kept
+            expected, boundary = state, -1
+        else:
+            leader = row
+            state = kept[load[row]] if load[row] else np.zeros(2, np.float32) if first == 0 else states[row]
+            expected = state if boundary == first else None
         for position in range(first, first + tokens):
             before, state = state, state * np.float32(0.5) + inputs[place]
             np.testing.assert_allclose(given[place], state + before, rtol=1e-6)
-            expected = state if save[row] and position + 1 == boundary else expected
+            expected = state if position + 1 == boundary else expected
             place += 1
-        np.testing.assert_allclose(new_states[row], state, rtol=1e-6)
+        if FOLLOWS not in load[row + 1 : row + 2]:
+            np.testing.assert_allclose(new_states[leader], state, rtol=1e-6)
         if save[row]:
             wanted = kept[save[row]] if expected is None else expected
             np.testing.assert_allclose(new_kept[save[row]], wanted, rtol=1e-6)
