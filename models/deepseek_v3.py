@@ -2,7 +2,7 @@
 
 Latent attention, whose heads turn in a part of their own, its pairs being neighbours; where YaRN scales the turning, all
 scores are sharper. The first layers have one MLP, the others experts that are chosen by sigmoids with a correction within the
-best groups, and one that all tokens share. The layer behind the last, which drafts tokens, is not read.
+best groups, and one that all tokens share. The layer behind the last, which drafts tokens, is read for guesses.
 https://arxiv.org/abs/2412.19437.
 """
 
@@ -14,7 +14,7 @@ from models.config import MOST_LAYERS, Keys
 from models.dense.expert_config import read_sigmoid_experts
 from models.dense.family import checked, dense_family
 from models.dense.latent_config import latent_scale, read_latent
-from models.dense.names import CORRECTION, EXPERTS, GGUF_KEYS, LATENT, SHARED, USUAL, gguf_tensors, without
+from models.dense.names import CORRECTION, EXPERTS, GGUF_KEYS, LATENT, NEXTN, SHARED, USUAL, gguf_tensors, without
 from models.dense.record import SILU, Dense, Experts
 from models.gguf import GgufTable
 from models.spec import Config
@@ -102,7 +102,7 @@ def _finish(config: dict[str, Any]) -> dict[str, Any]:
 
 GGUF = GgufTable(
     architecture="deepseek2",
-    tensors=gguf_tensors(NAMES),
+    tensors=gguf_tensors(NAMES) | NEXTN,
     required={
         **GGUF_KEYS,
         "attention.kv_lora_rank": "kv_lora_rank",
@@ -135,5 +135,11 @@ GGUF = GgufTable(
 )
 
 FAMILY = dense_family(
-    architectures=(NAME,), model_types=("deepseek_v3",), read=read, names=NAMES, gguf=GGUF, ignored=drafting
+    architectures=(NAME,),
+    model_types=("deepseek_v3",),
+    read=read,
+    names=NAMES,
+    gguf=GGUF,
+    ignored=drafting,
+    drafts=True,
 )

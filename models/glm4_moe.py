@@ -1,7 +1,7 @@
 """The GLM-4 family with experts: GLM-4.5, its Air, 4.6 and 4.7; must not know files, pages or jax.
 
 The first layers have one MLP, the others experts that are chosen by sigmoids with a correction, and one that all tokens share;
-half of each head turns. The layer behind the last, which drafts tokens, is not read. https://arxiv.org/abs/2508.06471.
+half of each head turns. The layer behind the last, which drafts tokens, is read for guesses. https://arxiv.org/abs/2508.06471.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from models.config import MOST_LAYERS, Keys
 from models.dense.expert_config import read_sigmoid_experts
 from models.dense.family import checked, dense_family
-from models.dense.names import CORRECTION, EXPERTS, GGUF_KEYS, QK_NORMS, SHARED, USUAL, gguf_tensors, without
+from models.dense.names import CORRECTION, EXPERTS, GGUF_KEYS, NEXTN, QK_NORMS, SHARED, USUAL, gguf_tensors, without
 from models.dense.record import SILU, Dense, Experts, Layer
 from models.gguf import GgufTable, finish_as
 from models.rope import read_rotary
@@ -66,7 +66,7 @@ def _finish(config: dict[str, Any]) -> dict[str, Any]:
 
 GGUF = GgufTable(
     architecture="glm4moe",
-    tensors=gguf_tensors(without(NAMES, "mlp.norm")) | {"blk.{}.post_attention_norm": NAMES["mlp.norm"]},
+    tensors=gguf_tensors(without(NAMES, "mlp.norm")) | {"blk.{}.post_attention_norm": NAMES["mlp.norm"]} | NEXTN,
     required={
         **GGUF_KEYS,
         "attention.head_count_kv": "num_key_value_heads",
@@ -92,5 +92,5 @@ GGUF = GgufTable(
 )
 
 FAMILY = dense_family(
-    architectures=(NAME,), model_types=("glm4_moe",), read=read, names=NAMES, gguf=GGUF, ignored=_drafting
+    architectures=(NAME,), model_types=("glm4_moe",), read=read, names=NAMES, gguf=GGUF, ignored=_drafting, drafts=True
 )

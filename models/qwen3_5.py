@@ -2,7 +2,7 @@
 
 0.8B to 27B. A Qwen3 three of whose four layers mix by the gated delta rule (https://arxiv.org/abs/2412.06464) in attention's
 place. What attention gathers is gated, a quarter of each head turns, and norms multiply by 1 + w. Of a picture's three kinds
-of position a text has but one, so its rotary is the plain one. The head that guesses tokens ahead (mtp) is left out.
+of position a text has but one, so its rotary is the plain one. What drafts tokens (mtp) is read for guesses.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import numpy as np
 
 from models.config import MOST_LAYERS, Keys
 from models.dense.family import checked, dense_family
-from models.dense.names import DELTA, GGUF_KEYS, QK_NORMS, USUAL, gguf_tensors, without
+from models.dense.names import DELTA, GGUF_KEYS, NEXTN, NEXTN_NORMS, QK_NORMS, USUAL, gguf_tensors, without
 from models.dense.record import FULL, LINEAR, SILU, Dense, GatedDelta, Layer
 from models.gguf import Changed, GgufTable, Order
 from models.rope import read_rotary
@@ -92,7 +92,8 @@ HYBRID_OPTIONAL = {
     "full_attention_interval": "full_attention_interval",
 }
 HYBRID_OTHER = {"attention.recurrent_layers": "recurrent_layers", "nextn_predict_layers": "nextn_predict_layers"}
-PLUS_ONE = tuple(NAMES[what] for what in ("attention.norm", "attention.q_norm", "attention.k_norm", "mlp.norm", "norm"))
+_NORMS = ("attention.norm", "attention.q_norm", "attention.k_norm", "mlp.norm", "norm")
+PLUS_ONE = (*(NAMES[what] for what in _NORMS), *NEXTN_NORMS)
 
 
 def _finish(config: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def _channels(config: Mapping[str, Any]) -> Order:
 
 GGUF = GgufTable(
     architecture="qwen35",
-    tensors=gguf_tensors(without(NAMES, "mlp.norm")) | {"blk.{}.post_attention_norm": NAMES["mlp.norm"]},
+    tensors=gguf_tensors(without(NAMES, "mlp.norm")) | {"blk.{}.post_attention_norm": NAMES["mlp.norm"]} | NEXTN,
     required=HYBRID_KEYS,
     optional=HYBRID_OPTIONAL,
     other=HYBRID_OTHER,
@@ -168,4 +169,5 @@ FAMILY = dense_family(
     names=NAMES,
     gguf=GGUF,
     ignored=drafting,
+    drafts=True,
 )

@@ -7,7 +7,7 @@ https://arxiv.org/abs/2412.06464 (gated delta rule).
 from typing import Any
 
 from models.dense.family import dense_family
-from models.dense.names import EXPERTS, LAYER, SHARED_GATE, gguf_tensors, without
+from models.dense.names import EXPERTS, LAYER, NEXTN, SHARED_GATE, gguf_tensors, without
 from models.dense.record import Dense
 from models.gguf import Changed, GgufTable
 from models.qwen3_5 import GGUF as DENSE_GGUF
@@ -42,7 +42,7 @@ def _finish(config: dict[str, Any]) -> dict[str, Any]:
 
 GGUF = GgufTable(
     architecture="qwen35moe",
-    tensors=gguf_tensors(without(NAMES, "mlp.norm")) | {"blk.{}.post_attention_norm": NAMES["mlp.norm"]},
+    tensors=gguf_tensors(without(NAMES, "mlp.norm")) | {"blk.{}.post_attention_norm": NAMES["mlp.norm"]} | NEXTN,
     required={**{key: own for key, own in HYBRID_KEYS.items() if key != "feed_forward_length"}, **EXPERT_KEYS},
     optional={**HYBRID_OPTIONAL, "expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
     other=HYBRID_OTHER,
@@ -58,4 +58,5 @@ FAMILY = dense_family(
     names=NAMES,
     gguf=GGUF,
     ignored=drafting,
+    drafts=True,
 )

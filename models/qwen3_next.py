@@ -11,7 +11,7 @@ from attrs import evolve
 
 from models.config import Keys
 from models.dense.family import checked, dense_family
-from models.dense.names import DELTA, EXPERTS, LAYER, QK_NORMS, SHARED_GATE, USUAL, gguf_tensors, without
+from models.dense.names import DELTA, EXPERTS, LAYER, NEXTN, QK_NORMS, SHARED_GATE, USUAL, gguf_tensors, without
 from models.dense.record import SILU, Dense, Experts
 from models.gguf import Changed, GgufTable
 from models.qwen3_5 import HYBRID_KEYS, HYBRID_OPTIONAL, HYBRID_OTHER, PLUS_ONE, drafting, finish_hybrid, hybrid_stack
@@ -85,7 +85,7 @@ def _finish(config: dict[str, Any]) -> dict[str, Any]:
 
 GGUF = GgufTable(
     architecture="qwen3next",
-    tensors=gguf_tensors(without(NAMES, "mlp.norm")) | {"blk.{}.post_attention_norm": NAMES["mlp.norm"]},
+    tensors=gguf_tensors(without(NAMES, "mlp.norm")) | {"blk.{}.post_attention_norm": NAMES["mlp.norm"]} | NEXTN,
     required={**HYBRID_KEYS, **EXPERT_KEYS},
     optional={**HYBRID_OPTIONAL, "expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
     other=HYBRID_OTHER,
@@ -99,5 +99,5 @@ GGUF = GgufTable(
 )
 
 FAMILY = dense_family(
-    architectures=(NAME,), model_types=("qwen3_next",), read=read, names=NAMES, gguf=GGUF, ignored=drafting
+    architectures=(NAME,), model_types=("qwen3_next",), read=read, names=NAMES, gguf=GGUF, ignored=drafting, drafts=True
 )

@@ -12,7 +12,7 @@ Dimension letters, used all over `models/` and `neuron_jax/engine/`:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from attrs import frozen
@@ -248,6 +248,29 @@ class Model(Outline, Protocol):
         ...
 
 
+@runtime_checkable
+class Drafter(Model, Protocol):
+    """A model that, where it `drafts`, also says what may come behind the next token. The last of `layers` is the one that it
+    does so with: `forward` leaves its cache as it is.
+    """
+
+    @property
+    def drafts(self) -> bool: ...
+
+    def draft(
+        self,
+        params: Params,
+        hidden: "jax.Array",
+        text: "tuple[jax.Array, jax.Array]",
+        mixer: Mixer[CacheT],
+        entry: CacheT,
+    ) -> "tuple[jax.Array, CacheT]":
+        """hidden [T, D] of `forward`, or of this; `text`, int32 [T] each: the tokens behind those, and where those stand ->
+        hidden [T, D], of which `logits` makes those of the tokens behind these, and the last layer's new cache.
+        """
+        ...
+
+
 class Embedder(Outline, Protocol):
     """A network of whole texts, bound as a `Model` is. It keeps nothing of a text, so it has no caches and its `layers` are
     none. What it makes of a text is a vector, or a score (`Family.purpose`), of `width` values. `heads` look at once.
@@ -293,7 +316,8 @@ class Build(Protocol):
     groups of 32) or "fp8" (per output channel; activations, too, where the device multiplies float8). With `native`, for
     one CPU in float32, the kernels of `models.native` compute it: "stored" (as the checkpoint has them, exact), "int8"
     and "int4" (rounded in groups of 32), "none" (float32); activations stay float32. `storage` then says what the
-    checkpoint's tensors are stored as, by name. `dtype` None is float32 on a CPU and bfloat16 elsewhere. Raises
+    checkpoint's tensors are stored as, by name. With `draft` it is a `Drafter`. `dtype` None is float32 on a CPU and
+    bfloat16 elsewhere. Raises
     `models.errors.ModelError` with every misfit when `config` asks for something the family does not do.
     """
 
@@ -307,6 +331,7 @@ class Build(Protocol):
         dtype: Any = None,
         native: bool = False,
         storage: Mapping[str, Any] | None = None,
+        draft: bool = False,
     ) -> "Model | Embedder": ...
 
 
@@ -314,7 +339,7 @@ class Build(Protocol):
 class Family:
     """What `models.registry` knows of a family. `architectures` are names in config.json, `model_types` those of configs
     that name no architecture, as the text part of a larger model does. `read` raises ModelError with every misfit.
-    `purpose` says what a checkpoint with a config of the family is for.
+    `purpose` says what a checkpoint with a config of the family is for. `drafts`: it may be built with what drafts tokens.
     """
 
     architectures: tuple[str, ...]
@@ -322,4 +347,5 @@ class Family:
     read: Callable[[Config], Outline]
     build: Build
     gguf: tuple[GgufTable, ...] = ()
+    drafts: bool = False
     purpose: Callable[[Config], Purpose] = generates

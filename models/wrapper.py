@@ -20,6 +20,9 @@ _PREFIXES = {
 HEAD = _HEAD + "weight"
 """As transformers writes them, since version 4.52 and before, and what a model of text alone has in their place."""
 
+_AHEAD = "mtp."
+"""What drafts tokens has this name in a wrapper as well."""
+
 
 def is_wrapper(config: Mapping[str, Any]) -> bool:
     """Whether a config is that of a larger model with a text part."""
@@ -52,4 +55,4 @@ def text_names(names: Iterable[str]) -> dict[str, str]:
             found[_PREFIXES[prefix] + name.removeprefix(prefix)] = name
     if not found:
         return {name: name for name in known}
-    return found | {name: name for name in known if name.startswith(_HEAD) and name not in found}
+    return found | {name: name for name in known if name.startswith((_HEAD, _AHEAD)) and name not in found}

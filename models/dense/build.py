@@ -10,6 +10,7 @@ import numpy as np
 from attrs import evolve, frozen
 
 from models.adapters import Chosen
+from models.dense.ahead_rules import ahead_rules, own_names
 from models.dense.layout import Layout
 from models.dense.names import Names
 from models.dense.network import Decoder
@@ -38,6 +39,7 @@ class DenseModel:
     widest: int
     experts: tuple[int, int]
     layers: Sequence[LayerSpec]
+    drafts: bool
     rules: Sequence[Rule | Ignore]
     tiles: Mapping[str, Tiles]
     _transform: Transform | None
@@ -62,7 +64,22 @@ class DenseModel:
         if self._transform is not None:
             # Around the module's own rules for attributes: this is not one of its parameters.
             object.__setattr__(network, "transform", self._transform)
-        return network(tokens, positions, mixer, cache)
+        if not self.drafts:
+            return network(tokens, positions, mixer, cache)
+        *own, last = cache
+        hidden, left = network(tokens, positions, mixer, own)
+        return hidden, (*left, last)
+
+    def draft(
+        self,
+        params: Params,
+        hidden: jax.Array,
+        text: tuple[jax.Array, jax.Array],
+        mixer: Mixer[CacheT],
+        entry: CacheT,
+    ) -> tuple[jax.Array, CacheT]:
+        """See `models.spec.Drafter`."""
+        return self._network.bind(params).drafted(hidden, *text, mixer, entry)
 
     def transformed(self, transform: Transform) -> "DenseModel":
         """See `models.spec.Model`."""
@@ -90,6 +107,7 @@ def build_dense(
     dtype: Any = None,
     native: bool = False,
     storage: Mapping[str, Storage] | None = None,
+    draft: bool = False,
 ) -> DenseModel:
     """The model of `c`, whose tensors have these names (see `models.dense.names`); the rest as in `models.spec.Build`."""
     assert tensor_parallel >= 1, f"tensor_parallel {tensor_parallel}"
@@ -99,6 +117,8 @@ def build_dense(
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     layout = Layout.plan(c, (tensor_parallel, expert_parallel), quant, np.dtype(dtype), native)
     made = rules(c, layout, names, ignored)
+    if draft:
+        made = (*made, *_ahead(c, layout, names))
     tiles: dict[str, Tiles] = {}
     if native:
         assert tensor_parallel == 1, "the native kernels see one device"
@@ -107,19 +127,31 @@ def build_dense(
             made, storage, quant, gated=("gate_up",) * (c.activation.halves - 1), tables=TABLES, exact=EXACT
         )
     make = Linears(quant, layout.dtype, tensor_parallel, expert_parallel, tiles)
-    layers = c.layers_in(layout.heads.slots, layout.heads.width, tensor_parallel)
+    heads = layout.heads.slots, layout.heads.width, tensor_parallel
+    layers = c.layers_in(*heads)
+    ahead = evolve(c, stack=(c.ahead,)).layers_in(*heads)[0] if draft else None
     return DenseModel(
         architecture=c.architecture,
         vocab_size=c.vocab_size,
         max_positions=c.max_positions,
-        widest=max(*_widths(c), *map(_channels, layers)),
+        widest=max(*_widths(c), *map(_channels, layers), 2 * c.hidden_size * draft),
         experts=max(((found.count, found.active) for found in c.mixtures), default=(1, 1)),
-        layers=c.kept(layers),
+        layers=c.kept(layers) if ahead is None else (*c.kept(layers), ahead),
+        drafts=draft,
         rules=made,
         tiles=tiles,
         transform=None,
-        network=functional(lambda: Decoder(c, layout, layers, make)),
+        network=functional(lambda: Decoder(c, layout, layers, make, ahead)),
     )
+
+
+def _ahead(c: Dense, layout: Layout, names: Names) -> list[Rule]:
+    one = evolve(c, stack=(c.ahead,), per_layer=None, scalars=False)
+    own, usual = (
+        [rule for rule in rules(one, layout, table, ()) if isinstance(rule, Rule) and rule.keys[0] == "layers"]
+        for table in (own_names(names), names)
+    )
+    return ahead_rules(c, layout, own, usual)
 
 
 def _check_parts(c: Dense, devices: int, parts: int) -> None:

@@ -40,8 +40,11 @@ def dense_family(
     names: Names,
     gguf: GgufTable | None = None,
     ignored: tuple[str, ...] | Callable[[Dense], tuple[str, ...]] = (),
+    drafts: bool = False,
 ) -> Family:
-    """`names` of all tensors that one of the family may have; `ignored` as in `models.dense.rules`."""
+    """`names` of all tensors that one of the family may have; `ignored` as in `models.dense.rules`. `drafts`: its checkpoints
+    may have what drafts tokens, see `models.dense.ahead`.
+    """
 
     def build(config: Config, **choices: Any) -> Model:
         from models.dense.build import build_dense  # brings JAX, which who only reads configs does without
@@ -50,4 +53,6 @@ def dense_family(
         return build_dense(found, names, ignored=ignored(found) if callable(ignored) else ignored, **choices)
 
     tables = () if gguf is None else (gguf,)
-    return Family(architectures=architectures, model_types=model_types, read=read, build=build, gguf=tables)
+    return Family(
+        architectures=architectures, model_types=model_types, read=read, build=build, gguf=tables, drafts=drafts
+    )

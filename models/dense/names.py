@@ -10,7 +10,7 @@ of tensors of all experts as gpt-oss has them: see `models.dense.expert_rules`; 
 "turned.gate_up" and "turned.down".
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 Names = Mapping[str, str]
 """What a tensor is -> the stem of its name in the family's own checkpoints, to which `.weight` and `.bias` come, with `{}`
@@ -114,6 +114,22 @@ PER_LAYER: Names = {
     "per_layer.out": LAYER + "per_layer_projection",
     "per_layer.post_norm": LAYER + "post_per_layer_input_norm",
 }
+AHEAD: Names = {
+    "fc": "mtp.fc",
+    "embedding_norm": "mtp.pre_fc_norm_embedding",
+    "hidden_norm": "mtp.pre_fc_norm_hidden",
+    "norm": "mtp.norm",
+}
+BEHIND_LAST: Names = {"fc": "eh_proj", "embedding_norm": "enorm", "hidden_norm": "hnorm", "norm": "shared_head.norm"}
+"""What drafts tokens, under names of its own or in the layer behind the last."""
+NEXTN = {
+    "blk.{}.nextn.eh_proj": LAYER + "eh_proj",
+    "blk.{}.nextn.enorm": LAYER + "enorm",
+    "blk.{}.nextn.hnorm": LAYER + "hnorm",
+    "blk.{}.nextn.shared_head_norm": LAYER + "shared_head.norm",
+}
+"""The same in GGUF files -> the stems in the layer behind the last."""
+NEXTN_NORMS = tuple(LAYER + BEHIND_LAST[what] for what in ("embedding_norm", "hidden_norm", "norm"))
 SCALAR: Names = {"scalar": LAYER + "layer_scalar"}
 
 # https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py
@@ -222,6 +238,11 @@ def without(names: Names, *left_out: str) -> Names:
 def together(stem: str) -> str:
     """Of the experts' tensors the stem of the one tensor that has them all."""
     return stem.replace("experts.{}", "experts")
+
+
+def has_drafting(tensors: Collection[str]) -> bool:
+    """Whether a checkpoint of these tensors has what drafts tokens."""
+    return any(name == f"{AHEAD['fc']}.weight" or name.endswith(f".{BEHIND_LAST['fc']}.weight") for name in tensors)
 
 
 def gguf_tensors(names: Names) -> dict[str, str]:

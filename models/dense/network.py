@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from models.dense.ahead import Ahead
 from models.dense.beside import Beside
 from models.dense.convolution import Convolution
 from models.dense.delta import Delta
@@ -137,7 +138,14 @@ class Decoder(nnx.Module):
 
     transform: Transform | None = None  # what becomes of the hidden states behind each layer
 
-    def __init__(self, c: Dense, layout: Layout, layers: Sequence[LayerSpec | None], make: Linears) -> None:
+    def __init__(
+        self,
+        c: Dense,
+        layout: Layout,
+        layers: Sequence[LayerSpec | None],
+        make: Linears,
+        ahead: LayerSpec | None = None,
+    ) -> None:
         self.embed = make.table("embed", layout.vocab, c.hidden_size)
         kinds = zip(c.stack, layers, strict=True)
         self.layers = nnx.List([Block(c, layout, *kind, make.within(f"layers.{n}.")) for n, kind in enumerate(kinds)])
@@ -147,6 +155,11 @@ class Decoder(nnx.Module):
         behind = range(len(c.stack)) if c.scalars or c.per_layer is not None else ()
         self.after = nnx.List([After(c, layout, make.within(f"after.{n}.")) for n in behind])
         self.centre = partial(centre, native=layout.native) if c.centred else None
+        block = None if ahead is None else Block(c, layout, c.ahead, ahead, make.within("ahead.layer."))
+        self.ahead = None if block is None else Ahead(c, layout, block, make)
+        self.ahead_rotary, self.ahead_sharpening = (
+            (None,) * 2 if block is None else (c.ahead.rotary, c.ahead.sharpening)
+        )
         self.rotaries = tuple(layer.rotary for layer in c.stack)
         self.sources = tuple(n if layer.source is None else layer.source for n, layer in enumerate(c.stack))
         self.sharpenings, self.embedding_scale = tuple(layer.sharpening for layer in c.stack), c.embedding_scale
@@ -158,9 +171,7 @@ class Decoder(nnx.Module):
         """tokens, positions [T] -> final normed hidden [T, D], one cache entry per layer."""
         turns = {rotary: _turn(rotary, positions) for rotary in dict.fromkeys(self.rotaries)}
         sharper = {said: _sharper(said, positions) for said in dict.fromkeys(self.sharpenings)}
-        x = self.embed.rows(tokens, mixer.live)
-        if self.embedding_scale != 1:
-            x = x * jnp.asarray(self.embedding_scale, x.dtype)
+        x = self._embedded(tokens, mixer.live)
         given = None if self.per_layer is None else self.per_layer(tokens, x, mixer.live)
         x = x if self.centre is None else self.centre(x, mixer.live)
         entries, left = iter(cache), dict[int, Any]()
@@ -177,6 +188,20 @@ class Decoder(nnx.Module):
                 x = self.transform(number, x)
                 x = x if self.centre is None else self.centre(x, mixer.live)  # which all that follows relies on
         return self.norm(x, mixer.live), tuple(map(bare, left.values()))
+
+    def drafted(
+        self, hidden: jax.Array, tokens: jax.Array, positions: jax.Array, mixer: Mixer[CacheT], entry: CacheT
+    ) -> tuple[jax.Array, CacheT]:
+        """hidden [T, D] of the tokens at `positions` and the tokens behind them -> hidden [T, D] for the ones behind those."""
+        assert self.ahead is not None, "nothing drafts"
+        sharper = _sharper(self.ahead_sharpening, positions)
+        x = self.ahead.joined(self._embedded(tokens, mixer.live), hidden, mixer.live)
+        x, entry = self.ahead.layer(x, _turn(self.ahead_rotary, positions), sharper, mixer, entry)
+        return self.ahead.norm(x, mixer.live), entry
+
+    def _embedded(self, tokens: jax.Array, live: Live) -> jax.Array:
+        x = self.embed.rows(tokens, live)
+        return x if self.embedding_scale == 1 else x * jnp.asarray(self.embedding_scale, x.dtype)
 
     def logits(self, hidden: jax.Array, live: Live = None) -> jax.Array:
         """hidden [R, D] -> float32 [R, V as laid out]."""

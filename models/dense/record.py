@@ -310,6 +310,11 @@ class Dense:
         """Each kind of experts that a layer has, once."""
         return tuple(dict.fromkeys(layer.experts for layer in self.stack if layer.experts is not None))
 
+    @property
+    def ahead(self) -> Layer:
+        """The layer of what drafts tokens: as the last that attends."""
+        return next(layer for layer in reversed(self.stack) if layer.mixes == "attention")
+
     def kept(self, every: Sequence[LayerSpec | None]) -> tuple[LayerSpec, ...]:
         """Without the layers that keep nothing themselves."""
         both = zip(self.stack, every, strict=True)

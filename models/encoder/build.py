@@ -56,6 +56,7 @@ def build_encoder(
     dtype: Any = None,
     native: bool = False,
     storage: Any = None,
+    draft: bool = False,
 ) -> EncoderModel:
     """The model of `c`, whose tensors have these names (see `models.encoder.rules`); the rest as in `models.spec.Build`.
 
@@ -69,6 +70,7 @@ def build_encoder(
     if misfits:
         raise ModelError(c.architecture, misfits)
     assert not native, "the native kernels are for decoders"
+    assert not draft, "an encoder drafts nothing"
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return EncoderModel(

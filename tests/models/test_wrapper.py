@@ -49,6 +49,7 @@ def test_tensors_of_the_text_part_lose_their_prefix(text: str, head: str) -> Non
     """What sees is not among them."""
     stored = [f"{text}norm.weight", f"{head}weight", "model.vision_tower.a", "vision_tower.b", "model.norm.weight"]
 
+    assert text_names([*stored, "mtp.fc.weight"])["mtp.fc.weight"] == "mtp.fc.weight"  # which drafts tokens
     assert text_names(stored) == {"model.norm.weight": stored[0], "lm_head.weight": stored[1]}
 
 
