@@ -222,6 +222,8 @@ MODEL_COUNTERS: Mapping[str, str] = {
     "neuron_prefix_cache_hit_tokens": "Prompt tokens that the prefix cache had",
     "neuron_guessed_tokens": "Tokens that were guessed ahead",
     "neuron_right_guesses": "Guessed tokens that were right",
+    "neuron_drafted_tokens": "Guessed tokens that the model itself has guessed",
+    "neuron_right_drafts": "Those of the model itself that were right",
     "neuron_engine_restarts": "Restarts after a death",
     "neuron_weight_reloads": "How often other weights were put in place while the model served",
 }
@@ -296,6 +298,8 @@ def _model_values(row: ModelGauges) -> Mapping[str, float | None]:
         "neuron_prefix_cache_hit_tokens": load.prefix_hit_tokens,
         "neuron_guessed_tokens": load.guessed_tokens,
         "neuron_right_guesses": load.right_guesses,
+        "neuron_drafted_tokens": load.drafted_tokens,
+        "neuron_right_drafts": load.right_drafts,
         "neuron_engine_restarts": row.restarts,
         "neuron_weight_reloads": row.reloads,
     }

@@ -15,6 +15,8 @@ COUNTERS = (
     "prefix_hit_tokens",
     "guessed_tokens",
     "right_guesses",
+    "drafted_tokens",
+    "right_drafts",
     "steady_compiles",
 )
 """What an engine counts from its start: a model's count goes on when one of its engines is started again."""

@@ -19,7 +19,8 @@ class Row:
     with the first that was guessed wrong, so it is at most `draws`. Without, in a step of several, each token is what was
     drawn before it. `stay` tells whether the request is still the one planned for. `states` are the snapshots of recurrent
     state that the row begins from and that it leaves, 0 for none: see `Cache.states`. Of one with guesses `marks` are those
-    of the state behind each of its tokens but the last.
+    of the state behind each of its tokens but the last. The model guesses `drafts` tokens behind what it draws; `drafted`: its
+    own guesses are such.
     """
 
     request: Request
@@ -31,6 +32,13 @@ class Row:
     fed: bool = False
     states: tuple[int, int] = (0, 0)
     marks: Sequence[int] = ()
+    drafts: int = 0
+    drafted: bool = False
+
+    @property
+    def behind(self) -> int:
+        """The token behind its last where it draws none."""
+        return 0 if self.draws else self.request.tokens[self.start + self.count]
 
     def draws_by(self, *, masked: bool) -> Draws:
         """What a program must be able to do to draw for it; `masked`: where bound requests get masks."""
@@ -64,7 +72,7 @@ class Step:
     @property
     def open_ended(self) -> bool:
         """Whether only its result tells how far it got, or what may come next: nothing can be planned before that."""
-        return any(row.guesses or (row.draws and row.request.binds()) for row in self.rows)
+        return any(row.guesses or row.drafts or (row.draws and row.request.binds()) for row in self.rows)
 
     @property
     def wants_logprobs(self) -> bool:
@@ -74,7 +82,8 @@ class Step:
 @define(eq=False)
 class Drawn:
     """What came back of a step, row by row: its tokens, -1 for what does not count; and where a row wants them, their
-    log-probabilities as `packing` has them, [tokens, LOGPROBS]."""
+    log-probabilities as `packing` has them, [tokens, LOGPROBS]; and what the model guesses to follow."""
 
     tokens: list[list[int]]
     logprobs: list[npt.NDArray[np.int32]] | None
+    drafts: list[list[int]] | None = None

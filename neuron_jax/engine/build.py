@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from attrs import evolve, frozen
 
 from models.adapters import Adapters, Pairs, gather
+from models.dense.names import has_drafting
 from models.native import library
 from models.native.scratch import recurrent_bytes, scratch_bytes
-from models.registry import build
+from models.registry import build, family_of
 from models.sharding import EXPERT, make_mesh, replicated
-from models.spec import Model, RecurrentLayer
+from models.spec import Drafter, Model, RecurrentLayer
 from models.storage import Storage
 from neuron_jax.engine import drawing, expert_products, native_sampler, products, recurring, sampler
 from neuron_jax.engine.attention import storing
@@ -61,6 +62,9 @@ DEFAULT_GUESSES = 4
 """Tokens guessed ahead by the native kernels: on two cores a stream that copies goes from 244 to 578 tokens a second, two
 from 357 to 483, and one that does not is no slower. Without them nothing was measured, and a guess that is computed along
 with others may differ in the last bit from the token by itself."""
+
+MOST_DRAFTS = 3
+"""Tokens that a model guesses by itself: each is made of the guess before, and they are trained to make one."""
 
 DEFAULT_STEPS = 4
 """Tokens of a stream in one step while nobody waits for a turn: a fourth of the words between device, engine and daemon."""
@@ -124,6 +128,7 @@ def design_of(model: Model, spec: EngineSpec, *, limit: int, adapters: Sequence[
     exact = _exact(model, kv, dtype, spec, not_native)
     kept, kept_reason = keeps_promise(spec, slots, exact=exact)
     buckets = one_size(slots) if kept and not exact else _sizes(spec, slots, _guesses(spec, not_native), exact=exact)
+    drafts = min(buckets.guesses, MOST_DRAFTS) if isinstance(model, Drafter) and model.drafts else 0
     # A GPU is there for its engine: without a word on it, the pages get what is left. A CPU's memory is everybody's.
     pool = spec.kv_mb * MIB // spec.tensor_parallel or (limit if spec.platform == "cuda" else 0)
     request = request_for(
@@ -146,7 +151,7 @@ def design_of(model: Model, spec: EngineSpec, *, limit: int, adapters: Sequence[
     if gathered is not None:
         request = evolve(request, weights=request.weights + gathered.nbytes)
     plan = plan_memory(request)
-    shapes = Shapes(spec.page_size, plan.groups, slots, plan.max_context, plan.snapshots, buckets.guesses > 0)
+    shapes = Shapes(spec.page_size, plan.groups, slots, plan.max_context, plan.snapshots, buckets.guesses > 0, drafts)
     return Design(
         model,
         quant,
@@ -177,7 +182,15 @@ def bound(config: Any, spec: EngineSpec, quant: str, storage: Mapping[str, Stora
         dtype=_dtype(spec),
         native=refuses_native(spec) is None,
         storage=storage,
+        draft=drafts(config, spec, storage),
     )
+
+
+def drafts(config: Any, spec: EngineSpec, storage: Mapping[str, Storage] | None) -> bool:
+    """Whether the model is to guess by a layer of its own for that: only where guesses are asked for outright. What it gains
+    depends on the text, and was not measured on released weights."""
+    guesses = spec.speculate > 0 and not (spec.deterministic and refuses_native(spec) is not None)
+    return guesses and family_of(config).drafts and has_drafting(storage or ())
 
 
 def refuses_native(spec: EngineSpec) -> str | None:
@@ -344,6 +357,7 @@ def lead(made: Design, runner: Runner) -> Engine:
         menu=menu,
         pace=Pace(padded=not made.buckets.exact),
         guesses=made.buckets.guesses if snapshots or not _recurs(made.model) else 0,
+        drafts=made.shapes.drafts,
         forward_only=_recurs(made.model),
     )
     return Engine(scheduler, runner, made.plan.max_context, time.perf_counter)

@@ -276,6 +276,8 @@ class Engine:
             prefix_hit_tokens=scheduler.cache.hit_tokens,
             guessed_tokens=scheduler.guessed_tokens,
             right_guesses=scheduler.right_guesses,
+            drafted_tokens=scheduler.drafted_tokens,
+            right_drafts=scheduler.right_drafts,
             programs=len(runner.usable),
             programs_planned=runner.planned,
             dropped=tuple(sorted(map(str, runner.dropped))),

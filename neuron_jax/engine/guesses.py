@@ -55,8 +55,12 @@ class Guesser:
         """
         if most <= 0:
             return []
-        self.trust += RECOVERY * (HOPE - self.trust)
+        self.look()
         return self._lookup.propose(tokens, ahead + most)[ahead:]
+
+    def look(self) -> None:
+        """There may be something to guess, and what was seen of that before grows old."""
+        self.trust += RECOVERY * (HOPE - self.trust)
 
     def expected(self, count: int) -> float:
         """How many of `count` guesses one after another are right, on average."""

@@ -5,8 +5,9 @@ must know of a request beyond a step stands in the line of its slot: sampling pa
 numbers of its pages. It is told of a line only what is news; a step is
 
     news [NEWS * rows, 2]   a place in the lines, all of them in one row, and what stands there from now on
-    rows [rows, 8]          slot, position of the first token, tokens, DRAWS, snapshots of state to begin from (or FOLLOWS,
-                            see `recurrent`) and to leave, MASKED, adapter
+    rows [rows, 10]         slot, position of the first token, tokens, DRAWS, snapshots of state to begin from (or FOLLOWS,
+                            see `recurrent`) and to leave, MASKED, adapter, guesses wanted, the token behind the last where
+                            the row draws none
     tokens [tokens]         the rows' tokens one after the other; -1 for the newest of the row's slot
 """
 
@@ -61,7 +62,8 @@ Words = npt.NDArray[np.int32]
 
 class Rows(NamedTuple):
     """The rows of a step on the device, each [R]. `load` and `save` are places of snapshots, 0 for none; `masked`: 1 where the
-    row's line of the masks says what it may draw. `adapter` is that of its request, 0 for none.
+    row's line of the masks says what it may draw. `adapter` is that of its request, 0 for none. `drafts`: how many tokens
+    behind what it draws are to be guessed; `behind`: what stands behind its last where it draws nothing.
     """
 
     slot: Any
@@ -72,6 +74,8 @@ class Rows(NamedTuple):
     save: Any
     masked: Any
     adapter: Any
+    drafts: Any
+    behind: Any
 
 
 ROW = len(Rows._fields)
@@ -256,12 +260,13 @@ def _split_slot(packed: Any, line: int) -> tuple[Any, Any, Any]:
 
 
 def _lines_of(row: Row) -> list[tuple[int, ...]]:
-    slot, ends = _slot(row.request), (*row.states, bool(_masks_of(row)), row.request.adapter)
+    more = bool(_masks_of(row)), row.request.adapter, row.drafts, row.behind
+    slot, ends = _slot(row.request), (*row.states, *more)
     if not row.guesses:
         return [(slot, row.start, row.count, DRAWS if row.draws else SILENT, *ends)]
     begins: list[tuple[int, ...]] = [(slot, row.start, 1, DRAWS, *ends)]
     follows = ((FOLLOWS, mark) for mark in row.marks) if row.marks else ((0, 0) for _ in row.guesses)
-    return begins + [(slot, row.start + i, 1, GUESSED, *states, *ends[2:]) for i, states in enumerate(follows, start=1)]
+    return begins + [(slot, row.start + i, 1, GUESSED, *states, *more) for i, states in enumerate(follows, start=1)]
 
 
 def _masks_of(row: Row) -> Sequence[Mask]:

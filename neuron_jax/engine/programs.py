@@ -6,7 +6,7 @@ donated and comes back. Whose tokens stand side by side in it, and what they wan
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,16 @@ from models.adapters import Adapters, Chosen
 from models.matrices import Shape
 from models.mixtures import MixtureShape
 from models.sharding import computing_on, named_sharding, replicated
-from models.spec import Model, PagedLayer, ParamSpec
+from models.spec import Drafter, Model, PagedLayer, ParamSpec
 from neuron_jax.constraints.matcher import mask_words
 from neuron_jax.engine import packing, sampler, straight_sampler
 from neuron_jax.engine.attention.choose import AttentionChoice
 from neuron_jax.engine.attention.kv import LayerCache
-from neuron_jax.engine.attention.ragged import Table, ragged
+from neuron_jax.engine.attention.ragged import Ragged, Table, ragged
 from neuron_jax.engine.attention.reference import BLOCK
 from neuron_jax.engine.attention.storing import Storing
 from neuron_jax.engine.buckets import Draws, Key, SlotKey, StepKey
+from neuron_jax.engine.drafting import Drafting, draft
 from neuron_jax.engine.mixer import StepMixer
 from neuron_jax.engine.page_groups import PageGroups, page_groups
 from neuron_jax.engine.products import shapes_in
@@ -51,11 +52,13 @@ class DeviceState(NamedTuple):
 
 class Result(NamedTuple):
     """What a step brings: tokens int32 [R, steps], -1 for none, and `packing.pack_logprobs` of each, [R, steps, LOGPROBS];
-    None of a program that draws by less than everything.
+    None of a program that draws by less than everything. `drafts` int32 [R, 1, guesses] are what the model guesses to follow,
+    -1 for none; None where it does not, or several steps are one.
     """
 
     tokens: Any
     logprobs: Any
+    drafts: Any = None
 
 
 @frozen
@@ -68,6 +71,7 @@ class Shapes:
     max_context: int
     snapshots: int = 0  # of recurrent state, without the trash one
     guesses: bool = False  # whether tokens of texts with such states are guessed
+    drafts: int = 0  # tokens that the model itself guesses ahead, at most
 
     @property
     def table(self) -> int:
@@ -133,7 +137,8 @@ class Program:
             fill = jax.jit(_fill_slot, donate_argnums=0, out_shardings=_shardings(state))
             return fill.lower(state, self._whole((words,), jnp.int32))
         # Named outright: left to itself, a mesh of one device would lose the pool's sharding and copy it every step.
-        out = (_shardings(state), Result(whole, whole if key.everything else None))
+        drafts = whole if self.shapes.drafts and key.steps == 1 else None
+        out = (_shardings(state), Result(whole, whole if key.everything else None, drafts))
         step = jax.jit(partial(_traced, self, key), donate_argnums=1, out_shardings=out)
         return step.lower(*self._abstract_step(key))
 
@@ -208,7 +213,9 @@ def _step(
         draws = jnp.where(live, rows.draws, packing.SILENT)
         load, save = jnp.where(step == 0, rows.load, 0), jnp.where(live, rows.save, 0)
         free = jnp.zeros_like(slot)
-        one = packing.Rows(slot, rows.start + step, live.astype(jnp.int32), draws, load, save, free, rows.adapter)
+        one = packing.Rows(
+            slot, rows.start + step, live.astype(jnp.int32), draws, load, save, free, rows.adapter, free, free
+        )
         return _compute(program, params, state, one, jnp.full_like(tokens, -1), key=key)
 
     state, result = lax.scan(once, state, jnp.arange(key.steps, dtype=jnp.int32))
@@ -235,35 +242,55 @@ def _compute(
     given = jnp.where(tokens >= 0, tokens, state.last_token[rows.slot[where.row]])
     attention = program.attention
     snapshots = Snapshots(rows.load, rows.save, shapes.page_size, shapes.guesses)
-    mixer = StepMixer(
-        where,
-        attention.of_rows(where),
-        attention.rotates,
-        snapshots,
-        attention.kv,
-        program.storing,
-        program.recurring,
-    )
+
+    def mixer_of(where: Ragged) -> StepMixer:
+        return StepMixer(
+            where,
+            attention.of_rows(where),
+            attention.rotates,
+            snapshots,
+            attention.kv,
+            program.storing,
+            program.recurring,
+        )
+
+    mixer = mixer_of(where)
     through = program.through(*params, rows.adapter[where.row])
     hidden, pool = model.forward(through, given, where.position, mixer, state.pool)
     end = jnp.maximum(where.first + rows.count - 1, 0)
     draws = rows.draws > packing.SILENT
-    wanted = _at(packing.params_of(state.lines, rows.slot)._replace(masked=rows.masked), rows.start + rows.count, draws)
-    # Of what is behind the last row that draws no logits are wanted.
-    until = jnp.max(jnp.where(draws, 1 + jnp.arange(draws.size, dtype=jnp.int32), 0), keepdims=True)
-    logits = _logits(program, params[0], hidden[end], None if mixer.live is None else until)
+    by = packing.params_of(state.lines, rows.slot)._replace(masked=rows.masked)
+    wanted = _at(by, rows.start + rows.count, draws)
+    logits = _logits(program, params[0], hidden[end], None if mixer.live is None else _until(draws))
     drawn = program.sampler(key.draws)(logits, wanted, state.past, *masks)
     counts = draws & _right(rows.draws == packing.GUESSED, given[end], drawn.token)
     followed = jnp.append(counts[1:] & (rows.draws[1:] == packing.GUESSED), False)
     slot = jnp.where(counts, rows.slot, shapes.max_slots)
-    newest = jnp.where(followed, shapes.max_slots, slot)
+    newest, drafts = jnp.where(followed, shapes.max_slots, slot), None
+    if shapes.drafts:
+
+        def draw(hidden: jax.Array, position: jax.Array, wanted: jax.Array) -> jax.Array:
+            logits = _logits(program, params[0], hidden, None if mixer.live is None else _until(wanted))
+            free = _at(by._replace(masked=jnp.zeros_like(rows.masked)), position, wanted)
+            token: jax.Array = program.sampler(key.draws)(logits, free, state.past, *masks).token
+            return token
+
+        drafting = Drafting(cast(Drafter, model), params[0], shapes.drafts if key.steps == 1 else 0, mixer_of, draw)
+        asking = rows._replace(drafts=jnp.where(counts & ~followed, rows.drafts, 0))
+        drafts, entry = draft(drafting, where, asking, (given, hidden, drawn.token), pool[-1])
+        pool = (*pool[:-1], entry)
     state = state._replace(
         pool=tuple(pool),
         past=sampler.count(state.past, slot, drawn.token) if key.everything else state.past,
         last_token=state.last_token.at[newest].set(drawn.token, mode="promise_in_bounds"),
     )
     logprobs = packing.pack_logprobs(drawn) if key.everything else None
-    return state, Result(jnp.where(counts, drawn.token, -1), logprobs)
+    return state, Result(jnp.where(counts, drawn.token, -1), logprobs, drafts if key.steps == 1 else None)
+
+
+def _until(wanted: jax.Array) -> jax.Array:
+    """[1], up to which row something is `wanted` [R]: of what is behind it no logits are."""
+    return jnp.max(jnp.where(wanted, 1 + jnp.arange(wanted.size, dtype=jnp.int32), 0), keepdims=True)
 
 
 def _tables(program: Program, lines: jax.Array) -> dict[int | None, Table]:

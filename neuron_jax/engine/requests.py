@@ -58,6 +58,8 @@ class Request:
     published: int = 0
     cached: int = 0
     guesser: Guesser | None = None  # where its tokens may be guessed
+    drafter: Guesser | None = None  # what is known of the model's own guesses, where it makes some
+    drafted: tuple[int, list[int]] = (0, [])  # those for what follows so many tokens
     matcher: Follower | None = None  # where they are bound: it stands behind the last of `tokens`
     hope: Hope = field(factory=Hope)  # for those that are
 

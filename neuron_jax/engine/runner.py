@@ -5,7 +5,7 @@ host while a step is under way may be given away at once: its new owner's step c
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -146,7 +146,15 @@ class Runner:
         return Drawn(
             [tokens[lines].reshape(-1).tolist() for lines in rows],
             None if logprobs is None else [logprobs[lines].reshape(-1, packing.LOGPROBS) for lines in rows],
+            self._drafts(step, result, rows),
         )
+
+    def _drafts(self, step: Step, result: Result, rows: Sequence[slice]) -> list[list[int]] | None:
+        """Of each row what its last token that counts was followed by: its other lines have none."""
+        if not any(row.drafts for row in step.rows):
+            return None
+        drafts = np.asarray(result.drafts)
+        return [[token for token in drafts[lines].reshape(-1).tolist() if token >= 0] for lines in rows]
 
     def _program(self, size: Key) -> Key:
         return size if self.buckets is None else self.buckets.program(size)

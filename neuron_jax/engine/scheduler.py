@@ -39,7 +39,8 @@ class Scheduler:
     same step or later.
 
     With `guesses`, a few requests that repeat themselves make several tokens a step, while there is no prompt: those guessed
-    right, and one more.
+    right, and one more. Where the model has `drafts`, its own guesses come with what a step draws, so the next is planned
+    when that is known.
 
     Of a request whose `matcher` binds it what it drew must be known before the next is planned: its steps are `open_ended`.
     What its grammar forces is guessed. In a step of several tokens it is hoped that it draws what it may; if not, that is
@@ -53,10 +54,13 @@ class Scheduler:
     menu: Menu
     pace: Pace
     guesses: int = 0  # tokens ahead
+    drafts: int = 0  # of these the model may guess by itself
     forward_only: bool = False  # texts have states that only guesses are taken back of
     preemptions: int = field(default=0, init=False)
     guessed_tokens: int = field(default=0, init=False)
     right_guesses: int = field(default=0, init=False)
+    drafted_tokens: int = field(default=0, init=False)  # of the guesses, those of the model itself
+    right_drafts: int = field(default=0, init=False)
     _waiting: deque[Request] = field(factory=deque, init=False)
     _admitted: list[Request] = field(factory=list, init=False)  # in order of arrival
     _slots: list[int] = field(init=False)
@@ -85,6 +89,7 @@ class Scheduler:
         assert self.cache.holds(request.limit), "a request longer than the whole pool"
         if self.guesses and not wants_everything(request.sampling):
             request.guesser = Guesser()
+            request.drafter = Guesser() if self.drafts else None
         self._waiting.append(request)
 
     def cancel(self, request_id: int) -> None:
@@ -126,15 +131,18 @@ class Scheduler:
         streams = [request for request in self._admitted if request.decoding]
         alone = not self._waiting and not self._feeds
         guessed = self._guessed(streams)
+        asked = self._asked(streams)
         most = self.menu.most_steps(len(streams), _draws(streams))
         free = all(not request.binds(most) or (_may_hope(request) and not self.forward_only) for request in streams)
-        steps = self._steps(streams) if alone and not guessed and free else 1
+        steps = self._steps(streams) if alone and not guessed and not asked and free else 1
         if steps == 1:
             for request in streams:
                 request.hope.wait()
         for request in streams:
             self._grow(request, steps + len(guessed.get(request, ())))
         rows = [self._next(r, steps, guessed.get(r, ())) for r in streams if r.slot is not None]
+        for row in rows if asked else ():
+            row.drafts = self._drafts(row)
         rows += self._prompts(rows)
         tokens = len(rows) if steps > 1 else sum(row.count for row in rows)
         if not rows:
@@ -158,6 +166,8 @@ class Scheduler:
                 if not tokens:
                     continue
             outputs.append(self._take(request, tokens, drawn, i))
+            if row.drafts and drawn.drafts is not None:
+                request.drafted = (len(request.tokens), drawn.drafts[i])
         return outputs
 
     def check_idle(self) -> None:
@@ -233,6 +243,7 @@ class Scheduler:
         marks = self.cache.mark(request, len(guesses)) if guesses else ()
         states = self.cache.states(request, request.computed, 1 if guesses else count, fed=False)
         row = Row(request, request.stay, request.computed, count, count, guesses, states=states, marks=marks)
+        row.drafted = bool(guesses) and guesses == _drafted(request)[: len(guesses)]
         request.computed += count
         request.ahead += count
         return row
@@ -250,14 +261,33 @@ class Scheduler:
             ((one, _last(one, 1 + len(guess))) for one, guess in guesses.items()), most + rows
         ):
             return {}
-        right = sum(_expected(request, len(guess)) for request, guess in guesses.items())
-        at = sum(request.computed for request in requests) / rows
-        plain, usual = (
-            self.pace.seconds(self.menu.fit(rows).tokens, at=at),
-            self.pace.usual(self.menu.fit(rows + most), at=at),
-        )
+        right = sum(_expected(request, guess) for request, guess in guesses.items())
+        return guesses if self._pays(requests, most, right) else {}
+
+    def _pays(self, requests: Sequence[Request], most: int, right: float) -> bool:
+        """Whether steps with `most` guesses for all of these promise more tokens a second than none, if so many are right."""
+        rows, at = len(requests), sum(request.computed for request in requests) / len(requests)
+        plain = self.pace.seconds(self.menu.fit(rows).tokens, at=at)
         # What was never measured is tried.
-        return guesses if (rows + right) * plain >= rows * usual else {}
+        return (rows + right) * plain >= rows * self.pace.usual(self.menu.fit(rows + most), at=at)
+
+    def _asked(self, requests: Sequence[Request]) -> bool:
+        """Whether the model shall guess what follows the next tokens of `requests`."""
+        if not self.drafts or self._feeds or not 0 < len(requests) <= GUESSING_ROWS:
+            return False
+        able = [one.drafter for one in requests if one.drafter is not None and not one.bound]
+        for drafter in able:
+            drafter.look()
+        right = sum(drafter.expected(self.drafts) for drafter in able)
+        return bool(able) and self._pays(requests, self.drafts * len(able), right)
+
+    def _drafts(self, row: Row) -> int:
+        """How many tokens the model shall guess behind what `row` draws: each but the first takes a place in its pages."""
+        request, end = row.request, row.start + row.count
+        if request.drafter is None or request.bound:
+            return 0
+        room = min(len(pages) for pages in request.pages) * self.cache.page_size - end + 1
+        return max(min(self.drafts, room, request.limit - end - 2), 0)
 
     def _settle(self, row: Row, tokens: list[int]) -> list[int]:
         """What was really drawn of an open-ended row: the tokens after the first wrong guess are computed again."""
@@ -265,8 +295,11 @@ class Scheduler:
         drawn = [token for token in tokens if token >= 0]
         row.request.computed -= row.draws - len(drawn)
         self.cache.rewind(row.request, row.start, len(drawn))
-        if not row.request.bound:
-            row.request.guesser.learn(len(row.guesses), len(drawn) - 1)
+        teacher = row.request.drafter if row.drafted else row.request.guesser
+        if not row.request.bound and teacher is not None:
+            teacher.learn(len(row.guesses), len(drawn) - 1)
+        self.drafted_tokens += row.drafted * len(row.guesses)
+        self.right_drafts += row.drafted * (len(drawn) - 1)
         self.guessed_tokens += len(row.guesses)
         self.right_guesses += len(drawn) - 1
         return drawn
@@ -370,14 +403,23 @@ def _guess(request: Request, width: int) -> list[int]:
         return forced[: request.matcher.foresee(forced)] if forced else []
     if request.binds(1 + most):
         return []
-    return request.guesser.guess(request.tokens, ahead=request.ahead, most=most)
+    found, drafted = request.guesser.guess(request.tokens, ahead=request.ahead, most=most), _drafted(request)[:most]
+    # The model knows better what comes next; what stood there before goes on for longer.
+    return drafted if drafted and found[:1] != drafted[:1] else found
 
 
-def _expected(request: Request, count: int) -> float:
-    """How many of its `count` guesses are right, on average; what a grammar forces is."""
+def _drafted(request: Request) -> list[int]:
+    """What the model guesses to follow."""
+    known, tokens = request.drafted
+    return tokens if known == len(request.tokens) and not request.ahead else []
+
+
+def _expected(request: Request, guesses: Sequence[int]) -> float:
+    """How many of its guesses are right, on average; what a grammar forces is."""
     if request.bound:
-        return count
-    return request.guesser.expected(count) if request.guesser else 0
+        return len(guesses)
+    teacher = request.drafter if guesses == _drafted(request)[: len(guesses)] else request.guesser
+    return teacher.expected(len(guesses)) if teacher else 0
 
 
 def _followed(request: Request, tokens: Sequence[int]) -> str | None:
