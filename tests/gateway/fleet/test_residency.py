@@ -176,6 +176,9 @@ def test_a_model_in_use_is_not_evicted_but_waited_for() -> None:
     waiting = it.want("m")
     assert it.done_to() == []
     assert it.residency.status("m") == LoadStatus(phase="queued")
+    assert it.residency.waits("m") == LoadStatus(phase="queued", unit="requests")
+    it.want("m")
+    assert it.residency.waits("m") == LoadStatus(phase="queued", total=1, unit="requests")
 
     it.back("a", "n")
 
@@ -550,7 +553,7 @@ def test_a_load_begun_by_somebody_else_is_joined() -> None:
     progress = LoadStatus(phase="weights", done=1, total=2, unit="bytes")
     it.see(replicas=(Replica(model="m", status="loading", devices=(0,), progress=progress),))
     ticket = it.want("m")
-    assert it.residency.status("m") == progress
+    assert it.residency.status("m") == it.residency.waits("m") == progress
 
     it.see(replicas=(loaded("m"),))
 
