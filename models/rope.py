@@ -143,7 +143,8 @@ def misfits(scaling: Mapping[str, Any], head_dim: int) -> list[str]:
         return [f"rope scaling {kind!r} is not supported; supported are {', '.join(_NEEDS)}"]
     missing = [key for key in _NEEDS[kind] if key not in scaling]
     if missing:
-        return [f"rope scaling {kind!r} needs {', '.join(missing)}"]
+        why = "is not supported without an alpha" if kind == DYNAMIC else f"needs {', '.join(missing)}"
+        return [f"rope scaling {kind!r} {why}"]
     list_key = _LISTS.get(kind)
     if list_key and (found := _misfits_of_factors(scaling[list_key], head_dim // 2)):
         return found
