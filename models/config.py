@@ -3,7 +3,6 @@
 A key that is absent and one that is null are the same, as for the libraries that write such files.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +11,8 @@ from models.errors import ModelError
 T = TypeVar("T")
 
 MOST = 2**31 - 1
+MOST_NUMBER = 2.0**127
+"""Of what is no count, about as much as float32 has: with it can be computed."""
 MOST_LAYERS = MOST_EXPERTS = 4096
 MOST_HEADS = 65536
 """No model is near these, and what is made for each of them has to stay small."""
@@ -53,11 +54,11 @@ class Keys:
         return None if self.get(key) is None else self.size(key)
 
     def number(self, key: str, default: float) -> float:
-        """A positive number."""
+        """A positive number, and no more than MOST_NUMBER."""
         found = default if self.get(key) is None else self.get(key)
         if is_positive(found):
             return float(found)
-        self._wrong(key, "a positive number")
+        self._wrong(key, f"a positive number up to {MOST_NUMBER:.2g}" if _is_large(found) else "a positive number")
         return 1.0
 
     def optional_number(self, key: str) -> float | None:
@@ -127,12 +128,9 @@ class Keys:
 
 
 def is_positive(value: Any) -> bool:
-    """A number above zero, and no boolean, infinity or NaN."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and _finite(value)
+    """A number above zero, up to MOST_NUMBER, and no boolean, infinity or NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_NUMBER
 
 
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:  # an integer beyond float64
-        return False
+def _is_large(value: Any) -> bool:
+    return isinstance(value, int | float) and value > MOST_NUMBER

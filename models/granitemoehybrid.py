@@ -69,7 +69,7 @@ def _experts(keys: Keys, width: int, shared: int) -> Experts | None:
 def _stack(keys: Keys, hidden: int, head_dim: int, usual: str) -> tuple[Layer, ...]:
     count = keys.size("num_hidden_layers", most=MOST_LAYERS)
     kinds = keys.each("layer_types", tuple(KINDS), [usual] * count)
-    turns = keys.get("position_embedding_type") == "rope"
+    turns = keys.choice("position_embedding_type", {"rope": True, "nope": False}, "nope")
     attention = Layer(read_rotary(keys, head_dim, whole=True) if turns else None)
     mamba = Layer(None, recurrence=_mamba(keys, hidden)) if LINEAR in map(KINDS.get, kinds) else attention
     return tuple(attention if KINDS[kind] == FULL else mamba for kind in kinds)

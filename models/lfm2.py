@@ -7,7 +7,7 @@ https://arxiv.org/abs/2511.23404.
 from collections.abc import Sequence
 from typing import Any
 
-from models.config import MOST_LAYERS, Keys
+from models.config import MOST, MOST_LAYERS, Keys
 from models.dense.family import checked, dense_family
 from models.dense.names import CONVOLUTION as CONVOLUTION_NAMES
 from models.dense.names import GGUF_KEYS, LAYER, USUAL, gguf_tensors
@@ -53,7 +53,10 @@ def _intermediate(keys: Keys) -> int:
         return said
     size, multiple = int(2 * said / 3), keys.size("block_multiple_of", 256)
     size = int(keys.number("block_ffn_dim_multiplier", 1.0) * size)
-    return max(-(-size // multiple) * multiple, 1)
+    rounded = max(-(-size // multiple) * multiple, 1)
+    if rounded > MOST:
+        keys.refuse(f"block_ffn_dim_multiplier makes an MLP of {rounded:.2g}, at most {MOST} are served")
+    return rounded
 
 
 def _stack(keys: Keys, head_dim: int) -> tuple[Layer, ...]:

@@ -83,10 +83,10 @@ def _experts(keys: Keys, count: int) -> list[Experts | None]:
 
 def _sharpening(keys: Keys) -> Sharpening | None:
     """Files of the first weeks have a number of layers in place of true."""
-    tuned = keys.get("attn_temperature_tuning")
-    said = keys.flag("attn_temperature_tuning", default=True) if type(tuned) is not int else tuned > 0
+    key = "attn_temperature_tuning"
+    tuned = keys.size(key, least=0) if type(keys.get(key)) is int else keys.flag(key, default=True)
     beta, original = keys.number("attn_scale", 0.1), keys.size("floor_scale", 8192)
-    return Sharpening(beta, original, ahead=1) if said else None
+    return Sharpening(beta, original, ahead=1) if tuned else None
 
 
 _MLP = LAYER + "feed_forward."

@@ -97,9 +97,10 @@ def test_what_yarn_needs_is_told() -> None:
         {
             "rope_scaling": {
                 "rope_type": "yarn",
-                "factor": 4.0,
+                "factor": 1e38,
                 "original_max_position_embeddings": 32,
-                "attention_factor": 1e39,
+                "mscale": 1e38,
+                "mscale_all_dim": 1.0,
             }
         },
     ],
