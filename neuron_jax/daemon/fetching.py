@@ -8,7 +8,6 @@ from pathlib import Path
 
 from neuron_jax.daemon.replica import Listener
 from neuron_jax.errors import EngineDied, LoadError
-from neuron_jax.text.errors import TextError
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.frames import Progress
 
@@ -45,8 +44,6 @@ def load_error(model_id: str, error: Exception) -> LoadError:
             return error
         case WeightsError():
             return LoadError(error.kind, error.message, error.extras)
-        case TextError():
-            return LoadError("bad_checkpoint", str(error))
         case EngineDied():
             return LoadError("engine_failed" if error.kind == "exited" else error.kind, str(error))
         case OSError():

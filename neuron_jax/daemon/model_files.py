@@ -13,7 +13,6 @@ from neuron_jax.daemon.catalogue import Catalogue, Entry
 from neuron_jax.daemon.estimate import least_bytes
 from neuron_jax.daemon.model_text import Broken, ModelFacts, ModelText, read_facts, read_text
 from neuron_jax.daemon.problems import Problem, model_not_found
-from neuron_jax.text.errors import TextError
 from neuron_jax.weights.describe import ModelDescription
 from neuron_jax.weights.errors import WeightsError
 
@@ -97,7 +96,7 @@ def _offered(entry: Entry, known: Mapping[FactsKey, ModelFacts | Broken]) -> Off
 async def _read_text(path: Path) -> ModelText:
     try:
         return await asyncio.to_thread(read_text, path)
-    except (WeightsError, TextError) as error:
+    except WeightsError as error:
         raise Problem(422, "bad_checkpoint", str(error), param="model") from error
 
 

@@ -25,7 +25,7 @@ from neuron_jax.text.template import ChatTemplate
 from neuron_jax.text.thinking import spelled
 from neuron_jax.text.tokenizer import Tokenizer, load_tokenizer
 from neuron_jax.weights.describe import ModelDescription, describe
-from neuron_jax.weights.errors import WeightsError
+from neuron_jax.weights.errors import WeightsError, bad_checkpoint
 from neuron_jax.workers.frames import Vocabulary
 
 _log = logging.getLogger("neuron.models")
@@ -218,8 +218,15 @@ class ModelText:
 
 
 def read_text(path: Path) -> ModelText:
-    """Reads the files at `path`, a folder or a .gguf file; some 100 ms. Raises WeightsError and TextError."""
+    """Reads the files at `path`, a folder or a .gguf file; some 100 ms. Raises WeightsError."""
     description = describe(path)
+    try:
+        return _read(path, description)
+    except TextError as error:
+        raise bad_checkpoint(path, [str(error)]) from error
+
+
+def _read(path: Path, description: ModelDescription) -> ModelText:
     source = description.tokenizer
     tokenizer = load_tokenizer(json=source.json, gguf=source.gguf, config=source.config, file=source.file)
     chat = description.chat_template
@@ -239,9 +246,12 @@ def read_facts(path: Path) -> ModelFacts | Broken:
         chat = description.chat_template
         template = ChatTemplate(chat, bos_token=None, eos_token=None) if chat is not None else None
         return ModelFacts(description, _abilities(description, template))
-    except (WeightsError, TextError, OSError) as error:
+    except (WeightsError, OSError) as error:
         _log.warning("%s cannot be loaded: %s", path, error)
         return Broken(str(error))
+    except TextError as error:
+        _log.warning("%s cannot be loaded: %s", path, error)
+        return Broken(f"{path}: {error}")
     except Exception as error:  # noqa: BLE001  # we should have foreseen it, but it is one model's
         _log.exception("%s cannot be loaded, unexpectedly", path)
         return Broken(f"{path}: {type(error).__name__}: {error}")

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from neuron_jax.config import ModelSpec
 from neuron_jax.daemon.estimate import least_bytes
-from neuron_jax.daemon.model_text import Broken, ModelFacts, read_facts
+from neuron_jax.daemon.model_text import Broken, ModelFacts, read_facts, read_text
+from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.reading import MAX_WHOLE
 from tests.fakes.any_json import any_json
 from tests.fakes.live_neuron import MODEL, config_for, running
@@ -253,3 +254,22 @@ def test_any_value_in_a_file_of_json_leaves_the_list_whole(
     for platform in ("cpu", "cuda"):
         found = least_bytes(facts.description, platform=platform, quant="auto", kv_dtype="auto", max_context=0)  # type: ignore[arg-type]
         assert found > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (TOKENIZER, b'{"model": {"type": "Strange"}}', "tokenizer.json cannot be read"),
+        (TEMPLATE, b"{% if %}", "chat template"),
+    ],
+)
+def test_a_load_names_the_model_whose_text_cannot_be_read(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    """The words are those of a library, which was given bytes."""
+    folder = write_tiny_model(tmp_path / "tiny")
+    (folder / name).write_bytes(content)
+
+    with pytest.raises(WeightsError, match=words) as failed:
+        read_text(folder)
+    assert failed.value.message.startswith(f"{folder}: ")
