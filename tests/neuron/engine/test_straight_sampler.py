@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attrs import evolve
 
 from neuron_jax.engine import sampler, straight_sampler
 from neuron_jax.engine.buckets import Draws, Key, SlotKey, StepKey
@@ -104,15 +105,20 @@ def test_a_step_on_a_gpu_has_no_branch_and_no_loop_of_unknown_length(runner: Run
     assert not [line for line in text.splitlines() if "stablehlo.sort" in line and vocabulary in line]
 
 
-def test_an_engine_of_such_programs_gives_the_same_answers(runner: Runner, new_engine: Callable[..., Engine]) -> None:
-    """Traffic of all kinds through slots that others had: each step is of the kind that its rows need, and no other."""
+@pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_engine_of_such_programs_gives_the_same_answers(
+    runner: Runner, new_engine: Callable[..., Engine], *, kernels: bool
+) -> None:
+    """Traffic of all kinds through slots that others had: each step is of the kind that its rows need, and no other. By XLA,
+    and by kernels in Pallas' interpreter."""
+    program = evolve(runner.program, drawing=_interpreted() if kernels else None)
     keys = [*(StepKey(SLOTS, SLOTS, 1, kind) for kind in KINDS), SlotKey()]
-    with closing(Compiler(lambda key: quick.Quick(runner.program.lower(key)), workers=2)) as compiler:
+    with closing(Compiler(lambda key: quick.Quick(program.lower(key)), workers=2)) as compiler:
         compiler.start(keys)
         compiler.wait(keys, lambda done, total: None)
-        own = Runner(runner.program, compiler, runner.params)
+        own = Runner(program, compiler, runner.params)
         ran: list[Key] = []
-        compiler.ready = {key: partial(_noted, ran, key, program) for key, program in compiler.ready.items()}
+        compiler.ready = {key: partial(_noted, ran, key, ready) for key, ready in compiler.ready.items()}
         clients = [Client(client.submit, client.begin, leave=None) for client in mixed(5, count=10)]
         got, wanted = (serve(engine(prefix=False), clients) for engine in (engines_of(own), new_engine))
 
@@ -122,6 +128,14 @@ def test_an_engine_of_such_programs_gives_the_same_answers(runner: Runner, new_e
     assert set(ran) == set(keys)
     for ours, theirs in zip(chain(*map(logprobs, got.values())), chain(*map(logprobs, wanted.values())), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def _interpreted() -> Any:
+    kernels = pytest.importorskip(
+        "neuron_jax.engine.row_sampler", reason="this JAX has no Triton", exc_type=ImportError
+    )
+    ways = (partial(way, interpret=True) for way in (kernels.draw, kernels.with_logprobs))
+    return straight_sampler.Drawing(*ways)
 
 
 def _noted(ran: list[Key], key: Key, program: Callable[..., Any], *arguments: Any) -> Any:
