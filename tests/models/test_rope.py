@@ -100,7 +100,7 @@ def test_what_yarn_needs_is_told() -> None:
                 "factor": 1e38,
                 "original_max_position_embeddings": 32,
                 "mscale": 1e38,
-                "mscale_all_dim": 1.0,
+                "mscale_all_dim": 1e-30,
             }
         },
     ],
