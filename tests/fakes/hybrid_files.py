@@ -174,6 +174,12 @@ _DELTA = {
     "linear_attn.norm": "ssm_norm",
     "linear_attn.out_proj": "ssm_out",
 }
+_NEXTN = {
+    "eh_proj": "nextn.eh_proj",
+    "enorm": "nextn.enorm",
+    "hnorm": "nextn.hnorm",
+    "shared_head.norm": "nextn.shared_head_norm",
+}
 _MAMBA = {
     "in_proj": "ssm_in",
     "conv1d": "ssm_conv1d",
@@ -184,7 +190,7 @@ _MAMBA = {
     "out_proj": "ssm_out",
 }
 TENSORS: dict[str, dict[str, str]] = {
-    "qwen35": _DELTA,
+    "qwen35": _DELTA | _NEXTN,
     "qwen3next": expert_files.TENSORS["qwen3moe"]
     | _DELTA
     | {

@@ -1,5 +1,6 @@
 """What drafts tokens, against its arithmetic written out in numpy; and its tensors by every name that they have."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,8 +14,10 @@ from models.dense.build import DenseModel
 from models.dense.names import AHEAD, BEHIND_LAST, has_drafting
 from models.native import library
 from models.registry import build
+from models.sharding import make_mesh, shard_tree
+from neuron_jax.weights.checkpoint import open_checkpoint
 from tests.fakes import quick
-from tests.fakes.family_files import CONFIGS
+from tests.fakes.family_files import CONFIGS, write_family_gguf
 from tests.fakes.weight_files import random_tensors
 
 Tensors = dict[str, np.ndarray]
@@ -24,10 +27,10 @@ TOKENS = np.arange(1, 40, dtype=np.int32) * 37 % 300
 BEHIND = np.append(TOKENS[1:], 7).astype(np.int32)
 
 
-def hidden_and_drafted(model: DenseModel, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
+def hidden_and_drafted(model: DenseModel, tensors: Tensors, devices: int) -> tuple[np.ndarray, np.ndarray]:
     """Final hidden states [T, D], and the logits [T, V] of the tokens behind those that follow."""
-    params = mapping.load(model.rules, tensors)
-    params = jax.tree.map(jnp.asarray, params)
+    mesh = make_mesh(jax.devices("cpu")[:devices])
+    params = shard_tree(mapping.load(model.rules, tensors), model.param_specs, mesh)
 
     @quick.jit
     def run(params: Any) -> Any:
@@ -80,11 +83,15 @@ def reference(tensors: Tensors, hidden: np.ndarray) -> np.ndarray:
     return norm(x, w["norm.weight"]) @ tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"]).T
 
 
-@pytest.mark.parametrize("native", [False, pytest.param(True, marks=NO_KERNELS)], ids=["xla", "native"])
-def test_it_computes_what_the_reference_computes(*, native: bool) -> None:
-    model = build(CONFIG, dtype=jnp.float32, draft=True, native=native)
+@pytest.mark.parametrize(
+    ("devices", "native"),
+    [(1, False), (2, False), pytest.param(1, True, marks=NO_KERNELS)],
+    ids=["xla", "two", "native"],
+)
+def test_it_computes_what_the_reference_computes(devices: int, *, native: bool) -> None:
+    model = build(CONFIG, dtype=jnp.float32, draft=True, native=native, tensor_parallel=devices)
     tensors = random_tensors(build(CONFIG, dtype=jnp.float32, draft=True))
-    hidden, logits = hidden_and_drafted(model, tensors)
+    hidden, logits = hidden_and_drafted(model, tensors, devices)
     expected = reference(tensors, hidden)
 
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4)
@@ -117,3 +124,15 @@ def test_its_tensors_stand_under_either_names(family: str) -> None:
     assert not has_drafting(random_tensors(plain))
     mapping.check(plain.rules, {name: tensor.shape for name, tensor in others.items()})
     assert len(model.layers) == len(plain.layers) + 1
+
+
+def test_a_gguf_file_has_it_behind_the_last_layer(tmp_path: Path) -> None:
+    """Its norms as 1 + w, as all of the file's."""
+    model = build(CONFIG, dtype=jnp.float32, draft=True)
+    tensors = behind_the_last(random_tensors(model), CONFIG["num_hidden_layers"])
+    stored = write_family_gguf(tmp_path / "m.gguf", "qwen35", tensors)
+    with open_checkpoint(tmp_path / "m.gguf") as checkpoint:
+        mapping.check(model.rules, {name: info.shape for name, info in checkpoint.tensors.items()})
+        assert has_drafting(checkpoint.tensors)
+        for name, tensor in stored.items():
+            np.testing.assert_array_equal(checkpoint.read(name), tensor, err_msg=name)
