@@ -139,8 +139,7 @@ def build_embedder(config: Config, **choices: object) -> Embedder:
 def gguf_embeds(architecture: str | None, pooling: object) -> bool:
     """Whether a file of this `general.architecture` that has this `pooling_type`, or None, is of a model of whole texts."""
     table = gguf_tables().get(architecture or "")
-    usual = None if table is None else table.pooling
-    return bool(usual if pooling is None else pooling)
+    return table is not None and (table.pooling is not None or bool(pooling))
 
 
 def gguf_tables() -> dict[str, GgufTable]:

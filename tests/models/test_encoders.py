@@ -13,7 +13,7 @@ from models import mapping
 from models.encoder.texts import BLOCK, Texts, attend
 from models.errors import ModelError
 from models.pooling import MODULES, dimensions
-from models.registry import build, build_embedder, purpose, read
+from models.registry import build, build_embedder, gguf_embeds, purpose, read
 from models.spec import Config
 from neuron_jax.daemon.model_text import read_text
 from neuron_jax.engine.embedding.line import Call, TextOfRequest
@@ -415,6 +415,16 @@ def test_a_gguf_file_embeds_and_scores_as_its_folder(tmp_path: Path, name: str) 
     file = write_encoder_gguf(tmp_path / "m.gguf", architecture, config, tensors, **more)
 
     np.testing.assert_allclose(from_file(file), embedded(config, TEXTS, CallSize(2, 40), SECOND), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pooling", "embeds"),
+    [("bert", None, True), ("bert", 0, True), ("qwen3", 3, True), ("qwen3", 0, False), ("qwen3", None, False)],
+)
+def test_what_a_gguf_file_is_for_is_seen_at_its_beginning(architecture: str, pooling: int | None, embeds: bool) -> None:
+    """An encoder's generates nothing, whatever its pooling is; a decoder's embeds where it has one. No other is known."""
+    assert gguf_embeds(architecture, pooling) is embeds
+    assert not gguf_embeds("unheard", pooling)
 
 
 def test_a_gguf_file_without_a_head_that_ranks_is_refused_by_name(tmp_path: Path) -> None:
