@@ -25,7 +25,7 @@ SORTED = 1024
 
 
 @frozen
-class Members:
+class PairRows:
     """Rows of a program: the number of their expert, of each whether it is one, its token and its pair of token and expert, and
     whether there is anything to do. Of what is no row, the token is some other's, and the pair no other row's."""
 
@@ -37,26 +37,26 @@ class Members:
 
 
 @frozen
-class Groups:
+class PairGroups:
     """Pairs in `slots` of at most `rows`, each with `out` outputs a program. `find` says which a slot has, from the arrays that
     are `given` to a kernel by their names."""
 
     slots: int
     rows: int
     out: int
-    find: Callable[[Mapping[str, Any], jax.Array], Members]
+    find: Callable[[Mapping[str, Any], jax.Array], PairRows]
     given: Mapping[str, jax.Array]
 
 
-def by_expert(chosen: jax.Array, count: int) -> Groups:
+def by_expert(chosen: jax.Array, count: int) -> PairGroups:
     """chosen int32 [T, active]: all tokens of an expert are one slot's, which is the expert's own, or that of its first pair
     where there are fewer pairs than experts.
     """
     find = partial(_of_expert, count)
-    return Groups(min(chosen.size, count), padded(chosen.shape[0]), OUT, find, {"chosen": chosen})
+    return PairGroups(min(chosen.size, count), padded(chosen.shape[0]), OUT, find, {"chosen": chosen})
 
 
-def _of_expert(count: int, given: Mapping[str, Any], slot: jax.Array) -> Members:
+def _of_expert(count: int, given: Mapping[str, Any], slot: jax.Array) -> PairRows:
     chosen = given["chosen"]
     tokens, active = chosen.shape
     if tokens * active < count:
@@ -73,10 +73,10 @@ def _of_expert(count: int, given: Mapping[str, Any], slot: jax.Array) -> Members
     found = triton.load(chosen.at[row[:, None], place[None]], mask=there, other=-1)
     which = jnp.where(found == number, place[None], -1).max(axis=1)
     pair = row * active + jnp.maximum(which, 0)
-    return Members(number, which >= 0, token, pair, first & (jnp.max(which) >= 0))
+    return PairRows(number, which >= 0, token, pair, first & (jnp.max(which) >= 0))
 
 
-def in_tiles(chosen: jax.Array, count: int, out: int, *, interpret: bool = False) -> Groups:
+def in_tiles(chosen: jax.Array, count: int, out: int, *, interpret: bool = False) -> PairGroups:
     """chosen int32 [T, active]: an expert's pairs in as many slots as they fill, for programs of `out` outputs. How many slots
     there are does not depend on what was chosen; the last ones may be empty.
     """
@@ -84,10 +84,10 @@ def in_tiles(chosen: jax.Array, count: int, out: int, *, interpret: bool = False
     rows = max(LEAST_ROWS, min(MOST_ROWS, pl.next_power_of_2(-(-pairs // count))))
     order, counts = sort(chosen.reshape(-1), count, interpret=interpret)
     find = partial(_of_tile, rows, chosen.shape[1])
-    return Groups(pairs // rows + min(pairs, count), rows, out, find, {"order": order, "counts": counts})
+    return PairGroups(pairs // rows + min(pairs, count), rows, out, find, {"order": order, "counts": counts})
 
 
-def _of_tile(rows: int, active: int, given: Mapping[str, Any], slot: jax.Array) -> Members:
+def _of_tile(rows: int, active: int, given: Mapping[str, Any], slot: jax.Array) -> PairRows:
     count = given["counts"].shape[0]
     expert = jnp.arange(pl.next_power_of_2(count), dtype=jnp.int32)
     counts = triton.load(given["counts"].at[expert], mask=expert < count, other=0)
@@ -104,7 +104,7 @@ def _of_tile(rows: int, active: int, given: Mapping[str, Any], slot: jax.Array) 
     pair = triton.load(given["order"].at[place], mask=inside, other=0)
     # What is no row has a pair behind all of them, which no mask lets pass.
     pair = jnp.where(inside, pair, given["order"].shape[0] + place)
-    return Members(number, inside, jnp.where(inside, pair // active, 0), pair, here)
+    return PairRows(number, inside, jnp.where(inside, pair // active, 0), pair, here)
 
 
 def sort(chosen: jax.Array, count: int, *, interpret: bool = False) -> tuple[jax.Array, jax.Array]:

@@ -21,10 +21,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from models.expert_groups import WIDE_OUT, Groups, Members, by_expert, in_tiles
+from models.expert_groups import WIDE_OUT, PairGroups, PairRows, by_expert, in_tiles
 from models.few_rows import MOST_ROWS, OUT, by_output, normed_values, scaled, whole
 from models.matrices import GROUP, Matrix, activate
-from models.mixtures import Mixture, MixtureShape
+from models.mixtures import ExpertMatrices, MixtureShape
 from models.nn import normed
 from models.widened import (
     LEAST_ROWS,
@@ -65,12 +65,12 @@ def through(
     x: jax.Array,
     chosen: jax.Array,
     shares: jax.Array,
-    mixture: Mixture,
+    mixture: ExpertMatrices,
     residual: jax.Array | None = None,
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `models.mixtures.Through`. Sums are float32; activations are not rounded."""
+    """See `models.mixtures.ThroughKernel`. Sums are float32; activations are not rounded."""
     shape = mixture.shape(chosen.shape[1])
     assert refuses(shape) is None, refuses(shape)
     if x.shape[0] == 1:
@@ -137,7 +137,7 @@ def _call(
     return found
 
 
-def _rise_alone(x: jax.Array, chosen: jax.Array, mixture: Mixture, interpret: bool) -> jax.Array:
+def _rise_alone(x: jax.Array, chosen: jax.Array, mixture: ExpertMatrices, interpret: bool) -> jax.Array:
     """x [1, D] -> what each of its experts makes of it, [active, F]."""
     active, (width, inputs) = chosen.shape[1], _sizes(mixture)
     norm = None if mixture.norm is None else mixture.norm.weight
@@ -169,7 +169,11 @@ def _rise_alone(x: jax.Array, chosen: jax.Array, mixture: Mixture, interpret: bo
 
 
 def _fall_alone(
-    inner: jax.Array, routed: tuple[jax.Array, jax.Array], mixture: Mixture, residual: jax.Array | None, interpret: bool
+    inner: jax.Array,
+    routed: tuple[jax.Array, jax.Array],
+    mixture: ExpertMatrices,
+    residual: jax.Array | None,
+    interpret: bool,
 ) -> jax.Array:
     """inner [active, F] -> the weighted sum of what the experts make of it, and the residual, [1, D]."""
     chosen, shares = routed
@@ -237,7 +241,7 @@ def _row(refs: _Refs, pair: Any, at: jax.Array, inside: Inside) -> tuple[jax.Arr
     return row, jnp.zeros_like(row)
 
 
-def _rise(x: jax.Array, groups: Groups, pairs: int, mixture: Mixture, interpret: bool) -> jax.Array:
+def _rise(x: jax.Array, groups: PairGroups, pairs: int, mixture: ExpertMatrices, interpret: bool) -> jax.Array:
     """x [T, D] -> of each pair what its expert makes of its token, [pairs, F]."""
     width, inputs = _sizes(mixture)
     norm = None if mixture.norm is None else mixture.norm.weight
@@ -263,7 +267,9 @@ def _rise(x: jax.Array, groups: Groups, pairs: int, mixture: Mixture, interpret:
     return _each(program, groups, given, mixture.gate_up, grid=grid, made=made, interpret=interpret)
 
 
-def _fall(inner: jax.Array, shares: jax.Array, groups: Groups, mixture: Mixture, interpret: bool) -> jax.Array:
+def _fall(
+    inner: jax.Array, shares: jax.Array, groups: PairGroups, mixture: ExpertMatrices, interpret: bool
+) -> jax.Array:
     """inner [pairs, F] -> of each pair what its expert makes of it, times its share, float32 [pairs, D]."""
     (pairs, inputs), outputs = inner.shape, mixture.down.shape().outputs
     given = {"inner": inner, **groups.given, "shares": shares.reshape(-1), "bias": mixture.down_bias}
@@ -292,7 +298,7 @@ def _fall(inner: jax.Array, shares: jax.Array, groups: Groups, mixture: Mixture,
     return _each(program, groups, given, mixture.down, grid=grid, made=made, interpret=interpret)
 
 
-def _store(refs: _Refs, members: Members, out: jax.Array, y: jax.Array) -> None:
+def _store(refs: _Refs, members: PairRows, out: jax.Array, y: jax.Array) -> None:
     """y [out, rows], each row where its pair is."""
     mask = jnp.broadcast_to(members.inside[None], y.shape)
     triton.store(refs.made.at[members.pair[None], out[:, None]], y.astype(refs.made.dtype), mask=mask)
@@ -300,7 +306,7 @@ def _store(refs: _Refs, members: Members, out: jax.Array, y: jax.Array) -> None:
 
 def _each(
     program: Callable[[_Refs], None],
-    groups: Groups,
+    groups: PairGroups,
     given: Mapping[str, jax.Array | None],
     matrix: Matrix,
     *,
@@ -315,7 +321,11 @@ def _each(
 
 
 def _activated(
-    refs: _Refs, mixture: Mixture, number: jax.Array, sums: Iterable[tuple[jax.Array, jax.Array]], mean: jax.Array
+    refs: _Refs,
+    mixture: ExpertMatrices,
+    number: jax.Array,
+    sums: Iterable[tuple[jax.Array, jax.Array]],
+    mean: jax.Array,
 ) -> jax.Array:
     """Sums [OUT] or [OUT, T], each with its outputs, of rows whose squares have this mean -> what goes on."""
     scale = None if mixture.norm is None else lax.rsqrt(mean + mixture.norm.epsilon)
@@ -327,7 +337,7 @@ def _activated(
     return activate(mixture.activation, made[0], made[-1])
 
 
-def _sizes(mixture: Mixture) -> tuple[int, int]:
+def _sizes(mixture: ExpertMatrices) -> tuple[int, int]:
     """An expert's own width, and that of x."""
     shape = mixture.gate_up.shape()
     return shape.outputs // mixture.activation.halves, shape.inputs
@@ -339,7 +349,7 @@ def _out(shape: MixtureShape) -> int:
     return WIDE_OUT if wide else OUT
 
 
-def _apart(mixture: Mixture) -> int | None:
+def _apart(mixture: ExpertMatrices) -> int | None:
     return _sizes(mixture)[0] if mixture.activation.halves == 2 else None
 
 

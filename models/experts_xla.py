@@ -16,7 +16,7 @@ from jax import lax
 
 from models.dense.record import Activation, Experts
 from models.linears_xla import Linear, NarrowLinear
-from models.mixtures import Mixture, choosing, kernels_for
+from models.mixtures import ExpertMatrices, choosing, kernels_for
 from models.nn import Live, RMSNorm
 from models.routing import route
 from models.sharding import BOTH, EXPERT, TENSOR, current_mesh, partition
@@ -82,7 +82,7 @@ class ExpertsXla(nnx.Module):
         shares = (shares != 0).astype(shares.dtype) if self.experts.share_inputs else shares
         return (bias * shares[:, :, None]).sum(axis=1)
 
-    def _mixture(self, norm: RMSNorm | None) -> Mixture | None:
+    def _mixture(self, norm: RMSNorm | None) -> ExpertMatrices | None:
         """As kernels take it; None where they cannot."""
         gate_up, down = self.gate_up.stack(), self.down.stack()
         if gate_up is None or down is None or self.experts.share_inputs:
@@ -91,7 +91,7 @@ class ExpertsXla(nnx.Module):
             None if maps.bias is None else maps.bias[...].reshape(self.experts.count, -1)
             for maps in (self.gate_up, self.down)
         ]
-        return Mixture(gate_up, down, self.activation, None if norm is None else norm.for_kernel, *biases)
+        return ExpertMatrices(gate_up, down, self.activation, None if norm is None else norm.for_kernel, *biases)
 
     def _outputs(self, x: jax.Array, chosen: jax.Array, shares: jax.Array | None) -> jax.Array:
         """x [T, D], chosen [T, active] -> float32 [devices, T, active, D], what each device makes of each of them, times

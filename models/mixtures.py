@@ -28,7 +28,7 @@ class MixtureShape:
 
 
 @frozen
-class Mixture:
+class ExpertMatrices:
     """Stacks of one matrix for each expert, [E, H * F, D] of gate and up or of up alone (H halves), and [E, D, F]; biases
     [E, H * F] and [E, D]. `norm` is that of x."""
 
@@ -45,7 +45,7 @@ class Mixture:
         return MixtureShape(self.gate_up.shape(gated=gated), self.down.shape(), count, active)
 
 
-class Route(Protocol):
+class RouteKernel(Protocol):
     """See `models.routing.route`."""
 
     def __call__(
@@ -53,24 +53,29 @@ class Route(Protocol):
     ) -> tuple[jax.Array, jax.Array]: ...
 
 
-class Through(Protocol):
+class ThroughKernel(Protocol):
     """x [T, D] through the experts chosen int32 [T, active] by their shares float32 [T, active] -> [T, D] in the dtype of x:
     the weighted sum, and the residual [T, D] if there is one."""
 
     def __call__(
-        self, x: jax.Array, chosen: jax.Array, shares: jax.Array, mixture: Mixture, residual: jax.Array | None = None
+        self,
+        x: jax.Array,
+        chosen: jax.Array,
+        shares: jax.Array,
+        mixture: ExpertMatrices,
+        residual: jax.Array | None = None,
     ) -> jax.Array: ...
 
 
 @frozen
-class Kernels:
+class ExpertKernels:
     """Both parts of a mixture."""
 
-    route: Route
-    through: Through
+    route: RouteKernel
+    through: ThroughKernel
 
 
-Choose = Callable[[MixtureShape, int], Kernels | None]
+Choose = Callable[[MixtureShape, int], ExpertKernels | None]
 """The kernels for so many tokens and a mixture; None for what XLA makes of it."""
 
 _CHOOSE: ContextVar[Choose | None] = ContextVar("kernels of mixtures", default=None)
@@ -91,7 +96,7 @@ def choosing() -> bool:
     return _CHOOSE.get() is not None
 
 
-def kernels_for(mixture: Mixture, active: int, tokens: int) -> Kernels | None:
+def kernels_for(mixture: ExpertMatrices, active: int, tokens: int) -> ExpertKernels | None:
     """None where XLA computes it."""
     choose = _CHOOSE.get()
     return None if choose is None else choose(mixture.shape(active), tokens)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from models.dense.record import Experts
 from models.matrices import Around, Kernel, Matrix
-from models.mixtures import Kernels, Mixture
+from models.mixtures import ExpertKernels, ExpertMatrices
 from models.native.ops import Norm
 from models.sharding import TENSOR
 
@@ -42,7 +42,7 @@ def over(mesh: Mesh, kernel: Kernel) -> Kernel:
     return product
 
 
-def experts_over(mesh: Mesh, kernels: Kernels) -> Kernels:
+def experts_over(mesh: Mesh, kernels: ExpertKernels) -> ExpertKernels:
     """`kernels` on every device of `mesh` for its own part of every expert's width."""
 
     def route(
@@ -56,7 +56,7 @@ def experts_over(mesh: Mesh, kernels: Kernels) -> Kernels:
         return found
 
     def through(
-        x: jax.Array, chosen: jax.Array, shares: jax.Array, mixture: Mixture, residual: jax.Array | None = None
+        x: jax.Array, chosen: jax.Array, shares: jax.Array, mixture: ExpertMatrices, residual: jax.Array | None = None
     ) -> jax.Array:
         maps = (mixture.gate_up, mixture.down)
 
@@ -67,7 +67,7 @@ def experts_over(mesh: Mesh, kernels: Kernels) -> Kernels:
                 down_bias = down_bias * (lax.axis_index(TENSOR) == 0).astype(down_bias.dtype)
             gate_up, down = (Matrix(one.kind, of) for one, of in zip(maps, leaves, strict=True))
             norm = _with(mixture.norm, weight)
-            own = Mixture(gate_up, down, mixture.activation, norm, up_bias, down_bias)
+            own = ExpertMatrices(gate_up, down, mixture.activation, norm, up_bias, down_bias)
             made: jax.Array = lax.psum(kernels.through(*routed, own), TENSOR)
             return made
 
@@ -77,7 +77,7 @@ def experts_over(mesh: Mesh, kernels: Kernels) -> Kernels:
         made: jax.Array = on_each((x, chosen, shares), leaves, weight, mixture.up_bias, mixture.down_bias)
         return made if residual is None else residual + made
 
-    return Kernels(route, through)
+    return ExpertKernels(route, through)
 
 
 def leaf_specs(matrix: Matrix, *, stack: bool = False) -> tuple[PartitionSpec, ...]:

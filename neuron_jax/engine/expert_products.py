@@ -18,7 +18,7 @@ from models.dense.record import RELU2, SILU, Experts
 from models.experts_xla import ExpertsXla
 from models.linears import Linears
 from models.matrices import Kind, Shape
-from models.mixtures import Kernels, MixtureShape, computing
+from models.mixtures import ExpertKernels, MixtureShape, computing
 from models.nn import RMSNorm
 from models.spread import experts_over
 from neuron_jax.engine import products, trials
@@ -42,23 +42,23 @@ INT8 = 0.03
 
 
 @frozen
-class Mixtures:
+class ExpertProducts:
     """`models.mixtures.Choose`: the kernels for up to `most` tokens of a mixture; all that there are where it is the last of
     TOKENS."""
 
-    kernels: Kernels
+    kernels: ExpertKernels
     most: Mapping[MixtureShape, int]
 
-    def __call__(self, shape: MixtureShape, tokens: int) -> Kernels | None:
+    def __call__(self, shape: MixtureShape, tokens: int) -> ExpertKernels | None:
         most = self.most.get(shape, 0)
         return self.kernels if tokens <= most or most == TOKENS[-1] else None
 
-    def on(self, mesh: Mesh) -> "Mixtures":
+    def on(self, mesh: Mesh) -> "ExpertProducts":
         """For experts that lie on all its devices."""
         return self if mesh.size == 1 else evolve(self, kernels=experts_over(mesh, self.kernels))
 
 
-def choose(device: Any, dtype: Any, shapes: Collection[MixtureShape], *, tried: bool = True) -> Mixtures | None:
+def choose(device: Any, dtype: Any, shapes: Collection[MixtureShape], *, tried: bool = True) -> ExpertProducts | None:
     """As `products.choose`."""
     if not products.serves(device, dtype) or not shapes:
         return None
@@ -74,7 +74,7 @@ def choose(device: Any, dtype: Any, shapes: Collection[MixtureShape], *, tried: 
     for shape, one in zip(able, found, strict=True):
         log.info("experts: %s up to %d tokens%s", shape, one.rows, f"; {one.why}" if one.why else "")
     most = {shape: one.rows for shape, one in zip(able, found, strict=True)}
-    return Mixtures(Kernels(routing_triton.route, experts_triton.through), most)
+    return ExpertProducts(ExpertKernels(routing_triton.route, experts_triton.through), most)
 
 
 def verdict(asked: Mapping[str, Any], device: Any) -> Verdict:
@@ -84,11 +84,11 @@ def verdict(asked: Mapping[str, Any], device: Any) -> Verdict:
     del device
     maps = {name: Shape(**asked["shape"][name]) for name in ("gate_up", "down")}
     shape = MixtureShape(**{**asked["shape"], **maps})
-    kernels = Kernels(routing_triton.route, experts_triton.through)
+    kernels = ExpertKernels(routing_triton.route, experts_triton.through)
     return products.compared(shape, partial(measured, kernels, jnp.dtype(asked["dtype"])), TOKENS)
 
 
-def measured(kernels: Kernels, dtype: Any, shape: MixtureShape, tokens: int) -> tuple[float, float]:
+def measured(kernels: ExpertKernels, dtype: Any, shape: MixtureShape, tokens: int) -> tuple[float, float]:
     """Seconds for `tokens` to go through experts by `kernels`, and by XLA. Raises WrongError where they differ."""
     graph, leaves = some_experts(shape, dtype)
     keys = jax.random.split(jax.random.key(0), 2)
@@ -113,7 +113,7 @@ def some_experts(shape: MixtureShape, dtype: Any) -> tuple[Any, Any]:
     return graph, jax.tree.map(lambda leaf: some_values(leaf.shape, leaf.dtype), leaves)
 
 
-def _through(graph: Any, kernels: Kernels | None, leaves: Any, x: jax.Array, logits: jax.Array) -> jax.Array:
+def _through(graph: Any, kernels: ExpertKernels | None, leaves: Any, x: jax.Array, logits: jax.Array) -> jax.Array:
     made: ExpertsXla = nnx.merge(graph, leaves)
     with computing(None if kernels is None else lambda *_: kernels):
         return made(x, logits, None, norm=RMSNorm(x.shape[1], 1e-5, weighted=False))

@@ -15,7 +15,7 @@ import pytest
 from models import convolution_rows, experts_triton, few_rows, recurrent_rows, routing_triton
 from models.dense.record import Activation, Experts
 from models.matrices import Around, Kind, Matrix
-from models.mixtures import Mixture
+from models.mixtures import ExpertMatrices
 from models.native.ops import Norm
 from models.native.recurrent import StateRows
 from models.sharding import make_mesh
@@ -219,7 +219,9 @@ def test_experts(kind: Kind, key: str, rows: int, tmp_path: Path) -> None:
     def layer(x: Any, logits: Any, norm: Any, biases: Any, *leaves: Any) -> jax.Array:
         chosen, shares = routing_triton.route(Experts(count=128, active=8, width=768), logits)
         maps = (Matrix(kind, one) for one in leaves)
-        return experts_triton.through(x, chosen, shares, Mixture(*maps, Activation(), Norm(norm, 1e-5), *biases), x)
+        return experts_triton.through(
+            x, chosen, shares, ExpertMatrices(*maps, Activation(), Norm(norm, 1e-5), *biases), x
+        )
 
     made = compiled(key, tmp_path, layer, x, logits, norm, biases, gate_up.leaves, down.leaves)
 

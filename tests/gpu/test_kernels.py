@@ -16,7 +16,7 @@ from models.dense.delta import DeltaRule
 from models.dense.mamba import MambaRule, Together
 from models.dense.record import GatedDelta, Mamba2, ShortConvolution, recurrent_layer
 from models.matrices import Shape
-from models.mixtures import Kernels, MixtureShape
+from models.mixtures import ExpertKernels, MixtureShape
 from models.native.ops import Norm
 from models.sharding import make_mesh
 from models.spec import PagedLayer
@@ -141,7 +141,7 @@ def fastest(way: Any, *given: Any) -> float:
 @pytest.mark.parametrize("kind", ["float", "int8", "fp8", "int4"])
 def test_experts_are_those_of_xla(gpu: Any, kind: Any, tokens: int) -> None:
     """Of Qwen3 30B-A3B and of gpt-oss 20B. Raises where they differ."""
-    kernels = Kernels(routing_triton.route, experts_triton.through)
+    kernels = ExpertKernels(routing_triton.route, experts_triton.through)
     for wide, inner, count, active in ((2048, 768, 128, 8), (2880, 2880, 32, 4)):
         maps = Shape(kind, 2 * inner, wide, gated=True), Shape(kind, wide, inner)
         ours, theirs = expert_products.measured(kernels, jnp.bfloat16, MixtureShape(*maps, count, active), tokens)

@@ -1,4 +1,4 @@
-"""Kernels for experts and few tokens, in Pallas' interpreter, against what XLA makes of the same layers."""
+"""ExpertKernels for experts and few tokens, in Pallas' interpreter, against what XLA makes of the same layers."""
 
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from models.experts_xla import ExpertsXla
 from models.linears import Linears, linear_store
 from models.mapping import store_each
 from models.matrices import Shape
-from models.mixtures import Kernels, MixtureShape, computing
+from models.mixtures import ExpertKernels, MixtureShape, computing
 from models.nn import RMSNorm
 from models.routing import route
 from tests.models.test_linears_xla import with_leaves
@@ -53,10 +53,12 @@ def both(
     """What XLA makes of a step, and what the kernels do."""
     asked: list[int] = []
 
-    def choose(shape: MixtureShape, tokens: int) -> Kernels:
+    def choose(shape: MixtureShape, tokens: int) -> ExpertKernels:
         assert experts_triton.refuses(shape) is None
         asked.append(tokens)
-        return Kernels(partial(routing_triton.route, interpret=True), partial(experts_triton.through, interpret=True))
+        return ExpertKernels(
+            partial(routing_triton.route, interpret=True), partial(experts_triton.through, interpret=True)
+        )
 
     plain = made(x, logits, residual, **given)
     with computing(choose):

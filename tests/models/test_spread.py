@@ -11,7 +11,7 @@ import pytest
 from models import mapping, matrices, mixtures
 from models.attend import causal
 from models.matrices import Shape
-from models.mixtures import Kernels, MixtureShape
+from models.mixtures import ExpertKernels, MixtureShape
 from models.registry import build
 from models.sharding import make_mesh, shard_tree
 from models.spread import experts_over, over
@@ -57,7 +57,9 @@ def test_two_devices_with_kernels_say_what_they_say_without(quant: str) -> None:
     def mix(shape: MixtureShape, tokens: int) -> Any:
         assert experts_triton.refuses(shape) is None
         asked.add(shape)
-        own = Kernels(partial(routing_triton.route, interpret=True), partial(experts_triton.through, interpret=True))
+        own = ExpertKernels(
+            partial(routing_triton.route, interpret=True), partial(experts_triton.through, interpret=True)
+        )
         return experts_over(mesh, own)
 
     for tokens in (jnp.asarray([3]), jnp.asarray([3, 5, 7])):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from models.matrices import Kind, Shape
-from models.mixtures import Kernels, Mixture, MixtureShape
+from models.mixtures import ExpertKernels, ExpertMatrices, MixtureShape
 from models.routing import route
 from neuron_jax.engine import expert_products, products
 from neuron_jax.engine.products import WrongError
@@ -26,19 +26,19 @@ def shape_of(kind: Kind, inner: int = 32) -> MixtureShape:
 
 @pytest.mark.parametrize("kind", ["float", "int8", "fp8", "int4"])
 def test_a_trial_finds_what_is_wrong(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels that do what XLA does pass, with experts of every format; some that forget the shares do not."""
+    """ExpertKernels that do what XLA does pass, with experts of every format; some that forget the shares do not."""
     monkeypatch.setattr(products, "CALLS", 1)
     right = partial(experts_triton.through, interpret=True)
 
-    def shareless(x: Any, chosen: Any, shares: Any, mixture: Mixture, residual: Any = None) -> jax.Array:
+    def shareless(x: Any, chosen: Any, shares: Any, mixture: ExpertMatrices, residual: Any = None) -> jax.Array:
         made: jax.Array = right(x, chosen, jnp.ones_like(shares), mixture, residual)
         return made
 
-    ours, theirs = expert_products.measured(Kernels(route, right), jnp.float32, shape_of(kind), 2)
+    ours, theirs = expert_products.measured(ExpertKernels(route, right), jnp.float32, shape_of(kind), 2)
 
     assert min(ours, theirs) > 0
     with pytest.raises(WrongError, match="differs by"):
-        expert_products.measured(Kernels(route, shareless), jnp.float32, shape_of(kind), 2)
+        expert_products.measured(ExpertKernels(route, shareless), jnp.float32, shape_of(kind), 2)
 
 
 def test_kernels_serve_as_many_tokens_as_they_were_found_to(monkeypatch: pytest.MonkeyPatch) -> None:
