@@ -76,12 +76,12 @@ def _of_expert(count: int, given: Mapping[str, Any], slot: jax.Array) -> PairRow
     return PairRows(number, which >= 0, token, pair, first & (jnp.max(which) >= 0))
 
 
-def in_tiles(chosen: jax.Array, count: int, out: int, *, interpret: bool = False) -> PairGroups:
-    """chosen int32 [T, active]: an expert's pairs in as many slots as they fill, for programs of `out` outputs. How many slots
-    there are does not depend on what was chosen; the last ones may be empty.
+def in_tiles(chosen: jax.Array, count: int, out: int, most: int = MOST_ROWS, *, interpret: bool = False) -> PairGroups:
+    """chosen int32 [T, active]: an expert's pairs in as many slots as they fill, of `most` rows, for programs of `out` outputs.
+    How many slots there are does not depend on what was chosen; the last ones may be empty.
     """
     pairs = chosen.size
-    rows = max(LEAST_ROWS, min(MOST_ROWS, pl.next_power_of_2(-(-pairs // count))))
+    rows = max(LEAST_ROWS, min(most, pl.next_power_of_2(-(-pairs // count))))
     order, counts = sort(chosen.reshape(-1), count, interpret=interpret)
     find = partial(_of_tile, rows, chosen.shape[1])
     return PairGroups(pairs // rows + min(pairs, count), rows, out, find, {"order": order, "counts": counts})

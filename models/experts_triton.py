@@ -78,7 +78,7 @@ def through(
     if x.shape[0] <= MOST_ROWS:
         groups = by_expert(chosen, shape.count)
     else:
-        groups = in_tiles(chosen, shape.count, _out(shape), interpret=interpret)
+        groups = in_tiles(chosen, shape.count, *_tile(shape), interpret=interpret)
         x, mixture = (x if mixture.norm is None else normed(x, mixture.norm)), evolve(mixture, norm=None)
     inner = _rise(x, groups, chosen.size, mixture, interpret)
     pairs = _fall(inner, shares, groups, mixture, interpret)
@@ -343,10 +343,11 @@ def _sizes(mixture: ExpertMatrices) -> tuple[int, int]:
     return shape.outputs // mixture.activation.halves, shape.inputs
 
 
-def _out(shape: MixtureShape) -> int:
-    """Outputs of a program where there are many rows."""
-    wide = shape.gate_up.kind == "float" and shape.down.inputs % WIDE_OUT == 0 and shape.down.outputs % WIDE_OUT == 0
-    return WIDE_OUT if wide else OUT
+def _tile(shape: MixtureShape) -> tuple[int, int]:
+    """Outputs and rows of a program where there are many rows: as many as registers hold beside widened weights."""
+    kind, width, outputs = shape.down.kind, shape.down.inputs, shape.down.outputs
+    wide = kind == "float" and width % WIDE_OUT == 0 and outputs % WIDE_OUT == 0
+    return WIDE_OUT if wide else OUT, MOST_ROWS // 2 if kind == "int4" else MOST_ROWS
 
 
 def _apart(mixture: ExpertMatrices) -> int | None:
