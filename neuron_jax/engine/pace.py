@@ -3,7 +3,7 @@
 What it says only decides how work is cut, never what comes out.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 
@@ -17,6 +17,13 @@ many times as long; and few, because the pace changes."""
 
 SPAN = 512
 """Positions between two looks at how much dearer a size becomes by its tokens' standing deeper in their texts."""
+
+NEAR = 4
+"""Smaller sizes, at most, that say what a step takes."""
+
+LEAST = 0.25
+"""Share of what a step takes deep in a text that is not for depth, at least: a slope that was measured beside something
+else would otherwise say that a step at a text's beginning takes no time at all."""
 
 GUESS = 32
 """Tokens that a step's fixed cost is taken to be worth as long as nothing was measured."""
@@ -45,8 +52,8 @@ class Size:
             self._anchor = here
 
     def seconds(self, at: float, slope: float) -> float:
-        """What one at position `at` usually takes, by the last ones and `slope`."""
-        return _median([max(seconds + slope * (at - seen), 0.0) for seen, seconds in self._last])
+        """What one at position `at` usually takes, by the last ones and `slope`, which may be measured wrong."""
+        return _median([max(seconds + slope * (at - seen), LEAST * seconds) for seen, seconds in self._last])
 
 
 @define(eq=False)
@@ -57,7 +64,8 @@ class Pace:
     """
 
     padded: bool = True
-    _sizes: dict[int, Size] = field(factory=dict, init=False)  # by tokens
+    _sizes: dict[int, Size] = field(factory=dict, init=False)  # by tokens, ascending
+    _slopes: dict[int, float] = field(factory=dict, init=False)  # what each is taken to have
     _gaps: deque[float] = field(factory=lambda: deque(maxlen=REMEMBERED), init=False)
 
     @property
@@ -72,20 +80,30 @@ class Pace:
     def saw(self, key: StepKey, seconds: float, *, at: float = 0, prompts: bool) -> None:
         """A step of `key` took `seconds` of the device's time; its tokens stood at position `at` on average, those of
         `prompts` among them or not."""
-        self._sizes.setdefault(key.tokens, Size()).add(at, seconds / key.steps)
+        known = self._sizes.get(key.tokens)
+        size = known or Size()
+        slope = size.slope
+        size.add(at, seconds / key.steps)
+        if known is None or size.slope != slope:
+            self._sizes = dict(sorted({**self._sizes, key.tokens: size}.items()))
+            self._slopes = {tokens: self._slope(tokens) for tokens in self._sizes}
         if not prompts:
             self._gaps.append(seconds)
 
     def seconds(self, tokens: int, *, at: float = 0) -> float:
         """Of a step of so many tokens at position `at`; in unknown units as long as no step at all was measured.
 
-        A larger step takes a token no longer than a smaller one. So what was measured at a bad moment is tried again once
-        smaller steps say that it cannot be so slow.
+        A larger step takes no less time than a smaller one, and a token in it no more. So what was measured at a bad moment
+        is tried again once smaller steps say that it cannot be so slow.
         """
-        points = [(size, seen.seconds(at, self._slope(size))) for size, seen in sorted(self._sizes.items())]
-        seen = dict(points).get(tokens)
-        by_token = (seconds * tokens / size for size, seconds in points if size < tokens)
-        return min(_along(points, tokens) if seen is None else seen, *by_token, float("inf"))
+        sizes = list(self._sizes)
+        place = bisect_left(sizes, tokens)
+        near = sizes[max(place - NEAR, 0) : place + 2]
+        points = [(size, self._sizes[size].seconds(at, self._slopes[size])) for size in near]
+        smaller = [(size, seconds) for size, seconds in points if size < tokens]
+        least = max((seconds for _, seconds in smaller), default=0.0)
+        most = min((seconds * tokens / size for size, seconds in smaller), default=float("inf"))
+        return max(min(dict(points).get(tokens, _along(points, tokens)), most), min(least, most))
 
     def bounds(self, tokens: int) -> bool:
         """Whether a step so small was measured that it tells what one of so many tokens costs at most by being one."""
@@ -97,7 +115,8 @@ class Pace:
 
     def most(self, seconds: float, sizes: Sequence[int], at: Callable[[int], float]) -> int:
         """The largest of `sizes` (ascending) that takes at most `seconds` `at` its position; 0 when none does."""
-        return max((size for size in sizes if self.seconds(size, at=at(size)) <= seconds), default=0)
+        count = bisect_right(sizes, seconds, key=lambda size: self.seconds(size, at=at(size)))
+        return sizes[count - 1] if count else 0
 
     def cut(self, tokens: int, sizes: Sequence[int], *, at: float = 0) -> int:
         """The size, of `sizes` (ascending), with which to begin on `tokens` tokens: the largest as long as it is full, then
