@@ -43,7 +43,9 @@ def with_ids(items: Sequence[Json], identity: AnswerId) -> list[Item]:
 
 def _kept(item: Json, identity: AnswerId, number: int) -> Item:
     kind = str(item.get("type") or "message")
-    kept = {**item, "type": kind, "id": item.get("id") or item_id(kind, identity, number)}
+    name = item.get("id")
+    named = isinstance(name, str) and name
+    kept = {**item, "type": kind, "id": name if named else item_id(kind, identity, number)}
     if kind == "message":
         part = "output_text" if item.get("role") == "assistant" else "input_text"
         if isinstance(item.get("content"), str):

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from cortex_gateway.dialects.anthropic import request as messages
 from cortex_gateway.dialects.chat import ChatDecoder, decode_non_streaming
-from cortex_gateway.dialects.dialect import Earlier
+from cortex_gateway.dialects.dialect import AnswerId, Earlier, Kept
 from cortex_gateway.dialects.failure import RefusedError
 from cortex_gateway.dialects.ollama import request as ollama
 from cortex_gateway.dialects.openai import errors as openai_errors
 from cortex_gateway.dialects.openai import request as openai_request
 from cortex_gateway.dialects.openai.relay import non_streaming_usage
 from cortex_gateway.dialects.responses import request as responses
+from cortex_gateway.dialects.responses.conversations import ROUTES as CONVERSATIONS
 from tests.fakes.any_json import any_json, objects
 
 MESSAGES_WORDS = (
@@ -143,6 +144,31 @@ def test_any_item_and_any_tool_in_a_responses_body(top: Any, item: Any, tool: An
         else:
             assert 400 <= found.status < 500
             assert found.message
+
+
+@given(any_json(RESPONSES_WORDS), objects(RESPONSES_WORDS), objects(RESPONSES_WORDS))
+def test_any_items_of_a_conversation(value: Any, first: Any, second: Any) -> None:
+    """They are kept, listed and gone on from, or refused with words; so is whatever else such a body may be."""
+    for body in (value, {"items": [first]}, {"items": [{"role": "user", "content": "x", **first}, second]}):
+        found = _conversation(msgspec.json.encode(body))
+        if isinstance(found, Kept):
+            told = msgspec.json.decode(CONVERSATIONS.items(found, {"limit": "100"}))["data"]
+            assert all(isinstance(item["id"], str) for item in told)
+            asked = responses.read(b'{"model": "m", "input": "x", "conversation": "conv_1"}')
+            chat = responses.decode(asked, Earlier(conversation=found)).chat
+            assert chat["messages"][-1]["role"] == "user"
+        else:
+            assert 400 <= found.status < 500
+            assert found.message
+
+
+def _conversation(raw: bytes) -> Any:
+    """One that is begun with a body's items, and gets them once more."""
+    try:
+        begun = CONVERSATIONS.begin(raw, AnswerId("req_1", "7" * 32, 5))
+        return CONVERSATIONS.add(raw, AnswerId("req_2", "8" * 32, 6)).make(begun)
+    except RefusedError as refused:
+        return refused.failure
 
 
 def _asked(body: bytes) -> Any:

@@ -169,6 +169,21 @@ def test_what_no_model_could_read_is_not_kept(body: Any, param: str) -> None:
     run(scenario)
 
 
+def test_an_id_that_is_none_is_replaced() -> None:
+    """Items are found by their ids."""
+
+    async def scenario(rig: Rig) -> None:
+        name = await begun(rig, items=[{**USER, "id": {"a": 1}}, {**USER, "id": ""}, {**USER, "id": "msg_mine"}])
+        answer = await rig.post(RESPONSES, input=[{**USER, "id": 7}], conversation=name)
+        listed = (await rig.client.get(f"{PATH}/{name}/items", params={"order": "asc"})).json()["data"]
+
+        assert answer.status_code == 200
+        assert all(item["id"].startswith("msg_") for item in listed)
+        assert listed[2]["id"] == "msg_mine"
+
+    run(scenario)
+
+
 def test_a_conversation_has_its_room_and_no_more() -> None:
     """What would be larger than all answers together may be is not added, and says so."""
 
