@@ -127,7 +127,9 @@ def design_of(model: Model, spec: EngineSpec, *, limit: int, adapters: Sequence[
     slots = spec.max_slots or DEFAULT_SLOTS[spec.platform]
     exact = _exact(model, kv, dtype, spec, not_native)
     kept, kept_reason = keeps_promise(spec, slots, exact=exact)
-    buckets = one_size(slots) if kept and not exact else _sizes(spec, slots, _guesses(spec, not_native), exact=exact)
+    buckets = (
+        one_size(slots) if kept and not exact else _sizes(spec, slots, _guesses(spec, model, not_native), exact=exact)
+    )
     drafts = min(buckets.guesses, MOST_DRAFTS) if isinstance(model, Drafter) and model.drafts else 0
     # A GPU is there for its engine: without a word on it, the pages get what is left. A CPU's memory is everybody's.
     pool = spec.kv_mb * MIB // spec.tensor_parallel or (limit if spec.platform == "cuda" else 0)
@@ -228,10 +230,11 @@ def _scratch(model: Model, buckets: Buckets) -> int:
     return max(paged, default=0) + max((recurrent_bytes(layer, step[0], threads) for layer in recurrent), default=0)
 
 
-def _guesses(spec: EngineSpec, not_native: str | None) -> int:
+def _guesses(spec: EngineSpec, model: Model, not_native: str | None) -> int:
     if spec.speculate >= 0:
         return spec.speculate
-    return DEFAULT_GUESSES if not_native is None else 0
+    # Whether copies of a recurrent state pay was not measured.
+    return DEFAULT_GUESSES if not_native is None and not _recurs(model) else 0
 
 
 def _exact(model: Model, kv: KVFormat, dtype: Any, spec: EngineSpec, not_native: str | None) -> bool:

@@ -32,14 +32,16 @@ def test_what_the_spec_says_of_guessing_is_done(guesses: int) -> None:
 
 
 def test_states_that_guesses_are_taken_back_to_are_planned() -> None:
-    """For a few texts, one behind each token of a step but the last; without a prefix cache nothing else needs any."""
+    """For a few texts, one behind each token of a step but the last; without a prefix cache nothing else needs any. Nobody
+    guesses for such a model without being asked.
+    """
     model, _ = tiny("gated delta rule", "full")
     plans = [
         build.design_of(model, EngineSpec("tiny", "", speculate=guesses, prefix_cache=False), limit=2**30).plan
-        for guesses in (0, 3)
+        for guesses in (-1, 0, 3)
     ]
 
-    assert [plan.snapshots for plan in plans] == [0, 12]
+    assert [plan.snapshots for plan in plans] == [0, 0, 12]
 
 
 def test_what_the_spec_says_of_steps_and_chunks_is_done() -> None:
