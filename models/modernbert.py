@@ -139,7 +139,7 @@ GGUF = GgufTable(
     },
     other={
         "attention.sliding_window_pattern": "global_attn_every_n_layers",
-        "hidden_act": "hidden_activation",
+        "hidden_activation": "hidden_activation",
         "classifier.output_labels": "output_labels",
         "classifier.pooling_type": "classifier_pooling",
     },

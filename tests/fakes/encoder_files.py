@@ -105,7 +105,7 @@ _METADATA = {
     "sliding_window": "attention.sliding_window",
     "sliding_window_pattern": "attention.sliding_window_pattern",
     "global_attn_every_n_layers": "attention.sliding_window_pattern",
-    "hidden_activation": "hidden_act",
+    "hidden_activation": "hidden_activation",
 }
 """Keys of config.json, and those of the header without the architecture."""
 
