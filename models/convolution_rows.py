@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from models.native.recurrent import StateRows
-from models.recurrent_rows import COUNT, FIRST, LOAD, SAVE, SLOT, START, only_real, told, whole
+from models.recurrent_rows import COUNT, FIRST, LOAD, SAVE, SLOT, START, mark_behind, only_real, own_tokens, told, whole
 
 CHANNELS, WARPS = 256, 4
 """Of a program."""
@@ -31,7 +31,7 @@ def convolve(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """bcx [T, K, 3, D] are B, C and x; `cache` the last inputs by slot and by snapshot, [..., N - 1, K, D]; taps [N, K, D],
     shift [K, D] or None -> C * (conv(B x) + shift) in float32 [T, K, D], zeros for padding, and `cache`, written in
-    place. Two rows must not have one slot, nor may one save what another loads.
+    place. Two rows must not have one slot unless one follows the other, nor may one save what another loads.
     """
     tokens, parts, _, width = bcx.shape
     given = (told(rows), bcx, taps, *(() if shift is None else (shift,)))
@@ -39,7 +39,7 @@ def convolve(
     def kernel(*refs: Any) -> None:
         number = tuple(pl.program_id(axis) for axis in range(3))
         words, read, made = refs[0], refs[1 : len(given)], refs[-3:]
-        pl.when(words[number[0], COUNT] > 0)(lambda: _row(number, words, read, made, rows.page_size))
+        pl.when(words[number[0], COUNT] > 0)(lambda: _row(number, words, read, made, rows))
 
     shapes = [jax.ShapeDtypeStruct((tokens, parts, width), jnp.float32)]
     shapes += [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in cache]
@@ -58,11 +58,11 @@ def convolve(
     return only_real(mixed, rows), tuple(cache_)
 
 
-def _row(number: Sequence[Any], words: Any, given: Sequence[Any], made: Sequence[Any], page: int) -> None:
+def _row(number: Sequence[Any], words: Any, given: Sequence[Any], made: Sequence[Any], rows: StateRows) -> None:
     """All tokens of the row that the program of this `number` is for."""
     (bcx, taps, *shift), (mixed, inputs, kept), (row, part, block) = given, made, number
     slot, start, count, load, save, first = (words[row, word] for word in (SLOT, START, COUNT, LOAD, SAVE, FIRST))
-    boundary = (start + count - 1) // page * page
+    boundary = (start + own_tokens(words, row, rows) - 1) // rows.page_size * rows.page_size
     channel = block * CHANNELS + jnp.arange(CHANNELS, dtype=jnp.int32)
     inside, size = channel < taps.shape[2], taps.shape[0]
 
@@ -91,6 +91,9 @@ def _row(number: Sequence[Any], words: Any, given: Sequence[Any], made: Sequence
         triton.store(mixed.at[first + i, part, channel], c * (summed + fixed), mask=inside)
         window = window[1:]
         pl.when((save > 0) & (start + i + 1 == boundary))(lambda: leave(kept, save, window))
+        if rows.guesses:
+            mark = mark_behind(words, row, i)
+            pl.when(mark > 0)(lambda: leave(kept, mark, window))
         return window, ahead
 
     window, _ = lax.fori_loop(0, count, following, (window, brought(first)))

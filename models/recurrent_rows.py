@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from models.native.recurrent import StateRows
+from models.native.recurrent import FOLLOWS, StateRows
 
 KEPT, WARPS = 4096, 4
 """Numbers of a state that a program keeps, 32 in each thread's registers. A warp has whole columns, so what it sums over the
@@ -65,7 +65,8 @@ def recur(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """mixed [T, K, 2 H + G W] are queries, keys and values before the convolution, gates [T, K, 2, G], of Mamba [T, K, G], as
     projected; `cache` the last inputs and the states by slot, then by snapshot -> what each token reads, float32 [T, K, G, W],
-    zeros for padding, and `cache`, written in place. Two rows must not have one slot, nor may one save what another loads.
+    zeros for padding, and `cache`, written in place. Two rows must not have one slot unless
+    one follows the other, nor may one save what another loads.
     """
     half = len(cache) // 2
     inputs, kept = cache[0], cache[half]
@@ -78,8 +79,8 @@ def recur(
 
     def kernel(*refs: Any) -> None:
         number = tuple(pl.program_id(axis) for axis in range(3))
-        made, page = refs[-1 - len(cache) :], rows.page_size
-        pl.when(refs[0][number[0], COUNT] > 0)(lambda: _row(rule, number, refs[: len(given)], made, page))
+        made = refs[-1 - len(cache) :]
+        pl.when(refs[0][number[0], COUNT] > 0)(lambda: _row(rule, number, refs[: len(given)], made, rows))
 
     shapes = [jax.ShapeDtypeStruct((tokens, key_heads, group, width), jnp.float32)]
     shapes += [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in cache]
@@ -98,14 +99,35 @@ def recur(
     return only_real(read, rows), tuple(cache_)
 
 
-SLOT, START, COUNT, LOAD, SAVE, FIRST = range(6)
-"""What a program is told of its row."""
+SLOT, START, COUNT, LOAD, SAVE, FIRST, OWN, BEHIND, MARK = range(9)
+"""What a program is told of its row. Where there are guesses `COUNT` has the tokens of the rows that follow as well, `OWN` has
+not; `BEHIND` are these rows, and of each of them `MARK` is where the state that it begins with is kept."""
 
 
 def told(rows: StateRows) -> jax.Array:
-    """int32 [R, 6]."""
+    """int32 [R, 6], where there are guesses [R, 9]: then a row that others follow goes through their tokens, too, and those
+    have none."""
     first = jnp.cumsum(rows.count, dtype=jnp.int32) - rows.count
-    return jnp.stack([rows.slot, rows.start, rows.count, rows.load, rows.save, first], axis=1)
+    if not rows.guesses:
+        return jnp.stack([rows.slot, rows.start, rows.count, rows.load, rows.save, first], axis=1)
+    follows, nothing = rows.load == FOLLOWS, jnp.zeros_like(rows.count)
+    leader = lax.cummax(jnp.where(follows, 0, jnp.arange(rows.count.size, dtype=jnp.int32)))
+    count, behind = (nothing.at[leader].add(part) for part in (rows.count, follows.astype(jnp.int32)))
+    load, save = (jnp.where(follows, 0, part) for part in (rows.load, rows.save))
+    marks = jnp.where(follows, rows.save, 0)
+    return jnp.stack([rows.slot, rows.start, count, load, save, first, rows.count, behind, marks], axis=1)
+
+
+def own_tokens(told: Any, row: Any, rows: StateRows) -> Any:
+    """Of a row without those that follow it."""
+    return told[row, OWN if rows.guesses else COUNT]
+
+
+def mark_behind(told: Any, row: Any, token: Any) -> Any:
+    """Where the state behind this token of a row is kept for the guess that follows, 0 for nowhere."""
+    nth = token + 1 - told[row, OWN]
+    follower = jnp.clip(row + 1 + nth, 0, told.shape[0] - 1)
+    return jnp.where((nth >= 0) & (nth < told[row, BEHIND]), told[follower, MARK], 0)
 
 
 def only_real(given: jax.Array, rows: StateRows) -> jax.Array:
@@ -163,7 +185,7 @@ def _here(number: Any, part: Any, shape: tuple[int, ...]) -> _Here:
     return _Here(head, column, (key[None], column[:, None]), both, parts, (own, own, True))
 
 
-def _row(rule: Rule, number: Sequence[Any], given: Sequence[Any], made: Sequence[Any], page: int) -> None:
+def _row(rule: Rule, number: Sequence[Any], given: Sequence[Any], made: Sequence[Any], rows: StateRows) -> None:
     """All tokens of the row that the program of this `number` is for."""
     told_ref, before, mixed, gates, taps, *extra = given
     read, inputs, states, kept_inputs, kept = made
@@ -172,7 +194,7 @@ def _row(rule: Rule, number: Sequence[Any], given: Sequence[Any], made: Sequence
     here = _here(number[1], number[2], states.shape)
     key_head, nth = here.head
     start, count, load, save, first = words[START], words[COUNT], words[LOAD], words[SAVE], words[FIRST]
-    boundary = (start + count - 1) // page * page
+    boundary = (start + own_tokens(told_ref, row, rows) - 1) // rows.page_size * rows.page_size
     window = [[part.load(before, row, n, key_head) for part in here.parts] for n in range(taps.shape[0] - 1)]
     weights = [[part.load(taps, n, key_head) for part in here.parts] for n in range(taps.shape[0])]
     heads = [ref[key_head, nth] for ref in extra[: len(rule.heads)]]
@@ -208,6 +230,9 @@ def _row(rule: Rule, number: Sequence[Any], given: Sequence[Any], made: Sequence
         triton.store(read.at[first + i, key_head, nth, here.columns], out, mask=here.parts[2].there)
         window = window[1:]
         pl.when((save > 0) & (start + i + 1 == boundary))(lambda: leave(save, window, state, kept_inputs, kept))
+        if rows.guesses:
+            mark = mark_behind(told_ref, row, i)
+            pl.when(mark > 0)(lambda: leave(mark, window, state, kept_inputs, kept))
         return state, window, ahead
 
     pl.when((save > 0) & (boundary == start))(lambda: leave(save, window, state, kept_inputs, kept))

@@ -120,7 +120,8 @@ class Recurrence(Protocol):
 
     def on_gpu(self, tokens: Any, cache: Any, rows: "StateRows", *, interpret: bool = False) -> tuple[Any, Any]:
         """The same by a kernel for GPUs, where `models.recurrent_rows` does not refuse the layer; by Pallas' interpreter where
-        asked. No two rows of a step may have one slot, nor may one save what another loads.
+        asked. No two rows of a step may have one slot unless one follows the other, nor may one save what
+        another loads.
         """
         ...
 

@@ -31,6 +31,7 @@ class StateRows:
     load: jax.Array
     save: jax.Array
     page_size: int
+    guesses: bool = False  # whether rows may follow others, for those who must know it when they are compiled
 
 
 def short_convolution(

@@ -298,10 +298,9 @@ def with_kernels(program: Program, made: Design, case: Case, *, tried: bool) -> 
     smallest = min(key for key in programs if isinstance(key, StepKey))
     program = evolve(program, storing=storing.choose(case, tried=tried))
     if mesh.size == 1:  # XLA divides states and logits over several
-        recurs = _recurs(made.model) and not made.buckets.guesses  # a kernel's rows follow no others
         program = evolve(
             program,
-            recurring=recurring.choose(device, program.rules(smallest), tried=tried) if recurs else {},
+            recurring=recurring.choose(device, program.rules(smallest), tried=tried) if _recurs(made.model) else {},
             drawing=drawing.choose(device, made.model.vocab_size, tried=tried),
         )
     shapes, mixed = program.matrices(smallest)

@@ -53,7 +53,8 @@ def state_specs(layer: RecurrentLayer, *, slots: int, snapshots: int) -> tuple[P
 
 def state_rows(rows: Ragged, snapshots: Snapshots) -> StateRows:
     """The same for a kernel."""
-    return StateRows(rows.slot, rows.start, rows.count, snapshots.load, snapshots.save, snapshots.page_size)
+    by_row = (rows.slot, rows.start, rows.count, snapshots.load, snapshots.save)
+    return StateRows(*by_row, snapshots.page_size, snapshots.guesses)
 
 
 def recur(rule: Recurrence, inputs: Any, cache: States, rows: Ragged, snapshots: Snapshots) -> tuple[Any, States]:

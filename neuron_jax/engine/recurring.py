@@ -15,7 +15,7 @@ from models.dense.convolution import ConvolutionRule
 from models.dense.delta import DeltaRule
 from models.dense.mamba import MambaRule, Together
 from models.native.ops import Norm
-from models.native.recurrent import StateRows
+from models.native.recurrent import FOLLOWS, StateRows
 from models.spec import Model, ParamSpec, Recurrence, RecurrentLayer
 from neuron_jax.engine import recurrent, trials
 from neuron_jax.engine.attention.ragged import ragged
@@ -24,11 +24,11 @@ from neuron_jax.engine.trials import Trial, Verdict
 
 log = logging.getLogger("neuron.engine")
 
-START = (0, 9, 4, 6, 0)
-COUNT = (7, 1, 21, 1, 0)
-LOAD = (0, 0, 2, 0, 0)
-SAVE = (1, 0, 3, 0, 0)
-"""Of the rows of a trial: one begins its text, two go on, one begins with a snapshot, and one is padding."""
+START = (0, 9, 4, 6, 7, 8, 0)
+COUNT = (7, 1, 21, 1, 1, 1, 0)
+LOAD = (0, 0, 2, 0, FOLLOWS, FOLLOWS, 0)
+SAVE = (1, 0, 3, 0, 4, 5, 0)
+"""Of the rows of a trial: one begins its text, two go on, one begins with a snapshot, two follow another, one is padding."""
 
 SPARE, PAGE = 2, 4
 
@@ -162,11 +162,13 @@ def problem(kernel: Recur, layer: RecurrentLayer, seen: Seen) -> str | None:
 
 def _step(kernel: Recur | None, rule: Recurrence, inputs: Any, cache: Any) -> tuple[Any, Any]:
     """The rows of the trial; by XLA where there is no kernel. What stands in trash is left out."""
+    slots = [number for number, load in enumerate(LOAD) if load != FOLLOWS]
     slot, start, count, load, save = (
-        jnp.asarray(told, jnp.int32) for told in (range(len(START)), START, COUNT, LOAD, SAVE)
+        jnp.asarray(told, jnp.int32)
+        for told in ([max(one for one in slots if one <= row) for row in range(len(LOAD))], START, COUNT, LOAD, SAVE)
     )
     rows = ragged({}, slot, start, count, sum(COUNT) + SPARE)
-    snapshots = recurrent.Snapshots(load, save, PAGE)
+    snapshots = recurrent.Snapshots(load, save, PAGE, guesses=True)
     if kernel is None:
         given, cache = recurrent.recur(rule, inputs, cache, rows, snapshots)
     else:
@@ -178,7 +180,7 @@ def _step(kernel: Recur | None, rule: Recurrence, inputs: Any, cache: Any) -> tu
 def _some(layer: RecurrentLayer, seen: Seen) -> tuple[Any, Any, Any]:
     """A rule, what tokens bring, and states, of random values; those of the rule below 0, as rates must be."""
     rng = np.random.default_rng(0)
-    specs = recurrent.state_specs(layer, slots=len(START), snapshots=3)
+    specs = recurrent.state_specs(layer, slots=len(START), snapshots=max(SAVE))
     rule = _with(lambda leaf: jnp.asarray(-rng.random(leaf.shape), leaf.dtype), seen.rule)
     total = sum(COUNT) + SPARE
     inputs = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal((total, *leaf.shape)), leaf.dtype), seen.token)

@@ -146,7 +146,7 @@ def test_states_of_rows(name: str, key: str, tmp_path: Path) -> None:
     def go(cache: Any, inputs: Any, parameters: Any, told: Any) -> Any:
         taps, bias, each = parameters
         rule = recurrent_rows.Rule("delta" if delta else "mamba", taps, None if delta else bias, each)
-        return recurrent_rows.recur(rule, *inputs, cache, StateRows(*told, 16))
+        return recurrent_rows.recur(rule, *inputs, cache, StateRows(*told, 16, guesses=True))
 
     floats = partial(Abstract, dtype=jnp.float32)
     cache = tuple(
@@ -172,7 +172,7 @@ def test_short_convolutions_of_rows(key: str, tmp_path: Path) -> None:
     cache, taps = tuple(floats((count, 2, 1, 2048)) for count in (65, 33)), floats((3, 1, 2048))
 
     def go(cache: Any, bcx: Any, taps: Any, told: Any) -> Any:
-        return convolution_rows.convolve(bcx, cache, StateRows(*told, 16), taps, None)
+        return convolution_rows.convolve(bcx, cache, StateRows(*told, 16, guesses=True), taps, None)
 
     told = (Abstract((4,), jnp.int32),) * 5
     made = compiled(key, tmp_path, go, cache, Abstract((64, 1, 3, 2048), jnp.bfloat16), taps, told, donated=(0,))

@@ -12,6 +12,7 @@ import pytest
 from attrs import evolve
 
 from models.dense.mamba import MambaRule
+from models.native.recurrent import FOLLOWS
 from models.registry import build
 from models.sharding import make_mesh
 from neuron_jax.engine import recurring
@@ -45,6 +46,8 @@ CASES = {
     "kept where it began itself": ([1], [16], [18], [2], [2]),
     "up to a page, and over it": ([0, 1, 2], [15, 0, 8], [1, 16, 25], [0, 0, 0], [1, 2, 3]),
     "kept at its first token": ([2, 0], [32, 3], [4, 1], [0, 0], [4, 0]),
+    "guesses that follow": ([0, 0, 0, 2], [8, 9, 10, 3], [1, 1, 1, 5], [0, FOLLOWS, FOLLOWS, 0], [0, 3, 4, 0]),
+    "guesses behind a snapshot": ([1, 1, 2, 0], [16, 17, 0, 40], [1, 1, 33, 1], [4, FOLLOWS, 0, 0], [2, 3, 1, 0]),
     "nothing": ([], [], [], [], []),
 }
 
@@ -55,7 +58,7 @@ def prepared(kind: Any) -> tuple[Any, Any]:
     def run(by: Any, rule: Any, tokens: Any, cache: Any, told: jax.Array) -> Any:
         slot, start, count, load, save = told
         rows = ragged({}, slot, start, count, TOKENS)
-        where = Snapshots(load, save, PAGE)
+        where = Snapshots(load, save, PAGE, guesses=True)
         if by is None:
             return recur(rule, tokens, cache, rows, where)
         return by(rule, tokens, cache, state_rows(rows, where))
@@ -141,7 +144,7 @@ def test_a_trial_finds_what_is_wrong() -> None:
 
     def by_xla(rule: Any, inputs: Any, cache: Any, rows: Any) -> Any:
         where = ragged({}, rows.slot, rows.start, rows.count, jax.tree.leaves(inputs)[0].shape[0])
-        return recur(rule, inputs, cache, where, Snapshots(rows.load, rows.save, rows.page_size))
+        return recur(rule, inputs, cache, where, Snapshots(rows.load, rows.save, rows.page_size, rows.guesses))
 
     def faster(rule: MambaRule, *given: Any) -> Any:
         rate, *others = rule.heads
