@@ -11,6 +11,7 @@ from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.messages import LoadSpec, Observation
 from cortex_gateway.fleet.ticket import Ticket
 from cortex_gateway.placement.decisions import Reject
+from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import Limit, ModelConfig, Replica
 
 FULL = errors.LoadFailed("no room", kind="does_not_fit")
@@ -139,3 +140,21 @@ def test_an_operator_is_told_of_the_last_failure() -> None:
     assert isinstance(it.refusal(ticket(later), full, later), errors.InsufficientVram)
     assert it.refusal(ticket(later), Reject(why="failed", reason="has failed"), later) is BROKEN
     assert isinstance(it.refusal(ticket(later), Reject(why="down", reason="gone"), later), errors.NoHealthyNode)
+
+
+def test_what_a_node_would_have_room_for_may_drain_others() -> None:
+    """It has refused already, and says itself how much it takes."""
+    after = history().policy_after("m", "a", 7000)
+
+    assert after.drain
+    assert after.knowledge.demanded == {("m", "a"): 7000}
+
+
+@pytest.mark.parametrize(
+    ("node", "hosts", "asked"),
+    [(None, (), ()), ("b", (), ()), (None, ("a", "b"), ("a", "b")), ("b", ("a", "b"), ("b", "a"))],
+)
+def test_a_node_that_is_named_leads_its_hosts(node: str | None, hosts: tuple[str, ...], asked: tuple[str, ...]) -> None:
+    wanted = ticket(kind="load", node=node, options=LoadOptions(hosts=hosts))
+
+    assert history().asked(wanted, []).hosts == asked

@@ -69,6 +69,14 @@ def test_another_option_is_refused_by_name() -> None:
     assert it.done_to() == ["load m"]
 
 
+def test_one_replica_that_is_as_asked_for_is_enough() -> None:
+    it = bench(nodes="ab")
+    for node, quant in (("a", "none"), ("b", "int8")):
+        it.see(node, replicas=(loaded("m", quant={"chosen": quant}),))
+
+    assert it.outcome(it.load("m", quant="int8")) == "complete"
+
+
 def test_who_joins_a_load_under_way_hears_of_it_too() -> None:
     """When it has ended: then it is loaded, and not as asked for."""
     it = bench()

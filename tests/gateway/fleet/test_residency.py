@@ -886,3 +886,22 @@ def test_a_load_that_failed_is_no_model() -> None:
     assert listed == ("mine", "n")
     assert isinstance(it.outcome(it.want("typo")), errors.ModelNotFound)
     assert [one.model for one in it.residency.snapshot().nodes[0].replicas] == ["typo", "mine"]
+
+
+def test_what_leaves_one_node_leaves_it_though_another_is_lost() -> None:
+    """Both have a request when the model is to be unloaded everywhere."""
+    it = bench(nodes="ab")
+    for node in "ab":
+        it.see(node, replicas=(loaded("m"),))
+    assert [it.outcome(it.want("m")) for _ in "ab"] == ["a", "b"]
+    asked = it.unload("m")
+    for _ in range(3):
+        it.tell(m.Missed(node="a", reason="gone"))
+
+    it.back("b", "m")
+    assert it.done_to("b") == ["unload m"]
+    it.done("b")
+    it.back("a", "m")
+    it.see("a", replicas=(loaded("m"),))
+
+    assert (it.outcome(asked), it.done_to("a")) == ("complete", [])

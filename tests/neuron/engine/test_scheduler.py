@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from neuron_jax.engine.batch import Drawn, Step
-from neuron_jax.engine.buckets import Draws, Menu, StepKey, declare, one_size
+from neuron_jax.engine.buckets import GUESSING_ROWS, Draws, Menu, StepKey, declare, one_size
 from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
@@ -141,7 +141,7 @@ def test_tokens_under_way_of_a_preempted_request_are_drawn_again() -> None:
         busy.absorb(late[-2], drawn(late[-2]))
     known = len(young.tokens)
 
-    assert young.slot is None
+    assert (young.slot, busy.preemptions) == (None, 1)
     assert (young.ahead, young.computed) == (0, 0)
     assert [output.request for output in busy.absorb(late[-1], drawn(late[-1]))] == [1]
     assert len(young.tokens) == known
@@ -375,6 +375,17 @@ def test_beside_a_prompt_nothing_is_guessed() -> None:
 
     assert shape(run_with(busy, [[1], [7]])) == [(1, 10, 1, 1), (2, 0, 9, 1)]
     assert following(busy).rows[0].guesses == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("streams", "guessed"), [(GUESSING_ROWS, True), (GUESSING_ROWS + 1, False)])
+def test_for_many_streams_nothing_is_guessed(streams: int, *, guessed: bool) -> None:
+    """Programs with guesses are made for so many rows."""
+    busy = scheduler(guesses=1, slots=streams)
+    for number in range(streams):
+        add(busy, number, 4, max_tokens=20)
+    run_with(busy, [[1]] * streams)
+
+    assert following(busy).open_ended == guessed
 
 
 def test_no_more_is_guessed_than_the_limit_allows() -> None:
