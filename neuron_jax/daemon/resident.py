@@ -37,8 +37,10 @@ from neuron_jax.daemon.status import (
     after,
 )
 from neuron_jax.errors import LoadError
+from neuron_jax.text.errors import TemplateError
 from neuron_jax.text.prompt import ChatFormat
 from neuron_jax.weights.digest import digest
+from neuron_jax.weights.errors import bad_checkpoint
 from neuron_jax.workers.engine_client import EngineClient
 from neuron_jax.workers.frames import EngineLoad, Progress
 
@@ -280,12 +282,18 @@ class ResidentModel:
         await self._stop_all(0.0)
         return error
 
+    async def _compile(self, path: Path, chat: ChatFormat) -> None:
+        try:
+            await self._plan.compile(chat)
+        except TemplateError as error:
+            raise bad_checkpoint(path, [str(error)]) from error
+
     async def _load_steps(self) -> None:
         path = await fetched(self._plan.fetch, self._hear)
         text, found = await asyncio.to_thread(_read_files, path)
         self._served = Served(self.spec.source or self.spec.model_id, found)
         if text.template is not None:
-            await self._plan.compile(text.chat_format)
+            await self._compile(path, text.chat_format)
         self._text = text
         places = self._plan.places(path)
         self._move(Placed(len(places)))
