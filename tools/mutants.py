@@ -3,6 +3,7 @@
     python tools/mutants.py                      every fault in every module of SUBJECTS
     python tools/mutants.py --each 12            a dozen of every module, spread evenly over it
     python tools/mutants.py placement/evict      only in modules whose path contains that
+    python tools/mutants.py text/stop --tests tests/neuron/text/test_stop.py     shown to these tests alone, which is quicker
 
 A fault is a comparison turned, a constant off by one, an `and` for an `or`: what a slip of the hand looks like. The tests are
 collected once and run once, to see which lines each of them comes to. Then, for each fault, a child process is forked, in
@@ -65,6 +66,13 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         )
     },
     "cortex_gateway/dialects/": (GATEWAY + "dialects", "tests/contract/test_gateway_transcripts.py"),
+    "cortex_gateway/dialects/responses/": (
+        GATEWAY + "dialects/test_responses_request.py",
+        GATEWAY + "dialects/test_responses_stream.py",
+        GATEWAY + "routes/test_responses_route.py",
+        GATEWAY + "routes/test_conversations_route.py",
+        "tests/contract/test_responses_transcripts.py",
+    ),
     **{f"cortex_gateway/auth/{name}.py": (GATEWAY + "auth",) for name in ("keys", "limits", "policy", "principal")},
     "neuron_jax/text/": (NEURON + "text",),
     **{
@@ -81,7 +89,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     ),
     "neuron_jax/workers/supervisor.py": (NEURON + "workers/test_supervisor.py", NEURON + "daemon/test_crash_loop.py"),
 }
-"""A module, or a folder of them, and where its tests are."""
+"""A module, or a folder of them, and where its tests are; the longest that a path begins with counts."""
 CPU_SECS, WALL_SECS = 20.0, 600.0
 """What a child may compute besides four times what its tests did, and how long it may take on a machine that others use too.
 One that needs more hangs: its fault was seen."""
@@ -440,7 +448,8 @@ def subjects(part: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         files = sorted((ROOT / place).rglob("*.py")) if place.endswith("/") else [ROOT / place]
         for file in files:
             path = str(file.relative_to(ROOT))
-            if part in path:
+            nearest = max((other for other in SUBJECTS if path.startswith(other)), key=len)
+            if part in path and place == nearest:
                 yield path, tests
 
 
@@ -449,10 +458,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Plant small faults and see whether the tests notice.")
     parser.add_argument("part", nargs="?", default="", help="only modules whose path contains this")
     parser.add_argument("--each", type=int, help="try so many of each module, spread evenly over it")
+    parser.add_argument("--tests", nargs="+", help="show them to these tests alone, not to all that SUBJECTS names")
     asked = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    every = [(mutant, tests) for path, tests in subjects(asked.part) for mutant in mutants(path)]
+    narrowed = tuple(asked.tests) if asked.tests else None
+    every = [(mutant, narrowed or tests) for path, tests in subjects(asked.part) for mutant in mutants(path)]
     reasons: dict[str, str] = tomllib.loads(REASONS.read_text())["equal"]
     for name in reasons.keys() - {mutant.name for mutant, _ in every}:
         if any(name.startswith(f"{mutant.path} ") for mutant, _ in every):

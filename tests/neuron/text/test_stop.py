@@ -28,6 +28,7 @@ def run(stops: list[str], chunks: list[str]) -> tuple[str, str | None]:
         (["END", "one"], "one END", ("", "one")),
         (["END", "\nEND"], "one\nEND", ("one", "\nEND")),
         (["abcd", "bc"], "xabcd", ("xa", "bc")),
+        (["aab"], "aaab", ("a", "aab")),
         (["aab"], "aaaab", ("aa", "aab")),
         (["abab!"], "ababab!", ("ab", "abab!")),
         (["日本"], "今日本", ("今", "日本")),
@@ -47,6 +48,14 @@ def test_text_that_cannot_become_a_stop_string_is_not_held_back() -> None:
 
     assert matcher.feed("a < b, a <").text == "a < b, a "
     assert matcher.feed("= b").text == "<= b"
+
+
+def test_what_was_given_out_at_the_end_begins_nothing() -> None:
+    matcher = StopMatcher(["ab"])
+    matcher.feed("a")
+
+    assert matcher.close() == "a"
+    assert matcher.feed("b") == Matched("b")
 
 
 def test_what_followed_the_match_is_told_apart() -> None:
