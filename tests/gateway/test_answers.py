@@ -220,3 +220,4 @@ def test_what_is_changed_is_changed_at_once_or_not_at_all() -> None:
     assert store.get("k", "a") == longer
     store.keep("k", kept("b", size=200), running=False)
     assert there(store, "a", "b") == ["b"]
+    store.close()
