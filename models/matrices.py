@@ -4,9 +4,8 @@ What stands around a product in a layer comes along, so that a kernel may comput
 such a kernel is held against.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 import jax
@@ -19,6 +18,7 @@ from models.native.ops import Norm
 from models.nn import normed
 from models.products import fp8_matmul, int4_matmul, int8_matmul
 from models.rounding import INT4
+from models.traced import Traced
 
 Kind = Literal["float", "table", "exact", "int8", "fp8", "int4"]
 
@@ -79,17 +79,12 @@ class Kernel(Protocol):
 Choose = Callable[[Shape, int], Kernel | None]
 """The kernel for so many rows and a matrix; None for what XLA makes of it."""
 
-_CHOOSE: ContextVar[Choose | None] = ContextVar("kernels of products", default=None)
+_CHOOSE = Traced[Choose]("kernels of products")
 
 
-@contextmanager
-def computing(choose: Choose | None) -> Iterator[None]:
+def computing(choose: Choose | None) -> AbstractContextManager[None]:
     """What is traced in here computes its products with kernels that `choose` names; None: with XLA."""
-    token = _CHOOSE.set(choose)
-    try:
-        yield
-    finally:
-        _CHOOSE.reset(token)
+    return _CHOOSE.within(choose)
 
 
 def choosing() -> bool:

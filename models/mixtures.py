@@ -3,9 +3,8 @@
 `models.experts_xla` has their twin, and asks here.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import jax
@@ -14,6 +13,7 @@ from attrs import frozen
 from models.dense.record import Activation, Experts
 from models.matrices import Matrix, Shape
 from models.native.ops import Norm
+from models.traced import Traced
 
 
 @frozen
@@ -78,17 +78,12 @@ class ExpertKernels:
 Choose = Callable[[MixtureShape, int], ExpertKernels | None]
 """The kernels for so many tokens and a mixture; None for what XLA makes of it."""
 
-_CHOOSE: ContextVar[Choose | None] = ContextVar("kernels of mixtures", default=None)
+_CHOOSE = Traced[Choose]("kernels of mixtures")
 
 
-@contextmanager
-def computing(choose: Choose | None) -> Iterator[None]:
+def computing(choose: Choose | None) -> AbstractContextManager[None]:
     """What is traced in here computes its mixtures with kernels that `choose` names; None: with XLA."""
-    token = _CHOOSE.set(choose)
-    try:
-        yield
-    finally:
-        _CHOOSE.reset(token)
+    return _CHOOSE.within(choose)
 
 
 def choosing() -> bool:

@@ -1,14 +1,15 @@
 """Logical axis names -> mesh axes, in one table; knows devices, must not know what a parameter is for."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from math import prod
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from models.traced import Traced
 
 EXPERT, TENSOR = "ep", "tp"
 """The mesh axes. Whole experts are split over `ep`, the width of each over `tp`; all else over both, which are all devices.
@@ -30,7 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 """Logical axis -> mesh axes; none keeps the dimension whole on every device."""
 
-_MESH: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
+_MESH = Traced[Mesh]("mesh")
 
 
 def make_mesh(devices: Sequence[Any], expert_parallel: int = 1) -> Mesh:
@@ -38,14 +39,9 @@ def make_mesh(devices: Sequence[Any], expert_parallel: int = 1) -> Mesh:
     return Mesh(np.array(list(devices), dtype=object).reshape(expert_parallel, -1), BOTH)
 
 
-@contextmanager
-def computing_on(mesh: Mesh) -> Iterator[None]:
+def computing_on(mesh: Mesh) -> AbstractContextManager[None]:
     """What is traced in here is for `mesh`: experts that are split over `ep` have to know it."""
-    token = _MESH.set(mesh)
-    try:
-        yield
-    finally:
-        _MESH.reset(token)
+    return _MESH.within(mesh)
 
 
 def current_mesh() -> Mesh:

@@ -1,13 +1,13 @@
 """The device that a program is being traced for: some is chosen by what it can do; must not know what is computed."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 
-_TARGET: ContextVar[Any] = ContextVar("target", default=None)
+from models.traced import Traced
+
+_TARGET = Traced[Any]("target")
 
 
 def device() -> Any:
@@ -16,11 +16,6 @@ def device() -> Any:
     return jax.local_devices()[0] if found is None else found
 
 
-@contextmanager
-def tracing_for(device: Any) -> Iterator[None]:
+def tracing_for(device: Any) -> AbstractContextManager[None]:
     """What is traced within is for `device`, which need not be here."""
-    token = _TARGET.set(device)
-    try:
-        yield
-    finally:
-        _TARGET.reset(token)
+    return _TARGET.within(device)
