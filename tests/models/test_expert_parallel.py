@@ -23,6 +23,7 @@ EVEN: dict[str, dict[str, Any]] = {
     "softmax": CONFIGS["qwen3moe"] | {"num_experts": 8},
     "sigmoids, groups, a shared one": CONFIGS["glm4moe"] | {"n_shared_experts": 1, "first_k_dense_replace": 1},
     "gpt-oss, biases": CONFIGS["gpt-oss"] | {"num_local_experts": 4},
+    "Llama 4, shares of what goes in": CONFIGS["llama4"] | {"num_local_experts": 4},
 }
 
 
