@@ -34,6 +34,7 @@ def scheduler(
     slots: int = 4,
     cost: Cost | None = None,
     guesses: int = 0,
+    drafts: int = 0,
     chunk: int = 64,
     by_draws: bool = False,
 ) -> Scheduler:
@@ -41,7 +42,7 @@ def scheduler(
     menu = Menu()
     menu.add(declare(max_slots=slots, chunk_tokens=chunk, decode_steps=4, guesses=guesses, by_draws=by_draws).keys())
     pace = taught(cost, menu.tokens) if cost else Pace()
-    return Scheduler(Cache([Pages(pages)], 16), max_slots=slots, menu=menu, pace=pace, guesses=guesses)
+    return Scheduler(Cache([Pages(pages)], 16), max_slots=slots, menu=menu, pace=pace, guesses=guesses, drafts=drafts)
 
 
 def by_token(seconds: float, each: float = 0.001) -> Cost:
@@ -375,6 +376,17 @@ def test_beside_a_prompt_nothing_is_guessed() -> None:
 
     assert shape(run_with(busy, [[1], [7]])) == [(1, 10, 1, 1), (2, 0, 9, 1)]
     assert following(busy).rows[0].guesses == [1, 1, 1]
+
+
+def test_beside_a_prompt_a_model_is_asked_for_no_guesses() -> None:
+    """They would not be tried, and whoever asks waits for what they are."""
+    busy = scheduler(guesses=3, drafts=2, cost=by_token(0.03))
+    add(busy, 1, 10, max_tokens=20)
+    run_with(busy, [[5]])
+    add(busy, 2, 9)
+
+    assert [row.drafts for row in run_with(busy, [[6], [7]]).rows] == [0, 0]
+    assert following(busy).rows[0].drafts == 2
 
 
 @pytest.mark.parametrize(("streams", "guessed"), [(GUESSING_ROWS, True), (GUESSING_ROWS + 1, False)])
