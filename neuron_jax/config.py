@@ -132,9 +132,10 @@ class ModelSpec:
     ranks: Literal["host", "device"] = "host"  # one process for each
     hosts: tuple[str, ...] = field(default=(), validator=EACH_FILLED)  # peers that may lend devices
     devices: tuple[int, ...] | None = field(default=None, validator=DEVICES)  # None = the emptiest
-    max_context: int | None = field(default=None, validator=within(1, 2**31))  # this and the next two over [engine]
+    max_context: int | None = field(default=None, validator=within(1, 2**31))  # this and the next three over [engine]
     kv_mb: int | None = field(default=None, validator=within(1, MIB))
     memory_mb: int | None = field(default=None, validator=within(1, MIB))
+    speculate: int | None = field(default=None, validator=within(-1, 64))
     replicas: int = field(default=1, validator=within(1, 64))  # engines, each on devices of its own
     adapters: tuple[str, ...] = field(default=(), validator=ADAPTERS)  # NAME=FOLDER: served beside it, as id:NAME
     transform: str | None = field(

@@ -67,6 +67,15 @@ class How:
         ),
     ] = None
     expert_parallel: Annotated[int | None, Parameter(help="Parts of its devices that have whole experts.")] = None
+    max_context: Annotated[
+        int | None,
+        Parameter(
+            name=["--max-context", "--context"], help="Tokens that one request must be able to hold, prompt and output."
+        ),
+    ] = None
+    speculate: Annotated[int | None, Parameter(help="Tokens guessed ahead at most; 0: none, -1: where it helps.")] = (
+        None
+    )
     adapters: Annotated[
         str | None,
         Parameter(help="Adapters beside it, by name and folder on the node: poet=/srv/poet,critic=/srv/critic."),

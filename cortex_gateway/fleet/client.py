@@ -301,7 +301,6 @@ def _spec_body(spec: LoadSpec) -> dict[str, Any]:
         "source": spec.source,
         "harness": spec.harness,
         "devices": list(spec.devices) or None,
-        "max_context": spec.max_context,
         "quant": "auto",
         "tensor_parallel": 1,
         **spec.named,

@@ -10,6 +10,9 @@ from cortex_gateway.fleet.ticket import Ticket
 from cortex_gateway.placement.load_options import names_of
 from cortex_gateway.placement.snapshot import Replica
 
+WHERE_IT_HELPS = -1
+"""How many tokens a node guesses ahead of which nobody has said how many."""
+
 
 @frozen(kw_only=True)
 class Loaded:
@@ -75,6 +78,22 @@ def _expert_parallel(asked: int, it: Loaded) -> int | None:
     return None if has == asked else has
 
 
+def _max_context(asked: int, it: Loaded) -> int | None:
+    """What was asked for may be more than the model has: then what it was given is as asked for."""
+    if it.spec and it.spec.max_context == asked:
+        return None
+    has = it.replica.limit.context if it.replica.limit else None
+    return None if has == asked else has
+
+
+def _speculate(asked: int, it: Loaded) -> int | None:
+    """Of what others loaded it is not known."""
+    if it.spec is None:
+        return None
+    has = WHERE_IT_HELPS if it.spec.speculate is None else it.spec.speculate
+    return None if has == asked else has
+
+
 def _hosts(asked: tuple[str, ...], it: Loaded) -> tuple[str, ...] | None:
     """Whoever leads is one of them, else another replica would be asked for."""
     strangers = [name for name in it.lenders if name not in asked]
@@ -105,6 +124,8 @@ CHECKS: dict[str, Callable[[Any, Loaded], Any]] = {
     "deterministic": _deterministic,
     "tensor_parallel": _tensor_parallel,
     "expert_parallel": _expert_parallel,
+    "max_context": _max_context,
+    "speculate": _speculate,
     "hosts": _hosts,
     "adapters": _adapters,
     "ranks": _ranks,

@@ -183,14 +183,14 @@ class LoadHistory:
 
 def spec_for(model: ModelConfig, place: Placement) -> LoadSpec:
     """What the node is asked for; `model` with what whoever asks wants otherwise."""
+    known = {"max_context": model.limit.context if model.limit else None}
     decided = {"tensor_parallel": model.shards, "hosts": tuple(lender.node for lender in place.lenders)}
     return LoadSpec(
         model_id=model.id,
         source=model.source,
         harness=model.harness,
         devices=place.devices,
-        max_context=model.limit.context if model.limit else None,
-        **{**model.named, **decided},
+        **{**known, **model.named, **decided},
     )
 
 

@@ -34,7 +34,6 @@ class LoadSpec(LoadOptions):
     quant: str = "auto"
     tensor_parallel: int = 1
     devices: tuple[int, ...] = ()  # empty = the node chooses
-    max_context: int | None = None
 
 
 @frozen(kw_only=True)

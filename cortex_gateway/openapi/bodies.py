@@ -226,6 +226,8 @@ LOAD_OPTIONS = {
     "deterministic": FLAG,
     "tensor_parallel": integer(1),
     "expert_parallel": integer(1),
+    "max_context": integer(1),
+    "speculate": integer(-1),
     "hosts": array(TEXT),
     "ranks": one_of("host", "device"),
     "adapters": array(TEXT),

@@ -18,6 +18,10 @@ class LoadOptions:
     deterministic: bool | None = None
     tensor_parallel: int | None = field(default=None, validator=optional(ge(1)))
     expert_parallel: int | None = field(default=None, validator=optional(ge(1)))
+    max_context: int | None = field(default=None, validator=optional(ge(1)))  # tokens; over a limit of models.toml
+    speculate: int | None = field(
+        default=None, validator=optional(ge(-1))
+    )  # tokens guessed ahead; 0 = none, -1 = where it helps
     hosts: tuple[str, ...] = ()  # only these nodes; one leads, and the others lend devices where it has too few
     adapters: tuple[str, ...] = ()  # NAME=FOLDER on the node: served beside it as id:NAME
     ranks: Literal["host", "device"] | None = None  # processes of a group: one per host or per device

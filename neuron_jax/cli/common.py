@@ -19,6 +19,7 @@ Environ = Annotated[Mapping[str, str], Parameter(parse=False)]
 ConfigFile = Annotated[Path | None, Parameter(name=["--config", "-c"])]
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Guesses = Annotated[int, Parameter(validator=Number(gte=-1, lte=64))]
 Degree = Annotated[int, Parameter(validator=Number(gte=1, lte=64))]
 """Devices or ranks."""
 
@@ -57,6 +58,9 @@ class LoadFlags:
         Parameter(
             name=["--max-context", "--context"], help="Tokens that one request must be able to hold, prompt and output."
         ),
+    ] = None
+    speculate: Annotated[
+        Guesses | None, Parameter(help="Tokens guessed ahead at most; 0: none, -1: where it helps.")
     ] = None
     kv_mb: Annotated[Count | None, Parameter(help="MiB of the KV pool, over all devices.")] = None
 

@@ -51,7 +51,7 @@ def engine_spec(
         threads=engine.threads,
         chunk_tokens=engine.chunk_tokens,
         decode_steps=engine.decode_steps,
-        speculate=engine.speculate,
+        speculate=engine.speculate if spec.speculate is None else spec.speculate,
         adapters=tuple(map(str, folders_of(spec.adapters).values())),
         transform=spec.transform or "",
         compile_cache=str(config.cache.compile_dir),

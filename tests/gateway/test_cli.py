@@ -104,10 +104,12 @@ def test_load_tells_its_phases_and_unload_ends_it(
     """One line per phase when piped."""
     how = ("--quant", "none", "--kv-dtype", "int8", "--deterministic", "--node", "beast")
     more = ("--hosts", "beast", "--ranks", "device", "--adapters", "poet=/a, critic=/b", "--expert-parallel", "2")
+    more += ("--context", "4096", "--speculate", "0")
     assert run(gateway, "load", "small", *how, *more) == 0
     assert capsys.readouterr().out.splitlines() == ["  Starting", "  Loading weights 0.0/0.0 MB", "small is loaded"]
     said = [host.specs[0][name] for name in ("quant", "kv_dtype", "deterministic", "ranks", "expert_parallel")]
     assert said == ["none", "int8", True, "device", 2]
+    assert (host.specs[0]["max_context"], host.specs[0]["speculate"]) == (4096, 0)
     assert "hosts" not in host.specs[0]
     assert host.specs[0]["adapters"] == ["poet=/a", "critic=/b"]
 

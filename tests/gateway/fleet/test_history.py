@@ -6,11 +6,11 @@ import pytest
 
 from cortex_gateway import errors
 from cortex_gateway.config import Config, Neuron
-from cortex_gateway.fleet.history import COOLING_SECS, PATIENCE_SECS, SPARING_SECS, LoadHistory
+from cortex_gateway.fleet.history import COOLING_SECS, PATIENCE_SECS, SPARING_SECS, LoadHistory, spec_for
 from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.messages import LoadSpec, Observation
 from cortex_gateway.fleet.ticket import Ticket
-from cortex_gateway.placement.decisions import Reject
+from cortex_gateway.placement.decisions import Placement, Reject
 from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import Limit, ModelConfig, Replica
 
@@ -124,6 +124,24 @@ def test_what_the_catalogue_says_of_a_model_goes_before_what_nodes_tell() -> Non
 
     assert (it.model("m", hosts).harness, it.model("m", hosts).vram_mb) == ("jax", 10)
     assert it.model("x", hosts).harness == "other"
+
+
+@pytest.mark.parametrize(
+    ("limit", "options", "told"),
+    [
+        (None, {}, None),
+        (Limit(context=99), {}, 99),
+        (Limit(context=99), {"max_context": 50}, 50),
+        (None, {"max_context": 50}, 50),
+    ],
+)
+def test_a_context_that_is_asked_for_goes_before_the_limit(
+    limit: Limit | None, options: dict[str, Any], told: int | None
+) -> None:
+    """What models.toml shows of a model, a node is asked to load with, unless somebody wants otherwise."""
+    model = ModelConfig(id="m", limit=limit, **options)
+
+    assert spec_for(model, Placement(node="a", devices=(0,))).max_context == told
 
 
 def test_an_operator_is_told_of_the_last_failure() -> None:

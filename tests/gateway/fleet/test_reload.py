@@ -13,7 +13,7 @@ from cortex_gateway.fleet.messages import LoadSpec
 from cortex_gateway.fleet.shortage import RETURN_SECS
 from cortex_gateway.fleet.ticket import Ticket
 from cortex_gateway.placement.load_options import LoadOptions
-from cortex_gateway.placement.snapshot import Group, ModelConfig, Rank, Replica
+from cortex_gateway.placement.snapshot import Group, Limit, ModelConfig, Rank, Replica
 from tests.fakes.bench import Bench, bench, loaded
 from tests.fakes.host_double import HostDouble
 from tests.fakes.live_fleet import run
@@ -306,6 +306,14 @@ GROUP = Group(
         ({"tensor_parallel": 1}, {}, None, {"tensor_parallel": (2, 1)}),
         ({"expert_parallel": 2}, {}, SPEC, {"expert_parallel": (1, 2)}),
         ({"expert_parallel": 2}, {}, LoadSpec(model_id="m", expert_parallel=2), {}),
+        ({"max_context": 4096}, {"limit": Limit(context=2048)}, SPEC, {"max_context": (2048, 4096)}),
+        ({"max_context": 2048}, {"limit": Limit(context=2048)}, SPEC, {}),
+        ({"max_context": 9999}, {"limit": Limit(context=8192)}, LoadSpec(model_id="m", max_context=9999), {}),
+        ({"max_context": 4096}, {}, None, {}),
+        ({"speculate": 0}, {}, SPEC, {"speculate": (-1, 0)}),
+        ({"speculate": -1}, {}, SPEC, {}),
+        ({"speculate": 3}, {}, LoadSpec(model_id="m", speculate=0), {"speculate": (0, 3)}),
+        ({"speculate": 3}, {}, None, {}),
         ({"ranks": "device"}, {}, SPEC, {"ranks": ("host", "device")}),
         ({"ranks": "device"}, {"group": GROUP}, None, {}),
         ({"ranks": "host"}, {"group": GROUP}, None, {"ranks": ("device", "host")}),

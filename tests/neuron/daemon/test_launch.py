@@ -1,6 +1,11 @@
 """What is read of an engine's memory plan, and what an engine that ran out of memory begins again with."""
 
-from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW, row_mb, shrunk
+from pathlib import Path
+
+import pytest
+
+from neuron_jax.config import CacheConfig, EngineConfig, ModelSpec, NeuronConfig
+from neuron_jax.daemon.launch import KV_ROW, TOTAL_ROW, engine_spec, row_mb, shrunk
 from neuron_jax.workers.frames import EngineSpec, MemoryRow
 
 MIB = 1 << 20
@@ -17,6 +22,19 @@ def test_pages_of_all_groups_of_layers_are_the_pool() -> None:
     assert row_mb(PLAN, KV_ROW) == 8
     assert row_mb(PLAN, TOTAL_ROW) == 18
     assert row_mb((), KV_ROW) == 0
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, (256, 4)), (0, (256, 0)), (-1, (256, -1))])
+def test_a_request_goes_over_the_configuration(asked: int | None, found: tuple[int, int], tmp_path: Path) -> None:
+    """None said: as [engine] has it. 0 is said."""
+    config = NeuronConfig(
+        cache=CacheConfig(models_dir=tmp_path, compile_dir=tmp_path), engine=EngineConfig(max_context=256, speculate=4)
+    )
+    spec = ModelSpec(model_id="tiny", speculate=asked)
+
+    made = engine_spec(config, spec, "cpu", (0,), tmp_path)
+
+    assert (made.max_context, made.speculate) == found
 
 
 def test_an_engine_begins_again_with_less() -> None:
