@@ -93,9 +93,10 @@ class GatewayConfig:
 
 @frozen(kw_only=True)
 class EvictionConfig:
-    """[eviction]: who leaves when a model does not fit, and when a node's engines are started afresh."""
+    """[eviction]: who leaves when a model does not fit or nobody asks for it, and when a node's engines are started afresh."""
 
     strategy: Literal["lru", "priority"] = "lru"
+    idle_secs: float = field(default=0.0, validator=within(0))  # a model nobody asks for so long is unloaded; 0 = never
     defrag_after_cycles: int = field(
         default=0, validator=within(0)
     )  # unloads before a node's engines restart; 0 = never

@@ -68,6 +68,8 @@ class Host:
         for model, one in self.replicas.items():
             if one.status == "loaded":
                 self.last_used.setdefault(model, now)
+            if one.others:
+                self.used(model, now)
         # Another engine, when it serves, is another replica.
         self.circuits = {model: one for model, one in self.circuits.items() if self._serves(model)}
 
@@ -110,6 +112,11 @@ class Host:
         self.circuits[model] = circuit
         if circuit == Circuit():
             del self.circuits[model]
+
+    def used(self, model: str, now: float) -> None:
+        """Somebody else asks for it, or it is asked to leave and shall not be again at once."""
+        self._changes += 1
+        self.last_used[model] = now
 
     def give_back(self, model: str, now: float) -> None:
         assert self.ours[model] > 0, "a lease is given back once"

@@ -52,6 +52,7 @@ class Operation:
     """First models leave, on all nodes at once and on each in order; then models are loaded, one after another.
 
     Attributes:
+        why: somebody waits for a load or an unload; nobody does for what leaves idle, or starts afresh.
         model: what it is for; "" where engines are started afresh.
         running: what each node was asked to do and has not ended. It stays among the steps until it has.
         evicted: who has left for a load that has not succeeded yet.
@@ -61,7 +62,7 @@ class Operation:
         pause: seconds; the last wait for memory that was still coming back, 0 = there was none.
     """
 
-    why: Literal["load", "unload", "defrag"]
+    why: Literal["load", "unload", "idle", "defrag"]
     model: str
     unloads: list[UnloadStep] = field(factory=list)
     loads: list[LoadStep] = field(factory=list)

@@ -16,7 +16,7 @@ from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.host import Host
 from cortex_gateway.fleet.operation import Eviction, LoadStep, Operation, UnloadStep
 from cortex_gateway.fleet.state import FleetState
-from cortex_gateway.placement import defrag
+from cortex_gateway.placement import defrag, idle
 from cortex_gateway.placement.decisions import Placement
 from cortex_gateway.placement.snapshot import ModelConfig
 
@@ -77,6 +77,21 @@ class Operations:
             self.advance()
         elif steps:
             self._begin(Operation(why="unload", model=model, unloads=steps))
+
+    def leave_idle(self, host: Host) -> None:
+        """Unload what nobody has asked for long enough; what did not leave is asked again after as long."""
+        history, now = self._state.history, self._state.now
+        after = self._state.config.eviction.idle_secs
+        if not after and not any(model.idle_secs for model in history.catalogue.models.values()):
+            return
+        node = self._state.node(host)
+        for model in idle.due(node, lambda name: history.catalogue.config(name, ()), after_secs=after, now=now):
+            host.used(model, now)
+            log.info("unloading %s from %s: nobody asks for it", model, host.name)
+            self._begin(
+                Operation(why="idle", model=model, unloads=[UnloadStep(node=host.name, model=model, at=host.name)])
+            )
+            return  # the others at the next look: a node is at one thing at a time
 
     def defrag(self, host: Host) -> None:
         """Restart the node's engines, if that is due."""
@@ -198,7 +213,7 @@ class Operations:
         unwanted = [
             one
             for one in self.under_way
-            if one.unfinished and one.why != "defrag"
+            if one.unfinished and one.why in ("load", "unload")
             if (one.why == "unload", one.model) not in wanted
         ]
         for operation in unwanted:

@@ -250,6 +250,7 @@ class Residency:
         self.state.history.measure(host)
         self.operations.advance()
         self._settle()
+        self.operations.leave_idle(host)
         self._defrag(host)
 
     def _on_missed(self, event: m.Missed) -> None:

@@ -51,6 +51,7 @@ class ModelConfig(LoadOptions):
     min_devices: int = field(default=1, validator=ge(1))
     min_device_vram_mb: int = field(default=0, validator=ge(0))
     pinned_on: tuple[str, ...] = ()  # only these nodes lead it, and it is never evicted there
+    idle_secs: float | None = field(default=None, validator=optional(ge(0)))  # over [eviction]'s; 0 = never
     residency_priority: int | None = None  # absent = 100, or 1000 when pinned
     capabilities: tuple[str, ...] = ()
     limit: Limit | None = None  # its context is what a node is asked to load with

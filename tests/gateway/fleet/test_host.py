@@ -103,7 +103,10 @@ def test_a_doubt_about_a_lost_node_keeps_the_reason_of_the_loss() -> None:
 
 
 def test_requests_of_others_are_those_that_were_never_ours() -> None:
-    """Of four that run or wait there one was ours when the look began, and one more came while it was under way."""
+    """Of four that run or wait there one was ours when the look began, and one more came while it was under way.
+
+    Theirs are uses of the model, too.
+    """
     it = host(M)
     it.take("m", 11.0)
     it.begin_look()
@@ -113,7 +116,7 @@ def test_requests_of_others_are_those_that_were_never_ours() -> None:
 
     replica = it.replica("m")
     assert replica is not None
-    assert (replica.in_flight, replica.others, it.pending("m"), replica.last_used) == (1, 2, 3, 12.0)
+    assert (replica.in_flight, replica.others, it.pending("m"), replica.last_used) == (1, 2, 3, 13.0)
     assert it.candidate("m", 13.0) == Candidate("a", 3, ModelLoad(in_flight=3, queue_depth=1), resting=False)
 
 

@@ -680,6 +680,62 @@ def test_what_somebody_else_loaded_comes_back_in_the_same_formats() -> None:
     assert (spec.quant, spec.kv_dtype, spec.deterministic) == ("int4", "fp8", True)
 
 
+def test_what_nobody_asks_for_leaves_and_comes_back_when_asked_for() -> None:
+    """One model at a look, and no ticket waits for it."""
+    it = bench(eviction=EvictionConfig(idle_secs=60))
+    held = (loaded("m", mb=3000), loaded("n", mb=3000))
+    it.see(replicas=held)
+    it.want("m")
+    it.now += 59
+    it.back("a", "m")
+    it.now += 59
+    it.see(replicas=held)
+    assert it.done_to() == ["unload n"]
+    it.tell(m.Ticked())
+    it.done()
+    it.see(replicas=(loaded("m", mb=3000),))
+    assert it.done_to() == ["unload n"]
+
+    it.now += 1
+    it.see(replicas=(loaded("m", mb=3000),))
+    asked = it.want("m")
+    it.done()
+    it.see()
+    it.done()
+
+    assert it.done_to() == ["unload n", "unload m", "load m"]
+    assert it.outcome(asked) == "a"
+
+
+def test_what_would_not_leave_is_asked_again_after_as_long() -> None:
+    """Not at every look."""
+    it = bench(eviction=EvictionConfig(idle_secs=60))
+    it.see(replicas=(loaded("m"),))
+    it.now += 60
+    it.see(replicas=(loaded("m"),))
+    it.done(error=errors.LoadFailed("m will not leave"))
+    it.now += 59
+    it.see(replicas=(loaded("m"),))
+    assert it.done_to() == ["unload m"]
+
+    it.now += 1
+    it.see(replicas=(loaded("m"),))
+
+    assert it.done_to() == ["unload m", "unload m"]
+
+
+def test_requests_of_others_keep_a_model() -> None:
+    """As far as a look sees them."""
+    it = bench(eviction=EvictionConfig(idle_secs=60))
+    it.see(replicas=(loaded("m"),))
+    it.now += 50
+    it.see(replicas=(loaded("m", in_flight=1),))
+    it.now += 50
+    it.see(replicas=(loaded("m"),))
+
+    assert it.done_to() == []
+
+
 def test_a_node_with_work_is_not_defragmented() -> None:
     """Neither ours nor others' requests are disturbed."""
     it = bench(eviction=EvictionConfig(defrag_after_cycles=1))

@@ -58,6 +58,7 @@ class Fleet(RuleBasedStateMachine):
 
     strategy = "lru"
     defrag_after = 0
+    idle_secs = 0.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +67,11 @@ class Fleet(RuleBasedStateMachine):
             neurons=tuple(Neuron(name=name, endpoint=f"http://{name}:1") for name in NODES),
             models=MODELS,
             aliases={"best": "large"},
-            eviction=EvictionConfig(strategy=self.strategy, defrag_after_cycles=self.defrag_after),  # type: ignore[arg-type]
+            eviction=EvictionConfig(
+                strategy=self.strategy,  # type: ignore[arg-type]
+                defrag_after_cycles=self.defrag_after,
+                idle_secs=self.idle_secs,
+            ),
         )
         self.residency = Residency(config)
         self.now = 100.0
@@ -120,6 +125,7 @@ class Fleet(RuleBasedStateMachine):
             assert not [one for one in self.leases if one[:2] == (effect.node, effect.model)], "nobody is cut off"
             if (effect.model, effect.node) == (PINNED, ITS_NODE):
                 assert host.operation is not None
+                assert host.operation.why != "idle", "what is pinned stays"
                 assert host.operation.why != "load" or host.operation.model == PINNED, (
                     "only an operator has it unloaded"
                 )
@@ -409,6 +415,7 @@ class Fleet(RuleBasedStateMachine):
 class Ranked(Fleet):
     strategy = "priority"
     defrag_after = 2
+    idle_secs = 20.0
 
 
 class Grouped(Fleet):
