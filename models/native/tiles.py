@@ -1,10 +1,12 @@
 """Matrices in the layout of the kernels: tiles of 32 rows; knows numpy and `Storage`, must not know jax or families.
 
-    codes [tiles, K, 32] in the storage's own type, or [tiles, K, 16] of two 4-bit codes: row i low, row i + 16 high
+    floats [tiles, K, 32] in the storage's own type
+    codes [tiles, K / 4, 32, 4], or [tiles, K / 4, 16, 4] of two 4-bit codes: row i low, row i + 16 high
     scale, offset [tiles, K / group, 32], float16 when exact, else float32
 
-One after the other in one array of bytes: every argument of a program costs a step some microseconds of the host, and a
-model has hundreds of matrices. Rows past the matrix's own are zeros. A gated pair of matrices has the tiles of both in turn.
+Four codes of a row lie together, which is what instructions that sum products of short integers take. All parts come one
+after the other in one array of bytes: every argument of a program costs a step some microseconds of the host, and a model
+has hundreds of matrices. Rows past the matrix's own are zeros. A gated pair of matrices has the tiles of both in turn.
 """
 
 from math import prod
@@ -18,6 +20,8 @@ from models.storage import FLOAT32, Array, Blocks, Storage
 
 TILE = 32
 _HALF = TILE // 2
+_WORD = 4
+"""Codes of a row that lie together."""
 _LINE = 64
 """Bytes that XLA's arrays on a CPU are aligned to: one of ours that is, too, becomes a device's without being copied."""
 
@@ -36,8 +40,8 @@ class Tiles:
 
     @classmethod
     def plan(cls, rows: int, columns: int, storage: Storage, *, gated: bool = False, stack: int = 1) -> "Tiles":
-        """Float32 where the groups do not divide the columns."""
-        whole = not storage.coded or columns % storage.group == 0
+        """Float32 where the groups do not divide the columns, or words of codes not the groups."""
+        whole = not storage.coded or (columns % storage.group == 0 and storage.group % _WORD == 0)
         return cls(rows, columns, storage if whole else FLOAT32, gated, stack)
 
     @property
@@ -78,8 +82,7 @@ class Tiles:
         count, storage = self.count, self.storage
         if not storage.coded:
             return [((count, self.columns, TILE), storage.dtype)]
-        narrow = storage.bits == 4
-        codes = (count, self.columns, _HALF if narrow else TILE), np.dtype(np.uint8 if narrow else np.int8)
+        codes = (count, self.columns // _WORD, _HALF if storage.bits == 4 else TILE), np.dtype(np.uint32)
         scale = (count, self.columns // storage.group, TILE), np.dtype(np.float16 if storage.half else np.float32)
         return [codes, *[scale] * (1 + storage.offset)]
 
@@ -89,7 +92,7 @@ class Tiles:
         return self.stack * (2 if self.gated else 1) * -(-self.outputs // TILE)
 
     def _tile(self, matrix: Array, tiled: Array) -> None:
-        """[stack * rows, n] into [tiles, n, 32], or [tiles, n, 16] of two codes each."""
+        """[stack * rows, n] into [tiles, n, 32], of codes [tiles, n / 4, 32] or, two to a byte, [tiles, n / 4, 16]."""
         parts = 2 if self.gated else 1
         each, columns = -(-self.outputs // TILE), matrix.shape[1]
         rows = matrix if matrix.dtype == np.int8 else matrix.astype(tiled.dtype, copy=False)
@@ -99,11 +102,18 @@ class Tiles:
             padded[:, :, : self.outputs] = rows
             rows = padded
         rows = rows.reshape(self.stack, parts, each, TILE, columns).swapaxes(1, 2)
-        if tiled.shape[-1] == _HALF:  # first, so that half as much is turned
-            low, high = rows[..., :_HALF, :].view(np.uint8), rows[..., _HALF:, :].view(np.uint8)
-            rows = high << np.uint8(4)
-            rows |= low
-        tiled.reshape(*rows.shape[:3], columns, -1)[...] = rows.swapaxes(3, 4)
+        if rows.dtype == np.int8:
+            rows = _words(rows, halves=tiled.shape[-1] == _HALF)
+        tiled.reshape(*rows.shape[:3], *tiled.shape[1:])[...] = rows.swapaxes(3, 4)
+
+
+def _words(codes: Array, *, halves: bool) -> Array:
+    """int8 [..., 32, n] -> uint32 [..., 32, n / 4]; of `halves` of 4 bits [..., 16, n / 4], the second 16 rows high."""
+    if halves:
+        low, high = codes[..., :_HALF, :].view(np.uint8), codes[..., _HALF:, :].view(np.uint8)
+        codes = high << np.uint8(4)
+        codes |= low
+    return np.ascontiguousarray(codes).view(np.dtype("<u4"))
 
 
 def _empty(nbytes: int) -> Array:

@@ -19,7 +19,8 @@ from neuron_jax.weights.safetensors import read_json
 from neuron_jax.weights.spec import Checkpoint, TensorInfo
 
 DESCRIPTION, PARAMS = "converted.json", "params"
-_VERSION = 1
+_VERSION = 2
+"""2: codes of the native kernels' tiles lie four columns together."""
 
 
 @frozen

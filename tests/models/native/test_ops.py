@@ -214,6 +214,25 @@ def test_groups_that_do_not_divide_become_float32() -> None:
     assert np.array_equal(first.T, codes[:32].astype(np.float32))
 
 
+def test_words_of_four_codes_do_not_divide_every_group() -> None:
+    assert Tiles.plan(40, 60, Storage(8, 6)).storage == FLOAT32
+    assert Tiles.plan(40, 60, Storage(8, 12)).storage == Storage(8, 12)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_four_codes_of_a_row_lie_together(bits: int) -> None:
+    """In the order of their columns; of 4 bits those of a row and of the sixteenth after it share bytes."""
+    storage = Storage(bits, 16)
+    values = matrix(np.random.default_rng(0), 40, 48, storage)
+    tiles = Tiles.plan(40, 48, storage)
+    codes = tiles.pack(values)[: 2 * 32 * 48 * bits // 8].reshape(2, 12, -1, 4)
+    for row, column in ((0, 0), (3, 5), (17, 47), (39, 18)):
+        tile, inside = divmod(row, 32)
+        found = codes[tile, column // 4, inside % codes.shape[2], column % 4]
+        nibble = found >> 4 if inside >= 16 else found & 15
+        assert values.codes[row, column] == (nibble if bits == 4 else found.view(np.int8)), (row, column)
+
+
 @needs_kernels
 def test_a_matrix_of_another_size_is_an_error_not_a_crash() -> None:
     tiles = Tiles.plan(32, 64, Storage(4, 32, offset=True, half=True))

@@ -104,7 +104,7 @@ def test_cut_and_missing_files_are_told(tmp_path: Path) -> None:
     [
         ("{", "not such a description"),
         ("[]", "not such a description"),
-        ({"version": 9}, "of version 9, readable is 1"),
+        ({"version": 9}, "of version 9, readable is 2"),
     ],
 )
 def test_a_description_that_is_none_is_told(tmp_path: Path, description: Any, message: str) -> None:
