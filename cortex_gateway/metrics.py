@@ -14,6 +14,7 @@ from cortex_gateway.placement.snapshot import Device, FleetSnapshot, Node, Repli
 LABELS = ("model", "node")
 DURATION_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
 FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120)
+PHASE_BUCKETS = (0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 SPEED_BUCKETS = (1, 2.5, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200)
 
 MODEL_GAUGES: dict[str, tuple[str, Callable[[Replica], float]]] = {
@@ -42,6 +43,7 @@ class RequestRecord:
     outcome: str
     status: int
     seconds: float  # to the last byte
+    wait_seconds: float | None = None  # until a replica was found for it, the load of one included; None = none was
     ttft_seconds: float | None = None  # to the first token of text, reasoning or a tool call
     prompt_tokens: int | None = None
     completion_tokens: int | None = None  # of a stream that was cut off those that went by, as far as they are known
@@ -54,6 +56,22 @@ class RequestRecord:
     def tokens_per_second(self) -> float | None:
         """Tokens after the first over the time that they took; None where there is no such time to speak of."""
         return speed.tokens_per_second(self.completion_tokens or 0, self.decode_seconds or 0.0)
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Where its time went, in seconds, as far as it is known; together they are all of it.
+
+        `wait`: for a replica. `prompt`: from there to the first token, in the node's own line, too. `decode`: to the last byte.
+        """
+        if self.wait_seconds is None:
+            return {}
+        if self.ttft_seconds is None or self.decode_seconds is None:
+            return {"wait": self.wait_seconds}
+        return {
+            "wait": self.wait_seconds,
+            "prompt": max(0.0, self.ttft_seconds - self.wait_seconds),
+            "decode": self.decode_seconds,
+        }
 
 
 class Metrics:
@@ -81,6 +99,12 @@ class Metrics:
             "From a streamed request's arrival to its first token of text, reasoning or a tool call.",
             FIRST_TOKEN_BUCKETS,
         )
+        self._phases = self._histogram(
+            "cortex_phase_seconds",
+            "Where the time of requests went: waiting for a replica, until the first token, until the last byte.",
+            PHASE_BUCKETS,
+            ("phase",),
+        )
         self._speed = self._histogram(
             "cortex_tokens_per_second",
             "Tokens after the first, over the time from the first to the end.",
@@ -99,6 +123,8 @@ class Metrics:
         self._duration.labels(**labels).observe(record.seconds)
         if record.ttft_seconds is not None:
             self._first.labels(**labels).observe(record.ttft_seconds)
+        for phase, seconds in record.phases.items():
+            self._phases.labels(**labels, phase=phase).observe(seconds)
         if (rate := record.tokens_per_second) is not None:
             self._speed.labels(**labels).observe(rate)
         for listener in self._listeners:
@@ -132,8 +158,8 @@ class Metrics:
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, LABELS, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, LABELS, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], more: tuple[str, ...] = ()) -> Histogram:
+        return Histogram(name, text, LABELS + more, buckets=buckets, registry=self.registry)
 
 
 @frozen

@@ -76,6 +76,7 @@ class Record:
             outcome=self.outcome,
             status=status or CLIENT_CLOSED_REQUEST,
             seconds=now - self._arrived,
+            wait_seconds=None if self._leased is None else self._leased - self._arrived,
             ttft_seconds=None if first is None else first - self._arrived,
             prompt_tokens=None if self.usage is None else self.usage.prompt,
             completion_tokens=(self.passed or None) if self.usage is None else self.usage.completion,

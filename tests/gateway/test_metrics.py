@@ -22,6 +22,7 @@ RECORD = RequestRecord(
     outcome="ok",
     status=200,
     seconds=3.0,
+    wait_seconds=0.1,
     ttft_seconds=0.3,
     prompt_tokens=10,
     completion_tokens=21,
@@ -59,6 +60,25 @@ def test_a_request_is_counted_once_everywhere() -> None:
     assert value(it, "cortex_request_duration_seconds_sum") == 3.0
     assert value(it, "cortex_time_to_first_token_seconds_sum") == 0.3
     assert value(it, "cortex_tokens_per_second_sum") == 10.0
+
+
+@pytest.mark.parametrize(
+    ("known", "phases"),
+    [
+        ({}, {"wait": 0.1, "prompt": 0.2, "decode": 2.0}),
+        ({"ttft_seconds": None, "decode_seconds": None}, {"wait": 0.1}),
+        ({"wait_seconds": None, "ttft_seconds": None, "decode_seconds": None}, {}),
+        ({"ttft_seconds": 0.05}, {"wait": 0.1, "prompt": 0.0, "decode": 2.0}),
+    ],
+)
+def test_the_phases_of_a_request(known: dict[str, float | None], phases: dict[str, float]) -> None:
+    """As far as they are known; what began to answer and was tried again elsewhere waited longer than its first token."""
+    it = Metrics()
+
+    it.observe_request(attrs.evolve(RECORD, **known))
+
+    sums = {phase: value(it, "cortex_phase_seconds_sum", **HERE, phase=phase) for phase in ("wait", "prompt", "decode")}
+    assert {phase: pytest.approx(told) for phase, told in sums.items() if told is not None} == phases
 
 
 @pytest.mark.parametrize(("outcome", "errors"), [("ok", 0), ("cancelled", 0), ("error", 1)])
@@ -190,6 +210,7 @@ def test_every_metric_is_documented(name: str) -> None:
     [
         ("request_duration_seconds", "0.1 0.5 1 2.5 5 10 30 60 120 300 600 1200"),
         ("time_to_first_token_seconds", "0.05 0.1 0.25 0.5 1 2 5 10 20 30 60 120"),
+        ("phase_seconds", "0.005 0.02 0.1 0.5 1 2 5 10 20 30 60 120 300 600"),
         ("tokens_per_second", "1 2.5 5 10 15 20 30 40 60 80 120 200"),
     ],
 )
@@ -198,7 +219,8 @@ def test_the_buckets_are_the_documented_ones(name: str, buckets: str) -> None:
     it = Metrics()
     it.observe_request(RECORD)
     (family,) = (one for one in it.registry.collect() if one.name == f"cortex_{name}")
-    bounds = [float(sample.labels["le"]) for sample in family.samples if sample.name.endswith("_bucket")]
+    every = [float(sample.labels["le"]) for sample in family.samples if sample.name.endswith("_bucket")]
+    bounds = dict.fromkeys(every)  # those of each phase are the same
 
-    assert bounds == [*map(float, buckets.split()), float("inf")]
+    assert list(bounds) == [*map(float, buckets.split()), float("inf")]
     assert f"| {buckets} |" in (ROOT / "docs/metrics.md").read_text()

@@ -91,6 +91,7 @@ def test_a_whole_answer_is_recorded_with_its_tokens(path: str) -> None:
         assert record.dialect == path.removeprefix("/v1/").split("/")[0]
         assert (record.prompt_tokens, record.completion_tokens, record.cached_tokens) == (7, 2, 3)
         assert (record.ttft_seconds, record.decode_seconds) == (None, None)
+        assert list(record.phases) == ["wait"]
 
     run(scenario, Answer(cached=3))
 
@@ -108,6 +109,7 @@ def test_a_stream_is_recorded_with_its_tokens(path: str) -> None:
         assert record.ttft_seconds is not None
         assert record.decode_seconds is not None
         assert record.ttft_seconds + record.decode_seconds == pytest.approx(record.seconds)
+        assert sum(record.phases.values()) == pytest.approx(record.seconds)
 
     run(scenario, Answer(cached=3))
 
