@@ -30,6 +30,7 @@ DEVICE_GAUGES: dict[str, tuple[str, Callable[[Device], float | None]]] = {
     "vram_free_mb": ("MiB free on the device.", lambda one: one.vram_free_mb),
     "utilization_pct": ("How busy the device is, in percent.", lambda one: one.utilization_pct),
     "temp_c": ("Temperature of the device, in degrees Celsius.", lambda one: one.temp_c),
+    "power_watts": ("What the device draws, in watts.", lambda one: one.power_w),
 }
 
 
@@ -201,6 +202,13 @@ class FleetCollector(Collector):
         for name, (text, read) in DEVICE_GAUGES.items():
             values = [((node.name, str(one.index)), read(one)) for node in nodes for one in node.devices]
             yield _gauge(f"cortex_device_{name}", text, ("node", "device"), values)
+        text = "What the device has drawn since its driver was loaded, in joules."
+        family = CounterMetricFamily("cortex_device_energy_joules", text, labels=("node", "device"))
+        for node in nodes:
+            for one in node.devices:
+                if one.energy_j is not None:
+                    family.add_metric((node.name, str(one.index)), one.energy_j)
+        yield family
 
 
 def _rests(replica: Replica, now: float) -> float:

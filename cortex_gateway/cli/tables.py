@@ -180,7 +180,7 @@ def _headline(node: dict[str, Any]) -> Text:
 
 
 def _devices(devices: list[dict[str, Any]]) -> Table:
-    table = _table("device", "name", ">memory", ">free", ">busy", ">temperature")
+    table = _table("device", "name", ">memory", ">free", ">busy", ">temperature", ">power")
     for device in devices:
         table.add_row(
             f"{device['kind']}:{device['index']}",
@@ -189,6 +189,7 @@ def _devices(devices: list[dict[str, Any]]) -> Table:
             _gib(device["vram_free_mb"]),
             _number(device["utilization_pct"], " %"),
             _number(device["temp_c"], " °C"),
+            _number(device["power_w"], " W"),
         )
     return table
 

@@ -75,6 +75,8 @@ class DeviceLoadWire(Struct):
     vram_free_mb: int | None = None
     utilization_pct: float | None = None
     temp_c: float | None = None
+    power_w: float | None = None
+    energy_j: float | None = None
 
 
 class ModelLoadWire(Struct):
@@ -321,6 +323,8 @@ def _device(device: DeviceWire, load: DeviceLoadWire | None) -> Device:
         vram_used_mb=used if used is not None else total - free,
         utilization_pct=load.utilization_pct,
         temp_c=load.temp_c,
+        power_w=load.power_w,
+        energy_j=load.energy_j,
     )
 
 

@@ -82,7 +82,8 @@ class LoadStatus:
 
 @frozen(kw_only=True)
 class Device:
-    """One device of a node. MiB, percent, degrees Celsius; None = the node cannot tell."""
+    """One device of a node. MiB, percent, degrees Celsius, watts, joules since its driver was loaded; None = the node cannot
+    tell."""
 
     index: int
     name: str = ""
@@ -92,6 +93,8 @@ class Device:
     vram_free_mb: int = 0
     utilization_pct: float | None = None
     temp_c: float | None = None
+    power_w: float | None = None
+    energy_j: float | None = None
 
 
 @frozen(kw_only=True)

@@ -18,7 +18,7 @@ from neuron_jax.daemon.default_models import DefaultModels
 from neuron_jax.daemon.devices import Devices
 from neuron_jax.daemon.fetching import fetched, load_error
 from neuron_jax.daemon.lending import RankLender
-from neuron_jax.daemon.metrics import DeviceGauges, Metrics, ModelGauges
+from neuron_jax.daemon.metrics import Metrics, ModelGauges
 from neuron_jax.daemon.model_files import ModelFiles
 from neuron_jax.daemon.model_text import ModelText
 from neuron_jax.daemon.placing import Placing
@@ -28,6 +28,7 @@ from neuron_jax.daemon.replica import Listener
 from neuron_jax.daemon.resident import AlreadyLoadedError, Plan, ResidentModel
 from neuron_jax.daemon.status import ModelStage
 from neuron_jax.errors import LoadError
+from neuron_jax.hardware.records import DeviceLoad
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.workers.frames import Progress
 from neuron_jax.workers.process import DEFAULT_COMMAND
@@ -197,10 +198,9 @@ class Lifecycle:
                 weights=resident.served.digest if resident.served else "",
             )
 
-    def device_gauges(self) -> Iterable[DeviceGauges]:
+    def device_gauges(self) -> Iterable[DeviceLoad]:
         """The last picture of the devices, for a scrape."""
-        for load in self.devices.loads:
-            yield DeviceGauges(load.index, load.vram_used_mb, load.vram_free_mb, load.utilization_pct, load.temp_c)
+        return self.devices.loads
 
     async def _begin(self, spec: ModelSpec) -> ResidentModel:
         source = self.catalogue.source(spec)

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from neuron_jax.daemon.generation import Again, Ended, Event, Grown, Usage
+from neuron_jax.hardware.records import DeviceLoad
 from neuron_jax.workers.frames import EngineLoad
 
 OUTCOMES = ("ok", "cancelled", "rejected", "error")
@@ -32,23 +33,12 @@ class ModelGauges:
     weights: str = ""  # the digest of those that serve
 
 
-@frozen
-class DeviceGauges:
-    """A device's numbers at the moment of a scrape; memory in MiB."""
-
-    index: int
-    vram_used_mb: int
-    vram_free_mb: int
-    utilization_pct: float | None
-    temp_c: float | None
-
-
 class Gauges(Protocol):
     """Who knows the moment's numbers."""
 
     def model_gauges(self) -> Iterable[ModelGauges]: ...
 
-    def device_gauges(self) -> Iterable[DeviceGauges]: ...
+    def device_gauges(self) -> Iterable[DeviceLoad]: ...
 
 
 class Counted(Protocol):
@@ -232,7 +222,9 @@ DEVICE_GAUGES: Mapping[str, str] = {
     "neuron_device_vram_free_mb": "Free memory, MiB",
     "neuron_device_utilization_pct": "Utilization, percent",
     "neuron_device_temp_c": "Temperature, degrees Celsius",
+    "neuron_device_power_watts": "What it draws, watts",
 }
+DEVICE_COUNTERS: Mapping[str, str] = {"neuron_device_energy_joules": "What it has drawn since its driver was loaded"}
 
 
 class _Scrape:
@@ -257,10 +249,11 @@ class _Scrape:
                 gauge = GaugeMetricFamily(name, help_, labels=[label])
                 _fill(gauge, name, found)
                 yield gauge
-        for name, help_ in MODEL_COUNTERS.items():
-            counter = CounterMetricFamily(name, help_, labels=["model"])
-            _fill(counter, name, rows)
-            yield counter
+        for families, label, found in ((MODEL_COUNTERS, "model", rows), (DEVICE_COUNTERS, "device", devices)):
+            for name, help_ in families.items():
+                counter = CounterMetricFamily(name, help_, labels=[label])
+                _fill(counter, name, found)
+                yield counter
 
 
 def _fill(
@@ -305,10 +298,12 @@ def _model_values(row: ModelGauges) -> Mapping[str, float | None]:
     }
 
 
-def _device_values(row: DeviceGauges) -> Mapping[str, float | None]:
+def _device_values(row: DeviceLoad) -> Mapping[str, float | None]:
     return {
         "neuron_device_vram_used_mb": row.vram_used_mb,
         "neuron_device_vram_free_mb": row.vram_free_mb,
         "neuron_device_utilization_pct": row.utilization_pct,
         "neuron_device_temp_c": row.temp_c,
+        "neuron_device_power_watts": row.power_w,
+        "neuron_device_energy_joules": row.energy_j,
     }

@@ -72,9 +72,18 @@ class Nvml:
         temperature = self._if_supported(
             lambda: self._api.nvmlDeviceGetTemperature(handle, self._api.NVML_TEMPERATURE_GPU)
         )
+        milliwatts = self._if_supported(lambda: self._api.nvmlDeviceGetPowerUsage(handle))
+        millijoules = self._if_supported(lambda: self._api.nvmlDeviceGetTotalEnergyConsumption(handle))
         used = memory.total - memory.available
         return DeviceLoad(
-            index, used // MIB, memory.available // MIB, rates, temperature, processes=self._processes(handle)
+            index,
+            used // MIB,
+            memory.available // MIB,
+            rates,
+            temperature,
+            None if milliwatts is None else milliwatts / 1000,
+            None if millijoules is None else millijoules / 1000,
+            self._processes(handle),
         )
 
     def _processes(self, handle: Any) -> tuple[Process, ...]:

@@ -39,7 +39,8 @@ class Process:
 
 @frozen
 class DeviceLoad:
-    """How busy one device is: MiB, percent, degrees Celsius; None where the device does not say.
+    """How busy one device is: MiB, percent, degrees Celsius, watts, and the joules since its driver was loaded; None where the
+    device does not say.
 
     `processes` are those that the driver tells of, none where it does not. `lost`: what the driver says of a device that
     does not answer any more; its numbers are 0 then.
@@ -50,5 +51,7 @@ class DeviceLoad:
     vram_free_mb: int
     utilization_pct: int | None
     temp_c: int | None
+    power_w: float | None = None
+    energy_j: float | None = None
     processes: tuple[Process, ...] = ()
     lost: str | None = None

@@ -67,6 +67,14 @@ class FakeNvml:
         self._speak()
         return 60 + handle
 
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
+        self._speak()
+        return 250_500 + handle
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:  # noqa: N802
+        self._speak()
+        return 7_000_000 + handle
+
     def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
         self._speak()
         used = self.processes.get(handle, {})

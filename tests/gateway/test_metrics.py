@@ -37,7 +37,7 @@ def fleet() -> FleetSnapshot:
     load = ModelLoad(
         in_flight=1, queue_depth=2, max_in_flight=3, max_queue_depth=4, rejected_timeout=5, tok_s_decode=6.5
     )
-    device = Device(index=0, vram_total_mb=9, vram_used_mb=7, vram_free_mb=2, utilization_pct=55.0)
+    device = Device(index=0, vram_total_mb=9, vram_used_mb=7, vram_free_mb=2, utilization_pct=55.0, energy_j=77.0)
     replica = Replica(model="m", status="loaded", devices=(0,), load=load)
     one = Node(name="a", endpoint="http://a", healthy=True, devices=(device,), replicas=(replica,))
     return FleetSnapshot(nodes=(one, Node(name="b", endpoint="http://b")), waiting={"n": 2})
@@ -148,6 +148,8 @@ def test_gauges_show_the_fleet_of_the_moment() -> None:
     assert value(it, "cortex_device_vram_free_mb", node="a", device="0") == 2
     assert value(it, "cortex_device_utilization_pct", node="a", device="0") == 55
     assert value(it, "cortex_device_temp_c", node="a", device="0") is None
+    assert value(it, "cortex_device_power_watts", node="a", device="0") is None
+    assert value(it, "cortex_device_energy_joules_total", node="a", device="0") == 77
     assert value(it, "cortex_model_rejections_total", **HERE, reason="wait_timeout") == 5
     assert (value(it, "cortex_node_up", node="a"), value(it, "cortex_node_up", node="b")) == (1, 0)
     assert value(it, "cortex_model_waiting", model="n") == 2

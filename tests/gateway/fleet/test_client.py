@@ -51,7 +51,16 @@ def test_everything_a_neuron_says_is_taken() -> None:
             },
             health={
                 "uptime_secs": 7,
-                "devices": [{"index": 0, "vram_used_mb": 30, "vram_free_mb": 60, "utilization_pct": 5, "temp_c": 40}],
+                "devices": [
+                    {
+                        "index": 0,
+                        "vram_used_mb": 30,
+                        "vram_free_mb": 60,
+                        "utilization_pct": 5,
+                        "temp_c": 40,
+                        "power_w": 3.5,
+                    }
+                ],
                 "models": [{"id": "m", "in_flight": 1, "queue_depth": 2, "tok_s_decode": 9.5}],
             },
             models=[
@@ -75,7 +84,14 @@ def test_everything_a_neuron_says_is_taken() -> None:
     )
 
     device = Device(
-        index=0, name="GPU", vram_total_mb=100, vram_used_mb=30, vram_free_mb=60, utilization_pct=5, temp_c=40
+        index=0,
+        name="GPU",
+        vram_total_mb=100,
+        vram_used_mb=30,
+        vram_free_mb=60,
+        utilization_pct=5,
+        temp_c=40,
+        power_w=3.5,
     )
     replica = Replica(
         model="m",

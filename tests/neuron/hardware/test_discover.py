@@ -81,8 +81,8 @@ def test_the_load_of_nvidia_devices_is_sampled() -> None:
     with Sampler(discover(api=api, plugin=yes), api) as sampler:
         first, second = sampler.sample()
 
-    assert first == DeviceLoad(0, 10_000, 70_000, 40, 60)
-    assert second == DeviceLoad(1, 10_001, 69_999, 41, 61)
+    assert first == DeviceLoad(0, 10_000, 70_000, 40, 60, power_w=250.5, energy_j=7000.0)
+    assert second == DeviceLoad(1, 10_001, 69_999, 41, 61, power_w=250.501, energy_j=7000.001)
     assert api.opened == 0
 
 
@@ -117,7 +117,7 @@ def test_a_device_that_shares_the_hosts_memory_reports_the_hosts() -> None:
         (load,) = sampler.sample()
 
     assert hardware.devices[0].vram_total_mb == read_memory().total // MIB
-    assert (load.utilization_pct, load.temp_c) == (None, None)
+    assert (load.utilization_pct, load.temp_c, load.power_w, load.energy_j) == (None,) * 4
 
 
 def test_the_load_of_the_cpu_is_the_hosts() -> None:
