@@ -35,7 +35,7 @@ from cortex_gateway.routes.count import count, tokenize
 from cortex_gateway.routes.cross_origin import CrossOrigin
 from cortex_gateway.routes.exchange import Route
 from cortex_gateway.routes.failures import refuse
-from cortex_gateway.routes.gateway import Gateway
+from cortex_gateway.routes.gateway import Gateway, Reread
 from cortex_gateway.routes.generate import generate
 from cortex_gateway.stream import KEEP_ALIVE_SECONDS
 from neuron_jax.common.release import version_of
@@ -75,10 +75,12 @@ def create_app(
     dialects: tuple[Dialect, ...] | None = None,
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS,
     answers: Answers | None = None,
+    reread: Reread | None = None,
 ) -> ASGIApp:
     """The gateway's API. The fleet starts and closes with the app; which web pages may call it is said in `origins`.
 
-    `dialects`, and `answers`, where they are kept: None = as `config` says.
+    `dialects`, and `answers`, where they are kept: None = as `config` says. `reread` reads the operator's files again; None =
+    there are none.
 
     Every route but the health asks `guard` who it is.
     """
@@ -103,6 +105,7 @@ def create_app(
         body_silence_secs=it.read_timeout_secs,
         keep_alive_seconds=keep_alive_seconds,
         dialects=dialects,
+        reread=reread,
         answers=answers or Answers(AnswerStore(config.answers_path, bounds)),
     )
     app = Litestar(

@@ -26,6 +26,7 @@ from cortex_gateway.errors import Forbidden, Unauthorized
 from cortex_gateway.fleet.credentials import contexts
 from cortex_gateway.fleet.fleet import Fleet
 from cortex_gateway.metrics import Metrics
+from cortex_gateway.routes.gateway import Reread
 from cortex_gateway.transport import NeuronTransport
 from neuron_jax.common.addresses import Address, is_every_ipv6, parse_address
 from neuron_jax.common.errors import UserError
@@ -118,20 +119,20 @@ def bind(
 
 @contextlib.asynccontextmanager
 async def running(
-    config: Config, listeners: Listeners, *, hurry: asyncio.Event | None = None
+    config: Config, listeners: Listeners, *, hurry: asyncio.Event | None = None, reread: Reread | None = None
 ) -> AsyncIterator[Running]:
     """The gateway, from the moment when it answers until the block ends; then it drains and closes everything.
 
-    `hurry` ends the drain. Raises StoreError where the keys cannot be read.
+    `hurry` ends the drain, `reread` reads the operator's files again. Raises StoreError where the keys cannot be read.
     """
     guard = Guard(required=bool(config.auth.required))
-    async with guard.following(config.state), _answering(config, listeners, guard, hurry) as it:
+    async with guard.following(config.state), _answering(config, listeners, guard, hurry, reread) as it:
         yield it
 
 
 @contextlib.asynccontextmanager
 async def _answering(
-    config: Config, listeners: Listeners, guard: Guard, hurry: asyncio.Event | None
+    config: Config, listeners: Listeners, guard: Guard, hurry: asyncio.Event | None, reread: Reread | None
 ) -> AsyncIterator[Running]:
     metrics = Metrics()
     fleet = Fleet(config, metrics, transport=NeuronTransport(contexts(config.neurons)))
@@ -140,7 +141,7 @@ async def _answering(
     drain_secs = max(1, round(it.drain_secs))
     tls = server_context(it.tls_cert, it.tls_key) if it.tls_cert else None
     metrics_tls = tls if it.metrics_tls else None
-    app = AccessLog(create_app(fleet, metrics, config, guard), metrics)
+    app = AccessLog(create_app(fleet, metrics, config, guard, reread=reread), metrics)
     api = _server(app, timeouts, drain_secs, tls, lifespan=True)
     page = metrics_app(metrics, guard if config.auth.metrics else None)
     scrape = _server(page, timeouts, METRICS_DRAIN_SECS, metrics_tls, lifespan=False)
@@ -160,11 +161,11 @@ async def _answering(
         await fleet.close()
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, reread: Reread) -> None:
     """Until SIGINT or SIGTERM; then running requests get their time and everything closes."""
     listeners, manager = bind(config), service_manager(os.environ)
     with contextlib.closing(listeners.api), contextlib.closing(listeners.metrics), stop_signals() as stop:
-        async with running(config, listeners, hurry=stop.hurry) as gateway:
+        async with running(config, listeners, hurry=stop.hurry, reread=reread) as gateway:
             log.info("cortex answers at %s, metrics at %s/metrics", gateway.url, gateway.metrics_url)
             for notice in gateway.notices:
                 log.warning("%s", notice)

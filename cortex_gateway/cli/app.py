@@ -9,6 +9,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import attrs
@@ -56,6 +57,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(keys.app)
+configuring.app.command(operating.reread, name="reload")
 app.command(configuring.app)
 
 
@@ -69,10 +71,11 @@ def serve_command(
     """
     from cortex_gateway.serving import serve
 
-    settings = load_config(find_config(config), os.environ)
+    reread = partial(load_config, find_config(config), os.environ)
+    settings = reread()
     _warn(unused_variables(os.environ))
     _log_to_stderr()
-    _run(serve(settings))
+    _run(serve(settings, reread))
     return 0
 
 

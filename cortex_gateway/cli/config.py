@@ -27,7 +27,7 @@ STATE = "/var/lib/cortex/cortex-state.db"
 FETCHED = pathlib.Path("/var/lib/neuron/.cache/huggingface/hub")
 """Where the predecessor's service keeps what it fetches unless told otherwise."""
 
-app = App(name="config", help="Bring a predecessor's configuration over.")
+app = App(name="config", help="Have a gateway read its files again, or bring a predecessor's over.")
 
 
 @frozen

@@ -111,6 +111,11 @@ def reload(
     return 0
 
 
+def reread(*, ask: Ask = ASK, json: Json = False) -> int:
+    """Have the gateway follow what models.toml and [eviction] say now. Files that it cannot use change nothing."""
+    return _show(ask.api().post("/admin/config/reload", {}), tables.show_changes, json=json)
+
+
 def requests(*, ask: Ask = ASK, json: Json = False) -> int:
     """List the requests under way: who asks which model, where, and how far each is."""
     return _show(ask.api().get("/admin/requests"), tables.show_requests, json=json)

@@ -130,6 +130,17 @@ def show_requests(out: Console, listing: dict[str, Any]) -> None:
     out.print(table)
 
 
+def show_changes(out: Console, answer: dict[str, Any]) -> None:
+    """What the gateway follows from now on, and what it will follow once it is started again."""
+    followed = {what: names for what, names in answer.items() if what not in ("status", "needs_restart") and names}
+    for what, names in followed.items():
+        out.print(Text(f"{what}: {', '.join(names)}", "green"))
+    if answer["needs_restart"]:
+        out.print(Text(f"needs a restart: {', '.join(answer['needs_restart'])}", "yellow"))
+    if not (followed or answer["needs_restart"]):
+        out.print("the files say what they said before", style="dim")
+
+
 def show_keys(out: Console, keys: list[dict[str, Any]]) -> None:
     """One line per key."""
     table = _table("name", "id", "status", "scopes", "models", "limits", "expires")

@@ -7,12 +7,14 @@ from collections.abc import Callable, Collection
 from typing import Any, assert_never
 
 import httpx
+from attrs import evolve
 
 from cortex_gateway import errors
 from cortex_gateway.config import Config
 from cortex_gateway.context import RequestContext
 from cortex_gateway.fleet import messages as m
 from cortex_gateway.fleet.callers import Callers, Reporter
+from cortex_gateway.fleet.changes import FOLLOWED, Changes, changes
 from cortex_gateway.fleet.commands import not_loaded
 from cortex_gateway.fleet.discovery import Resolve, services
 from cortex_gateway.fleet.health import health, tokenizers
@@ -155,6 +157,13 @@ class Fleet:
             raise not_loaded(wanted, node)
         seconds = self._config.gateway.load_timeout_secs
         return await swap(chosen, wanted, source=source, in_place=in_place, timeout_secs=seconds)
+
+    def configure(self, config: Config) -> Changes:
+        """Follow what the operator's files say now, as far as that is possible while requests run. Says what is otherwise."""
+        found = changes(self._config, config)
+        self._config = evolve(self._config, **{name: getattr(config, name) for name in FOLLOWED})
+        self.tell(m.Configured(models=config.models, aliases=config.aliases, eviction=config.eviction))
+        return found
 
     # -- what there is --------------------------------------------------------------------------------------------
 

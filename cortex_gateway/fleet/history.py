@@ -52,7 +52,13 @@ class LoadHistory:
     _specs: dict[tuple[str, str], LoadSpec] = field(factory=dict, init=False)  # how it was loaded, to load it again
 
     def __attrs_post_init__(self) -> None:
-        self.catalogue = Catalogue({model.id: model for model in self.config.models}, self.config.aliases)
+        self.configure(self.config)
+
+    def configure(self, config: Config) -> None:
+        """Ask placement with this from now on."""
+        self.config = config
+        self.catalogue = Catalogue({model.id: model for model in config.models}, config.aliases)
+        self._policies = {}
 
     def measure(self, host: Host) -> None:
         """Keep the footprints that the node has just told."""

@@ -1,12 +1,14 @@
 """What the owner of residency is told, and what it has done: events in, effects out. Records only."""
 
+from collections.abc import Mapping
+
 from attrs import frozen
 
-from cortex_gateway.config import Neuron
+from cortex_gateway.config import EvictionConfig, Neuron
 from cortex_gateway.context import RequestContext
 from cortex_gateway.errors import CortexError
 from cortex_gateway.placement.load_options import UNSAID, LoadOptions
-from cortex_gateway.placement.snapshot import Device, Group, LoadStatus, Replica
+from cortex_gateway.placement.snapshot import Device, Group, LoadStatus, ModelConfig, Replica
 
 
 @frozen(kw_only=True)
@@ -171,6 +173,15 @@ class Finished:
     error: CortexError | None = None
 
 
+@frozen(kw_only=True)
+class Configured:
+    """The operator's files say otherwise now."""
+
+    models: tuple[ModelConfig, ...]
+    aliases: Mapping[str, str]
+    eviction: EvictionConfig
+
+
 @frozen
 class Ticked:
     """Time has passed."""
@@ -192,6 +203,7 @@ Event = (
     | Progressed
     | Found
     | Finished
+    | Configured
     | Ticked
 )
 

@@ -130,6 +130,8 @@ class Residency:
                 self._on_progressed(event)
             case m.Ticked():
                 self._on_ticked(event)
+            case m.Configured():
+                self._on_configured(event)
             case m.Listed():
                 self._on_listed(event)
             case m.Suspected():
@@ -191,6 +193,10 @@ class Residency:
         self.waiting.refuse_late()
         self._abandon()
         self.operations.advance()
+        self._settle()
+
+    def _on_configured(self, event: m.Configured) -> None:
+        self.state.configure(event)
         self._settle()
 
     # -- to replicas

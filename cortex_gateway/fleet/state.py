@@ -1,6 +1,6 @@
 """What the parts of Residency share: nodes, history, and of the event at hand its time and its effects. Decides nothing."""
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from cortex_gateway.config import Config
 from cortex_gateway.fleet import groups
@@ -28,6 +28,11 @@ class FleetState:
     def __attrs_post_init__(self) -> None:
         self.hosts = {one.name: Host(name=one.name, endpoint=one.endpoint.rstrip("/")) for one in self.config.neurons}
         self.history = LoadHistory(self.config)
+
+    def configure(self, event: m.Configured) -> None:
+        """Go by what the operator's files say now; what is known of nodes and loads stays."""
+        self.config = evolve(self.config, models=event.models, aliases=event.aliases, eviction=event.eviction)
+        self.history.configure(self.config)
 
     def node(self, host: Host) -> Node:
         """As placement sees it."""

@@ -1,6 +1,7 @@
-"""/admin/fleet, plan, load, unload and reload: what an operator sees and does; knows the fleet's border, no dialect."""
+"""/admin/fleet, plan, load, unload, reload and config: what an operator sees and does; knows the fleet's border, no dialect."""
 
 import asyncio
+import logging
 from typing import Annotated, Any, cast
 
 import attrs
@@ -15,7 +16,10 @@ from cortex_gateway.placement.decisions import Decision, Hold, Join, Placement, 
 from cortex_gateway.placement.load_options import LoadOptions
 from cortex_gateway.placement.snapshot import LoadStatus, Node, Replica
 from cortex_gateway.routes.exchange import Exchange, Route
+from neuron_jax.common.errors import ConfigError
 from neuron_jax.common.names import LONGEST_NAME
+
+log = logging.getLogger(__name__)
 
 Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
 
@@ -158,6 +162,19 @@ def _with_options(asked: dict[str, Any]) -> dict[str, Any]:
         raise InvalidBody(f"The body cannot be used: {error.args[0]}.") from error
 
 
+async def _configure(it: Exchange, _: bytes) -> None:
+    """Read the operator's files again, and follow them. Files that cannot be used change nothing."""
+    if it.gateway.reread is None:
+        raise InvalidBody("This gateway was started without files that could be read again.")
+    try:
+        config = await asyncio.to_thread(it.gateway.reread)
+    except ConfigError as error:
+        raise InvalidBody(f"The configuration in force stays, for the files cannot be used:\n{error}") from error
+    changed = it.gateway.fleet.configure(config)
+    log.info("configuration read again: %s", changed)
+    await it.answer({"status": "configured", **attrs.asdict(changed)})
+
+
 async def _requests(it: Exchange, _: bytes) -> None:
     """Every request that a model is asked with, the oldest first."""
     await it.answer({"requests": it.gateway.live.told()})
@@ -183,4 +200,5 @@ ROUTES = (
     Route("POST", "/admin/plan", _plan, need=ADMIN),
     Route("POST", "/admin/unload", _unload, need=ADMIN),
     Route("POST", "/admin/reload", _reload, need=ADMIN),
+    Route("POST", "/admin/config/reload", _configure, need=ADMIN),
 )

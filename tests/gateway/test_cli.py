@@ -371,6 +371,32 @@ def test_serve_answers_logs_and_ends_on_sigterm(tmp_path: pathlib.Path) -> None:
     assert process.returncode == 0
 
 
+def test_a_running_gateway_reads_its_files_again(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A real process follows a new models.toml, says what needs a restart, and goes by the old one where it must."""
+    with serve(tmp_path, "http://127.0.0.1:9", drain_secs=1) as (process, url):
+        assert cli.run(["config", "reload", "--endpoint", url]) == 0
+        (tmp_path / "models.toml").write_text('[[models]]\nid = "org/new"\n[aliases]\nnick = "org/new"\n')
+        text = (tmp_path / "cortex.toml").read_text().replace("drain_secs = 1", "drain_secs = 2")
+        (tmp_path / "cortex.toml").write_text(f'models_config = "models.toml"\n{text}[eviction]\nidle_secs = 600\n')
+        assert cli.run(["config", "reload", "--endpoint", url]) == 0
+        (tmp_path / "models.toml").write_text('[[models]]\nid = ""\n')
+        assert cli.run(["config", "reload", "--endpoint", url]) == 1
+        listed = httpx.get(f"{url}/v1/models", trust_env=False).json()["data"]
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
+        "the files say what they said before",
+        "models: org/new",
+        "aliases: nick",
+        "eviction: idle_secs",
+        "needs a restart: gateway",
+    ]
+    assert "models.toml: models[0].id" in said.err
+    assert [model["id"] for model in listed] == ["nick", "org/new"]
+
+
 def test_a_second_ctrl_c_hurries_serve(host: HostDouble, tmp_path: pathlib.Path) -> None:
     """A request that would get an hour is told that the gateway goes down, and the log keeps to one line for it."""
     host.answers = [Answer(gate=asyncio.Event())]

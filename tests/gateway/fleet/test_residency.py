@@ -736,6 +736,26 @@ def test_requests_of_others_keep_a_model() -> None:
     assert it.done_to() == []
 
 
+def test_what_the_files_say_now_is_followed_at_once() -> None:
+    """By who waits already, too; what is loaded stays loaded."""
+    it = bench(ModelConfig(id="m", vram_mb=6000), ModelConfig(id="n", vram_mb=99_000, source="/n"))
+    it.see(free=4000, replicas=(loaded("m"),))
+    waits = it.load("n", node="a")
+    unknown = it.want("best")
+    assert isinstance(it.outcome(unknown), errors.ModelNotFound)
+    assert isinstance(it.outcome(waits), errors.InsufficientVram)
+
+    models = (ModelConfig(id="n", vram_mb=3000, source="/n", quant="int8"),)
+    it.tell(m.Configured(models=models, aliases={"best": "m"}, eviction=EvictionConfig(strategy="priority")))
+    granted = it.want("best")
+    it.load("n", node="a")
+
+    assert it.outcome(granted) == "a"
+    assert it.done_to() == ["load n"]
+    specs = [effect.spec for effect in it.effects if isinstance(effect, m.StartLoad)]
+    assert [spec.quant for spec in specs] == ["int8"]
+
+
 def test_a_node_with_work_is_not_defragmented() -> None:
     """Neither ours nor others' requests are disturbed."""
     it = bench(eviction=EvictionConfig(defrag_after_cycles=1))
