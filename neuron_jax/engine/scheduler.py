@@ -161,7 +161,7 @@ class Scheduler:
             tokens = drawn.tokens[i][: row.draws]
             if row.guesses:
                 tokens = self._settle(row, tokens)
-            elif row.draws > 1 and isinstance(request.matcher, Matcher):
+            elif step.key.steps > 1 and isinstance(request.matcher, Matcher):
                 tokens = _allowed(row, request.matcher, tokens)
                 if not tokens:
                     continue

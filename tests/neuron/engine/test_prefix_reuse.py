@@ -1,142 +1,17 @@
-"""Pages found again by the scheduler, on a device of plain Python that keeps tokens where a real one keeps their KV.
-
-What such a device draws is a hash of the tokens that it finds in the pages of a row: one wrong page, one wrong token.
-"""
+"""Pages found again by the scheduler, on a device of plain Python that keeps tokens where a real one keeps their KV."""
 
 import random
-import zlib
-from collections import deque
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
-from attrs import define, field, frozen
 
-from neuron_jax.engine.batch import Drawn, Step
 from neuron_jax.engine.buckets import Menu, declare
 from neuron_jax.engine.cache import Cache
 from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.pages import Pages
 from neuron_jax.engine.prefix import Naming
-from neuron_jax.engine.requests import from_submit
 from neuron_jax.engine.scheduler import Scheduler
-from neuron_jax.workers.frames import Output
-from tests.fakes.engines import submit, tokens
-
-VOCAB, CONTEXT = 7, 120
-
-
-def drawn_after(text: Sequence[int]) -> int:
-    return zlib.crc32(bytes(text)) % VOCAB
-
-
-def answer(prompt: Sequence[int], count: int, stop: Sequence[int] = ()) -> list[int]:
-    """What any engine must say."""
-    text = list(prompt)
-    while len(text) < len(prompt) + count and not (len(text) > len(prompt) and text[-1] in stop):
-        text.append(drawn_after(text))
-    return text[len(prompt) :]
-
-
-@frozen(eq=False)
-class Sent:
-    """A row as the device gets it: copies, because the host goes on with its own."""
-
-    start: int
-    count: int
-    draws: int
-    slot: int
-    pages: list[int]
-    fed: list[int]  # of a prompt
-
-
-@define(eq=False)
-class Device:
-    """Runs steps in the order in which they were dispatched, when they are fetched."""
-
-    page_size: int
-    held: dict[int, list[int]] = field(factory=dict)  # tokens by page
-    last: dict[int, int] = field(factory=dict)  # newest token by slot
-    line: deque[list[Sent]] = field(factory=deque)
-
-    def dispatch(self, step: Step) -> None:
-        self.line.append([self._sent(row) for row in step.rows])
-
-    def fetch(self) -> Drawn:
-        rows = self.line.popleft()
-        # All tokens are stored before any is read.
-        for row in rows:
-            for at, token in enumerate(row.fed, start=row.start):
-                self._write(row.pages, at, token)
-        return Drawn([self._run(row) for row in rows], None)
-
-    def text(self, pages: Sequence[int], length: int) -> list[int]:
-        return [self.held[pages[at // self.page_size]][at % self.page_size] for at in range(length)]
-
-    def _sent(self, row: Any) -> Sent:
-        request = row.request
-        assert request.slot is not None
-        fed = request.tokens[row.start : row.start + row.count] if row.fed else []
-        return Sent(row.start, row.count, row.draws, request.slot, list(request.pages[0]), fed)
-
-    def _run(self, row: Sent) -> list[int]:
-        if row.fed:
-            return [self._draw(row, row.start + row.count)] if row.draws else []
-        return [self._decode(row, at) for at in range(row.start, row.start + row.count)]
-
-    def _decode(self, row: Sent, at: int) -> int:
-        self._write(row.pages, at, self.last[row.slot])
-        return self._draw(row, at + 1)
-
-    def _draw(self, row: Sent, length: int) -> int:
-        self.last[row.slot] = drawn_after(self.text(row.pages, length))
-        return self.last[row.slot]
-
-    def _write(self, pages: Sequence[int], at: int, token: int) -> None:
-        page = self.held.setdefault(pages[at // self.page_size], [-1] * self.page_size)
-        page[at % self.page_size] = token
-
-
-@define(eq=False)
-class Loop:
-    """The engine's loop around a scheduler and the device above. `computed` counts the prompt tokens it was sent."""
-
-    scheduler: Scheduler
-    device: Device
-    overlap: bool = True
-    outputs: dict[int, list[Output]] = field(factory=dict)
-    computed: dict[int, int] = field(factory=dict)
-    flight: Step | None = None
-    arrivals: int = 0
-
-    def submit(self, id_: int, prompt: list[int], **options: Any) -> None:
-        self.arrivals += 1
-        self.scheduler.add(from_submit(submit(id_, prompt, **options), arrival=self.arrivals, max_context=CONTEXT))
-
-    def step(self) -> list[Output]:
-        step = self.scheduler.next_batch()
-        if step is not None:
-            self.device.dispatch(step)
-            for row in step.rows:
-                id_ = row.request.id
-                self.computed[id_] = self.computed.get(id_, 0) + (row.count if row.fed else 0)
-        if self.overlap:
-            step, self.flight = self.flight, step
-        came = self.scheduler.absorb(step, self.device.fetch()) if step is not None else []
-        for output in came:
-            self.outputs.setdefault(output.request, []).append(output)
-        self.scheduler.check_integrity()
-        return came
-
-    def drain(self) -> None:
-        while not self.scheduler.idle or self.flight is not None:
-            self.step()
-
-    def ask(self, id_: int, prompt: list[int], **options: Any) -> tuple[list[int], int]:
-        """The answer to `prompt`, and how much of it was said to be cached."""
-        self.submit(id_, prompt, **options)
-        self.drain()
-        return tokens(self.outputs[id_]), self.outputs[id_][0].cached_tokens
+from tests.fakes.engines import tokens
+from tests.fakes.plain_device import VOCAB, Device, Loop, answer
 
 
 def new_loop(

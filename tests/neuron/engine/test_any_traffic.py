@@ -1,0 +1,159 @@
+"""Whatever traffic a scheduler gets, every text is the one that any engine must say: guessed, drafted, bound, preempted, found
+again, with recurrent states and without, on a device of plain Python."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from attrs import define, field
+from msgspec.structs import replace
+
+from neuron_jax.constraints.forced import Forced, Recital
+from neuron_jax.constraints.matcher import Tokens
+from neuron_jax.constraints.thinking import ThinkingLimit
+from neuron_jax.engine.buckets import Menu, declare
+from neuron_jax.engine.cache import Cache
+from neuron_jax.engine.pace import Pace
+from neuron_jax.engine.pages import Pages
+from neuron_jax.engine.prefix import Naming
+from neuron_jax.engine.requests import Follower
+from neuron_jax.engine.scheduler import Scheduler
+from neuron_jax.workers.frames import Constraint, Submit, Thoughts, Vocabulary
+from tests.fakes.engines import submit
+from tests.fakes.plain_device import VOCAB, Device, Loop, Rule, answer, free, logprob
+
+LETTERS = Tokens(Vocabulary([bytes([97 + token]) for token in range(VOCAB)], (), ()), VOCAB)
+CLOSE, CLOSING = 6, (5, 6)
+FORM = "([ab]c[a-g]{2}){5}"
+
+
+def form(said: list[int]) -> set[int] | None:
+    """What may follow in FORM, counted by hand."""
+    if len(said) == 20:
+        return set()
+    return [{0, 1}, {2}, None, None][len(said) % 4]
+
+
+def behind_thoughts(said: list[int]) -> set[int] | None:
+    return form(said[said.index(CLOSE) + 1 :]) if CLOSE in said else None
+
+
+def thinking(most: int, behind: Rule) -> Rule:
+    def rule(said: list[int]) -> set[int] | None:
+        if CLOSE in said[: most + len(CLOSING)]:
+            return behind(said)
+        return {CLOSING[len(said) - most]} if len(said) >= most else None
+
+    return rule
+
+
+@define
+class Asked:
+    """A request, what follows its text, and what it must say."""
+
+    submit: Submit
+    rule: Rule = free
+    follower: Callable[[], Follower | None] = lambda: None
+    given: int = 0
+    said: list[int] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        one = self.submit
+        self.said = answer(one.prompt, one.max_tokens, one.stop_ids, given=self.given, rule=self.rule)
+
+
+def asked(rng: random.Random, id_: int, prompt: list[int]) -> Asked:
+    """Of any kind."""
+    options: dict[str, Any] = {"max_tokens": rng.randint(1, 30)}
+    if rng.random() < 0.4:
+        options["stop"] = (rng.randrange(VOCAB),)
+    if rng.random() < 0.2:
+        options["logprobs"] = 0
+    if rng.random() < 0.2:
+        options |= {"temperature": 1.0, "top_p": 0.9}
+    one = submit(id_, prompt, **options)
+    match rng.randrange(9):
+        case 0:
+            return Asked(replace(one, stop_ids=()), form, lambda: LETTERS.matcher(Constraint("regex", FORM)))
+        case 1:
+            wanted = Constraint("regex", FORM, after=CLOSE)
+            return Asked(replace(one, stop_ids=()), behind_thoughts, lambda: LETTERS.matcher(wanted))
+        case 2:
+            begins = [rng.randrange(VOCAB) for _ in range(rng.randint(1, 9))]
+            rule = lambda said: {begins[len(said)]} if len(said) < len(begins) else None
+            one = replace(one, begins=tuple(begins), max_tokens=len(begins) + one.max_tokens)
+            return Asked(one, rule, lambda: Recital(Forced(1, list(begins))), given=len(begins))
+        case 3:
+            thoughts = Thoughts(rng.randrange(12), CLOSE, CLOSING)
+            return Asked(one, thinking(thoughts.most, free), lambda: ThinkingLimit(thoughts, 1))
+        case 4:
+            thoughts = Thoughts(rng.randrange(12), CLOSE, CLOSING)
+            wanted = Constraint("regex", FORM, after=CLOSE)
+            follower = lambda: ThinkingLimit(thoughts, 1, LETTERS.matcher(wanted))
+            return Asked(replace(one, stop_ids=()), thinking(thoughts.most, behind_thoughts), follower)
+    return Asked(one)
+
+
+def new_loop(*, guesses: int, drafts: int, recurs: bool, steps: int, overlap: bool, size: int = 4) -> Loop:
+    menu, pace = Menu(), Pace()
+    menu.add(declare(max_slots=4, chunk_tokens=16, decode_steps=steps, guesses=guesses).keys())
+    for key in menu._sizes[1]:
+        pace.saw(key, 0.001, prompts=False)
+    cache = Cache([Pages(22)], size, Naming(size, b"salt"), snapshots=Pages(24) if recurs else None)
+    options = {"guesses": guesses, "drafts": drafts, "forward_only": recurs}
+    scheduler = Scheduler(cache, max_slots=4, menu=menu, pace=pace, **options)
+    return Loop(scheduler, Device(size, recurs=recurs), overlap=overlap)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("recurs", [False, True])
+@pytest.mark.parametrize(("guesses", "drafts", "steps"), [(0, 0, 1), (0, 0, 4), (3, 0, 1), (3, 0, 4), (3, 2, 4)])
+def test_every_text_is_right(guesses: int, drafts: int, steps: int, recurs: bool, overlap: bool) -> None:
+    rng = random.Random(100 * guesses + 10 * drafts + steps)
+    it = new_loop(guesses=guesses, drafts=drafts, recurs=recurs, steps=steps, overlap=overlap)
+    texts, all_of_them = [[rng.randrange(VOCAB) for _ in range(30)]], dict[int, Asked]()
+    for id_ in range(150):
+        known = rng.choice(texts[-8:])
+        prompt = [*known[: rng.randrange(len(known))], *(rng.randrange(VOCAB) for _ in range(rng.randint(1, 6)))][:50]
+        one = all_of_them[id_] = asked(rng, id_, prompt)
+        it.add(one.submit, one.follower())
+        texts.append(prompt + one.said)
+        for _ in range(rng.randrange(14)):
+            it.step()
+        if rng.random() < 0.2:
+            it.scheduler.cancel(victim := rng.choice(list(all_of_them)))
+            it.scheduler.check_integrity()
+            if not it.outputs.get(victim) or it.outputs[victim][-1].finish is None:
+                del all_of_them[victim]
+        if rng.random() < 0.05:
+            it.land()
+            it.scheduler.begin_again()
+    it.drain()
+    it.scheduler.check_idle()
+
+    for id_, one in all_of_them.items():
+        assert it.said(id_) == one.said, one.submit
+        if one.submit.sampling.logprobs is not None:
+            told = [value for output in it.outputs[id_] for value in output.logprobs or ()]
+            wanted = [logprob([*one.submit.prompt, *one.said[:at]]) for at in range(len(one.said))]
+            assert told == pytest.approx(wanted)
+    scheduler = it.scheduler
+    assert scheduler.preemptions > 0
+    assert scheduler.cache.hit_tokens > 0
+    assert (scheduler.guessed_tokens > scheduler.right_guesses > 0) == (guesses > 0)
+    assert (scheduler.drafted_tokens > scheduler.right_drafts > 0) == (drafts > 0)
+    assert any(step.key.steps > 1 for step in it.steps) == (steps > 1)
+
+
+@pytest.mark.parametrize("most", range(1, 12))
+def test_a_bound_text_that_is_about_to_be_cut_keeps_its_form_beside_one_that_has_more_to_say(most: int) -> None:
+    """Its last token may come in a step of several, in which nothing is masked."""
+    it = new_loop(guesses=3, drafts=0, recurs=False, steps=4, overlap=True)
+    bound = submit(1, [1, 1, 6, 3], max_tokens=most)
+    it.add(bound, LETTERS.matcher(Constraint("regex", FORM)))
+    it.submit(2, [5, 2], max_tokens=40)
+    it.drain()
+
+    assert it.said(1) == answer(bound.prompt, most, rule=form)
+    assert it.outputs[1][-1].finish == "length"
