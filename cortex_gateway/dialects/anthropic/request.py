@@ -116,8 +116,8 @@ def _tools(top: Json, chat: dict[str, Any], dropped: dict[str, None]) -> None:
     for at, value in enumerate(array(top["tools"], "tools")):
         tool, path = obj(value, f"tools.{at}"), f"tools.{at}"
         if tool.get("type") not in (None, "custom") and "input_schema" not in tool:
-            found = text(tool["type"], f"{path}.type")[:64]
-            dropped[f"tools of type {found!r} are left out: nobody here can run them"] = None
+            found = kind(text(tool["type"], f"{path}.type"))
+            dropped[f"tools of type {found} are left out: nobody here can run them"] = None
         else:
             ours.append(_tool(tool, path))
     if ours:

@@ -48,7 +48,7 @@ def dropped(value: Sequence[Json]) -> dict[str, None]:
         for block in turn["content"]
         if _OF_SERVERS.fullmatch(block["type"])
     }
-    return {f"blocks of type {found[:64]!r} are left out: no model here has made them": None for found in kinds}
+    return {f"blocks of type {kind(found)} are left out: no model here has made them": None for found in kinds}
 
 
 def continues(messages: Sequence[Message], path: str = "messages") -> bool:

@@ -8,7 +8,7 @@ from attrs import evolve
 
 from cortex_gateway.dialects.dialect import AnswerId, Change, Conversations, Kept
 from cortex_gateway.dialects.failure import Failure, RefusedError
-from cortex_gateway.dialects.fields import Json, body, refused
+from cortex_gateway.dialects.fields import Json, body, kind, refused
 from cortex_gateway.dialects.responses.earlier import CONVERSATION, no_conversation
 from cortex_gateway.dialects.responses.items import Conversation, Placed, kind_of, listed
 from cortex_gateway.dialects.responses.page import listed as told_items
@@ -86,7 +86,7 @@ def _found(said: Sequence[Json], name: str) -> Json:
     for item in said:
         if item["id"] == name:
             return item
-    message = f"Item with id {name[:64]!r} not found in this conversation."
+    message = f"Item with id {kind(name)} not found in this conversation."
     raise RefusedError(Failure(404, "invalid_request_error", "item_not_found", message, "item_id"))
 
 

@@ -23,7 +23,7 @@ from cortex_gateway.dialects.dialect import (
 )
 from cortex_gateway.dialects.events import Error, Finish, Usage
 from cortex_gateway.dialects.failure import Failure, RefusedError
-from cortex_gateway.dialects.fields import refused
+from cortex_gateway.dialects.fields import kind, refused
 from cortex_gateway.dialects.openai import errors
 from cortex_gateway.dialects.responses import conversations
 from cortex_gateway.dialects.responses import request as requests
@@ -94,7 +94,7 @@ def _decoded(asked: Asked, earlier: Earlier) -> Decoded:
 def _compact(body: bytes) -> Decoded | GoesOn:
     """The same with an item that asks for a summary of all before it, answered in one piece and not kept."""
     asked = requests.read(body)
-    only = {"stream": False, "store": False, "background": False}
+    only = {"stream": False, "background": False}
     asked = evolve(asked, top={**asked.top, **only}, items=[*asked.items, {"type": "compaction_trigger"}])
     return _with_earlier(asked, _compacting)
 
@@ -173,7 +173,7 @@ def _items(chain: Sequence[Kept], query: Mapping[str, str]) -> bytes:
 
 
 def _missing(identity: str) -> Failure:
-    message = f"Response with id {identity[:64]!r} not found: it was not kept, not for so long, or not under this key."
+    message = f"Response with id {kind(identity)} not found: it was not kept, not for so long, or not under this key."
     return Failure(404, "invalid_request_error", "response_not_found", message, "response_id")
 
 

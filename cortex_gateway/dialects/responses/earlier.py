@@ -6,7 +6,7 @@ import msgspec
 
 from cortex_gateway.dialects.dialect import Earlier, Kept
 from cortex_gateway.dialects.failure import Failure
-from cortex_gateway.dialects.fields import Json, refused
+from cortex_gateway.dialects.fields import Json, kind, refused
 from cortex_gateway.dialects.responses.items import Placed, kind_of
 
 RESPONSE, CONVERSATION = "resp_", "conv_"
@@ -25,7 +25,7 @@ def _answer_of(item: str) -> str | None:
 
 def no_conversation(identity: str) -> Failure:
     message = (
-        f"Conversation with id {identity[:64]!r} not found: it is not here, not for so long, or not under this key."
+        f"Conversation with id {kind(identity)} not found: it is not here, not for so long, or not under this key."
     )
     return Failure(404, "invalid_request_error", "conversation_not_found", message, "conversation")
 
@@ -70,7 +70,7 @@ def resolved(sent: Sequence[Json], earlier: Earlier) -> list[Json]:
     for at, item in enumerate(sent):
         if kind_of(item, f"input.{at}") == "item_reference":
             if item["id"] not in known:
-                message = f"Item with id {item['id'][:64]!r} not found: it was not kept, or not under this key"
+                message = f"Item with id {kind(item['id'])} not found: it was not kept, or not under this key"
                 raise refused(f"input.{at}.id", message, "item_not_found")
             item = known[item["id"]]  # noqa: PLW2901 -- that is what the reference stands for
         items.append(item)

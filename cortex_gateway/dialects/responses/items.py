@@ -23,7 +23,7 @@ SUMMARIZE = (
     "Answer with the summary alone, and call no tool."
 )
 SUMMARY = "What this conversation was about so far:\n\n"
-_NO_MEDIA = "content of type {!r} is not supported: the models here read text only"
+_NO_MEDIA = "content of type {} is not supported: the models here read text only"
 
 
 @frozen
@@ -72,10 +72,8 @@ class Conversation:
         for placed in items:
             read = _READ.get(kind_of(placed.item, placed.path))
             if read is None:
-                found = str(placed.item.get("type"))[:64]
-                self.dropped[f"items of type {found!r} are left out: no model here has made them or can read them"] = (
-                    None
-                )
+                found = kind(placed.item.get("type"))
+                self.dropped[f"items of type {found} are left out: no model here has made them or can read them"] = None
             else:
                 read(self, placed.item, placed.path)
 
@@ -203,5 +201,5 @@ def _text(part: Json, path: str) -> str:
     if found not in TEXTS:
         if not isinstance(found, str):
             raise refused(f"{path}.type", f"must name the part's type, found {kind(found)}")
-        raise refused(path, _NO_MEDIA.format(found[:64]), "unsupported_parameter")
+        raise refused(path, _NO_MEDIA.format(kind(found)), "unsupported_parameter")
     return text(part.get("text"), f"{path}.text")

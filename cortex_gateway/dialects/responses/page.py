@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from cortex_gateway.dialects.fields import Json, refused
+from cortex_gateway.dialects.fields import Json, kind, refused
 
 MOST_ITEMS, USUAL_ITEMS = 100, 20
 
@@ -16,12 +16,12 @@ def page(items: Sequence[Json], query: Mapping[str, str]) -> bytes:
     """
     order = query.get("order", "desc")
     if order not in ("asc", "desc"):
-        raise refused("order", f"must be asc or desc, found {order[:64]!r}")
+        raise refused("order", f"must be asc or desc, found {kind(order)}")
     ordered = items if order == "asc" else items[::-1]
     if "after" in query:
         found = next((at for at, item in enumerate(ordered) if item["id"] == query["after"]), None)
         if found is None:
-            raise refused("after", f"there is no item {query['after'][:64]!r}")
+            raise refused("after", f"there is no item {kind(query['after'])}")
         ordered = ordered[found + 1 :]
     told = ordered[: _limit(query.get("limit"))]
     return listed(told, more=len(ordered) > len(told))

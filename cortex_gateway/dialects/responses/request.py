@@ -205,7 +205,7 @@ def _conversation(top: Json) -> str | None:
     path = "conversation.id" if isinstance(told, dict) else "conversation"
     identity = name(told.get("id") if isinstance(told, dict) else told, path)
     if not identity.startswith(CONVERSATION):
-        raise refused(path, f"an id that begins with {CONVERSATION} is expected, found {identity[:64]!r}")
+        raise refused(path, f"an id that begins with {CONVERSATION} is expected, found {kind(identity)}")
     if top.get("previous_response_id") is not None:
         raise refused("previous_response_id", "cannot be used together with `conversation`")
     return identity

@@ -62,7 +62,7 @@ class Tools:
         elif kind_of == "namespace":
             self._namespace(tool, path)
         else:
-            self.dropped[f"tools of type {kind_of[:64]!r} are left out: nobody here can run them"] = None
+            self.dropped[f"tools of type {kind(kind_of)} are left out: nobody here can run them"] = None
             return
         self.told.append(tool)
 
@@ -145,7 +145,7 @@ def _named(choice: Json, path: str, tools: Tools) -> str:
         raise refused(path, message, "unsupported_parameter")
     function = flat(name(choice.get("name"), f"{path}.name"), choice.get("namespace"))
     if function not in tools.named:
-        raise refused(f"{path}.name", f"there is no tool {function[:64]!r} among `tools`")
+        raise refused(f"{path}.name", f"there is no tool {kind(function)} among `tools`")
     return function
 
 

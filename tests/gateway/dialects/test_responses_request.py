@@ -301,6 +301,7 @@ def test_an_item_may_be_sent_by_its_id() -> None:
     given = requests.read(msgspec.json.encode({"model": "m", "input": [{"id": said["id"]}]}))
 
     assert answers_of(given.references) == {f"resp_{'a' * 32}"}
+    assert answers_of([f"msg_{'a' * 32}", "msg_1", "msg"]) == set(), "what is too short for an answer's and a number"
     for reference in ({"id": said["id"]}, {"type": "item_reference", "id": said["id"]}):
         assert chat(earlier, input=[USER, reference, USER])["messages"][1]["content"] == "yes"
     of_input = {"type": "item_reference", "id": f"msg_{'a' * 32}8000"}
@@ -379,3 +380,20 @@ def test_an_answer_that_is_not_there_is_told() -> None:
     failure = refusal(Earlier(None), previous_response_id="resp_x")
 
     assert (failure.code, failure.param) == ("previous_response_not_found", "previous_response_id")
+
+
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({}, None),
+        ({"prompt_cache_key": "k"}, "k"),
+        ({"prompt_cache_key": "k", "conversation": "conv_1"}, "k"),
+        ({"prompt_cache_key": "", "conversation": "conv_1"}, "conv_1"),
+        ({"prompt_cache_key": 7}, None),
+    ],
+)
+def test_a_body_names_its_conversation(fields: dict[str, Any], key: str | None) -> None:
+    """By its cache key, or by the conversation that it goes on with."""
+    conversation = Kept("conv_1", None, b"[]", b"{}") if "conversation" in fields else None
+
+    assert asked(Earlier(conversation=conversation), **fields).cache_key == key

@@ -537,13 +537,18 @@ def test_input_tokens_are_counted_without_a_load() -> None:
 
     async def scenario(rig: Rig) -> None:
         counted = await rig.client.post(f"{RESPONSES}/input_tokens", json={"model": "demo", "input": "one two"})
-        refused = await rig.client.post(
-            f"{RESPONSES}/input_tokens", json={"model": "demo", "input": "x", "previous_response_id": "resp_x"}
-        )
 
         assert counted.json()["object"] == "response.input_tokens"
         assert counted.json()["input_tokens"] > 0
-        assert refused.status_code == 400
+        for field, value in (
+            ("previous_response_id", "resp_x"),
+            ("conversation", "conv_x"),
+            ("input", [{"type": "item_reference", "id": "msg_" + 33 * "a"}]),
+        ):
+            refused = await rig.client.post(
+                f"{RESPONSES}/input_tokens", json={"model": "demo", "input": "x", field: value}
+            )
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
         assert rig.neuron.asked == []
 
     run(scenario)
