@@ -269,3 +269,41 @@ def test_glm_4_calls_are_those_of_functions_that_there_are() -> None:
     text = "Sure\n{}"
 
     assert parsed("glm4", list(text)) == [Text(text)]
+
+
+def test_names_of_arguments_stay_as_they_are_written() -> None:
+    """Whatever their alphabet: an escape would say the same in more bytes."""
+    text = "[f(größe=1, ß='é')]"
+
+    check(
+        lambda: tool_parser("pythonic", "call_"),
+        text,
+        ToolStart(0, "call_0", "f"),
+        ToolArguments(0, '{"größe": 1, "ß": "é"}'),
+        ToolEnd(0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "calls", "behind"),
+    [
+        ("pythonic", "time() or time()", TWO[1:], "or time()"),
+        ("pythonic", "time()] or so", TWO[1:], "] or so"),
+        ("pythonic", "[time()] or so", TWO[1:], "or so"),
+        ("olmo3", "<function_calls>time()\n]</function_calls>", TWO[1:], "]"),
+        ("glm4", "time\n{} and more", TWO[1:], "and more"),
+    ],
+)
+def test_what_stands_behind_calls_is_text(name: str, text: str, calls: Any, behind: str) -> None:
+    assert parsed(name, [text]) == [*pieces(calls), Text(behind)]
+
+
+@pytest.mark.parametrize("name", [one.name for one in FORMATS if one.opens and not one.thinks])
+def test_what_opens_calls_and_holds_none_leaves_the_text_as_it_is(name: str) -> None:
+    """Some show what opened it, too. What would close it closes nothing."""
+    entry = next(one for one in FORMATS if one.name == name)
+    closes = entry.markers[1] if len(entry.markers) > 1 and name not in ("mistral", "mistral_args") else ""
+    text = f"{entry.opens[0]}so much for that{closes}"
+    shown = "".join(piece.text for piece in parsed(name, [text]))
+
+    assert shown in (text, text.removeprefix(entry.opens[0]))

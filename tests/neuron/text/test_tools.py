@@ -141,6 +141,12 @@ def test_mistral_calls_stand_behind_its_tag(text: str, expected: list[Piece]) ->
         ('"a\nb\\x"', r'"a\nb\\x"'),
         ("[1, 2,]", "[1, 2]"),
         ('{"b": 1, }', '{"b": 1 }'),
+        ('{"b": {"c": 1}, "d": [{}], "e": 2}', '{"b": {"c": 1}, "d": [{}], "e": 2}'),
+        (r'"\d\x4a\x4"', r'"\\d\u004a\\x4"'),
+        (r'"\u00e9\/"', r'"\u00e9\/"'),
+        ("+1.50", "1.5"),
+        ("2.", "2"),
+        ("1e3", "1e3"),
     ],
 )
 def test_arguments_that_are_nearly_json_become_json(value: str, written: str) -> None:
@@ -148,6 +154,30 @@ def test_arguments_that_are_nearly_json_become_json(value: str, written: str) ->
     text = f'<tool_call>{{"name": "f", "arguments": {{"a": {value}}}}}</tool_call>'
     check(lambda: tool_parser("hermes", "call_x"), text, *call(0, "f", f'{{"a": {written}}}'))
     json.loads(written)
+
+
+@pytest.mark.parametrize(
+    ("begun", "written"),
+    [
+        ("", '{"a": 1}'),
+        (', "b"', '{"a": 1}'),
+        (', "b": ', '{"a": 1}'),
+        (', "b": 12', '{"a": 1, "b": 12}'),
+        (', "b": 12.', '{"a": 1, "b": 12}'),
+        (', "b": 1e', '{"a": 1, "b": 1}'),
+        (', "b": fal', '{"a": 1, "b": false}'),
+        (', "b": N', '{"a": 1, "b": null}'),
+        (', "b": [', '{"a": 1, "b": []}'),
+        (', "b": [{"c": "d', '{"a": 1, "b": [{"c": "d"}]}'),
+        (r', "b": "d\u00', '{"a": 1, "b": "d"}'),
+    ],
+)
+def test_what_was_begun_when_a_call_breaks_off_is_what_it_began_to_be(begun: str, written: str) -> None:
+    """And nothing is made up."""
+    parser = tool_parser("hermes", "call_x")
+    pieces = [*parser.feed('<tool_call>{"name": "f", "arguments": {"a": 1' + begun), *parser.close(cut=True)]
+
+    assert merged(pieces) == (ToolStart(0, "call_x0", "f"), ToolArguments(0, written), ToolEnd(0))
 
 
 def test_arguments_come_as_they_are_written() -> None:
