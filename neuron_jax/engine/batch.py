@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from attrs import define
+from attrs import Factory, define
 
 from neuron_jax.engine.buckets import Draws, StepKey
 from neuron_jax.engine.requests import Request, draws_by
@@ -86,4 +86,4 @@ class Drawn:
 
     tokens: list[list[int]]
     logprobs: list[npt.NDArray[np.int32]] | None
-    drafts: list[list[int]] | None = None
+    drafts: list[list[int]] = Factory(list)

@@ -149,10 +149,10 @@ class Runner:
             self._drafts(step, result, rows),
         )
 
-    def _drafts(self, step: Step, result: Result, rows: Sequence[slice]) -> list[list[int]] | None:
+    def _drafts(self, step: Step, result: Result, rows: Sequence[slice]) -> list[list[int]]:
         """Of each row what its last token that counts was followed by: its other lines have none."""
         if not any(row.drafts for row in step.rows):
-            return None
+            return []
         drafts = np.asarray(result.drafts)
         return [[token for token in drafts[lines].reshape(-1).tolist() if token >= 0] for lines in rows]
 

@@ -166,7 +166,7 @@ class Scheduler:
                 if not tokens:
                     continue
             outputs.append(self._take(request, tokens, drawn, i))
-            if row.drafts and drawn.drafts is not None:
+            if row.drafts:
                 request.drafted = (len(request.tokens), drawn.drafts[i])
         return outputs
 

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from attrs import define, field, frozen
 
 from neuron_jax.engine.batch import Drawn, Row, Step
+from neuron_jax.engine.buckets import Draws
+from neuron_jax.engine.cache import NOWHERE
 from neuron_jax.engine.packing import LOGPROBS
 from neuron_jax.engine.requests import Follower, from_submit
 from neuron_jax.engine.scheduler import Scheduler
@@ -37,12 +39,18 @@ def drawn_after(text: Sequence[int], allowed: set[int] | None = None) -> int:
 
 
 def answer(
-    prompt: Sequence[int], count: int, stop: Sequence[int] = (), *, given: int = 0, rule: Rule = free
+    prompt: Sequence[int],
+    count: int,
+    stop: Sequence[int] = (),
+    *,
+    given: int = 0,
+    rule: Rule = free,
+    window: int = CONTEXT,
 ) -> list[int]:
-    """What any engine must say. The first `given` tokens do not end it."""
+    """What any engine must say. The first `given` tokens do not end it; `window` tokens are seen."""
     said: list[int] = []
     while len(said) < count and not (len(said) > given and said[-1] in stop) and rule(said) != set():
-        said.append(drawn_after([*prompt, *said], rule(said)))
+        said.append(drawn_after([*prompt, *said][-window:], rule(said)))
     return said
 
 
@@ -76,10 +84,12 @@ class Sent:
 
 @define(eq=False)
 class Device:
-    """Runs steps in the order in which they were dispatched, when they are fetched. With `recurs` its rows have states, too."""
+    """Runs steps in the order in which they were dispatched, when they are fetched. With `recurs` its rows have states, too;
+    of their tokens it sees the last `window`."""
 
     page_size: int
     recurs: bool = False
+    window: int = CONTEXT
     wrong_drafts: int = 3  # one of so many
     held: dict[int, list[int]] = field(factory=dict)  # tokens by page
     last: dict[int, int] = field(factory=dict)  # newest token by slot
@@ -88,6 +98,7 @@ class Device:
     line: deque[list[Sent]] = field(factory=deque)
 
     def dispatch(self, step: Step) -> None:
+        assert step.key.draws >= max(_draws(row, masked=step.key.steps == 1) for row in step.rows), "it cannot draw so"
         self.line.append([self._sent(row, masked=step.key.steps == 1) for row in step.rows])
 
     def fetch(self) -> Drawn:
@@ -107,6 +118,7 @@ class Device:
         return Drawn(drawn, [self._logprobs(row) for row in rows], drafts)
 
     def text(self, pages: Sequence[int], length: int) -> list[int]:
+        """The first `length` tokens that are in these pages."""
         return [self.held[pages[at // self.page_size]][at % self.page_size] for at in range(length)]
 
     def _sent(self, row: Row, *, masked: bool) -> Sent:
@@ -167,8 +179,8 @@ class Device:
             self.snapshots[row.states[1]] = self.states[row.slot][:boundary]
 
     def _draw(self, row: Sent, length: int, number: int) -> int:
-        text = self.text(row.pages, length)
-        assert not self.recurs or self.states[row.slot] == text, "a state of another text"
+        text = self._seen(row, length)
+        assert not self.recurs or self.states[row.slot][-self.window :] == text, "a state of another text"
         self.last[row.slot] = drawn_after(text, row.allowed(number))
         return self.last[row.slot]
 
@@ -178,20 +190,34 @@ class Device:
             return []
         assert row.start + row.count + row.drafts - 2 < len(row.pages) * self.page_size, "guesses without a page"
         right = [token for token in drawn if token >= 0]
-        text = [*self.text(row.pages, row.start + (row.count if row.fed else len(right))), right[-1]]
-        found = answer(text, row.drafts)
+        text = [*self._seen(row, row.start + (row.count if row.fed else len(right))), right[-1]]
+        found = answer(text, row.drafts, window=self.window)
         return [(token + (zlib.crc32(bytes(text)) % self.wrong_drafts == 0)) % VOCAB for token in found]
 
     def _logprobs(self, row: Sent) -> npt.NDArray[np.int32]:
         lines = np.zeros((row.draws, LOGPROBS), np.int32)
         for i in range(row.draws):
             length = row.start + row.count - row.draws + i + 1
-            lines[i, :1].view(np.float32)[0] = logprob(self.text(row.pages, length))
+            lines[i, :1].view(np.float32)[0] = logprob(self._seen(row, length))
         return lines
 
+    def _seen(self, row: Sent, length: int) -> list[int]:
+        """What the last of the first `length` tokens sees."""
+        places = range(max(length - self.window, 0), length)
+        return [self.held[row.pages[at // self.page_size]][at % self.page_size] for at in places]
+
     def _write(self, pages: Sequence[int], at: int, token: int) -> None:
+        assert pages[at // self.page_size] != NOWHERE, "a token without a page"
         page = self.held.setdefault(pages[at // self.page_size], [-1] * self.page_size)
         page[at % self.page_size] = token
+
+
+def _draws(row: Row, *, masked: bool) -> Draws:
+    """What a program must be able to do for a row, as far as requests of these tests go."""
+    sampling = row.request.sampling
+    if row.draws and (sampling.logprobs is not None or (masked and row.request.bound)):
+        return Draws.FULL
+    return Draws.CUT if row.draws and sampling.temperature > 0 and sampling.top_p < 1 else Draws.PLAIN
 
 
 @define(eq=False)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, frozen
 from msgspec.structs import replace
 
 from neuron_jax.constraints.forced import Forced, Recital
@@ -21,7 +21,7 @@ from neuron_jax.engine.requests import Follower
 from neuron_jax.engine.scheduler import Scheduler
 from neuron_jax.workers.frames import Constraint, Submit, Thoughts, Vocabulary
 from tests.fakes.engines import submit
-from tests.fakes.plain_device import VOCAB, Device, Loop, Rule, answer, free, logprob
+from tests.fakes.plain_device import CONTEXT, VOCAB, Device, Loop, Rule, answer, free, logprob
 
 LETTERS = Tokens(Vocabulary([bytes([97 + token]) for token in range(VOCAB)], (), ()), VOCAB)
 CLOSE, CLOSING = 6, (5, 6)
@@ -56,11 +56,10 @@ class Asked:
     rule: Rule = free
     follower: Callable[[], Follower | None] = lambda: None
     given: int = 0
-    said: list[int] = field(init=False)
 
-    def __attrs_post_init__(self) -> None:
+    def said(self, window: int) -> list[int]:
         one = self.submit
-        self.said = answer(one.prompt, one.max_tokens, one.stop_ids, given=self.given, rule=self.rule)
+        return answer(one.prompt, one.max_tokens, one.stop_ids, given=self.given, rule=self.rule, window=window)
 
 
 def asked(rng: random.Random, id_: int, prompt: list[int]) -> Asked:
@@ -95,61 +94,101 @@ def asked(rng: random.Random, id_: int, prompt: list[int]) -> Asked:
     return Asked(one)
 
 
-def new_loop(*, guesses: int, drafts: int, recurs: bool, steps: int, overlap: bool, size: int = 4) -> Loop:
+@frozen
+class Kind:
+    """Of an engine."""
+
+    guesses: int = 0
+    drafts: int = 0
+    steps: int = 1
+    recurs: bool = False
+    window: int | None = None
+    by_draws: bool = False
+    overlap: bool = True
+
+
+def new_loop(kind: Kind, *, size: int = 4, pages: int = 22) -> Loop:
     menu, pace = Menu(), Pace()
-    menu.add(declare(max_slots=4, chunk_tokens=16, decode_steps=steps, guesses=guesses).keys())
+    buckets = declare(
+        max_slots=4, chunk_tokens=16, decode_steps=kind.steps, guesses=kind.guesses, by_draws=kind.by_draws
+    )
+    menu.add(buckets.keys())
     for key in menu._sizes[1]:
         pace.saw(key, 0.001, prompts=False)
-    cache = Cache([Pages(22)], size, Naming(size, b"salt"), snapshots=Pages(24) if recurs else None)
-    options = {"guesses": guesses, "drafts": drafts, "forward_only": recurs}
+    cache = Cache(
+        [Pages(pages)],
+        size,
+        Naming(size, b"salt"),
+        windows=(kind.window,),
+        step_tokens=buckets.tokens[-1],
+        snapshots=Pages(24) if kind.recurs else None,
+    )
+    options = {"guesses": kind.guesses, "drafts": kind.drafts, "forward_only": kind.recurs}
     scheduler = Scheduler(cache, max_slots=4, menu=menu, pace=pace, **options)
-    return Loop(scheduler, Device(size, recurs=recurs), overlap=overlap)
+    return Loop(scheduler, Device(size, recurs=kind.recurs, window=kind.window or CONTEXT), overlap=kind.overlap)
 
 
-@pytest.mark.parametrize("overlap", [True, False])
-@pytest.mark.parametrize("recurs", [False, True])
-@pytest.mark.parametrize(("guesses", "drafts", "steps"), [(0, 0, 1), (0, 0, 4), (3, 0, 1), (3, 0, 4), (3, 2, 4)])
-def test_every_text_is_right(guesses: int, drafts: int, steps: int, recurs: bool, overlap: bool) -> None:
-    rng = random.Random(100 * guesses + 10 * drafts + steps)
-    it = new_loop(guesses=guesses, drafts=drafts, recurs=recurs, steps=steps, overlap=overlap)
-    texts, all_of_them = [[rng.randrange(VOCAB) for _ in range(30)]], dict[int, Asked]()
-    for id_ in range(150):
+KINDS = [
+    evolve(Kind(guesses=guesses, drafts=drafts, steps=steps), **more)
+    for guesses, drafts, steps in ((0, 0, 1), (0, 0, 4), (3, 0, 1), (3, 0, 2), (3, 2, 4))
+    for more in (
+        {},
+        {"overlap": False},
+        {"by_draws": True},
+        {"recurs": True},
+        {"recurs": True, "overlap": False},
+        {"window": 9},
+        {"window": 9, "recurs": True, "by_draws": True},
+    )
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_text_is_right(kind: Kind) -> None:
+    rng = random.Random(100 * kind.guesses + 10 * kind.drafts + kind.steps)
+    it, window = new_loop(kind), kind.window or CONTEXT
+    texts, expected = [[rng.randrange(VOCAB) for _ in range(30)]], dict[int, tuple[Asked, list[int]]]()
+    for id_ in range(120):
         known = rng.choice(texts[-8:])
         prompt = [*known[: rng.randrange(len(known))], *(rng.randrange(VOCAB) for _ in range(rng.randint(1, 6)))][:50]
-        one = all_of_them[id_] = asked(rng, id_, prompt)
+        one = asked(rng, id_, prompt)
+        said = one.said(window)
+        expected[id_] = one, said
         it.add(one.submit, one.follower())
-        texts.append(prompt + one.said)
+        texts.append(prompt + said)
         for _ in range(rng.randrange(14)):
             it.step()
         if rng.random() < 0.2:
-            it.scheduler.cancel(victim := rng.choice(list(all_of_them)))
+            it.scheduler.cancel(victim := rng.choice(list(expected)))
             it.scheduler.check_integrity()
             if not it.outputs.get(victim) or it.outputs[victim][-1].finish is None:
-                del all_of_them[victim]
+                del expected[victim]
         if rng.random() < 0.05:
             it.land()
             it.scheduler.begin_again()
     it.drain()
     it.scheduler.check_idle()
 
-    for id_, one in all_of_them.items():
-        assert it.said(id_) == one.said, one.submit
+    for id_, (one, said) in expected.items():
+        assert it.said(id_) == said, one.submit
         if one.submit.sampling.logprobs is not None:
             told = [value for output in it.outputs[id_] for value in output.logprobs or ()]
-            wanted = [logprob([*one.submit.prompt, *one.said[:at]]) for at in range(len(one.said))]
+            wanted = [logprob([*one.submit.prompt, *said[:at]][-window:]) for at in range(len(said))]
             assert told == pytest.approx(wanted)
     scheduler = it.scheduler
     assert scheduler.preemptions > 0
     assert scheduler.cache.hit_tokens > 0
-    assert (scheduler.guessed_tokens > scheduler.right_guesses > 0) == (guesses > 0)
-    assert (scheduler.drafted_tokens > scheduler.right_drafts > 0) == (drafts > 0)
-    assert any(step.key.steps > 1 for step in it.steps) == (steps > 1)
+    assert (scheduler.guessed_tokens > scheduler.right_guesses > 0) == (kind.guesses > 0)
+    assert (scheduler.drafted_tokens > scheduler.right_drafts > 0) == (kind.drafts > 0)
+    several = [step for step in it.steps if step.key.steps > 1]
+    assert bool(several) == (kind.steps > 1) or kind.drafts
+    assert all(step.key.tokens < 2 * len(step.rows) for step in several)
 
 
 @pytest.mark.parametrize("most", range(1, 12))
 def test_a_bound_text_that_is_about_to_be_cut_keeps_its_form_beside_one_that_has_more_to_say(most: int) -> None:
     """Its last token may come in a step of several, in which nothing is masked."""
-    it = new_loop(guesses=3, drafts=0, recurs=False, steps=4, overlap=True)
+    it = new_loop(Kind(guesses=3, steps=4))
     bound = submit(1, [1, 1, 6, 3], max_tokens=most)
     it.add(bound, LETTERS.matcher(Constraint("regex", FORM)))
     it.submit(2, [5, 2], max_tokens=40)
@@ -157,3 +196,15 @@ def test_a_bound_text_that_is_about_to_be_cut_keeps_its_form_beside_one_that_has
 
     assert it.said(1) == answer(bound.prompt, most, rule=form)
     assert it.outputs[1][-1].finish == "length"
+
+
+def test_a_bound_text_that_disappoints_rests_longer_and_longer() -> None:
+    """Between steps of several tokens, as long as what is drawn may not come, are 4, 8, 16 and 32 of one."""
+    it = new_loop(Kind(guesses=3, steps=4))
+    bound = submit(1, [1, 1, 6, 3], max_tokens=80)
+    it.add(bound, LETTERS.matcher(Constraint("regex", "c+")))
+    it.drain()
+    sizes = "".join(str(step.key.steps) for step in it.steps)
+
+    assert it.said(1) == [2] * 80
+    assert [len(rest) for rest in sizes.split("4")][1:-1] == [4, 8, 16, 32]

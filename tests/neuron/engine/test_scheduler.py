@@ -63,7 +63,7 @@ def following(of: Scheduler) -> Step:
 
 
 def drawn(step: Step, token: int = 7) -> Drawn:
-    return Drawn([[token] * row.draws for row in step.rows], None)
+    return Drawn([[token] * row.draws for row in step.rows], None, [[token] * row.drafts for row in step.rows])
 
 
 def run(of: Scheduler) -> Step:
@@ -76,7 +76,7 @@ def run(of: Scheduler) -> Step:
 def run_with(of: Scheduler, tokens: list[list[int]]) -> Step:
     """The next step, in which `tokens` are drawn."""
     step = following(of)
-    of.absorb(step, Drawn(tokens, None))
+    of.absorb(step, Drawn(tokens, None, drawn(step).drafts))
     return step
 
 
