@@ -8,9 +8,8 @@
 A fault is a comparison turned, a constant off by one, an `and` for an `or`: what a slip of the hand looks like. The tests are
 collected once and run once, to see which lines each of them comes to. Then, for each fault, a child process is forked, in
 which the function has the fault, and runs the tests that come to its line until one fails. A fault in what is done while
-a module is imported is planted by running the whole module again in its place, and shown to those of the tests that do
-not mind that. Survivors that are no fault, because both versions do the same, stand with their reason in
-tools/mutants.toml; any other survivor makes the exit code 1.
+a module is imported is shown to a child that imports everything anew, which takes seconds. Survivors that are no fault,
+because both versions do the same, stand with their reason in tools/mutants.toml; any other makes the exit code 1.
 
 No library is used: those that there are change strings and defaults as well, most of which are words to people, and
 cannot be told not to.
@@ -26,7 +25,6 @@ import inspect
 import math
 import os
 import pickle
-import resource
 import signal
 import sys
 import tempfile
@@ -36,8 +34,10 @@ import tomllib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import cache, partial
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import spec_from_loader
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any, Literal, NamedTuple
@@ -47,7 +47,10 @@ REASONS = ROOT / "tools" / "mutants.toml"
 GATEWAY, NEURON = "tests/gateway/", "tests/neuron/"
 ENGINE = tuple(
     f"{NEURON}engine/test_{name}.py"
-    for name in ("pages", "page_groups", "prefix", "prefix_reuse", "scheduler", "buckets", "pace", "lookup", "guesses")
+    for name in (
+        *("pages", "page_groups", "prefix", "prefix_reuse", "snapshots", "scheduler", "any_traffic"),
+        *("buckets", "pace", "lookup", "guesses"),
+    )
 )
 SUBJECTS: dict[str, tuple[str, ...]] = {
     "cortex_gateway/placement/": (GATEWAY + "placement",),
@@ -75,6 +78,9 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     ),
     **{f"cortex_gateway/auth/{name}.py": (GATEWAY + "auth",) for name in ("keys", "limits", "policy", "principal")},
     "neuron_jax/text/": (NEURON + "text",),
+    "neuron_jax/text/calls/": (NEURON + "text", NEURON + "constraints/test_grammar.py"),
+    "neuron_jax/text/bound_calls.py": (NEURON + "text", NEURON + "constraints/test_grammar.py"),
+    "neuron_jax/constraints/": (NEURON + "constraints",),
     **{
         f"neuron_jax/engine/{name}.py": ENGINE
         for name in ("pages", "prefix", "page_groups", "scheduler", "room", "buckets", "pace", "lookup", "guesses")
@@ -90,8 +96,8 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "neuron_jax/workers/supervisor.py": (NEURON + "workers/test_supervisor.py", NEURON + "daemon/test_crash_loop.py"),
 }
 """A module, or a folder of them, and where its tests are; the longest that a path begins with counts."""
-CPU_SECS, WALL_SECS = 20.0, 600.0
-"""What a child may compute besides four times what its tests did, and how long it may take on a machine that others use too.
+CPU_SECS, WALL_SECS = 5.0, 600.0
+"""What a test may compute besides four times what it did, and how long a child may take on a machine that others use too.
 One that needs more hangs: its fault was seen."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl(2)."""
@@ -108,8 +114,10 @@ DECLARED = ("init", "repr")
 """Of `field(...)`: what its class may be made with and shows. A fault there is mypy's to see."""
 SWAPPED = {"min": "max", "max": "min", "any": "all", "all": "any"}
 Outcome = Literal["seen", "unseen", "equal"]
-During = Callable[[int], AbstractContextManager[None]]
+During = Callable[[str], AbstractContextManager[None]]
 Changed = list[tuple[CodeType, CodeType]]
+Work = Callable[..., set[str] | None]
+"""Runs some `tests`, `each` in a context, and gives those that failed; None: they could not be run."""
 Task = tuple["Mutant", tuple[str, ...]]
 """A fault, and where the tests are that may see it."""
 
@@ -131,27 +139,46 @@ class Mutant(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """What a run without a fault came to."""
+    """What a run of the tests, by their names, came to without a fault."""
 
-    lines: dict[str, dict[int, set[int]]]  # path -> line -> the numbers of the tests that came to it
-    secs: list[float]  # of computing, of each test
-    failed: set[int]  # of no use here
+    lines: dict[str, dict[int, set[str]]]  # path -> line -> the tests that came to it
+    secs: dict[str, float]  # of computing
+    failed: set[str]  # of no use here
 
-    def at(self, path: str, lines: Iterable[int]) -> list[int]:
+    def at(self, path: str, lines: Iterable[int]) -> list[str]:
         """The tests that come to one of these lines, the quickest first."""
         known = self.lines[path]
         return self.quickest(set().union(*(known.get(line, set()) for line in lines)))
 
-    def anywhere(self, path: str) -> list[int]:
+    def anywhere(self, path: str) -> list[str]:
         """All tests: those that come to this file first, for the others may still use a record that it declares."""
         near = self.at(path, self.lines[path])
-        return [*near, *self.quickest(set(range(len(self.secs))) - set(near))]
+        return [*near, *self.quickest(self.secs.keys() - set(near))]
 
-    def quickest(self, tests: Iterable[int]) -> list[int]:
+    def quickest(self, tests: Iterable[str]) -> list[str]:
         return sorted(set(tests) - self.failed, key=self.secs.__getitem__)
 
-    def limit(self, tests: Iterable[int]) -> float:
-        return CPU_SECS + 4 * sum(self.secs[test] for test in tests)
+    @contextlib.contextmanager
+    def limit(self, test: str) -> Iterator[None]:
+        """End this process where a test computes for much longer than it did."""
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECS + 4 * self.secs[test])
+        yield
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+class Planted(SourceFileLoader):
+    """Finds and loads one module, which has a fault from its import on."""
+
+    def __init__(self, path: str, code: CodeType) -> None:
+        name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        super().__init__(name, str(ROOT / path))
+        self._code = code
+
+    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
+        return spec_from_loader(name, self) if name == self.name else None
+
+    def get_code(self, _: str) -> CodeType:
+        return self._code
 
 
 def mutants(path: str) -> Iterator[Mutant]:
@@ -221,15 +248,15 @@ def _short(code: str) -> str:
     return line if len(line) <= 90 else line[:87] + "..."
 
 
-def forked(work: Callable[[], Any], cpu_secs: float | None = None) -> Any:
-    """What `work` returns in a process of its own; None where that failed, or took too long."""
+def forked(work: Callable[[], Any], wall_secs: float = math.inf) -> Any:
+    """What `work` returns in a process of its own; None where that failed, or took longer than `wall_secs`."""
     with tempfile.NamedTemporaryFile() as answer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # JAX is imported, but no device of it is in use
             child = os.fork()
         if not child:
-            _answer(work, answer.name, cpu_secs)
-        done = _wait(child, time.monotonic() + WALL_SECS if cpu_secs else math.inf)
+            _answer(work, answer.name)
+        done = _wait(child, time.monotonic() + wall_secs)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)  # what it started and left behind, too
         if done is None:
@@ -237,15 +264,12 @@ def forked(work: Callable[[], Any], cpu_secs: float | None = None) -> Any:
         return pickle.load(answer) if done == 0 else None
 
 
-def _answer(work: Callable[[], Any], path: str, cpu_secs: float | None) -> None:
+def _answer(work: Callable[[], Any], path: str) -> None:
     code = 1
     try:
         os.setsid()
         if sys.platform == "linux":  # whoever ends the parent ends this, too
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if cpu_secs:
-            most = math.ceil(time.process_time() + cpu_secs)
-            resource.setrlimit(resource.RLIMIT_CPU, (most, most))
         Path(path).write_bytes(pickle.dumps(work()))
         code = 0
     finally:
@@ -266,7 +290,7 @@ class Loop:
 
     def __init__(self, work: Callable[["Loop"], Any]) -> None:
         self._work = work
-        self.items: Sequence[Any] = ()
+        self.items: dict[str, Any] = {}
         self.failed: set[str] = set()
         self.result: Any = None
         self.say = partial(print, file=os.fdopen(os.dup(1), "w"), flush=True)
@@ -275,7 +299,7 @@ class Loop:
         if session.testsfailed:
             return True
         session.config.pluginmanager.unregister(name="terminalreporter")
-        self.items = session.items
+        self.items = {item.nodeid: item for item in session.items}
         self.result = self._work(self)
         return True
 
@@ -283,12 +307,12 @@ class Loop:
         if report.failed:
             self.failed.add(report.nodeid)
 
-    def run(self, numbers: Sequence[int], *, to_the_end: bool = False, each: During = nullcontext) -> set[str]:
-        """The tests that fail: the first one, or all. `each` is entered with the number of a test around it."""
-        for number, following in zip(numbers, [*numbers[1:], None], strict=True):
-            after = None if following is None else self.items[following]
-            with each(number):
-                self.items[number].config.hook.pytest_runtest_protocol(item=self.items[number], nextitem=after)
+    def run(self, tests: Sequence[str], each: During, *, to_the_end: bool = False) -> set[str]:
+        """The tests that fail: the first one, or all. `each` is entered with the name of a test around it."""
+        for name, following in zip(tests, [*tests[1:], None], strict=True):
+            item, after = self.items[name], None if following is None else self.items[following]
+            with each(name):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
             if self.failed and not to_the_end:
                 break
         return self.failed
@@ -296,27 +320,30 @@ class Loop:
     def trace(self, paths: Iterable[str]) -> Traced:
         """Run all tests, and note which lines of the files each of them comes to."""
         files = {str(ROOT / path): path for path in paths}
-        lines: dict[str, dict[int, set[int]]] = {path: {} for path in files.values()}
-        secs: list[float] = []
+        lines: dict[str, dict[int, set[str]]] = {path: {} for path in files.values()}
+        secs: dict[str, float] = {}
+        running = ""
 
         def enter(frame: FrameType, *_: Any) -> Any:
             return line if frame.f_code.co_filename in files else None
 
         def line(frame: FrameType, *_: Any) -> Any:
-            lines[files[frame.f_code.co_filename]].setdefault(frame.f_lineno, set()).add(len(secs))
+            lines[files[frame.f_code.co_filename]].setdefault(frame.f_lineno, set()).add(running)
             return line
 
         @contextlib.contextmanager
-        def tracing(_: int) -> Iterator[None]:
+        def tracing(name: str) -> Iterator[None]:
+            nonlocal running
+            running = name
             began = time.process_time()
             threading.settrace(enter)
             sys.settrace(enter)
             yield
             sys.settrace(None)
-            secs.append(time.process_time() - began)
+            secs[name] = time.process_time() - began
 
-        self.run(range(len(self.items)), to_the_end=True, each=tracing)
-        return Traced(lines, secs, {number for number, item in enumerate(self.items) if item.nodeid in self.failed})
+        failed = self.run(list(self.items), tracing, to_the_end=True)
+        return Traced(lines, secs, failed)
 
 
 def collected(tests: Iterable[str], work: Callable[[Loop], Any]) -> Any:
@@ -362,84 +389,85 @@ def _functions(path: str) -> list[FunctionType]:
     return found
 
 
-def replaced(loop: Loop, path: str, pairs: Changed, numbers: Sequence[int]) -> set[str]:
+def replaced(loop: Loop, path: str, pairs: Changed, tests: Sequence[str], each: During) -> set[str]:
     """The first test that fails while functions have the fault; they keep it in this process."""
     for function in _functions(path):
         for before, after in pairs:
             if function.__code__ == before:
                 function.__code__ = after
                 break
-    return loop.run(numbers)
+    return loop.run(tests, each)
 
 
-def imported_again(loop: Loop, path: str, code: CodeType, numbers: Sequence[int], *, to_the_end: bool) -> set[str]:
-    """Tests that fail once a module has been run again in its place, and others have from it what they had."""
-    module = sys.modules[path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")]
-    before = {name: one for name, one in vars(module).items() if not name.startswith("__")}
-    exec(code, vars(module))
-    for name, old in before.items():
-        for other in list(sys.modules.values()):
-            if getattr(other, "__dict__", {}).get(name) is old:
-                vars(other)[name] = vars(module)[name]
-    return loop.run(numbers, to_the_end=to_the_end)
+def imported(mutant: Mutant, where: Iterable[str], tests: Sequence[str], each: During) -> set[str] | None:
+    """The first of the `tests` that fails where the module has the fault when it is imported; None where what is in the files
+    and folders `where` cannot even be collected."""
+    sys.meta_path.insert(0, Planted(mutant.path, compile(mutant.tree(), str(ROOT / mutant.path), "exec")))
+
+    def run(loop: Loop) -> set[str]:
+        return loop.run([one for one in tests if one in loop.items], each)
+
+    failed: set[str] | None = collected(where, run)
+    return failed
 
 
 class Trials:
-    """Tries one fault after the other, with tests that have been collected."""
+    """Tries one fault after the other, and says at once which ones no test sees."""
 
-    def __init__(self, loop: Loop, paths: set[str]) -> None:
-        traced = forked(partial(loop.trace, paths))
-        assert isinstance(traced, Traced), "a test ends the process"
-        self._loop = loop
+    def __init__(self, where: tuple[str, ...], traced: Traced) -> None:
+        self._where = where
         self._traced = traced
         self._sharp: list[str] = []  # tests that saw a fault, the last one last
-        self._names = {number: item.nodeid for number, item in enumerate(loop.items)}
-        self._spoiled = cache(self._spoiled_by_importing)
+
+    def in_functions(self, todo: Sequence[Mutant], loop: Loop) -> set[Mutant]:
+        """Those of the faults that nobody sees; the tests of `loop` have been collected."""
         gc.unfreeze()  # what tests have frozen is not among the collector's objects
-        for path in paths:
+        for path in {mutant.path for mutant in todo}:
             _functions(path)
         gc.freeze()  # a child need not copy what it does not change
-        for number in traced.failed:
-            loop.say(f"fails without a fault, and is left out: {self._names[number]}")
-        loop.say(f"{len(loop.items)} tests, which compute for {sum(traced.secs):.0f} s")
+        return self._unseen(todo, lambda one: partial(replaced, loop, one.path, changed(one)), loop.say)
 
-    def unseen(self, mutant: Mutant) -> bool:
-        """Whether no test sees it."""
-        numbers, pairs = self._traced.at(mutant.path, mutant.lines), changed(mutant)
-        if numbers and pairs and self._seen(partial(replaced, self._loop, mutant.path, pairs), numbers):
-            return False
-        if numbers and pairs:
-            return True
-        code = compile(mutant.tree(), str(ROOT / mutant.path), "exec")
-        numbers = [
-            one for one in self._traced.anywhere(mutant.path) if self._names[one] not in self._spoiled(mutant.path)
-        ]
-        return not self._seen(partial(imported_again, self._loop, mutant.path, code, to_the_end=False), numbers)
+    def at_import(self, todo: Sequence[Mutant]) -> set[Mutant]:
+        """As `in_functions`; each is shown to tests that import everything anew."""
+        return self._unseen(todo, lambda one: partial(imported, one, self._where), partial(print, flush=True))
 
-    def _seen(self, work: Callable[..., set[str]], numbers: list[int]) -> bool:
-        numbers.sort(key=lambda one: -self._sharp.index(self._names[one]) if self._names[one] in self._sharp else 1)
-        failed = forked(partial(work, numbers=numbers), self._traced.limit(numbers))
+    def _unseen(
+        self, todo: Sequence[Mutant], plant: Callable[[Mutant], Work], say: Callable[[str], None]
+    ) -> set[Mutant]:
+        unseen = set()
+        for mutant in todo:
+            if not self._seen(plant(mutant), self._shown(mutant)):
+                unseen.add(mutant)
+                say(f"{mutant.path}:{mutant.lines[0]}: nobody saw  {mutant.name}")
+        return unseen
+
+    def _shown(self, mutant: Mutant) -> list[str]:
+        """The tests that may see it: who saw one before first."""
+        tests = self._traced.at(mutant.path, mutant.lines) or self._traced.anywhere(mutant.path)
+        return sorted(tests, key=lambda one: -self._sharp.index(one) if one in self._sharp else 1)
+
+    def _seen(self, work: Work, tests: list[str]) -> bool:
+        failed = forked(partial(work, tests=tests, each=self._traced.limit), WALL_SECS)
         for name in failed or ():
             self._sharp = [*(one for one in self._sharp if one != name), name]
         return failed is None or bool(failed)
 
-    def _spoiled_by_importing(self, path: str) -> set[str]:
-        """The tests that fail because a module is run again, without a fault."""
-        numbers = self._traced.anywhere(path)
-        work = partial(imported_again, self._loop, path, _compiled(path), numbers, to_the_end=True)
-        failed = forked(work, self._traced.limit(numbers))
-        return set(self._names.values()) if failed is None else failed
 
-
-def tried(todo: Sequence[Mutant], loop: Loop) -> list[bool]:
-    """Whether each of the faults is seen by no test. Those are told at once."""
-    trials = Trials(loop, {mutant.path for mutant in todo})
-    unseen = []
-    for mutant in todo:
-        unseen.append(trials.unseen(mutant))
-        if unseen[-1]:
-            loop.say(f"{mutant.path}:{mutant.lines[0]}: nobody saw  {mutant.name}")
-    return unseen
+def tried(todo: Sequence[Mutant], where: tuple[str, ...]) -> set[Mutant] | None:
+    """Those of the faults that no test sees; None where the tests cannot be run."""
+    paths = {mutant.path for mutant in todo}
+    traced: Traced | None = forked(partial(collected, where, partial(Loop.trace, paths=paths)))
+    if traced is None:
+        return None
+    for name in traced.failed:
+        print(f"fails without a fault, and is left out: {name}")
+    print(f"{len(traced.secs)} tests, which compute for {sum(traced.secs.values()):.0f} s", flush=True)
+    inside = [one for one in todo if changed(one) and traced.at(one.path, one.lines)]
+    trials = Trials(where, traced)
+    unseen: set[Mutant] | None = forked(partial(collected, where, partial(trials.in_functions, inside)))
+    if unseen is None:
+        return None
+    return unseen | trials.at_import([one for one in todo if one not in set(inside)])
 
 
 def subjects(part: str) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -472,11 +500,11 @@ def main() -> int:
     outcomes: list[tuple[Mutant, Outcome]] = [(one, "equal") for one, _ in todo if one.name in reasons]
     for tests in dict.fromkeys(tests for _, tests in todo):
         mine = [one for one, theirs in todo if theirs == tests and one.name not in reasons]
-        unseen: list[bool] | None = forked(partial(collected, tests, partial(tried, mine)))
+        unseen = tried(mine, tests)
         if unseen is None:
             print(f"the tests cannot be run: {' '.join(tests)}")
             return 2
-        outcomes += [(one, "unseen" if survives else "seen") for one, survives in zip(mine, unseen, strict=True)]
+        outcomes += [(one, "unseen" if one in unseen else "seen") for one in mine]
     return report([mutant for mutant, _ in every], outcomes)
 
 
