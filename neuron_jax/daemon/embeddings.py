@@ -168,7 +168,7 @@ def embedding_job(wanted: EmbeddingsRequest, reader: TextReader) -> TextJob:
 
 
 def pairs_job(wanted: PairsRequest, reader: TextReader) -> TextJob:
-    """Raises Problem where a pair has more than `limit` tokens."""
+    """Raises Problem where a pair has a token that there is not, or more than `limit` tokens."""
     texts: list[list[int]] = []
     seconds: list[int] = []
     left, (_, field_name) = MAX_REQUEST_TOKENS, wanted.fields
@@ -176,6 +176,7 @@ def pairs_job(wanted: PairsRequest, reader: TextReader) -> TextJob:
         name = f"{field_name}[{at}]" if len(wanted.pairs) > 1 else field_name
         with fitting(name, reader.limit):
             ids, place = _pair_ids(first, second, reader)
+        reader.text.check_ids(name, ids)
         texts.append(ids)
         seconds.append(place)
         left -= len(ids)

@@ -112,6 +112,12 @@ class ModelText:
         return None if self.template is None else _tool_format(self.template)
 
     @property
+    def vocab_size(self) -> int:
+        """How many tokens may be sent: a tokenizer may name more than the model has embeddings for, as those of fine-tunes do
+        that were given a token for padding."""
+        return min(self.tokenizer.vocab_size, self.description.outline.vocab_size)
+
+    @property
     def thinking(self) -> tuple[int | None, int | None]:
         """The tokens that open and close its thoughts, where they are tokens."""
         own = {"cohere": (cohere.THINKING, cohere.END_THINKING), "seed_oss": (seed.THINK, seed.END_THINK)}
@@ -167,9 +173,11 @@ class ModelText:
             raise Problem(422, "template_render_failed", str(error), param="model") from error
 
     def encode_chat(self, prompt: Rendered, *, tools: bool, most: int) -> Encoded:
-        """A chat's prompt as ids. Raises TooManyTokensError where there are more than `most`."""
+        """A chat's prompt as ids. Raises Problem on ids outside the vocabulary, and TooManyTokensError where there are more
+        than `most`."""
         assert self.template is not None
         ids = self.tokenizer.encode_rendered(prompt, most=most)
+        self.check_ids("messages", ids)
         reasoning = formats.reasoning_format(self.template.source, prompt.plain)
         return Encoded(ids, Reading(reasoning, self.tool_format if tools else None))
 
@@ -190,7 +198,9 @@ class ModelText:
         tokens = fill_tokens(self.tokenizer)
         if tokens is None:
             raise unsupported("suffix", "suffix: this model has no tokens for filling in the middle; leave it out.")
-        return Encoded(tokens.prompt(self.tokenizer, before, behind, most), Reading(continues=True), tokens.ends)
+        ids = tokens.prompt(self.tokenizer, before, behind, most)
+        self.check_ids("prompt", ids)
+        return Encoded(ids, Reading(continues=True), tokens.ends)
 
     def encode_start(self, name: str, prompt: str | list[int], most: int) -> list[int]:
         """The same, of a prompt with more than `most` tokens only the first of them."""
@@ -199,11 +209,9 @@ class ModelText:
 
     def check_ids(self, name: str, ids: Sequence[int]) -> None:
         """Raises Problem when one of `ids` is no token of this model."""
-        worst = max(ids, default=0)
-        if worst >= self.tokenizer.vocab_size:
-            raise invalid_body(
-                name, f"{name}: token {worst} is outside the vocabulary of {self.tokenizer.vocab_size} tokens."
-            )
+        worst, size = max(ids, default=0), self.vocab_size
+        if worst >= size:
+            raise invalid_body(name, f"{name}: token {worst} is outside the vocabulary of {size} tokens.")
 
     def _refuse_hopeless(self, messages: Sequence[Mapping[str, Any]], most: int) -> None:
         """Refuses messages so long that nobody has to render them. Of the assistant's own, templates leave parts out."""

@@ -12,7 +12,7 @@ import pytest
 from neuron_jax.daemon.lifecycle import Lifecycle
 from neuron_jax.workers.supervisor import RestartPolicy
 from tests.fakes.live_neuron import MODEL, config_for, running
-from tests.fakes.tiny_bert import write_tiny_bert
+from tests.fakes.tiny_bert import SCORES, VOCAB, write_tiny_bert
 from tests.fakes.tiny_model import write_tiny_model
 from tests.fakes.waiting import until
 
@@ -141,3 +141,21 @@ def test_a_chat_template_without_the_roles_of_a_pair_is_refused(tmp_path: Path) 
         assert "no place for the role query or document" in answer.json()["error"]["message"]
 
     with_double(tmp_path, use, lambda folder: _reranker(folder, "{{ bos_token }}{{ messages | length }}"))
+
+
+@pytest.mark.parametrize(("scores", "param"), [(False, "input"), (True, "documents")])
+def test_a_token_that_the_model_has_no_place_for_is_refused(tmp_path: Path, scores: bool, param: str) -> None:
+    """The tokenizer knows more tokens than the model: `cat` is the last of them."""
+    few = {**(SCORES if scores else {}), "vocab_size": len(VOCAB) - 1}
+
+    async def use(http: httpx.AsyncClient, _: Lifecycle) -> None:
+        path, body = (
+            ("/v1/rerank", {"query": "a", "documents": ["cat"]}) if scores else ("/v1/embeddings", {"input": "cat"})
+        )
+        refused = await http.post(path, json={"model": MODEL, **body})
+
+        assert refused.status_code == 400, refused.text
+        assert refused.json()["error"]["param"] == param
+        assert f"token {len(VOCAB) - 1} is outside the vocabulary of {len(VOCAB) - 1} tokens" in refused.text
+
+    with_double(tmp_path, use, lambda folder: write_tiny_bert(folder, **few))

@@ -94,6 +94,21 @@ def test_one_long_prompt_refuses_the_whole_batch(tmp_path: Path) -> None:
     assert (raised.value.code, raised.value.param) == ("context_length_exceeded", "prompt[1]")
 
 
+def test_a_token_that_the_model_has_no_place_for_is_refused(tmp_path: Path) -> None:
+    """A tokenizer may have more tokens than the model: what uses one of them is refused, whatever it comes in."""
+    write_tiny_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    text = read_text(tmp_path)
+    asked = {"prompt": "hi", "logit_bias": {"104": 1.0}}
+    for param, fields in (("prompt", {"prompt": "hi"}), ("logit_bias", {**asked, "prompt": [1]})):
+        with pytest.raises(Problem, match=rf"{param}: token 10\d is outside the vocabulary of 100 tokens") as raised:
+            completion_job(read_completion({"model": "m", **fields}), text, OUTSIDE)
+        assert raised.value.status == 400
+    with pytest.raises(Problem, match="messages: token 258 is outside the vocabulary"):
+        job_of(read_chat({"model": "m", "messages": [{"role": "user", "content": "\n"}]}), text, OUTSIDE)
+
+
 def bound(folder: Path, **fields: Any) -> Any:
     """What a chat is bound to whose model has a place for tools, if to anything."""
     write_tiny_model(folder)
