@@ -99,6 +99,10 @@ class SafetensorsFolder:
         read_into(stored.file, stored.start, values)
         return values
 
+    def file_of(self, name: str) -> str:
+        """The name of the file that a tensor is in."""
+        return Path(self._stored[name].file.name).name
+
     def close(self) -> None:
         self._open.close()
 

@@ -381,8 +381,9 @@ def write_gemma3_with_sight(folder: Path, tensors: dict[str, np.ndarray]) -> dic
     return inner
 
 
-def write_family_gguf(path: Path, family: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of CONFIGS[family], matrices as Q8_0; returns the tensors as the file has them, by transformers' names."""
+def write_family_gguf(path: Path, family: str, tensors: dict[str, np.ndarray], **more: Any) -> dict[str, np.ndarray]:
+    """Of CONFIGS[family], matrices as Q8_0; returns the tensors as the file has them, by transformers' names. `more`: what else
+    its header has."""
     config = CONFIGS[family]
     header = {f"{family}.{key}": config[own] for key, own in METADATA[family].items() if own in config}
     header |= {f"{family}.{key}": value for key, value in MORE.get(family, {}).items()}
@@ -406,7 +407,7 @@ def write_family_gguf(path: Path, family: str, tensors: dict[str, np.ndarray]) -
         stored[name] = kept.reshape(tensor.shape)
     if divisors := DIVISORS.get(family):
         entries["rope_freqs.weight"], _ = packed(np.array(divisors, np.float32))
-    write_gguf(path, {"general.architecture": family} | header, entries)
+    write_gguf(path, {"general.architecture": family} | header | more, entries)
     return stored
 
 

@@ -89,7 +89,7 @@ def _find(folder: Path, files: SafetensorsFolder) -> Found:
     taken = {name for joined in found.joined for name in joined.parts}
     dropped = taken | {name for name in files.tensors if settings and _OF_ACTIVATIONS.fullmatch(name)}
     misfits = found.misfits or [
-        f"{name} has dtype {info.dtype}; readable are {', '.join(FLOATS)}"
+        f"{files.file_of(name)}: {name} has dtype {info.dtype}; readable are {', '.join(FLOATS)}"
         for name, info in files.tensors.items()
         if name not in dropped and info.dtype not in FLOATS
     ]
