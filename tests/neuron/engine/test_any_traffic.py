@@ -107,10 +107,10 @@ class Kind:
     overlap: bool = True
 
 
-def new_loop(kind: Kind, *, size: int = 4, pages: int = 22) -> Loop:
+def new_loop(kind: Kind, *, size: int = 4, pages: int = 22, slots: int = 4) -> Loop:
     menu, pace = Menu(), Pace()
     buckets = declare(
-        max_slots=4, chunk_tokens=16, decode_steps=kind.steps, guesses=kind.guesses, by_draws=kind.by_draws
+        max_slots=slots, chunk_tokens=16, decode_steps=kind.steps, guesses=kind.guesses, by_draws=kind.by_draws
     )
     menu.add(buckets.keys())
     for key in menu._sizes[1]:
@@ -124,7 +124,7 @@ def new_loop(kind: Kind, *, size: int = 4, pages: int = 22) -> Loop:
         snapshots=Pages(24) if kind.recurs else None,
     )
     options = {"guesses": kind.guesses, "drafts": kind.drafts, "forward_only": kind.recurs}
-    scheduler = Scheduler(cache, max_slots=4, menu=menu, pace=pace, **options)
+    scheduler = Scheduler(cache, max_slots=slots, menu=menu, pace=pace, **options)
     return Loop(scheduler, Device(size, recurs=kind.recurs, window=kind.window or CONTEXT), overlap=kind.overlap)
 
 
@@ -208,3 +208,25 @@ def test_a_bound_text_that_disappoints_rests_longer_and_longer() -> None:
 
     assert it.said(1) == [2] * 80
     assert [len(rest) for rest in sizes.split("4")][1:-1] == [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("guesses", [0, 3])
+def test_the_next_turn_finds_the_state_behind_an_answer(guesses: int) -> None:
+    """At the last page boundary behind which a token was fed: of 25 tokens the last was not."""
+    it = new_loop(Kind(guesses=guesses, recurs=True))
+    prompt = [1, 5, 2, 6, 3, 0, 4, 4, 1, 2]
+    said, _ = it.ask(1, prompt, max_tokens=15)
+
+    assert it.ask(2, [*prompt, *said, 3, 1, 5], max_tokens=3)[1] == 20
+
+
+@pytest.mark.parametrize(("slots", "streams", "forced"), [(4, 1, 12), (4, 2, 6), (4, 4, 3), (2, 1, 6), (6, 1, 12)])
+def test_what_is_forced_is_guessed_as_far_as_there_are_rows(slots: int, streams: int, forced: int) -> None:
+    """Those of three guesses for each of four streams, or of all where fewer may run, whoever needs them."""
+    it = new_loop(Kind(guesses=3), slots=slots)
+    for id_ in range(streams):
+        it.add(submit(id_, [1], max_tokens=30), LETTERS.matcher(Constraint("regex", "a" * 20 + "c")))
+    while not any(row.guesses for step in it.steps for row in step.rows):
+        it.step()
+
+    assert [len(row.guesses) for row in it.steps[-1].rows] == [forced] * streams
