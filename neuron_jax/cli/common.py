@@ -35,11 +35,27 @@ def check_host(_: object, value: str | None) -> None:
 
 @Parameter(name="*")
 @frozen(kw_only=True)
-class LoadFlags:
-    """How a model is to be loaded, as far as somebody says; each field is a flag, and a key of a load request."""
+class WeightFlags:
+    """How a model's weights are kept and spread, as far as somebody says; each field is a flag, and a key of a load request."""
 
     source: Annotated[str | None, Parameter(help="Where the weights are, when the id does not say.")] = None
     quant: Annotated[str | None, Parameter(help="How weights are kept.")] = None
+    tensor_parallel: Annotated[Degree | None, Parameter(help="Over how many devices the model is spread.")] = None
+    expert_parallel: Annotated[
+        Degree | None,
+        Parameter(help="In how many parts of these devices experts are whole; 1: each device has a part of each."),
+    ] = None
+
+    def request(self, model: str) -> dict[str, Any]:
+        """A load request with what was given."""
+        return {"model_id": model} | {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@Parameter(name="*")
+@frozen(kw_only=True)
+class LoadFlags(WeightFlags):
+    """How a model is to be loaded, likewise."""
+
     kv_dtype: Annotated[str | None, Parameter(help="How keys and values are kept.")] = None
     deterministic: Annotated[
         bool | None,
@@ -47,11 +63,6 @@ class LoadFlags:
             negative="",
             help="Give a request the same bits however it is served. Slower, but for the native CPU kernels.",
         ),
-    ] = None
-    tensor_parallel: Annotated[Degree | None, Parameter(help="Over how many devices the model is spread.")] = None
-    expert_parallel: Annotated[
-        Degree | None,
-        Parameter(help="In how many parts of these devices experts are whole; 1: each device has a part of each."),
     ] = None
     max_context: Annotated[
         Count | None,
@@ -63,10 +74,6 @@ class LoadFlags:
         Guesses | None, Parameter(help="Tokens guessed ahead at most; 0: none, -1: where it helps.")
     ] = None
     kv_mb: Annotated[Count | None, Parameter(help="MiB of the KV pool, over all devices.")] = None
-
-    def request(self, model: str) -> dict[str, Any]:
-        """A load request with what was given."""
-        return {"model_id": model} | {key: value for key, value in asdict(self).items() if value is not None}
 
 
 UNSAID = LoadFlags()

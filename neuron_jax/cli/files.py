@@ -3,9 +3,12 @@
 from contextlib import closing
 from pathlib import Path
 
-from neuron_jax.cli.common import ConfigFile, Degree, Environ, Json, LoadFlags, configured, look, print_json
+from neuron_jax.cli.common import ConfigFile, Environ, Json, WeightFlags, configured, look, print_json
 from neuron_jax.tables import print_models
 from neuron_jax.terminal import MEGABYTE, console, show_progress
+
+AS_FOUND = WeightFlags()
+"""Weights stay as their files have them, for as many devices as a load would take."""
 
 
 def pull(
@@ -43,10 +46,7 @@ def convert(
     model: str,
     out: Path,
     *,
-    source: str | None = None,
-    quant: str | None = None,
-    tensor_parallel: Degree | None = None,
-    expert_parallel: Degree | None = None,
+    weights: WeightFlags = AS_FOUND,
     config: ConfigFile = None,
     as_json: Json = False,
     environ: Environ,
@@ -59,14 +59,8 @@ def convert(
         An id or alias, a folder, a .gguf file, or org/name of the hub. Nothing is fetched.
     out:
         A folder that is not there yet. It is loaded as any other.
-    source:
-        Where the weights are, when the id does not say.
-    quant:
-        How weights are kept.
-    tensor_parallel:
-        Over how many devices the model will be spread.
-    expert_parallel:
-        In how many parts of these devices experts will be whole.
+    weights:
+        How weights are to be kept and spread.
     config:
         A TOML file with limits and models.
     as_json:
@@ -75,10 +69,8 @@ def convert(
     from neuron_jax.converting import convert as converted
     from neuron_jax.planning import resolve
 
-    flags = LoadFlags(source=source, quant=quant, tensor_parallel=tensor_parallel, expert_parallel=expert_parallel)
-    asked = flags.request(model)
     loaded = configured(config, environ)
-    found = resolve(loaded, *look(loaded, environ), asked)
+    found = resolve(loaded, *look(loaded, environ), weights.request(model))
     with closing(converted(found, out, environ)) as records:
         (last,) = show_progress(records, console(stderr=True))
     if as_json:

@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from attrs import frozen
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
@@ -28,6 +29,7 @@ from neuron_jax.terminal import console, show_progress
 
 if TYPE_CHECKING:
     from neuron_jax.abroad import Planned
+    from neuron_jax.benchmark.cases import Options
     from neuron_jax.hardware.cards import Card
 
 
@@ -40,6 +42,45 @@ def _numbers(_: object, tokens: Sequence[Token]) -> tuple[int, ...]:
 
 
 Numbers = Annotated[tuple[int, ...], Parameter(converter=_numbers, consume_multiple=True, negative="")]
+
+
+@Parameter(name="*")
+@frozen(kw_only=True)
+class CaseFlags:
+    """What `bench` measures."""
+
+    streams: Annotated[Numbers, Parameter(help="How many requests at once, one case for each number.")] = (1, 4, 16)
+    prompt: Annotated[Count, Parameter(help="Tokens of each of their prompts.")] = 64
+    generate: Annotated[int, Parameter(validator=Number(gte=2), help="Tokens that each of them generates.")] = 64
+    prefill: Annotated[Numbers, Parameter(help="Tokens of a prompt read alone, one case for each number.")] = (
+        512,
+        2048,
+    )
+    long_prompt: Annotated[
+        bool, Parameter(negative="", help="Also let a prompt of 4,000 tokens enter while streams run.")
+    ] = False
+    rounds: Annotated[
+        Count, Parameter(help="How often every case is measured, after one time that is not counted.")
+    ] = 3
+
+    def options(self) -> "Options":
+        """The same for a benchmark."""
+        from neuron_jax.benchmark.cases import LONG_PROMPT, Options
+
+        entering = LONG_PROMPT if self.long_prompt else 0
+        return Options(self.streams, self.prompt, self.generate, self.prefill, entering, self.rounds)
+
+
+@Parameter(name="*")
+@frozen(kw_only=True)
+class OutputFlags:
+    """Where `bench` writes what it has measured, besides the terminal."""
+
+    json_file: Annotated[Path | None, Parameter(name="--json", help="Write everything that was measured there.")] = None
+    plot: Annotated[Path | None, Parameter(help="Write a picture there, as PNG.")] = None
+
+
+USUAL, NOWHERE = CaseFlags(), OutputFlags()
 
 
 def plan(
@@ -98,15 +139,9 @@ def plan(
 def bench(
     model: str,
     *,
-    streams: Numbers = (1, 4, 16),
-    prompt: Count = 64,
-    generate: Annotated[int, Parameter(validator=Number(gte=2))] = 64,
-    prefill: Numbers = (512, 2048),
-    long_prompt: Annotated[bool, Parameter(negative="")] = False,
-    rounds: Count = 3,
+    cases: CaseFlags = USUAL,
     load: LoadFlags = UNSAID,
-    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
-    plot: Path | None = None,
+    outputs: OutputFlags = NOWHERE,
     config: ConfigFile = None,
     environ: Environ,
 ) -> None:
@@ -116,40 +151,26 @@ def bench(
     ----------
     model:
         An id or alias, a folder, a .gguf file, or org/name of the hub. Nothing is fetched.
-    streams:
-        How many requests at once, one case for each number.
-    prompt:
-        Tokens of each of their prompts.
-    generate:
-        Tokens that each of them generates.
-    prefill:
-        Tokens of a prompt read alone, one case for each number.
-    long_prompt:
-        Also let a prompt of 4,000 tokens enter while streams run.
-    rounds:
-        How often every case is measured, after one time that is not counted.
+    cases:
+        What is measured.
     load:
         How the model is to be loaded.
-    json_file:
-        Write everything that was measured there.
-    plot:
-        Write a picture there, as PNG.
+    outputs:
+        Where that is written to.
     config:
         A TOML file with limits and models.
     """
-    from neuron_jax.benchmark.cases import LONG_PROMPT, Options
     from neuron_jax.benchmark.run import check_outputs, run_bench, write_outputs
     from neuron_jax.planning import resolve
 
-    check_outputs(json_file, plot)
+    check_outputs(outputs.json_file, outputs.plot)
     loaded = configured(config, environ)
     hardware, loads = look(loaded, environ)
     found = resolve(loaded, hardware, loads, load.request(model))
-    options = Options(streams, prompt, generate, prefill, LONG_PROMPT if long_prompt else 0, rounds)
-    with closing(run_bench(found.engine, options, hardware, environ)) as records:
+    with closing(run_bench(found.engine, cases.options(), hardware, environ)) as records:
         (last,) = show_progress(records, console(stderr=True))
     print_bench(last["report"], console())
-    write_outputs(last["report"], json_file, plot)
+    write_outputs(last["report"], outputs.json_file, outputs.plot)
 
 
 def quality(

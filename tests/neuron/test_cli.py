@@ -104,7 +104,7 @@ def test_several_numbers_of_one_option(words: str) -> None:
     """In every way that people write them."""
     _, bound, *_ = app.parse_args(["bench", "demo", *words.split()], exit_on_error=False, print_error=False)
 
-    assert bound.arguments["streams"] == (1, 8)
+    assert bound.arguments["cases"].streams == (1, 8)
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

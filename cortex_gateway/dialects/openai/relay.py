@@ -151,7 +151,7 @@ def _named(model: str) -> bytes:
 
 def _same(theirs: bytes, ours: bytes) -> bool:
     """Whether both name the same, with or without a space."""
-    return theirs.replace(b'"model": ', b'"model":', 1) == ours
+    return theirs.replace(b'"model": ', b'"model":') == ours
 
 
 def non_streaming_usage(raw: bytes) -> Usage | None:

@@ -72,8 +72,14 @@ def test_of_ten_signs_of_life_one_is_a_chunk() -> None:
     assert [relay.keep_alive(None) for _ in range(20)] == [*[COMMENT_ONLY] * 9, b"idle"] * 2
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-def test_it_is_one_of_the_route_s_own(path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "name", "kind"),
+    [
+        ("/v1/chat/completions", "chatcmpl-", "chat.completion.chunk"),
+        ("/v1/completions", "cmpl-", "text_completion"),
+    ],
+)
+def test_it_is_one_of_the_route_s_own(path: str, name: str, kind: str) -> None:
     """Without a word in it, and under the name that the client has for the model."""
     (route,) = [row for row in OPENAI.routes if isinstance(row, Generation) and row.path == path]
     decoded = route.decode(b'{"model":"demo"}')
@@ -82,6 +88,7 @@ def test_it_is_one_of_the_route_s_own(path: str) -> None:
     chunk = [json.loads(event.data) for _ in range(10) for event in SseParser().feed(answer.keep_alive(None))]
 
     assert [(one["model"], one["created"], len(one["choices"])) for one in chunk] == [("demo", 5, 1)]
+    assert (chunk[0]["id"], chunk[0]["object"]) == (name + "7" * 32, kind)
     assert chunk[0]["choices"][0] == {
         "index": 0,
         **({"delta": {}} if "chat" in path else {"text": ""}),
