@@ -48,7 +48,7 @@ GATEWAY, NEURON = "tests/gateway/", "tests/neuron/"
 ENGINE = tuple(
     f"{NEURON}engine/test_{name}.py"
     for name in (
-        *("pages", "page_groups", "prefix", "prefix_reuse", "snapshots", "scheduler", "any_traffic"),
+        *("pages", "page_groups", "prefix", "prefix_reuse", "snapshots", "scheduler", "guessing", "any_traffic"),
         *("buckets", "pace", "lookup", "guesses"),
     )
 )
@@ -69,6 +69,17 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         )
     },
     "cortex_gateway/dialects/": (GATEWAY + "dialects", "tests/contract/test_gateway_transcripts.py"),
+    **{
+        f"cortex_gateway/dialects/{name}/": (
+            GATEWAY + "dialects",
+            *(f"{GATEWAY}routes/test_{one}.py" for one in routes),
+        )
+        for name, routes in {
+            "openai": ("bad_requests", "passing_through"),
+            "ollama": ("bad_requests", "ollama_route"),
+            "anthropic": ("bad_requests", "messages_route"),
+        }.items()
+    },
     "cortex_gateway/dialects/responses/": (
         GATEWAY + "dialects/test_responses_request.py",
         GATEWAY + "dialects/test_responses_stream.py",
@@ -80,7 +91,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "neuron_jax/text/": (NEURON + "text",),
     "neuron_jax/text/calls/": (NEURON + "text", NEURON + "constraints/test_grammar.py"),
     "neuron_jax/text/bound_calls.py": (NEURON + "text", NEURON + "constraints/test_grammar.py"),
-    "neuron_jax/constraints/": (NEURON + "constraints",),
+    "neuron_jax/constraints/": (NEURON + "constraints", NEURON + "engine/test_any_traffic.py"),
     **{
         f"neuron_jax/engine/{name}.py": ENGINE
         for name in ("pages", "prefix", "page_groups", "scheduler", "room", "buckets", "pace", "lookup", "guesses")

@@ -273,7 +273,7 @@ class Scheduler:
 
     def _asked(self, requests: Sequence[Request]) -> bool:
         """Whether the model shall guess what follows the next tokens of `requests`."""
-        if not self.drafts or self._feeds or not 0 < len(requests) <= GUESSING_ROWS:
+        if not self.drafts or self._feeds or len(requests) > GUESSING_ROWS:
             return False
         able = [one.drafter for one in requests if one.drafter is not None and not one.bound]
         for drafter in able:
@@ -348,7 +348,7 @@ class Scheduler:
         given = max(request.prompt_length + request.given - len(request.tokens), 0)
         stop = next((i for i, token in enumerate(tokens, 1) if i > given and token in request.stop_ids), None)
         tokens = tokens[:stop]
-        problem = _followed(request, tokens if stop is None else tokens[:-1])
+        problem = _followed(request, tokens) if stop is None else None
         cached = 0 if len(request.tokens) > request.prompt_length else request.cached
         request.tokens += tokens
         # The newest token is only stored by the step that draws the next, if there is one.

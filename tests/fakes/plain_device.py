@@ -14,16 +14,23 @@ import numpy as np
 import numpy.typing as npt
 from attrs import define, field, frozen
 
+from neuron_jax.constraints.matcher import Tokens
 from neuron_jax.engine.batch import Drawn, Row, Step
-from neuron_jax.engine.buckets import Draws
-from neuron_jax.engine.cache import NOWHERE
+from neuron_jax.engine.buckets import Draws, Menu, declare
+from neuron_jax.engine.cache import NOWHERE, Cache
+from neuron_jax.engine.pace import Pace
 from neuron_jax.engine.packing import LOGPROBS
+from neuron_jax.engine.pages import Pages
+from neuron_jax.engine.prefix import Naming
 from neuron_jax.engine.requests import Follower, from_submit
 from neuron_jax.engine.scheduler import Scheduler
-from neuron_jax.workers.frames import Output, Submit
+from neuron_jax.workers.frames import Output, Submit, Vocabulary
 from tests.fakes.engines import submit
 
 VOCAB, CONTEXT = 7, 120
+LETTERS = Tokens(Vocabulary([bytes([97 + token]) for token in range(VOCAB)], (), ()), VOCAB)
+"""The tokens as letters, for grammars."""
+
 Rule = Callable[[list[int]], set[int] | None]
 """What may follow tokens that were said: None for anything, nothing at the end."""
 
@@ -52,6 +59,17 @@ def answer(
     while len(said) < count and not (len(said) > given and said[-1] in stop) and rule(said) != set():
         said.append(drawn_after([*prompt, *said][-window:], rule(said)))
     return said
+
+
+FORM = "([ab]c[a-g]{2}){5}"
+"""A text of 20 tokens that are letters."""
+
+
+def form(said: list[int]) -> set[int] | None:
+    """What may follow in FORM, counted by hand."""
+    if len(said) == 20:
+        return set()
+    return [{0, 1}, {2}, None, None][len(said) % 4]
 
 
 def logprob(text: Sequence[int]) -> float:
@@ -277,3 +295,38 @@ class Loop:
 
     def said(self, id_: int) -> list[int]:
         return [token for output in self.outputs[id_] for token in output.tokens]
+
+
+@frozen
+class Kind:
+    """Of an engine."""
+
+    guesses: int = 0
+    drafts: int = 0
+    steps: int = 1
+    recurs: bool = False
+    window: int | None = None
+    by_draws: bool = False
+    overlap: bool = True
+
+
+def new_loop(kind: Kind, *, size: int = 4, pages: int = 22, slots: int = 4, snapshots: int = 24) -> Loop:
+    """A pool of few pages, and steps that all take a millisecond."""
+    menu, pace = Menu(), Pace()
+    buckets = declare(
+        max_slots=slots, chunk_tokens=16, decode_steps=kind.steps, guesses=kind.guesses, by_draws=kind.by_draws
+    )
+    menu.add(buckets.keys())
+    for key in menu._sizes[1]:
+        pace.saw(key, 0.001, prompts=False)
+    cache = Cache(
+        [Pages(pages)],
+        size,
+        Naming(size, b"salt"),
+        windows=(kind.window,),
+        step_tokens=buckets.tokens[-1],
+        snapshots=Pages(snapshots) if kind.recurs else None,
+    )
+    options = {"guesses": kind.guesses, "drafts": kind.drafts, "forward_only": kind.recurs}
+    scheduler = Scheduler(cache, max_slots=slots, menu=menu, pace=pace, **options)
+    return Loop(scheduler, Device(size, recurs=kind.recurs, window=kind.window or CONTEXT), overlap=kind.overlap)

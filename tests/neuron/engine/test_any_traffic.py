@@ -6,33 +6,29 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from attrs import define, evolve, frozen
+from attrs import define, evolve
 from msgspec.structs import replace
 
 from neuron_jax.constraints.forced import Forced, Recital
-from neuron_jax.constraints.matcher import Tokens
 from neuron_jax.constraints.thinking import ThinkingLimit
-from neuron_jax.engine.buckets import Menu, declare
-from neuron_jax.engine.cache import Cache
-from neuron_jax.engine.pace import Pace
-from neuron_jax.engine.pages import Pages
-from neuron_jax.engine.prefix import Naming
 from neuron_jax.engine.requests import Follower
-from neuron_jax.engine.scheduler import Scheduler
-from neuron_jax.workers.frames import Constraint, Submit, Thoughts, Vocabulary
+from neuron_jax.workers.frames import Constraint, Submit, Thoughts
 from tests.fakes.engines import submit
-from tests.fakes.plain_device import CONTEXT, VOCAB, Device, Loop, Rule, answer, free, logprob
+from tests.fakes.plain_device import (
+    CONTEXT,
+    FORM,
+    LETTERS,
+    VOCAB,
+    Kind,
+    Rule,
+    answer,
+    form,
+    free,
+    logprob,
+    new_loop,
+)
 
-LETTERS = Tokens(Vocabulary([bytes([97 + token]) for token in range(VOCAB)], (), ()), VOCAB)
 CLOSE, CLOSING = 6, (5, 6)
-FORM = "([ab]c[a-g]{2}){5}"
-
-
-def form(said: list[int]) -> set[int] | None:
-    """What may follow in FORM, counted by hand."""
-    if len(said) == 20:
-        return set()
-    return [{0, 1}, {2}, None, None][len(said) % 4]
 
 
 def behind_thoughts(said: list[int]) -> set[int] | None:
@@ -94,40 +90,6 @@ def asked(rng: random.Random, id_: int, prompt: list[int]) -> Asked:
     return Asked(one)
 
 
-@frozen
-class Kind:
-    """Of an engine."""
-
-    guesses: int = 0
-    drafts: int = 0
-    steps: int = 1
-    recurs: bool = False
-    window: int | None = None
-    by_draws: bool = False
-    overlap: bool = True
-
-
-def new_loop(kind: Kind, *, size: int = 4, pages: int = 22, slots: int = 4) -> Loop:
-    menu, pace = Menu(), Pace()
-    buckets = declare(
-        max_slots=slots, chunk_tokens=16, decode_steps=kind.steps, guesses=kind.guesses, by_draws=kind.by_draws
-    )
-    menu.add(buckets.keys())
-    for key in menu._sizes[1]:
-        pace.saw(key, 0.001, prompts=False)
-    cache = Cache(
-        [Pages(pages)],
-        size,
-        Naming(size, b"salt"),
-        windows=(kind.window,),
-        step_tokens=buckets.tokens[-1],
-        snapshots=Pages(24) if kind.recurs else None,
-    )
-    options = {"guesses": kind.guesses, "drafts": kind.drafts, "forward_only": kind.recurs}
-    scheduler = Scheduler(cache, max_slots=slots, menu=menu, pace=pace, **options)
-    return Loop(scheduler, Device(size, recurs=kind.recurs, window=kind.window or CONTEXT), overlap=kind.overlap)
-
-
 KINDS = [
     evolve(Kind(guesses=guesses, drafts=drafts, steps=steps), **more)
     for guesses, drafts, steps in ((0, 0, 1), (0, 0, 4), (3, 0, 1), (3, 0, 2), (3, 2, 4))
@@ -183,50 +145,3 @@ def test_every_text_is_right(kind: Kind) -> None:
     several = [step for step in it.steps if step.key.steps > 1]
     assert bool(several) == (kind.steps > 1) or kind.drafts
     assert all(step.key.tokens < 2 * len(step.rows) for step in several)
-
-
-@pytest.mark.parametrize("most", range(1, 12))
-def test_a_bound_text_that_is_about_to_be_cut_keeps_its_form_beside_one_that_has_more_to_say(most: int) -> None:
-    """Its last token may come in a step of several, in which nothing is masked."""
-    it = new_loop(Kind(guesses=3, steps=4))
-    bound = submit(1, [1, 1, 6, 3], max_tokens=most)
-    it.add(bound, LETTERS.matcher(Constraint("regex", FORM)))
-    it.submit(2, [5, 2], max_tokens=40)
-    it.drain()
-
-    assert it.said(1) == answer(bound.prompt, most, rule=form)
-    assert it.outputs[1][-1].finish == "length"
-
-
-def test_a_bound_text_that_disappoints_rests_longer_and_longer() -> None:
-    """Between steps of several tokens, as long as what is drawn may not come, are 4, 8, 16 and 32 of one."""
-    it = new_loop(Kind(guesses=3, steps=4))
-    bound = submit(1, [1, 1, 6, 3], max_tokens=80)
-    it.add(bound, LETTERS.matcher(Constraint("regex", "c+")))
-    it.drain()
-    sizes = "".join(str(step.key.steps) for step in it.steps)
-
-    assert it.said(1) == [2] * 80
-    assert [len(rest) for rest in sizes.split("4")][1:-1] == [4, 8, 16, 32]
-
-
-@pytest.mark.parametrize("guesses", [0, 3])
-def test_the_next_turn_finds_the_state_behind_an_answer(guesses: int) -> None:
-    """At the last page boundary behind which a token was fed: of 25 tokens the last was not."""
-    it = new_loop(Kind(guesses=guesses, recurs=True))
-    prompt = [1, 5, 2, 6, 3, 0, 4, 4, 1, 2]
-    said, _ = it.ask(1, prompt, max_tokens=15)
-
-    assert it.ask(2, [*prompt, *said, 3, 1, 5], max_tokens=3)[1] == 20
-
-
-@pytest.mark.parametrize(("slots", "streams", "forced"), [(4, 1, 12), (4, 2, 6), (4, 4, 3), (2, 1, 6), (6, 1, 12)])
-def test_what_is_forced_is_guessed_as_far_as_there_are_rows(slots: int, streams: int, forced: int) -> None:
-    """Those of three guesses for each of four streams, or of all where fewer may run, whoever needs them."""
-    it = new_loop(Kind(guesses=3), slots=slots)
-    for id_ in range(streams):
-        it.add(submit(id_, [1], max_tokens=30), LETTERS.matcher(Constraint("regex", "a" * 20 + "c")))
-    while not any(row.guesses for step in it.steps for row in step.rows):
-        it.step()
-
-    assert [len(row.guesses) for row in it.steps[-1].rows] == [forced] * streams

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from attrs import define, field
 from msgspec.structs import replace
 
 from neuron_jax.engine.batch import Drawn, Step
@@ -608,3 +609,38 @@ def test_how_far_a_prompt_is_is_known_until_it_is_whole() -> None:
     following(it)
     following(it)
     assert it.prompts == []
+
+
+@define(eq=False)
+class Asked(Pace):
+    """A pace that notes what it was asked for the seconds of: tokens, and at which position."""
+
+    asked: list[tuple[int, float]] = field(factory=list)
+
+    def seconds(self, tokens: int, *, at: float = 0) -> float:
+        self.asked.append((tokens, at))
+        return super().seconds(tokens, at=at)
+
+
+@pytest.mark.parametrize(
+    ("streams", "slots", "prompts", "coming"), [([10], 8, 1, 1), ([10, 30], 8, 1, 2), ([10], 3, 4, 3), ([10], 8, 3, 3)]
+)
+def test_prompts_are_measured_by_the_streams_that_there_will_be(
+    streams: list[int], slots: int, prompts: int, coming: int
+) -> None:
+    """As many as run once all that have come are through, where there are slots for them; standing where those do that run."""
+    busy = scheduler(slots=slots)
+    busy.pace = Asked()
+    for size in busy.menu.tokens:
+        busy.pace.saw(StepKey(size, size), 0.01 + 0.001 * size, prompts=True)
+    for id_, length in enumerate(streams):
+        add(busy, id_, length, max_tokens=100)
+    while sum(request.decoding for request in busy._admitted) < len(streams):
+        run(busy)
+    for id_ in range(prompts):
+        add(busy, 10 + id_, 70)
+    busy.pace.asked.clear()
+    step = following(busy)
+    starts = [row.start for row in step.rows[: len(streams)]]
+
+    assert busy.pace.asked[0] == (busy.menu.fit(coming).tokens, sum(starts) / len(starts))
