@@ -32,16 +32,16 @@ def scratch_bytes(
     `columns`: in-dimensions of the widest matrix. `experts`: how many a layer has, and how many a token goes through.
     """
     (tokens, rows), group = step, layer.group
-    both = layer.k_width + layer.v_width
+    record = layer.v_width + 2 * LANES
     count, active = experts
     packed = (tokens * active + min(count, tokens * active) * MOST_ROWS) * columns + tokens * active + 2 * count
-    states = rows * layer.kv_heads * group * (layer.v_width + LANES)
+    states = rows * layer.kv_heads * group * record
     singles = states + min(ROUND * states, max(KEPT, states))
     expanded = 2 * columns * TILE
     queries = min(TILE_TOKENS * group, max(TILE_QUERIES, group))
-    spans = queries * (both + layer.v_width + 2) + layer.k_width
+    spans = queries * record + (queries + 1) * layer.k_width
     sampled = 4 * (vocab + LANES)
-    each = expanded + spans + group * both + layer.k_width + sampled
+    each = expanded + spans + (group + 1) * layer.k_width + sampled
     return FLOAT * (packed + singles + (threads + 1) * each)
 
 

@@ -13,6 +13,7 @@
 // of one token, with few queries and a long past, the segments are shared out among the threads.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "matmul.h"
@@ -23,6 +24,7 @@ constexpr int64_t SEGMENT = 128;
 constexpr int64_t TILE_TOKENS = 32, TILE_QUERIES = 256;  // of a tile, at most; of one token there may be more queries
 constexpr int64_t ROUND = 64;  // segments of single tokens whose parts are kept before they are merged, at most,
 constexpr int64_t KEPT = int64_t{1} << 22;  // and no more floats of parts than these, or those of one segment
+constexpr float LOG2E = 1.44269504088896341f;
 #if defined(__AVX512F__)
 constexpr int MOST_QUERIES = 12, MOST_SUMS = 24;
 #else
@@ -70,6 +72,23 @@ struct Attention {
   }
 };
 
+// Asks for a share of a segment's keys and values, [first, last) of `all`, so that they are in the second cache when it is
+// their turn.
+inline void prefetch(const Attention& a, int64_t slot, int64_t head, int64_t segment, int64_t first, int64_t last, int64_t all) {
+  constexpr int64_t LINE = 16;  // floats
+  const auto share = [&](const float* from, int64_t rows, int64_t stride, int64_t floats) {
+    for (int64_t row = rows * first / all; row < rows * last / all; ++row)
+      for (int64_t i = 0; i < floats; i += LINE) __builtin_prefetch(from + row * stride + i, 0, 2);
+  };
+  const int64_t end = std::min((segment + 1) * SEGMENT, a.table_width * a.page_size);
+  for (int64_t at = segment * SEGMENT; at < end;) {
+    const int64_t keys = std::min(a.page_size - at % a.page_size, end - at);
+    share(a.keys_at(slot, head, at), a.k_width, a.page_size, keys);
+    share(a.values_at(slot, head, at), keys, a.v_width, a.v_width);
+    at += keys;
+  }
+}
+
 // Tokens of one row that stand one after the other.
 struct Span {
   int64_t slot, token, position, count;
@@ -109,20 +128,75 @@ inline void enter(const Attention& a, int64_t slot, int64_t token, int64_t posit
   }
 }
 
-inline vi lanes_from(int64_t first) {
-  vi lane;
-  for (int i = 0; i < LANES; ++i) lane[i] = static_cast<int32_t>(first + i);
-  return lane;
-}
-
-// Which keys a query sees: [first, last).
+// Which keys a query sees: [first, last). None where they are the same.
 struct Seen {
   int64_t first, last;
 };
 
-// Scores of keys [at, + LANES * BLOCKS) for queries q [k_width, Q], -inf where a query does not see a key.
+// What a query has gathered so far is a Record: the sum of its values, each times its weight, the total of the weights,
+// still by lanes, and the `top` that they are relative to. A weight is 2^(score - top), a top an integer, so what was
+// gathered comes to another top by a power of two: exactly, and without an exponential.
+constexpr float UNSEEN = -1e30f;  // the score of a key that is not seen, and the top of who has seen none
+
+struct Record {
+  float* at;  // [floats(v_width)]
+  int64_t v_width;
+
+  static int64_t floats(int64_t v_width) { return v_width + 2 * LANES; }
+  float* sum() const { return at; }
+  float* total() const { return at + v_width; }
+  float& top() const { return at[v_width + LANES]; }
+  void clear() const {
+    std::memset(at, 0, sizeof(float) * static_cast<size_t>(v_width + LANES));
+    top() = UNSEEN;
+  }
+};
+
+// 2^difference, of an integer not above 0; 0 where a float32 does not reach.
+inline float power(float difference) {
+  if (difference < -126) return 0;
+  const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(difference) + 127) << 23;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// What brings a record and what is added to it to one top.
+struct Scales {
+  float old, fresh;
+};
+
+inline Scales raise(const Record& record, float top) {
+  const float before = record.top(), highest = before > top ? before : top;
+  record.top() = highest;
+  return {power(before - highest), power(top - highest)};
+}
+
+inline void add(float* to, vf more, const Scales& scales) { store(to, load<vf>(to) * scales.old + more * scales.fresh); }
+
+// `into` and `more` (of later keys) together, in `into`.
+inline void merge(const Record& into, const Record& more) {
+  const Scales scales = raise(into, more.top());
+  add(into.total(), load<vf>(more.total()), scales);
+  for (int64_t h = 0; h < into.v_width; h += LANES) add(into.sum() + h, load<vf>(more.sum() + h), scales);
+}
+
+// Query `g` of a token and kv head gets what it gathered, over the total of its weights and of its sink's.
+inline void finish(const Attention& a, int64_t token, int64_t head, int64_t g, const Record& found) {
+  float* out = a.mixed + ((token * a.kv_heads + head) * a.group + g) * a.v_width;
+  float kept = 1.0f;
+  vf total = splat(sum(load<vf>(found.total())));
+  if (a.sinks != nullptr) {
+    const float sink = a.sinks[head * a.group + g] * LOG2E, highest = std::max(found.top(), std::ceil(sink));
+    kept = power(found.top() - highest);
+    total = total * kept + exp2(splat(sink - highest));
+  }
+  for (int64_t h = 0; h < a.v_width; h += LANES) store(out + h, load<vf>(found.sum() + h) * kept / total);
+}
+
+// Scores of keys [at, + LANES * BLOCKS) for queries q [k_width, Q].
 template <int Q, int BLOCKS>
-inline void score_keys(const Attention& a, const float* q, int64_t slot, int64_t head, int64_t at, const Seen* seen, float* score) {
+inline void score_keys(const Attention& a, const float* q, int64_t slot, int64_t head, int64_t at, float* score) {
   const float* k[BLOCKS];
   for (int b = 0; b < BLOCKS; ++b) k[b] = a.keys_at(slot, head, at + b * LANES);
   vf acc[Q][BLOCKS] = {};
@@ -134,102 +208,98 @@ inline void score_keys(const Attention& a, const float* q, int64_t slot, int64_t
       for (int b = 0; b < BLOCKS; ++b) acc[i][b] += key[b] * query;
     }
   }
-  for (int b = 0; b < BLOCKS; ++b) {
-    const vi lane = lanes_from(at + b * LANES);
-    for (int i = 0; i < Q; ++i) {
-      const vi sees = (lane >= static_cast<int32_t>(seen[i].first)) & (lane < static_cast<int32_t>(seen[i].last));
-      store(score + i * SEGMENT + (at + b * LANES) % SEGMENT, sees ? acc[i][b] : splat(-__builtin_inff()));
-    }
-  }
+  for (int i = 0; i < Q; ++i)
+    for (int b = 0; b < BLOCKS; ++b) store(score + i * SEGMENT + (at + b * LANES) % SEGMENT, acc[i][b]);
 }
 
-// Values [first, last) times their weights, of dimensions [h, + LANES * BLOCKS).
+// Values [first, last) times their weights, of dimensions [h, + LANES * BLOCKS), onto what the queries gathered.
 template <int Q, int BLOCKS>
 inline void mix_values(const Attention& a, int64_t slot, int64_t head, int64_t first, int64_t last, const float* weight,
-                       int64_t h, float* sum) {
+                       int64_t h, const Record* records, const Scales* scales) {
   vf acc[Q][BLOCKS] = {};
   for (int64_t j = first; j < last;) {
     const float* v = a.values_at(slot, head, j) + h;
     const int64_t end = (j / a.page_size + 1) * a.page_size < last ? (j / a.page_size + 1) * a.page_size : last;
-    for (; j < end; ++j, v += a.v_width) {
+    const float* w = weight + j % SEGMENT;
+    for (; j < end; ++j, ++w, v += a.v_width) {
       vf value[BLOCKS];
       for (int b = 0; b < BLOCKS; ++b) value[b] = load<vf>(v + b * LANES);
       for (int i = 0; i < Q; ++i) {
-        const vf one = splat(weight[i * SEGMENT + j % SEGMENT]);
+        const vf one = splat(w[i * SEGMENT]);
         for (int b = 0; b < BLOCKS; ++b) acc[i][b] += value[b] * one;
       }
     }
   }
   for (int i = 0; i < Q; ++i)
-    for (int b = 0; b < BLOCKS; ++b) store(sum + i * a.v_width + h + b * LANES, acc[i][b]);
+    for (int b = 0; b < BLOCKS; ++b) add(records[i].sum() + h + b * LANES, acc[i][b], scales[i]);
 }
 
-// `into` and `more` (of later keys) together, in `into`.
-inline void merge(float& top, float& total, float* sum, float more_top, float more_total, const float* more, int64_t width) {
-  const float highest = top > more_top ? top : more_top;
-  const vf old = exp(splat(top - highest)), fresh = exp(splat(more_top - highest));
-  total = total * old[0] + more_total * fresh[0];
-  top = highest;
-  for (int64_t h = 0; h < width; h += LANES) store(sum + h, load<vf>(sum + h) * old + load<vf>(more + h) * fresh);
-}
-
-// What a query has gathered: `top` score, the `total` of its weights, and their sum over the values.
-struct Gathered {
-  float top, total;
-};
-
-// Query `g` of a token and kv head gets what it gathered, over the total of its weights and of its sink's.
-inline void finish(const Attention& a, int64_t token, int64_t head, int64_t g, const Gathered& found, const float* sum) {
-  float* out = a.mixed + ((token * a.kv_heads + head) * a.group + g) * a.v_width;
-  vf kept = splat(1.0f), total = splat(found.total);
-  if (a.sinks != nullptr) {
-    const float sink = a.sinks[head * a.group + g], highest = std::max(found.top, sink);
-    kept = exp(splat(found.top - highest));
-    total = total * kept + exp(splat(sink - highest));
-  }
-  for (int64_t h = 0; h < a.v_width; h += LANES) store(out + h, load<vf>(sum + h) * kept / total);
-}
-
-// Scores become cap * tanh(score / cap); keys that are not seen stay so.
+// Scores become cap * tanh(score / cap).
 [[gnu::noinline]] inline void cap(float* score, int64_t size, float cap) {
+  for (int64_t j = 0; j < size; j += LANES) store(score + j, tanh(load<vf>(score + j) / cap) * cap);
+}
+
+// Those of keys [from, + size) that are not seen become UNSEEN.
+[[gnu::noinline]] inline void mask(float* score, int64_t from, int64_t size, const Seen& seen) {
   for (int64_t j = 0; j < size; j += LANES) {
-    const vf s = load<vf>(score + j);
-    store(score + j, s < splat(-__FLT_MAX__) ? s : tanh(s / cap) * cap);
+    vi lane;
+    for (int i = 0; i < LANES; ++i) lane[i] = static_cast<int32_t>(from + j + i);
+    const vi sees = (lane >= static_cast<int32_t>(seen.first)) & (lane < static_cast<int32_t>(seen.last));
+    store(score + j, sees ? load<vf>(score + j) : splat(UNSEEN));
   }
 }
 
-// Q queries [k_width, Q] over the keys of one segment: what each gathers there, in `found` and `sum` [Q, v_width].
+// A query's highest score of a segment.
+inline float highest_score(const float* score, int64_t size) {
+  vf most = load<vf>(score);
+  for (int64_t j = LANES; j < size; j += LANES) most = max(most, load<vf>(score + j));
+  return max(most);
+}
+
+// Its scores become weights, whose total goes to its record; returns how its sum follows.
+inline Scales weigh(float* score, int64_t size, float highest, const Record& record) {
+  const bool none = highest == UNSEEN;  // then weights of zero are added
+  const float top = none ? 0.0f : std::ceil(highest);
+  vf total{};
+  for (int64_t j = 0; j < size; j += LANES) {
+    const vf weight = exp2(load<vf>(score + j) - top);
+    store(score + j, weight);
+    total += weight;
+  }
+  const Scales scales = none ? Scales{1.0f, 0.0f} : raise(record, top);
+  add(record.total(), total, scales);
+  return scales;
+}
+
+// Q queries [k_width, Q] over the keys of one segment that any of them sees.
 template <int Q>
-void gather(const Attention& a, const float* q, int64_t slot, int64_t head, const Seen* seen, Gathered* found, float* sum) {
+void gather(const Attention& a, const float* q, int64_t slot, int64_t head, const Seen* seen, const Record* records) {
   alignas(64) float score[Q * SEGMENT];
-  int64_t first = seen[0].first, last = seen[0].last;
-  for (int i = 1; i < Q; ++i) {
+  int64_t first = INT64_MAX, last = 0;
+  for (int i = 0; i < Q; ++i) {
+    if (seen[i].first == seen[i].last) continue;
     first = std::min(first, seen[i].first);
     last = std::max(last, seen[i].last);
   }
+  if (first >= last) return;
   const int64_t from = first / LANES * LANES, to = (last + LANES - 1) / LANES * LANES;
   int64_t at = from;
-  for (; at + VECTORS<Q> * LANES <= to; at += VECTORS<Q> * LANES) score_keys<Q, VECTORS<Q>>(a, q, slot, head, at, seen, score);
-  for (; at < to; at += LANES) score_keys<Q, 1>(a, q, slot, head, at, seen, score);
+  for (; at + VECTORS<Q> * LANES <= to; at += VECTORS<Q> * LANES) score_keys<Q, VECTORS<Q>>(a, q, slot, head, at, score);
+  for (; at < to; at += LANES) score_keys<Q, 1>(a, q, slot, head, at, score);
   const int64_t base = from % SEGMENT, size = to - from;
+  float tops[Q];
   for (int i = 0; i < Q; ++i) {
     float* s = score + i * SEGMENT + base;
-    if (a.soft_cap > 0) cap(s, size, a.soft_cap);
-    vf top = load<vf>(s);
-    for (int64_t j = LANES; j < size; j += LANES) top = max(top, load<vf>(s + j));
-    found[i].top = max(top);
-    vf total{};
-    for (int64_t j = 0; j < size; j += LANES) {
-      const vf weight = exp(load<vf>(s + j) - splat(found[i].top));
-      store(s + j, weight);
-      total += weight;
-    }
-    found[i].total = cortex::sum(total);
+    if (a.soft_cap > 0) cap(s, size, a.soft_cap * LOG2E);
+    if (seen[i].first > from || seen[i].last < to) mask(s, from, size, seen[i]);
+    tops[i] = highest_score(s, size);
   }
+  Scales scales[Q];
+  for (int i = 0; i < Q; ++i) scales[i] = weigh(score + i * SEGMENT + base, size, tops[i], records[i]);
   int64_t h = 0;
   for (; h + VECTORS<Q> * LANES <= a.v_width; h += VECTORS<Q> * LANES)
-    mix_values<Q, VECTORS<Q>>(a, slot, head, first, last, score, h, sum);
-  for (; h < a.v_width; h += LANES) mix_values<Q, 1>(a, slot, head, first, last, score, h, sum);
+    mix_values<Q, VECTORS<Q>>(a, slot, head, first, last, score, h, records, scales);
+  for (; h < a.v_width; h += LANES) mix_values<Q, 1>(a, slot, head, first, last, score, h, records, scales);
 }
 
 // Calls use(constant Q, i) for blocks of queries [i, i + Q) that cover [0, queries).
@@ -256,86 +326,74 @@ inline void in_blocks(int64_t queries, const Use& use) {
 // The queries of one kv head of a span of tokens, ready to gather segment after segment.
 class Queries {
  public:
-  // The floats of memory that a span of so many tokens needs: its queries, what they gather, and a query more.
-  static int64_t floats(const Attention& a, int64_t tokens) {
-    return tokens * a.group * (a.k_width + a.v_width) + a.k_width;
-  }
+  // The floats of memory that a span of so many tokens needs: its queries, and one more.
+  static int64_t floats(const Attention& a, int64_t tokens) { return (tokens * a.group + 1) * a.k_width; }
 
   Queries(const Attention& a, const Span& span, int64_t head, float* memory)
-      : a_(a), span_(span), head_(head), count_(span.count * a.group), packed_(memory), part_(memory + count_ * a.k_width) {
-    float* one = part_ + count_ * a.v_width;
+      : a_(a), span_(span), head_(head), count_(span.count * a.group), packed_(memory) {
+    float* one = packed_ + count_ * a.k_width;
     in_blocks(count_, [&](auto constant, int64_t first) {
       constexpr int Q = decltype(constant)::value;
       for (int i = 0; i < Q; ++i) {
         const int64_t query = first + i, token = span_.token + query / a_.group;
         const float* q = a_.projected(token, head_) + query % a_.group * a_.k_width;
-        prepare<1>(a_, token, q, a_.q_norm, a_.scale, one, 1);
+        prepare<1>(a_, token, q, a_.q_norm, a_.scale * LOG2E, one, 1);
         for (int64_t h = 0; h < a_.k_width; ++h) packed_[first * a_.k_width + h * Q + i] = one[h];
       }
     });
   }
 
-  // use(query, gathered, sum [v_width]) for every query that sees any key of the segment.
-  template <class Use>
-  void gather_segment(int64_t segment, const Use& use) const {
+  // What the segment has for query i goes to record(i). Meanwhile the next one is asked for, if it will be gathered `next`.
+  template <class Records>
+  void gather_segment(int64_t segment, bool next, const Records& record) const {
     const int64_t begin = segment * SEGMENT, end = begin + SEGMENT;
     in_blocks(count_, [&](auto constant, int64_t first) {
       constexpr int Q = decltype(constant)::value;
       Seen seen[Q];
-      bool sees[Q], any = false;
+      Record records[Q];
       for (int i = 0; i < Q; ++i) {
         const int64_t position = span_.position + (first + i) / a_.group;
-        seen[i] = {std::max(a_.first_seen(position), begin), std::min(position + 1, end)};
-        any |= sees[i] = seen[i].first < seen[i].last;
+        seen[i].first = std::clamp(a_.first_seen(position), begin, end);
+        seen[i].last = std::clamp(position + 1, seen[i].first, end);
+        records[i] = record(first + i);
       }
-      if (!any) return;
-      // Whoever sees nothing here is taken along by seeing what a neighbour sees; nobody looks at what it gets.
-      for (int i = 0; i < Q; ++i)
-        for (int other = 0; other < Q && !(seen[i].first < seen[i].last); ++other)
-          if (sees[other]) seen[i] = seen[other];
-      Gathered found[Q];
-      float* sum = part_ + first * a_.v_width;
-      gather<Q>(a_, packed_ + first * a_.k_width, span_.slot, head_, seen, found, sum);
-      for (int i = 0; i < Q; ++i)
-        if (sees[i]) use(first + i, found[i], sum + i * a_.v_width);
+      if (next) prefetch(a_, span_.slot, head_, segment + 1, first, first + Q, count_);
+      gather<Q>(a_, packed_ + first * a_.k_width, span_.slot, head_, seen, records);
     });
   }
 
   int64_t count() const { return count_; }
 
-  void finish(int64_t query, const Gathered& found, const float* sum) const {
-    cortex::finish(a_, span_.token + query / a_.group, head_, query % a_.group, found, sum);
+  void finish(int64_t query, const Record& found) const {
+    cortex::finish(a_, span_.token + query / a_.group, head_, query % a_.group, found);
   }
 
  private:
   const Attention& a_;
   const Span span_;
   int64_t head_, count_;
-  float *packed_, *part_;
+  float* packed_;
 };
 
 // All that a span of tokens gathers for one kv head.
 inline void attend_span(const Attention& a, const Span& span, int64_t head) {
   static thread_local Scratch memory;
-  const int64_t queries = span.count * a.group, needed = Queries::floats(a, span.count);
-  float* sums = memory.get(needed + queries * (a.v_width + 2));
-  Gathered* state = reinterpret_cast<Gathered*>(sums + queries * a.v_width);
-  const Queries q(a, span, head, sums + queries * (a.v_width + 2));
-  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(queries * a.v_width));
-  for (int64_t i = 0; i < queries; ++i) state[i] = {-__builtin_inff(), 0};
+  const int64_t queries = span.count * a.group, stride = Record::floats(a.v_width);
+  float* records = memory.get(queries * stride + Queries::floats(a, span.count));
+  const auto record = [&](int64_t i) { return Record{records + i * stride, a.v_width}; };
+  const Queries q(a, span, head, records + queries * stride);
+  for (int64_t i = 0; i < queries; ++i) record(i).clear();
   const int64_t last = (span.position + span.count - 1) / SEGMENT;
   for (int64_t segment = a.first_seen(span.position) / SEGMENT; segment <= last; ++segment)
-    q.gather_segment(segment, [&](int64_t i, const Gathered& part, const float* sum) {
-      merge(state[i].top, state[i].total, sums + i * a.v_width, part.top, part.total, sum, a.v_width);
-    });
-  for (int64_t i = 0; i < queries; ++i) q.finish(i, state[i], sums + i * a.v_width);
+    q.gather_segment(segment, segment < last, record);
+  for (int64_t i = 0; i < queries; ++i) q.finish(i, record(i));
 }
 
 // Single tokens: their segments are items of their own, ROUND of them at a time.
 inline void attend_singles(const Attention& a, const std::vector<Span>& singles) {
   static Shelf shelf;
   Shelf::Lent memory(shelf);
-  const int64_t pairs = static_cast<int64_t>(singles.size()) * a.kv_heads, stride = a.group * (a.v_width + LANES);
+  const int64_t pairs = static_cast<int64_t>(singles.size()) * a.kv_heads, stride = a.group * Record::floats(a.v_width);
   int64_t begin = INT64_MAX, end = 0;
   for (const Span& span : singles) {
     begin = std::min(begin, a.first_seen(span.position) / SEGMENT);
@@ -344,15 +402,16 @@ inline void attend_singles(const Attention& a, const std::vector<Span>& singles)
   const int64_t round = std::min(end - begin, std::clamp<int64_t>(KEPT / (pairs * stride), 1, ROUND));
   float* states = memory.get((round + 1) * pairs * stride);
   float* parts = states + pairs * stride;
-  for (int64_t i = 0; i < pairs * a.group; ++i) {
-    float* state = states + i * (a.v_width + LANES);
-    std::memset(state, 0, sizeof(float) * static_cast<size_t>(a.v_width + LANES));
-    state[0] = -__builtin_inff();
-  }
+  // Query g of a pair, or of an item.
+  const auto record = [&](float* all, int64_t i, int64_t g) {
+    return Record{all + i * stride + g * Record::floats(a.v_width), a.v_width};
+  };
   const auto span_of = [&](int64_t pair) -> const Span& { return singles[static_cast<size_t>(pair / a.kv_heads)]; };
   const auto sees = [&](const Span& span, int64_t segment) {
     return a.first_seen(span.position) < (segment + 1) * SEGMENT && segment * SEGMENT <= span.position;
   };
+  for (int64_t i = 0; i < pairs; ++i)
+    for (int64_t g = 0; g < a.group; ++g) record(states, i, g).clear();
   for (int64_t base = begin; base < end; base += round) {
     Team::instance().run(pairs * round, 1, [&](int64_t from, int64_t to) {
       static thread_local Scratch packed;
@@ -361,28 +420,17 @@ inline void attend_singles(const Attention& a, const std::vector<Span>& singles)
         const int64_t pair = item / round, segment = base + item % round;
         if (!sees(span_of(pair), segment)) continue;
         const Queries q(a, span_of(pair), pair % a.kv_heads, own);
-        q.gather_segment(segment, [&](int64_t i, const Gathered& part, const float* sum) {
-          float* at = parts + item * stride + i * (a.v_width + LANES);
-          at[0] = part.top;
-          at[1] = part.total;
-          std::memcpy(at + LANES, sum, sizeof(float) * static_cast<size_t>(a.v_width));
-        });
+        for (int64_t g = 0; g < a.group; ++g) record(parts, item, g).clear();
+        q.gather_segment(segment, false, [&](int64_t g) { return record(parts, item, g); });
       }
     });
     for (int64_t item = 0; item < pairs * round; ++item) {
       if (!sees(span_of(item / round), base + item % round)) continue;
-      for (int64_t i = 0; i < a.group; ++i) {
-        float* state = states + (item / round * a.group + i) * (a.v_width + LANES);
-        const float* part = parts + item * stride + i * (a.v_width + LANES);
-        merge(state[0], state[1], state + LANES, part[0], part[1], part + LANES, a.v_width);
-      }
+      for (int64_t g = 0; g < a.group; ++g) merge(record(states, item / round, g), record(parts, item, g));
     }
   }
-  for (int64_t i = 0; i < pairs * a.group; ++i) {
-    const int64_t pair = i / a.group;
-    const float* state = states + i * (a.v_width + LANES);
-    finish(a, span_of(pair).token, pair % a.kv_heads, i % a.group, {state[0], state[1]}, state + LANES);
-  }
+  for (int64_t i = 0; i < pairs; ++i)
+    for (int64_t g = 0; g < a.group; ++g) finish(a, span_of(i).token, i % a.kv_heads, g, record(states, i, g));
 }
 
 inline void attend(const Attention& a) {
@@ -395,9 +443,9 @@ inline void attend(const Attention& a) {
     tokens += count;
   }
   // Fewer tokens to a tile where there would be too few tiles for everybody.
-  int64_t size = TILE_TOKENS;
-  while (size > TILE_TOKENS / 4 && tokens * a.kv_heads < 8 * size * team.size()) size /= 2;
-  size = std::min(size, std::max<int64_t>(TILE_QUERIES / a.group, 1));
+  const int64_t pieces = (3 * team.size() + a.kv_heads - 1) / a.kv_heads;
+  const int64_t most = std::min(TILE_TOKENS, std::max<int64_t>(TILE_QUERIES / a.group, 1));
+  const int64_t size = std::clamp((tokens + pieces - 1) / pieces, std::min(TILE_TOKENS / 4, most), most);
   for (const Span& row : rows)
     for (int64_t done = 0; done < row.count; done += size) {
       const Span span{row.slot, row.token + done, row.position + done, std::min(size, row.count - done)};

@@ -100,11 +100,15 @@ inline float sum(vf v) {
 inline vf max(vf a, vf b) { return a > b ? a : b; }
 
 inline float max(vf v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(reinterpret_cast<__m512>(v));
+#else
   float lane[LANES];
   store(lane, v);
-  float most = lane[0];
-  for (int i = 1; i < LANES; ++i) most = lane[i] > most ? lane[i] : most;
-  return most;
+  for (int width = LANES / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+  return lane[0];
+#endif
 }
 
 // e^x = 2^n (1 + rest): Cody and Waite's reduction and a Taylor series of degree 7 on [-ln2/2, ln2/2]; x within [-87, 88].
@@ -135,6 +139,29 @@ inline vf exp(vf x) {
   const Exponential e = exponential(x < floor ? floor : x > ceiling ? ceiling : x);
   const vf scaled = (e.slope * e.r + 1.0f) * e.power();
   return x < floor ? vf{} : scaled;
+}
+
+// 2^x within a unit in the last place, for x < 128; 0 below -126. A polynomial for what is left of x rounded, at most a half,
+// fitted to the least relative error and to 1 at 0.
+inline vf exp2(vf x) {
+  const vf shifted = x + 12582912.0f;  // as above; its lowest bits are the integer
+  const vf n = shifted - 12582912.0f;
+  const vf f = x - n;
+  vf p = splat(0.0001535336206452807f);
+  p = p * f + 0.0013398874588720624f;
+  p = p * f + 0.009618437358487972f;
+  p = p * f + 0.05550332470701584f;
+  p = p * f + 0.24022647913611156f;
+  p = p * f + 0.6931472028552518f;
+  p = p * f + 1.0f;
+#if defined(__AVX512F__)
+  const __m512 power = reinterpret_cast<__m512>(n);
+  const __mmask16 counts = _mm512_cmp_ps_mask(power, _mm512_set1_ps(-126.5f), _CMP_GT_OQ);
+  return reinterpret_cast<vf>(_mm512_maskz_scalef_ps(counts, reinterpret_cast<__m512>(p), power));
+#else
+  const vi scaled = reinterpret_cast<vi>(p) + (reinterpret_cast<vi>(shifted) << 23);
+  return reinterpret_cast<vf>(scaled & (n > -126.5f));
+#endif
 }
 
 // (e^2x - 1) / (e^2x + 1), with e^2x - 1 put together so that nothing of a small x is lost; within 4 units in the last place.
