@@ -1,5 +1,6 @@
 """What a body says of thinking, in every spelling, and what of it the engine is told."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,8 @@ def model(folder: Path, *, tags: bool) -> ModelText:
         tokenizer = Tokenizer.from_file(path)
         tokenizer.add_special_tokens(["<think>", "</think>"])
         tokenizer.save(path)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "vocab_size": tokenizer.get_vocab_size()}))
     return read_text(folder)
 
 
