@@ -82,19 +82,28 @@ class Broken:
 
 @frozen(eq=False, slots=False)
 class ModelText:
-    """Immutable and shared by all requests of a model."""
+    """Immutable and shared by all requests of a model. `tool_template` is what chats with tools are rendered with, where the
+    model has one of its own for them."""
 
     description: ModelDescription
     tokenizer: Tokenizer
     template: ChatTemplate | None
     advice: Mapping[str, float | int]
+    tool_template: ChatTemplate | None = None
+
+    def template_for(self, *, tools: bool) -> ChatTemplate | None:
+        """What a chat is rendered with, as transformers chooses it."""
+        return self.tool_template if tools and self.tool_template is not None else self.template
 
     @cached_property
-    def chat_format(self) -> ChatFormat:
-        """What its prompts are rendered with."""
-        assert self.template is not None
+    def chat_formats(self) -> Mapping[str, ChatFormat]:
+        """What its prompts are rendered with, by the template's source."""
+        templates = [one for one in (self.template, self.tool_template) if one is not None]
+        return {one.source: self._format(one) for one in templates}
+
+    def _format(self, template: ChatTemplate) -> ChatFormat:
         return ChatFormat(
-            self.template.source,
+            template.source,
             bos_token=self.tokenizer.bos_token,
             eos_token=self.tokenizer.eos_token,
             names=tuple(sorted(self.tokenizer.special_tokens)),
@@ -104,12 +113,13 @@ class ModelText:
     @property
     def abilities(self) -> "Abilities":
         """What its template can do."""
-        return _abilities(self.description, self.template)
+        return _abilities(self.description, self.template, self.tool_template)
 
     @property
     def tool_format(self) -> str | None:
         """How its calls are written; in a prompt of ours where its template has no place for tools."""
-        return None if self.template is None else _tool_format(self.template)
+        template = self.template_for(tools=True)
+        return None if template is None else _tool_format(template)
 
     @property
     def vocab_size(self) -> int:
@@ -136,17 +146,18 @@ class ModelText:
     async def render_chat(self, render: Render, chat: Chat, most: int) -> Rendered:
         """The chat's prompt. Raises Problem where the template has no place for it, or refuses it, and TooManyTokensError
         where it surely has more than `most` tokens."""
-        if self.template is None:
+        template = self.template_for(tools=bool(chat.tools))
+        if template is None:
             raise Problem(
                 422, "template_render_failed", "This model has no chat template; use /v1/completions.", param="messages"
             )
         if chat.variables:
-            chat = evolve(chat, variables=spelled(chat.variables, self.template.source))
-        if not self.template.supports_tools:
+            chat = evolve(chat, variables=spelled(chat.variables, template.source))
+        if not template.supports_tools:
             chat = in_words(chat)
         self._refuse_hopeless(chat.messages, most)
         try:
-            return await render(self.chat_format, chat, most)
+            return await render(self.chat_formats[template.source], chat, most)
         except TemplateError as error:
             raise Problem(422, "template_render_failed", str(error), param="messages") from error
 
@@ -161,7 +172,7 @@ class ModelText:
         source, instruction = self.template.source, self.description.instruction
         places = places_for(source, instruction)
         try:
-            found = await render(self.chat_format, chat_of(places, instruction), _ANY)
+            found = await render(self.chat_formats[source], chat_of(places, instruction), _ANY)
         except TemplateError as error:
             raise Problem(422, "template_render_failed", str(error), param="model") from error
         return self._asked(found.plain, places)
@@ -175,10 +186,11 @@ class ModelText:
     def encode_chat(self, prompt: Rendered, *, tools: bool, most: int) -> Encoded:
         """A chat's prompt as ids. Raises Problem on ids outside the vocabulary, and TooManyTokensError where there are more
         than `most`."""
-        assert self.template is not None
+        template = self.template_for(tools=tools)
+        assert template is not None
         ids = self.tokenizer.encode_rendered(prompt, most=most)
         self.check_ids("messages", ids)
-        reasoning = formats.reasoning_format(self.template.source, prompt.plain)
+        reasoning = formats.reasoning_format(template.source, prompt.plain)
         return Encoded(ids, Reading(reasoning, self.tool_format if tools else None))
 
     def encode_prompt(self, name: str, prompt: str | list[int], most: int, *, special: bool = True) -> Encoded:
@@ -237,23 +249,25 @@ def read_text(path: Path) -> ModelText:
 def _read(path: Path, description: ModelDescription) -> ModelText:
     source = description.tokenizer
     tokenizer = load_tokenizer(json=source.json, gguf=source.gguf, config=source.config, file=source.file)
-    chat = description.chat_template
-    template = (
-        ChatTemplate(chat, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token) if chat is not None else None
+    template, tool_template = (
+        ChatTemplate(one, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token) if one is not None else None
+        for one in (description.chat_template, description.tool_template)
     )
     advice, refused = read_advice(description.generation_config)
     for why in refused:
         _log.warning("%s: generation_config.json is not followed: %s", path, why)
-    return ModelText(description, tokenizer, template, advice)
+    return ModelText(description, tokenizer, template, advice, tool_template)
 
 
 def read_facts(path: Path) -> ModelFacts | Broken:
     """As `read_text`, without the tokenizer, for lists: one model's files, whatever is in them, leave the others alone."""
     try:
         description = describe(path)
-        chat = description.chat_template
-        template = ChatTemplate(chat, bos_token=None, eos_token=None) if chat is not None else None
-        return ModelFacts(description, _abilities(description, template))
+        template, tool_template = (
+            ChatTemplate(one, bos_token=None, eos_token=None) if one is not None else None
+            for one in (description.chat_template, description.tool_template)
+        )
+        return ModelFacts(description, _abilities(description, template, tool_template))
     except (WeightsError, OSError) as error:
         _log.warning("%s cannot be loaded: %s", path, error)
         return Broken(str(error))
@@ -272,12 +286,16 @@ def _texts(content: str | Sequence[Mapping[str, Any]] | None) -> Sequence[str]:
     return [part["text"] for part in content]
 
 
-def _abilities(description: ModelDescription, template: ChatTemplate | None) -> Abilities:
+def _abilities(
+    description: ModelDescription, template: ChatTemplate | None, tool_template: ChatTemplate | None
+) -> Abilities:
     able = CAPABILITIES[description.purpose]
-    if template is None or description.purpose != "generate":
+    with_tools = tool_template or template
+    if with_tools is None or description.purpose != "generate":
         return Abilities(capabilities=able)
-    found = _tool_format(template) if template.supports_tools else "generic"
-    return Abilities(found is not None, found, template.supports_thinking, able)
+    found = _tool_format(with_tools) if with_tools.supports_tools else "generic"
+    thinks = any(one.supports_thinking for one in (template, tool_template) if one is not None)
+    return Abilities(found is not None, found, thinks, able)
 
 
 def _tool_format(template: ChatTemplate) -> str | None:

@@ -292,8 +292,8 @@ class ResidentModel:
         path = await fetched(self._plan.fetch, self._hear)
         text, found = await asyncio.to_thread(_read_files, path)
         self._served = Served(self.spec.source or self.spec.model_id, found)
-        if text.template is not None:
-            await self._compile(path, text.chat_format)
+        for chat in text.chat_formats.values():
+            await self._compile(path, chat)
         self._text = text
         places = self._plan.places(path)
         self._move(Placed(len(places)))

@@ -21,9 +21,15 @@ from neuron_jax.weights.safetensors import read_json
 from neuron_jax.weights.spec import Checkpoint
 
 _TOKENIZER = "tokenizer.ggml."
-_PAIR = "tokenizer.chat_template.rerank"
+_TEMPLATE = "tokenizer.chat_template"
+_PAIR = f"{_TEMPLATE}.rerank"
 _MOST = 2**31
 GENERATION_CONFIG = "generation_config.json"
+DEFAULT, TOOL_USE = "default", "tool_use"
+"""Names of chat templates that transformers takes by itself: the second where tools are offered."""
+TEMPLATE_FILE, TEMPLATE_FILES = "chat_template.jinja", "additional_chat_templates"
+"""The default one, and the folder of those with other names."""
+OLD_TEMPLATE_FILE = "chat_template.json"
 GGUF_TOKENIZER = "tokenizer-gguf.json"
 """The `tokenizer.ggml.*` keys of the header that a converted model was made of."""
 TOKENIZER_FILES = ("tokenizer.json", "tekken.json", "tokenizer.model")
@@ -49,7 +55,8 @@ class TokenizerSource:
 class ModelDescription:
     """A model without its tensors. `config` in config.json's terms; `outline` is what its family reads of it, and `purpose`
     what it is for; `generation_config` is the authors' advice, `instruction` what a decoder that scores is told of its
-    task, or `pair` the whole text that asks it, with `{query}` and `{document}` in it.
+    task, or `pair` the whole text that asks it, with `{query}` and `{document}` in it. `tool_template` is the chat template
+    where tools are offered, for models that have one of their own for that.
     """
 
     config: Mapping[str, Any]
@@ -64,6 +71,7 @@ class ModelDescription:
     purpose: Purpose = "generate"
     instruction: str | None = None
     pair: str | None = None
+    tool_template: str | None = None
 
     @property
     def context_length(self) -> int:
@@ -107,7 +115,7 @@ def _of_gguf(path: Path, checkpoint: GgufCheckpoint) -> ModelDescription:
         path,
         checkpoint,
         tokenizer=TokenizerSource(json=None, gguf=tokenizer, config={}),
-        chat_template=header.get("tokenizer.chat_template"),
+        templates={DEFAULT: header.get(_TEMPLATE), TOOL_USE: header.get(f"{_TEMPLATE}.{TOOL_USE}")},
         advice=advice,
         ends=[advice.get("eos_token_id"), *ends],
         pair=header.get(_PAIR),
@@ -121,7 +129,7 @@ def _of_folder(folder: Path, checkpoint: Checkpoint) -> ModelDescription:
         folder,
         checkpoint,
         tokenizer=_tokenizer(folder, config),
-        chat_template=_chat_template(folder, config),
+        templates=_chat_templates(folder, config),
         advice=advice,
         ends=[advice.get("eos_token_id") or checkpoint.config.get("eos_token_id")],
         instruction=read_instruction(folder),
@@ -151,7 +159,7 @@ def _description(
     checkpoint: Checkpoint,
     *,
     tokenizer: TokenizerSource,
-    chat_template: Any,
+    templates: Mapping[str, Any],
     advice: Mapping[str, Any],
     ends: list[Any],
     instruction: str | None = None,
@@ -159,8 +167,8 @@ def _description(
 ) -> ModelDescription:
     config = checkpoint.config
     outline, wrong = _outline(config)
-    if chat_template is not None and not isinstance(chat_template, str):
-        wrong.append(f"the chat template is {chat_template!r}, must be text")
+    used = [templates.get(name) for name in (DEFAULT, TOOL_USE)]
+    wrong += [f"the chat template is {one!r}, must be text" for one in used if not isinstance(one, str | None)]
     if pair is not None and not isinstance(pair, str):
         wrong.append(f"{_PAIR} is {pair!r}, must be text")
     wrong += [
@@ -172,7 +180,7 @@ def _description(
         config=config,
         outline=outline,
         tokenizer=tokenizer,
-        chat_template=chat_template,
+        chat_template=used[0],
         generation_config=advice,
         eos_ids=_ids(ends),
         bos_id=next(iter(_ids([config.get("bos_token_id")])), None),
@@ -181,6 +189,7 @@ def _description(
         purpose=purpose(config),
         instruction=instruction,
         pair=pair,
+        tool_template=used[1],
     )
 
 
@@ -203,23 +212,27 @@ def _ids(values: list[Any]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(item for item in flat if type(item) is int and 0 <= item < _MOST))
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> Any:
-    """As it stands there, which should be text.
+def _chat_templates(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """By name, as they stand there, which should be text.
 
-    A file of its own in newer repositories; else in tokenizer_config.json, as text or as a list of named ones.
+    In files of their own in newer repositories, which are then all there are; else in tokenizer_config.json, as text or as a
+    list of named ones. Models that see had theirs in a file of their own once.
     """
-    alone = folder / "chat_template.jinja"
-    if _is_there(alone):
-        return read_text(alone)
-    template = config.get("chat_template")
-    if not isinstance(template, list):
-        return template
-    named = [entry["template"] for entry in template if isinstance(entry, dict) and _is_default(entry)]
-    return named[0] if named else None
+    files = {path.stem: path for path in sorted((folder / TEMPLATE_FILES).glob("*.jinja"))}
+    if _is_there(folder / TEMPLATE_FILE):
+        files[DEFAULT] = folder / TEMPLATE_FILE
+    said = config.get("chat_template") or _optional_json(folder / OLD_TEMPLATE_FILE).get("chat_template")
+    named = _named(said) if isinstance(said, list) else {DEFAULT: said}
+    found = {name: read_text(files[name]) for name in (DEFAULT, TOOL_USE) if name in files}
+    return {DEFAULT: named.get(DEFAULT), **found} if files else named
 
 
-def _is_default(entry: Mapping[str, Any]) -> bool:
-    return entry.get("name") == "default" and "template" in entry
+def _named(templates: list[Any]) -> Mapping[str, Any]:
+    return {
+        one["name"]: one["template"]
+        for one in templates
+        if isinstance(one, dict) and isinstance(one.get("name"), str) and "template" in one
+    }
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,14 @@ from neuron_jax.weights.modules import FILE as MODULES_FILE
 from neuron_jax.weights.modules import SETTINGS
 from neuron_jax.weights.safetensors import INDEX, SINGLE, files_of_index
 
-_BESIDE = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
+_BESIDE = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
+)
 _TOKENIZERS = ("tokenizer.json", "tekken.json", "tokenizer.model")
 """The first of them that there is; the others say the same."""
 _OF_MODULE = re.compile(r"\d+_\w+/(config\.json|model\.safetensors)")

@@ -5,7 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from neuron_jax.weights.describe import GENERATION_CONFIG, GGUF_TOKENIZER, ModelDescription
+from neuron_jax.weights.describe import (
+    GENERATION_CONFIG,
+    GGUF_TOKENIZER,
+    TEMPLATE_FILE,
+    TEMPLATE_FILES,
+    TOOL_USE,
+    ModelDescription,
+)
 
 
 def write_rest(described: ModelDescription, config: Mapping[str, Any], folder: Path) -> None:
@@ -17,7 +24,10 @@ def write_rest(described: ModelDescription, config: Mapping[str, Any], folder: P
     if tokenizer.config:
         _write_json(folder / "tokenizer_config.json", tokenizer.config)
     if described.chat_template is not None:
-        (folder / "chat_template.jinja").write_text(described.chat_template)
+        (folder / TEMPLATE_FILE).write_text(described.chat_template)
+    if described.tool_template is not None:
+        (folder / TEMPLATE_FILES).mkdir()
+        (folder / TEMPLATE_FILES / f"{TOOL_USE}.jinja").write_text(described.tool_template)
     if tokenizer.json is not None:
         (folder / "tokenizer.json").write_bytes(tokenizer.json)
     elif tokenizer.file is not None:

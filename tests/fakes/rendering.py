@@ -25,7 +25,8 @@ def job_of(request: ChatRequest, text: ModelText, outside: Outside) -> Generatio
 
 def format_of(template: ChatTemplate, tokenizer: Tokenizer) -> ChatFormat:
     """What the daemon renders a model's chats with."""
-    return ModelText(None, tokenizer, template, {}).chat_format  # type: ignore[arg-type] - the description is not asked
+    text = ModelText(None, tokenizer, template, {})  # type: ignore[arg-type] - the description is not asked
+    return text.chat_formats[template.source]
 
 
 def encode_chat(

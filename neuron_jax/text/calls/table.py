@@ -140,6 +140,21 @@ FORMATS: Sequence[ToolFormat] = (
         thinks=True,
     ),
     ToolFormat(
+        "command_r",
+        "followed by a json-formatted list of actions",
+        (),
+        between(cohere.OLD_ACTION, (cohere.END_OLD_ACTION,), json_calls, shown=True),
+        Form(
+            '{"tool_name": ',
+            ', "parameters": ',
+            "}",
+            start=f"{cohere.OLD_ACTION[0]}\n[",
+            between=", ",
+            end=f"]{cohere.END_OLD_ACTION}",
+            trigger=cohere.OLD_ACTION[0],
+        ),
+    ),
+    ToolFormat(
         "seed_oss", "<seed:tool_call>", seed.MARKERS, seed.read, _each((seed.CALL, seed.END_CALL), "\n"), thinks=True
     ),
     ToolFormat(

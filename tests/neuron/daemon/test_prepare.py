@@ -13,7 +13,7 @@ from neuron_jax.daemon.problems import Problem
 from neuron_jax.daemon.schema import read_chat, read_completion
 from neuron_jax.workers.frames import Sampling
 from tests.fakes.rendering import job_of
-from tests.fakes.tiny_model import END, write_tiny_model
+from tests.fakes.tiny_model import END, MESSAGES_PART, write_tiny_model
 
 OUTSIDE = Outside(id="x", seed=7, created=1, max_context=100)
 
@@ -107,6 +107,28 @@ def test_a_token_that_the_model_has_no_place_for_is_refused(tmp_path: Path) -> N
         assert raised.value.status == 400
     with pytest.raises(Problem, match="messages: token 258 is outside the vocabulary"):
         job_of(read_chat({"model": "m", "messages": [{"role": "user", "content": "\n"}]}), text, OUTSIDE)
+
+
+TOOL_USE = "{{ '<|tool|>' }}{% for tool in tools %}<tool_call>{{ tool.function.name }}{% endfor %}"
+NAMED = [{"name": "default", "template": MESSAGES_PART}, {"name": "tool_use", "template": TOOL_USE + MESSAGES_PART}]
+
+
+def test_a_chat_with_tools_is_rendered_with_the_template_for_tools(tmp_path: Path) -> None:
+    """Where a model has one of that name; every other chat with the default one, whose calls are then words."""
+    write_tiny_model(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": NAMED}))
+    text = read_text(tmp_path)
+
+    def prompt(*messages: dict[str, Any], **fields: Any) -> str:
+        body = {"model": "m", "messages": [{"role": "user", "content": "hi"}, *messages], **fields}
+        return text.tokenizer.decode(job_of(read_chat(body), text, OUTSIDE).submits[0].prompt, skip_special=False)
+
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert (text.abilities.tool_call, text.tool_format) == (True, "hermes")
+    assert prompt() == "<|user|>hi<|end|><|assistant|>"
+    assert prompt(tools=[function()]) == "<|tool|><tool_call>f<|user|>hi<|end|><|assistant|>"
+    assert '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>' in prompt(called)
 
 
 def bound(folder: Path, **fields: Any) -> Any:

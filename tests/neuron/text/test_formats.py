@@ -26,6 +26,7 @@ from neuron_jax.text.template import ChatTemplate
         ("{{ '<start_function_call>call:' }}", "functiongemma"),
         ("{{ '<|tool_list_start|>' }}", "lfm2"),
         ("{{ '<|START_ACTION|>[' }}", "cohere"),
+        ("Write 'Action:' followed by a json-formatted list of actions that you want to perform", "command_r"),
         ("{{ 'List of tools: [' }}", "lfm2"),
         ("write <function_calls>\\nf(a='b')\\n</function_calls>", "olmo3"),
         ("{{ '<tool_calls>[' }}", "hunyuan"),

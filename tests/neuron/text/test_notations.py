@@ -149,6 +149,15 @@ CASES: Sequence[tuple[str, str, Sequence[tuple[str, Mapping[str, Any]]]]] = [
         ),
         TWO,
     ),
+    (
+        "command_r",
+        (
+            f'Action:```json\n[\n    {{\n        "tool_name": "weather",\n        "parameters": {ARGUMENTS}\n    }},\n'
+            '    {\n        "tool_name": "time",\n        "parameters": {}\n    }\n]\n```'
+        ),
+        TWO,
+    ),
+    ("command_r", 'Action: ```json\n[{"tool_name": "time", "parameters": {}}]```', TWO[1:]),
     ("nemotron", f"<TOOLCALL>[{OBJECT}, {TIME}]</TOOLCALL>", TWO),
     ("granite", f"<|tool_call|>[{OBJECT}, {TIME}]", TWO),
     ("phi4", f"<|tool_call|>[{OBJECT}, {TIME}]<|/tool_call|>", TWO),

@@ -120,7 +120,8 @@ def test_a_description_that_is_none_is_told(tmp_path: Path, description: Any, me
 def test_a_gguf_file_is_converted_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the command: what describes the model stays, and what is there already is not overwritten."""
     source, out = tmp_path / "tiny.gguf", tmp_path / "out"
-    write_gguf(source, GGUF_LLAMA | {"tokenizer.ggml.eot_token_id": 3}, gguf_tensors())
+    more = {"tokenizer.ggml.eot_token_id": 3, "tokenizer.chat_template.tool_use": "{{ tools }}"}
+    write_gguf(source, GGUF_LLAMA | more, gguf_tensors())
     command = ["convert", str(source), str(out), "--quant", "none", "--json"]
     assert run(command, dict(os.environ)) == 0, capsys.readouterr().err
     told = json.loads(capsys.readouterr().out)
@@ -132,6 +133,7 @@ def test_a_gguf_file_is_converted_whole(tmp_path: Path, capsys: pytest.CaptureFi
         )
 
     assert (before.eos_ids, before.bos_id, before.chat_template) == (after.eos_ids, after.bos_id, after.chat_template)
+    assert before.tool_template == after.tool_template == "{{ tools }}"
     assert before.tokenizer.gguf == after.tokenizer.gguf
     assert (before.parameters, before.weight_bytes) == (after.parameters, after.weight_bytes)
     assert run(command, {}) == 1

@@ -79,6 +79,44 @@ def test_a_chat_template_file_comes_first(tmp_path: Path) -> None:
     assert describe(folder(tmp_path, tokenizer_config={"chat_template": "T"})).chat_template == "file"
 
 
+NAMED = [{"name": "rag", "template": "R"}, {"name": "tool_use", "template": "L"}, {"name": "default", "template": "T"}]
+
+
+@pytest.mark.parametrize(
+    ("files", "said", "found"),
+    [
+        ({}, NAMED, ("T", "L")),
+        ({}, NAMED[:2], (None, "L")),
+        ({"chat_template.jinja": "D", "additional_chat_templates/tool_use.jinja": "U"}, NAMED, ("D", "U")),
+        ({"chat_template.jinja": "D", "additional_chat_templates/rag.jinja": "G"}, NAMED, ("D", None)),
+        ({"chat_template.jinja": "D"}, NAMED, ("D", None)),
+        ({"additional_chat_templates/tool_use.jinja": "U"}, NAMED, ("T", "U")),
+        ({"chat_template.json": '{"chat_template": "J"}'}, None, ("J", None)),
+        ({"chat_template.json": '{"chat_template": "J"}'}, "T", ("T", None)),
+    ],
+)
+def test_templates_have_names_and_files_come_before_lists(
+    tmp_path: Path, files: dict[str, str], said: Any, found: tuple[str | None, str | None]
+) -> None:
+    """The default one and that of tools, as transformers takes them: where there are files, the list does not count."""
+    path = folder(tmp_path, tokenizer_config={} if said is None else {"chat_template": said})
+    for name, content in files.items():
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text(content)
+    described = describe(path)
+
+    assert (described.chat_template, described.tool_template) == found
+
+
+def test_a_gguf_header_has_templates_by_name(tmp_path: Path) -> None:
+    """As llama.cpp's converter writes a list of them."""
+    named = {"tokenizer.chat_templates": ["tool_use"], "tokenizer.chat_template.tool_use": "U"}
+    write_gguf(tmp_path / "tiny.gguf", GGUF_LLAMA | named, gguf_tensors())
+    described = describe(tmp_path / "tiny.gguf")
+
+    assert (described.chat_template, described.tool_template) == ("{{ messages }}", "U")
+
+
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     """A model that nobody can talk to is told before it is loaded."""
     path = folder(tmp_path)

@@ -244,3 +244,10 @@ def test_large_files_are_held_to_their_hash(tmp_path: Path, right: bool) -> None
 def test_one_tokenizer_is_enough(names: list[str], chosen: list[str]) -> None:
     """The file that says the most."""
     assert choose(Hub("org/tiny"), ["config.json", "model.safetensors", *names])[2:] == chosen
+
+
+def test_the_template_for_tools_is_fetched_and_no_other_of_its_folder() -> None:
+    """A chat with tools needs it; transformers takes none of the others by itself."""
+    names = [f"additional_chat_templates/{name}.jinja" for name in ("rag", "tool_use")]
+
+    assert choose(Hub("org/tiny"), ["config.json", "model.safetensors", *names])[2:] == names[1:]
