@@ -66,3 +66,12 @@ class GgufTable:
     refused: Mapping[str, str] = field(factory=dict)
     pooling: int | None = None
     finish: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
+
+
+UNREAD: Mapping[str, str] = {
+    "jina-bert-v2": "its scores fall with the distance of tokens (ALiBi) in place of positions",
+    "jina-bert-v3": "its maps have an adapter for each task, which are in files of their own",
+    "neo-bert": "its norms are by root mean squares and stand before attention and MLP, as those of no encoder here do",
+    "nomic-bert-moe": "every other of its layers has experts, which no encoder here has",
+}
+"""Architectures of llama.cpp that are known and not served, and what no family here has."""

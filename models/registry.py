@@ -57,6 +57,7 @@ FAMILIES = [
     "models.bert",
     "models.modernbert",
     "models.nomic_bert",
+    "models.eurobert",
 ]
 """Modules with a `FAMILY`."""
 

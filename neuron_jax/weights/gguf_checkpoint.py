@@ -13,7 +13,7 @@ import numpy as np
 
 from models.config import is_positive
 from models.errors import ModelError
-from models.gguf import Changed, GgufTable, Order
+from models.gguf import UNREAD, Changed, GgufTable, Order
 from models.pooling import modules_of_gguf
 from models.registry import gguf_tables, read
 from models.storage import FLOAT32, Array, Blocks, Storage
@@ -175,7 +175,8 @@ def _table(path: Path, header: Mapping[str, Any]) -> GgufTable:
     tables, found = gguf_tables(), header.get(_ARCHITECTURE)
     if not isinstance(found, str) or found not in tables:
         known = ", ".join(map(repr, sorted(tables)))
-        raise bad_checkpoint(path, [f"{_ARCHITECTURE} is {found!r}; known are {known}"])
+        why = f" ({UNREAD[found]})" if isinstance(found, str) and found in UNREAD else ""
+        raise bad_checkpoint(path, [f"{_ARCHITECTURE} is {found!r}, which is not served{why}; served are {known}"])
     return tables[found]
 
 

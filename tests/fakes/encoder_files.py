@@ -82,6 +82,7 @@ TENSORS: dict[str, dict[str, str]] = {
         "2_Dense.linear": "dense_2",
         "3_Dense.linear": "dense_3",
     },
+    "eurobert": _DECODER | {"post_attention_layernorm": "ffn_norm"},
     "qwen3": _DECODER | {"post_attention_layernorm": "ffn_norm", "lm_head": "output"},
 }
 """By `general.architecture`, parts of the model's own names and of the file's."""

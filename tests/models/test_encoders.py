@@ -102,6 +102,15 @@ CASES: dict[str, dict[str, Any]] = {
         "rope_theta": 500.0,
         "type_vocab_size": 2,
     },
+    "eurobert": _BASE
+    | {
+        "architectures": ["EuroBertModel"],
+        "model_type": "eurobert",
+        "num_key_value_heads": 3,
+        "rope_theta": 500.0,
+        "rms_norm_eps": 1e-6,
+        "pad_token_id": 0,
+    },
     "qwen3 that scores": {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -371,6 +380,12 @@ FILES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"pooling_type": RANK, "classifier__pooling_type": 1},
     ),
     "nomic": ("nomic", "nomic-bert", {}, {"pooling_type": 1}),
+    "eurobert": (
+        "eurobert",
+        "eurobert",
+        {},
+        {"pooling_type": 1, "attention__causal": False, "rope__scaling__type": "none"},
+    ),
     "gemma3 that sees both ways, with maps": (
         "gemma3 that sees both ways, with maps",
         "gemma-embedding",

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.gguf import UNREAD
 from models.llama import GGUF
 from models.registry import build
 from models.storage import Blocks, storage_of
@@ -339,8 +340,18 @@ def test_another_architecture_is_told(tmp_path: Path) -> None:
     """The message has the name found and the known ones."""
     (misfit,) = misfits(written(tmp_path, general__architecture="rwkv6"))
 
-    assert misfit.startswith("general.architecture is 'rwkv6'; known are ")
+    assert misfit.startswith("general.architecture is 'rwkv6', which is not served; served are ")
     assert "'llama'" in misfit
+
+
+@pytest.mark.parametrize("architecture", ["jina-bert-v2", "jina-bert-v3", "neo-bert", "nomic-bert-moe"])
+def test_an_encoder_that_is_not_served_is_told_why(tmp_path: Path, architecture: str) -> None:
+    """Of what llama.cpp embeds with besides, what it has that no family here has."""
+    (misfit,) = misfits(written(tmp_path, general__architecture=architecture))
+
+    assert misfit.startswith(
+        f"general.architecture is '{architecture}', which is not served ({UNREAD[architecture]}); "
+    )
 
 
 def test_all_missing_keys_are_told(tmp_path: Path) -> None:
