@@ -46,8 +46,8 @@ class CallReader:
 
     read: Callable[["CallReader"], Waits[None]]
     call_prefix: str
-    only_one: bool = False
-    functions: Sequence[Mapping[str, Any]] = ()
+    only_one: bool
+    functions: Sequence[Mapping[str, Any]]
     source: Source = field(factory=Source, init=False)
     marker: str = field(default="", init=False)  # what opened the calls that are read
     cut: bool = field(default=False, init=False)
@@ -105,7 +105,7 @@ class CallReader:
 
     def start(self, name: str) -> None:
         """A call begins, for certain."""
-        self._spaces, self._after_call = "", False
+        self._spaces = ""
         self._pieces.append(ToolStart(self._calls, f"{self.call_prefix}{self._calls}", name))
 
     def arguments(self, text: str) -> None:

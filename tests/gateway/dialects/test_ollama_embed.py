@@ -49,7 +49,13 @@ def test_the_answer_has_the_neuron_s_own_digits() -> None:
         b'"prompt_eval_count":9}'
     )
     assert old.non_streaming(VECTORS, IDENTITY).body == b'{"embedding":[0.5,-1e-3]}'
-    assert "normalize" not in msgspec.json.decode(old.body("m"))
+    assert msgspec.json.decode(old.body("m")) == {
+        "model": "m",
+        "encoding_format": "float",
+        "input": ["a"],
+        "truncate_prompt_tokens": -1,
+    }
+    assert not new.stream
 
 
 @pytest.mark.parametrize(

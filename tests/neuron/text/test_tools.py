@@ -39,7 +39,10 @@ FIRST = call(0, "weather", '{"city": "Köln", "days": 2}')
         ("a <tool_ b\n", [Text("a <tool_ b\n")]),
         ("x <tool_call", [Text("x <tool_call")]),
         ('<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', call(0, "f", '{"a": 1}')),
+        (r'<tool_call>{"name": "f", "arguments": "{\"ä\": \"é\"}"}</tool_call>', call(0, "f", '{"ä": "é"}')),
         ('<tool_call>{"name": "f", "arguments": ""}</tool_call>', call(0, "f", "{}")),
+        ('<tool_call>{"name": "f", "arguments": null}</tool_call>', call(0, "f", "{}")),
+        ('<tool_call>{"arguments": null, "name": "f"}</tool_call>', call(0, "f", "{}")),
         ('<tool_call>{"name": "f"}</tool_call>', call(0, "f", "{}")),
         (
             '<tool_call>{"name": "", "arguments": {}}</tool_call>',
@@ -70,6 +73,10 @@ def test_envelopes_of_hermes(text: str, expected: list[Piece]) -> None:
         (f"Let me see.<|python_tag|>{TIME}", [Text("Let me see."), *call(0, "time", "{}")]),
         ('{"type": "function", "function": {"name": "f", "parameters": {"a": 1}}}', call(0, "f", '{"a": 1}')),
         ('{"type": "function", "function": "f", "parameters": {"a": 1}}', call(0, "f", '{"a": 1}')),
+        (
+            '{"function": {"function": {"name": "f", "parameters": {}}}}',
+            [Text('{"function": {"function": {"name": "f", "parameters": {}}}}')],
+        ),
         ('{"answer": 42}', [Text('{"answer": 42}')]),
         ('{"name": "Ada", "born": 1815}', [Text('{"name": "Ada", "born": 1815}')]),
         ('{"name": "wea', [Text('{"name": "wea')]),
