@@ -23,7 +23,7 @@ from jax.experimental.pallas import triton
 
 from models.expert_groups import WIDE_OUT, PairGroups, PairRows, by_expert, in_tiles
 from models.few_rows import MOST_ROWS, OUT, by_output, normed_values, scaled, whole
-from models.matrices import GROUP, Matrix, activate
+from models.matrices import GROUP, PACKED, Matrix, activate
 from models.mixtures import ExpertMatrices, MixtureShape
 from models.nn import normed
 from models.widened import (
@@ -197,7 +197,7 @@ def _fall_alone(
                 total = total + part_of_row(stored, out, block * width, x, limit) * factor
             return total
 
-        lanes = width // GROUP if kind == "int4" else width
+        lanes = width // GROUP if kind in PACKED else width
         total: jax.Array = lax.fori_loop(0, -(-inputs // width), body, zeros(out.size, lanes)).sum(axis=1)
         if "bias" in refs.given:
             for share, stored in zip(shares, maps, strict=True):
@@ -347,7 +347,7 @@ def _tile(shape: MixtureShape) -> tuple[int, int]:
     """Outputs and rows of a program where there are many rows: as many as registers hold beside widened weights."""
     kind, width, outputs = shape.down.kind, shape.down.inputs, shape.down.outputs
     wide = kind == "float" and width % WIDE_OUT == 0 and outputs % WIDE_OUT == 0
-    return WIDE_OUT if wide else OUT, MOST_ROWS // 2 if kind == "int4" else MOST_ROWS
+    return WIDE_OUT if wide else OUT, MOST_ROWS // 2 if kind in PACKED else MOST_ROWS
 
 
 def _apart(mixture: ExpertMatrices) -> int | None:

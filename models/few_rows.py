@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from models.matrices import Around, Matrix, Shape, activate
+from models.matrices import PACKED, Around, Matrix, Shape, activate
 from models.widened import LEAST_ROWS, Inside, Stored, along_row, along_rows, load, readable
 
 OUT, EXACT_OUT = 32, 8
@@ -70,7 +70,7 @@ def product(x: jax.Array, matrix: Matrix, around: Around, *, dtype: Any = None, 
         (_alone if rows == 1 else _together)(_Refs(out, x_ref, matrix_refs, named, others[-1]), around)
 
     # Codes of 4 bits make the most of values in registers.
-    warps = 8 if rows == 1 or (matrix.kind == "int4" and rows > LEAST_ROWS) else 4
+    warps = 8 if rows == 1 or (matrix.kind in PACKED and rows > LEAST_ROWS) else 4
     call: Any = pl.pallas_call(
         kernel,
         grid=(outputs // out,),

@@ -17,12 +17,22 @@ from flax import nnx
 from models import target
 from models.adapters import LowRank
 from models.dense.record import Activation
+from models.errors import ModelError
 from models.matrices import Around, Matrix, Spread, activate, choosing, kernel_for, product
 from models.nn import Dims, Live, RMSNorm, parameter, sizes
-from models.products import by_parts, fp8_matmul, in_parts, int4_matmul, int8_matmul, multiplies_fp8
+from models.products import (
+    LARGEST_E8M0,
+    by_parts,
+    fp8_matmul,
+    in_parts,
+    int4_matmul,
+    int8_matmul,
+    multiplies_fp8,
+    mxfp4_matmul,
+)
 from models.rounding import INT4, fp8_by_channel, int4_by_group, pack_int4
 from models.sharding import sharded
-from models.storage import Array
+from models.storage import MXFP4, Array, Blocks, exponents_of
 
 NARROW = ("int4", "fp8")
 """Values of `quant` that are these."""
@@ -220,9 +230,11 @@ class NarrowLinear(Map):
             return None
         leaves = (self.kernel[...].reshape(outputs, -1), self.scale[...].reshape(outputs, -1))
         around = (self.spread, self.devices)
-        if self.quant == "fp8" or self.offset is None:
-            return Matrix("fp8", (leaves[0], leaves[1][:, 0]), *around)
-        return Matrix("int4", (*leaves, self.offset[...].reshape(outputs, -1)), *around)
+        if self.offset is not None:
+            return Matrix("int4", (*leaves, self.offset[...].reshape(outputs, -1)), *around)
+        if self.quant == "mxfp4":
+            return Matrix("mxfp4", leaves, *around)
+        return Matrix("fp8", (leaves[0], leaves[1][:, 0]), *around)
 
     def stack(self) -> Matrix | None:
         """As `Linear.stack`."""
@@ -231,9 +243,11 @@ class NarrowLinear(Map):
             return None
         around = (self.spread, self.devices)
         leaves = [leaf[...].reshape(leaf.shape[0], outputs, -1) for leaf in (self.kernel, self.scale)]
-        if self.quant == "fp8" or self.offset is None:
-            return Matrix("fp8", (leaves[0], leaves[1][:, :, 0]), *around)
-        return Matrix("int4", (*leaves, self.offset[...].reshape(*leaves[1].shape)), *around)
+        if self.offset is not None:
+            return Matrix("int4", (*leaves, self.offset[...].reshape(*leaves[1].shape)), *around)
+        if self.quant == "mxfp4":
+            return Matrix("mxfp4", tuple(leaves), *around)
+        return Matrix("fp8", (leaves[0], leaves[1][:, :, 0]), *around)
 
     def apart(self, x: jax.Array) -> jax.Array:
         """As `Linear.apart`."""
@@ -241,7 +255,18 @@ class NarrowLinear(Map):
 
     def _taken(self, x: jax.Array) -> tuple[Any, ...]:
         """The product, its parts, and what it takes."""
-        return self._fp8(x) if self.quant == "fp8" else self._int4(x)
+        match self.quant:
+            case "fp8":
+                return self._fp8(x)
+            case "mxfp4":
+                outputs = prod(self.outputs)
+                return (
+                    mxfp4_matmul,
+                    self.parts,
+                    x,
+                    *(leaf[...].reshape(outputs, -1) for leaf in (self.kernel, self.scale)),
+                )
+        return self._int4(x)
 
     def _fp8(self, x: jax.Array) -> tuple[Any, ...]:
         kernel = self.kernel[...].reshape(-1, x.shape[1])
@@ -356,12 +381,37 @@ def store_narrow(whole: Array, inputs: int, quant: str) -> dict[str, Array]:
     return {name: leaf.reshape(*shape, -1) for name, leaf in leaves.items()}
 
 
+def fills_groups(inputs: tuple[int, ...]) -> bool:
+    """Whether codes of these in-dimensions may be kept as they are stored: no group reaches over what is sharded."""
+    return _split(inputs)[1] % MXFP4.group == 0
+
+
+def store_mxfp4(blocks: Blocks, shape: tuple[int, ...], inputs: int) -> dict[str, Array]:
+    """The leaves of a matrix of `shape` [*out, *in] in MXFP4, or of a stack of them: codes as `pack_int4` has them, and the
+    exponents of their scales as bytes, where 127 is 1. Raises ModelError for scales that nothing can be multiplied with.
+    """
+    outputs = shape[: len(shape) - inputs]
+    before = outputs if inputs == 1 else (*outputs, shape[len(outputs)])
+    kernel, exponents = pack_int4(blocks.codes, MXFP4.group), exponents_of(blocks.scale)
+    largest = int(exponents.max())
+    if largest > LARGEST_E8M0:
+        raise ModelError(
+            "a matrix in MXFP4", [f"a scale is 2^{largest - 127}, at most 2^{LARGEST_E8M0 - 127} is computed with"]
+        )
+    return {"kernel": kernel.reshape(*before, -1), "scale": exponents.reshape(*before, -1)}
+
+
 def _leaves(quant: str, inputs: Dims, outputs: Dims) -> Leaves:
     if quant == "fp8":
         return {"kernel": (outputs + inputs, jnp.float8_e4m3fn), "scale": (outputs, jnp.float32)}
     assert len(inputs) > 1 or inputs[0][1] in (None, "embed"), "groups would be cut by the sharding"
     groups = -(-_split(tuple(size for size, _ in inputs))[1] // INT4.group)
     before = outputs if len(inputs) == 1 else (*outputs, inputs[0])
+    if quant == "mxfp4":
+        return {
+            "kernel": ((*before, (groups * MXFP4.group // 2, None)), jnp.uint8),
+            "scale": ((*before, (groups, None)), jnp.uint8),
+        }
     return {
         "kernel": ((*before, (groups * INT4.group // 2, None)), jnp.uint8),
         "scale": ((*before, (groups, None)), jnp.float16),

@@ -36,7 +36,8 @@ def _as_it_is(tensor: Array) -> Array:
 
 @frozen
 class Part:
-    """Checkpoint tensor `name`, of `shape` there, arranged and put at `index` of the canonical array.
+    """Checkpoint tensor `name`, of `shape` there, arranged and put at `index` of the canonical array. Where that has more
+    columns, the last ones stay zero.
 
     `arrange` moves whole rows, whatever their width, unless it `moves_columns`; then blocks cannot stay blocks, for a
     column would leave the group whose scale it has. Of a map with several in-dimensions it then moves columns alone,
@@ -108,7 +109,7 @@ class Rule:
             return part.arrange(_floats(read(part.name), part.shape)).reshape(self.shape).astype(dtype, copy=False)
         whole = np.zeros(self.shape, dtype)
         for part in self.parts:
-            _put(whole, part, part.arrange(_floats(read(part.name), part.shape)))
+            _put(whole, part, part.arrange(_floats(read(part.name), part.shape)), self.inputs)
         return whole
 
     def _blocks(self, read: Read, storage: Storage) -> Blocks:
@@ -120,7 +121,7 @@ class Rule:
         whole = Blocks.zeros(rows, columns, storage)
         for part in self.parts:
             for target, source in zip(whole.arrays, _stored(read(part.name), storage).arrays, strict=True):
-                _put(target.reshape(*outputs, -1, copy=False), part, part.arrange(source))
+                _put(target.reshape(*outputs, -1, copy=False), part, part.arrange(source), 1)
         return whole
 
     @property
@@ -139,9 +140,13 @@ def _stored(tensor: Array | Blocks, storage: Storage) -> Blocks:
     return found
 
 
-def _put(whole: Array, part: Part, arranged: Array) -> None:
+def _put(whole: Array, part: Part, arranged: Array, inputs: int) -> None:
     place = whole[part.index]
-    whole[part.index] = arranged.reshape(place.shape)
+    if arranged.size == place.size:
+        whole[part.index] = arranged.reshape(place.shape)
+        return
+    rows, columns = place.shape[: place.ndim - inputs], arranged.shape[-1]
+    place.reshape(*rows, -1, copy=False)[..., :columns] = arranged.reshape(*rows, columns)
 
 
 @frozen

@@ -4,8 +4,9 @@ What stands around a product in a layer comes along, so that a kernel may comput
 such a kernel is held against.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import jax
@@ -16,11 +17,14 @@ from jax import lax
 from models.dense.record import OAI_SLOPE, Activation
 from models.native.ops import Norm
 from models.nn import normed
-from models.products import fp8_matmul, int4_matmul, int8_matmul
+from models.products import fp8_matmul, int4_matmul, int8_matmul, mxfp4_matmul
 from models.rounding import INT4
 from models.traced import Traced
 
-Kind = Literal["float", "table", "exact", "int8", "fp8", "int4"]
+Kind = Literal["float", "table", "exact", "int8", "fp8", "int4", "mxfp4"]
+
+PACKED: tuple[Kind, ...] = ("int4", "mxfp4")
+"""Two codes in a byte, in groups."""
 
 Spread = Literal["outputs", "inputs"]
 """Which of a matrix's sides is divided among devices."""
@@ -42,8 +46,9 @@ class Shape:
 @frozen
 class Matrix:
     """[O, I] as stored: float [I, O]; a table of floats [O, I]; exact, float32 [I, O] and multiplied in float32; int8 or fp8
-    [O, I] and scale float32 [O]; int4 bytes [O, I / 2], scale and offset float16 [O, I / 32]. Of a stack of many such each
-    leaf begins with their number. On several `devices` it may be `spread`, or each has all of it."""
+    [O, I] and scale float32 [O]; int4 bytes [O, I / 2], scale and offset float16 [O, I / 32]; mxfp4 the same bytes, and
+    exponents of scales [O, I / 32]. Of a stack of many such each leaf begins with their number. On several `devices` it may
+    be `spread`, or each has all of it."""
 
     kind: Kind
     leaves: tuple[jax.Array, ...]
@@ -54,7 +59,7 @@ class Matrix:
         """Of what one device has."""
         first, second = self.leaves[0].shape[-2:]
         outputs, inputs = (second, first) if self.kind in ("float", "exact") else (first, second)
-        inputs *= 2 if self.kind == "int4" else 1
+        inputs *= 2 if self.kind in PACKED else 1
         outputs //= self.devices if self.spread == "outputs" else 1
         inputs //= self.devices if self.spread == "inputs" else 1
         return Shape(self.kind, outputs, inputs, gated)
@@ -136,9 +141,13 @@ def _multiply(x: jax.Array, matrix: Matrix) -> jax.Array:
             return jnp.matmul(x.astype(jnp.float32), *matrix.leaves)
         case "table":
             return lax.dot_general(x, matrix.leaves[0], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-        case "int8":
-            return int8_matmul(x, *matrix.leaves)
-        case "fp8":
-            return fp8_matmul(x, *matrix.leaves, native=False)
-        case "int4":
-            return int4_matmul(x, *matrix.leaves)
+        case kind:
+            return _OF_CODES[kind](x, *matrix.leaves)
+
+
+_OF_CODES: Mapping[Kind, Callable[..., jax.Array]] = {
+    "int8": int8_matmul,
+    "fp8": partial(fp8_matmul, native=False),
+    "int4": int4_matmul,
+    "mxfp4": mxfp4_matmul,
+}

@@ -15,6 +15,12 @@ from models.rounding import E4M3_MOST
 FP8_CAPABILITY = 8.9
 """From Ada on, NVIDIA's tensor cores multiply float8."""
 
+E2M1_BEHIND = 14
+"""By how many powers of two a float16 with the bits of an e2m1 number is smaller than it."""
+
+LARGEST_E8M0 = 254 - E2M1_BEHIND
+"""Of the exponents that `e8m0` takes."""
+
 _LIMIT = 127.0
 _REST = 254.0
 """Steps of the second int8 row in one step of the first: its rounding error is at most half a step."""
@@ -60,11 +66,47 @@ def int4_matmul(x: jax.Array, kernel: jax.Array, scale: jax.Array, offset: jax.A
 
     A weight is scale * code + offset, rounded to the dtype of x; the sums are float32.
     """
-    rows, groups = x.shape[0], scale.shape[1]
-    low, high = _halves(kernel, scale, offset, x.dtype)
+    return _by_halves(x, scale.shape[1], *_halves(kernel, scale, offset, x.dtype))
+
+
+def _by_halves(x: jax.Array, groups: int, low: jax.Array, high: jax.Array) -> jax.Array:
+    """x [T, I] and the values [O, I / 2] of low and of high codes -> float32 [T, O]."""
+    rows = x.shape[0]
     halves = x.reshape(rows, groups, 2, -1)
     first, second = halves[:, :, 0].reshape(rows, -1), halves[:, :, 1].reshape(rows, -1)
     return _dot(first, low) + _dot(second, high)
+
+
+def mxfp4_matmul(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+    """x [T, I] float, kernel uint8 [O, I / 2] as `pack_int4` has codes, scale uint8 [O, I / group] -> float32 [T, O].
+
+    A weight is exact in whatever x is: two bits and an exponent.
+    """
+    return _by_halves(x, scale.shape[1], *mxfp4_halves(kernel, scale, x.dtype))
+
+
+def mxfp4_halves(kernel: jax.Array, scale: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """The values [O, I / 2] of the low and of the high codes."""
+    by = jnp.repeat(e8m0(scale), kernel.shape[1] // scale.shape[1], axis=1)
+    low, high = e2m1(kernel & jnp.uint8(15)), e2m1(kernel >> jnp.uint8(4))
+    return (low * by).astype(dtype), (high * by).astype(dtype)
+
+
+def e2m1(codes: jax.Array) -> jax.Array:
+    """Integers 0..15 -> float32, the numbers that they stand for over 2^14: as bits of a float16, which has two more bits of
+    exponent and widens the least of them, too.
+    """
+    wide = codes.astype(jnp.int32)
+    bits = ((wide & 7) << 9 | (wide & 8) << 12).astype(jnp.uint16)
+    return lax.bitcast_convert_type(bits, jnp.float16).astype(jnp.float32)
+
+
+def e8m0(exponents: jax.Array) -> jax.Array:
+    """uint8, powers of two where 127 is 1 -> float32, what `e2m1` is multiplied by: 2^14 times these.
+
+    At most LARGEST_E8M0.
+    """
+    return lax.bitcast_convert_type(exponents.astype(jnp.int32) + E2M1_BEHIND << 23, jnp.float32)
 
 
 def _halves(kernel: jax.Array, scale: jax.Array, offset: jax.Array | None, dtype: Any) -> tuple[jax.Array, jax.Array]:

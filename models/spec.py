@@ -11,7 +11,7 @@ Dimension letters, used all over `models/` and `neuron_jax/engine/`:
     R  rows (requests) in one call                        C  tokens per row (chunk)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -210,6 +210,7 @@ class Model(Outline, Protocol):
     `widest` is the number of values of a token's widest activation, in one expert where there are some; `experts` are how many
     a layer has at most, and through how many of them a token goes, (1, 1) where it has one MLP. `rules` maps checkpoint tensors
     to parameters (see `models.mapping`). `tiles` say by path how the native kernels' matrices are laid out; none are for XLA.
+    `coded`: the paths of matrices that XLA has as codes because the checkpoint has them so.
     """
 
     @property
@@ -226,6 +227,9 @@ class Model(Outline, Protocol):
 
     @property
     def tiles(self) -> Mapping[str, Any]: ...
+
+    @property
+    def coded(self) -> Collection[str]: ...
 
     def forward(
         self,
@@ -313,12 +317,12 @@ class Build(Protocol):
 
     `config` is the checkpoint's own config.json (GGUF headers are translated to it by `neuron_jax.weights`). It is for
     `tensor_parallel` devices; in each of `expert_parallel` equal parts of them are as large a part of the experts. `quant` is
-    "none" (weights in `dtype`), "int8" (int8 weights per output channel, dynamic int8 activations), "int4" (rounded in
-    groups of 32) or "fp8" (per output channel; activations, too, where the device multiplies float8). With `native`, for
-    one CPU in float32, the kernels of `models.native` compute it: "stored" (as the checkpoint has them, exact), "int8"
-    and "int4" (rounded in groups of 32), "none" (float32); activations stay float32. `storage` then says what the
-    checkpoint's tensors are stored as, by name. With `draft` it is a `Drafter`. `dtype` None is float32 on a CPU and
-    bfloat16 elsewhere. Raises
+    "none" (weights in `dtype`), "stored" (the same, but matrices that the checkpoint has in MXFP4 stay so), "int8" (int8
+    weights per output channel, dynamic int8 activations), "int4" (rounded in groups of 32) or "fp8" (per output channel;
+    activations, too, where the device multiplies float8). With `native`, for one CPU in float32, the kernels of
+    `models.native` compute it: "stored" (as the checkpoint has them, exact), "int8" and "int4" (rounded in groups of 32),
+    "none" (float32); activations stay float32. `storage` says what the checkpoint's tensors are stored as, by name, for
+    "stored". With `draft` it is a `Drafter`. `dtype` None is float32 on a CPU and bfloat16 elsewhere. Raises
     `models.errors.ModelError` with every misfit when `config` asks for something the family does not do.
     """
 

@@ -15,18 +15,25 @@ from attrs import evolve, frozen
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+"""By code. https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf, section 5.3.3."""
+
+_DOUBLED = (2 * E2M1).astype(np.int8)
+
 
 @frozen
 class Storage:
     """What a tensor is stored as. Codes of 4 or 8 `bits` with a scale per `group` columns, and an offset if `offset`.
 
     `half`: scale and offset are exact in float16. 16 bits are float16 if `half`, else bfloat16; 32 bits are float32.
+    `e2m1`: codes are floats of 4 bits, and scales powers of two.
     """
 
     bits: int
     group: int = 0
     offset: bool = False
     half: bool = False
+    e2m1: bool = False
 
     @property
     def coded(self) -> bool:
@@ -47,7 +54,12 @@ class Storage:
         if not self.coded:
             return codes
         groups = prod(shape[:-1]) * -(-shape[-1] // self.group)
-        return codes + groups * (1 + self.offset) * (2 if self.half else 4)
+        return codes + groups * (1 + self.offset) * (1 if self.e2m1 else 2 if self.half else 4)
+
+    @property
+    def integers(self) -> "Storage":
+        """The same values with codes that are integers: twice a float of 4 bits is one, of 8 bits."""
+        return Storage(8, self.group) if self.e2m1 else self
 
     @classmethod
     def join(cls, *storages: "Storage") -> "Storage":
@@ -57,15 +69,17 @@ class Storage:
             return storages[0]
         if not all(storage.coded for storage in storages):
             return FLOAT32
+        whole = [storage.integers for storage in storages]
         return cls(
-            bits=max(storage.bits for storage in storages),
-            group=gcd(*(storage.group for storage in storages)),
-            offset=any(storage.offset for storage in storages),
-            half=all(storage.half for storage in storages),
+            bits=max(storage.bits for storage in whole),
+            group=gcd(*(storage.group for storage in whole)),
+            offset=any(storage.offset for storage in whole),
+            half=all(storage.half for storage in whole),
         )
 
 
 FLOAT32, FLOAT16, BFLOAT16 = Storage(32), Storage(16, half=True), Storage(16)
+MXFP4 = Storage(4, 32, e2m1=True)
 
 
 def storage_of(dtype: Any) -> Storage:
@@ -77,9 +91,9 @@ def storage_of(dtype: Any) -> Storage:
 class Blocks:
     """A matrix [N, K]: scale[n, k // group] * code[n, k] + offset[n, k // group], rounded once to float32.
 
-    Codes of 4 bits are 0..15, those of 8 bits -128..127. The last group of a row may be short. The product of a scale
-    and a code is exact in float32 whatever the scales come from (they have few bits), so it does not matter whether a
-    program fuses the sum with it.
+    Codes of 4 bits are 0..15, those of 8 bits -128..127; where the storage is of `e2m1`, they stand for the numbers of that
+    table. The last group of a row may be short. The product of a scale and a code is exact in float32 whatever the scales
+    come from (they have few bits), so it does not matter whether a program fuses the sum with it.
     """
 
     codes: npt.NDArray[np.int8]
@@ -128,7 +142,7 @@ class Blocks:
         rows, columns = self.shape
         group = self.storage.group
         full = columns // group
-        values = self.codes.astype(np.float32)
+        values = E2M1[self.codes] if self.storage.e2m1 else self.codes.astype(np.float32)
         parts = [(values[:, : full * group].reshape(rows, full, group), slice(full))]
         if full * group < columns:
             parts.append((values[:, None, full * group :], slice(full, None)))
@@ -149,6 +163,14 @@ def to_storage(tensor: Blocks | Array, storage: Storage) -> Blocks | Array:
     return _widen(tensor, storage)
 
 
+def exponents_of(scale: Floats) -> npt.NDArray[np.uint8]:
+    """Powers of two as bytes, where 127 is 1. Any will do for zero, which groups have that nothing fills."""
+    share, power = np.frexp(scale)
+    assert np.all((share == 0.5) | (scale == 0)), "scales that are no powers of two"
+    found: npt.NDArray[np.uint8] = (power + 126).astype(np.uint8)
+    return found
+
+
 def _exactly(array: Array, dtype: np.dtype[Any]) -> Array:
     converted = array.astype(dtype, copy=False)
     if not np.can_cast(array.dtype, dtype, "safe") and converted is not array:
@@ -159,9 +181,11 @@ def _exactly(array: Array, dtype: np.dtype[Any]) -> Array:
 def _widen(blocks: Blocks, storage: Storage) -> Blocks:
     if storage == blocks.storage:
         return blocks
+    blocks = _as_integers(blocks)
     narrow = blocks.storage
     wider = storage.bits >= narrow.bits and narrow.group % storage.group == 0 and storage.offset >= narrow.offset
     assert wider, f"{narrow} is not exact in {storage}"
+    assert not storage.e2m1, f"{narrow} is not exact in {storage}"
     repeats = narrow.group // storage.group
     groups = -(-blocks.shape[1] // storage.group)
     scale, offset = (
@@ -175,3 +199,10 @@ def _widen(blocks: Blocks, storage: Storage) -> Blocks:
         for array in (scale, offset):
             assert array is None or np.array_equal(array.astype(np.float16).astype(np.float32), array), "not in float16"
     return Blocks(blocks.codes, scale, offset, storage)
+
+
+def _as_integers(blocks: Blocks) -> Blocks:
+    """See `Storage.integers`. Half of a power of two is exact down to the least of them."""
+    if not blocks.storage.e2m1:
+        return blocks
+    return Blocks(_DOUBLED[blocks.codes], blocks.scale / np.float32(2), None, blocks.storage.integers)

@@ -13,9 +13,10 @@ from attrs import frozen
 from jax import lax
 from jax.experimental.pallas import triton
 
-from models.matrices import GROUP, Kind
+from models.matrices import GROUP, PACKED, Kind
+from models.products import e2m1, e8m0
 
-AT_ONCE = {"float": 512, "table": 512, "exact": 512, "int8": 512, "fp8": 512, "int4": 1024}
+AT_ONCE = {"float": 512, "table": 512, "exact": 512, "int8": 512, "fp8": 512, "int4": 1024, "mxfp4": 1024}
 """Inputs that one row reads before it waits: 16 to 32 KiB on their way for each program of 32 outputs."""
 
 TILE = 128
@@ -41,7 +42,7 @@ class Stored:
     number: tuple[jax.Array, ...] = ()
 
     def weights(self, out: jax.Array, at: jax.Array, inside: Inside = None) -> jax.Array:
-        """[out, at] without the outputs' scales; float32, or as floats are stored. Not of int4."""
+        """[out, at] without the outputs' scales; float32, or as floats are stored. Not of codes in groups."""
         across = self.kind in ("float", "exact")
         where = (at[:, None], out[None]) if across else (out[:, None], at[None])
         known = None if inside is None else inside[:, None] if across else inside[None]
@@ -61,18 +62,20 @@ class Stored:
             return None
         return triton.load(self.leaves[1].at[(*self.number, out)]).astype(jnp.float32)
 
-    def codes(self, out: jax.Array, begin: Any, width: int, limit: int | None = None) -> tuple[jax.Array, ...]:
-        """Low and high codes float32 [out, width / 2]; scale and offset float32 [out, groups]."""
+    def codes(
+        self, out: jax.Array, begin: Any, width: int, limit: int | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+        """Low and high codes float32 [out, width / 2]; scale and offset float32 [out, groups]. MXFP4 has no offset."""
         byte = begin // 2 + jnp.arange(width // 2, dtype=jnp.int32)
         group = begin // GROUP + jnp.arange(width // GROUP, dtype=jnp.int32)
         bytes_, groups = (
             None if limit is None else (at < limit // each)[None] for at, each in ((byte, 2), (group, GROUP))
         )
         codes = load(self.leaves[0].at[(*self.number, out[:, None], byte[None])], bytes_).astype(jnp.int32)
-        scale, offset = (
-            load(leaf.at[(*self.number, out[:, None], group[None])], groups).astype(jnp.float32)
-            for leaf in self.leaves[1:]
-        )
+        by_group = [load(leaf.at[(*self.number, out[:, None], group[None])], groups) for leaf in self.leaves[1:]]
+        if self.kind == "mxfp4":
+            return e2m1(codes & 15), e2m1(codes >> 4), e8m0(by_group[0]), None
+        scale, offset = (part.astype(jnp.float32) for part in by_group)
         return (codes & 15).astype(jnp.float32), (codes >> 4).astype(jnp.float32), scale, offset
 
 
@@ -100,7 +103,7 @@ def part_of_row(
     stored: Stored, out: jax.Array, begin: Any, x: tuple[jax.Array, ...], limit: int | None = None
 ) -> jax.Array:
     """What inputs from `begin` on add to outputs of one row, [out, lanes]; `x` as `read_row` gives it."""
-    if stored.kind == "int4":
+    if stored.kind in PACKED:
         return _grouped(stored, out, begin, x, limit)
     at = begin + jnp.arange(x[0].size, dtype=jnp.int32)
     return stored.weights(out, at, None if limit is None else at < limit) * x[0][None]
@@ -114,7 +117,7 @@ def read_row(
     def values(at: jax.Array) -> tuple[jax.Array, jax.Array]:
         return read(at, None if limit is None else at < limit)
 
-    if kind == "int4":
+    if kind in PACKED:
         (low, low2), (high, high2) = map(values, halves(begin, width))
         return (low, high), low2 + high2
     x, squares = values(begin + jnp.arange(width, dtype=jnp.int32))
@@ -133,7 +136,7 @@ def along_row(read: Read, matrix: Stored, places: Sequence[jax.Array], inputs: i
         parts = [part_of_row(matrix, out, block * width, x, limit) for out in places]
         return squares + more, tuple(a + b for a, b in zip(sums, parts, strict=True))
 
-    coded = matrix.kind == "int4"
+    coded = matrix.kind in PACKED
     lanes = width // GROUP if coded else width
     carry = (zeros(width // 2 if coded else width), tuple(zeros(out.size, lanes) for out in places))
     squares, sums = lax.fori_loop(0, -(-inputs // width), body, carry)
@@ -146,7 +149,7 @@ def along_rows(
     """`rows` of them, as columns of what tensor cores multiply the weights with, in the dtype of x: of each its sum of squares
     [T], and at each of `places` the sums [out, T].
     """
-    coded = matrix.kind == "int4"
+    coded = matrix.kind in PACKED
     # More of them would not fit into the registers.
     tile = gcd(TILE // 2 if coded and rows > LEAST_ROWS else TILE, inputs)
 
@@ -192,6 +195,8 @@ def _grouped(stored: Stored, out: jax.Array, begin: Any, x: tuple[jax.Array, ...
     half, groups = GROUP // 2, x[0].size // (GROUP // 2)
     low, high, scale, offset = stored.codes(out, begin, groups * GROUP, limit)
     by_code = (low * x[0][None] + high * x[1][None]).reshape(out.size, groups, half).sum(axis=2)
+    if offset is None:
+        return scale * by_code
     return scale * by_code + offset * (x[0] + x[1]).reshape(groups, half).sum(axis=1)[None]
 
 
@@ -199,5 +204,12 @@ def _spread(stored: Stored, out: jax.Array, begin: Any, width: int, dtype: Any) 
     """The weights that low and high codes stand for, [out, width / 2] in `dtype`."""
     low, high, scale, offset = stored.codes(out, begin, width)
     shape = (out.size, width // GROUP, GROUP // 2)
-    wide, by = (jnp.broadcast_to(part[:, :, None], shape).reshape(out.size, width // 2) for part in (scale, offset))
+
+    def each(part: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(part[:, :, None], shape).reshape(out.size, width // 2)
+
+    wide = each(scale)
+    if offset is None:
+        return (low * wide).astype(dtype), (high * wide).astype(dtype)
+    by = each(offset)
     return (low * wide + by).astype(dtype), (high * wide + by).astype(dtype)

@@ -3,7 +3,7 @@
 The plan is made in this process, as an engine would make it on an empty card. Compiling happens in another one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from msgspec import structs
 
 from models.errors import ModelError
 from models.spec import Model
+from models.storage import MXFP4
 from neuron_jax.config import NeuronConfig
 from neuron_jax.daemon.catalogue import Catalogue
 from neuron_jax.daemon.launch import engine_spec
 from neuron_jax.deviceless.reads import parameters, token_bytes
+from neuron_jax.deviceless.stored import promised
 from neuron_jax.engine.build import Design, design_of, model_of
 from neuron_jax.engine.memory import MIB, DoesNotFitError
 from neuron_jax.errors import LoadError
@@ -39,10 +41,12 @@ CONTEXTS = (1024, 8192, 32768, 131072)
 
 @frozen
 class Planned:
-    """A model and how it is to be loaded, on any card: its config, and what an engine would be told."""
+    """A model and how it is to be loaded, on any card: its config, what an engine would be told, and the names of those tensors
+    that are stored in MXFP4."""
 
     config: Mapping[str, Any]
     engine: EngineSpec
+    coded: Sequence[str] = ()
 
     def on(self, card: Card, devices: int) -> EngineSpec:
         """The spec for so many of an empty card, of which an engine gets what the allocator can use."""
@@ -62,10 +66,14 @@ def wanted(config: NeuronConfig, asked: Mapping[str, Any]) -> Planned:
             f"{spec.model_id} is not on this host, and this fetches nothing. A folder with its config.json is enough."
         )
     try:
-        found = read_config(Path(path))
+        found, stored = read_config(Path(path))
+        stored = promised(found) if stored is None else stored
     except WeightsError as error:
         raise LoadError(error.kind, error.message, error.extras) from error
-    return Planned(found, engine_spec(config, spec, "cuda", (0,), path))
+    except ModelError as error:
+        raise LoadError("bad_checkpoint", f"{spec.model_id}: {error}") from error
+    coded = [name for name, storage in stored.items() if storage == MXFP4]
+    return Planned(found, engine_spec(config, spec, "cuda", (0,), path), coded)
 
 
 def plan_abroad(asked: Planned, card: Card, count: int, devices: int) -> dict[str, Any]:
@@ -107,7 +115,7 @@ def compile_abroad(
     """The records of `workers.compile_abroad`, as they come. Needs JAX's CUDA wheels."""
     from neuron_jax.deviceless.topology import ENVIRONMENT
 
-    options = {"card": card.key, "config": dict(asked.config), "all": every}
+    options = {"card": card.key, "config": dict(asked.config), "coded": list(asked.coded), "all": every}
     spec = asked.on(card, devices)
     return run_child(
         "neuron_jax.workers.compile_abroad", spec, options, inherited, {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}
@@ -149,7 +157,8 @@ def _row(made: Design, card: Card, count: int) -> dict[str, Any]:
 def _model(asked: Planned, devices: int) -> Model:
     """Raises LoadError for a model that no family serves."""
     try:
-        return model_of(asked.config, structs.replace(asked.engine, tensor_parallel=devices))
+        engine = structs.replace(asked.engine, tensor_parallel=devices)
+        return model_of(asked.config, engine, dict.fromkeys(asked.coded, MXFP4))
     except ModelError as error:
         raise LoadError("bad_checkpoint", f"{asked.engine.model_id}: {error}") from error
 

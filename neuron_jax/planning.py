@@ -11,6 +11,7 @@ import attrs
 from attrs import frozen
 
 from models.errors import ModelError
+from models.storage import MXFP4
 from neuron_jax.config import ModelSpec, NeuronConfig
 from neuron_jax.daemon.assign import assign
 from neuron_jax.daemon.catalogue import Catalogue
@@ -108,7 +109,8 @@ def resolve(
 def plan_model(found: Resolved, loads: Sequence[DeviceLoad]) -> PlanReport:
     """The plan on devices as full as `loads` says. Raises LoadError for a model that no family serves."""
     limit = _limit(found.engine, {load.index: load.vram_free_mb for load in loads})
-    return _report(found, _design(found, limit))
+    made, coded = _design(found, limit)
+    return _report(found, made, choose_quant(found.engine, refuses_native(found.engine), coded=coded))
 
 
 def compile_ahead(found: Resolved, inherited: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
@@ -124,19 +126,21 @@ def _limit(spec: EngineSpec, free_mb: Mapping[int, int]) -> int:
     return int(free * CUDA_SHARE) if spec.platform == "cuda" else free // spec.tensor_parallel
 
 
-def _design(found: Resolved, limit: int) -> Design | DoesNotFitError:
+def _design(found: Resolved, limit: int) -> tuple[Design | DoesNotFitError, bool]:
+    """And whether the checkpoint has matrices whose codes a GPU may keep."""
     try:
         with open_checkpoint(Path(found.engine.path)) as checkpoint:
-            spec = as_converted(found.engine, checkpoint)
-            return design(checkpoint.config, spec, limit=limit, storage=checkpoint.storage)
-    except DoesNotFitError as error:
-        return error
+            spec, coded = as_converted(found.engine, checkpoint), MXFP4 in checkpoint.storage.values()
+            try:
+                return design(checkpoint.config, spec, limit=limit, storage=checkpoint.storage), coded
+            except DoesNotFitError as error:
+                return error, coded
     except ModelError as error:
         raise LoadError("bad_checkpoint", f"{found.spec.model_id}: {error}") from error
 
 
-def _report(found: Resolved, made: Design | DoesNotFitError) -> PlanReport:
-    quant, reason = choose_quant(found.engine, refuses_native(found.engine))
+def _report(found: Resolved, made: Design | DoesNotFitError, chosen: tuple[str, str]) -> PlanReport:
+    quant, reason = chosen
     kv, kv_reason = choose_kv(found.engine.kv_dtype, found.engine.platform)
     fits = isinstance(made, Design)
     return PlanReport(

@@ -39,7 +39,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.workers.follow": ({"neuron_jax.engine"}, set()),
     "neuron_jax.workers.compile_ahead": ({"models", "neuron_jax.engine"}, JAX),
     "neuron_jax.workers.compile_abroad": (
-        {"neuron_jax.deviceless", "neuron_jax.engine", "neuron_jax.hardware.cards"},
+        {"models.storage", "neuron_jax.deviceless", "neuron_jax.engine", "neuron_jax.hardware.cards"},
         set(),
     ),
     "neuron_jax.workers.convert": ({"models", "neuron_jax.engine", "neuron_jax.weights"}, JAX),
@@ -65,7 +65,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "neuron_jax.daemon.assign": ({"neuron_jax.config", "neuron_jax.errors", "neuron_jax.hardware.records"}, set()),
-    "neuron_jax": ({"neuron_jax", "models.errors", "models.native.build", "models.spec"}, WEB),
+    "neuron_jax": ({"neuron_jax", "models.errors", "models.native.build", "models.spec", "models.storage"}, WEB),
     "cortex_gateway.dialects": ({"neuron_jax.common.names", "neuron_jax.common.nesting"}, set()),
     "cortex_gateway.openapi": (set(), set()),
     "cortex_gateway.placement": ({"neuron_jax.common.names"}, set()),

@@ -18,6 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from neuron_jax.deviceless.census import Census, Launch, launches
 from neuron_jax.deviceless.programs import abroad, compile_key, shallow
+from neuron_jax.deviceless.stored import promised
 from neuron_jax.engine.build import design
 from neuron_jax.hardware.cards import card
 from neuron_jax.workers.frames import EngineSpec
@@ -47,7 +48,7 @@ def main() -> None:
         max_slots=given.slots,
         chunk_tokens=given.chunk,
     )
-    made = design(config, spec, limit=int(one.memory * 0.97))
+    made = design(config, spec, limit=int(one.memory * 0.97), storage=promised(config))
     program = abroad(made, one)
     pages = ", ".join(map(str, made.plan.groups))
     print(f"{given.model}, {len(made.model.layers)} layers, tp {given.tp}, {one.name}, quant {made.quant}: ", end="")

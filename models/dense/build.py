@@ -18,7 +18,7 @@ from models.dense.record import Dense
 from models.dense.rules import EXACT, rules
 from models.errors import ModelError
 from models.functional import Functional, functional
-from models.linears import Linears, check, tile
+from models.linears import Linears, check, keep, tile
 from models.mapping import Ignore, Rule
 from models.native.tiles import Tiles
 from models.nn import Live
@@ -42,6 +42,7 @@ class DenseModel:
     drafts: bool
     rules: Sequence[Rule | Ignore]
     tiles: Mapping[str, Tiles]
+    coded: frozenset[str]
     _transform: Transform | None
     _network: Functional[Decoder]
 
@@ -126,7 +127,8 @@ def build_dense(
         made, tiles = tile(
             made, storage, quant, gated=("gate_up",) * (c.activation.halves - 1), tables=TABLES, exact=EXACT
         )
-    make = Linears(quant, layout.dtype, tensor_parallel, expert_parallel, tiles)
+    made, coded = keep(made, storage)
+    make = Linears(quant, layout.dtype, tensor_parallel, expert_parallel, tiles, coded)
     heads = layout.heads.slots, layout.heads.width, tensor_parallel
     layers = c.layers_in(*heads)
     ahead = evolve(c, stack=(c.ahead,)).layers_in(*heads)[0] if draft else None
@@ -140,6 +142,7 @@ def build_dense(
         drafts=draft,
         rules=made,
         tiles=tiles,
+        coded=coded,
         transform=None,
         network=functional(lambda: Decoder(c, layout, layers, make, ahead)),
     )

@@ -19,6 +19,7 @@ from models.dense.layout import Layout
 from models.dense.mlp_rules import gated_rules, spread
 from models.dense.names import Names, together
 from models.dense.record import Dense, Experts
+from models.linears import undecided
 from models.mapping import Part, Rule, Store, store_as, store_each
 from models.storage import Array
 
@@ -127,7 +128,8 @@ def _matrices(
     e, d, _, devices, width = sizes
 
     def rule(name: str, shape: tuple[int, ...], inputs: int, which: int) -> Rule:
-        store = layout.store(inputs) if layout.native else store_each(layout.store(inputs))
+        one = layout.store(inputs)
+        store = one if one is undecided else store_each(one)
         parts, *others = (way[which] for way in ways)
         return Rule(path + name, shape, layout.wide, parts, store, inputs, stacked=True, others=tuple(others))
 
@@ -145,7 +147,7 @@ def _by_number(layout: Layout, names: Names, e: int, d: int, f: int) -> tuple[Pa
         for number in range(e)
         for place, what in enumerate(_halves(names))
     )
-    return gate_up, tuple(_columns(layout, name("down", number), (d, f), (number,)) for number in range(e))
+    return gate_up, tuple(Part(name("down", number), (d, f), (number,)) for number in range(e))
 
 
 def _in_one(layout: Layout, names: Names, e: int, d: int, f: int) -> tuple[Parts, Parts]:
@@ -153,7 +155,7 @@ def _in_one(layout: Layout, names: Names, e: int, d: int, f: int) -> tuple[Parts
         Part(f"{together(names[f'experts.{what}'])}.weight", (e, f, d), (_EVERY, _EVERY, place), _each(layout, e, f))
         for place, what in enumerate(_halves(names))
     )
-    return gate_up, (_columns(layout, f"{together(names['experts.down'])}.weight", (e, d, f), ()),)
+    return gate_up, (Part(f"{together(names['experts.down'])}.weight", (e, d, f)),)
 
 
 def _halves(names: Names) -> tuple[str, ...]:
@@ -170,14 +172,6 @@ def _each(layout: Layout, e: int, f: int) -> Arrange:
     return arrange
 
 
-def _columns(layout: Layout, name: str, shape: tuple[int, ...], index: tuple[int, ...]) -> Part:
-    """[..., D, F] -> [..., D, devices, F of a device]; on one device blocks keep their columns."""
-    if layout.tensor_parallel == 1:
-        return Part(name, shape, index)
-    split = spread(layout, shape[-1])
-    return Part(name, shape, index, lambda tensor: np.moveaxis(split(np.moveaxis(tensor, -1, 0)), (0, 1), (-2, -1)))
-
-
 def _fused(layout: Layout, names: Names, e: int, d: int, f: int) -> tuple[Parts, Parts]:
     each = _each(layout, e, f)
 
@@ -186,7 +180,7 @@ def _fused(layout: Layout, names: Names, e: int, d: int, f: int) -> tuple[Parts,
         return np.stack([each(half) for half in np.split(tensor.reshape(e, 2 * f, -1), 2, axis=1)], axis=2)
 
     gate_up = Part(names["fused.gate_up"], (e, 2 * f, d), (), both)
-    return (gate_up,), (_columns(layout, names["fused.down"], (e, d, f), ()),)
+    return (gate_up,), (Part(names["fused.down"], (e, d, f)),)
 
 
 def _turned(layout: Layout, names: Names, e: int, d: int, f: int) -> tuple[Parts, Parts]:
@@ -204,16 +198,16 @@ def _columns_last(arrange: Arrange) -> Arrange:
 
 
 def _as_oss(layout: Layout, names: Names, e: int, d: int, f: int) -> list[tuple[Parts, Parts]]:
-    both, columns = _both(layout, e, f), _columns(layout, "", (e, d, f), ())
+    both = _both(layout, e, f)
     gate_up, down, last = names["oss.gate_up"], names["oss.down"], _columns_last
     return [
         (
             (Part(gate_up, (e, d, 2 * f), (), last(both), moves_columns=True),),
-            (Part(down, (e, f, d), (), last(columns.arrange), moves_columns=True),),
+            (Part(down, (e, f, d), (), lambda tensor: np.swapaxes(tensor, 1, 2), moves_columns=True),),
         ),
         (
             (Part(f"{gate_up}.weight", (e, 2 * f, d), (), both),),
-            (evolve(columns, name=f"{down}.weight"),),
+            (Part(f"{down}.weight", (e, d, f)),),
         ),
     ]
 

@@ -7,8 +7,9 @@ from attrs import evolve, frozen
 
 from models.dense.record import Dense
 from models.heads import HeadLayout
-from models.linears import linear_store, table_store, untiled
+from models.linears import linear_store, table_store, undecided
 from models.mapping import Store
+from models.storage import MXFP4
 
 
 @frozen
@@ -46,22 +47,25 @@ class Layout:
         """The dtype that matrices are assembled in, before they are rounded; None = as stored."""
         if self.native:
             return np.dtype(np.float32) if self.quant == "none" else None
-        return self.dtype if self.quant == "none" else np.dtype(np.float32)
+        return self.dtype if self.quant in ("none", "stored") else np.dtype(np.float32)
 
     def split(self, width: int) -> int:
-        """Of an MLP's width, padded where it does not divide, what one device has."""
+        """Of an MLP's width, padded where it does not divide, what one device has: whole groups of codes where there may be
+        codes."""
+        if self.quant == "stored" and self.tensor_parallel > 1 and width % MXFP4.group == 0:
+            return -(-width // (MXFP4.group * self.tensor_parallel)) * MXFP4.group
         return -(-width // self.tensor_parallel)
 
     def store(self, inputs: int) -> Store:
         """What a matrix with `inputs` in-dimensions is kept as."""
-        return untiled if self.native else linear_store(inputs, self.quant)
+        return undecided if self.native else linear_store(inputs, self.quant)
 
     @property
     def exact(self) -> tuple[Any, Store]:
         """The dtype that a small map is assembled in, and what it is kept as: no narrower than it is stored."""
-        return (self.wide, untiled) if self.native else (np.dtype(np.float32), linear_store(1, "none"))
+        return (self.wide, undecided) if self.native else (np.dtype(np.float32), linear_store(1, "none"))
 
     @property
     def table_store(self) -> Store:
         """What the table of tokens is kept as."""
-        return untiled if self.native else table_store(self.quant)
+        return undecided if self.native else table_store(self.quant)

@@ -42,6 +42,9 @@ _ROWS = re.compile(r"/\w+_rows?/pallas_call")
 _EXPERTS = re.compile(r"/\w+_experts_(\d+)_of_(\d+)_(\d+)/pallas_call")
 """A product with some matrices of a stack: with how many at most, of how many, and with how many rows at once."""
 
+_PACKED = re.compile(r"/(int4|mxfp4)_\w+/pallas_call")
+"""A product of ours with two weights in a byte."""
+
 _NARROW = frozenset(("s4", "u4", "s8", "u8", "f8e4m3fn", "f8e5m2", "f4e2m1fn"))
 
 
@@ -188,10 +191,11 @@ class _Walk:
                         yield path
 
     def widened(self) -> Iterator[str]:
-        """Weights of at most 8 bits of which a kernel writes as many values, or half of them, in 16 bits or more."""
+        """Weights of at most 8 bits of which a kernel writes as many values, or half of them, in 16 bits or more. Kernels of
+        ours write products."""
         for place in self._places(_Place(self.module.entry, {})):
             for one in place.computation.instructions:
-                if one.opcode in SILENT or (one.called and one.opcode != "fusion"):
+                if one.opcode in SILENT or one.target == OURS or (one.called and one.opcode != "fusion"):
                     continue
                 for operand in one.operands:
                     source = place.computation.by_name.get(operand)
@@ -346,7 +350,7 @@ def _ours(one: Instruction, computation: Computation) -> tuple[int, str]:
         return 0, ""
     given = [computation.by_name[name].shapes[0] for name in one.operands]
     matrix = max(given, key=lambda shape: shape.nbytes)
-    weights = matrix.elements * (2 if matrix.dtype == "u8" and any(shape.dtype == "f16" for shape in given) else 1)
+    weights = matrix.elements * (2 if _PACKED.search(one.path) else 1)
     rows = given[0].dims[0]
     if some is not None:
         rows, weights = int(some[1]) if some[3] == "1" else one.shapes[0].dims[0], weights // int(some[2])

@@ -21,7 +21,7 @@ from models.native.scratch import recurrent_bytes, scratch_bytes
 from models.registry import build, family_of
 from models.sharding import EXPERT, make_mesh, replicated
 from models.spec import Drafter, Model, RecurrentLayer
-from models.storage import Storage
+from models.storage import MXFP4, Storage
 from neuron_jax.engine import drawing, expert_products, native_sampler, products, recurring, sampler
 from neuron_jax.engine.attention import storing
 from neuron_jax.engine.attention.choose import Rung, choose
@@ -108,7 +108,8 @@ def design(config: Any, spec: EngineSpec, *, limit: int, storage: Mapping[str, S
 
 def model_of(config: Any, spec: EngineSpec, storage: Mapping[str, Storage] | None = None) -> Model:
     """The model that an engine of `spec` computes with. Raises models.errors.ModelError."""
-    return bound(config, spec, choose_quant(spec, refuses_native(spec))[0], storage)
+    coded = MXFP4 in (storage or {}).values()
+    return bound(config, spec, choose_quant(spec, refuses_native(spec), coded=coded)[0], storage)
 
 
 def _dtype(spec: EngineSpec) -> Any:
@@ -120,7 +121,7 @@ def design_of(model: Model, spec: EngineSpec, *, limit: int, adapters: Sequence[
     """What an engine of `spec` for `model` will look like; `adapters` are those of the spec. Raises as `design` does, and
     ModelError for adapters that do not fit."""
     not_native = refuses_native(spec)
-    quant, reason = choose_quant(spec, not_native)
+    quant, reason = choose_quant(spec, not_native, coded=bool(model.coded))
     kv, kv_reason = choose_kv(spec.kv_dtype, spec.platform)
     dtype = _dtype(spec)
     gathered = gather(model, adapters, dtype) if adapters else None
@@ -258,14 +259,17 @@ def keeps_promise(spec: EngineSpec, slots: int, *, exact: bool) -> tuple[bool, s
     return True, f"as asked: every token in a step of {slots} rows, checked at the start"
 
 
-def choose_quant(spec: EngineSpec, not_native: str | None) -> tuple[str, str]:
-    """The weights' format, and why. `auto` is what measured fastest without changing the text (docs/benchmarks.md)."""
+def choose_quant(spec: EngineSpec, not_native: str | None, *, coded: bool) -> tuple[str, str]:
+    """The weights' format, and why. `auto` is what measured fastest without changing the text (docs/benchmarks.md). `coded`:
+    the checkpoint has matrices whose codes a GPU may keep."""
     if spec.quant != "auto":
         return spec.quant, "as asked"
     if not_native is None:
         return "stored", "auto: as the checkpoint stores them, computed in float32"
     if spec.platform == "cpu":
         return "none", f"auto: float32, without the native kernels: {not_native}"
+    if coded:
+        return "stored", "auto: bfloat16, and MXFP4 where the checkpoint has it"
     return "none", "auto: bfloat16, the GPU's own format"
 
 

@@ -23,12 +23,12 @@ from models.nn import RMSNorm
 from models.spread import experts_over
 from neuron_jax.engine import products, trials
 from neuron_jax.engine.attention.trial import tolerance
-from neuron_jax.engine.products import BITS, WrongError, some_values
+from neuron_jax.engine.products import BITS, WrongError, some_exponents, some_values
 from neuron_jax.engine.trials import Trial, Verdict
 
 log = logging.getLogger("neuron.engine")
 
-QUANT: Mapping[Kind, str] = {"float": "none", "int8": "int8", "int4": "int4", "fp8": "fp8"}
+QUANT: Mapping[Kind, str] = {"float": "none", "int8": "int8", "int4": "int4", "fp8": "fp8", "mxfp4": "stored"}
 """How a model is kept whose experts are of such a kind."""
 
 TOKENS = (1, 16, 64, 1024)
@@ -107,10 +107,17 @@ def some_experts(shape: MixtureShape, dtype: Any) -> tuple[Any, Any]:
     """A layer's experts of such a shape, as graph and random leaves, as many as MOST_BYTES hold."""
     activation = SILU if shape.gate_up.gated else RELU2
     experts = Experts(count=_count(shape), active=shape.active, width=shape.down.inputs)
-    make = Linears(QUANT[shape.gate_up.kind], dtype)
+    coded = shape.gate_up.kind == "mxfp4"
+    make = Linears(QUANT[shape.gate_up.kind], dtype, coded=("experts.gate_up", "experts.down") if coded else ())
     made = make.experts("experts", experts, activation, shape.gate_up.inputs, experts.width)
     graph, leaves = nnx.split(made)
-    return graph, jax.tree.map(lambda leaf: some_values(leaf.shape, leaf.dtype), leaves)
+
+    def some(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        if coded and path[-1] == "scale":
+            return some_exponents(leaf.shape)
+        return some_values(leaf.shape, leaf.dtype)
+
+    return graph, nnx.map_state(some, leaves)
 
 
 def _through(graph: Any, kernels: ExpertKernels | None, leaves: Any, x: jax.Array, logits: jax.Array) -> jax.Array:

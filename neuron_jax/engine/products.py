@@ -34,7 +34,7 @@ ROWS = (1, 16, 64)
 MOST_BYTES = 256 << 20
 """Of the matrices that a trial reads one after the other: more than any GPU's cache holds."""
 
-BITS: Mapping[Kind, int] = {"float": 16, "table": 16, "exact": 32, "int8": 8, "fp8": 8, "int4": 5}
+BITS: Mapping[Kind, int] = {"float": 16, "table": 16, "exact": 32, "int8": 8, "fp8": 8, "int4": 5, "mxfp4": 4}
 """Of a weight, with its part of a scale."""
 
 CALLS = 5
@@ -158,6 +158,10 @@ def some_matrix(shape: Shape, dtype: Any, seed: int) -> Matrix:
         case "int4":
             groups = ((shape.outputs, shape.inputs // matrices.GROUP), jnp.float16)
             leaves = [((shape.outputs, shape.inputs // 2), jnp.uint8), groups, groups]
+        case "mxfp4":
+            exponents = (shape.outputs, shape.inputs // matrices.GROUP)
+            packed, scale = some_values((shape.outputs, shape.inputs // 2), jnp.uint8, seed), some_exponents(exponents)
+            return Matrix(shape.kind, (packed, scale))
         case _:
             leaves = [(of_codes, jnp.int8 if shape.kind == "int8" else jnp.float8_e4m3fn), (of_codes[:1], jnp.float32)]
     return Matrix(shape.kind, tuple(some_values(*leaf, seed=8 * seed + at) for at, leaf in enumerate(leaves)))
@@ -175,6 +179,11 @@ def some_values(shape: tuple[int, ...], dtype: Any, seed: int = 0) -> jax.Array:
         bits = jax.random.bits(key, shape, jnp.uint8) & jnp.uint8(0xBF) | jnp.uint8(0x08)
         return lax.bitcast_convert_type(bits, jnp.float8_e4m3fn)
     return jax.random.normal(key, shape, dtype) / 64
+
+
+def some_exponents(shape: tuple[int, ...]) -> jax.Array:
+    """Of MXFP4's scales, as weights have them: 2^-8 to 2^-5."""
+    return jax.random.randint(jax.random.key(0), shape, 119, 123, jnp.uint8)
 
 
 def _copies(shape: Shape) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from models.storage import Storage
 from models.wrapper import text_config
 from neuron_jax.weights.converted import ConvertedCheckpoint, is_converted
 from neuron_jax.weights.errors import bad_checkpoint
@@ -17,15 +18,16 @@ from neuron_jax.weights.text_part import text_part
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint", "read_config"]
 
 
-def read_config(path: Path) -> Mapping[str, Any]:
-    """The config of what `open_checkpoint` takes, or of a folder that holds nothing but a config.json.
+def read_config(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Storage] | None]:
+    """The config of what `open_checkpoint` takes and what its tensors are stored as, by name; None where a folder holds
+    nothing but a config.json.
 
     Raises WeightsError.
     """
     if path.is_dir() and not is_converted(path) and not any(path.glob("*.safetensors*")):
-        return text_config(read_json(path / "config.json"))
+        return text_config(read_json(path / "config.json")), None
     with open_checkpoint(path) as checkpoint:
-        return checkpoint.config
+        return checkpoint.config, checkpoint.storage
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

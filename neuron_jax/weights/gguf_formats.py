@@ -7,7 +7,7 @@ layouts.
 import numpy as np
 from attrs import frozen
 
-from models.storage import BFLOAT16, FLOAT16, FLOAT32, Blocks, Storage
+from models.storage import BFLOAT16, FLOAT16, FLOAT32, MXFP4, Blocks, Storage
 from neuron_jax.weights import gguf_iq, gguf_narrow
 from neuron_jax.weights.gguf_bits import Bytes, Floats, Unpack, Unpacked, fields, half, nibbles
 
@@ -139,7 +139,7 @@ FORMATS: dict[int, BlockFormat] = {
     30: BlockFormat("BF16", 1, 2, BFLOAT16),
     34: BlockFormat("TQ1_0", _SUPER, 54, Storage(4, _SUPER, offset=True, half=True), gguf_narrow.tq1_0),
     35: BlockFormat("TQ2_0", _SUPER, 66, Storage(4, _SUPER, offset=True, half=True), gguf_narrow.tq2_0),
-    39: BlockFormat("MXFP4", 32, 17, Storage(8, 32), gguf_narrow.mxfp4),
+    39: BlockFormat("MXFP4", 32, 17, MXFP4, gguf_narrow.mxfp4),
     40: BlockFormat("NVFP4", 64, 36, Storage(8, 16), gguf_narrow.nvfp4),
     41: BlockFormat("Q1_0", 128, 18, Storage(4, 128, offset=True), gguf_narrow.q1_0),
     42: BlockFormat("Q2_0", 64, 18, Storage(4, 64, offset=True, half=True), gguf_narrow.q2_0),

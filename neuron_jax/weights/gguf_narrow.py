@@ -5,11 +5,13 @@ Layouts as in ggml-common.h, values as in ggml-quants.c.
 
 import numpy as np
 
+from models.storage import E2M1
 from neuron_jax.weights.gguf_bits import Bytes, Unpacked, fields, half, neighbours, nibbles
-from neuron_jax.weights.quantized.mxfp4 import DOUBLED, half_scale
+from neuron_jax.weights.quantized.mxfp4 import powers
 
 _POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
 _NAN = 0x7F
+_DOUBLED = (2 * E2M1).astype(np.int8)
 
 
 def tq1_0(raw: Bytes) -> Unpacked:
@@ -40,12 +42,12 @@ def q2_0(raw: Bytes) -> Unpacked:
 
 def mxfp4(raw: Bytes) -> Unpacked:
     """An exponent, then 4-bit floats."""
-    return Unpacked(DOUBLED[nibbles(raw[:, 1:])], half_scale(raw[:, :1]))
+    return Unpacked(nibbles(raw[:, 1:]), powers(raw[:, :1]))
 
 
 def nvfp4(raw: Bytes) -> Unpacked:
     """Four float8 scales, E4M3 of which the sign does not count and NaN is zero, then four groups of 16 4-bit floats."""
     exponent, fraction = (raw[:, :4] >> 3 & 15).astype(np.int32), (raw[:, :4] & 7).astype(np.float32)
     scale = np.ldexp(fraction + np.float32(8) * (exponent > 0), np.maximum(exponent, 1) - 11).astype(np.float32)
-    codes = DOUBLED[nibbles(raw[:, 4:].reshape(-1, 8))]
+    codes = _DOUBLED[nibbles(raw[:, 4:].reshape(-1, 8))]
     return Unpacked(codes.reshape(-1, 64), np.where(raw[:, :4] == _NAN, np.float32(0), scale))

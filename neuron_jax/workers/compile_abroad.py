@@ -1,8 +1,9 @@
 """The process behind `neuron plan --device`: an engine's programs compiled for a card that is not here, and what they would do.
 
 Started by `neuron_jax.workers.child` with the settings of `deviceless.topology`. Its options are a card's name, the model's
-config and whether to compile `all`. It tells {"phase", "done", "total", "unit"} as it goes, {"program": ...} for each
-program, {"plan": rows} with what a step takes by the compiler's word, and last {"predicted": ...}.
+config, the names of its tensors in MXFP4, and whether to compile `all`. It tells {"phase", "done", "total", "unit"} as it
+goes, {"program": ...} for each program, {"plan": rows} with what a step takes by the compiler's word, and last
+{"predicted": ...}.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,16 +21,19 @@ CONTEXT = 1024
 
 def work(spec: EngineSpec, options: Mapping[str, Any], tell: Tell) -> None:
     """Compile the programs of a model's first layers, or all programs of the whole model, and reckon with their kernels."""
+    from models.storage import MXFP4
     from neuron_jax.deviceless.programs import Depth, abroad, compile_key, shallow
     from neuron_jax.engine.build import design
     from neuron_jax.engine.memory import held, settle
     from neuron_jax.hardware.cards import card
 
     config, one = options["config"], card(options["card"])
-    whole = design(config, spec, limit=spec.memory_mb * 2**20)
+    stored, limit = dict.fromkeys(options["coded"], MXFP4), spec.memory_mb * 2**20
+    whole = design(config, spec, limit=limit, storage=stored)
     every = range(len(whole.model.layers))
     depth = Depth(config, every) if options["all"] else shallow(config)
-    made = whole if len(depth.like) == depth.layers else design(depth.config, spec, limit=spec.memory_mb * 2**20)
+    few = len(depth.like) != depth.layers
+    made = design(depth.config, spec, limit=limit, storage=stored) if few else whole
     program = abroad(whole.of(made.model), one)
     keys = whole.buckets.keys() if options["all"] else _telling(whole.buckets.rows, whole.buckets.keys())
     compiled = []

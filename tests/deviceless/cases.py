@@ -11,6 +11,7 @@ from neuron_jax.deviceless.census import Census, launches
 from neuron_jax.deviceless.predict import whole
 from neuron_jax.deviceless.programs import Compiled, Depth, abroad, compile_key, shallow
 from neuron_jax.deviceless.reads import token_bytes
+from neuron_jax.deviceless.stored import promised
 from neuron_jax.engine.buckets import Draws, Key, SlotKey, StepKey
 from neuron_jax.engine.build import Design, design
 from neuron_jax.engine.memory import STEP, held
@@ -56,6 +57,8 @@ CASES = (
     Case("moe", "h100", "int8", devices=2),
     Case("moe", "h100", "fp8", keys=(MANY,)),
     Case("moe", "4090", "int4"),
+    Case("oss", "4090", "stored", keys=(ONE, MANY, PROMPT)),
+    Case("oss", "h100", "stored", devices=2),
     Case("hybrid", "h100", keys=(ONE, PROMPT)),
     Case("demo", "4090", keys=(ONE, PROMPT)),
 )
@@ -143,9 +146,9 @@ def make(case: Case) -> Made:
     one, config = card(case.card), SHAPES[case.model]
     devices = tuple(range(case.devices))
     spec = EngineSpec(case.model, "", platform="cuda", quant=case.quant, devices=devices, tensor_parallel=case.devices)
-    made = design(config, spec, limit=int(0.97 * one.memory))
-    depth = shallow(config)
-    return Made(made, depth, abroad(made.of(design(depth.config, spec, limit=int(0.97 * one.memory)).model), one))
+    depth, stored = shallow(config), promised(config)
+    made, few = (design(cut, spec, limit=int(0.97 * one.memory), storage=stored) for cut in (config, depth.config))
+    return Made(made, depth, abroad(made.of(few.model), one))
 
 
 def measure(case: Case, text: str, folder: Path) -> Measured:

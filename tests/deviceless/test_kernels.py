@@ -35,7 +35,7 @@ pytestmark = [
     ),
 ]
 CARDS = {"a100-80": "sm_80", "3060": "sm_86", "4090": "sm_89", "h100": "sm_90a", "5090": "sm_120"}
-KINDS: list[Kind] = ["float", "table", "int8", "fp8", "int4"]
+KINDS: list[Kind] = ["float", "table", "int8", "fp8", "int4", "mxfp4"]
 Abstract = jax.ShapeDtypeStruct
 
 
@@ -49,6 +49,8 @@ def matrix(kind: Kind, outputs: int, inputs: int) -> tuple[Abstract, ...]:
         case "int4":
             groups = Abstract((outputs, inputs // 32), jnp.float16)
             return Abstract((outputs, inputs // 2), jnp.uint8), groups, groups
+        case "mxfp4":
+            return Abstract((outputs, inputs // 2), jnp.uint8), Abstract((outputs, inputs // 32), jnp.uint8)
     scale = Abstract((outputs,), jnp.float32)
     return Abstract((outputs, inputs), jnp.int8 if kind == "int8" else jnp.float8_e4m3fn), scale
 
@@ -206,24 +208,25 @@ def stack(kind: Kind, count: int, outputs: int, inputs: int) -> Matrix:
 
 @pytest.mark.parametrize("rows", [1, 16, 64, 1024])
 @pytest.mark.parametrize("key", CARDS)
-@pytest.mark.parametrize("kind", ["float", "int8", "fp8", "int4"])
+@pytest.mark.parametrize("kind", ["float", "int8", "fp8", "int4", "mxfp4"])
 def test_experts(kind: Kind, key: str, rows: int, tmp_path: Path) -> None:
-    """Of 128, eight a token, as Qwen3 30B-A3B has them: as of products."""
-    gate_up, down = stack(kind, 128, 1536, 2048), stack(kind, 128, 2048, 768)
-    x, logits = Abstract((rows, 2048), jnp.bfloat16), Abstract((rows, 128), jnp.float32)
-    norm, biases = (
-        Abstract((2048,), jnp.float32),
-        (Abstract((128, 1536), jnp.bfloat16), Abstract((128, 2048), jnp.bfloat16)),
-    )
+    """Of 128, eight a token, as Qwen3 30B-A3B has them, or of 32, four a token, as gpt-oss 20B has them: as of products."""
+    oss = kind == "mxfp4"
+    count, active, inner, width = (32, 4, 2880, 2880) if oss else (128, 8, 768, 2048)
+    activation = Activation("swiglu_oai", 7.0) if oss else Activation()
+    gate_up, down = stack(kind, count, 2 * inner, width), stack(kind, count, width, inner)
+    x, logits = Abstract((rows, width), jnp.bfloat16), Abstract((rows, count), jnp.float32)
+    norm = Abstract((width,), jnp.float32)
+    biases = Abstract((count, 2 * inner), jnp.bfloat16), Abstract((count, width), jnp.bfloat16)
 
     def layer(x: Any, logits: Any, norm: Any, biases: Any, *leaves: Any) -> jax.Array:
-        chosen, shares = routing_triton.route(Experts(count=128, active=8, width=768), logits)
+        chosen, shares = routing_triton.route(Experts(count=count, active=active, width=inner), logits)
         maps = (Matrix(kind, one) for one in leaves)
         return experts_triton.through(
-            x, chosen, shares, ExpertMatrices(*maps, Activation(), Norm(norm, 1e-5), *biases), x
+            x, chosen, shares, ExpertMatrices(*maps, activation, Norm(norm, 1e-5), *biases), x
         )
 
     made = compiled(key, tmp_path, layer, x, logits, norm, biases, gate_up.leaves, down.leaves)
 
-    assert made.memory_analysis().temp_size_in_bytes < 2**21 + rows * 8 * 2048 * 8
+    assert made.memory_analysis().temp_size_in_bytes < 2**21 + rows * active * (inner * 2 + width * 4) * 2
     assert spilled(tmp_path, CARDS[key]) == []

@@ -85,10 +85,39 @@ QWEN3_5_9B: Config = {
 }
 """A hybrid: three layers of the gated delta rule, then one of attention."""
 
+GPT_OSS_20B: Config = {
+    "architectures": ["GptOssForCausalLM"],
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "sliding_window": 128,
+    "vocab_size": 201088,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 150000.0,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "quantization_config": {"quant_method": "mxfp4"},
+}
+
 SHAPES = {
     "llama-8b": LLAMA_8B,
     "llama-70b": LLAMA_70B,
     "demo": DEMO,
     "moe": QWEN3_30B_A3B,
+    "oss": GPT_OSS_20B,
     "hybrid": QWEN3_5_9B,
 }

@@ -50,6 +50,7 @@ class Kinds:
     widest: int = F
     experts: tuple[int, int] = (1, 1)
     rules: Sequence[Any] = ()
+    coded: frozenset[str] = frozenset()
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:

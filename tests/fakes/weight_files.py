@@ -45,7 +45,9 @@ def random_blocks(storage: Storage, rows: int = 6, columns: int = 64, seed: int 
     low, high = (0, 16) if storage.bits == 4 else (-128, 128)
     groups = (rows, -(-columns // storage.group))
     scale, offset = (rng.standard_normal(groups).astype(np.float16).astype(np.float32) for _ in range(2))
-    if not storage.half:
+    if storage.e2m1:
+        scale = np.ldexp(np.float32(1), rng.integers(-9, 9, groups))
+    elif not storage.half:
         scale, offset = scale * 63, offset * 63
     codes = rng.integers(low, high, (rows, columns)).astype(np.int8)
     return Blocks(codes, scale, offset if storage.offset else None, storage)

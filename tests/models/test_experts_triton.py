@@ -12,11 +12,14 @@ from attrs import evolve
 from models.dense.record import Activation, Experts
 from models.experts_xla import ExpertsXla
 from models.linears import Linears, linear_store
+from models.linears_xla import store_mxfp4
 from models.mapping import store_each
 from models.matrices import Shape
 from models.mixtures import ExpertKernels, MixtureShape, computing
 from models.nn import RMSNorm
 from models.routing import route
+from models.storage import MXFP4
+from tests.fakes.weight_files import random_blocks
 from tests.models.test_linears_xla import with_leaves
 
 experts_triton = pytest.importorskip("models.experts_triton", reason="this JAX has no Triton", exc_type=ImportError)
@@ -31,7 +34,8 @@ rng = np.random.default_rng(5)
 
 def layer(quant: str, experts: Experts, activation: Activation, dtype: Any = jnp.float32) -> ExpertsXla:
     """With random weights."""
-    made = Linears(quant, dtype).experts("experts", experts, activation, WIDTH, INNER)
+    coded = ("experts.gate_up", "experts.down") if quant == "stored" else ()
+    made = Linears(quant, dtype, coded=coded).experts("experts", experts, activation, WIDTH, INNER)
     assert isinstance(made, ExpertsXla)
     count, halves = experts.count, activation.halves
     for maps, shape, inputs in (
@@ -39,7 +43,11 @@ def layer(quant: str, experts: Experts, activation: Activation, dtype: Any = jnp
         (made.down, (count, WIDTH, 1, INNER), 2),
     ):
         whole = rng.standard_normal(shape).astype(np.float32) / 8
-        leaves = dict(store_each(linear_store(inputs, quant))(whole))
+        if coded:
+            blocks = random_blocks(MXFP4, whole.size // shape[-1], shape[-1])
+            leaves = store_mxfp4(evolve(blocks, scale=blocks.scale / 64), shape, inputs)
+        else:
+            leaves = dict(store_each(linear_store(inputs, quant))(whole))
         if experts.bias:
             leaves["bias"] = rng.standard_normal(shape[: len(shape) - inputs]).astype(np.float32)
         said = {name: getattr(maps, name).get_value().dtype for name in leaves}
@@ -82,6 +90,9 @@ SIGMOID = evolve(SIX, scoring="sigmoid", scale=2.5)
         ("int4", OSS, CLAMPED, 1),
         ("int4", SIX, SILU, 17),
         ("int4", SIX, SILU, 70),
+        ("stored", OSS, CLAMPED, 1),
+        ("stored", OSS, CLAMPED, 17),
+        ("stored", OSS, CLAMPED, 70),
         ("fp8", SIGMOID, Activation("relu2"), 1),
         ("fp8", SIGMOID, Activation("relu2"), 5),
     ],
@@ -122,7 +133,7 @@ def test_pairs_are_sorted_by_their_experts(pairs: int, count: int) -> None:
     assert (counts == np.bincount(chosen, minlength=count)).all()
 
 
-@pytest.mark.parametrize("quant", ["none", "int4"])
+@pytest.mark.parametrize("quant", ["none", "int4", "stored"])
 def test_a_token_does_not_depend_on_those_beside_it(quant: str) -> None:
     made = layer(quant, SIX, Activation())
     x = jnp.asarray(rng.standard_normal((5, WIDTH)), jnp.float32)

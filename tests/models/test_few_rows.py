@@ -11,11 +11,14 @@ import pytest
 from models import matrices
 from models.dense.record import Activation
 from models.linears import Linears, linear_store, table_store
-from models.matrices import Around, Kind, Matrix, Shape, computing
+from models.linears_xla import store_mxfp4
+from models.matrices import PACKED, Around, Kind, Matrix, Shape, computing
 from models.native.ops import Norm
 from models.nn import Dims, RMSNorm
 from models.products import unpack_int4
 from models.rounding import fp8_by_channel, int8_by_channel
+from models.storage import MXFP4
+from tests.fakes.weight_files import random_blocks
 from tests.models.test_linears_xla import with_leaves
 
 few_rows = pytest.importorskip("models.few_rows", reason="this JAX has no Triton", exc_type=ImportError)
@@ -23,7 +26,7 @@ few_rows = pytest.importorskip("models.few_rows", reason="this JAX has no Triton
 OUT, IN = 64, 1024
 """Inputs of more than one step of either kernel."""
 
-KINDS: list[Kind] = ["float", "table", "int8", "fp8", "int4"]
+KINDS: list[Kind] = ["float", "table", "int8", "fp8", "int4", "mxfp4"]
 rng = np.random.default_rng(3)
 
 
@@ -39,6 +42,10 @@ def matrix_of(kind: Kind, dtype: Any, inputs: int = IN) -> tuple[Matrix, np.ndar
         leaves = linear_store(1, "int4")(whole)
         matrix = Matrix(kind, tuple(jnp.asarray(leaves[name]) for name in ("kernel", "scale", "offset")))
         return matrix, np.asarray(unpack_int4(*matrix.leaves))
+    if kind == "mxfp4":
+        blocks = random_blocks(MXFP4, OUT, inputs)
+        leaves = store_mxfp4(blocks, (OUT, inputs), 1)
+        return Matrix(kind, tuple(jnp.asarray(leaves[name]) for name in ("kernel", "scale"))), blocks.dequantize()
     codes, scale = (int8_by_channel if kind == "int8" else fp8_by_channel)(whole, 1)
     return Matrix(kind, (jnp.asarray(codes), jnp.asarray(scale))), codes.astype(np.float32) * scale[:, None]
 
@@ -58,7 +65,8 @@ def wanted(x: jax.Array, values: np.ndarray, around: Around) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("kind", "rows", "dtype"),
-    [(kind, *size) for kind in KINDS for size in ((1, jnp.float32), (17, jnp.bfloat16))] + [("int4", 5, jnp.float32)],
+    [(kind, *size) for kind in KINDS for size in ((1, jnp.float32), (17, jnp.bfloat16))]
+    + [(kind, 5, jnp.float32) for kind in PACKED],
 )
 def test_products_are_those_of_the_stored_values(kind: Kind, rows: int, dtype: Any) -> None:
     """Of a row alone, and of rows padded to 16 and to 32; with the norm before and what stands behind: a bias and a gate, or
@@ -74,7 +82,7 @@ def test_products_are_those_of_the_stored_values(kind: Kind, rows: int, dtype: A
         assert np.abs(got - true).max() <= np.abs(true).max() * (1e-5 if dtype == jnp.float32 else 1e-2)
 
 
-@pytest.mark.parametrize("kind", ["float", "exact", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["float", "exact", "int8", *PACKED])
 def test_a_row_reads_what_no_power_of_two_divides(kind: Kind) -> None:
     """In steps as large as any, of which the last is not full."""
     matrix, values = matrix_of(kind, jnp.float32, 320)
@@ -86,7 +94,7 @@ def test_a_row_reads_what_no_power_of_two_divides(kind: Kind) -> None:
     assert np.abs(got - true).max() <= np.abs(true).max() * 1e-5
 
 
-@pytest.mark.parametrize("kind", ["float", "int4"])
+@pytest.mark.parametrize("kind", ["float", *PACKED])
 def test_a_row_does_not_depend_on_those_beside_it(kind: Kind) -> None:
     """Not on how many there are either, as long as it is not alone."""
     matrix, _ = matrix_of(kind, jnp.bfloat16)
@@ -107,6 +115,7 @@ def test_a_row_does_not_depend_on_those_beside_it(kind: Kind) -> None:
         (Shape("float", 48, 256), True),
         (Shape("int4", 64, 192), False),
         (Shape("int4", 64, 160), True),
+        (Shape("mxfp4", 64, 192), False),
         (Shape("int8", 64, 256, gated=True), False),
         (Shape("int8", 32, 256, gated=True), True),
     ],

@@ -1,6 +1,7 @@
 """int4 and fp8 products against float ones: what rounding allows and no more, rows independent of each other."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from models.products import fp8_matmul, int4_matmul, multiplies_fp8, unpack_int4
+from models.products import (
+    LARGEST_E8M0,
+    fp8_matmul,
+    int4_matmul,
+    multiplies_fp8,
+    mxfp4_halves,
+    mxfp4_matmul,
+    unpack_int4,
+)
 from models.rounding import fp8_by_channel, pack_int4
+from models.storage import E2M1
 
 RNG = np.random.default_rng(5)
 OUT, IN = 48, 128
@@ -40,6 +50,23 @@ def test_int4_products_are_those_of_the_unpacked_values(group: int, offset: bool
     assert (packed.shape, packed.dtype) == ((OUT, IN // 2), np.uint8)
     np.testing.assert_allclose(unpack_int4(*as_jax(packed, scale, low)), values, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(found, ROWS @ values.T, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_products_of_four_bit_floats_are_exact_but_for_the_sums(dtype: Any) -> None:
+    """Every code by every scale that weights have: bfloat16 has all of their values."""
+    codes = np.tile(np.arange(16, dtype=np.int8), (OUT, IN // 16))
+    exponents = RNG.integers(0, LARGEST_E8M0 + 1, (OUT, IN // 32)).astype(np.uint8)
+    exponents[:, 0] = np.clip(exponents[:, 0], 100, 140)
+    values = E2M1[codes] * np.repeat(np.ldexp(np.float32(1), exponents.astype(np.int32) - 127), 32, 1)
+    low, high = mxfp4_halves(*as_jax(pack_int4(codes, 32), exponents), dtype)
+    both = np.stack([np.asarray(part, np.float32).reshape(OUT, -1, 16) for part in (low, high)], axis=2)
+    near = (np.abs(values) > 2.0**-120) | (E2M1[codes] == 0)  # what is less, processors take for nothing
+
+    np.testing.assert_array_equal(both.reshape(OUT, IN)[near], values[near])
+    x, first = jnp.asarray(ROWS, dtype), np.s_[:, :32]
+    found = mxfp4_matmul(x[first], *as_jax(pack_int4(codes[first], 32), exponents[:, :1]))
+    np.testing.assert_allclose(found, np.asarray(x[first], np.float32) @ values[first].T, rtol=1e-4, atol=1e-30)
 
 
 def test_int4_values_in_bfloat16_are_rounded_once() -> None:

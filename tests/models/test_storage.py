@@ -6,13 +6,25 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from models.storage import BFLOAT16, FLOAT16, FLOAT32, Blocks, Storage, storage_of, to_storage
+from models.storage import (
+    BFLOAT16,
+    E2M1,
+    FLOAT16,
+    FLOAT32,
+    MXFP4,
+    Blocks,
+    Storage,
+    exponents_of,
+    storage_of,
+    to_storage,
+)
 from tests.fakes.weight_files import random_blocks
 
 CODED = [
     Storage(bits, group, offset, half)
     for bits, group, offset, half in product((4, 8), (16, 32), (False, True), (False, True))
 ]
+CODED.append(MXFP4)
 FLOATS = [FLOAT16, BFLOAT16, FLOAT32]
 
 
@@ -26,7 +38,8 @@ def test_values_follow_the_formula(storage: Storage, columns: int) -> None:
     assert values.dtype == np.float32
     for n, k in np.ndindex(values.shape):
         offset = 0.0 if blocks.offset is None else float(blocks.offset[n, k // storage.group])
-        exact = float(blocks.scale[n, k // storage.group]) * int(blocks.codes[n, k]) + offset
+        code = blocks.codes[n, k]
+        exact = float(blocks.scale[n, k // storage.group]) * float(E2M1[code] if storage.e2m1 else code) + offset
         assert values[n, k] == np.float32(exact)
 
 
@@ -59,6 +72,7 @@ def test_joins_are_as_narrow_as_can_be() -> None:
         (Storage(4, 32, offset=True), Storage(4, 32)),
         (Storage(4, 32), Storage(4, 32, half=True)),
         (Storage(4, 32), BFLOAT16),
+        (Storage(4, 32), MXFP4),
     ],
 )
 def test_narrowing_that_loses_is_our_bug(storage: Storage, wanted: Storage) -> None:
@@ -89,6 +103,7 @@ def test_bytes_count_codes_and_scales_in_their_own_bits() -> None:
     """Half a byte for a code of 4 bits, two bytes for a scale that is a half; groups are counted by row."""
     assert Storage(4, 32, offset=True, half=True).nbytes((2, 3, 64)) == 2 * 3 * (32 + 2 * 4)
     assert Storage(8, 16).nbytes((3, 40)) == 3 * (40 + 3 * 4)
+    assert MXFP4.nbytes((2, 3, 64)) == 2 * 3 * (32 + 2)
     assert BFLOAT16.nbytes((3, 5)) == 30
     assert random_blocks(Storage(4, 32, offset=True)).nbytes == 6 * (64 + 2 * 2 * 4)
 
@@ -104,3 +119,21 @@ def test_rows_are_arranged_together() -> None:
 def test_a_matrix_of_zeros_is_zero() -> None:
     """Places that nothing fills are exact zeros."""
     assert not Blocks.zeros(3, 40, Storage(4, 32, offset=True)).dequantize().any()
+
+
+def test_floats_of_four_bits_are_what_their_specification_says() -> None:
+    """A sign, two bits of exponent and one of fraction, and numbers without an exponent below 1."""
+    for code, value in enumerate(E2M1):
+        sign, exponent, fraction = (-1) ** (code >> 3), code >> 1 & 3, code & 1
+        assert value == sign * (0.5 * fraction if exponent == 0 else (1 + fraction / 2) * 2 ** (exponent - 1))
+
+
+def test_scales_that_are_powers_of_two_are_a_byte() -> None:
+    """From the least on; zero, which groups have that nothing fills, is some."""
+    bytes_ = np.arange(255, dtype=np.uint8)
+    scale = np.ldexp(np.float32(1), bytes_.astype(np.int32) - 127)
+
+    assert np.array_equal(exponents_of(scale), bytes_)
+    assert exponents_of(np.zeros(1, np.float32)) < 240
+    with pytest.raises(AssertionError, match="powers"):
+        exponents_of(np.float32([0.75]))

@@ -8,7 +8,7 @@ import pytest
 
 from neuron_jax import abroad
 from neuron_jax.cli import run
-from tests.fakes.public_shapes import LLAMA_8B, LLAMA_70B, QWEN3_30B_A3B
+from tests.fakes.public_shapes import GPT_OSS_20B, LLAMA_8B, LLAMA_70B, QWEN3_30B_A3B
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +41,19 @@ def test_a_config_is_enough_for_a_plan(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["at_most_tokens_per_second"] == pytest.approx(67.2, abs=0.1)
     assert found["programs"][:2] == ["step 1024 of 128 rows full", "step 1 full"]
     assert "pip install 'cortex-jax[cuda12]'" in found["not_compiled"]
+
+
+def test_experts_in_mxfp4_stay_so_and_fit_a_card_of_16_gb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As gpt-oss 20B was made for; in bfloat16, which may be asked for, they need three times that."""
+    code, found = plan(tmp_path, capsys, GPT_OSS_20B, "--device", "4080")
+    experts = 24 * 32 * 3 * 2880 * 2880
+    rows = {row["what"]: row["bytes"] for row in found["plan"]}
+
+    assert (code, found["quant"]["chosen"]) == (0, "stored")
+    assert experts // 32 * 17 < rows["weights"] < experts // 32 * 17 + 2 * (found["parameters"] - experts) + 10**7
+    assert found["max_context"] >= 8192
+    code, found = plan(tmp_path, capsys, GPT_OSS_20B, "--device", "4090", "--quant", "none")
+    assert (code, found["fits"]) == (1, False)
 
 
 def test_cards_share_a_model_or_serve_it_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

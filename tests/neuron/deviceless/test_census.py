@@ -157,26 +157,29 @@ def test_types_as_hlo_writes_them() -> None:
 
 OURS = """HloModule jit_step, is_scheduled=true
 
-ENTRY %main (p0: bf16[4,64], p1: u8[96,32]) -> (bf16[4,96], bf16[8,96], bf16[2,96]) {
+ENTRY %main (p0: bf16[4,64], p1: u8[96,32]) -> (bf16[4,96], bf16[4,96], bf16[8,96], bf16[2,96]) {
   %p0 = bf16[4,64]{1,0} parameter(0), metadata={op_name="packed"}
   %p1 = u8[96,32]{1,0} parameter(1), metadata={op_name="params[\\'layers\\'][0][\\'up\\'][\\'kernel\\']"}
   %p2 = f16[96,2]{1,0} parameter(2), metadata={op_name="params[\\'layers\\'][0][\\'up\\'][\\'scale\\']"}
   %p3 = bf16[8,64,96]{2,1,0} parameter(3), metadata={op_name="params[\\'layers\\'][0][\\'experts\\'][\\'kernel\\']"}
   %p4 = s32[4,2]{1,0} parameter(4), metadata={op_name="packed"}
   %one = bf16[4,96]{1,0} custom-call(%p0, %p1, %p2, %p2), AIM, metadata={op_name="jit(_traced)/int4_rows/pallas_call"}
+  %five = u8[96,2]{1,0} parameter(5), metadata={op_name="params[\\'layers\\'][0][\\'up\\'][\\'scale\\']"}
+  %float = bf16[4,96]{1,0} custom-call(%p0, %p1, %five), AIM, metadata={op_name="jit(_traced)/mxfp4_rows/pallas_call"}
   %some = bf16[8,96]{1,0} custom-call(%p0, %p4, %p3), AIM, metadata={op_name="jit(_traced)/float_experts_6_of_8_16/pallas_call"}
   %two = bf16[2,96]{1,0} custom-call(%p0, %p4, %p3), AIM, metadata={op_name="jit(_traced)/float_experts_2_of_8_1/pallas_call"}
-  ROOT %out = (bf16[4,96]{1,0}, bf16[8,96]{1,0}, bf16[2,96]{1,0}) tuple(%one, %some, %two)
+  ROOT %out = (bf16[4,96]{1,0}, bf16[4,96]{1,0}, bf16[8,96]{1,0}, bf16[2,96]{1,0}) tuple(%one, %float, %some, %two)
 }
 """.replace("AIM", 'custom_call_target="__gpu$xla.gpu.triton"')
 
 
 def test_products_of_ours_are_known_by_their_names() -> None:
     """Codes of 4 bits are two weights each; of a stack, no more is read than is chosen."""
-    narrow, some, alone = census(parse(OURS), V).kernels
+    narrow, floats, some, alone = census(parse(OURS), V).kernels
     expert = 64 * 96
 
     assert (narrow.flops, narrow.dtype) == (2 * 4 * 64 * 96, "bf16")
+    assert (floats.flops, floats.weights) == (narrow.flops, 96 * 32 + 96 * 2)
     assert narrow.weights == 96 * 32 + 2 * 96 * 2 * 2
     assert (some.flops, some.weights) == (2 * 8 * expert, 6 * expert * 2)
     assert (alone.flops, alone.weights) == (2 * 2 * expert, 2 * expert * 2)

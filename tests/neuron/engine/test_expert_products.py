@@ -24,7 +24,7 @@ def shape_of(kind: Kind, inner: int = 32) -> MixtureShape:
     return MixtureShape(Shape(kind, 2 * inner, 64, gated=True), Shape(kind, 64, inner), 5, 2)
 
 
-@pytest.mark.parametrize("kind", ["float", "int8", "fp8", "int4"])
+@pytest.mark.parametrize("kind", ["float", "int8", "fp8", "int4", "mxfp4"])
 def test_a_trial_finds_what_is_wrong(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """ExpertKernels that do what XLA does pass, with experts of every format; some that forget the shares do not."""
     monkeypatch.setattr(products, "CALLS", 1)

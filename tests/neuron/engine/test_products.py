@@ -98,7 +98,7 @@ def test_what_is_not_tried_serves_what_it_was_made_for() -> None:
     assert chosen(SHAPE, 64) is not None
 
 
-@pytest.mark.parametrize("kind", ["fp8", "int4"])
+@pytest.mark.parametrize("kind", ["fp8", "int4", "mxfp4"])
 def test_a_trial_finds_what_is_wrong(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that does what XLA does passes, with matrices of every format; one that forgets the norm does not."""
     monkeypatch.setattr(products, "MOST_BYTES", 1)

@@ -309,6 +309,32 @@ def test_gpt_oss_as_released_spreads_its_experts_over_devices(tmp_path: Path) ->
         assert np.array_equal(found.argmax(-1), expected.argmax(-1))
 
 
+def test_gpt_oss_keeps_its_experts_as_released(tmp_path: Path) -> None:
+    """Half a byte a weight and a byte a group, and the very logits of the widened ones: on one device, on some that have
+    parts of every expert, of a width that they do not divide, or whole experts."""
+    released, _ = gpt_oss(tmp_path, num_local_experts=4, intermediate_size=96)
+    expected = logits(released, native=False)
+    with open_checkpoint(released) as checkpoint:
+        plain, kept = (
+            build(checkpoint.config, quant=quant, storage=checkpoint.storage, dtype=jnp.float32)
+            for quant in ("none", "stored")
+        )
+    bytes_ = [
+        sum(
+            leaf.nbytes
+            for name in ("gate_up", "down")
+            for part, leaf in model.param_specs["layers"][0]["mlp"]["experts"][name].items()
+            if part != "bias"
+        )
+        for model in (plain, kept)
+    ]
+
+    assert bytes_[1] == bytes_[0] // 32 * 17 // 4
+    for devices, parts in ((1, 1), (2, 1), (4, 1), (4, 2), (4, 4)):
+        found = logits(released, native=False, parts=parts, devices=devices, quant="stored")
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
 def gpt_oss(path: Path, **changes: Any) -> tuple[Path, Path]:
     """A checkpoint whose experts are stored in MXFP4, and the same values in floats."""
     config = expert_files.CONFIGS["gpt-oss"] | changes
@@ -329,12 +355,15 @@ def gpt_oss(path: Path, **changes: Any) -> tuple[Path, Path]:
     return released, folder(path / "f", None, plain, **config)
 
 
-def logits(path: Path, *, native: bool, parts: int = 1) -> np.ndarray:
-    """With the experts, and all else, on so many devices."""
-    mesh = make_mesh(jax.devices("cpu")[:parts], parts)
-    spread = {"tensor_parallel": parts, "expert_parallel": parts, "native": native, "dtype": jnp.float32}
+def logits(
+    path: Path, *, native: bool, parts: int = 1, devices: int | None = None, quant: str | None = None
+) -> np.ndarray:
+    """With the experts in so many parts, and all else, on so many devices."""
+    devices = devices or parts
+    mesh = make_mesh(jax.devices("cpu")[:devices], parts)
+    spread = {"tensor_parallel": devices, "expert_parallel": parts, "native": native, "dtype": jnp.float32}
     with open_checkpoint(path) as checkpoint:
-        quant = "stored" if native else "none"
+        quant = quant or ("stored" if native else "none")
         model = build(checkpoint.config, quant=quant, storage=checkpoint.storage, **spread)
         params = load_params(model, checkpoint, mesh, lambda *_: None)
     tokens = jnp.arange(1, 6, dtype=jnp.int32)
