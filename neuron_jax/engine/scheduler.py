@@ -111,16 +111,10 @@ class Scheduler:
         """
         self._admit()
         step = self._plan()
-        while step is None and self._stuck:
-            self._preempt(self._admitted[-1])
-            step = self._plan()
+        # Each prompt was let in with the pages that a window and a step reach, and a spare one for each that runs.
+        assert step or not self._admitted or any(request.ahead for request in self._admitted), "nobody can go on"
         self.cache.settle()
         return step
-
-    @property
-    def _stuck(self) -> bool:
-        """Whether prompts hold the pages that others wait for, and nobody will end before one of them gives way."""
-        return len(self._admitted) > 1 and not any(request.ahead for request in self._admitted)
 
     @property
     def _feeds(self) -> bool:

@@ -50,6 +50,19 @@ def test_reasoning_under_either_name_or_both(names: tuple[str, ...]) -> None:
     stream = role() + delta(**dict.fromkeys(names, "hm")) + delta(content="a") + finish("stop") + total(5, 2) + DONE
 
     check(stream, Start(Usage(5)), Reasoning("hm"), Text("a"), Finish("stop", None, Usage(5, 2)))
+    whole = answer({"content": "a", **dict.fromkeys(names, "hm")}, "stop")
+    assert decode_non_streaming(whole)[1:3] == [Reasoning("hm"), Text("a")]
+
+
+@pytest.mark.parametrize(("identity", "name"), [("a", None), (None, "f"), (None, None), ("a", "")])
+def test_a_call_without_an_id_or_a_name_is_the_neuron_s_fault(identity: str | None, name: str | None) -> None:
+    """502, before anything of it comes out."""
+    whole = answer({"tool_calls": [{"id": identity, "function": {"name": name, "arguments": "{}"}}]}, "tool_calls")
+
+    for events in (decoded([role() + call(0, identity, name)]), decode_non_streaming(whole)):
+        assert [type(one) for one in events] == [Error]
+        assert isinstance(events[0], Error)
+        assert events[0].failure.status == 502
 
 
 def test_tool_calls_open_fill_and_close() -> None:

@@ -2,11 +2,12 @@
 
 import pytest
 
+from neuron_jax.constraints.thinking import ThinkingLimit
 from neuron_jax.engine.batch import Drawn, Step
 from neuron_jax.engine.buckets import GUESSING_ROWS
 from neuron_jax.engine.guesses import HOPE, NEWEST
 from neuron_jax.engine.pace import Pace
-from neuron_jax.workers.frames import Constraint
+from neuron_jax.workers.frames import Constraint, Thoughts
 from tests.fakes.engines import submit
 from tests.fakes.plain_device import FORM, LETTERS, Kind, Loop, answer, form, new_loop
 
@@ -186,3 +187,30 @@ def test_several_tokens_are_made_at_once_where_somebody_may_have_them_all(left: 
     told(it, planned(it), [[5]])
 
     assert planned(it).key.steps == steps
+
+
+@pytest.mark.parametrize(("budget", "guessed"), [(5, True), (4, False)])
+def test_within_a_budget_of_thoughts_as_much_is_guessed_as_is_left_of_it(budget: int, guessed: bool) -> None:
+    """One token has come: the next and three guesses must not use up more than the rest."""
+    it = new_loop(Kind(guesses=3))
+    it.add(submit(1, [1, 1, 1, 1], max_tokens=20), ThinkingLimit(Thoughts(budget, 6, (5, 6)), 1))
+    told(it, planned(it), [[1]])
+
+    assert bool(planned(it).rows[0].guesses) == guessed
+
+
+@pytest.mark.parametrize(("beside", "guessed"), [({}, True), ({"logprobs": 0}, False)])
+def test_nothing_is_expected_of_whom_nothing_is_guessed_for(beside: dict[str, int], guessed: bool) -> None:
+    """Steps of eight take twice as long as those of two: three guesses for one of two streams are not worth that, as 1.5 of
+    them are right on average."""
+    it = new_loop(Kind(guesses=3))
+    it.scheduler.pace = Pace()
+    for key in it.scheduler.menu._sizes[1]:
+        it.scheduler.pace.saw(key, {1: 1.0, 2: 1.0, 4: 1.9, 8: 2.0}.get(key.tokens, 4.0), prompts=False)
+    it.submit(1, [1, 1, 1, 1], max_tokens=20)
+    it.submit(2, [1, 1, 1, 1], max_tokens=20, **beside)
+    while sum(request.decoding for request in it.scheduler._admitted) < 2:
+        step = planned(it)
+        told(it, step, [[1] * row.draws for row in step.rows])
+
+    assert any(row.guesses for row in planned(it).rows) == guessed

@@ -228,7 +228,9 @@ def test_a_ban_needs_a_full_program_for_as_long_as_it_holds() -> None:
     banned = replace(submit(1, [7, 8], stop=(3,)), min_tokens=2)
     busy.add(from_submit(banned, arrival=1, max_context=512))
 
-    assert [run(busy).key.draws for _ in range(3)] == [Draws.FULL, Draws.FULL, Draws.PLAIN]
+    keys = [run(busy).key for _ in range(3)]
+
+    assert [(key.draws, key.steps) for key in keys] == [(Draws.FULL, 1), (Draws.FULL, 1), (Draws.PLAIN, 4)]
 
 
 def test_several_tokens_are_not_made_at_once_before_it_is_known_how_long_they_take() -> None:

@@ -316,3 +316,12 @@ def test_what_opens_calls_and_holds_none_leaves_the_text_as_it_is(name: str) -> 
     shown = "".join(piece.text for piece in parsed(name, [text]))
 
     assert shown in (text, text.removeprefix(entry.opens[0]))
+
+
+@pytest.mark.parametrize("name", [one.name for one in FORMATS if one.opens and not one.thinks])
+def test_what_closes_calls_is_text_where_nothing_was_opened(name: str) -> None:
+    marker = next(one.markers for one in FORMATS if one.name == name)[-1]
+    text = f"so much for {marker} that"
+
+    if not any(marker in one.opens for one in FORMATS if one.name == name):
+        assert parsed(name, [text]) == [Text(text)]
