@@ -646,3 +646,28 @@ def test_prompts_are_measured_by_the_streams_that_there_will_be(
     starts = [row.start for row in step.rows[: len(streams)]]
 
     assert busy.pace.asked[0] == (busy.menu.fit(coming).tokens, sum(starts) / len(starts))
+
+
+def test_before_a_step_of_streams_alone_was_measured_prompts_wait_for_it() -> None:
+    """It tells what the streams are used to."""
+    menu = Menu()
+    menu.add(StepKey(size, size) for size in (4, 16))
+
+    assert room(Streams(4, at=0, coming=4), Prompts(100, 100, at=0), menu, taught(by_token(0.01), [16])) == 0
+    assert room(Streams(4, at=0, coming=4), Prompts(100, 100, at=0), menu, taught(by_token(0.01), [4, 16])) > 0
+
+
+@pytest.mark.parametrize(
+    ("streams", "sizes"),
+    [(Streams(2, at=100, coming=2), [(2, 100), (16, 21.25)]), (Streams(0, at=0, coming=0), [(1, 10), (16, 10)])],
+)
+def test_a_step_is_taken_to_stand_where_its_tokens_do(streams: Streams, sizes: list[tuple[int, float]]) -> None:
+    """Alone streams stand at theirs; of 16 tokens 14 are of prompts, from position 10 on. Without streams one prompt is alone."""
+    menu, pace = Menu(), Asked()
+    menu.add(StepKey(size, size) for size in (1, 2, 16))
+    for size in menu.tokens:
+        pace.saw(StepKey(size, size), 0.01, prompts=True)
+    room(streams, Prompts(100, 100, at=10), menu, pace)
+
+    assert pace.asked[0] == sizes[0]
+    assert sizes[1] in pace.asked

@@ -146,6 +146,14 @@ def test_templates_that_walk_parts_get_parts(source: str) -> None:
     assert render(source, {"role": "user", "content": parts}, USER) == "(a)(b)(hi)"
 
 
+def test_templates_that_read_the_first_part_get_parts() -> None:
+    """Those of pairs do; whatever else they read."""
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    source = "{% for m in messages %}{{ m.role }}({{ m['content'][0]['text'] }}){% endfor %}"
+
+    assert render(source, {"role": "user", "content": parts}, USER) == "user(a)user(hi)"
+
+
 def test_templates_that_take_both_get_what_was_sent() -> None:
     """`is string` in the template means that it knows strings too."""
     walk = "{% for p in messages[0].content %}{% endfor %}"
@@ -340,6 +348,7 @@ def test_what_a_template_supports_is_told_without_running_any_of_it() -> None:
         ("{% macro m(tools) %}{{ tools }}{% endmacro %}{{ m(tools) }}", True),
         ("{% for tools in messages %}{{ tools }}{% endfor %}", False),
         ("{% for a, tools in messages %}{{ tools }}{% endfor %}", False),
+        ("{% for a, tools in messages %}{% endfor %}{{ tools }}", True),
         ("{% for tools in tools %}{% endfor %}", True),
         ("{% set tools = tools or [] %}", True),
         ("{% set tools = [] %}{{ tools }}", False),
