@@ -1,4 +1,4 @@
-"""One client waiting for one answer over ASGI: reads its body, notices when it leaves, keeps it waiting; knows no dialect."""
+"""One client that waits for an answer over ASGI: its body, its leaving, signs of life for it; knows no dialect."""
 
 import asyncio
 import contextlib

@@ -188,7 +188,7 @@ class Keep:
 
 @frozen
 class Earlier:
-    """What a request goes on from.
+    """The earlier answers that a request continues.
 
     Attributes:
         chain: the answers before it, the oldest first; None where one of them is not there.

@@ -1,4 +1,4 @@
-"""What is wanted of models besides serving requests: an operator's load, reload and unload, and to have back what left in vain.
+"""An operator's loads, reloads and unloads, and the reloading of models that were evicted for nothing.
 
 No I/O, no clock of its own.
 """
@@ -137,7 +137,7 @@ class Commands:
     # -- to have it back -------------------------------------------------------------------------------------------
 
     def have_back(self, eviction: Eviction) -> None:
-        """What has left in vain is wanted there as it was."""
+        """A model that was evicted for nothing is to be loaded there as it was."""
         self._restored -= 1
         spec = eviction.spec
         hosts = (eviction.node, *spec.hosts) if spec.hosts else ()

@@ -21,7 +21,7 @@ class Lease:
     says anything then, and whoever waits for an answer would wait for ever.
 
     Attributes:
-        heard: how many bytes of an answer have come. Where they go on coming, only looks at the node are in vain.
+        heard: how many bytes of an answer have come. While more come, a node that does not answer the poll is still at work.
     """
 
     requested: str

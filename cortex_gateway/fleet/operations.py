@@ -1,4 +1,4 @@
-"""The one owner of operations: what nodes are at is begun, goes on and ends here. Asks `placement`, knows no ticket. No I/O.
+"""The one owner of operations: begins, advances and ends them. Asks `placement`, knows no ticket. No I/O.
 
 A node takes part in one operation at a time, and what is asked of it one after another. A model is unloaded when the last
 request on it has ended, so nothing that runs is ever killed to make room. A load begins when all its nodes are ready.

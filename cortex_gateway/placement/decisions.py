@@ -85,7 +85,7 @@ class Policy:
     knowledge: fit.Knowledge = field(factory=fit.Knowledge)
     excluded: Collection[str] = field(factory=frozenset)  # nodes where this model has just failed to load
     apart: Collection[frozenset[str]] = field(factory=frozenset)  # hosts that have just failed to serve it together
-    sparing: Collection[str] = field(factory=frozenset)  # nodes where others have left for this model in vain
+    sparing: Collection[str] = field(factory=frozenset)  # nodes where others were evicted for this model for nothing
     only: Collection[str] | None = None  # the nodes that the operator named
     offering: Collection[str] | None = None  # the nodes that have the model to load; None = any may be asked
     drain: bool = False  # the wait was long: a model in use may be drained, and leaves when its last request ends

@@ -1,4 +1,4 @@
-"""/admin/fleet, plan, load, unload, reload and config: what an operator sees and does; knows the fleet's border, no dialect."""
+"""/admin: what an operator sees and does; knows the fleet's interface, no dialect."""
 
 import asyncio
 import logging

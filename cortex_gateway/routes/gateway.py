@@ -1,4 +1,4 @@
-"""What every route works with; knows the fleet's border, no wire format."""
+"""What every route is given: the fleet, metrics, live requests; knows the fleet's interface, no wire format."""
 
 from collections.abc import Callable
 

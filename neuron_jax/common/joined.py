@@ -1,7 +1,7 @@
-"""The head of an answer in one piece with what follows it; knows asyncio's transports and how a head begins, no server.
+"""Writes the head of an answer together with its first bytes; knows asyncio's transports and how a head begins, no server.
 
 uvicorn writes the head and the body of an answer apart. That is two system calls, and the other end is woken for a head of
-which it can make nothing yet. A head that is held goes out with the next write, at the latest in the next turn of the loop.
+no use. A head that is held goes out with the next write, at the latest in the next turn of the loop.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""How long a name may be, and which of those that are known looks most like it; knows strings. Anybody may have written it."""
+"""How long a name may be, and which known name it looks most like; knows strings, which anybody may have sent."""
 
 import difflib
 from collections.abc import Iterable

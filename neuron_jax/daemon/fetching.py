@@ -1,4 +1,4 @@
-"""A model's files, fetched by a thread, and what a load that failed is told with; must not know engines or any state."""
+"""Fetches a model's files in a thread, and words why a load failed; must not know engines or any state."""
 
 import asyncio
 import logging

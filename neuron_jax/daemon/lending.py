@@ -1,4 +1,4 @@
-"""Devices of this host in other neurons' models: offers, and the ranks that run here; must not know who leads them.
+"""Devices of this host that other neurons' models use: offers, and the ranks that run here; must not know who leads them.
 
 Whoever knows the secret of [ranks] may use this host's devices: it is trusted as an operator is. A rank lives as long as
 the connection over which it was asked for.

@@ -1,7 +1,7 @@
-"""What engines that have ended have not given back yet; arithmetic, must not know clocks, processes or HTTP.
+"""Device memory that engines which have ended still hold; arithmetic, must not know clocks, processes or HTTP.
 
-A process is gone before its memory is: a kernel takes it apart afterwards, and a CUDA driver longer. Until then what it had
-looks like memory of other programs. All numbers are MiB.
+A process is gone before its memory is: the kernel frees that afterwards, and a CUDA driver takes longer. Until then it looks
+like memory of other programs. All numbers are MiB.
 """
 
 from collections.abc import Iterable, Mapping

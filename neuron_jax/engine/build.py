@@ -56,7 +56,7 @@ LAYER_BYTES = {"native": MIB // 2, "cpu": 2 * MIB, "cuda": 0}
 
 DEFAULT_SLOTS = {"cpu": 32, "cuda": 128}
 DEFAULT_CHUNK = {"cpu": 512, "cuda": 1024}
-"""Most tokens of a step. On two cores 512 of a 135M model take about half a second, for which whoever comes then waits."""
+"""Most tokens of a step. On two cores 512 of a 135M model take half a second, for which new requests wait."""
 
 DEFAULT_GUESSES = 4
 """Tokens guessed ahead by the native kernels: on two cores a stream that copies goes from 244 to 578 tokens a second, two

@@ -1,4 +1,4 @@
-"""Compiles the declared programs ahead of time, in threads; knows keys and how to lower them, not what they compute.
+"""Compiles the declared programs ahead of time, in threads; knows keys and how to lower them, not what programs compute.
 
 Only the thread that owns the engine looks at the results (`collect`). What is needed to serve is compiled at full speed;
 the rest behind the first requests, by one thread that yields to whatever else the machine has to do. Of those that can be

@@ -1,4 +1,4 @@
-"""Guesses by the model's own layer for them, in the step that has drawn the tokens before. Knows rows, no requests.
+"""Guesses of next tokens by the model's own drafting layer, in the step that draws the token before. Knows rows, no requests.
 
 The layer has keys and values of every token, made of its hidden state and of the token behind it; so it is computed for all
 tokens of every step, whoever wants guesses. The token behind a row's last is the one that it has drawn, or the host knows it.

@@ -1,4 +1,4 @@
-"""Whether kernels draw on a device where rows are cut: tried against what XLA draws. Knows vocabularies, no requests."""
+"""Whether our kernels draw where top-k or top-p cut a row: tried against what XLA draws. Knows vocabularies, no requests."""
 
 import logging
 from collections.abc import Mapping

@@ -157,8 +157,8 @@ class Engine:
     def check_idle(self) -> None:
         """Assert that an idle engine has all its pages and slots back.
 
-        Two comparisons: whoever comes next waits for this. What has lost or shared a page wrongly shows in the counts once
-        everybody has left; which page it was tells `check_integrity`, which tests call after every step.
+        Two comparisons, for the next request waits for this. A page that was lost or shared wrongly shows in the counts once
+        all requests have left. Which page it was, `check_integrity` tells, which tests call after every step.
         """
         self.scheduler.check_idle()
 

@@ -1,4 +1,4 @@
-"""Which kernel computes a model's products where a step has few tokens: tried on the device against what XLA makes of them.
+"""Which kernel multiplies by a model's matrices where a step has few tokens: one that gives what XLA gives, and is faster.
 
 Knows matrices by their shapes, no model and no requests. A kernel is used for as many rows as it is right and no slower
 for; where it fails, by whatever exception, XLA computes the product.

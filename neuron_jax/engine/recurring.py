@@ -1,4 +1,4 @@
-"""Which recurrent layers one kernel goes through on a device: tried against what XLA makes of them. Knows no requests."""
+"""Which recurrent layers are computed by one GPU kernel: those where it gives what XLA gives. Knows no requests."""
 
 import logging
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The process that tries kernels: what to try comes in, a line goes out for each. Knows where trials are, no engine."""
+"""The process that tries kernels: reads what to try, writes a line with each verdict. Knows where trials are, no engine."""
 
 import json
 import os

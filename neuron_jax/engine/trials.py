@@ -1,4 +1,4 @@
-"""Kernels tried in a process of their own, and what came of it, remembered. Knows files and processes, no kernel and no array.
+"""Tries kernels in a process of their own, and remembers the verdicts. Knows files and processes, no kernel and no array.
 
 A kernel that reads where it must not leaves a CUDA context in which nothing works any more, and some compilers end the
 process. Verdicts are kept beside the compile cache, by all that they may depend on.

@@ -32,7 +32,7 @@ class Reading:
 
     `reasoning` and `tools` are names from `neuron_jax.text.formats`, None where the request has no use for them. `functions`
     are those that may be called. With `one_call` the first call ends the answer; with `only_calls` the answer is bound to
-    calls, and what is none of them was cut off. `continues`: it goes on from a raw prompt, so a leading space stays.
+    calls, and all else was cut off. `continues`: it goes on from a raw prompt, so a leading space stays.
     """
 
     reasoning: str | None = None

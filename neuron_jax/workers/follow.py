@@ -1,4 +1,4 @@
-"""A leader's steps, run by all ranks: announced by place in the list of programs, and followed; must not know requests.
+"""Runs the leader's steps on all ranks: it announces each by its program's place in a list; must not know requests.
 
 The state of a step is that which the step before left, on every rank: so programs, and the collectives in them, run in the
 same order everywhere, whenever each rank hears of them.

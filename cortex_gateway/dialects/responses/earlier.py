@@ -1,4 +1,4 @@
-"""What a Responses request goes on from: items of answers and conversations that were kept; knows no store and no neuron."""
+"""What a Responses request continues: items of answers and conversations that were kept; knows no store and no neuron."""
 
 from collections.abc import Sequence
 
@@ -50,7 +50,7 @@ def history(earlier: Earlier) -> list[Placed]:
 
 
 def check_ended(chain: Sequence[Kept]) -> None:
-    """Only the last one can be under way still: what goes on from one that is, is refused."""
+    """Refuse to continue an answer that is still under way; only the last one can be."""
     if chain and msgspec.json.decode(chain[-1].answer).get("status") in ("queued", "in_progress"):
         message = f"the answer {chain[-1].id!r} has not come to its end yet"
         raise refused("previous_response_id", message, "previous_response_not_found")

@@ -1,4 +1,4 @@
-"""Which layers' tokens one kernel turns and stores on a device: tried against what XLA makes of them. Knows no requests."""
+"""For which layers one kernel rotates and stores a step's keys and values: where it gives what XLA gives. Knows no requests."""
 
 import logging
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""From a checkpoint's config and a spec to what embeds: sizes and the memory plan; knows the order, no sockets.
+"""From a checkpoint's config and a spec to an embedding engine: sizes and the memory plan; knows the order, no sockets.
 
 There are no pages: a model of whole texts keeps nothing of them.
 """
@@ -20,7 +20,7 @@ from neuron_jax.engine.memory import LIMIT, MIB, STEP, TOTAL, DoesNotFitError
 from neuron_jax.workers.frames import EngineSpec, MemoryRow
 
 STEP_TOKENS = {"cpu": 1024, "cuda": 16384}
-"""Tokens of a call, about: on two cores 1,024 of MiniLM take a tenth of a second, for which whoever comes then waits."""
+"""Tokens of a call, about: on two cores 1,024 of MiniLM take a tenth of a second, for which new requests wait."""
 
 MOST_CONTEXT = 8192
 """Tokens of a text where nobody says more: attention over whole texts has no pages to be sparing with."""

@@ -1,4 +1,4 @@
-"""Computes calls on the device: owner of the parameters and programs of a model of whole texts. Knows rows, not requests."""
+"""Computes calls on the device: owner of the parameters and programs of an embedding model. Knows rows, not requests."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

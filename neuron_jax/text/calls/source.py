@@ -81,7 +81,7 @@ class Source:
         return found
 
     def some(self, pattern: re.Pattern[str]) -> Waits[str]:
-        """What is there of the run of characters that `pattern` matches: at least one, or "" where another comes next."""
+        """As much of a run of characters that `pattern` matches as has come: at least one, or "" where the next is another."""
         yield from self.peek()
         found = pattern.match(self._text, self._at)
         assert found is not None, "a pattern of a run matches nothing, too"

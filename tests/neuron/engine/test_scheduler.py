@@ -662,7 +662,7 @@ def test_before_a_step_of_streams_alone_was_measured_prompts_wait_for_it() -> No
     [(Streams(2, at=100, coming=2), [(2, 100), (16, 21.25)]), (Streams(0, at=0, coming=0), [(1, 10), (16, 10)])],
 )
 def test_a_step_is_taken_to_stand_where_its_tokens_do(streams: Streams, sizes: list[tuple[int, float]]) -> None:
-    """Alone streams stand at theirs; of 16 tokens 14 are of prompts, from position 10 on. Without streams one prompt is alone."""
+    """Streams alone stand at theirs; of 16 tokens 14 are a prompt's, from position 10 on. Or a prompt is alone."""
     menu, pace = Menu(), Asked()
     menu.add(StepKey(size, size) for size in (1, 2, 16))
     for size in menu.tokens:

@@ -236,6 +236,8 @@ def test_two_texts_are_joined_as_the_tokenizer_does() -> None:
     with pytest.raises(TooManyTokensError) as caught:
         tokenizer.encode_pair("the cat", "cat?", most=6)
     assert (caught.value.tokens, caught.value.exact) == (7, True)
+    with pytest.raises(TooManyTokensError):
+        tokenizer.encode_pair("cat", "", most=2)
     assert tokenizer.decode(whole.ids, skip_special=True) == "the cat cat ?"
 
 
