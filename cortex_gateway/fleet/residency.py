@@ -1,7 +1,7 @@
 """The one owner of residency: events in, effects out, every decision asked of `placement`. No I/O, no clock of its own.
 
 A request or an operator's command is a ticket. A ticket ends with a grant, a completion or a refusal; until then it is tried
-again after every event that could help it, together with those that want the same. What nodes are at for it is an operation.
+again after every event that could help it, together with those that want the same. What nodes do for it is an operation.
 """
 
 import itertools
