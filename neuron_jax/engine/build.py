@@ -22,7 +22,7 @@ from models.registry import build, family_of
 from models.sharding import EXPERT, make_mesh, replicated
 from models.spec import Drafter, Model, RecurrentLayer
 from models.storage import MXFP4, Storage
-from neuron_jax.engine import drawing, expert_products, native_sampler, products, recurring, sampler
+from neuron_jax.engine import drawing, expert_products, native_sampler, products, recurring, sampler, trials
 from neuron_jax.engine.attention import storing
 from neuron_jax.engine.attention.choose import Rung, choose
 from neuron_jax.engine.attention.kv import KVFormat, choose_kv
@@ -284,10 +284,13 @@ def program_for(made: Design, devices: list[Any], rungs: Sequence[Rung] | None =
     sample = (
         native_sampler.sample if not native_sampler.refuses(mesh) else sampler.sample_alike if alike else sampler.sample
     )
-    program = Program(
-        made.model, mesh, made.shapes, choose(case, rungs, asked=made.attention), sample, adapters=made.adapters
-    )
-    return with_kernels(program, made, case, tried=rungs is None)
+
+    def chosen() -> Program:
+        attention = choose(case, rungs, asked=made.attention)
+        program = Program(made.model, mesh, made.shapes, attention, sample, adapters=made.adapters)
+        return with_kernels(program, made, case, tried=rungs is None)
+
+    return trials.together(chosen, case.device) if rungs is None else chosen()
 
 
 def with_kernels(program: Program, made: Design, case: Case, *, tried: bool) -> Program:

@@ -36,7 +36,7 @@ def choose(device: Any, vocab: int, *, tried: bool) -> Drawing | None:
         return None
     found = trials.tried([Trial("drawing", {"vocab": vocab})], device) if tried else [Verdict()]
     if found[0].why is not None:
-        log.info("XLA draws: %s", found[0].why)
+        trials.say("XLA draws: %s", found[0].why)
         return None
     return Drawing(row_sampler.draw, row_sampler.with_logprobs)
 

@@ -72,7 +72,7 @@ def choose(device: Any, dtype: Any, shapes: Collection[MixtureShape], *, tried: 
         asked = [Trial("experts", {"dtype": jnp.dtype(dtype).name, "shape": asdict(shape)}) for shape in able]
         found = trials.tried(asked, device)
     for shape, one in zip(able, found, strict=True):
-        log.info("experts: %s up to %d tokens%s", shape, one.rows, f"; {one.why}" if one.why else "")
+        trials.say("experts: %s up to %d tokens%s", shape, one.rows, f"; {one.why}" if one.why else "")
     most = {shape: one.rows for shape, one in zip(able, found, strict=True)}
     return ExpertProducts(ExpertKernels(routing_triton.route, experts_triton.through), most)
 

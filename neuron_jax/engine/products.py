@@ -93,7 +93,7 @@ def choose(device: Any, dtype: Any, shapes: Collection[Shape], *, tried: bool = 
         asked = [Trial("products", {"dtype": jnp.dtype(dtype).name, "shape": asdict(shape)}) for shape in able]
         found = trials.tried(asked, device)
     for shape, one in zip(able, found, strict=True):
-        log.info("products: %s up to %d rows%s", _named(shape), one.rows, f"; {one.why}" if one.why else "")
+        trials.say("products: %s up to %d rows%s", _named(shape), one.rows, f"; {one.why}" if one.why else "")
     return Products(few_rows.product, {shape: one.rows for shape, one in zip(able, found, strict=True)})
 
 

@@ -101,7 +101,7 @@ def choose(device: Any, rules: Rules, *, tried: bool) -> Recurring:
         why |= {layer: one.why for layer, one in zip(able, trials.tried(asked, device), strict=True)}
     for layer, refused in why.items():
         if refused is not None:
-            log.info("states of %s are XLA's: %s", layer, refused)
+            trials.say("states of %s are XLA's: %s", layer, refused)
     return {layer: by_kernel for layer, refused in why.items() if refused is None}
 
 

@@ -11,16 +11,19 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from attrs import Factory, asdict, frozen
 
 import models
+from models.traced import Traced
+
+T = TypeVar("T")
 
 log = logging.getLogger("neuron.engine")
 
@@ -56,13 +59,56 @@ class Verdict:
     final: bool = True
 
 
+@frozen
+class _Notes:
+    """Trials that have still to be tried, and what was said meanwhile of what is chosen."""
+
+    trials: list[Trial] = Factory(list)
+    said: list[tuple[Any, ...]] = Factory(list)
+
+
+_NOTES = Traced[_Notes]("trials that have still to be tried")
+_KNOWN = Traced[Mapping[str, Verdict]]("verdicts on those that were tried together")
+
+
+def together(choose: Callable[[], T], device: Any) -> T:
+    """What `choose` gives by verdicts on all that it wants to have tried on `device`, which one process finds.
+
+    Where not all are remembered it is called twice: those that are not are taken for good the first time. What it wants only
+    then, since something else failed, is tried by itself.
+    """
+    notes = _Notes()
+    with _NOTES.within(notes):
+        chosen = choose()
+    if not notes.trials:
+        for line in notes.said:
+            log.info(*line)
+        return chosen
+    verdicts = tried(notes.trials, device)
+    with _KNOWN.within({_told(trial): verdict for trial, verdict in zip(notes.trials, verdicts, strict=True)}):
+        return choose()
+
+
+def say(*line: Any) -> None:
+    """What was chosen, into the log, as `log.info` takes it; but for what is only so until its trial."""
+    notes = _NOTES.get()
+    if notes is None:
+        log.info(*line)
+    else:
+        notes.said.append(line)
+
+
 def tried(trials: Sequence[Trial], device: Any) -> list[Verdict]:
     """A verdict on each, tried on `device` where none is remembered. A kernel that ends the process costs itself alone: the
-    others are tried in the next one.
+    others are tried in the next one. See `together`.
     """
+    known, notes = _KNOWN.get() or {}, _NOTES.get()
     files = [_file(trial, device) for trial in trials]
-    verdicts = [_remembered(file) for file in files]
+    verdicts = [known.get(_told(trial)) or _remembered(file) for trial, file in zip(trials, files, strict=True)]
     rest = [number for number, verdict in enumerate(verdicts) if verdict is None]
+    if notes is not None:
+        notes.trials.extend(trials[number] for number in rest)
+        return [verdict or Verdict() for verdict in verdicts]
     while rest:
         found = _apart([trials[number] for number in rest], device)
         for number, verdict in zip(rest, found, strict=False):
@@ -70,6 +116,10 @@ def tried(trials: Sequence[Trial], device: Any) -> list[Verdict]:
             _remember(files[number], verdict)
         rest = rest[len(found) :]
     return [verdict for verdict in verdicts if verdict is not None]
+
+
+def _told(trial: Trial) -> str:
+    return json.dumps([trial.subject, dict(trial.asked), dict(trial.aside)], sort_keys=True)
 
 
 def _apart(trials: Sequence[Trial], device: Any) -> list[Verdict]:

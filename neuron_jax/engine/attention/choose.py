@@ -20,7 +20,7 @@ from neuron_jax.engine.attention.paged import PagedAttend
 from neuron_jax.engine.attention.ragged import Ragged
 from neuron_jax.engine.attention.reference import attend_blocks
 from neuron_jax.engine.attention.trial import Attend, Case, Make, case_of, disagreement, told, tolerance
-from neuron_jax.engine.trials import Trial, Verdict, tried
+from neuron_jax.engine.trials import Trial, Verdict, say, tried
 
 log = logging.getLogger("neuron.engine")
 
@@ -80,7 +80,7 @@ def choose(case: Case, rungs: Sequence[Rung] | None = None, *, asked: str = "aut
     name = " and ".join(dict.fromkeys(names))
     first = f"the first choice on {case.device.device_kind}" if asked == "auto" else "as asked"
     reason = "; ".join(dict.fromkeys(refused)) or first
-    log.info("attention: %s (%s)", name, reason)
+    say("attention: %s (%s)", name, reason)
     return AttentionChoice(name, reason, case.kv, kinds)
 
 

@@ -64,7 +64,7 @@ def choose(case: Case, *, tried: bool) -> Storing:
         why |= {layer: one.why for layer, one in zip(able, trials.tried(asked, case.device), strict=True)}
     for layer, refused in why.items():
         if refused is not None:
-            log.info("keys and values of %s are stored by XLA: %s", layer, refused)
+            trials.say("keys and values of %s are stored by XLA: %s", layer, refused)
     kernel = store.store if devices == 1 else over(case.mesh, store.store)
     return {layer: kernel for layer, refused in why.items() if refused is None}
 

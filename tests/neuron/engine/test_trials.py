@@ -140,6 +140,36 @@ def test_a_trial_that_hangs_is_a_reason(program: str, says: Says, monkeypatch: p
     assert tried([ONE], CARD) == [Verdict("its trial took more than 1 s", final=False)]
 
 
+def test_what_is_tried_together_starts_one_process(says: Says, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Verdicts that are not to be remembered hold for what asked, and what is wanted since another failed is tried apart."""
+    rounds: list[list[Verdict]] = []
+
+    def choose() -> list[Verdict]:
+        found = [*tried([ONE], CARD), *tried([OTHER], CARD)]
+        if found[1].why is not None:
+            found += tried([THIRD], CARD)
+        rounds.append(found)
+        trials.say("chosen by %d verdicts", len(found))
+        return found
+
+    def remembered() -> list[Verdict]:
+        trials.say("chosen by what is known")
+        return tried([ONE, THIRD], CARD)
+
+    caplog.set_level("INFO", "neuron.engine")
+
+    tomorrow = Verdict("RESOURCE_EXHAUSTED", final=False)
+    one, two = (indent(part, " ") for part in (answering(Verdict(rows=64), tomorrow), answering(Verdict(rows=16))))
+    says(f"if len(asked['trials']) == 2:\n{one}\nelse:\n{two}")
+
+    assert trials.together(choose, CARD) == [Verdict(rows=64), tomorrow, Verdict(rows=16)]
+    assert rounds[0] == [Verdict(), Verdict()]
+    assert len(says.asked) == 2
+    assert trials.together(remembered, CARD) == [Verdict(rows=64), Verdict(rows=16)]
+    assert len(says.asked) == 2
+    assert caplog.messages == ["chosen by 3 verdicts", "chosen by what is known"]
+
+
 @pytest.mark.parametrize("verdict", [Verdict(), WRONG, Verdict(rows=16)])
 def test_a_verdict_is_remembered(verdict: Verdict, says: Says, folder: Path) -> None:
     """For the same question, driver, card, JAX and code, whatever else the process has to know."""
