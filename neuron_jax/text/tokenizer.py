@@ -180,8 +180,10 @@ class Tokenizer:
         return self._bytes[id_]
 
     def _refuse_hopeless(self, text: str, most: int | None, marks: int = 0) -> None:
-        least = 0 if most is None else self.spelling.least_tokens(text) - marks
-        if most is not None and least > most:
+        if most is None:
+            return
+        least = self.spelling.least_tokens(text) - marks
+        if least > most:
             raise TooManyTokensError(max(least, len(text) // USUAL_CHARS), exact=False)
 
     def _parts(self, text: str) -> Iterator[str]:
