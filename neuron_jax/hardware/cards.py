@@ -45,11 +45,6 @@ class Card:
     source: str
 
     @property
-    def sm(self) -> str:
-        """As compilers call its generation: `sm_90`."""
-        return "sm_{}{}".format(*self.capability)
-
-    @property
     def exchange(self) -> float:
         """Bytes a second, in one direction, to the other cards beside it."""
         return self.link or self.pcie
