@@ -137,6 +137,7 @@ def test_every_text_is_right(kind: Kind) -> None:
             told = [value for output in it.outputs[id_] for value in output.logprobs or ()]
             wanted = [logprob([*one.submit.prompt, *said[:at]][-window:]) for at in range(len(said))]
             assert told == pytest.approx(wanted)
+            assert not any(likeliest for output in it.outputs[id_] for likeliest in output.alternatives or ())
     scheduler = it.scheduler
     assert scheduler.preemptions > 0
     assert scheduler.cache.hit_tokens > 0
