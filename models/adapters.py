@@ -28,6 +28,15 @@ ADAPTED = re.compile(
     r"|mlp\.(shared\.)?(gate_up|down))"
 )
 """Paths of maps that can have adapters: not those that choose experts, theirs, or what is applied to each head's latent."""
+_WITHOUT = (
+    (re.compile(r".*\bexperts\b.*"), "experts lie in a stack, beside which none stands; merge it into the weights"),
+    (re.compile(r".*\.router(_norm)?"), "what chooses experts has none; merge it into the weights"),
+    (
+        re.compile(r".*\.attention\.[kv]_up"),
+        "what makes keys and values of a latent has none; merge it into the weights",
+    ),
+)
+"""Of others what is told of them: by path, or by a tensor's name, which for experts may be PEFT's own."""
 
 Pairs = Mapping[str, tuple[Array, Array]]
 """By name of the checkpoint's tensor that they stand beside: A [r, in], and B [out, r] times what it is scaled with."""
@@ -105,7 +114,7 @@ def gather(model: Model, adapters: Sequence[Pairs], dtype: Any) -> Adapters:
         for name, (down, up) in pairs.items():
             where = uses.get(name, [])
             if not where or not all(_can_have(rule, part) for rule, part in where):
-                misfits.append(f"{name} is no map that can have an adapter")
+                misfits.append(_told(name, where))
             elif (wrong := _wrong(where[0][1], down, up)) is not None:
                 misfits.append(f"{name} {wrong}")
             else:
@@ -118,6 +127,13 @@ def gather(model: Model, adapters: Sequence[Pairs], dtype: Any) -> Adapters:
         owners={path: _owners(parts) for path, parts in made.items()},
         count=len(adapters),
     )
+
+
+def _told(name: str, where: Sequence[tuple[Rule, Part]]) -> str:
+    """Why the map of a tensor has no adapter."""
+    paths = [rule.path for rule, _ in where] or [name]
+    why = next((f": {words}" for pattern, words in _WITHOUT if any(map(pattern.fullmatch, paths))), "")
+    return f"{name} is no map that can have an adapter{why}"
 
 
 def _uses(model: Model) -> dict[str, list[tuple[Rule, Part]]]:
