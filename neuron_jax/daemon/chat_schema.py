@@ -118,9 +118,29 @@ def chosen_tools(fields: Fields) -> Sequence[Mapping[str, Any]] | None:
             if not tools:
                 raise fields.wrong("tool_choice", "absent where there are no tools")
             return tools
+        case {"type": "allowed_tools"}:
+            return _allowed(fields, tools or ())
         case {"type": str(other)}:
             raise unsupported("tool_choice.type", f"tool_choice.type {other!r} is not supported by this server.")
     raise fields.wrong("tool_choice", '"auto", "none", "required" or a function by its name')
+
+
+def _allowed(fields: Fields, tools: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Of the tools those that OpenAI's `allowed_tools` names; the model is told of no other. Raises Problem."""
+    choice = Fields(fields.get("tool_choice"), "tool_choice.")
+    allowed = choice.object("allowed_tools") or Fields({}, "tool_choice.allowed_tools.")
+    if allowed.get("mode") not in ("auto", "required"):
+        raise allowed.wrong("mode", '"auto" or "required"')
+    names = {tool["function"]["name"] for tool in tools}
+    chosen = set()
+    for one in allowed.objects("tools", MAX_TOOLS):
+        function = one.object("function")
+        if one.get("type") != "function" or function is None or function.get("name") not in names:
+            raise one.wrong("function", "one of the tools by its name")
+        chosen.add(function.get("name"))
+    if not chosen:
+        raise allowed.wrong("tools", "a list of at least one of the tools")
+    return [tool for tool in tools if tool["function"]["name"] in chosen]
 
 
 def forced_functions(fields: Fields, tools: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -130,11 +150,20 @@ def forced_functions(fields: Fields, tools: Sequence[Mapping[str, Any]]) -> Sequ
         return functions
     if not isinstance(choice, dict):
         return ()
+    if choice.get("type") == "allowed_tools":
+        return functions if choice["allowed_tools"]["mode"] == "required" else ()
     named = Fields(choice, "tool_choice.").object("function") or Fields({}, "tool_choice.function.")
     found = [function for function in functions if function["name"] == named.get("name")]
     if not found:
         raise named.wrong("name", "the name of one of the tools")
     return found[:1]
+
+
+def calls_once(fields: Fields) -> bool:
+    """There is one call at most: so the client asks, or it names the function. Raises Problem."""
+    choice = fields.get("tool_choice")
+    named = isinstance(choice, dict) and choice.get("type") == "function"
+    return named or not fields.flag("parallel_tool_calls", absent=True)
 
 
 def _turn(fields: Fields) -> Turn:

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from neuron_jax.daemon.chat_schema import chosen_tools, forced_functions, read_conversation, read_tools
+from neuron_jax.daemon.chat_schema import calls_once, chosen_tools, forced_functions, read_conversation, read_tools
 from neuron_jax.daemon.fields import Fields
 from neuron_jax.daemon.params_schema import (
     MAX_ALTERNATIVES,
@@ -101,7 +101,7 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
     return ChatRequest(
         params=evolve(params, thinking_budget=budget, hides_thoughts=read_hidden(fields)),
         chat=chat,
-        one_call=not fields.flag("parallel_tool_calls", absent=True) or isinstance(fields.get("tool_choice"), dict),
+        one_call=calls_once(fields),
         forced=forced_functions(fields, chat.tools or ()),
     )
 

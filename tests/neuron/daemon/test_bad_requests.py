@@ -19,6 +19,11 @@ USER = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
+def allowed(*names: str, mode: str = "auto") -> dict[str, Any]:
+    functions = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": functions}}
+
+
 def call(function: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": function}]}]
 
@@ -98,6 +103,22 @@ CHAT = [
     ({"tool_choice": "required"}, "invalid_request_body", "tool_choice"),
     ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "invalid_request_body", "tool_choice.function.name"),
     ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "unsupported_parameter", "tool_choice.type"),
+    (
+        {"tools": [TOOL], "tool_choice": allowed("f", mode="any")},
+        "invalid_request_body",
+        "tool_choice.allowed_tools.mode",
+    ),
+    (
+        {"tools": [TOOL], "tool_choice": allowed("nobody")},
+        "invalid_request_body",
+        "tool_choice.allowed_tools.tools[0].function",
+    ),
+    ({"tools": [TOOL], "tool_choice": allowed()}, "invalid_request_body", "tool_choice.allowed_tools.tools"),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}},
+        "invalid_request_body",
+        "tool_choice.allowed_tools.mode",
+    ),
     ({"tool_choice": "sometimes"}, "invalid_request_body", "tool_choice"),
     ({"response_format": {"type": "structural_tag"}}, "unsupported_parameter", "response_format.type"),
     ({"response_format": {"type": "json_schema"}}, "invalid_request_body", "response_format.json_schema"),

@@ -164,6 +164,20 @@ def test_forced_calls_are_bound_strict_or_not(tmp_path: Path) -> None:
     assert told["calls"][0]["schema"] == {"type": "object", "required": ["a"]}
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_allowed_tools_are_all_that_the_model_is_told_of(tmp_path: Path, mode: str) -> None:
+    """OpenAI's third kind of choice; several of them may be called."""
+    tools = [function(strict=True), {"type": "function", "function": {"name": "g"}}, function(name="h")]
+    named = [{"type": "function", "function": {"name": name}} for name in ("f", "h")]
+    told = bound(
+        tmp_path, tools=tools, tool_choice={"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named}}
+    )
+
+    assert len(told["calls"]) == 2
+    assert told["several"]
+    assert ("trigger" in told) is (mode == "auto")
+
+
 def test_tools_can_be_called_where_the_answer_is_to_be_json(tmp_path: Path) -> None:
     """Unless none may be; a form that is no JSON is the whole answer's."""
     json_mode = {"response_format": {"type": "json_object"}, "tools": [function()]}
