@@ -12,9 +12,24 @@ from neuron_jax.weights.errors import WeightsError
 Report = Callable[[str, int, int, str], None]
 """Called with phase, done, total, unit."""
 
+BUSY = (429, 500, 502, 503, 504)
+"""Statuses of a server that may do better in a moment."""
 _REPORT_BYTES = 1 << 20
 _ATTEMPTS = 6
 _TIMEOUT = httpx.Timeout(30.0)
+
+
+class RefusedError(WeightsError):
+    """A server will not send the file: the status of its answer, and its own word for why, as hubs have it."""
+
+    def __init__(self, url: str, response: httpx.Response) -> None:
+        super().__init__("repo_fetch_failed", f"{url}: HTTP {response.status_code}")
+        self.status = response.status_code
+        self.code = response.headers.get("X-Error-Code", "")
+
+
+class _BusyError(httpx.TransportError):
+    """A server that may do better in a moment."""
 
 
 def download(
@@ -28,8 +43,9 @@ def download(
 ) -> None:
     """Make `target` the whole file at `url`, going on from what `target` already has.
 
-    A broken connection is tried again, up to six times without a byte between. Raises WeightsError when the address is
-    none for HTTP, when the server refuses or stays unreachable, or when the hash is another (then `target` is gone).
+    A broken connection, or a server that is busy, is tried again, up to six times without a byte between. Raises WeightsError
+    when the address is none for HTTP, when the server stays unreachable, or when the hash is another (then `target` is
+    gone), and RefusedError.
     """
     failures = 0
     while failures < _ATTEMPTS:
@@ -48,13 +64,15 @@ def download(
         check_hash(target, sha256)
 
 
-def check_hash(path: Path, sha256: str) -> None:
-    """Raises WeightsError, and deletes the file, when its hash is another."""
+def check_hash(path: Path, sha256: str, name: str | None = None) -> None:
+    """Raises WeightsError, and deletes the file, when its hash is another. `name`: what it is called where it is to be."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         path.unlink()
-        raise WeightsError("repo_fetch_failed", f"{path.name} has sha256 {found}, must be {sha256}; it was deleted")
+        raise WeightsError(
+            "repo_fetch_failed", f"{name or path.name} has sha256 {found}, must be {sha256}; it was deleted"
+        )
 
 
 def _size(path: Path) -> int:
@@ -71,7 +89,9 @@ def _continue(client: httpx.Client, url: str, target: Path, report: Report) -> N
         if response.status_code not in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
             if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
                 target.unlink()
-            raise WeightsError("repo_fetch_failed", f"{url}: HTTP {response.status_code}")
+            if response.status_code in BUSY:
+                raise _BusyError(f"HTTP {response.status_code}")
+            raise RefusedError(url, response)
         resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
         done = have if resumed else 0
         total = done + int(response.headers.get("Content-Length", 0))

@@ -1,18 +1,21 @@
 """Model repositories of the Hugging Face hub, kept in folders of our own cache; must not know jax or routes.
 
 <cache>/hub/<org>/<name>@<revision>/   what is here is whole: files arrive by rename, config.json last
-<cache>/.partial/hub/...               what is on its way; a later fetch goes on from it
+<cache>/.partial/hub/...               what is on its way, by what it is to become; a later fetch goes on from it
 """
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+import httpx
 from attrs import frozen
 
-from neuron_jax.weights.download import Report, check_hash
+from neuron_jax.weights.download import BUSY, RefusedError, Report, check_hash, download
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.gguf_parts import whole_models
 from neuron_jax.weights.lock import alone
@@ -31,7 +34,13 @@ _BESIDE = (
 _TOKENIZERS = ("tokenizer.json", "tekken.json", "tokenizer.model")
 """The first of them that there is; the others say the same."""
 _OF_MODULE = re.compile(r"\d+_\w+/(config\.json|model\.safetensors)")
+_GGUF = re.compile(r"([^./][^/]*/)?[^./][^/]*\.gguf")
+"""In a repository or a folder of it."""
+_BESIDE_GGUF = re.compile(r"(.*/)?(mmproj|imatrix)[^/]*\.gguf", re.IGNORECASE)
+"""What llama.cpp's users keep beside a model: what makes tokens of pictures, and what it was quantized by."""
 _MAIN = "main"
+_ATTEMPTS = 4
+"""Of asking for the list of files, which huggingface_hub does once."""
 
 
 @frozen
@@ -54,7 +63,7 @@ def locate(source: Hub, cache: Path) -> Path | None:
     folder = folder_of(source, cache)
     if source.file is None and (folder / "config.json").is_file():
         return folder
-    matching = _matching(source, (path.name for path in folder.glob("*.gguf")))
+    matching = _matching(source, _ggufs_in(folder))
     return folder / matching[0][0] if len(matching) == 1 else None
 
 
@@ -66,10 +75,15 @@ def local(cache: Path) -> Iterator[tuple[str, Path]]:
         id_ = f"{folder.parent.name}/{name}{suffix}"
         if (folder / "config.json").is_file():
             yield id_, folder
-        ggufs = whole_models(path.name for path in folder.glob("*.gguf"))
+        ggufs = whole_models(_ggufs_in(folder))
         for first, *_ in ggufs:
             alone = len(ggufs) == 1 and not (folder / "config.json").is_file()
             yield (id_ if alone else f"{id_}:{first}"), folder / first
+
+
+def _ggufs_in(folder: Path) -> Iterator[str]:
+    """Names from `folder` on: some repositories have a folder for each quantization."""
+    return (str(path.relative_to(folder)) for path in (*folder.glob("*.gguf"), *folder.glob("*/*.gguf")))
 
 
 def fetch(source: Hub, cache: Path, report: Report, *, endpoint: str | None = None) -> Path:
@@ -78,35 +92,86 @@ def fetch(source: Hub, cache: Path, report: Report, *, endpoint: str | None = No
     A second fetch of the same folder waits for the first. Raises WeightsError: repo_fetch_failed, empty_repo,
     bad_checkpoint, or quant_not_found with the names that are there.
     """
-    partial, folder = folder_of(source, cache / ".partial"), folder_of(source, cache)
-    partial.mkdir(parents=True, exist_ok=True)
-    with alone(partial.with_name(f"{partial.name}.lock")):
+    begun, folder = folder_of(source, cache / ".partial"), folder_of(source, cache)
+    begun.mkdir(parents=True, exist_ok=True)
+    with alone(begun.with_name(f"{begun.name}.lock")):
         if (found := locate(source, cache)) is not None:
             return found
-        names = _fetch_files(source, partial, report, endpoint)
+        files = _fetch_files(source, begun, report, endpoint)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in sorted(names, key=lambda name: name == "config.json"):
+        for name in sorted(files, key=lambda name: name == "config.json"):
             (folder / name).parent.mkdir(exist_ok=True)
-            (partial / name).replace(folder / name)
+            files[name].replace(folder / name)
     found = locate(source, cache)
     assert found is not None, f"{source} is not where it was put"
     return found
 
 
-def _fetch_files(source: Hub, folder: Path, report: Report, endpoint: str | None) -> list[str]:
-    """The names of what the source means, each whole in `folder`."""
+def _fetch_files(source: Hub, folder: Path, report: Report, endpoint: str | None) -> dict[str, Path]:
+    """Where in `folder` each file of what the source means is, whole, by its name."""
+    from huggingface_hub.utils import build_hf_headers
+
     listed = _listing(source, endpoint)
-    sizes = {name: one.size for name, one in listed.items()}
-    names = choose(source, list(sizes))
-    if INDEX in names:  # first: it says which of the other files there are to fetch
-        _download(source, INDEX, folder, _progress(_silent, 0), endpoint)
-        names = _of_index(source, folder / INDEX, names)
-    progress = _progress(report, sum(sizes[name] for name in names))
-    for name in names:
-        _download(source, name, folder, progress, endpoint)
-        if (sha256 := listed[name].sha256) is not None:
-            check_hash(folder / name, sha256)
-    return [*names, INDEX] if (folder / INDEX).is_file() and INDEX in sizes else names
+    names = choose(source, list(listed))
+    found: dict[str, Path] = {}
+    with httpx.Client(headers=build_hf_headers()) as client:
+        files = _Files(client, source, folder, endpoint)
+        if INDEX in names:  # first: it says which of the other files there are to fetch
+            found[INDEX] = files.get(listed[INDEX], _silent)
+            names = _of_index(source, found[INDEX], names)
+        total, done = sum(listed[name].size for name in names), 0
+        for name in names:
+            found[name] = files.get(listed[name], _from(done, total, report))
+            done += listed[name].size
+    return found
+
+
+def _from(before: int, total: int, report: Report) -> Report:
+    """Tells how far all files are, of one of them."""
+    return lambda phase, done, _, unit: report(phase, min(before + done, total), total, unit)
+
+
+@frozen
+class _Files:
+    """Fetches files of a repository into `folder`, each under a name that says what it is to be: another revision's is none
+    to go on from. huggingface_hub itself would begin anew what an earlier process has begun."""
+
+    client: httpx.Client
+    source: Hub
+    folder: Path
+    endpoint: str | None
+
+    def get(self, listed: "_Listed", report: Report) -> Path:
+        """The whole file, checked. Raises WeightsError."""
+        from huggingface_hub import hf_hub_url
+
+        path = self.folder / f"{listed.name}.{(listed.sha256 or f'{listed.size} bytes')[:16]}"
+        if path.exists():
+            report("download", listed.size, listed.size, "bytes")
+            return path
+        begun = path.with_name(f"{path.name}.part")
+        repo, url = self.source.repo, partial(hf_hub_url, revision=self.source.revision, endpoint=self.endpoint)
+        try:
+            begun.parent.mkdir(exist_ok=True)
+            download(self.client, url(repo, listed.name), begun, report)
+            _check(begun, listed)
+            return begun.rename(path)
+        except RefusedError as error:
+            said = _told(self.source, error.code, error.status)
+            raise WeightsError("repo_fetch_failed", f"{repo}: {said}{error}") from error
+        except OSError as error:
+            raise WeightsError("repo_fetch_failed", f"{repo}: {listed.name}: {error.strerror or error}") from error
+
+
+def _check(path: Path, listed: "_Listed") -> None:
+    """Raises WeightsError, and deletes the file, when it is not the one that was listed."""
+    if listed.sha256 is not None:
+        check_hash(path, listed.sha256, listed.name)
+    elif (found := path.stat().st_size) != listed.size:
+        path.unlink()
+        raise WeightsError(
+            "repo_fetch_failed", f"{listed.name} has {found} bytes, must have {listed.size}; it was deleted"
+        )
 
 
 def _of_index(source: Hub, index: Path, names: Sequence[str]) -> list[str]:
@@ -121,7 +186,7 @@ def _of_index(source: Hub, index: Path, names: Sequence[str]) -> list[str]:
 
 def choose(source: Hub, names: Sequence[str]) -> list[str]:
     """Which files of a repository the source means. Raises WeightsError."""
-    ggufs = [name for name in names if name.endswith(".gguf") and "/" not in name]
+    ggufs = [name for name in names if _GGUF.fullmatch(name) and not _BESIDE_GGUF.fullmatch(name)]
     weights = _weights(names)
     if source.file is None and weights and "config.json" in names:
         return [*weights, *(name for name in _BESIDE if name in names), *_modules(names), *_tokenizer(names)]
@@ -173,46 +238,48 @@ def _matching(source: Hub, names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def _names(wanted: str, name: str) -> bool:
+    """Whether a file is meant by its name, with its folder or without, or by a part of it, as Q4_K_M and UD-Q4_K_XL are."""
+    alone = name.rpartition("/")[2]
     if wanted.endswith(".gguf"):
-        return wanted == name
-    return wanted.lower() in name.lower().removesuffix(".gguf").replace(".", "-").split("-")
+        return wanted in (name, alone)
+    return f"-{wanted}-".lower() in f"-{alone.removesuffix('.gguf')}-".replace(".", "-").lower()
 
 
 @frozen
 class _Listed:
     """A file of a repository: bytes, and the hash that the hub has of large ones."""
 
+    name: str
     size: int
     sha256: str | None
 
 
-def _listing(source: Hub, endpoint: str | None) -> dict[str, _Listed]:
-    """Every file of the repository."""
+def _listing(source: Hub, endpoint: str | None, pause: Callable[[float], None] = time.sleep) -> dict[str, _Listed]:
+    """Every file of the repository. A hub that is busy or breaks off is asked again, after a moment."""
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint)
-    info: Any = _calling(source, lambda: api.model_info(source.repo, revision=source.revision, files_metadata=True))
-    return {file.rfilename: _Listed(file.size or 0, file.lfs and file.lfs.sha256) for file in info.siblings or []}
+    ask = partial(api.model_info, source.repo, revision=source.revision, files_metadata=True)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            info: Any = _calling(source, ask)
+            break
+        except _BusyError:
+            if attempt == _ATTEMPTS:
+                raise
+            pause(0.5 * attempt)
+    return {
+        file.rfilename: _Listed(file.rfilename, file.size or 0, file.lfs and file.lfs.sha256)
+        for file in info.siblings or []
+    }
 
 
-def _download(source: Hub, name: str, folder: Path, progress: type, endpoint: str | None) -> None:
-    from huggingface_hub import hf_hub_download
-
-    _calling(
-        source,
-        lambda: hf_hub_download(
-            source.repo,
-            name,
-            revision=source.revision,
-            local_dir=folder,
-            endpoint=endpoint,
-            tqdm_class=progress,
-        ),
-    )
+class _BusyError(WeightsError):
+    """What may go well in a moment."""
 
 
 def _calling(source: Hub, call: Callable[[], Any]) -> Any:
-    """The one seam to huggingface_hub's errors."""
+    """The one seam to huggingface_hub's errors. Raises WeightsError, _BusyError where the hub may do better in a moment."""
     from huggingface_hub import errors
 
     # The base of its HTTP client's errors comes from httpx or httpx2, as its version has it.
@@ -221,25 +288,40 @@ def _calling(source: Hub, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except (transport, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hidden = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else None
+        reason, status = _first_line(hidden or error), getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, transport) and not isinstance(error, errors.HfHubHTTPError):
-            reason = f"the model hub cannot be reached: {reason}"
-        raise WeightsError("repo_fetch_failed", f"{source.repo}: {reason}") from error
+            broken = type(error).__name__ != "ConnectError"
+            kind = _BusyError if broken and status in (None, *BUSY) else WeightsError
+            raise kind("repo_fetch_failed", f"{source.repo}: the model hub cannot be reached: {reason}") from error
+        kind = _BusyError if status in BUSY else WeightsError
+        raise kind("repo_fetch_failed", f"{source.repo}: {_meaning(source, error, status)}{reason}") from error
+    except ValueError as error:
+        raise _BusyError("repo_fetch_failed", f"{source.repo}: the hub's answer is none: {error}") from error
 
 
-def _progress(report: Report, total: int) -> type:
-    """A progress bar class for huggingface_hub that reports bytes over all files instead of drawing."""
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined] # theirs, public by their documentation
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
-    bar: Any = tqdm
-    done = [0]
 
-    def start(self: Any, *args: Any, **kwargs: Any) -> None:
-        bar.__init__(self, *args, **{**kwargs, "disable": True})
-        done[0] += int(kwargs.get("initial", 0))
+def _told(source: Hub, code: str, status: int | None) -> str:
+    """What a hub's own word for a refusal means, or the status alone."""
+    meanings = {
+        "GatedRepo": "it is gated, and HF_TOKEN is of nobody who accepted its terms on its page: ",
+        "RepoNotFound": "there is no such repository, or HF_TOKEN is of nobody who may read it: ",
+        "RevisionNotFound": f"it has no revision {source.revision!r}: ",
+    }
+    return meanings.get(code) or ("HF_TOKEN is of nobody who may read it: " if status in (401, 403) else "")
 
-    def update(_: Any, n: float | None = 1) -> None:
-        done[0] += int(n or 0)
-        report("download", min(done[0], total), total, "bytes")
 
-    return type("Reporting", (bar,), {"__init__": start, "update": update})
+def _meaning(source: Hub, error: Exception, status: int | None) -> str:
+    """What a refusal means to who asked, before its own words."""
+    from huggingface_hub import errors
+
+    kinds = {
+        errors.GatedRepoError: "GatedRepo",
+        errors.RepositoryNotFoundError: "RepoNotFound",
+        errors.RevisionNotFoundError: "RevisionNotFound",
+    }
+    code = next((code for kind, code in kinds.items() if isinstance(error, kind)), "")
+    return _told(source, code, status)

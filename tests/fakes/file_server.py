@@ -1,4 +1,4 @@
-"""A local HTTP server of files in memory that can break a connection midway; knows ranges, nothing of the product."""
+"""A local HTTP server of files in memory that breaks connections midway, or refuses; knows ranges, nothing of the product."""
 
 import threading
 from collections.abc import Iterator
@@ -6,9 +6,20 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from attrs import frozen
+
+
+@frozen
+class Refusal:
+    """A status, and the hub's own word for it."""
+
+    status: int
+    code: str = ""
+
 
 class FileServer(ThreadingHTTPServer):
-    """`files` by path. The next answers with bodies send at most the `cuts` in turn; None sends the whole."""
+    """`files` by path. The next answers with bodies send at most the `cuts` in turn; None sends the whole. `refusals` are what
+    the next requests get in place of an answer, by a part of their paths; None lets one through."""
 
     daemon_threads = True
 
@@ -19,6 +30,7 @@ class FileServer(ThreadingHTTPServer):
         self.ranges = ranges
         self.headers: dict[str, dict[str, str]] = {}
         self.asked: list[tuple[str, str, str | None]] = []
+        self.refusals: dict[str, list[Refusal | None]] = {}
 
     @property
     def url(self) -> str:
@@ -38,6 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         path = self.path.split("?")[0]
         self.server.asked.append((self.command, path, wanted))
+        if (refusal := self._refusal(path)) is not None:
+            self._head(refusal.status, {"X-Error-Code": refusal.code, "Content-Length": "0"})
+            return
         content = self.server.files.get(path)
         if content is None:
             self._head(404, {"Content-Length": "0"})
@@ -54,6 +69,10 @@ class _Handler(BaseHTTPRequestHandler):
             cut = self.server.cuts.pop(0) if self.server.cuts else None
             self.wfile.write(content[start:] if cut is None else content[start : start + cut])
             self.close_connection = True
+
+    def _refusal(self, path: str) -> Refusal | None:
+        waiting = next((each for part, each in self.server.refusals.items() if part in path and each), [None])
+        return waiting.pop(0)
 
     def _head(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)

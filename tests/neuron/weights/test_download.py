@@ -8,7 +8,7 @@ import pytest
 
 from neuron_jax.weights.download import download
 from neuron_jax.weights.errors import WeightsError
-from tests.fakes.file_server import FileServer, serving
+from tests.fakes.file_server import FileServer, Refusal, serving
 
 CONTENT = bytes(range(256)) * 400
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -90,6 +90,23 @@ def test_a_refusing_server_is_told(tmp_path: Path) -> None:
     """A status that is no file is an error at once, with the address."""
     with serving({}) as server, pytest.raises(WeightsError, match=r"/file: HTTP 404"):
         fetch(server, tmp_path / "file")
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_server_is_asked_again(tmp_path: Path, status: int) -> None:
+    """After longer and longer pauses, and of the bytes that are missing; one that stays so is given up."""
+    target = tmp_path / "file"
+    with serving({"/file": CONTENT}, [30_000]) as server:
+        server.refusals["/file"] = [None, Refusal(status), Refusal(status)]
+        recorder = fetch(server, target)
+        server.refusals["/file"] = [Refusal(status)] * 9
+        with pytest.raises(WeightsError, match=f"/file: HTTP {status}"):
+            fetch(server, tmp_path / "other")
+
+        assert [wanted for _, _, wanted in server.asked[:4]] == [None, *["bytes=30000-"] * 3]
+        assert len(server.refusals["/file"]) == 3
+    assert target.read_bytes() == CONTENT
+    assert recorder.pauses == sorted(recorder.pauses)
 
 
 def test_a_dead_server_is_given_up(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from neuron_jax.weights.errors import WeightsError
 from neuron_jax.weights.hub import Hub, choose, fetch, local, locate
-from tests.fakes.file_server import FileServer, serving
+from tests.fakes.file_server import FileServer, Refusal, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SAFETENSORS = {
@@ -251,3 +251,133 @@ def test_the_template_for_tools_is_fetched_and_no_other_of_its_folder() -> None:
     names = [f"additional_chat_templates/{name}.jinja" for name in ("rag", "tool_use")]
 
     assert choose(Hub("org/tiny"), ["config.json", "model.safetensors", *names])[2:] == names[1:]
+
+
+LARGE = {"config.json": b"{}", "model.safetensors": b"\5" * 300_000, "tokenizer.json": b"{}"}
+BROKEN = 100_000
+"""Bytes of it that came before the connection broke."""
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_weights_go_on_where_they_broke_off(tmp_path: Path, ends: bool) -> None:
+    """In the same fetch, or in the next where the first one `ends`; what arrives is held to its hash as a whole."""
+    digest = hashlib.sha256(LARGE["model.safetensors"]).hexdigest()
+    with serving(repository(LARGE, model=digest), [None, BROKEN]) as server:
+        dressed(server)
+        server.refusals["model.safetensors"] = [None, *([Refusal(403)] if ends else [])]
+        told = pytest.raises(WeightsError, match="HF_TOKEN is of nobody") if ends else nullcontext()
+        with told:
+            fetch(Hub("org/tiny"), tmp_path, lambda *_: None, endpoint=server.url)
+        path = fetch(Hub("org/tiny"), tmp_path, lambda *_: None, endpoint=server.url)
+
+    assert (path / "model.safetensors").read_bytes() == LARGE["model.safetensors"]
+    asked = [row[2] for row in server.asked if row[0] == "GET" and row[1].endswith("model.safetensors")]
+    assert asked == [None, *[f"bytes={BROKEN}-"] * (1 + ends)]
+
+
+def test_what_was_begun_of_another_revision_is_no_beginning(tmp_path: Path) -> None:
+    """`main` is another commit by the time of the second fetch: its weights are fetched whole, and are what they should be."""
+    other = LARGE | {"model.safetensors": b"\6" * 300_000}
+    for files, refusals in ((LARGE, [None, Refusal(403)]), (other, [])):
+        digest = hashlib.sha256(files["model.safetensors"]).hexdigest()
+        with serving(repository(files, model=digest), [None, BROKEN] if refusals else []) as server:
+            dressed(server)
+            server.refusals["model.safetensors"] = refusals
+            with pytest.raises(WeightsError) if refusals else nullcontext():
+                path = fetch(Hub("org/tiny"), tmp_path, lambda *_: None, endpoint=server.url)
+
+    assert (path / "model.safetensors").read_bytes() == other["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("place", "refusal", "words"),
+    [
+        ("api", Refusal(401, "RepoNotFound"), "there is no such repository, or HF_TOKEN is of nobody who may read it"),
+        ("api", Refusal(403), "HF_TOKEN is of nobody who may read it"),
+        ("api", Refusal(403, "GatedRepo"), "it is gated, and HF_TOKEN is of nobody who accepted its terms on its page"),
+        (
+            "resolve",
+            Refusal(401, "GatedRepo"),
+            "it is gated, and HF_TOKEN is of nobody who accepted its terms on its page",
+        ),
+        ("api", Refusal(404, "RevisionNotFound"), "it has no revision 'v2'"),
+        ("api", Refusal(404), "404"),
+    ],
+)
+def test_a_refusal_says_what_it_means(tmp_path: Path, place: str, refusal: Refusal, words: str) -> None:
+    """To who would read a private or a gated repository, or a revision that is none. Nothing is asked twice, or kept."""
+    source = Hub("org/tiny", "v2")
+    answers = {path.replace("/main", "/v2"): content for path, content in repository(SAFETENSORS).items()}
+    with serving(answers) as server:
+        dressed(server)
+        server.refusals[place] = [refusal] * 3
+        with pytest.raises(WeightsError, match=f"org/tiny: .*{words}") as caught:
+            fetch(source, tmp_path, lambda *_: None, endpoint=server.url)
+        assert len(server.refusals[place]) == 2
+        server.refusals.clear()
+        assert locate(source, tmp_path) is None
+        path = fetch(source, tmp_path, lambda *_: None, endpoint=server.url)
+
+    assert caught.value.kind == "repo_fetch_failed"
+    assert path.name == "tiny@v2"
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_hub_that_is_busy_is_asked_again(tmp_path: Path, status: int) -> None:
+    """For the list of files, which huggingface_hub asks for once: after a refusal of the moment, or half an answer."""
+    with serving(repository(SAFETENSORS), [7]) as server:
+        dressed(server)
+        server.refusals["api"] = [Refusal(status)]
+        path = fetch(Hub("org/tiny"), tmp_path, lambda *_: None, endpoint=server.url)
+
+    assert path == locate(Hub("org/tiny"), tmp_path)
+    assert [row[1] for row in server.asked].count("/api/models/org/tiny") == 3
+
+
+def test_a_small_file_that_is_another_is_refused(tmp_path: Path) -> None:
+    """The hub has hashes of large ones only; the length is held to the list."""
+    answers = repository(SAFETENSORS)
+    changed = {path: b'{"a": 10}' if path.endswith("/config.json") else content for path, content in answers.items()}
+    with serving(changed) as server:
+        dressed(server)
+        with pytest.raises(WeightsError, match=r"config.json has 9 bytes, must have 8; it was deleted"):
+            fetch(Hub("org/tiny"), tmp_path, lambda *_: None, endpoint=server.url)
+
+    assert locate(Hub("org/tiny"), tmp_path) is None
+
+
+QUANTS = [
+    "Tiny-Q4_K_M.gguf",
+    "Tiny-UD-Q4_K_XL.gguf",
+    "BF16/Tiny-BF16-00001-of-00002.gguf",
+    "BF16/Tiny-BF16-00002-of-00002.gguf",
+    "mmproj-BF16.gguf",
+    "imatrix_tiny.gguf",
+]
+
+
+@pytest.mark.parametrize(
+    ("named", "chosen"),
+    [
+        ("q4_k_m", QUANTS[:1]),
+        ("UD-Q4_K_XL", QUANTS[1:2]),
+        ("Q4_K_XL", QUANTS[1:2]),
+        ("BF16", QUANTS[2:4]),
+        ("Tiny-BF16-00001-of-00002.gguf", QUANTS[2:4]),
+        ("BF16/Tiny-BF16-00001-of-00002.gguf", QUANTS[2:4]),
+    ],
+)
+def test_one_quantization_is_found_by_its_name(named: str, chosen: list[str]) -> None:
+    """In a folder of its own, too; what sees pictures and what it was quantized by are no models."""
+    assert choose(Hub("org/tiny", None, named), [*QUANTS, "README.md"]) == chosen
+
+
+def test_a_model_in_a_folder_of_its_repository_is_found_in_the_cache(tmp_path: Path) -> None:
+    """By its quantization, as it was asked for, and in the list."""
+    files = {name: name.encode() for name in QUANTS}
+    path, progress = fetched(tmp_path, files, Hub("org/tiny", None, "BF16"))
+
+    assert path == tmp_path / "hub" / "org" / "tiny@main" / QUANTS[2]
+    assert progress[-1][1] == sum(len(name) for name in QUANTS[2:4])
+    assert locate(Hub("org/tiny", None, "BF16"), tmp_path) == path
+    assert list(local(tmp_path)) == [("org/tiny", path)]
