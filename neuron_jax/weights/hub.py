@@ -109,7 +109,7 @@ def fetch(source: Hub, cache: Path, report: Report, *, endpoint: str | None = No
 
 def _fetch_files(source: Hub, folder: Path, report: Report, endpoint: str | None) -> dict[str, Path]:
     """Where in `folder` each file of what the source means is, whole, by its name."""
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined] # theirs, public by their documentation
 
     listed = _listing(source, endpoint)
     names = choose(source, list(listed))
