@@ -62,6 +62,10 @@ FAMILIES = [
 """Modules with a `FAMILY`."""
 
 
+_BARE, _HEADED = "Model", "ForCausalLM"
+"""How transformers calls a decoder that was saved without its head, as who trains it to embed does, and the same with it."""
+
+
 def families() -> Iterator[Family]:
     """All of them, imported when first asked for."""
     for module in FAMILIES:
@@ -75,7 +79,7 @@ def family_of(config: Config) -> Family:
     """
     named = architectures(config)
     known = {name: family for family in families() for name in family.architectures}
-    for name in named:
+    for name in (*named, *(one.removesuffix(_BARE) + _HEADED for one in named if one.endswith(_BARE))):
         if name in known:
             return known[name]
     kind = config.get("model_type")

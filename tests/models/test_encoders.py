@@ -269,6 +269,22 @@ def test_a_decoder_embeds_by_its_last_token() -> None:
     np.testing.assert_allclose(found[number], expected / np.linalg.norm(expected), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("bare", "whole"),
+    [("Qwen3Model", "Qwen3ForCausalLM"), ("LlamaModel", "LlamaForCausalLM"), ("MistralModel", "MistralForCausalLM")],
+)
+def test_a_decoder_that_was_saved_without_its_head_is_known(bare: str, whole: str) -> None:
+    """As transformers calls it then, and so what is trained to embed; its model_type tells what its name would."""
+    said = {key: value for key, value in CASES["qwen3 that scores"].items() if key not in (MODULES, "model_type")}
+    config = said | {"model_type": bare.removesuffix("Model").lower(), "sliding_window": 5, "use_sliding_window": False}
+    wanted = pooled(config | {"architectures": [bare]}, "lasttoken")
+
+    assert purpose(wanted) == "embed"
+    assert read(wanted) == read(wanted | {"architectures": [whole]})
+    with pytest.raises(ModelError, match="found UnheardModel; known are"):
+        read(wanted | {"architectures": ["UnheardModel"]})
+
+
 def test_a_verdict_of_one_token_is_its_logit_alone() -> None:
     """As rerankers have it that were trained to say one word: the difference to two tokens is the other's logit."""
     config = CASES["qwen3 that scores"]
