@@ -48,19 +48,24 @@ def write_tiny_bert(folder: Path, *, pooling: str = "mean_tokens", normalize: bo
     config = CONFIG | changes
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
+    if "id2label" not in config:
+        write_modules(folder, pooling, normalize=normalize)
+    (folder / "tokenizer.json").write_text(tokenizer().to_str())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"cls_token": "[CLS]", "sep_token": "[SEP]"}))
+    write_safetensors(folder / "model.safetensors", random_tensors(build_embedder(config, dtype=jnp.float32)))
+    return folder
+
+
+def write_modules(folder: Path, pooling: str, *, normalize: bool) -> None:
+    """modules.json and what it names, as sentence-transformers saves them beside a model."""
     modules = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
     listed = [
         {"idx": at, "name": str(at), "path": f"{at}_{kind}" * (at > 0), "type": f"sentence_transformers.models.{kind}"}
         for at, kind in enumerate(modules)
     ]
-    if "id2label" not in config:
-        (folder / "modules.json").write_text(json.dumps(listed))
-        (folder / "1_Pooling").mkdir(exist_ok=True)
-        (folder / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
-    (folder / "tokenizer.json").write_text(tokenizer().to_str())
-    (folder / "tokenizer_config.json").write_text(json.dumps({"cls_token": "[CLS]", "sep_token": "[SEP]"}))
-    write_safetensors(folder / "model.safetensors", random_tensors(build_embedder(config, dtype=jnp.float32)))
-    return folder
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
 
 
 def write_tiny_gguf(file: Path, folder: Path, *, pooling: int) -> None:
