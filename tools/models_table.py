@@ -31,6 +31,7 @@ HEAD = """# Models
 
 Made by `python tools/models_table.py > docs/models.md` from the registry, and held to it by a test. What is not here is not
 served: an architecture that no family has is refused by name. Wrappers (`text_config`) are served as their text part.
+A decoder that embeds may have been saved without its head, as `Qwen3Model`.
 """
 TRIED = """
 ## What each is held to, and what it refuses
