@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jax.sharding import Mesh
 
 from models.native.recurrent import StateRows
 from models.recurrent_rows import COUNT, FIRST, LOAD, SAVE, SLOT, START, mark_behind, only_real, own_tokens, told, whole
+from models.spread import states_over
 
 CHANNELS, WARPS = 256, 4
 """Of a program."""
@@ -27,12 +29,21 @@ def convolve(
     taps: jax.Array,
     shift: jax.Array | None,
     *,
+    mesh: Mesh | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """bcx [T, K, 3, D] are B, C and x; `cache` the last inputs by slot and by snapshot, [..., N - 1, K, D]; taps [N, K, D],
     shift [K, D] or None -> C * (conv(B x) + shift) in float32 [T, K, D], zeros for padding, and `cache`, written in
-    place. Two rows must not have one slot unless one follows the other, nor may one save what another loads.
+    place. Two rows must not have one slot unless one follows the other, nor may one save what another loads. On a `mesh` each
+    device goes through its own of K.
     """
+    if mesh is not None:
+
+        def own(given: Any, cache: Any, rows: StateRows) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+            return convolve(given["bcx"], cache, rows, given["taps"], given["shift"], interpret=interpret)
+
+        by_head = {"bcx": (bcx, 1), "taps": (taps, 1), "shift": (shift, 0)}
+        return states_over(mesh, own, by_head, tuple((leaf, 2) for leaf in cache), rows)
     tokens, parts, _, width = bcx.shape
     given = (told(rows), bcx, taps, *(() if shift is None else (shift,)))
 

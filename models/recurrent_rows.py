@@ -8,7 +8,7 @@ rows. `Recurrence.step` is its twin.
 Run in Pallas' interpreter only, and compiled for cards that were not there. It lowers through Triton, as `few_rows`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -17,8 +17,10 @@ from attrs import frozen
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jax.sharding import Mesh
 
 from models.native.recurrent import FOLLOWS, StateRows
+from models.spread import states_over
 
 KEPT, WARPS = 4096, 4
 """Numbers of a state that a program keeps, 32 in each thread's registers. A warp has whole columns, so what it sums over the
@@ -61,13 +63,16 @@ def recur(
     cache: tuple[jax.Array, ...],
     rows: StateRows,
     *,
+    mesh: Mesh | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """mixed [T, K, 2 H + G W] are queries, keys and values before the convolution, gates [T, K, 2, G], of Mamba [T, K, G], as
     projected; `cache` the last inputs and the states by slot, then by snapshot -> what each token reads, float32 [T, K, G, W],
     zeros for padding, and `cache`, written in place. Two rows must not have one slot unless
-    one follows the other, nor may one save what another loads.
+    one follows the other, nor may one save what another loads. On a `mesh` each device goes through its own key heads.
     """
+    if mesh is not None:
+        return _spread(mesh, rule, {"mixed": mixed, "gates": gates}, cache, rows, interpret=interpret)
     half = len(cache) // 2
     inputs, kept = cache[0], cache[half]
     tokens, (_, key_heads, group, keys, width) = mixed.shape[0], cache[1].shape
@@ -97,6 +102,20 @@ def recur(
     )
     read, *cache_ = call(*given, *cache)
     return only_real(read, rows), tuple(cache_)
+
+
+def _spread(
+    mesh: Mesh, rule: Rule, given: Mapping[str, jax.Array], cache: tuple[jax.Array, ...], rows: StateRows, **how: Any
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """`recur` on every device for its own key heads."""
+
+    def own(mine: Any, cache: Any, rows: StateRows) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        its = Rule(rule.kind, mine["taps"], mine["bias"], mine["heads"])
+        return recur(its, mine["mixed"], mine["gates"], cache, rows, **how)
+
+    brought = {name: (array, 1) for name, array in given.items()}
+    by_head = {"taps": (rule.taps, 1), "bias": (rule.bias, 0), "heads": (tuple(rule.heads), 0)}
+    return states_over(mesh, own, brought | by_head, tuple(zip(cache, (2, 1, 2, 1), strict=True)), rows)
 
 
 SLOT, START, COUNT, LOAD, SAVE, FIRST, OWN, BEHIND, MARK = range(9)

@@ -118,10 +118,12 @@ class Recurrence(Protocol):
         """
         ...
 
-    def on_gpu(self, tokens: Any, cache: Any, rows: "StateRows", *, interpret: bool = False) -> tuple[Any, Any]:
-        """The same by a kernel for GPUs, where `models.recurrent_rows` does not refuse the layer; by Pallas' interpreter where
-        asked. No two rows of a step may have one slot unless one follows the other, nor may one save what
-        another loads.
+    def on_gpu(
+        self, tokens: Any, cache: Any, rows: "StateRows", *, mesh: Any = None, interpret: bool = False
+    ) -> tuple[Any, Any]:
+        """The same by a kernel for GPUs, where `models.recurrent_rows` does not refuse the layer; on all devices of `mesh`, if
+        there is one, each for its own heads; by Pallas' interpreter where asked. No two rows of a step may have one slot unless
+        one follows the other, nor may one save what another loads.
         """
         ...
 

@@ -1,9 +1,10 @@
-"""Products and experts whose matrices lie on several devices, each by the kernels of one; knows arrays and a mesh, no layers.
+"""Products, experts and states that lie on several devices, each by the kernels of one; knows arrays and a mesh, no layers.
 
 XLA cannot split what it does not know. So each device computes its own outputs; or what its own inputs add to all of them,
-of which there is one sum over the devices.
+of which there is one sum over the devices. States know nothing of other heads', so each device goes through those of its own.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,11 @@ from models.dense.record import Experts
 from models.matrices import Around, Kernel, Matrix
 from models.mixtures import ExpertKernels, ExpertMatrices
 from models.native.ops import Norm
+from models.native.recurrent import StateRows
 from models.sharding import TENSOR
+
+ByHead = Mapping[str, tuple[Any, int]]
+"""Arrays by name, and which of their axes the heads are on; None, or a tuple of arrays that are alike, may stand for one."""
 
 WHOLE, FIRST, LAST = PartitionSpec(), PartitionSpec(TENSOR), PartitionSpec(None, TENSOR)
 
@@ -78,6 +83,33 @@ def experts_over(mesh: Mesh, kernels: ExpertKernels) -> ExpertKernels:
         return made if residual is None else residual + made
 
     return ExpertKernels(route, through)
+
+
+def states_over(
+    mesh: Mesh,
+    kernel: Callable[[Mapping[str, Any], tuple[jax.Array, ...], StateRows], tuple[jax.Array, tuple[jax.Array, ...]]],
+    given: ByHead,
+    cache: Sequence[tuple[jax.Array, int]],
+    rows: StateRows,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """`kernel` on every device of `mesh` for its own heads of what is `given` and of `cache`, each with the axis that they are
+    on: what tokens read, by heads [T, K, ...], and the cache.
+    """
+
+    def local(given: Any, cache: Any, told: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        return kernel(given, cache, evolve(rows, **told))
+
+    told = {name: getattr(rows, name) for name in ("slot", "start", "count", "load", "save")}
+    kept = tuple(_of_heads(axis) for _, axis in cache)
+    specs = ({name: _of_heads(axis) for name, (_, axis) in given.items()}, kept, WHOLE)
+    on_each = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(_of_heads(1), kept), check_vma=False)
+    arrays = {name: array for name, (array, _) in given.items()}
+    made: tuple[jax.Array, tuple[jax.Array, ...]] = on_each(arrays, tuple(leaf for leaf, _ in cache), told)
+    return made
+
+
+def _of_heads(axis: int) -> PartitionSpec:
+    return PartitionSpec(*(None,) * axis, TENSOR)
 
 
 def leaf_specs(matrix: Matrix, *, stack: bool = False) -> tuple[PartitionSpec, ...]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from attrs import frozen
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 
 from models.dense.record import ShortConvolution
 from models.linears import Linears
@@ -69,11 +70,15 @@ class ConvolutionRule:
         """See `models.spec.Recurrence`."""
         return recurrent.short_convolution(tokens, cache, rows, self.taps, self.shift)
 
-    def on_gpu(self, tokens: Any, cache: Any, rows: StateRows, *, interpret: bool = False) -> tuple[Any, Any]:
+    def on_gpu(
+        self, tokens: Any, cache: Any, rows: StateRows, *, mesh: Mesh | None = None, interpret: bool = False
+    ) -> tuple[Any, Any]:
         """See `models.spec.Recurrence`."""
         from models import convolution_rows  # later versions of JAX have no Triton
 
-        given, cache = convolution_rows.convolve(tokens, cache, rows, self.taps, self.shift, interpret=interpret)
+        given, cache = convolution_rows.convolve(
+            tokens, cache, rows, self.taps, self.shift, mesh=mesh, interpret=interpret
+        )
         return given.astype(tokens.dtype), cache
 
     def _given(self, mixed: jax.Array, c: jax.Array, like: jax.Array) -> jax.Array:

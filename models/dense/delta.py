@@ -16,6 +16,7 @@ from attrs import frozen
 from flax import nnx
 from jax import lax
 from jax.scipy.linalg import solve_triangular
+from jax.sharding import Mesh
 
 from models.dense.convolution import Norms, as_one_of, window_of
 from models.linears import Linears
@@ -93,13 +94,15 @@ class DeltaRule:
         """See `models.spec.Recurrence`."""
         return recurrent.gated_delta(tokens, cache, rows, (self.taps, self.rate, self.shift), self.norm)
 
-    def on_gpu(self, tokens: Any, cache: Any, rows: StateRows, *, interpret: bool = False) -> tuple[Any, Any]:
+    def on_gpu(
+        self, tokens: Any, cache: Any, rows: StateRows, *, mesh: Mesh | None = None, interpret: bool = False
+    ) -> tuple[Any, Any]:
         """See `models.spec.Recurrence`."""
         from models import recurrent_rows  # later versions of JAX have no Triton
 
         qkv, gates, z = tokens
         rule = recurrent_rows.Rule("delta", self.taps, None, (self.rate, self.shift))
-        read, cache = recurrent_rows.recur(rule, qkv, gates, cache, rows, interpret=interpret)
+        read, cache = recurrent_rows.recur(rule, qkv, gates, cache, rows, mesh=mesh, interpret=interpret)
         return self._given(read, z), cache
 
     def _read(self, mixed: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:

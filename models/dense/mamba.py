@@ -16,6 +16,7 @@ import numpy as np
 from attrs import frozen
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 
 from models.dense.convolution import Norms, as_one_of, window_of
 from models.dense.record import Mamba2
@@ -117,13 +118,15 @@ class MambaRule:
         """See `models.spec.Recurrence`."""
         return recurrent.mamba(tokens, cache, rows, (self.taps, self.bias, *self.heads), self.norm)
 
-    def on_gpu(self, tokens: Any, cache: Any, rows: StateRows, *, interpret: bool = False) -> tuple[Any, Any]:
+    def on_gpu(
+        self, tokens: Any, cache: Any, rows: StateRows, *, mesh: Mesh | None = None, interpret: bool = False
+    ) -> tuple[Any, Any]:
         """See `models.spec.Recurrence`."""
         from models import recurrent_rows  # later versions of JAX have no Triton
 
         cbx, raw, z = tokens
         rule = recurrent_rows.Rule("mamba", self.taps, self.bias, self.heads)
-        read, cache = recurrent_rows.recur(rule, cbx, raw, cache, rows, interpret=interpret)
+        read, cache = recurrent_rows.recur(rule, cbx, raw, cache, rows, mesh=mesh, interpret=interpret)
         return self._gated(read, z), cache
 
     def _read(self, mixed: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -303,13 +303,14 @@ def with_kernels(program: Program, made: Design, case: Case, *, tried: bool) -> 
         return program
     programs = made.buckets.keys()
     smallest = min(key for key in programs if isinstance(key, StepKey))
-    program = evolve(program, storing=storing.choose(case, tried=tried))
-    if mesh.size == 1:  # XLA divides states and logits over several
-        program = evolve(
-            program,
-            recurring=recurring.choose(device, program.rules(smallest), tried=tried) if _recurs(made.model) else {},
-            drawing=drawing.choose(device, made.model.vocab_size, tried=tried),
-        )
+    spread = mesh if mesh.size > 1 else None
+    rules = program.rules(smallest) if _recurs(made.model) else {}
+    program = evolve(
+        program,
+        storing=storing.choose(case, tried=tried),
+        recurring=recurring.choose(device, rules, tried=tried, mesh=spread),
+        drawing=drawing.choose(device, made.model.vocab_size, tried=tried, mesh=spread),
+    )
     shapes, mixed = program.matrices(smallest)
     found = products.choose(device, made.dtype, shapes, tried=tried)
     experts = expert_products.choose(device, made.dtype, mixed, tried=tried)

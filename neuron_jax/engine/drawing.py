@@ -1,12 +1,13 @@
 """Whether our kernels draw where top-k or top-p cut a row: tried against what XLA draws. Knows vocabularies, no requests."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from neuron_jax.engine import straight_sampler, trials
 from neuron_jax.engine.sampler import DRAW, RowParams
@@ -25,9 +26,9 @@ CLOSE = 1e-3
 """By which log-probabilities may differ."""
 
 
-def choose(device: Any, vocab: int, *, tried: bool) -> Drawing | None:
+def choose(device: Any, vocab: int, *, tried: bool, mesh: Mesh | None = None) -> Drawing | None:
     """None where XLA draws, as where there is no GPU from Ampere on. Kernels are tried in another process, where they are to be
-    `tried`."""
+    `tried`. All devices of a `mesh` draw the same."""
     if device.platform != "gpu" or float(device.compute_capability) < 8:
         return None
     try:  # later versions of JAX have no Triton
@@ -38,7 +39,18 @@ def choose(device: Any, vocab: int, *, tried: bool) -> Drawing | None:
     if found[0].why is not None:
         trials.say("XLA draws: %s", found[0].why)
         return None
-    return Drawing(row_sampler.draw, row_sampler.with_logprobs)
+    kernels = Drawing(row_sampler.draw, row_sampler.with_logprobs)
+    return kernels if mesh is None else over(mesh, kernels)
+
+
+def over(mesh: Mesh, kernels: Drawing) -> Drawing:
+    """`kernels` on every device of `mesh`, which all have the logits whole."""
+
+    def on_each(way: Callable[..., Any]) -> Callable[..., Any]:
+        whole = PartitionSpec()
+        return jax.shard_map(way, mesh=mesh, in_specs=(whole, whole), out_specs=whole, check_vma=False)
+
+    return Drawing(on_each(kernels.draw), on_each(kernels.with_logprobs))
 
 
 def verdict(asked: Mapping[str, Any], device: Any) -> Verdict:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from attrs import frozen
+from jax.sharding import Mesh
 
 from models.dense.convolution import ConvolutionRule
 from models.dense.delta import DeltaRule
@@ -60,10 +61,10 @@ Rules = Mapping[RecurrentLayer, Seen]
 
 
 def by_kernel(
-    rule: Recurrence, inputs: Any, cache: Any, rows: StateRows, *, interpret: bool = False
+    rule: Recurrence, inputs: Any, cache: Any, rows: StateRows, *, mesh: Mesh | None = None, interpret: bool = False
 ) -> tuple[Any, Any]:
     """The kernel."""
-    return rule.on_gpu(inputs, cache, rows, interpret=interpret)
+    return rule.on_gpu(inputs, cache, rows, mesh=mesh, interpret=interpret)
 
 
 def rules_in(model: Model, trace: Callable[[Recurring], object]) -> Rules:
@@ -85,16 +86,19 @@ def rules_in(model: Model, trace: Callable[[Recurring], object]) -> Rules:
     return seen
 
 
-def choose(device: Any, rules: Rules, *, tried: bool) -> Recurring:
+def choose(device: Any, rules: Rules, *, tried: bool, mesh: Mesh | None = None) -> Recurring:
     """None where XLA does it all, as where there is no GPU from Ampere on. Kernels are tried in another process, where they are
-    to be `tried`."""
+    to be `tried`, for all heads: what a program makes of one does not depend on how many there are. On a `mesh` each device has
+    some.
+    """
     if device.platform != "gpu" or float(device.compute_capability) < 8:
         return {}
     try:  # later versions of JAX have no Triton
         from models import recurrent_rows
     except ImportError:
         return {}
-    why = {layer: recurrent_rows.refuses(layer.state, seen.largest) for layer, seen in rules.items()}
+    devices = 1 if mesh is None else mesh.size
+    why = {layer: recurrent_rows.refuses(layer.state, seen.largest // devices) for layer, seen in rules.items()}
     able = [layer for layer, refused in why.items() if refused is None]
     if tried:
         asked = [Trial("recurring", _told(layer, rules[layer])) for layer in able]
@@ -102,7 +106,8 @@ def choose(device: Any, rules: Rules, *, tried: bool) -> Recurring:
     for layer, refused in why.items():
         if refused is not None:
             trials.say("states of %s are XLA's: %s", layer, refused)
-    return {layer: by_kernel for layer, refused in why.items() if refused is None}
+    kernel = by_kernel if mesh is None else partial(by_kernel, mesh=mesh)
+    return {layer: kernel for layer, refused in why.items() if refused is None}
 
 
 def verdict(asked: Mapping[str, Any], device: Any) -> Verdict:

@@ -60,6 +60,7 @@ CASES = (
     Case("oss", "4090", "stored", keys=(ONE, MANY, PROMPT)),
     Case("oss", "h100", "stored", devices=2),
     Case("hybrid", "h100", keys=(ONE, PROMPT)),
+    Case("hybrid", "h100", devices=2),
     Case("demo", "4090", keys=(ONE, PROMPT)),
 )
 

@@ -34,6 +34,6 @@ class Stepwise:
         """Never called: no layer of the tests says that it has a kernel."""
         raise AssertionError("a plain loop has no kernel")
 
-    def on_gpu(self, *_: Any, interpret: bool = False) -> tuple[Any, Any]:
+    def on_gpu(self, *_: Any, mesh: Any = None, interpret: bool = False) -> tuple[Any, Any]:
         """Likewise."""
         raise AssertionError("a plain loop has no kernel")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from attrs import evolve
 
+from models.sharding import make_mesh
 from neuron_jax.engine import drawing, sampler, straight_sampler, trials
 from neuron_jax.engine.buckets import Draws
 from neuron_jax.engine.drawing import some_rows
@@ -101,6 +102,17 @@ def test_a_row_that_wants_everything_is_drawn_by_them() -> None:
     assert (np.asarray(got.token) == np.asarray(wanted.token)).all()
     assert (np.asarray(got.token)[1::2] % 8 < 4).all()
     np.testing.assert_allclose(got.logprob, wanted.logprob, atol=1e-5)
+
+
+def test_several_devices_draw_what_one_does() -> None:
+    """All of them, from logits that each has whole."""
+    logits, row = some_rows(300, seed=3)
+    spread = drawing.over(make_mesh(jax.devices("cpu")[:2]), KERNELS)
+    drawn, alone = (quick.jit(by.draw)(logits, row) for by in (spread, KERNELS))
+    found = [quick.jit(by.with_logprobs)(logits, alone) for by in (spread, KERNELS)]
+
+    assert (np.asarray(drawn) == np.asarray(alone)).all()
+    np.testing.assert_array_equal(found[0].top_logprobs, found[1].top_logprobs)
 
 
 def test_kernels_are_tried_before_they_draw(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,12 +113,25 @@ def test_a_text_gets_the_same_bits_however_it_is_cut(ways: Any) -> None:
     assert np.array_equal(np.concatenate(found), whole)
 
 
+@pytest.mark.parametrize("name", ["qwen35", "granitehybrid", "lfm2"])
+def test_devices_go_through_their_own_heads(name: str) -> None:
+    """Two of them, in place, what one does."""
+    mesh = make_mesh(jax.devices("cpu")[:2])
+    ((layer, seen),) = program_of(name, devices=2).rules(StepKey(1, 1)).items()
+    rule, inputs, cache = recurring._some(layer, seen)
+    alone, spread = (partial(recurring.by_kernel, interpret=True, mesh=over) for over in (None, mesh))
+    one, both = (quick.jit(partial(recurring._step, by, rule))(inputs, cache) for by in (alone, spread))
+
+    for ours, theirs in zip(jax.tree.leaves(both), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-6, atol=1e-6)
+
+
 GPU = SimpleNamespace(platform="gpu", compute_capability="8.6")
 
 
-def program_of(name: str) -> Program:
-    model = build(CONFIGS[name], quant="none", dtype=jnp.float32)
-    mesh = make_mesh(jax.devices("cpu")[:1])
+def program_of(name: str, devices: int = 1) -> Program:
+    model = build(CONFIGS[name], quant="none", dtype=jnp.float32, tensor_parallel=devices)
+    mesh = make_mesh(jax.devices("cpu")[:devices])
     attention = choose(Case(mesh, jnp.float32, KVFormat("float32"), 8, PAGE, kinds(model)), RUNGS[-1:])
     return Program(model, mesh, Shapes(PAGE, (8,), 2, 64, 2), attention)
 
