@@ -60,8 +60,6 @@ def serve(
 
     Parameters
     ----------
-    config:
-        A TOML file. Without one, the defaults and the NEURON_* variables count.
     host:
         The address to listen on. Overrides the configuration.
     port:
@@ -79,15 +77,7 @@ def serve(
 
 
 def discover(*, config: ConfigFile = None, as_json: Json = False, environ: Environ) -> None:
-    """Show this host's devices and how busy they are.
-
-    Parameters
-    ----------
-    config:
-        A TOML file; it may say how many devices a CPU stands for.
-    as_json:
-        Print JSON.
-    """
+    """Show this host's devices and how busy they are."""
     hardware, loads = look(configured(config, environ), environ)
     found = attrs.asdict(hardware)
     found["devices"] = [attrs.asdict(d) | attrs.asdict(load) for d, load in zip(hardware.devices, loads, strict=True)]

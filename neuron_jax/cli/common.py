@@ -16,8 +16,14 @@ from neuron_jax.config import NeuronConfig, load_config, unused_variables
 from neuron_jax.hardware.records import DeviceLoad, Hardware
 
 Environ = Annotated[Mapping[str, str], Parameter(parse=False)]
-ConfigFile = Annotated[Path | None, Parameter(name=["--config", "-c"])]
-Json = Annotated[bool, Parameter(name="--json", negative="")]
+ConfigFile = Annotated[
+    Path | None,
+    Parameter(name=["--config", "-c"], help="A TOML file. Without one, the defaults and the NEURON_* variables count."),
+]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+Model = Annotated[
+    str, Parameter(help="An id or alias, a folder, a .gguf file, or org/name of the hub. Nothing is fetched.")
+]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Guesses = Annotated[int, Parameter(validator=Number(gte=-1, lte=64))]
 Degree = Annotated[int, Parameter(validator=Number(gte=1, lte=64))]

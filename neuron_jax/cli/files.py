@@ -3,7 +3,7 @@
 from contextlib import closing
 from pathlib import Path
 
-from neuron_jax.cli.common import ConfigFile, Environ, Json, WeightFlags, configured, look, print_json
+from neuron_jax.cli.common import ConfigFile, Environ, Json, Model, WeightFlags, configured, look, print_json
 from neuron_jax.tables import print_models
 from neuron_jax.terminal import MEGABYTE, console, show_progress
 
@@ -27,10 +27,6 @@ def pull(
         A built-in name, a configured id or alias, or org/name[@revision][:file.gguf] of the hub.
     revision:
         A branch, tag or commit of the hub's repository.
-    config:
-        A TOML file; it says where models are kept.
-    as_json:
-        Print JSON.
     """
     from neuron_jax.local_models import pull as pull_files
 
@@ -43,7 +39,7 @@ def pull(
 
 
 def convert(
-    model: str,
+    model: Model,
     out: Path,
     *,
     weights: WeightFlags = AS_FOUND,
@@ -55,16 +51,10 @@ def convert(
 
     Parameters
     ----------
-    model:
-        An id or alias, a folder, a .gguf file, or org/name of the hub. Nothing is fetched.
     out:
         A folder that is not there yet. It is loaded as any other.
     weights:
         How weights are to be kept and spread.
-    config:
-        A TOML file with limits and models.
-    as_json:
-        Print JSON.
     """
     from neuron_jax.converting import convert as converted
     from neuron_jax.planning import resolve
@@ -81,15 +71,7 @@ def convert(
 
 
 def models(*, config: ConfigFile = None, as_json: Json = False, environ: Environ) -> None:
-    """List the models that this host could load, and where their files are.
-
-    Parameters
-    ----------
-    config:
-        A TOML file with models.
-    as_json:
-        Print JSON.
-    """
+    """List the models that this host could load, and where their files are."""
     from neuron_jax.local_models import listed
 
     found = [one.as_json() for one in listed(configured(config, environ))]
@@ -103,8 +85,6 @@ def rm(model: str, *, config: ConfigFile = None, environ: Environ) -> None:
     ----------
     model:
         A built-in name, a configured id or alias, or org/name[@revision][:file.gguf] of the hub.
-    config:
-        A TOML file; it says where models are kept.
     """
     from neuron_jax.local_models import remove
 

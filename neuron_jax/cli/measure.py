@@ -17,6 +17,7 @@ from neuron_jax.cli.common import (
     Environ,
     Json,
     LoadFlags,
+    Model,
     configured,
     fail,
     look,
@@ -84,7 +85,7 @@ USUAL, NOWHERE = CaseFlags(), OutputFlags()
 
 
 def plan(
-    model: str,
+    model: Model,
     *,
     load: LoadFlags = UNSAID,
     device: str | None = None,
@@ -101,8 +102,6 @@ def plan(
 
     Parameters
     ----------
-    model:
-        An id or alias, a folder, a .gguf file, or org/name of the hub. Nothing is fetched.
     load:
         How the model is to be loaded.
     device:
@@ -115,10 +114,6 @@ def plan(
     compile_all:
         Compile every program and show what each takes. On this host, so that the next load finds them in the cache; for a card
         that is not here all layers of all programs, in place of the few that rates are told by.
-    config:
-        A TOML file with limits and models.
-    as_json:
-        Print JSON.
     """
     from neuron_jax.planning import compile_ahead, plan_model, resolve
 
@@ -137,7 +132,7 @@ def plan(
 
 
 def bench(
-    model: str,
+    model: Model,
     *,
     cases: CaseFlags = USUAL,
     load: LoadFlags = UNSAID,
@@ -149,16 +144,12 @@ def bench(
 
     Parameters
     ----------
-    model:
-        An id or alias, a folder, a .gguf file, or org/name of the hub. Nothing is fetched.
     cases:
         What is measured.
     load:
         How the model is to be loaded.
     outputs:
         Where that is written to.
-    config:
-        A TOML file with limits and models.
     """
     from neuron_jax.benchmark.run import check_outputs, run_bench, write_outputs
     from neuron_jax.planning import resolve
@@ -174,7 +165,7 @@ def bench(
 
 
 def quality(
-    model: str,
+    model: Model,
     *,
     quant: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     source: str | None = None,
@@ -186,16 +177,10 @@ def quality(
 
     Parameters
     ----------
-    model:
-        An id or alias, a folder, a .gguf file, or org/name of the hub. Nothing is fetched.
     quant:
         A format to measure, as often as wanted; all of them where none is named.
     source:
         Where the weights are, when the id does not say.
-    config:
-        A TOML file with limits and models.
-    as_json:
-        Print JSON.
     """
     from neuron_jax.planning import resolve
     from neuron_jax.quality.run import print_quality, report, run_quality

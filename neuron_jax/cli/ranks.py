@@ -37,8 +37,6 @@ def tp_smoke(
         What they run on; by default what this host has.
     deadline:
         Seconds for all of them to meet.
-    as_json:
-        Print JSON.
     """
     from neuron_jax.workers.smoke import groups
 
@@ -77,8 +75,6 @@ def worker(
         What it runs on; by default what this host has.
     deadline:
         Seconds for all of them to meet.
-    as_json:
-        Print JSON.
     fd:
         For neurons only: the socket to the one that started it.
     """

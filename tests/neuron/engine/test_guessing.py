@@ -214,3 +214,42 @@ def test_nothing_is_expected_of_whom_nothing_is_guessed_for(beside: dict[str, in
         told(it, step, [[1] * row.draws for row in step.rows])
 
     assert any(row.guesses for row in planned(it).rows) == guessed
+
+
+def test_where_both_guess_the_same_what_stood_there_before_is_taken() -> None:
+    """It goes on for longer than the model's two."""
+    it = new_loop(Kind(guesses=3, drafts=2))
+    it.submit(1, [3] * 5, max_tokens=20)
+    told(it, planned(it), [[3]])
+    told(it, planned(it), [[3] * 4])
+    (row,) = planned(it).rows
+
+    assert row.request.drafted[1] == [3, 3]
+    assert (list(row.guesses), row.drafted) == ([3, 3, 3], False)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "hopes"), [({}, True), ({"temperature": 1.0, "top_p": 0.9}, False), ({"logprobs": 0}, False)]
+)
+def test_several_tokens_of_a_bound_text_are_drawn_only_as_they_would_be_one_by_one(
+    sampling: dict[str, float], hopes: bool
+) -> None:
+    """Not where what is drawn depends on what else may be."""
+    it = new_loop(Kind(guesses=3, steps=4))
+    bound = submit(1, [1, 1, 6, 3], max_tokens=20, **sampling)
+    it.add(bound, LETTERS.matcher(Constraint("regex", FORM, after=6)))
+    it.drain()
+
+    assert any(step.key.steps > 1 for step in it.steps) == hopes
+
+
+def test_a_text_near_its_limit_needs_no_pages_beyond_it() -> None:
+    """Two tokens are left of it, and pages for them; the other one takes the last free page, and makes four."""
+    it = new_loop(Kind(steps=4), pages=8)
+    it.submit(1, [1] * 6, max_tokens=3)
+    it.submit(2, [2], max_tokens=30)
+    told(it, planned(it), [[5], [5]])
+    it.scheduler.cache.groups[0].take(it.scheduler.cache.free - 1)
+    step = planned(it)
+
+    assert (step.key.steps, [row.count for row in step.rows]) == (4, [2, 4])
