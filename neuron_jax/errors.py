@@ -23,6 +23,10 @@ class EngineDied(NeuronError):  # noqa: N818 - what happened, as the wire docume
         super().__init__(message)
         self.kind = kind
 
+    def again(self) -> "EngineDied":
+        """The same for one more of those who waited: one object that is raised in many tasks would pile up tracebacks."""
+        return EngineDied(str(self), self.kind)
+
 
 class ListenError(NeuronError):
     """The message names the address and the settings that move it."""

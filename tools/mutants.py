@@ -112,8 +112,11 @@ CPU_SECS, WALL_SECS = 5.0, 600.0
 One that needs more hangs: its fault was seen."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl(2)."""
-OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning")
-"""The parent has imported plugins already, which pytest warns of."""
+OPTIONS = (
+    *("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout", "60"),
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+)
+"""A test that waits for ever fails after a minute. The parent has imported plugins already, which pytest warns of."""
 
 PAIRS = (
     *((ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.In, ast.NotIn), (ast.Is, ast.IsNot)),

@@ -6,13 +6,13 @@ hosts. A group is ready when all of its ranks are, and ends as one: with the fir
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import msgspec
 
 from neuron_jax.errors import EngineDied, LoadError
 from neuron_jax.workers import frames
+from neuron_jax.workers.answers import Outputs, TextVectors
 from neuron_jax.workers.frames import EngineLoad, EngineSpec, Output, Progress, Ready, Sane, Submit, Vectors
 from neuron_jax.workers.process import CUDA_SHARE, DEFAULT_COMMAND, EngineProcess, engine_environment
 from neuron_jax.workers.watchdog import Hung
@@ -51,117 +51,6 @@ class Rank(Protocol):
 
 StartRank = Callable[[EngineSpec], Awaitable[Rank]]
 """Starts a rank of the leader's spec, whose group says which it is and where its leader waits for it."""
-
-
-class Outputs:
-    """The answers to some submissions, in order of arrival: iterate it inside `with`; leaving cancels what is open.
-
-    Attributes:
-        read: tokens of the prompt that are computed, and those of them that the prefix cache had, as far as it was told.
-    """
-
-    def __init__(self, client: "EngineClient", requests: Sequence[int]) -> None:
-        self._client = client
-        self._index = {request: index for index, request in enumerate(requests)}
-        self._open = set(requests)
-        self._queue: asyncio.Queue[Output | EngineDied] = asyncio.Queue()
-        self.read = (0, 0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for request in tuple(self._open):
-            self.cancel(request)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Output:
-        """The next output. Raises EngineDied when the process is gone, StopAsyncIteration after the last finish."""
-        while self._open:
-            item = await self._queue.get()
-            if self._wanted(item):
-                return self._take(item)
-        raise StopAsyncIteration
-
-    async def next(self, timeout: float) -> Output | None:  # noqa: ASYNC109 - returns None, so that heartbeats can be sent
-        """As `anext`, or None when nothing came for `timeout` seconds."""
-        while not self._queue.empty():
-            item = self._queue.get_nowait()
-            if self._wanted(item):
-                return self._take(item)
-        try:
-            async with asyncio.timeout(timeout):
-                return await anext(self)
-        except TimeoutError:
-            return None
-
-    def index(self, output: Output) -> int:
-        """Which of the submissions, in the order they were given, `output` answers."""
-        return self._index[output.request]
-
-    @property
-    def open(self) -> int:
-        """Submissions that have not finished."""
-        return len(self._open)
-
-    def cancel(self, request: int) -> None:
-        """Ends one submission within an engine step; none of its outputs is seen afterwards."""
-        if request in self._open:
-            self._open.discard(request)
-            self._client.forget(request)
-
-    def put(self, item: Output | EngineDied) -> None:
-        """Called by the client's reader only."""
-        self._queue.put_nowait(item)
-
-    def _wanted(self, item: Output | EngineDied) -> bool:
-        """False for what a submission that was cancelled had still in the queue."""
-        return isinstance(item, EngineDied) or item.request in self._open
-
-    def _take(self, item: Output | EngineDied) -> Output:
-        if isinstance(item, EngineDied):
-            self._open.clear()
-            raise _again(item)
-        if item.finish is not None:
-            self._open.discard(item.request)
-        return item
-
-
-class TextVectors:
-    """What is made of the texts of one request: use it inside `with`; leaving cancels what is open."""
-
-    def __init__(self, client: "EngineClient", request: int, count: int) -> None:
-        self._client = client
-        self._request = request
-        self._left = count
-        self._queue: asyncio.Queue[Vectors | EngineDied] = asyncio.Queue()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._left:
-            self._client.forget(self._request)
-
-    @property
-    def open(self) -> int:
-        """Texts of which nothing was made yet."""
-        return self._left
-
-    async def next(self) -> Vectors:
-        """What was made of the next texts. Raises EngineDied when the process is gone."""
-        item = await self._queue.get()
-        if isinstance(item, EngineDied):
-            self._left = 0
-            raise _again(item)
-        self._left -= len(item.places)
-        return item
-
-    def put(self, item: Vectors | EngineDied) -> None:
-        """Called by the client's reader only."""
-        self._queue.put_nowait(item)
 
 
 class EngineClient:
@@ -244,13 +133,13 @@ class EngineClient:
         `vocabulary` must be given where one of them has a constraint.
         """
         if self.died.done():
-            raise _again(self.died.result())
+            raise self.died.result().again()
         if vocabulary is not None and not self._told:
             self._leader.send(vocabulary())
             self._told = True
         requests = range(self._next, self._next + len(submits))
         self._next += len(submits)
-        outputs = Outputs(self, requests)
+        outputs = Outputs(self.forget, requests)
         for request, submit in zip(requests, submits, strict=True):
             self._streams[request] = outputs
             self._idle.clear()
@@ -260,11 +149,11 @@ class EngineClient:
     def embed(self, texts: Sequence[list[int]], seconds: Sequence[int]) -> TextVectors:
         """Starts to make something of `texts`, ids of each, as in `frames.Embed`. Raises EngineDied when it is gone already."""
         if self.died.done():
-            raise _again(self.died.result())
+            raise self.died.result().again()
         assert texts, "nothing to embed"
         request = self._next
         self._next += 1
-        vectors = TextVectors(self, request, len(texts))
+        vectors = TextVectors(self.forget, request, len(texts))
         self._vectors[request] = (vectors, len(texts))
         self._idle.clear()
         self._leader.send(frames.Embed(request, list(texts), list(seconds) if any(seconds) else []))
@@ -295,11 +184,11 @@ class EngineClient:
         awaited: set[asyncio.Future[Any]] = {self._weights, self.died}
         await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
         if not self._weights.done():
-            raise _again(self.died.result())
+            raise self.died.result().again()
         return self._weights.result()
 
     def forget(self, request: int) -> None:
-        """Cancels a submission; called by `Outputs` and `TextVectors`."""
+        """Cancels a submission, or what it has not answered yet of one."""
         if self._remove(request):
             self._leader.send(frames.Cancel(request))
 
@@ -436,8 +325,3 @@ def start_here(
 def _told(values: Sequence[int]) -> str:
     seen = ", ".join(f"rank {rank} observed {value}" for rank, value in enumerate(values))
     return f"the sanity all-reduce of {len(values)} ranks, which contribute 1 each, failed: {seen}"
-
-
-def _again(error: EngineDied) -> EngineDied:
-    """The same error for one more of those who waited: raising one object in many tasks would pile up tracebacks."""
-    return EngineDied(str(error), error.kind)
