@@ -29,7 +29,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from attrs import define, frozen
 
@@ -112,7 +112,9 @@ def next_output(run: Running) -> Output | None:
     token = submit.stop_ids[0] if ends else cycle[run.sent % len(cycle)]
     run.sent += 1
     stopped = token in submit.stop_ids and not submit.ignore_eos and run.sent > submit.min_tokens
-    finish = "stop" if stopped else "length" if run.sent >= submit.max_tokens else None
+    finish: Literal["stop", "length"] | None = "stop" if stopped else None
+    if not stopped and run.sent >= submit.max_tokens:
+        finish = "length"
     cached = run.cached if run.sent == 1 else 0
     return Output(submit.request, [token], finish=finish, cached_tokens=cached, **logprobs(submit, token))
 
@@ -254,7 +256,8 @@ class Double:
     def step(self) -> None:
         self.steps += 1
         if self.script.last_words and any(run.verb == "die" and run.sent >= run.at for run in self.running.values()):
-            self.send(frames.EngineFailed(*self.script.last_words))
+            kind, message = self.script.last_words
+            self.send(frames.EngineFailed(kind, message))
         outputs = [output for run in tuple(self.running.values()) if (output := next_output(run))]
         for output in outputs:
             if output.finish:
