@@ -81,8 +81,6 @@ class PartEncoder:
 
     def encode(self, text: str, count: TokenCount) -> list[int]:
         """The ids of `text`. Raises TooManyTokensError and UncutTextError."""
-        if len(text) <= 2 * self._part_chars:
-            return self._take(text, count)
         ids: list[int] = []
         for part in self.parts(text):
             ids += self._take(part, count)

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -231,6 +231,26 @@ def test_a_text_of_two_parts_is_taken_whole(chars: int, parts: int) -> None:
     text = ("word " * 40)[:chars]
 
     assert len(list(PartEncoder(backend, described(backend), part_chars=PART).parts(text))) == parts
+
+
+class Anywhere:
+    """Rules by which a text may be cut behind any character."""
+
+    back = 0
+
+    def after(self, text: str, at: int) -> Iterable[int]:
+        return range(at, len(text))
+
+
+def test_a_text_is_cut_only_where_the_tokenizer_agrees() -> None:
+    """Whatever the rules say: this one makes one token of each of these words."""
+    tokenizer = byte_level()
+    encoder = PartEncoder(tokenizer._encoder._backend, {}, part_chars=7)
+    encoder.__dict__["cuts"] = Anywhere()
+    parts = list(encoder.parts("hello" * 20))
+
+    assert len(parts) > 5
+    assert all(len(part) % 5 == 0 for part in parts)
 
 
 def test_counting_stops_soon_after_the_limit() -> None:
