@@ -64,7 +64,7 @@ class CallReader:
 
     def feed(self, text: str) -> list[Piece]:
         """What is certain by now."""
-        if text and not self.ended:
+        if not self.ended:
             self.source.add(text)
             self._go_on()
         return self._taken()

@@ -51,6 +51,11 @@ CASES: Sequence[tuple[str, str, Sequence[tuple[str, Mapping[str, Any]]]]] = [
         ),
         [("weather", {"unit": "C", "when": 7, "also": ["a", True]})],
     ),
+    (
+        "qwen3_coder",
+        "<tool_call><function=other><parameter=n>7</parameter><parameter=s>x</parameter></function></tool_call>",
+        [("other", {"n": 7, "s": "x"})],
+    ),
     ("qwen3_coder", f"<tool_call>\n{OBJECT}\n</tool_call>", TWO[:1]),
     ("qwen3_coder", "<function=time>\n</function>\n</tool_call>", TWO[1:]),
     (

@@ -29,6 +29,7 @@ FIRST = call(0, "weather", '{"city": "Köln", "days": 2}')
         (f"Let me look.\n\n<tool_call>{WEATHER}</tool_call>\n", [Text("Let me look."), *FIRST]),
         (f"<tool_call>{WEATHER}</tool_call>\n<tool_call>\n{TIME}</tool_call>", [*FIRST, *call(1, "time", "{}")]),
         (f"<tool_call>{WEATHER}</tool_call>\n Done. ", [*FIRST, Text("Done. ")]),
+        (f"<tool_call>{WEATHER}</tool_call> a </tool_call> b", [*FIRST, Text("a </tool_call> b")]),
         (f"<tool_call>[{WEATHER}, {TIME}]</tool_call>", [*FIRST, *call(1, "time", "{}")]),
         (f"<tool_call>\n{WEATHER}", FIRST),
         (f"<tool_call>\n{WEATHER}\n</tool_", FIRST),
@@ -89,6 +90,15 @@ def test_envelopes_of_hermes(text: str, expected: list[Piece]) -> None:
 def test_llama_3_calls_are_bare_json_or_behind_its_tag(text: str, expected: list[Piece]) -> None:
     """JSON that is no call is an answer in JSON."""
     check(lambda: tool_parser("llama3_json", "call_x"), text, *expected)
+
+
+def test_what_was_closed_has_ended() -> None:
+    """Nothing comes of what is fed or closed again."""
+    parser = tool_parser("hermes", "call_x")
+
+    assert merged([*parser.feed("a b "), *parser.close()]) == (Text("a b "),)
+    assert parser.ended
+    assert [*parser.feed("c"), *parser.close()] == []
 
 
 def test_text_that_cannot_be_a_call_is_not_held_back() -> None:
