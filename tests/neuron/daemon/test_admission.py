@@ -39,6 +39,21 @@ def test_slots_are_given_in_order() -> None:
     run(use)
 
 
+def test_who_waits_is_told_how_many_are_before_it() -> None:
+    """And who has its turn, that nobody is."""
+
+    async def use() -> None:
+        admission = queue(slots=1, depth=3)
+        with ExitStack() as sitting:
+            first = sitting.enter_context(admission.enter(1))
+            with admission.enter(1) as second, admission.enter(1) as third:
+                assert [one.ahead for one in (first, second, third)] == [0, 0, 1]
+                sitting.close()
+                assert [one.ahead for one in (second, third)] == [0, 0]
+
+    run(use)
+
+
 def test_more_answers_than_slots_take_them_all() -> None:
     """n may be larger than the engine's slots: the engine queues the rest itself."""
 
