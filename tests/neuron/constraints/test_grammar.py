@@ -143,6 +143,9 @@ def test_calls_that_may_come_are_bound_from_where_they_begin(name: str, several:
     assert admits(asked, before + write("h", "{}")) is (name == "glm4")  # where that is any text
     if form.trigger is not None:
         assert admits(asked, f"{call}\n{call}") is (several and form.several)
+    if form.trigger is not None and form.start:
+        one = call.removeprefix(form.start).removesuffix(form.end)
+        assert admits(asked, form.start + form.between.join([one, one]) + form.end) is several
         assert not admits(asked, f"{call} and {write('f', '3')}")
 
 
