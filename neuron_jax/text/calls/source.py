@@ -17,9 +17,7 @@ SPACES = re.compile(r"\s*")
 
 
 class Source:
-    """`closed`: no more text comes, and nothing waits any longer. `starved`: since the mark, something more could have come
-    where it ended.
-    """
+    """`closed`: no more text comes, and nothing waits any longer. `starved`: something more could have come where it ended."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -37,7 +35,7 @@ class Source:
 
     def mark(self) -> None:
         """Keep what is read from here on."""
-        self._mark, self.starved = self._at, False
+        self._mark = self._at
 
     def marked(self) -> str:
         """What was read since the mark, which is taken away."""

@@ -330,3 +330,22 @@ def test_what_closes_calls_is_text_where_nothing_was_opened(name: str) -> None:
 
     if not any(marker in one.opens for one in FORMATS if one.name == name):
         assert parsed(name, [text]) == [Text(text)]
+
+
+@pytest.mark.parametrize(
+    ("name", "opens", "closes"),
+    [
+        ("hunyuan", "<think>", "</think>"),
+        ("seed_oss", "<seed:think>", "</seed:think>"),
+        ("cohere", "<|START_THINKING|>", "<|END_THINKING|>"),
+        ("harmony", "<|channel|>analysis<|message|>", "<|end|>"),
+    ],
+)
+def test_a_reader_knows_while_it_reads_thoughts(name: str, opens: str, closes: str) -> None:
+    parser = tool_parser(name, "call_")
+    known = []
+    for text in (opens, "Hm. ", closes, " So."):
+        parser.feed(text)
+        known.append(parser.thinking)
+
+    assert known == [True, True, False, False]
