@@ -155,6 +155,10 @@ def read(raw: bytes) -> Asked:
     return asked
 
 
+SUMMARY_TOKENS = 4_096
+"""At most so many has a summary whose length nobody has said: a model that rambles would fill its window."""
+
+
 def decode(asked: Asked, earlier: Earlier) -> ResponsesRequest:
     """With the answers that it goes on from. Raises RefusedError."""
     top = asked.top
@@ -179,6 +183,8 @@ def decode(asked: Asked, earlier: Earlier) -> ResponsesRequest:
     if choice is not None and left and not conversation.compacting:
         chat["tool_choice"] = choice
     _sampling(top, chat)
+    if conversation.compacting:
+        chat.setdefault("max_completion_tokens", SUMMARY_TOKENS)
     _logprobs(top, chat)
     _reasoning(top, chat)
     _format(top, chat)

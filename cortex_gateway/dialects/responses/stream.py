@@ -236,11 +236,16 @@ class ResponseEncoder:
             last = self._compaction(summary)
         else:
             last = self._close("incomplete" if event.reason == "length" else "completed")
-        if event.reason == "length":
+        if event.reason == "length" and not self._ours_is_the_limit:
             self._status, self._incomplete = "incomplete", {"reason": "max_output_tokens"}
             return last + self._last("response.incomplete")
         self._status = "completed"
         return last + self._last("response.completed")
+
+    @property
+    def _ours_is_the_limit(self) -> bool:
+        """A summary that ends at a length which nobody asked for is one."""
+        return self._request.compacting and self._request.asked.top.get("max_output_tokens") is None
 
     def _compaction(self, summary: str) -> bytes:
         item = shapes.compaction(shapes.item_id("compaction", self._identity, 0), summary)

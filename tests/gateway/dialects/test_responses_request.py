@@ -11,7 +11,7 @@ from cortex_gateway.dialects.opaque import seal, unseal
 from cortex_gateway.dialects.responses import request as requests
 from cortex_gateway.dialects.responses.earlier import answers_of
 from cortex_gateway.dialects.responses.items import SUMMARIZE, SUMMARY
-from cortex_gateway.dialects.responses.request import ResponsesRequest
+from cortex_gateway.dialects.responses.request import SUMMARY_TOKENS, ResponsesRequest
 from cortex_gateway.dialects.responses.response import with_ids
 
 USER = {"role": "user", "content": "hi"}
@@ -248,6 +248,9 @@ def test_a_summary_is_asked_for_last_and_read_as_what_was_said() -> None:
     assert made.compacting
     assert made.chat["messages"] == [USER, {"role": "user", "content": SUMMARIZE}]
     assert "tool_choice" not in made.chat
+    assert made.chat["max_completion_tokens"] == SUMMARY_TOKENS
+    assert asked(input=[USER, {"type": "compaction_trigger"}], max_output_tokens=9).chat["max_completion_tokens"] == 9
+    assert "max_completion_tokens" not in chat(input=[USER])
 
     later = chat(input=[{"type": "compaction", "encrypted_content": seal("compaction", "It was about x.")}, USER])
     assert later["messages"] == [{"role": "user", "content": f"{SUMMARY}It was about x."}, USER]

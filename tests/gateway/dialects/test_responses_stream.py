@@ -290,6 +290,14 @@ def test_a_summary_is_one_item() -> None:
     assert unseal("compaction", item["encrypted_content"]) == "It was about x."
 
 
+@pytest.mark.parametrize(("fields", "status"), [({}, "completed"), ({"max_output_tokens": 9}, "incomplete")])
+def test_a_summary_is_whole_at_our_own_limit(fields: dict[str, Any], status: str) -> None:
+    """A client's limit cuts it off."""
+    told = streamed(START, Text("It was"), finish("length"), input=[{"type": "compaction_trigger"}], **fields)
+
+    assert told[-1]["type"] == f"response.{status}"
+
+
 def test_no_summary_is_a_failure() -> None:
     """A conversation must not be forgotten for nothing."""
     told = streamed(START, *call(0, "f", "{}"), finish("tool_calls"), input=[{"type": "compaction_trigger"}])
