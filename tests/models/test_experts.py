@@ -15,10 +15,12 @@ from models.dense.names import EXPERTS, SANDWICH_NORMS, SHARED_GATE, USUAL
 from models.dense.record import Dense, Experts, Layer
 from models.errors import ModelError
 from models.experts_xla import MOST_ROWS, block_rows
+from models.mapping import Rule
 from models.native import library
+from models.products import mxfp4_halves
 from models.registry import build
 from models.sharding import make_mesh, shard_tree
-from models.storage import FLOAT32, Storage
+from models.storage import FLOAT32, MXFP4, Blocks, Storage
 from tests.fakes import quick
 from tests.fakes.expert_files import CONFIGS, together
 from tests.fakes.weight_files import random_blocks, random_tensors
@@ -114,6 +116,47 @@ def test_blocks_of_gpt_oss_stay_blocks() -> None:
         wanted = floats.assemble(plain.__getitem__, FLOAT32)["values"]
 
         assert np.array_equal(found.reshape(wanted.shape), wanted), name
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_experts_in_mxfp4_stay_so_in_a_tensor_for_each_matrix(devices: int) -> None:
+    """As GGUF has them: gate and up are put beside each other as codes, in whole groups for each device, zeros behind."""
+    stem, shapes = "model.layers.0.mlp.experts.", {"gate": (5, 96, 64), "up": (5, 96, 64), "down": (5, 64, 96)}
+    blocks = {
+        f"{stem}{name}_proj.weight": random_blocks(MXFP4, shape[0] * shape[1], shape[2], seed)
+        for seed, (name, shape) in enumerate(shapes.items())
+    }
+    made = build(
+        CONFIGS["gpt-oss"],
+        dtype=jnp.float32,
+        quant="stored",
+        storage=dict.fromkeys(blocks, MXFP4),
+        tensor_parallel=devices,
+    )
+    gate, up, down = (
+        tensor.dequantize().reshape(shapes[name]) for name, tensor in zip(shapes, blocks.values(), strict=True)
+    )
+    gate_up = np.moveaxis(values_of(made, "gate_up", blocks), 1, 2).reshape(5, 2, -1, 64)
+    back = values_of(made, "down", blocks).reshape(5, 64, -1)
+
+    assert gate_up.shape[2] == back.shape[2] == (96 if devices == 1 else 128)
+    np.testing.assert_array_equal(gate_up[:, :, :96], np.stack([gate, up], axis=1))
+    np.testing.assert_array_equal(back[..., :96], down)
+    assert not gate_up[:, :, 96:].any()
+    assert not back[..., 96:].any()
+
+
+def values_of(made: DenseModel, name: str, blocks: dict[str, Blocks]) -> np.ndarray:
+    """What the codes stand for that a layer's experts are kept as, in the shape of their rule."""
+    path = f"layers.0.mlp.experts.{name}"
+    rule = next(rule for rule in made.rules if isinstance(rule, Rule) and rule.path == path).among(blocks)
+    leaves = rule.assemble(blocks.__getitem__, rule.storage(dict.fromkeys(blocks, MXFP4)))
+    said = made.param_specs["layers"][0]["mlp"]["experts"][name]
+    assert path in made.coded
+    assert all((leaf.shape, leaf.dtype) == (said[part].shape, said[part].dtype) for part, leaf in leaves.items())
+    flat = (jnp.asarray(leaves[part].reshape(-1, leaves[part].shape[-1])) for part in ("kernel", "scale"))
+    halves = [np.asarray(half).reshape(-1, 16) for half in mxfp4_halves(*flat, jnp.float32)]
+    return np.stack(halves, axis=1).reshape(rule.shape)
 
 
 @pytest.mark.parametrize(
