@@ -17,6 +17,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "models": (set(), JAX),
     "models.native.build": (set(), set()),
     "models.native.prebuilt": (set(), set()),
+    "models.native.unpacking": (set(), set()),
     "neuron_jax.constraints": ({"neuron_jax.workers.frames"}, set()),
     "neuron_jax.constraints.errors": (set(), set()),
     "neuron_jax.engine": ({"models", "neuron_jax.workers.frames", "neuron_jax.constraints"}, JAX),
@@ -25,7 +26,8 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "neuron_jax.deviceless.predict": ({"neuron_jax.hardware.cards"}, set()),
     "neuron_jax.text": (set(), set()),
     "neuron_jax.weights": (
-        {"models." + x for x in ("config", "errors", "gguf", "pooling", "registry", "spec", "storage", "wrapper")},
+        {"models.native.unpacking"}
+        | {"models." + x for x in ("config", "errors", "gguf", "pooling", "registry", "spec", "storage", "wrapper")},
         {"httpx"},
     ),
     "neuron_jax.weights.place": ({"models"}, JAX),

@@ -7,6 +7,7 @@ layouts.
 import numpy as np
 from attrs import frozen
 
+from models.native.unpacking import unpacks
 from models.storage import BFLOAT16, FLOAT16, FLOAT32, MXFP4, Blocks, Storage
 from neuron_jax.weights import gguf_iq, gguf_narrow
 from neuron_jax.weights.gguf_bits import Bytes, Floats, Unpack, Unpacked, fields, half, nibbles
@@ -145,11 +146,16 @@ FORMATS: dict[int, BlockFormat] = {
     42: BlockFormat("Q2_0", 64, 18, Storage(4, 64, offset=True, half=True), gguf_narrow.q2_0),
 }
 """ggml type number -> format."""
+NUMBERS = {block.name: number for number, block in FORMATS.items()}
+"""And back, by name."""
 
 
 def unpack_into(target: Blocks, rows: slice, block: BlockFormat, raw: Bytes) -> None:
-    """The `rows` of `target` from the bytes of their blocks."""
+    """The `rows` of `target` from the bytes of their blocks, natively where that is possible."""
     assert block.unpack is not None, f"{block.name} has no blocks"
+    native, offset = unpacks(), None if target.offset is None else target.offset[rows]
+    if native and native(NUMBERS[block.name], raw, target.codes[rows], target.scale[rows], offset):
+        return
     found = block.unpack(raw.reshape(-1, block.size))
     target.codes[rows] = found.codes.view(np.int8).reshape(-1, target.shape[1])
     target.scale[rows] = found.scale.reshape(-1, target.scale.shape[1])

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.native.unpacking import SIZES, unpacks
 from models.storage import Blocks
+from neuron_jax.weights import gguf_formats
 from neuron_jax.weights.gguf_formats import FORMATS, unpack_into
 
 GOLDEN = Path(__file__).parents[2] / "data" / "gguf-blocks.npz"
@@ -43,6 +45,33 @@ def test_blocks_keep_what_their_storage_promises(kind: int) -> None:
     assert low <= found.codes.min() < found.codes.max() <= high
     for array in found.arrays[1:]:
         assert not found.storage.half or np.array_equal(array, array.astype(np.float16))
+
+
+@pytest.mark.skipif(unpacks() is None, reason="there are no native kernels here")
+@pytest.mark.parametrize("kind", SIZES, ids=lambda kind: FORMATS[kind].name)
+def test_the_native_way_gives_the_same_bits(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any bytes, scales that are subnormal, infinite or no numbers included."""
+    block = FORMATS[kind]
+    raw = np.random.default_rng(kind).integers(0, 256, (512, block.size), np.uint8)
+    native, numpy = (Blocks.zeros(512, block.weights, block.storage) for _ in range(2))
+
+    unpack_into(native, slice(512), block, raw)
+    monkeypatch.setattr(gguf_formats, "unpacks", lambda: None)
+    with np.errstate(all="ignore"):
+        unpack_into(numpy, slice(512), block, raw)
+
+    assert SIZES[kind] == block.size
+    for ours, theirs in zip(native.arrays, numpy.arrays, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_is_not_known_natively_is_unpacked_all_the_same() -> None:
+    """The function says so and touches nothing."""
+    native = unpacks()
+    codes, scale = np.zeros((1, 256), np.int8), np.zeros((1, 8), np.float32)
+
+    assert native is None or not native(16, np.full(66, 255, np.uint8), codes, scale, None)
+    assert not codes.any()
 
 
 @pytest.mark.parametrize("kind", FLOATS, ids=lambda kind: FORMATS[kind].name)
