@@ -9,7 +9,7 @@ from models.spec import PagedLayer, RecurrentLayer
 
 TILE = 32
 """Outputs of a tile, as in src/weights.h."""
-MOST_ROWS, TILE_TOKENS, TILE_QUERIES, ROUND, KEPT = 12, 32, 256, 64, 1 << 22
+MOST_ROWS, TILE_TOKENS, TILE_QUERIES, ROUND, KEPT = 12, 64, 256, 64, 1 << 22
 """Rows of a block, tokens and queries of a tile, segments of a round, floats of parts: see src/matmul.h, src/attention.h."""
 LANES = 16
 """Floats of the widest vector."""

@@ -10,7 +10,7 @@
 // does not see, which adds zeros to its sums.
 //
 // A row of several tokens is cut into tiles whose queries read each segment together, while it is in the cache. Of a row
-// of one token, with few queries and a long past, the segments are shared out among the threads.
+// of one token that is much of the work, with few queries and a long past, the segments are shared out among the threads.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@
 namespace cortex {
 
 constexpr int64_t SEGMENT = 128;
-constexpr int64_t TILE_TOKENS = 32, TILE_QUERIES = 256;  // of a tile, at most; of one token there may be more queries
+constexpr int64_t TILE_TOKENS = 64, TILE_QUERIES = 256;  // of a tile, at most; of one token there may be more queries
 constexpr int64_t ROUND = 64;  // segments of single tokens whose parts are kept before they are merged, at most,
 constexpr int64_t KEPT = int64_t{1} << 22;  // and no more floats of parts than these, or those of one segment
 constexpr float LOG2E = 1.44269504088896341f;
@@ -208,6 +208,7 @@ inline void score_keys(const Attention& a, const float* q, int64_t slot, int64_t
       for (int b = 0; b < BLOCKS; ++b) acc[i][b] += key[b] * query;
     }
   }
+#pragma GCC unroll 16
   for (int i = 0; i < Q; ++i)
     for (int b = 0; b < BLOCKS; ++b) store(score + i * SEGMENT + (at + b * LANES) % SEGMENT, acc[i][b]);
 }
@@ -230,6 +231,8 @@ inline void mix_values(const Attention& a, int64_t slot, int64_t head, int64_t f
       }
     }
   }
+  // Unrolled, or GCC takes the sums through memory once more.
+#pragma GCC unroll 16
   for (int i = 0; i < Q; ++i)
     for (int b = 0; b < BLOCKS; ++b) add(records[i].sum() + h + b * LANES, acc[i][b], scales[i]);
 }
@@ -389,7 +392,7 @@ inline void attend_span(const Attention& a, const Span& span, int64_t head) {
   for (int64_t i = 0; i < queries; ++i) q.finish(i, record(i));
 }
 
-// Single tokens: their segments are items of their own, ROUND of them at a time.
+// Single tokens whose segments are items of their own, ROUND of them at a time.
 inline void attend_singles(const Attention& a, const std::vector<Span>& singles) {
   static Shelf shelf;
   Shelf::Lent memory(shelf);
@@ -433,36 +436,63 @@ inline void attend_singles(const Attention& a, const std::vector<Span>& singles)
     for (int64_t g = 0; g < a.group; ++g) finish(a, span_of(i).token, i % a.kv_heads, g, record(states, i, g));
 }
 
-inline void attend(const Attention& a) {
-  Team& team = Team::instance();
-  std::vector<Span> rows, tiles, singles;
+// The rows of a call: single tokens whose segments are shared out, and tiles, which one thread has for a kv head each.
+struct Plan {
+  std::vector<Span> singles, tiles;
+};
+
+inline std::vector<Span> rows_of(const Attention& a) {
+  std::vector<Span> rows;
   int64_t tokens = 0;
   for (int64_t row = 0; row < a.rows; ++row) {
     const int64_t count = std::clamp<int64_t>(a.count[row], 0, a.tokens - tokens);
     if (count > 0) rows.push_back({a.slot[row], tokens, a.start[row], count});
     tokens += count;
   }
+  return rows;
+}
+
+inline Plan planned(const Attention& a, int64_t threads) {
+  const std::vector<Span> rows = rows_of(a);
+  const auto segments = [&](const Span& row) { return row.position / SEGMENT - a.first_seen(row.position) / SEGMENT + 1; };
+  int64_t tokens = 0, of_singles = 0;
+  for (const Span& row : rows) {
+    tokens += row.count;
+    if (row.count == 1) of_singles += segments(row) * a.kv_heads;
+  }
   // Fewer tokens to a tile where there would be too few tiles for everybody.
-  const int64_t pieces = (3 * team.size() + a.kv_heads - 1) / a.kv_heads;
+  const int64_t pieces = (3 * threads + a.kv_heads - 1) / a.kv_heads;
   const int64_t most = std::min(TILE_TOKENS, std::max<int64_t>(TILE_QUERIES / a.group, 1));
-  const int64_t size = std::clamp((tokens + pieces - 1) / pieces, std::min(TILE_TOKENS / 4, most), most);
-  for (const Span& row : rows)
-    for (int64_t done = 0; done < row.count; done += size) {
-      const Span span{row.slot, row.token + done, row.position + done, std::min(size, row.count - done)};
-      (row.count == 1 ? singles : tiles).push_back(span);
+  const int64_t size = std::clamp((tokens + pieces - 1) / pieces, std::min<int64_t>(8, most), most);
+  Plan plan;
+  for (const Span& row : rows) {
+    if (row.count == 1 && segments(row) * 4 * threads > of_singles) {
+      plan.singles.push_back(row);
+      continue;
     }
+    for (int64_t done = 0; done < row.count; done += size)
+      plan.tiles.push_back({row.slot, row.token + done, row.position + done, std::min(size, row.count - done)});
+  }
+  // The longest work goes out first: later tokens have more keys.
+  const auto work = [](const Span& tile) { return tile.count * (tile.position + tile.count); };
+  std::stable_sort(plan.tiles.begin(), plan.tiles.end(), [&](const Span& x, const Span& y) { return work(x) > work(y); });
+  return plan;
+}
+
+inline void attend(const Attention& a) {
+  Team& team = Team::instance();
+  const Plan plan = planned(a, team.size());
+  const std::vector<Span>&singles = plan.singles, &tiles = plan.tiles;
+  const auto enter_all = [&a](const Span& span) {
+    for (int64_t n = 0; n < span.count; ++n) enter(a, span.slot, span.token + n, span.position + n);
+  };
   team.run(static_cast<int64_t>(singles.size() + tiles.size()), 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const size_t at = static_cast<size_t>(i);
-      const Span& span = at < singles.size() ? singles[at] : tiles[at - singles.size()];
-      for (int64_t n = 0; n < span.count; ++n) enter(a, span.slot, span.token + n, span.position + n);
-    }
+    for (size_t i = static_cast<size_t>(first); i < static_cast<size_t>(last); ++i)
+      enter_all(i < singles.size() ? singles[i] : tiles[i - singles.size()]);
   });
   if (!singles.empty()) attend_singles(a, singles);
   team.run(static_cast<int64_t>(tiles.size()) * a.kv_heads, 1, [&](int64_t first, int64_t last) {
-    // From the last token back: later ones have more keys, and the longest work goes out first.
-    for (int64_t i = first; i < last; ++i)
-      attend_span(a, tiles[tiles.size() - 1 - static_cast<size_t>(i / a.kv_heads)], i % a.kv_heads);
+    for (int64_t i = first; i < last; ++i) attend_span(a, tiles[static_cast<size_t>(i / a.kv_heads)], i % a.kv_heads);
   });
 }
 

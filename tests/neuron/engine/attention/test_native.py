@@ -87,6 +87,27 @@ def test_norms_rotation_and_scale_come_before(chunk: int, turns: bool) -> None:
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("sink", [None, -2000.0, 2000.0])
+@pytest.mark.parametrize("chunk", [1, 40])
+def test_scores_may_lie_far_apart(chunk: int, sink: float | None) -> None:
+    """Hundreds from each other, from segment to segment and from the sink: weights beyond float32's range are zero."""
+    case = paged_case([300], chunk=chunk, heads=(2, 3, 32), sinks=sink is not None)
+    sinks = None if sink is None else np.full((2, 3), sink, np.float32)
+    far = evolve(case, q=100 * case.q, sinks=sinks)
+    keys, values = (
+        np.stack([leaf[case.table[0, p // 16], p % 16] for p in range(300)]).astype(np.float64) for leaf in case.cache
+    )
+    wanted = np.zeros_like(case.exact)
+    for i in range(chunk):
+        seen = 301 - chunk + i
+        scores = np.einsum("kgh,pkh->kgp", far.q[0, i].astype(np.float64), keys[:seen])
+        top = np.maximum(scores.max(-1, keepdims=True), -np.inf if sink is None else sink)
+        weights = np.exp(scores - top)
+        total = weights.sum(-1, keepdims=True) + (0 if sink is None else np.exp(sink - top))
+        wanted[0, i] = np.einsum("kgp,pkh->kgh", weights / total, values[:seen])
+    assert np.abs(attended(far) - wanted).max() < 2e-3
+
+
 @pytest.mark.parametrize("extra", [None, "all of it behind a window"])
 @pytest.mark.parametrize("page_size", [16, 32, 64])
 def test_a_tokens_bits_depend_on_its_own_past_alone(page_size: int, extra: str | None) -> None:
