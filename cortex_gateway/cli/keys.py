@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Annotated, Any
 
+from attrs import frozen
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
@@ -27,7 +28,7 @@ ConfigPath = Annotated[
 ]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead.")]
 KeyName = Annotated[str, Parameter(help="A key's name or id.")]
-PerMinute = Annotated[int | None, Parameter(validator=Number(gte=1))]
+AtLeastOne = Annotated[int | None, Parameter(validator=Number(gte=1))]
 UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 FAR_OFF = dt.datetime(9999, 1, 1, tzinfo=dt.UTC).timestamp()
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
@@ -38,38 +39,56 @@ app = App(
 )
 
 
-@app.command
-def add(
-    name: Annotated[str, Parameter(help="What you call it: letters, digits and . _ @ -.")],
-    *,
+@Parameter(name="*")
+@frozen(kw_only=True)
+class Allowance:
+    """What a key may do, and until when."""
+
     scope: Annotated[
         tuple[Scope, ...],
         Parameter(
-            name="--scope",
             negative="",
             show_default=False,
             help="infer: ask models; admin: see and change the fleet. May be repeated. Absent: infer.",
         ),
-    ] = ("infer",),
+    ] = ("infer",)
     model: Annotated[
         tuple[str, ...],
-        Parameter(
-            name="--model",
-            negative="",
-            show_default=False,
-            help="An id or alias that it is for; may be repeated. Absent: all.",
-        ),
-    ] = (),
-    requests_per_minute: PerMinute = None,
-    tokens_per_minute: Annotated[
-        int | None, Parameter(validator=Number(gte=1), help="Of prompts and answers together.")
-    ] = None,
-    max_concurrent: Annotated[
-        int | None, Parameter(validator=Number(gte=1), help="Requests under way at once.")
-    ] = None,
+        Parameter(negative="", show_default=False, help="An id or alias that it is for; may be repeated. Absent: all."),
+    ] = ()
+    requests_per_minute: Annotated[AtLeastOne, Parameter(help="Of any kind, refused ones not counted.")] = None
+    tokens_per_minute: Annotated[AtLeastOne, Parameter(help="Of prompts and answers together.")] = None
+    max_concurrent: Annotated[AtLeastOne, Parameter(help="Requests under way at once.")] = None
     expires: Annotated[
         str | None, Parameter(help="After 12h, 30d or 8w, or at the end of a day (UTC) as 2030-12-31. Absent: never.")
-    ] = None,
+    ] = None
+
+    def key(self, name: str, minted: form.Minted, now: float) -> Key:
+        """The key that may do so. Raises UsageError."""
+        return Key(
+            id=minted.id,
+            name=name,
+            digest=minted.digest,
+            scopes=frozenset(self.scope),
+            models=tuple(dict.fromkeys(self.model)) or None,
+            limits=Limits(
+                requests_per_minute=self.requests_per_minute,
+                tokens_per_minute=self.tokens_per_minute,
+                max_concurrent=self.max_concurrent,
+            ),
+            created=now,
+            expires=None if self.expires is None else expiry(self.expires, now),
+        )
+
+
+ANY_MODEL = Allowance()
+
+
+@app.command
+def add(
+    name: Annotated[str, Parameter(help="What you call it: letters, digits and . _ @ -.")],
+    *,
+    may: Allowance = ANY_MODEL,
     config: ConfigPath = None,
     json: Json = False,
 ) -> int:
@@ -80,20 +99,7 @@ def add(
         )
     now = time.time()
     minted = form.mint(secrets.token_bytes(form.ID_BYTES + form.SECRET_BYTES))
-    key = Key(
-        id=minted.id,
-        name=name,
-        digest=minted.digest,
-        scopes=frozenset(scope),
-        models=tuple(dict.fromkeys(model)) or None,
-        limits=Limits(
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            max_concurrent=max_concurrent,
-        ),
-        created=now,
-        expires=None if expires is None else expiry(expires, now),
-    )
+    key = may.key(name, minted, now)
     place = _place(config)
     with contextlib.closing(KeyStore(place)) as store:
         store.add(key)
