@@ -16,6 +16,7 @@ def allowed(mask: Mask) -> list[int]:
 def test_a_token_that_came_leaves_the_next_one_alone() -> None:
     """What was foreseen before it came is foreseen no more."""
     forced = Forced(WORDS, [5, 40, 63])
+    assert [allowed(mask) for mask in forced.masks] == [[5]]
     assert forced.foresee([5, 40], 2) == 2
     assert [allowed(mask) for mask in forced.masks] == [[5], [40], [63]]
     forced.take(5)

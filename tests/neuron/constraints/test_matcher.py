@@ -6,7 +6,8 @@ import pytest
 from neuron_jax.constraints.errors import GrammarError
 from neuron_jax.constraints.grammar import check
 from neuron_jax.constraints.matcher import Mask, Matcher, Tokens
-from neuron_jax.workers.frames import Constraint, Vocabulary
+from neuron_jax.constraints.thinking import ThinkingLimit
+from neuron_jax.workers.frames import Constraint, Thoughts, Vocabulary
 
 A, B, C, THINK, CLOSE = range(5)
 LETTERS = Tokens(Vocabulary([b"a", b"b", b"c", b"<think>", b"</think>"], (), (THINK, CLOSE)), 5)
@@ -90,3 +91,15 @@ def test_every_token_can_be_let_come_and_nothing_behind_them(vocab: int) -> None
 def test_what_is_wrong_with_a_grammar_is_told_in_the_library_s_words() -> None:
     with pytest.raises(GrammarError, match="regex"):
         check(Constraint("regex", "a("))
+
+
+def test_behind_thoughts_that_have_a_budget_the_grammar_foresees() -> None:
+    """While they are closed, what closes them; its last token only tells what the grammar lets come."""
+    it = ThinkingLimit(Thoughts(2, CLOSE, (A, CLOSE)), 1, matcher("bc(a|b)", after=CLOSE))
+    assert (it.active, it.foresee([A])) == (False, 0)
+    it.take([B, B])
+    assert (it.forced(), it.foresee([A, CLOSE])) == ([A, CLOSE], 1)
+    it.take([A, CLOSE])
+
+    assert (it.forced(), it.foresee([B, C, C])) == ([B, C], 2)
+    assert [allowed(mask) for mask in it.masks] == [[B], [C], [A, B]]

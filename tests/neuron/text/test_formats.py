@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from neuron_jax.text.formats import markers, reasoning_format, tool_format
+from neuron_jax.text.formats import markers, reasoning_format, reasoning_parser, tool_format
+from neuron_jax.text.pieces import Reasoning, Text, merged
 from neuron_jax.text.template import ChatTemplate
 
 
@@ -153,3 +154,30 @@ def test_markers_are_those_of_the_parsers_in_use() -> None:
     assert markers(reasoning=None, tools=None) == frozenset()
     assert "<|channel|>" in markers(reasoning="harmony", tools=None)
     assert markers(reasoning="think", tools="llama3_json") == {"<think>", "</think>", "<|python_tag|>"}
+
+
+@pytest.mark.parametrize(
+    ("source", "format_"),
+    [
+        ("{{ '<|channel|>final<|message|>' }}", "harmony"),
+        ("{{ '<|START_ACTION|>[' }}", "cohere"),
+        ("<seed:tool_call>\\n<function={{ name }}>", "seed_oss"),
+        ("{{ '<tool_calls>[' }}</think>", "hunyuan"),
+        ("<tool_call>\\n<function={{ name }}></think>", "think"),
+        ("<tool_call>\\n<function={{ name }}>", None),
+    ],
+)
+def test_thoughts_are_read_by_the_format_of_calls_where_that_tells_them(source: str, format_: str | None) -> None:
+    """Then nothing else looks for them."""
+    assert reasoning_format(source, "") == format_
+    assert (format_ is not None and reasoning_parser(format_, tools=tool_format(source)) is None) == (
+        format_ not in (None, "think")
+    )
+
+
+def test_only_what_opens_calls_ends_thoughts_that_were_left_open() -> None:
+    parser = reasoning_parser("think", tools="qwen3_coder")
+    assert parser is not None
+    pieces = [*parser.feed("<think>a </tool_call> b <tool_call>c"), *parser.close()]
+
+    assert merged(pieces) == (Reasoning("a </tool_call> b"), Text("<tool_call>c"))
