@@ -195,7 +195,10 @@ def test_a_format_binds_the_answer(config: str) -> None:
     form = {"type": "json_schema", "schema": schema}
     asked = chat(**{config: form if config == "output_format" else {"format": form, "effort": None}})
 
-    assert asked["response_format"]["json_schema"]["schema"] == schema
+    assert asked["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": schema, "strict": True},
+    }
     assert list(asked["response_format"]["json_schema"]["schema"]["properties"]) == ["b", "a"]
     assert "response_format" not in chat()
 
