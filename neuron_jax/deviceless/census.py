@@ -34,6 +34,9 @@ LARGE = 1 << 20
 """Bytes from which on a copy of an argument is told."""
 
 POOL, WEIGHTS = "state.pool", "params"
+PAGES = "state.lines"
+"""Where the pages of all slots' texts are: a kernel of ours looks up those that its rows have."""
+
 _LAYER = re.compile(r"\['layers'\]\[(\d+)\]")
 _CONTRACTED = re.compile(r'lhs_contracting_(?:dims=\{|dimensions":\[)([^}\]]*)')
 _ROWS = re.compile(r"/\w+_rows?/pallas_call")
@@ -50,7 +53,8 @@ _NARROW = frozenset(("s4", "u4", "s8", "u8", "f8e4m3fn", "f8e5m2", "f4e2m1fn"))
 
 @frozen
 class Launch:
-    """One launch. `moved`: bytes it reads and writes, but for what it reads of the pool, which goes with the texts' lengths;
+    """One launch. `moved`: bytes it reads and writes, but for what attention reads, pages and their numbers, which goes with
+    the texts' lengths;
     `weights`: those of them that are the model's; `flops` of products of `dtype`; `exchanged`: bytes sent to other cards. It
     runs `times` in a step. `arguments`: the paths of those that it reads. `wide`: it goes over the vocabulary."""
 
@@ -256,7 +260,7 @@ class _Walk:
     def _kernel(self, place: _Place, one: Instruction) -> Launch:
         origins = [self.origin(place, operand) for operand in one.operands]
         reads = [
-            0 if path.startswith(POOL) else self._read(place.computation, one, number)
+            0 if _by_length(path, one) else self._read(place.computation, one, number)
             for number, path in enumerate(origins)
         ]
         flops, dtype = self._products(place.computation, one)
@@ -307,6 +311,11 @@ class _Walk:
         fused = self.module.computations[one.called[0]]
         found = [self._products(fused, inner) for inner in fused.instructions if inner.opcode in ("dot", "fusion")]
         return sum(flops for flops, _ in found), next((dtype for _, dtype in found if dtype), "")
+
+
+def _by_length(path: str, one: Instruction) -> bool:
+    """Whether an instruction reads so much of the argument at `path` as its rows' texts are long."""
+    return path.startswith(POOL) or (path == PAGES and one.target == OURS)
 
 
 def _wait(one: Instruction, times: int) -> Launch:

@@ -168,6 +168,8 @@ ENTRY %main (p0: bf16[4,64], p1: u8[96,32]) -> (bf16[4,96], bf16[4,96], bf16[8,9
   %float = bf16[4,96]{1,0} custom-call(%p0, %p1, %five), AIM, metadata={op_name="jit(_traced)/mxfp4_rows/pallas_call"}
   %some = bf16[8,96]{1,0} custom-call(%p0, %p4, %p3), AIM, metadata={op_name="jit(_traced)/float_experts_6_of_8_16/pallas_call"}
   %two = bf16[2,96]{1,0} custom-call(%p0, %p4, %p3), AIM, metadata={op_name="jit(_traced)/float_experts_2_of_8_1/pallas_call"}
+  %six = s32[129,4096]{1,0} parameter(6), metadata={op_name="state.lines"}
+  %mixed = bf16[4,64]{1,0} custom-call(%p0, %six), AIM, metadata={op_name="jit(_traced)/paged_attention/pallas_call"}
   ROOT %out = (bf16[4,96]{1,0}, bf16[4,96]{1,0}, bf16[8,96]{1,0}, bf16[2,96]{1,0}) tuple(%one, %float, %some, %two)
 }
 """.replace("AIM", 'custom_call_target="__gpu$xla.gpu.triton"')
@@ -175,10 +177,11 @@ ENTRY %main (p0: bf16[4,64], p1: u8[96,32]) -> (bf16[4,96], bf16[4,96], bf16[8,9
 
 def test_products_of_ours_are_known_by_their_names() -> None:
     """Codes of 4 bits are two weights each; of a stack, no more is read than is chosen."""
-    narrow, floats, some, alone = census(parse(OURS), V).kernels
+    narrow, floats, some, alone, mixed = census(parse(OURS), V).kernels
     expert = 64 * 96
 
     assert (narrow.flops, narrow.dtype) == (2 * 4 * 64 * 96, "bf16")
+    assert mixed.moved == 2 * 4 * 64 * 2  # of all slots' pages it reads those of its rows
     assert (floats.flops, floats.weights) == (narrow.flops, 96 * 32 + 96 * 2)
     assert narrow.weights == 96 * 32 + 2 * 96 * 2 * 2
     assert (some.flops, some.weights) == (2 * 8 * expert, 6 * expert * 2)
