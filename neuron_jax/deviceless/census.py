@@ -423,16 +423,22 @@ def _written_into(fused: Computation, index: int) -> int | None:
 
 def _parts(kernels: Sequence[Launch]) -> Parts:
     """A layer begins with the first kernel that reads something of it, and ends where the next begins; the last ends with
-    the first that reads a weight of no layer."""
+    the first that reads a weight of no layer. XLA puts some among them that belong to none, where a sum is under way."""
     begins = [at for at, kernel in enumerate(kernels) if kernel.layers]
     if not begins:
         return Parts(tuple(kernels), (), ())
     count = 1 + max(number for kernel in kernels for number in kernel.layers)
     first = [next(at for at in begins if number in kernels[at].layers) for number in range(count)]
     last = next((at for at in range(begins[-1] + 1, len(kernels)) if kernels[at].weights), begins[-1] + 1)
-    ends = [*first[1:], last]
-    layers = tuple(tuple(kernels[a:b]) for a, b in zip(first, ends, strict=True))
-    return Parts(tuple(kernels[: first[0]]), layers, tuple(kernels[last:]))
+    spans = [kernels[a:b] for a, b in zip(first, [*first[1:], last], strict=True)]
+    layers = tuple(tuple(one for one in span if not _beside(one)) for span in spans)
+    beside = [one for span in spans for one in span if _beside(one)]
+    return Parts((*kernels[: first[0]], *beside), layers, tuple(kernels[last:]))
+
+
+def _beside(one: Launch) -> bool:
+    """Whether a kernel that runs among those of a layer is none of its own: it reads what the step was told, and no more."""
+    return bool(one.arguments) and not one.layers and not one.pool and not one.weights
 
 
 Level = Literal["bfloat16", "int8", "fp8", "float32"]

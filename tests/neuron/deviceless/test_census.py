@@ -1,6 +1,6 @@
 """What is read of a program, held to programs small enough to count by eye."""
 
-from neuron_jax.deviceless.census import Census, census
+from neuron_jax.deviceless.census import Census, Launch, census
 from neuron_jax.deviceless.hlo import ArrayShape, parse
 
 V = 1000
@@ -135,6 +135,22 @@ def test_layers_begin_with_what_is_read_of_them() -> None:
     assert [kernel.what for kernel in parts.before] == ["fusion", "fusion", "store", "attention"]
     assert [[kernel.what for kernel in layer] for layer in parts.layers] == [["gemm", "all-reduce"], ["fusion", "copy"]]
     assert [kernel.what for kernel in parts.behind] == ["head", "sort", "while", "sort", "conditional"]
+
+
+def test_what_runs_beside_a_layer_is_not_of_it() -> None:
+    """XLA looks up what the step was told while devices exchange a sum; what only goes on with the layer's values is of it."""
+
+    def launch(name: str, *arguments: str, weights: int = 0) -> Launch:
+        return Launch(name, "fusion", 1, weights, 0, "", 0, 1, arguments, wide=False)
+
+    up, down = (launch(f"params{n}", f"params['layers'][{n}]['up']", weights=1) for n in range(2))
+    told, stored, added = launch("told", "state.lines", "packed"), launch("stored", "state.pool[0]"), launch("added")
+    parts = Census(
+        (up, stored, down, told, added, launch("head", "params['head']", weights=1)), 0, 0, 0, (), ()
+    ).parts()
+
+    assert (parts.before, parts.layers) == ((told,), ((up, stored), (down, added)))
+    assert [kernel.name for kernel in parts.behind] == ["head"]
 
 
 def test_what_should_not_be_there() -> None:
