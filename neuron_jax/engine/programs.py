@@ -165,7 +165,13 @@ class Program:
 
     def sampler(self, draws: Draws) -> Callable[..., sampler.SamplerOutput]:
         """What draws in programs of this kind."""
+        if self.draws_by_parts(draws):
+            return partial(straight_sampler.sample_by_parts, self.mesh)
         return self.sample if draws == Draws.ANY else partial(straight_sampler.sample, draws, drawing=self.drawing)
+
+    def draws_by_parts(self, draws: Draws) -> bool:
+        """Whether each device draws from its own part of the vocabulary: where nothing is cut, and it divides."""
+        return draws == Draws.PLAIN and self.mesh.size > 1 and self.model.vocab_size % self.mesh.size == 0
 
     def _abstract_pool(self) -> Any:
         shapes, kv = self.shapes, self.attention.kv
@@ -261,7 +267,7 @@ def _compute(
     draws = rows.draws > packing.SILENT
     by = packing.params_of(state.lines, rows.slot)._replace(masked=rows.masked)
     wanted = _at(by, rows.start + rows.count, draws)
-    logits = _logits(program, params[0], hidden[end], None if mixer.live is None else _until(draws))
+    logits = _logits(program, key, params[0], hidden[end], None if mixer.live is None else _until(draws))
     drawn = program.sampler(key.draws)(logits, wanted, state.past, *masks)
     counts = draws & _right(rows.draws == packing.GUESSED, given[end], drawn.token)
     followed = jnp.append(counts[1:] & (rows.draws[1:] == packing.GUESSED), False)
@@ -270,7 +276,7 @@ def _compute(
     if shapes.drafts:
 
         def draw(hidden: jax.Array, position: jax.Array, wanted: jax.Array) -> jax.Array:
-            logits = _logits(program, params[0], hidden, None if mixer.live is None else _until(wanted))
+            logits = _logits(program, key, params[0], hidden, None if mixer.live is None else _until(wanted))
             free = _at(by._replace(masked=jnp.zeros_like(rows.masked)), position, wanted)
             token: jax.Array = program.sampler(key.draws)(logits, free, state.past, *masks).token
             return token
@@ -321,11 +327,12 @@ def _at(params: sampler.RowParams, position: jax.Array, wanted: jax.Array) -> sa
     return params._replace(position=lax.bitcast_convert_type(position, jnp.uint32), need=need, full_until=full_until)
 
 
-def _logits(program: Program, params: Any, hidden: jax.Array, live: Any = None) -> jax.Array:
-    """hidden [R, D] -> float32 [R, V], whole on every device; `live` is as `Model.logits` takes it.
+def _logits(program: Program, key: StepKey, params: Any, hidden: jax.Array, live: Any = None) -> jax.Array:
+    """hidden [R, D] -> float32 [R, V], whole on every device unless each draws of its own part; `live`: see `Model.logits`.
 
-    One gather, and each device draws by itself. From a sharded vocabulary the sampler would take up to twenty small sums
-    over the devices, those of the bisection once per round, and shard its counts, which then are gathered at the end.
+    Where they are whole there is one gather, and each device draws by itself. From a sharded vocabulary XLA's way to cut would
+    take up to twenty small sums over the devices, those of the search once per round, and shard its counts, which then are
+    gathered at the end.
     """
     logits = program.model.logits(params, hidden, live)
     if program.mesh.size == 1:
@@ -334,6 +341,8 @@ def _logits(program: Program, params: Any, hidden: jax.Array, live: Any = None) 
     # that does not divide was padded and is cut, which it keeps apart by itself; and JAX cannot name such a sharding.
     if logits.shape[-1] % program.mesh.size == 0:
         logits = lax.with_sharding_constraint(logits, named_sharding(program.mesh, (None, "vocab")))
+    if program.draws_by_parts(key.draws):
+        return logits
     whole: jax.Array = lax.with_sharding_constraint(logits, replicated(program.mesh))
     return whole
 

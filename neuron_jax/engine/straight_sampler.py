@@ -7,13 +7,16 @@ are kernels for it (`row_sampler`), they draw by cuts, and tell log-probabilitie
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from attrs import frozen
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import Mesh, PartitionSpec
 
+from models.sharding import BOTH
 from neuron_jax.engine.buckets import Draws
 from neuron_jax.engine.noise import gumbel
 from neuron_jax.engine.sampler import (
@@ -67,17 +70,43 @@ def sample(
     return by.with_logprobs(logits, token) if draws >= Draws.FULL else bare(token)
 
 
+def sample_by_parts(mesh: Mesh, logits: jax.Array, row: RowParams, past: Past) -> SamplerOutput:
+    """`sample` where nothing is cut, of logits that lie on the devices of `mesh` by the vocabulary, in equal parts. Each device
+    finds the best of its own, and the best of these is the token: no logit leaves its device.
+    """
+    del past
+
+    def best(logits: jax.Array, row: RowParams) -> jax.Array:
+        score = _scores(logits, row, lax.axis_index(BOTH) * logits.shape[1])[1]
+        at = jnp.argmax(score, axis=-1).astype(jnp.int32)
+        most = lax.bitcast_convert_type(jnp.max(score, axis=-1), jnp.int32)
+        every = lax.all_gather(jnp.stack([most, at + lax.axis_index(BOTH) * logits.shape[1]]), BOTH)
+        # Among equals the first, which has the lowest token.
+        part = jnp.argmax(lax.bitcast_convert_type(every[:, 0], jnp.float32), axis=0)
+        return jnp.take_along_axis(every[:, 1], part[None], axis=0)[0]
+
+    specs = (PartitionSpec(None, BOTH), PartitionSpec())
+    spread = jax.shard_map(best, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    return bare(spread(logits, row))
+
+
 def drawn_by_cuts(logits: jax.Array, row: RowParams) -> jax.Array:
     """float32 [R, V] -> int32 [R] by temperature, top_k, top_p and min_p; rows at temperature 0 are greedy."""
     return _drawn(logits, row, cut=True)
 
 
-def _drawn(adjusted: jax.Array, row: RowParams, *, cut: bool) -> jax.Array:
+def _scores(adjusted: jax.Array, row: RowParams, first: Any = 0) -> tuple[jax.Array, jax.Array]:
+    """[R, V] of the tokens from the `first` one on -> by temperature, without noise and with it."""
     hot = (row.temperature > 0)[:, None]
     scaled = adjusted / jnp.where(hot, row.temperature[:, None], jnp.float32(1))
-    ids = jnp.broadcast_to(jnp.arange(scaled.shape[1], dtype=jnp.uint32)[None], scaled.shape)
+    tokens = jnp.arange(scaled.shape[1], dtype=jnp.uint32) + jnp.asarray(first, jnp.uint32)
+    ids = jnp.broadcast_to(tokens[None], scaled.shape)
     noise = gumbel((row.seed_low, row.seed_high), row.position, ids)
-    score = scaled + jnp.where(hot, noise, jnp.float32(0))
+    return scaled, scaled + jnp.where(hot, noise, jnp.float32(0))
+
+
+def _drawn(adjusted: jax.Array, row: RowParams, *, cut: bool) -> jax.Array:
+    scaled, score = _scores(adjusted, row)
     if cut:
         score = jnp.where(scaled >= _cut(scaled, row)[:, None], score, jnp.float32(-jnp.inf))
     return jnp.argmax(score, axis=-1).astype(jnp.int32)

@@ -14,7 +14,7 @@ from models.sharding import make_mesh
 from neuron_jax.engine.attention.choose import choose
 from neuron_jax.engine.attention.kv import KVFormat
 from neuron_jax.engine.attention.trial import Case, kinds
-from neuron_jax.engine.buckets import Key, SlotKey, StepKey
+from neuron_jax.engine.buckets import Draws, Key, SlotKey, StepKey
 from neuron_jax.engine.page_groups import page_groups
 from neuron_jax.engine.programs import Program, Shapes
 from tests.fakes import quick, trial_files
@@ -36,6 +36,7 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 512,
 }
 DECODE, PROMPT, SEVERAL, SHORT = StepKey(4, 4), StepKey(16, 4), StepKey(4, 4, 4), StepKey(8, 8)
+PLAIN = StepKey(4, 4, 1, Draws.PLAIN)
 KINDS = ["sliding_attention", "full_attention"]
 
 COLLECTIVE = re.compile(
@@ -78,8 +79,11 @@ def expected(devices: int, key: StepKey, vocab: int = EVEN) -> dict[str, int]:
     has its layers once, in a loop.
 
     The table of tokens is split by tokens: each device looks up what it has, and one more sum puts the rows together. The
-    logits are gathered once, so that each device can draw by itself.
+    logits are gathered once, so that each device can draw by itself; where nothing is cut, and the vocabulary divides, what
+    each has drawn of its own part.
     """
+    if key.draws == Draws.PLAIN and vocab % devices == 0:
+        return {f"all-reduce f32[{key.tokens},{WIDTH}]": 2 * LAYERS + 1, f"all-gather s32[{devices},2,{key.rows}]": 1}
     padded = -(-vocab // devices) * devices
     return {f"all-reduce f32[{key.tokens},{WIDTH}]": 2 * LAYERS + 1, f"all-gather f32[{key.rows},{padded}]": 1}
 
@@ -87,8 +91,10 @@ def expected(devices: int, key: StepKey, vocab: int = EVEN) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("devices", "key", "vocab"),
     slow_but(
-        [(2, PROMPT, ODD), (4, SEVERAL, EVEN)],
+        [(2, PROMPT, ODD), (4, SEVERAL, EVEN), (4, PLAIN, EVEN)],
         [
+            (4, PLAIN, EVEN),
+            (2, PLAIN, ODD),
             (2, DECODE, EVEN),
             (2, PROMPT, ODD),
             (4, DECODE, ODD),

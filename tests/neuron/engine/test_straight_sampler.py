@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from attrs import evolve
 
+from models.sharding import make_mesh, named_sharding
 from neuron_jax.engine import sampler, straight_sampler
 from neuron_jax.engine.buckets import Draws, Key, SlotKey, StepKey
 from neuron_jax.engine.compiler import Compiler
@@ -49,6 +50,18 @@ def rows_of(kind: Draws, seed: int = 0) -> RowParams:
             "masked": rng.integers(0, 2, ROWS),
         }
     return row_params(ROWS, need=FULL if kind == Draws.FULL else DRAW, **some)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_devices_that_have_parts_of_the_vocabulary_draw_what_one_draws(devices: int) -> None:
+    """Among equals the lowest token, whichever device has it; and a row in which nothing may come."""
+    mesh, row, past = make_mesh(jax.devices("cpu")[:devices]), rows_of(Draws.PLAIN, seed=4), no_past(ROWS)
+    logits = jnp.round(some_logits(ROWS) * 8) / 8
+    logits = logits[:, : VOCAB // devices * devices].at[3].set(-jnp.inf).at[5].set(0)
+    spread = jax.device_put(logits, named_sharding(mesh, (None, "vocab")))
+    found = quick.jit(partial(straight_sampler.sample_by_parts, mesh))(spread, row, past)
+
+    np.testing.assert_array_equal(found.token, straight[Draws.PLAIN](logits, row, past).token)
 
 
 @pytest.mark.parametrize("kind", KINDS)
