@@ -176,7 +176,7 @@ def decode(asked: Asked, earlier: Earlier) -> ResponsesRequest:
     conversation.add(history(earlier))
     items = resolved(asked.items, earlier) if asked.references else asked.items
     conversation.add(Placed(item, f"input.{at}") for at, item in enumerate(items))
-    chat = {"messages": _messages(conversation)}
+    chat: dict[str, Any] = {"messages": _messages(conversation)}
     choice, left = choose(top.get("tool_choice"), tools)
     if left:
         chat["tools"] = left
