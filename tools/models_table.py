@@ -44,8 +44,8 @@ FORMATS_HEAD = """
 
 Quantized weights stay codes where a storage of codes, scales and offsets holds them exactly. Float8 and act-order are widened
 to float32, or to bfloat16 where scales are powers of two. XLA, on GPUs and over several devices, keeps MXFP4 alone as codes
-(`stored`, which is what a GPU does by itself), and widens what else is not asked for in one of its own formats. Activations
-are never rounded, whatever a `quantization_config` says of them. Other methods, versions and widths are refused by name.
+(`stored`, which is what a GPU does by itself), and widens what else is not asked for in one of its own formats. What a
+`quantization_config` says of rounding activations is not followed. Other methods, versions and widths are refused by name.
 
 """
 CALLS_HEAD = """

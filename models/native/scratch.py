@@ -3,14 +3,16 @@
 Each kernel keeps the most that it ever needed: what its caller packs once, what each thread expands and sums for itself.
 """
 
-from math import prod
+from math import ceil, prod
 
 from models.spec import PagedLayer, RecurrentLayer
 
 TILE = 32
 """Outputs of a tile, as in src/weights.h."""
-MOST_ROWS, TILE_TOKENS, TILE_QUERIES, ROUND, KEPT = 12, 64, 256, 64, 1 << 22
+MOST_ROWS, TILE_TOKENS, TILE_QUERIES, ROUND, KEPT = 16, 64, 256, 64, 1 << 22
 """Rows of a block, tokens and queries of a tile, segments of a round, floats of parts: see src/matmul.h, src/attention.h."""
+PACKED = 5 / 4
+"""Floats that a value of x takes at most where it is packed: 18 for a block of 16 or 32 integers, and what fills lines up."""
 LANES = 16
 """Floats of the widest vector."""
 FLOAT = 4
@@ -34,7 +36,8 @@ def scratch_bytes(
     (tokens, rows), group = step, layer.group
     record = layer.v_width + 2 * LANES
     count, active = experts
-    packed = (tokens * active + min(count, tokens * active) * MOST_ROWS) * columns + tokens * active + 2 * count
+    padded = tokens * active + min(count, tokens * active) * MOST_ROWS
+    packed = ceil(PACKED * padded * columns) + tokens * active + 2 * count
     states = rows * layer.kv_heads * group * record
     singles = states + min(ROUND * states, max(KEPT, states))
     expanded = 2 * columns * TILE

@@ -22,6 +22,8 @@ TILE = 32
 _HALF = TILE // 2
 _WORD = 4
 """Codes of a row that lie together."""
+_LEAST = 16
+"""Columns that share a scale and that the kernels round together, at least and at most twice as many: see src/activations.h."""
 _LINE = 64
 """Bytes that XLA's arrays on a CPU are aligned to: one of ours that is, too, becomes a device's without being copied."""
 
@@ -40,8 +42,8 @@ class Tiles:
 
     @classmethod
     def plan(cls, rows: int, columns: int, storage: Storage, *, gated: bool = False, stack: int = 1) -> "Tiles":
-        """Float32 where the groups do not divide the columns, or words of codes not the groups."""
-        whole = not storage.coded or (columns % storage.group == 0 and storage.group % _WORD == 0)
+        """Float32 where the groups do not divide the columns, or are no multiples of 16."""
+        whole = not storage.coded or (columns % storage.group == 0 and storage.group % _LEAST == 0)
         return cls(rows, columns, storage if whole else FLOAT32, gated, stack)
 
     @property

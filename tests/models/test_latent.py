@@ -38,7 +38,7 @@ CODED = Storage(8, 16, half=True)
 
 
 @pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
-def test_codes_of_keys_and_values_give_the_bits_of_their_floats() -> None:
+def test_codes_of_keys_and_values_give_what_their_floats_give() -> None:
     """What makes keys is turned around, and becomes floats; what makes values stays codes."""
     tensors: dict[str, Any] = random_tensors(build(CONFIG, dtype=jnp.float32))
     rng = np.random.default_rng(1)
@@ -55,7 +55,8 @@ def test_codes_of_keys_and_values_give_the_bits_of_their_floats() -> None:
         assert storages["layers.0.attention.v_up"] == (CODED if stored is blocks else FLOAT32)
         found.append(full_logits(model, mapping.load(model.rules, tensors | {KV_B: stored}), list(range(20))))
 
-    assert np.array_equal(*found)
+    # A product with codes rounds each x by at most 2^-16 of its block's largest.
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=2**-14 * np.abs(found[1]).max())
 
 
 def test_each_device_keeps_the_latent_for_its_heads() -> None:

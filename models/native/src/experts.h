@@ -147,13 +147,11 @@ inline std::vector<Part> parts_of(const Product& all, const Routed& routed, bool
   return parts;
 }
 
-inline void pack_parts(std::vector<Part>& parts, Shelf::Lent& lent) {
-  const auto floats = [](const Part& part) {
+template <class W>
+inline void pack_parts(std::vector<Part>& parts, const W& w, Shelf::Lent& lent) {
+  const auto floats = [&](const Part& part) {
     int64_t count = 0;
-    with_rows(part.p.rows, part.p.gated(), [&](auto rows) {
-      constexpr int ROWS = decltype(rows)::value;
-      count = Blocks<ROWS>{part.p.rows}.count() * ROWS * part.p.columns;
-    });
+    with_way(part.p, w, [&](const auto& way) { count = whole_lines(way.packed_floats()); });
     return count;
   };
   int64_t total = 0;
@@ -166,11 +164,8 @@ inline void pack_parts(std::vector<Part>& parts, Shelf::Lent& lent) {
   Team::instance().run(static_cast<int64_t>(parts.size()), 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const Part& part = parts[static_cast<size_t>(i)];
-      with_rows(part.p.rows, part.p.gated(), [&](auto rows) {
-        constexpr int ROWS = decltype(rows)::value;
-        const Blocks<ROWS> blocks{part.p.rows};
-        for (int64_t b = 0; b < blocks.count(); ++b)
-          pack(part.p, b * ROWS, blocks.rows_of(b), ROWS, part.packed + b * ROWS * part.p.columns);
+      with_way(part.p, w, [&](const auto& way) {
+        for (int64_t b = 0; b < way.blocks.count(); ++b) way.pack(b, part.packed);
       });
     }
   });
@@ -178,9 +173,7 @@ inline void pack_parts(std::vector<Part>& parts, Shelf::Lent& lent) {
 
 template <class W>
 inline void item_of(const Part& part, const W& w, int64_t item) {
-  with_rows(part.p.rows, part.p.gated(), [&](auto rows) {
-    two_tiles<decltype(rows)::value>(part.p, w, part.begin, 2 * item, tiles_of(part.p), part.packed, expanded_scratch());
-  });
+  with_way(part.p, w, [&](const auto& way) { two_tiles(way, part.begin, item, part.packed); });
 }
 
 // y[row, head] = x[row, head] W of the head.
@@ -194,8 +187,8 @@ void multiply_heads(const Product& all, const W& w) {
     p.y += head * all.outputs;
     parts.push_back({p, head * tiles_of(all), nullptr});
   }
-  pack_parts(parts, lent);
-  const int64_t each = (tiles_of(all) + 1) / 2, items = all.heads * each;
+  pack_parts(parts, w, lent);
+  const int64_t each = items_of(all), items = all.heads * each;
   Team::instance().run(items, grain_of(items), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) item_of(parts[static_cast<size_t>(i / each)], w, i % each);
   });
@@ -206,8 +199,8 @@ template <class W>
 void multiply_gathered(const Product& all, const W& w, const Routed& routed) {
   Shelf::Lent lent(packed_shelf);
   std::vector<Part> parts = parts_of(all, routed, true);
-  pack_parts(parts, lent);
-  const int64_t each = (tiles_of(all) + 1) / 2, items = static_cast<int64_t>(parts.size()) * each;
+  pack_parts(parts, w, lent);
+  const int64_t each = items_of(all), items = static_cast<int64_t>(parts.size()) * each;
   Team::instance().run(items, grain_of(items), [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) item_of(parts[static_cast<size_t>(i / each)], w, i % each);
   });
@@ -220,8 +213,8 @@ void multiply_summed(const Product& all, const W& w, const Routed& routed) {
   Product shared = all;
   shared.residual = nullptr;
   std::vector<Part> parts = parts_of(shared, routed, false);
-  pack_parts(parts, lent);
-  const int64_t items = (tiles_of(all) + 1) / 2;
+  pack_parts(parts, w, lent);
+  const int64_t items = items_of(all);
   // Who has an item has its columns of all tokens, so nobody else adds to them.
   Team::instance().run(items, grain_of(items), [&](int64_t first, int64_t last) {
     const int64_t begin = first * 2 * TILE, end = std::min(last * 2 * TILE, all.outputs);

@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "weights.h"
+#include "activations.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace cortex {
@@ -32,23 +32,24 @@ ffi::Error with_weights(const Bytes& matrix, int64_t codes, int64_t group, bool 
   const auto plain = [&](auto kind) {
     using C = decltype(kind);
     if (size != tiles * columns * C::BYTES) return ffi::Error::InvalidArgument("a matrix of another size");
-    return use(Weights<C, Float32, false>{data, nullptr, nullptr, columns, 0});
+    return use(Plain<C>{data, columns});
   };
   if (codes == FLOAT32) return plain(Float32{});
   if (codes == BFLOAT16) return plain(Bfloat16{});
   if (codes == FLOAT16) return plain(Float16{});
   if (codes != INT8 && codes != INT4) return ffi::Error::InvalidArgument("unknown codes");
-  if (group <= 0 || columns % group != 0) return ffi::Error::InvalidArgument("columns do not divide into groups");
+  if (group <= 0 || columns % group != 0 || group % LEAST_BLOCK != 0)
+    return ffi::Error::InvalidArgument("columns do not divide into groups");
   const auto pick = [&](auto kind) {
     using C = decltype(kind);
     const int64_t scales = tiles * (columns / group) * (half ? Float16::BYTES : Float32::BYTES);
     const uint8_t *scale = data + tiles * columns * C::BYTES, *offsets = scale + scales;
     if (size != tiles * columns * C::BYTES + scales * (1 + offset))
       return ffi::Error::InvalidArgument("a matrix of another size");
-    if (half && offset) return use(Weights<C, Float16, true>{data, scale, offsets, columns, group});
-    if (half) return use(Weights<C, Float16, false>{data, scale, nullptr, columns, group});
-    if (offset) return use(Weights<C, Float32, true>{data, scale, offsets, columns, group});
-    return use(Weights<C, Float32, false>{data, scale, nullptr, columns, group});
+    if (half && offset) return use(Coded<C, Float16, true>{data, scale, offsets, columns, group});
+    if (half) return use(Coded<C, Float16, false>{data, scale, nullptr, columns, group});
+    if (offset) return use(Coded<C, Float32, true>{data, scale, offsets, columns, group});
+    return use(Coded<C, Float32, false>{data, scale, nullptr, columns, group});
   };
   return codes == INT8 ? pick(Int8{}) : pick(Int4{});
 }

@@ -46,14 +46,11 @@ ffi::Error rows(Ints tokens, Bytes matrix, Ints live, ffi::Result<Floats> y, int
                 int64_t tiles) {
   const int64_t columns = y->dimensions()[1];
   return with_weights(matrix, codes, group, half, offset, tiles, columns, [&](const auto& w) {
-    Scratch memory;
-    float* tile = memory.get(columns * TILE);
     const int64_t count = live_of(live, static_cast<int64_t>(tokens.element_count()));
     for (int64_t t = 0; t < count; ++t) {
       const int64_t token = tokens.typed_data()[t];
       if (token < 0 || token >= tiles * TILE) return ffi::Error::InvalidArgument("no such row");
-      w.expand(token / TILE, tile);
-      for (int64_t k = 0; k < columns; ++k) y->typed_data()[t * columns + k] = tile[k * TILE + token % TILE];
+      w.row(token, y->typed_data() + t * columns);
     }
     return ffi::Error::Success();
   });

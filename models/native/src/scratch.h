@@ -17,6 +17,9 @@ namespace cortex {
 // Bytes that are kept now, by all.
 inline std::atomic<int64_t> kept_bytes{0};
 
+// So many floats and what fills their last cache line up: what comes next begins with a line, too.
+constexpr int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
+
 class Scratch {
  public:
   Scratch() = default;
@@ -50,6 +53,12 @@ class Scratch {
   std::unique_ptr<float, Free> data_;
   int64_t size_ = 0;
 };
+
+// What a thread unfolds for itself to work on at once, whichever thread it is.
+inline Scratch& thread_scratch() {
+  static thread_local Scratch unfolded;
+  return unfolded;
+}
 
 // Scratch of whoever calls a kernel. XLA calls from any of its threads, one after the other: with one for each thread the
 // same memory would be kept many times.

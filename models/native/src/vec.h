@@ -27,8 +27,11 @@ typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef uint16_t v16 __attribute__((vector_size(2 * LANES)));
-typedef int8_t v8 __attribute__((vector_size(LANES)));
-typedef uint8_t vu8 __attribute__((vector_size(LANES)));
+typedef int16_t vs __attribute__((vector_size(4 * LANES)));  // two to a lane
+typedef uint16_t vus __attribute__((vector_size(4 * LANES)));
+typedef int16_t v16s __attribute__((vector_size(2 * LANES)));
+typedef int8_t v8 __attribute__((vector_size(2 * LANES)));
+typedef uint64_t v64 __attribute__((vector_size(4 * LANES)));
 
 template <class V>
 inline V load(const void* from) {
@@ -65,24 +68,21 @@ inline vf from_half(v16 bits) {
 #endif
 }
 
-// Small integers as integers; written out because GCC 12 takes a detour over 16 bits.
-inline vi widen(v8 codes) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<vi>(_mm512_cvtepi8_epi32(reinterpret_cast<__m128i>(codes)));
-#elif defined(__AVX2__)
-  return reinterpret_cast<vi>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&codes))));
-#else
-  return __builtin_convertvector(codes, vi);
-#endif
-}
+inline vi splat(int32_t x) { return vi{} + x; }
 
-inline vi widen(vu8 codes) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<vi>(_mm512_cvtepu8_epi32(reinterpret_cast<__m128i>(codes)));
-#elif defined(__AVX2__)
-  return reinterpret_cast<vi>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(&codes))));
+// sum + a * b of both halves of each lane: exact, whatever computes it.
+inline vi dot(vi sum, vs a, vs b) {
+#if defined(__AVX512VNNI__)
+  return reinterpret_cast<vi>(_mm512_dpwssd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(__AVX512BW__)
+  return sum + reinterpret_cast<vi>(_mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(__AVXVNNI__)
+  return reinterpret_cast<vi>(_mm256_dpwssd_avx_epi32(reinterpret_cast<__m256i>(sum), reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  return sum + reinterpret_cast<vi>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
 #else
-  return __builtin_convertvector(codes, vi);
+  const vi x = reinterpret_cast<vi>(a), y = reinterpret_cast<vi>(b);
+  return sum + (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
 #endif
 }
 
@@ -97,6 +97,16 @@ inline float sum(vf v) {
   return lane[0];
 }
 
+inline int32_t sum(vi v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(v));
+#else
+  int32_t total = 0;
+  for (int i = 0; i < LANES; ++i) total += v[i];
+  return total;
+#endif
+}
+
 inline vf max(vf a, vf b) { return a > b ? a : b; }
 
 inline float max(vf v) {
@@ -108,6 +118,30 @@ inline float max(vf v) {
   for (int width = LANES / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
   return lane[0];
+#endif
+}
+
+inline vi max(vi a, vi b) { return a > b ? a : b; }
+
+inline int32_t max(vi v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_epi32(reinterpret_cast<__m512i>(v));
+#else
+  int32_t most = v[0];
+  for (int i = 1; i < LANES; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+#endif
+}
+
+// The low halves of a's lanes, then of b's.
+inline vs narrow(vi a, vi b) {
+#if defined(__AVX512BW__)
+  const v16s low = reinterpret_cast<v16s>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(a)));
+  const v16s high = reinterpret_cast<v16s>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(b)));
+  return reinterpret_cast<vs>(_mm512_inserti64x4(_mm512_castsi256_si512(reinterpret_cast<__m256i>(low)), reinterpret_cast<__m256i>(high), 1));
+#else
+  const v16s half[2] = {__builtin_convertvector(a, v16s), __builtin_convertvector(b, v16s)};
+  return load<vs>(half);
 #endif
 }
 

@@ -13,6 +13,7 @@ namespace cortex {
 
 constexpr int TILE = 32;
 constexpr int PARTS = TILE / LANES;  // vectors of a column of a tile
+constexpr int WORD = 4;              // columns of codes that lie together
 // Bytes ahead of a stream that are asked for: the hardware's own prefetching stops at the end of every 4 KiB page.
 constexpr int64_t AHEAD = 1536;
 
@@ -20,105 +21,81 @@ struct Column {
   vf part[PARTS];
 };
 
-// `part(i)` for every vector of a column.
-template <class Part>
-inline Column column_of(const Part& part) {
-  Column column;
-  for (int i = 0; i < PARTS; ++i) column.part[i] = part(i);
-  return column;
-}
-
-// Of each kind: BYTES of a tile's column, and `at(p, c)`, column c of the COLUMNS that lie together at p.
+// Of each kind of floats: BYTES of a tile's column, and its vectors.
 struct Float32 {
-  static constexpr int64_t BYTES = 4 * TILE, COLUMNS = 1;
-  static constexpr bool CODED = false;
-  static Column at(const uint8_t* p, int = 0) {
-    return column_of([&](int i) { return load<vf>(p + 4 * LANES * i); });
-  }
+  static constexpr int64_t BYTES = 4 * TILE;
+  static vf part(const uint8_t* p, int i) { return load<vf>(p + 4 * LANES * i); }
 };
 
 struct Bfloat16 {
-  static constexpr int64_t BYTES = 2 * TILE, COLUMNS = 1;
-  static constexpr bool CODED = false;
-  static Column at(const uint8_t* p, int = 0) {
-    return column_of([&](int i) { return from_bf16(load<v16>(p + 2 * LANES * i)); });
-  }
+  static constexpr int64_t BYTES = 2 * TILE;
+  static vf part(const uint8_t* p, int i) { return from_bf16(load<v16>(p + 2 * LANES * i)); }
 };
 
 struct Float16 {
-  static constexpr int64_t BYTES = 2 * TILE, COLUMNS = 1;
-  static constexpr bool CODED = false;
-  static Column at(const uint8_t* p, int = 0) {
-    return column_of([&](int i) { return from_half(load<v16>(p + 2 * LANES * i)); });
-  }
+  static constexpr int64_t BYTES = 2 * TILE;
+  static vf part(const uint8_t* p, int i) { return from_half(load<v16>(p + 2 * LANES * i)); }
+};
+
+// Two vectors of outputs of a word as 16-bit integers: in each lane columns 0 and 2 of a row, and columns 1 and 3.
+struct Pairs {
+  vs even[2], odd[2];
 };
 
 struct Int8 {
-  static constexpr int64_t BYTES = TILE, COLUMNS = 4;
-  static constexpr bool CODED = true;
-  static Column at(const uint8_t* p, int c) {
-    return column_of([&](int i) { return to_float(load<vi>(p + 4 * LANES * i) << (24 - 8 * c) >> 24); });
+  static constexpr int64_t BYTES = TILE;  // of a column
+  static int code(const uint8_t* word, int64_t row, int c) { return static_cast<int8_t>(word[WORD * row + c]); }
+  // The tile's vectors 2 * strip and the next.
+  static constexpr int part(int strip, int i) { return 2 * strip + i; }
+  static Pairs pairs(const uint8_t* word, int strip) {
+    Pairs pairs;
+    for (int i = 0; i < 2; ++i) {
+      const vs v = load<vs>(word + 4 * LANES * part(strip, i));
+      pairs.even[i] = v << 8 >> 8;
+      pairs.odd[i] = v >> 8;
+    }
+    return pairs;
   }
 };
 
 struct Int4 {
-  static constexpr int64_t BYTES = TILE / 2, COLUMNS = 4;
-  static constexpr bool CODED = true;
-  static Column at(const uint8_t* p, int c) {
-    Column column;
-    for (int i = 0; i < PARTS / 2; ++i) {
-      const vi both = load<vi>(p + 4 * LANES * i) >> (8 * c);
-      column.part[i] = to_float(both & 15);
-      column.part[PARTS / 2 + i] = to_float(both >> 4 & 15);
+  static constexpr int64_t BYTES = TILE / 2;
+  static int code(const uint8_t* word, int64_t row, int c) {
+    return word[WORD * (row % (TILE / 2)) + c] >> (row < TILE / 2 ? 0 : 4) & 15;
+  }
+  // The tile's vector `strip` and that half a tile after it.
+  static constexpr int part(int strip, int i) { return strip + i * (PARTS / 2); }
+  static Pairs pairs(const uint8_t* word, int strip) {
+    const vus v = load<vus>(word + 4 * LANES * strip);
+    const vus even[2] = {v & 15, v >> 4 & 15}, odd[2] = {v >> 8 & 15, v >> 12};
+    Pairs pairs;
+    for (int i = 0; i < 2; ++i) {
+      pairs.even[i] = reinterpret_cast<vs>(even[i]);
+      pairs.odd[i] = reinterpret_cast<vs>(odd[i]);
     }
-    return column;
+    return pairs;
   }
 };
 
-// One matrix. Scales are Float16 or Float32; OFFSET says whether values have one.
-template <class CodesT, class ScaleT, bool OFFSET>
-struct Weights {
-  using Codes = CodesT;
-  const uint8_t* codes;
-  const uint8_t* scale;
-  const uint8_t* offset;
-  int64_t columns, group;
+// A matrix of floats.
+template <class Values>
+struct Plain {
+  const uint8_t* values;
+  int64_t columns;
 
-  const uint8_t* tile(int64_t index) const { return codes + index * columns * Codes::BYTES; }
-  int64_t step() const { return Codes::CODED ? group : columns; }
+  const uint8_t* tile(int64_t index) const { return values + index * columns * Values::BYTES; }
 
-  static void ask_ahead(const uint8_t* at) {
-    for (int64_t line = 0; line < Codes::BYTES * Codes::COLUMNS; line += 64) __builtin_prefetch(at + AHEAD + line);
-  }
-
-  // Calls body(k, values of the tile's 32 rows at column k) for every column, in order.
+  // Calls body(k, values of the tiles' 32 rows at column k) for every column, in order.
   template <int TILES, class Body>
   void each(int64_t first, const Body& body) const {
-    const int64_t groups = Codes::CODED ? columns / group : 1, width = step();
-    for (int64_t g = 0; g < groups; ++g) {
-      Column scales[TILES], offsets[TILES];
+    for (int64_t k = 0; k < columns; ++k) {
+      Column values_of[TILES];
       for (int t = 0; t < TILES; ++t) {
-        if constexpr (Codes::CODED) {
-          const int64_t at = ((first + t) * groups + g) * ScaleT::BYTES;
-          scales[t] = ScaleT::at(scale + at);
-          if constexpr (OFFSET) offsets[t] = ScaleT::at(offset + at);
-        }
+        const uint8_t* at = tile(first + t) + k * Values::BYTES;
+        __builtin_prefetch(at + AHEAD);
+        for (int i = 0; i < PARTS; ++i) values_of[t].part[i] = Values::part(at, i);
       }
-      for (int64_t k = g * width; k < (g + 1) * width; k += Codes::COLUMNS) {
-        for (int c = 0; c < Codes::COLUMNS; ++c) {
-          Column values[TILES];
-          for (int t = 0; t < TILES; ++t) {
-            const uint8_t* at = tile(first + t) + k * Codes::BYTES;
-            if (c == 0) ask_ahead(at);
-            values[t] = Codes::at(at, c);
-            for (int i = 0; i < PARTS; ++i) {
-              if constexpr (Codes::CODED) values[t].part[i] *= scales[t].part[i];
-              if constexpr (Codes::CODED && OFFSET) values[t].part[i] += offsets[t].part[i];
-            }
-          }
-          body(k + c, values);
-        }
-      }
+      body(k, values_of);
     }
   }
 
@@ -127,6 +104,46 @@ struct Weights {
     each<1>(index, [&](int64_t k, const Column* v) {
       for (int i = 0; i < PARTS; ++i) store(to + k * TILE + i * LANES, v->part[i]);
     });
+  }
+
+  // One row as float32 [columns].
+  void row(int64_t index, float* to) const {
+    const int64_t inside = index % TILE;
+    for (int64_t k = 0; k < columns; ++k)
+      to[k] = Values::part(tile(index / TILE) + k * Values::BYTES, static_cast<int>(inside / LANES))[inside % LANES];
+  }
+};
+
+// A matrix of codes. Scales are Float16 or Float32; OFFSET says whether values have one.
+template <class CodesT, class ScaleT, bool OFFSET>
+struct Coded {
+  using Codes = CodesT;
+  static constexpr bool OFFSETS = OFFSET;
+  const uint8_t* codes;
+  const uint8_t* scale;
+  const uint8_t* offset;
+  int64_t columns, group;
+
+  const uint8_t* tile(int64_t index) const { return codes + index * columns * Codes::BYTES; }
+  // Of a tile's 32 rows: where those of a group are, and what they are as vectors.
+  int64_t place(int64_t index, int64_t group_number) const { return (index * (columns / group) + group_number) * ScaleT::BYTES; }
+  vf scale_at(int64_t place, int part) const { return ScaleT::part(scale + place, part); }
+  vf offset_at(int64_t place, int part) const { return ScaleT::part(offset + place, part); }
+
+  // One row as float32 [columns]. The product of a scale and a code is exact: it does not matter whether the sum is fused.
+  void row(int64_t index, float* to) const {
+    const int64_t number = index / TILE, inside = index % TILE;
+    for (int64_t g = 0; g < columns; g += group) {
+      const int64_t at = place(number, g / group);
+      const int part = static_cast<int>(inside / LANES), lane = static_cast<int>(inside % LANES);
+      const float by = scale_at(at, part)[lane];
+      float more = 0;
+      if constexpr (OFFSET) more = offset_at(at, part)[lane];
+      for (int64_t k = g; k < g + group; ++k) {
+        const uint8_t* word = tile(number) + k / WORD * WORD * Codes::BYTES;
+        to[k] = static_cast<float>(Codes::code(word, inside, static_cast<int>(k % WORD))) * by + more;
+      }
+    }
   }
 };
 

@@ -13,7 +13,7 @@ from models.native import library, ops
 from models.native.tiles import Tiles
 from models.routing import route
 from models.storage import FLOAT32, Blocks, Storage
-from tests.models.native.test_ops import floats, matrix, packed
+from tests.models.native.test_ops import floats, matrix, packed, rounded
 
 pytestmark = pytest.mark.skipif(library.unavailable() is not None, reason=f"no kernels: {library.unavailable()}")
 
@@ -36,6 +36,7 @@ class Mixture:
         self.tiles = Tiles.plan(2 * f, D, storage, gated=True, stack=e), Tiles.plan(D, f, down_storage, stack=e)
         self.packed = packed(self.tiles[0], gate_up), packed(self.tiles[1], down)
         self.biases = rng.standard_normal((e, 2, f)).astype(np.float32), rng.standard_normal((e, D)).astype(np.float32)
+        self.storage = storage
         self.norm = rng.standard_normal(D).astype(np.float32) / 50
 
     def by_kernels(self, x: Any, logits: Any, residual: Any, live: Any = None) -> jax.Array:
@@ -48,7 +49,7 @@ class Mixture:
 
     def by_numpy(self, x: np.ndarray, logits: np.ndarray, residual: np.ndarray) -> np.ndarray:
         normed = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * self.norm
-        y = residual.copy()
+        normed, y = rounded(normed, self.storage), residual.copy()
         for token, row in enumerate(normed):
             best = np.argsort(-logits[token], kind="stable")[: EXPERTS.active]
             shares = np.exp(logits[token, best] - logits[token].max())

@@ -1,5 +1,6 @@
 """The native kernels against numpy, and their promise: a row's bits do not depend on the rows beside it."""
 
+from math import gcd
 from typing import Any
 
 import jax
@@ -41,6 +42,17 @@ def floats(values: Any) -> Any:
     return values.dequantize() if isinstance(values, Blocks) else values.astype(np.float32)
 
 
+def rounded(x: np.ndarray, storage: Storage) -> np.ndarray:
+    """x [T, K] as a product with codes has it: integers of 16 bits with a scale for every block of 32 columns, or fewer."""
+    if not storage.coded:
+        return x
+    blocks = x.reshape(*x.shape[:-1], -1, gcd(storage.group, 32))
+    top = np.abs(blocks).max(-1, keepdims=True)
+    scale, by = top * np.float32(1 / 32767), np.float32(32767) / np.maximum(top, np.float32(1e-30))
+    values = np.rint(blocks.astype(np.float64) * by) * scale
+    return values.reshape(x.shape).astype(np.float32)
+
+
 def packed(tiles: Tiles, values: Any) -> jax.Array:
     matrix = tiles.pack(values)
     assert matrix.shape == (tiles.nbytes,)
@@ -57,7 +69,38 @@ def test_linear_is_numpys_product(storage: Storage, rows: int) -> None:
     tiles = Tiles.plan(83, 96, storage)
     x = rng.standard_normal((rows, 96)).astype(np.float32)
     found = ops.linear(jnp.asarray(x), tiles, packed(tiles, values))
-    np.testing.assert_allclose(found, x @ floats(values).T, rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(found, rounded(x, storage) @ floats(values).T, rtol=1e-5, atol=1e-3)
+
+
+@needs_kernels
+@pytest.mark.parametrize("storage", CODED, ids=str)
+def test_rounding_is_of_no_more_than_it_says(storage: Storage) -> None:
+    """Each x is off by half of a 32767th of its block's largest, whatever the sizes of others."""
+    rng = np.random.default_rng(0)
+    values, width = matrix(rng, 83, 96, storage), gcd(storage.group, 32)
+    x = (rng.standard_normal((16, 96)) * np.exp(3 * rng.standard_normal((16, 96)))).astype(np.float32)
+    x[3], x[4, :width] = 0, 1e-38
+    tiles = Tiles.plan(83, 96, storage)
+    found = ops.linear(jnp.asarray(x), tiles, packed(tiles, values))
+    top = np.abs(x).reshape(16, -1, width).max(-1).repeat(width, axis=1)
+    weights = np.abs(floats(values)).T.astype(np.float64)
+    bound = top @ weights / 65534 + 1e-6 * (np.abs(x) @ weights)
+
+    assert np.all(np.abs(found - x.astype(np.float64) @ floats(values).T) <= bound)
+    assert np.all(found[3] == 0)
+
+
+@needs_kernels
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rows", [1, 20])
+def test_what_is_no_number_stays_none(wrong: float, rows: int) -> None:
+    """An overflow must not end as a number that looks right; other rows have theirs."""
+    values, tiles = matrix(np.random.default_rng(0), 32, 64, CODED[0]), Tiles.plan(32, 64, CODED[0])
+    x = jnp.ones((rows, 64)).at[0, 40].set(wrong)
+    found = ops.linear(x, tiles, packed(tiles, values))
+
+    assert not np.isfinite(found[0]).any()
+    assert np.isfinite(found[1:]).all()
 
 
 @needs_kernels
@@ -71,7 +114,7 @@ def test_each_head_has_a_matrix_of_its_own(storage: Storage, heads: int, outputs
     leaves, x = packed(tiles, values), rng.standard_normal((40, heads, 48)).astype(np.float32)
     rows = jnp.asarray(x.reshape(40, -1))
     alone = np.concatenate([ops.linear(rows[i : i + 1], tiles, leaves) for i in range(40)])
-    wanted = np.einsum("thk,hnk->thn", x, floats(values).reshape(heads, outputs, 48))
+    wanted = np.einsum("thk,hnk->thn", rounded(x, storage), floats(values).reshape(heads, outputs, 48))
     np.testing.assert_allclose(alone.reshape(wanted.shape), wanted, rtol=1e-5, atol=1e-3)
     for count in (2, 7, 13, 40):
         assert np.array_equal(ops.linear(rows[:count], tiles, leaves), alone[:count]), count
@@ -97,13 +140,14 @@ def test_norm_residual_and_gate_are_part_of_it(storage: Storage, rows: int) -> N
     norm = ops.Norm(jnp.asarray(weight), 1e-5)
     small = ops.Norm(jnp.asarray(weight / 50), 1e-5)
     values = matrix(rng, 2 * 45, 64, storage)
-    gate, up = np.split(normed @ floats(values).T / 50, 2, axis=1)
+    exact = rounded(normed / 50, storage)
+    gate, up = np.split(exact @ floats(values).T, 2, axis=1)
     tiles = Tiles.plan(90, 64, storage, gated=True)
     found = ops.linear(jnp.asarray(x), tiles, packed(tiles, values), norm=small)
     np.testing.assert_allclose(found, gate / (1 + np.exp(-gate)) * up, rtol=1e-4, atol=1e-3)
     tiles, residual = Tiles.plan(90, 64, storage), rng.standard_normal((rows, 90)).astype(np.float32)
     found = ops.linear(jnp.asarray(x), tiles, packed(tiles, values), residual=jnp.asarray(residual))
-    np.testing.assert_allclose(found, x @ floats(values).T + residual, rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(found, rounded(x, storage) @ floats(values).T + residual, rtol=1e-5, atol=1e-3)
     np.testing.assert_allclose(ops.normalize(jnp.asarray(x), norm), normed, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(ops.centre(jnp.asarray(x)), x - x.mean(-1, keepdims=True), rtol=0, atol=1e-5)
 
@@ -214,9 +258,10 @@ def test_groups_that_do_not_divide_become_float32() -> None:
     assert np.array_equal(first.T, codes[:32].astype(np.float32))
 
 
-def test_words_of_four_codes_do_not_divide_every_group() -> None:
-    assert Tiles.plan(40, 60, Storage(8, 6)).storage == FLOAT32
-    assert Tiles.plan(40, 60, Storage(8, 12)).storage == Storage(8, 12)
+def test_groups_that_are_no_multiples_of_16_become_float32() -> None:
+    assert Tiles.plan(40, 96, Storage(8, 8)).storage == FLOAT32
+    assert Tiles.plan(40, 96, Storage(8, 24)).storage == FLOAT32
+    assert Tiles.plan(40, 96, Storage(8, 48)).storage == Storage(8, 48)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
