@@ -1,19 +1,20 @@
 // y = f(norm(x) W + bias) for a few or many rows of x. Knows threads and what they share, nothing of XLA.
 //
-// How rows meet a matrix is a way: by floats, or by integers. It says how rows are packed, once for all
+// How rows meet a matrix is a way: by floats, by integers, by the matrix unit. It says how rows are packed, once for all
 // threads, and what becomes of two tiles of outputs. `with_way` chooses it by the matrix and the number of rows. A row's
 // result is the same bits by all ways that there are for a matrix.
 #pragma once
 
 #include "floats.h"
 #include "integers.h"
+#include "matrix_unit.h"
 #include "team.h"
 
 namespace cortex {
 
 template <class C, class S, bool OFFSET, class Use>
 void with_way(const Product& p, const Coded<C, S, OFFSET>& w, const Use& use) {
-  with_integers(p, w, use);
+  if (!with_unit(p, w, use)) with_integers(p, w, use);
 }
 
 inline Shelf packed_shelf;

@@ -1,4 +1,4 @@
-"""Products with codes have the same bits by whatever instructions they are computed."""
+"""Products with codes have the same bits by whatever instructions they are computed, matrix units among them."""
 
 import os
 import shutil
