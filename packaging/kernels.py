@@ -73,9 +73,9 @@ def compiled(folder: Path, machine: str, level: str) -> Path:
     """The library for one level."""
     path = folder / prebuilt.name(level)
     compiler = "g++" if machine == platform.machine() else f"{machine}-linux-gnu-g++"
-    flags = [flag for flag in build.FLAGS if not flag.startswith("-march")]
+    flags = [*(flag for flag in build.FLAGS if not flag.startswith("-march")), *prebuilt.flags(level)]
     os.environ["LC_ALL"] = "C"
-    build.compile_all(compiler, [*flags, f"-march={level}", f"-ffile-prefix-map={ROOT}=."], path, LINK)
+    build.compile_all(compiler, [*flags, f"-ffile-prefix-map={ROOT}=."], path, LINK)
     return path
 
 

@@ -13,11 +13,18 @@ PACKAGE = "cortex_kernels"
 SOURCES = Path(__file__).parent / "src"
 _V3 = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_VNNI = _V4 | {"avx512_vnni"}
+_AMX = _VNNI | {"amx_tile", "amx_int8"}
 LEVELS: dict[str, tuple[tuple[str, set[str]], ...]] = {
-    "x86_64": (("x86-64-v4", _V4), ("x86-64-v3", _V3)),
+    "x86_64": (
+        ("x86-64-v4+avx512vnni+amx-tile+amx-int8", _AMX),
+        ("x86-64-v4+avx512vnni", _VNNI),
+        ("x86-64-v4", _V4),
+        ("x86-64-v3", _V3),
+    ),
     "aarch64": (("armv8-a", set()),),
 }
-"""By machine, the best first: what -march calls the level, and what /proc/cpuinfo must list for it.
+"""By machine, the best first: what -march calls the level and -m what it has besides, and what /proc/cpuinfo must list for it.
 
 https://gitlab.com/x86-psABIs/x86-64-ABI, "micro-architecture levels"; cpuinfo calls LZCNT abm.
 """
@@ -41,6 +48,12 @@ def pick(folder: Path, machine: str, features: set[str]) -> Path | None:
 def name(level: str) -> str:
     """What the library of these sources for a level is called."""
     return f"kernels-{level}-{digest()}.so"
+
+
+def flags(level: str) -> list[str]:
+    """Of a compiler, for a level."""
+    march, *besides = level.split("+")
+    return [f"-march={march}", *(f"-m{name}" for name in besides)]
 
 
 def digest() -> str:

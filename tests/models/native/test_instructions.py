@@ -64,7 +64,7 @@ def printed(folder: Path, name: str, *flags: str) -> bytes:
 @pytest.mark.slow
 @pytest.mark.skipif(not COMPILER or len(LEVELS) < 1, reason="no compiler, or no processor of x86-64-v3")
 def test_bits_do_not_depend_on_the_instructions(tmp_path: Path) -> None:
-    found = {level: printed(tmp_path, level, f"-march={level}") for level in LEVELS}
+    found = {level: printed(tmp_path, level, *prebuilt.flags(level)) for level in LEVELS}
     own = printed(tmp_path, "native", "-march=native")
 
     assert len(own) == 4 * 2 * 4 * 116 * 70

@@ -6,6 +6,8 @@ import pytest
 
 from models.native import build, library, prebuilt
 
+V4 = dict(prebuilt.LEVELS["x86_64"])["x86-64-v4"]
+
 
 def test_no_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -38,8 +40,10 @@ def test_a_built_library_is_not_built_again(monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.parametrize(
     ("machine", "features", "level"),
     [
-        ("x86_64", prebuilt.LEVELS["x86_64"][0][1] | {"sse4a"}, "x86-64-v4"),
-        ("x86_64", prebuilt.LEVELS["x86_64"][1][1] | {"avx512f"}, "x86-64-v3"),
+        ("x86_64", V4 | {"avx512_vnni", "amx_tile", "amx_int8", "sse4a"}, "x86-64-v4+avx512vnni+amx-tile+amx-int8"),
+        ("x86_64", V4 | {"avx512_vnni", "amx_tile"}, "x86-64-v4+avx512vnni"),
+        ("x86_64", V4 | {"sse4a"}, "x86-64-v4"),
+        ("x86_64", dict(prebuilt.LEVELS["x86_64"])["x86-64-v3"] | {"avx512f"}, "x86-64-v3"),
         ("x86_64", {"sse4a"}, None),
         ("aarch64", {"asimd"}, "armv8-a"),
         ("riscv64", set(), None),
