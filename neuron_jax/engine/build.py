@@ -265,7 +265,7 @@ def choose_quant(spec: EngineSpec, not_native: str | None, *, coded: bool) -> tu
     if spec.quant != "auto":
         return spec.quant, "as asked"
     if not_native is None:
-        return "stored", "auto: as the checkpoint stores them, computed in float32"
+        return "stored", "auto: as the checkpoint stores them"
     if spec.platform == "cpu":
         return "none", f"auto: float32, without the native kernels: {not_native}"
     if coded:
