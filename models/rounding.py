@@ -89,11 +89,17 @@ def pack_int4(codes: npt.NDArray[np.integer[Any]], group: int) -> npt.NDArray[np
     Halves rather than neighbours: each half of a byte then meets its own slice of x, so that a product needs the bits
     shifted and masked but never interleaved, and XLA can fuse that into the matmul.
     """
-    assert group % 2 == 0, f"groups of {group}"
+    assert group % 16 == 0, f"groups of {group}"
     assert codes.shape[-1] % group == 0, f"{codes.shape[-1]} codes in groups of {group}"
-    halves = codes.astype(np.uint8).reshape(*codes.shape[:-1], -1, 2, group // 2)
-    packed: npt.NDArray[np.uint8] = halves[..., 0, :] | (halves[..., 1, :] << np.uint8(4))
-    return packed.reshape(*codes.shape[:-1], -1)
+    # Eight codes in a word, and many groups at once: numpy is slow where an innermost axis is as short as half a group.
+    words = np.ascontiguousarray(codes).astype(np.int8, copy=False).view(np.uint64).reshape(-1, 2, group // 16)
+    packed = np.empty(words[:, 0].shape, np.uint64)
+    step = CHUNK // group
+    for first in range(0, len(words), step):
+        low, high, made = words[first : first + step, 0], words[first : first + step, 1], packed[first : first + step]
+        for place in range(group // 16):
+            made[:, place] = low[:, place] | high[:, place] << np.uint64(4)
+    return packed.view(np.uint8).reshape(*codes.shape[:-1], -1)
 
 
 def _quantize(matrix: Array | Blocks, storage: Storage, rounded: Callable[[Floats], Rounded]) -> Blocks:

@@ -12,6 +12,9 @@ import numpy as np
 from models.storage import MXFP4, Array, Blocks
 from neuron_jax.weights.quantized.record import Files, Found, Joined, MisfitError, Settings, expect, gather, stems_of
 
+ROWS = 64
+"""Taken apart at a time: they stay in a core's cache."""
+
 
 def find(settings: Settings, files: Files) -> Found:  # noqa: ARG001 - nothing but names says what is stored so
     """Every tensor of the checkpoint that is stored so."""
@@ -32,10 +35,11 @@ def _join(files: Files, stem: str) -> Joined:
     columns = shape[-2] * MXFP4.group
 
     def read() -> Blocks:
-        raw = files.read(packed).reshape(-1, columns // 2)
-        codes = np.empty((len(raw), columns), np.int8)
-        np.bitwise_and(raw, 15, out=codes[:, 0::2].view(np.uint8))
-        np.right_shift(raw, 4, out=codes[:, 1::2].view(np.uint8))
-        return Blocks(codes, powers(files.read(scales)).reshape(len(raw), -1), None, MXFP4)
+        pairs = files.read(packed).reshape(-1, columns // 2).astype("<u2")
+        for first in range(0, len(pairs), ROWS):
+            part = pairs[first : first + ROWS]
+            part |= part << 4
+            part &= 0x0F0F  # a code in each byte
+        return Blocks(pairs.view(np.int8), powers(files.read(scales)).reshape(len(pairs), -1), None, MXFP4)
 
     return Joined(f"{stem}.weight", (packed, scales), (*shape[:-2], columns), "MXFP4", MXFP4, read)
