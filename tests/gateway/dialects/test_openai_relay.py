@@ -258,3 +258,13 @@ def test_a_long_stream_s_end_is_still_read() -> None:
 def test_a_non_streaming_answer_s_counts(raw: bytes, counts: Usage | None) -> None:
     """Unreadable counts are unknown counts, never an error for the client."""
     assert non_streaming_usage(raw) == counts
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank", "/v1/score"])
+def test_vectors_and_scores_are_never_streamed(path: str) -> None:
+    """Whatever a body says."""
+    (route,) = [row for row in OPENAI.routes if isinstance(row, Generation) and row.path == path]
+    decoded = route.decode(b'{"model":"demo","stream":true}')
+
+    assert isinstance(decoded, Decoded)
+    assert not decoded.stream
