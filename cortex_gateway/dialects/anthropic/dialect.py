@@ -31,7 +31,7 @@ NO_BATCHES = Failure(
 )
 
 
-def _decode(body: bytes, *, verbatim: bool = False) -> Decoded:
+def _decode(body: bytes, *, verbatim: bool) -> Decoded:
     asked = request.decode(body, verbatim=verbatim)
     return Decoded(
         model=asked.model,
@@ -66,7 +66,7 @@ def _message_id(identity: AnswerId) -> str:
     return f"msg_{identity.unique}"
 
 
-def _to_count(body: bytes, *, verbatim: bool = False) -> ToCount:
+def _to_count(body: bytes, *, verbatim: bool) -> ToCount:
     asked = request.decode(body, counting=True, verbatim=verbatim)
     return ToCount(asked.model, asked.tokenize_body)
 

@@ -45,3 +45,9 @@ def test_a_text_is_recited_and_then_goes_on_freely() -> None:
     recital.take([5, 40, 7])
 
     assert (recital.active, recital.slack, recital.complete, recital.forced()) == (False, FREE, False, [])
+
+
+@pytest.mark.parametrize("token", [0, 31, 32, 33, 63])
+def test_any_token_can_be_forced(token: int) -> None:
+    """Also where a word of the mask ends and the next begins."""
+    assert [allowed(mask) for mask in Forced(WORDS, [token]).masks] == [[token]]

@@ -8,6 +8,7 @@ import pytest
 from neuron_jax.constraints.errors import GrammarError
 from neuron_jax.constraints.grammar import MAX_SOURCE, check
 from neuron_jax.constraints.matcher import Tokens
+from neuron_jax.constraints.schema import plain_schema
 from neuron_jax.text.bound_calls import calls_or_answer, forced_calls, free_calls
 from neuron_jax.text.calls.table import FORMATS
 from neuron_jax.text.formats import form_of, tool_parser
@@ -195,3 +196,22 @@ def test_calls_of_every_format_can_be_bound(name: str) -> None:
     assert not admits(asked, both.replace('"a"', '"b"'))
     assert not any(isinstance(piece, Text) for piece in pieces)
     assert sum(isinstance(piece, ToolEnd) for piece in pieces) == (2 if form.several else 1)
+
+
+def test_formats_are_made_exact_wherever_a_schema_stands_and_nowhere_else() -> None:
+    """What a value must be equal to, and a property that is called as a keyword is, are no schemas."""
+    date = {"type": "string", "format": "date"}
+    made = plain_schema(
+        {
+            "properties": {"format": date, "allOf": date},
+            "anyOf": [date],
+            "items": date,
+            "enum": [date],
+            "const": date,
+            "default": date,
+            "required": ["format"],
+        }
+    )
+
+    assert all("format" not in one for one in (*made["properties"].values(), made["anyOf"][0], made["items"]))
+    assert (made["enum"], made["const"], made["default"], made["required"]) == ([date], date, date, ["format"])

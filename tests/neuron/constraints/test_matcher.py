@@ -103,3 +103,11 @@ def test_behind_thoughts_that_have_a_budget_the_grammar_foresees() -> None:
 
     assert (it.forced(), it.foresee([B, C, C])) == ([B, C], 2)
     assert [allowed(mask) for mask in it.masks] == [[B], [C], [A, B]]
+
+
+@pytest.mark.parametrize("opens", [31, 32, 35])
+def test_what_opens_thoughts_may_come_whatever_its_number(opens: int) -> None:
+    tokens = Tokens(Vocabulary([b"%d;" % number for number in range(40)], (), (opens,)), 40)
+    (mask,) = tokens.matcher(Constraint("regex", "0;", after=39, opens=opens)).masks
+
+    assert [token for token in range(40) if mask.view(np.uint32)[token // 32] >> token % 32 & 1] == [0, opens]
