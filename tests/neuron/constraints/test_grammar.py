@@ -215,3 +215,11 @@ def test_formats_are_made_exact_wherever_a_schema_stands_and_nowhere_else() -> N
 
     assert all("format" not in one for one in (*made["properties"].values(), made["anyOf"][0], made["items"]))
     assert (made["enum"], made["const"], made["default"], made["required"]) == ([date], date, date, ["format"])
+
+
+def test_a_host_s_name_has_253_characters_at_most() -> None:
+    name = ".".join(["a" * 49] * 5)
+    asked = schema({"type": "string", "format": "hostname"})
+
+    assert admits(asked, f'"{name}.aaa"')
+    assert not admits(asked, f'"{name}.aaaa"')
