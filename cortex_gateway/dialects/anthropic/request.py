@@ -59,8 +59,8 @@ class MessagesRequest:
     model: str
     stream: bool
     chat: dict[str, Any]
-    omits_thinking: bool = False
-    dropped: tuple[str, ...] = ()
+    omits_thinking: bool
+    dropped: tuple[str, ...]
 
     def neuron_body(self, model: str) -> bytes:
         """The bytes to post to /v1/chat/completions. A stream counts its prompt before the first token."""
