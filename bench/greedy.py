@@ -48,7 +48,8 @@ def main() -> None:
 
 def _hold(rows: Sequence[Row], ours: Sequence[tuple[list[int], list[float]]]) -> int:
     """Prints what was found; 1 where a row differs that is not excused."""
-    equal, excused, wrong, largest, margins = 0, 0, 0, 0.0, []
+    equal, excused, wrong, largest = 0, 0, 0, 0.0
+    margins: list[float] = []
     for number, (row, (tokens, logprobs)) in enumerate(zip(rows, ours, strict=True)):
         parted = next(
             (at for at, pair in enumerate(zip(row["tokens"], tokens, strict=True)) if len(set(pair)) > 1), None
@@ -146,7 +147,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--make", type=Path, nargs="+", metavar="TEXT", help="make the rows, of prompts out of these texts"
     )
-    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=24, help="of an answer")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of transformers")
     return parser.parse_args()
 
