@@ -560,8 +560,8 @@ def test_a_long_prompt_beside_streams_is_hardly_slower_than_alone_and_hardly_fel
 @pytest.mark.parametrize(("gap", "tokens"), [(0.0, 16), (0.014, 16), (0.04, 24)])
 def test_a_prompt_gets_its_share_of_a_step_where_streams_are_used_to_longer_gaps(gap: float, tokens: int) -> None:
     """At most five tokens to each of theirs, and no more than makes a pause of 2.6 of those gaps."""
-    pace, menu = taught({4: 0.01, 16: 0.025, 24: 0.0375, 32: 0.05}.__getitem__, [4, 16, 24, 32]), Menu()
-    menu.add(StepKey(size, size) for size in (4, 16, 24, 32))
+    pace, menu = taught({4: 0.01, 16: 0.025, 24: 0.0375, 28: 0.044, 32: 0.05}.__getitem__, [4, 16, 24, 28, 32]), Menu()
+    menu.add(StepKey(size, size) for size in (4, 16, 24, 28, 32))
     if gap:
         pace.saw(StepKey(4, 4), gap, prompts=False)
 
