@@ -38,7 +38,7 @@ FLAGS = (
 DISABLE = "CORTEX_NATIVE"
 """Environment variable; `0` turns the kernels off."""
 
-BUILD_SECONDS = 300
+BUILD_SECONDS = 900
 
 
 class BuildError(Exception):

@@ -13,6 +13,8 @@ MOST_ROWS, TILE_TOKENS, TILE_QUERIES, ROUND, KEPT = 16, 64, 256, 64, 1 << 22
 """Rows of a block, tokens and queries of a tile, segments of a round, floats of parts: see src/matmul.h, src/attention.h."""
 PACKED = 5 / 4
 """Floats that a value of x takes at most where it is packed: 18 for a block of 16 or 32 integers, and what fills lines up."""
+MOST_QUERIES, GROUP = 12, 16
+"""Queries of a block, tokens whose keys are stored together: see src/attention.h."""
 LANES = 16
 """Floats of the widest vector."""
 FLOAT = 4
@@ -42,9 +44,10 @@ def scratch_bytes(
     singles = states + min(ROUND * states, max(KEPT, states))
     expanded = 2 * columns * TILE
     queries = min(TILE_TOKENS * group, max(TILE_QUERIES, group))
-    spans = queries * record + (queries + 1) * layer.k_width
+    spans = queries * record + (queries + MOST_QUERIES) * layer.k_width
     sampled = 4 * (vocab + LANES)
-    each = expanded + spans + (group + 1) * layer.k_width + sampled
+    singly = (group + MOST_QUERIES + GROUP) * layer.k_width
+    each = expanded + spans + singly + sampled
     return FLOAT * (packed + singles + (threads + 1) * each)
 
 

@@ -94,38 +94,47 @@ struct Span {
   int64_t slot, token, position, count;
 };
 
-// A query or key x as it is compared: normed, turned by its token's position, scaled; its dimensions STRIDE apart in y,
-// or `apart` where that is 0.
-template <int STRIDE, class Value>
-inline void turn(const Attention& a, int64_t token, const Value& x, float scale, float* y, int64_t apart) {
-  const int64_t stride = STRIDE > 0 ? STRIDE : apart;
+// A query or key x as it is compared: normed, turned by its token's position, scaled.
+template <class Value>
+inline void turn(const Attention& a, int64_t token, const Value& x, float scale, float* __restrict y) {
   if (a.half == 0) {
-    for (int64_t i = 0; i < a.k_width; ++i) y[i * stride] = x(i) * scale;
+    for (int64_t i = 0; i < a.k_width; ++i) y[i] = x(i) * scale;
     return;
   }
   const float *cos = a.cos + token * a.half, *sin = a.sin + token * a.half;
   for (int64_t i = 0; i < a.half; ++i) {
     const float first = x(i), second = x(i + a.half);
-    y[i * stride] = (first * cos[i] - second * sin[i]) * scale;
-    y[(i + a.half) * stride] = (second * cos[i] + first * sin[i]) * scale;
+    y[i] = (first * cos[i] - second * sin[i]) * scale;
+    y[i + a.half] = (second * cos[i] + first * sin[i]) * scale;
   }
 }
 
-template <int STRIDE = 0>
-inline void prepare(const Attention& a, int64_t token, const float* x, const float* norm, float scale, float* y, int64_t apart) {
-  if (norm == nullptr) return turn<STRIDE>(a, token, [&](int64_t i) { return x[i]; }, scale, y, apart);
+inline void prepare(const Attention& a, int64_t token, const float* x, const float* norm, float scale, float* y) {
+  if (norm == nullptr) return turn(a, token, [&](int64_t i) { return x[i]; }, scale, y);
   const float root = inverse_rms(x, a.k_width, a.epsilon);
-  turn<STRIDE>(a, token, [&](int64_t i) { return x[i] * root * norm[i]; }, scale, y, apart);
+  turn(a, token, [&](int64_t i) { return x[i] * root * norm[i]; }, scale, y);
 }
 
-// Keys and values go into the pool.
-inline void enter(const Attention& a, int64_t slot, int64_t token, int64_t position) {
-  for (int64_t head = 0; head < a.kv_heads; ++head) {
-    const float* key = a.projected(token, head) + a.group * a.k_width;
-    prepare(a, token, key, a.k_norm, 1.0f, const_cast<float*>(a.keys_at(slot, head, position)), a.page_size);
-    std::memcpy(const_cast<float*>(a.values_at(slot, head, position)), key + a.k_width,
-                sizeof(float) * static_cast<size_t>(a.v_width));
-  }
+// Keys and values of a span go into the pool: of up to GROUP tokens of a page together, for a key's dimensions lie far apart.
+inline void enter(const Attention& a, const Span& span) {
+  static thread_local Scratch memory;
+  constexpr int64_t GROUP = 16;
+  float* rows = memory.get(GROUP * a.k_width);
+  for (int64_t head = 0; head < a.kv_heads; ++head)
+    for (int64_t done = 0; done < span.count;) {
+      const int64_t position = span.position + done, count = std::min(GROUP - position % GROUP, span.count - done);
+      for (int64_t n = 0; n < count; ++n) {
+        const int64_t token = span.token + done + n;
+        const float* key = a.projected(token, head) + a.group * a.k_width;
+        prepare(a, token, key, a.k_norm, 1.0f, rows + n * a.k_width);
+        std::memcpy(const_cast<float*>(a.values_at(span.slot, head, position + n)), key + a.k_width,
+                    sizeof(float) * static_cast<size_t>(a.v_width));
+      }
+      float* to = const_cast<float*>(a.keys_at(span.slot, head, position));
+      for (int64_t h = 0; h < a.k_width; ++h)
+        for (int64_t n = 0; n < count; ++n) to[h * a.page_size + n] = rows[n * a.k_width + h];
+      done += count;
+    }
 }
 
 // Which keys a query sees: [first, last). None where they are the same.
@@ -243,13 +252,13 @@ inline void mix_values(const Attention& a, int64_t slot, int64_t head, int64_t f
 }
 
 // Those of keys [from, + size) that are not seen become UNSEEN.
-[[gnu::noinline]] inline void mask(float* score, int64_t from, int64_t size, const Seen& seen) {
-  for (int64_t j = 0; j < size; j += LANES) {
-    vi lane;
-    for (int i = 0; i < LANES; ++i) lane[i] = static_cast<int32_t>(from + j + i);
-    const vi sees = (lane >= static_cast<int32_t>(seen.first)) & (lane < static_cast<int32_t>(seen.last));
-    store(score + j, sees ? load<vf>(score + j) : splat(UNSEEN));
-  }
+inline void mask(float* score, int64_t from, int64_t size, const Seen& seen) {
+  const auto all = [&](int64_t first, int64_t last) {
+    for (int64_t j = first; j < last; ++j) score[j] = UNSEEN;
+  };
+  if (seen.first >= seen.last) return all(0, size);
+  all(0, seen.first - from);
+  all(seen.last - from, size);
 }
 
 // A query's highest score of a segment.
@@ -329,20 +338,22 @@ inline void in_blocks(int64_t queries, const Use& use) {
 // The queries of one kv head of a span of tokens, ready to gather segment after segment.
 class Queries {
  public:
-  // The floats of memory that a span of so many tokens needs: its queries, and one more.
-  static int64_t floats(const Attention& a, int64_t tokens) { return (tokens * a.group + 1) * a.k_width; }
+  // The floats of memory that a span of so many tokens needs: its queries, and those of a block once more.
+  static int64_t floats(const Attention& a, int64_t tokens) { return (tokens * a.group + MOST_QUERIES) * a.k_width; }
 
   Queries(const Attention& a, const Span& span, int64_t head, float* memory)
       : a_(a), span_(span), head_(head), count_(span.count * a.group), packed_(memory) {
-    float* one = packed_ + count_ * a.k_width;
+    float* rows = packed_ + count_ * a.k_width;
     in_blocks(count_, [&](auto constant, int64_t first) {
       constexpr int Q = decltype(constant)::value;
       for (int i = 0; i < Q; ++i) {
         const int64_t query = first + i, token = span_.token + query / a_.group;
         const float* q = a_.projected(token, head_) + query % a_.group * a_.k_width;
-        prepare<1>(a_, token, q, a_.q_norm, a_.scale * LOG2E, one, 1);
-        for (int64_t h = 0; h < a_.k_width; ++h) packed_[first * a_.k_width + h * Q + i] = one[h];
+        prepare(a_, token, q, a_.q_norm, a_.scale * LOG2E, rows + i * a_.k_width);
       }
+      float* to = packed_ + first * a_.k_width;
+      for (int64_t h = 0; h < a_.k_width; ++h)
+        for (int i = 0; i < Q; ++i) to[h * Q + i] = rows[i * a_.k_width + h];
     });
   }
 
@@ -483,12 +494,9 @@ inline void attend(const Attention& a) {
   Team& team = Team::instance();
   const Plan plan = planned(a, team.size());
   const std::vector<Span>&singles = plan.singles, &tiles = plan.tiles;
-  const auto enter_all = [&a](const Span& span) {
-    for (int64_t n = 0; n < span.count; ++n) enter(a, span.slot, span.token + n, span.position + n);
-  };
   team.run(static_cast<int64_t>(singles.size() + tiles.size()), 1, [&](int64_t first, int64_t last) {
     for (size_t i = static_cast<size_t>(first); i < static_cast<size_t>(last); ++i)
-      enter_all(i < singles.size() ? singles[i] : tiles[i - singles.size()]);
+      enter(a, i < singles.size() ? singles[i] : tiles[i - singles.size()]);
   });
   if (!singles.empty()) attend_singles(a, singles);
   team.run(static_cast<int64_t>(tiles.size()) * a.kv_heads, 1, [&](int64_t first, int64_t last) {
