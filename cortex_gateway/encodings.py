@@ -3,6 +3,7 @@
 import sys
 import zlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import brotli
 
@@ -15,6 +16,7 @@ else:
 
 GZIP = 16 + zlib.MAX_WBITS  # zlib's number for gzip's head and end
 WINDOW_LOG = 27  # of zstd: 128 MiB, as its own program takes without being asked to
+MOST_PARTS = 16
 Plain = Callable[[bytes, int], tuple[bytes, bool]]
 
 
@@ -32,9 +34,8 @@ def plain(encoding: str, body: bytes, limit_bytes: int) -> bytes:
 
 
 def _gzip(body: bytes, most: int) -> tuple[bytes, bool]:
-    """What is behind the end of a member is not looked at."""
-    unpacking = zlib.decompressobj(GZIP)
-    return unpacking.decompress(body, most), unpacking.eof
+    """Zeros may fill up the end, as gzip's own program lets them."""
+    return _parts(body, most, lambda: zlib.decompressobj(GZIP), padding=b"\0")
 
 
 def _brotli(body: bytes, most: int) -> tuple[bytes, bool]:
@@ -49,8 +50,23 @@ def _brotli(body: bytes, most: int) -> tuple[bytes, bool]:
 
 
 def _zstd(body: bytes, most: int) -> tuple[bytes, bool]:
-    unpacking = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG})
-    return unpacking.decompress(body, most), unpacking.eof
+    options: Mapping[int, int] = {zstd.DecompressionParameter.window_log_max: WINDOW_LOG}
+    return _parts(body, most, lambda: zstd.ZstdDecompressor(options=options))
+
+
+def _parts(body: bytes, most: int, unpacker: Callable[[], Any], padding: bytes = b"") -> tuple[bytes, bool]:
+    """Gzip's members (RFC 1952, 2.2) and Zstandard's frames (RFC 8878, 3) may follow one another. Raises MalformedJson.
+
+    What is left of the body is copied for each, so many small ones would take minutes.
+    """
+    made, rest = bytearray(), body
+    for _ in range(MOST_PARTS):
+        unpacking = unpacker()
+        made += unpacking.decompress(rest, most - len(made))
+        rest = unpacking.unused_data
+        if not unpacking.eof or not rest.strip(padding) or len(made) == most:
+            return bytes(made), unpacking.eof
+    raise MalformedJson(f"The body has more than {MOST_PARTS} compressed parts behind one another.")
 
 
 ENCODINGS: Mapping[str, Plain] = {"gzip": _gzip, "x-gzip": _gzip, "br": _brotli, "zstd": _zstd}

@@ -51,6 +51,9 @@ class Client:
         json_only: bool = True,
     ) -> None:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        encodings = [value.decode("latin-1") for name, value in scope["headers"] if name == b"content-encoding"]
+        if len(encodings) > 1:  # a header sent twice is one list (RFC 9110, 5.3), and which came last says nothing
+            self.headers["content-encoding"] = ", ".join(encodings)
         self.request_id = request_id(self.headers)
         self.started = False
         self.ended = False

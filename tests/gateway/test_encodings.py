@@ -52,3 +52,29 @@ def test_what_is_not_compressed_so_is_told(encoding: str, broken: str) -> None:
 
     with pytest.raises(MalformedJson, match=encoding):
         plain(encoding, body, len(TEXT))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_parts_behind_one_another_are_one_body(encoding: str) -> None:
+    """A client that compresses piece by piece writes several; what is behind them must be another, and whole."""
+    pack, half = PACK[encoding], len(TEXT) // 2
+    packed = pack(TEXT[:half]) + pack(TEXT[half:])
+
+    assert plain(encoding, packed, len(TEXT)) == TEXT
+    with pytest.raises(BodyTooLarge):
+        plain(encoding, packed, len(TEXT) - 1)
+    for broken in (packed[:-5], packed + b"junk"):
+        with pytest.raises(MalformedJson, match=encoding):
+            plain(encoding, broken, len(TEXT))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_many_small_parts_are_given_up_at_once(encoding: str) -> None:
+    """Each costs a copy of what is behind it, so a megabyte of them would take a minute."""
+    with pytest.raises(MalformedJson, match="more than 16"):
+        plain(encoding, PACK[encoding](b"") * 50_000, len(TEXT))
+
+
+def test_zeros_behind_gzip_and_frames_to_be_skipped_are_nothing() -> None:
+    assert plain("gzip", gzip.compress(TEXT) + bytes(9), len(TEXT)) == TEXT
+    assert plain("zstd", b"\x50\x2a\x4d\x18\x04\0\0\0skip" + zstd.compress(TEXT), len(TEXT)) == TEXT

@@ -184,6 +184,19 @@ def test_an_encoding_that_nobody_knows_is_refused_by_name(path: str, encoding: s
     run(scenario)
 
 
+@pytest.mark.parametrize("path", POSTS)
+def test_two_headers_that_name_an_encoding_are_two_encodings(path: str) -> None:
+    """The last alone would make nonsense of the body."""
+
+    async def scenario(rig: Rig) -> None:
+        twice = [("content-encoding", "gzip"), ("content-encoding", "br"), ("content-type", "application/json")]
+        response = await rig.client.post(path, content=gzip.compress(b"{}"), headers=twice)
+
+        assert "gzip, br" in check(response, 415, "unsupported_media_type")["message"]
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     "media",
     [
