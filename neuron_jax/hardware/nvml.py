@@ -81,9 +81,9 @@ class Nvml:
             memory.available // MIB,
             rates,
             temperature,
-            None if milliwatts is None else milliwatts / 1000,
-            None if millijoules is None else millijoules / 1000,
-            self._processes(handle),
+            processes=self._processes(handle),
+            power_w=None if milliwatts is None else milliwatts / 1000,
+            energy_j=None if millijoules is None else millijoules / 1000,
         )
 
     def _processes(self, handle: Any) -> tuple[Process, ...]:

@@ -51,7 +51,7 @@ class DeviceLoad:
     vram_free_mb: int
     utilization_pct: int | None
     temp_c: int | None
-    power_w: float | None = None
-    energy_j: float | None = None
     processes: tuple[Process, ...] = ()
     lost: str | None = None
+    power_w: float | None = None
+    energy_j: float | None = None

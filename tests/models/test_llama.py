@@ -260,5 +260,5 @@ def test_all_misfits_of_a_config_are_told_at_once() -> None:
 
 def test_an_unknown_quantization_is_refused() -> None:
     """Only the known schemes are accepted."""
-    with pytest.raises(ModelError, match="allowed with XLA are none, int8"):
+    with pytest.raises(ModelError, match="allowed with XLA are none, stored, int8"):
         build(CONFIG, quant="int3")
